@@ -1,0 +1,134 @@
+"""Settings: one frozen dataclass, units in the names, checked when made."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+from perfkit.errors import ConfigError
+
+__all__ = ["Config", "parse_size"]
+
+_NO_MAP: Mapping[str, str] = MappingProxyType({})
+_SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+
+
+def parse_size(text: str) -> int:
+    """Bytes from `4096`, `500K`, `5M`, `1.5G` (powers of 1024, as curl and wget read them).
+
+    Raises:
+        ConfigError: not a number with one of these suffixes, or not positive.
+    """
+    cleaned = text.strip().upper().removesuffix("IB").removesuffix("B")
+    suffix = cleaned[-1:] if cleaned[-1:] in _SUFFIXES else ""
+    try:
+        size = int(float(cleaned.removesuffix(suffix)) * _SUFFIXES[suffix])
+    except (ValueError, OverflowError):
+        size = 0
+    if size <= 0:
+        raise ConfigError(f"{text!r} is not a size; write for example 500K, 5M or 1.5G")
+    return size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """How a `Toolkit` works. Every field has a default that suits most callers.
+
+    Raises:
+        ConfigError: a value out of its range, when the object is made.
+    """
+
+    # How much at once
+    workers: int = 8  # threads, and the most transfers or segments under way
+    segments: int = 8  # the most connections for one file; 1 turns segments off
+    min_segment_bytes: int = 2 << 20  # a range shorter than twice this is not split
+    connections_per_host: int = 8
+    adaptive: bool = True  # start with few connections and add more while it pays
+    buffer_bytes: int = 512 << 10  # per worker
+
+    # How fast
+    rate_limit: int | None = None  # bytes per second for all transfers together; None is unlimited
+
+    # How long
+    connect_timeout_s: float = 10.0
+    read_timeout_s: float = 30.0  # silence of the peer, in headers and body
+    stall_bytes_per_s: int = 1024  # slower than this over stall_window_s and the segment starts anew
+    stall_window_s: float = 30.0
+
+    # How often
+    retries: int = 5  # failures in a row without real progress, per file and origin
+    backoff_base_s: float = 0.5  # full jitter: a wait is uniform in 0 .. base * 2**failures
+    backoff_cap_s: float = 30.0
+    retry_after_cap_s: float = 120.0  # a server that asks for a longer wait ends the transfer
+
+    # To whom, and as whom
+    headers: Mapping[str, str] = field(default_factory=lambda: _NO_MAP)
+    auth: tuple[str, str] | None = None  # HTTP Basic user and password; otherwise netrc is asked
+    proxies: Mapping[str, str] = field(default_factory=lambda: _NO_MAP)  # as requests takes them
+    trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
+    verify: bool = True  # False accepts any certificate
+    ca_bundle: str | None = None  # PEM file or directory, instead of certifi's
+    client_cert: str | tuple[str, str] | None = None  # PEM with both, or certificate and key
+    max_redirects: int = 20
+    allow_downgrade: bool = False  # follow a redirect from https to http
+
+    # On disk
+    keep_partial: bool = True  # keep what can be resumed when a transfer ends early
+
+    def __post_init__(self) -> None:
+        for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes"):
+            _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
+        for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
+            _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
+        for name in ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s",
+                     "max_redirects"):
+            _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        if self.rate_limit is not None:
+            _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
+
+    @classmethod
+    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Config:
+        """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; overrides win.
+
+        Numbers, sizes (`5M`), booleans (`1/0`, `true/false`, `yes/no`) and strings are read; mappings, pairs and
+        certificates are given in code.
+
+        Raises:
+            ConfigError: a variable that names no such field, or whose value doesn't fit it.
+        """
+        environ = os.environ if environ is None else environ
+        types = {item.name: str(item.type) for item in dataclasses.fields(cls)}
+        values: dict[str, object] = {}
+        for variable, text in environ.items():
+            if not variable.startswith("PERFKIT_"):
+                continue
+            name = variable.removeprefix("PERFKIT_").lower()
+            if name not in types:
+                raise ConfigError(f"{variable} is set, and Config has no field {name!r}")
+            values[name] = _read(variable, text, types[name])
+        return cls(**{**values, **overrides})  # type: ignore[arg-type]
+
+
+def _require(holds: bool, name: str, rule: str, value: object) -> None:
+    if not holds:
+        raise ConfigError(f"Config.{name} must be {rule}; got {value!r}")
+
+
+def _read(variable: str, text: str, kind: str) -> object:
+    try:
+        if kind == "bool":
+            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
+        if kind == "int | None":
+            return None if text.lower() in ("", "none") else parse_size(text)
+        if kind == "int":
+            return parse_size(text) if text.strip() != "0" else 0
+        if kind == "float":
+            return float(text)
+        if kind == "str | None":
+            return text or None
+    except (KeyError, ValueError) as error:
+        raise ConfigError(f"{variable}={text!r} is not a {kind}") from error
+    raise ConfigError(f"{variable}: a {kind} can't be read from the environment; pass it to Config")
