@@ -1,3 +1,76 @@
-"""perfkit: fast parallel downloads, live progress, and all-or-nothing changes, in plain synchronous Python."""
+"""perfkit: fast parallel downloads, live progress, and all-or-nothing changes, in plain synchronous Python.
+
+Names are imported when first used, so that `import perfkit` costs next to nothing.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perfkit.config import Config
+    from perfkit.downloads.request import Download, Request
+    from perfkit.errors import (
+        BatchError,
+        CancelledError,
+        ConfigError,
+        FileChangedError,
+        HTTPStatusError,
+        IntegrityError,
+        LockedError,
+        ManifestError,
+        PerfkitError,
+        RecoveryError,
+        RemoteChangedError,
+        RollbackError,
+        TransferError,
+        TransferTimeoutError,
+        UnsafePathError,
+        UpdateError,
+    )
+    from perfkit.toolkit import Toolkit
 
 __version__ = "0.1.0"
+
+__all__ = [
+    "BatchError",
+    "CancelledError",
+    "Config",
+    "ConfigError",
+    "Download",
+    "FileChangedError",
+    "HTTPStatusError",
+    "IntegrityError",
+    "LockedError",
+    "ManifestError",
+    "PerfkitError",
+    "RecoveryError",
+    "RemoteChangedError",
+    "Request",
+    "RollbackError",
+    "Toolkit",
+    "TransferError",
+    "TransferTimeoutError",
+    "UnsafePathError",
+    "UpdateError",
+]
+
+_HOMES = {
+    "Config": "perfkit.config",
+    "Download": "perfkit.downloads.request",
+    "Request": "perfkit.downloads.request",
+    "Toolkit": "perfkit.toolkit",
+}
+
+
+def __getattr__(name: str) -> object:
+    if name not in __all__:
+        raise AttributeError(f"module 'perfkit' has no attribute {name!r}")
+    value = getattr(import_module(_HOMES.get(name, "perfkit.errors")), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Config", "parse_size"]
+__all__ = ["Config", "check_headers", "parse_size"]
 
 _NO_MAP: Mapping[str, str] = MappingProxyType({})
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -31,6 +32,27 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise ConfigError(f"{text!r} is not a size; write for example 500K, 5M or 1.5G")
     return size
+
+
+_TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
+_OURS = frozenset({"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since",
+                   "content-length", "transfer-encoding", "connection"})  # fmt: skip
+
+
+def check_headers(headers: Mapping[str, str]) -> None:
+    """See that these can be sent with a request.
+
+    Raises:
+        ConfigError: a name that is no token (RFC 9110 section 5.6.2) or that perfkit sets itself; a value that is not
+            text, or has a line break in it.
+    """
+    for name, value in headers.items():
+        if not isinstance(name, str) or not _TOKEN.fullmatch(name):
+            raise ConfigError(f"{name!r} is not a header name")
+        if name.lower() in _OURS:
+            raise ConfigError(f"the header {name!r} is perfkit's to set")
+        if not isinstance(value, str) or any(character in value for character in "\r\n\0"):
+            raise ConfigError(f"the header {name!r} must have one line of text as its value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,6 +99,7 @@ class Config:
 
     # On disk
     keep_partial: bool = True  # keep what can be resumed when a transfer ends early
+    durable: bool = False  # fsync each file before it takes its name: it then outlives a power cut, not just a crash
 
     def __post_init__(self) -> None:
         for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes"):
@@ -86,6 +109,7 @@ class Config:
         for name in ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s",
                      "max_redirects"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
+        check_headers(self.headers)
         if self.rate_limit is not None:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
 

@@ -43,15 +43,17 @@ class TransferError(PerfkitError):
     Attributes:
         url: the URL as the caller gave it.
         reason: what went wrong and, where something can be done, what.
+        transient: whether the same request may succeed later; perfkit's own retries are then already used up.
     """
 
-    def __init__(self, url: str, reason: str) -> None:
+    def __init__(self, url: str, reason: str, *, transient: bool = False) -> None:
         super().__init__(url, reason)
         self.url = url
         self.reason = reason
+        self.transient = transient
 
     def __str__(self) -> str:
-        return f"{self.url}: {self.reason}"
+        return f"{_without_password(self.url)}: {self.reason}"
 
 
 class HTTPStatusError(TransferError):
@@ -61,8 +63,8 @@ class HTTPStatusError(TransferError):
         status: the HTTP status code (RFC 9110 section 15).
     """
 
-    def __init__(self, url: str, reason: str, status: int) -> None:
-        super().__init__(url, reason)
+    def __init__(self, url: str, reason: str, status: int, *, transient: bool = False) -> None:
+        super().__init__(url, reason, transient=transient)
         self.args = (url, reason, status)
         self.status = status
 
@@ -88,7 +90,7 @@ class IntegrityError(TransferError):
         self.actual = actual
 
     def __str__(self) -> str:
-        return f"{self.url}: {self.reason} (expected {self.expected}, got {self.actual})"
+        return f"{super().__str__()} (expected {self.expected}, got {self.actual})"
 
 
 class RemoteChangedError(TransferError):
@@ -132,6 +134,14 @@ class FileChangedError(PerfkitError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
+
+
+def _without_password(url: str) -> str:
+    """The URL as it may stand in a log."""
+    scheme, separator, rest = url.partition("://")
+    authority, slash, path = rest.partition("/")
+    user, at, host = authority.rpartition("@")
+    return f"{scheme}{separator}{user.partition(':')[0]}:***@{host}{slash}{path}" if at and ":" in user else url
 
 
 class ManifestError(PerfkitError):

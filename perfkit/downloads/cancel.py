@@ -1,0 +1,58 @@
+"""One way to end work: a flag, a wait that the flag cuts short, and hooks that wake threads blocked elsewhere."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+__all__ = ["Cancel"]
+
+Hook = Callable[[], None]
+
+
+class Cancel:
+    """Set once, never cleared. A child is cancelled with its parent; a parent outlives its children."""
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._lock = threading.Lock()
+        self._hooks: set[Hook] = set()
+
+    @property
+    def cancelled(self) -> bool:
+        return self._event.is_set()
+
+    def cancel(self) -> None:
+        """Set the flag and run every hook, once. Hooks must neither block nor raise."""
+        with self._lock:
+            self._event.set()
+            hooks, self._hooks = self._hooks, set()
+        for hook in hooks:
+            hook()
+
+    def wait(self, timeout_s: float) -> bool:
+        """Sleep that long, or until cancelled; says whether it was cancelled."""
+        return self._event.wait(timeout_s)
+
+    def add(self, hook: Hook) -> None:
+        """Run `hook` when cancelled; at once if that has happened already."""
+        with self._lock:
+            if not self._event.is_set():
+                self._hooks.add(hook)
+                return
+        hook()
+
+    def discard(self, hook: Hook) -> None:
+        with self._lock:
+            self._hooks.discard(hook)
+
+    @contextmanager
+    def child(self) -> Iterator[Cancel]:
+        """A Cancel that ends with this one, and can be ended alone."""
+        child = Cancel()
+        self.add(child.cancel)
+        try:
+            yield child
+        finally:
+            self.discard(child.cancel)

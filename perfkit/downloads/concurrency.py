@@ -1,0 +1,156 @@
+"""How much at once: a gate for each host, and a controller that finds the number of streams that pays."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+__all__ = ["AdaptiveController", "HostGates"]
+
+_RECOVERY_S = 10.0  # trouble-free time after which a host is allowed one connection more
+
+
+@dataclass(slots=True)
+class _Host:
+    limit: int
+    active: int = 0
+    closed_until_s: float = 0.0
+    eased_at_s: float = 0.0
+
+
+class HostGates:
+    """At most so many connections to one host, none while it asked us to wait (RFC 9110 section 10.2.3)."""
+
+    def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit = limit
+        self._clock = clock
+        self._lock = threading.Lock()
+        self._hosts: dict[str, _Host] = {}
+
+    def enter(self, host: str) -> bool:
+        """Take a place at the host; False if it is full or closed for now."""
+        now = self._clock()
+        with self._lock:
+            gate = self._hosts.setdefault(host, _Host(self._limit))
+            if gate.limit < self._limit and now - gate.eased_at_s >= _RECOVERY_S:
+                gate.limit, gate.eased_at_s = gate.limit + 1, now
+            if gate.active >= gate.limit or now < gate.closed_until_s:
+                return False
+            gate.active += 1
+            return True
+
+    def leave(self, host: str) -> None:
+        with self._lock:
+            self._hosts[host].active -= 1
+
+    def opens_s(self, host: str) -> float:
+        """The clock's time at which a closed host opens; in the past for one that is open."""
+        with self._lock:
+            gate = self._hosts.get(host)
+            return gate.closed_until_s if gate else 0.0
+
+    def close_for(self, host: str, seconds: float) -> None:
+        """No new request to the host for that long."""
+        with self._lock:
+            gate = self._hosts.setdefault(host, _Host(self._limit))
+            gate.closed_until_s = max(gate.closed_until_s, self._clock() + seconds)
+
+    def ease(self, host: str) -> None:
+        """The host is in trouble: half as many connections, for a while."""
+        with self._lock:
+            gate = self._hosts.setdefault(host, _Host(self._limit))
+            gate.limit = max(1, min(gate.limit, gate.active) // 2)
+            gate.eased_at_s = self._clock()
+
+
+class AdaptiveController:
+    """How many streams to run at once.
+
+    It starts low and doubles while doubling pays, then tries one more from time to time. While the processor is what
+    limits, it tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken
+    back. It halves on trouble, and holds still while the throttle limits or there is too little to do. Goodput is
+    bytes, plus an allowance per finished file, since many small files move few bytes.
+
+    Args:
+        ceiling: the most streams ever.
+        adaptive: False runs `ceiling` streams, always.
+    """
+
+    ramp_window_s = 0.25
+    steady_window_s = 1.0
+    answers_per_window = 4  # a window shorter than this many answers would judge streams that have not begun
+    doubling_pays = 1.15  # the gain in goodput for which a doubling is kept; one more stream has to bring its share
+    halving_costs = 0.95
+    patience_windows = 20  # after a step that did not pay
+    cpu_bound = 0.85  # of one core
+    file_allowance_bytes = 32 << 10
+
+    def __init__(self, ceiling: int, *, adaptive: bool = True, clock: Callable[[], float] = time.monotonic) -> None:
+        self._ceiling = ceiling
+        self._adaptive = adaptive
+        self._clock = clock
+        self._lock = threading.Lock()
+        self.target = min(2, ceiling) if adaptive else ceiling
+        self._ramping = True
+        self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
+        self._patience = 0
+        self._troubled = False
+        self._answer_s = 0.0
+        self._from_s = clock()
+        self._work_before = 0.0
+        self._cpu_before_s = 0.0
+
+    def trouble(self) -> None:
+        """A 429, 503, reset or stall was seen."""
+        self._troubled = True
+
+    def answered(self, seconds: float) -> None:
+        """A request was answered after that long."""
+        self._answer_s += (seconds - self._answer_s) / 8
+
+    def observe(self, *, received_bytes: int, files_done: int, busy: int, cpu_s: float, throttled: bool) -> bool:
+        """Look at the running totals, as often as one likes; says whether `target` changed."""
+        if not self._adaptive:
+            return False
+        with self._lock:
+            now = self._clock()
+            window_s = now - self._from_s
+            shortest_s = self.ramp_window_s if self._ramping else self.steady_window_s
+            if window_s < max(shortest_s, self.answers_per_window * self._answer_s):
+                return False
+            work = received_bytes + files_done * self.file_allowance_bytes
+            goodput = (work - self._work_before) / window_s
+            cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
+            idle = throttled or busy < self.target or goodput <= 0
+            before, self.target = self.target, self._decide(goodput, cpu_bound=cpu_bound, idle=idle)
+            self._from_s, self._work_before, self._cpu_before_s = now, work, cpu_s
+            return self.target != before
+
+    def _decide(self, goodput: float, *, cpu_bound: bool, idle: bool) -> int:
+        trial, self._trial = self._trial, None
+        if self._troubled:
+            self._troubled, self._ramping = False, False
+            return max(1, self.target // 2)
+        if idle:
+            return self.target
+        if trial is not None and goodput < trial[1] * self._worth(trial[0]):
+            self._ramping, self._patience = False, self.patience_windows
+            return trial[0]
+        if self._patience > 0:
+            self._patience -= 1
+            return self.target
+        if cpu_bound:
+            wanted = max(1, self.target // 2)
+        else:
+            wanted = min(self._ceiling, self.target * 2 if self._ramping else self.target + 1)
+        if wanted != self.target:
+            self._trial = (self.target, goodput)
+        return wanted
+
+    def _worth(self, before: int) -> float:
+        """By what factor goodput must have changed for the step from `before` streams to be kept."""
+        if self.target < before:
+            return self.halving_costs
+        return 1.0 + (self.doubling_pays - 1.0) * (self.target - before) / before

@@ -1,0 +1,351 @@
+"""One version of a file while it is put together: the partial file, its resume journal, and its publication.
+
+The partial file and the journal stand beside the destination, as `NAME.perfkit-part` and `NAME.perfkit-part.json`.
+The journal is written after the data it speaks of. A process that dies leaves the data in the kernel's cache, so
+within one boot the journal is true as it is; after a power cut only what was synced before counts, which a slow
+download does from time to time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import logging
+import os
+import stat
+import threading
+import time
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from perfkit.downloads.protocol import Validator
+from perfkit.downloads.segments import Range, Runner, SegmentMap
+from perfkit.downloads.verify import Checksum, RunningDigest
+from perfkit.errors import TransferError
+
+__all__ = ["Draft", "Origin", "part_path", "read_origin"]
+
+_log = logging.getLogger(__name__)
+
+_FORMAT = 1
+_SAVE_EVERY_S = 0.5
+_SYNC_EVERY_S = 30.0
+_ORIGIN_ATTRIBUTE = "user.perfkit.origin"
+_NAME_MAX = 255
+_SPACE_CHECK_BYTES = 1 << 20  # a smaller file is its own test of the space
+
+
+def part_path(dest: str) -> str:
+    """Where the partial file of a destination stands; a name too long for a suffix is replaced by its digest."""
+    directory, name = os.path.split(dest)
+    part = f"{name}.perfkit-part"
+    if len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
+        part = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.perfkit-part"
+    return os.path.join(directory, part)
+
+
+def _boot_id() -> str:
+    try:
+        with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+            return file.read().strip()
+    except OSError:
+        return ""
+
+
+_BOOT = _boot_id()
+
+
+@dataclass(frozen=True, slots=True)
+class Origin:
+    """Where a published file came from: kept with the file, so that the next download can ask whether it changed."""
+
+    url: str
+    etag: str | None
+    last_modified: str | None
+    size: int
+    mtime_ns: int
+
+    @property
+    def condition(self) -> dict[str, str]:
+        """RFC 9110 sections 13.1.2 and 13.1.3; a weak ETag will do here."""
+        if self.etag:
+            return {"If-None-Match": self.etag}
+        return {"If-Modified-Since": self.last_modified} if self.last_modified else {}
+
+
+def read_origin(path: str, url: str) -> Origin | None:
+    """The origin of the file at `path`, if it came from `url` and has not been touched since."""
+    try:
+        record = json.loads(os.getxattr(path, _ORIGIN_ATTRIBUTE))
+        origin = Origin(**record)
+        status = os.stat(path)
+    except (OSError, ValueError, TypeError, AttributeError):
+        return None
+    same = origin.url == url and origin.size == status.st_size and origin.mtime_ns == status.st_mtime_ns
+    return origin if same else None
+
+
+class Draft:
+    """The partial file of one version, with the map of what it holds."""
+
+    def __init__(self, dest: str, url: str, checksum: Checksum | None = None) -> None:
+        self.dest = dest
+        self.url = url  # the origin that `validator` belongs to
+        self._checksum = checksum  # the caller's, which judges whatever the bytes' origin
+        self.map = SegmentMap()
+        self.validator = Validator()
+        self.origin: Origin | None = None  # goes with the file when it is published
+        self.digest: RunningDigest | None = None
+        self.settled = False  # an origin has confirmed version and size
+        self.ranges = True  # the origin has not shown that it can't do ranges
+        self.resumed_bytes = 0
+        self.mixed = False  # some bytes came from an earlier run or another server
+        self.retired = False
+        self.path = part_path(dest)
+        self.descriptor = -1
+        self._journal_path = f"{self.path}.json"
+        self._journal_lock = threading.Lock()
+        self._has_journal = False
+        self._durable: list[Range] = []
+        self._saved_at_s = self._synced_at_s = time.monotonic()
+
+    def resume(self) -> bool:
+        """Take up what an earlier run left, if anything of it can be used; what can't is removed.
+
+        Raises:
+            TransferError: another process is writing it.
+            OSError: it can't be opened.
+        """
+        try:
+            with open(self._journal_path, "rb") as file:
+                text = file.read(1 << 20)
+        except FileNotFoundError:
+            return False
+        self._open()
+        self._has_journal = True
+        try:
+            self._load(json.loads(text))
+        except (ValueError, TypeError, KeyError) as error:
+            _log.info("%s: not resumed: %s", self.dest, error)
+            self.discard()
+        return self.resumed_bytes > 0
+
+    def _load(self, journal: dict[str, Any]) -> None:
+        if journal["format"] != _FORMAT:
+            raise ValueError(f"journal format {journal['format']!r}")
+        same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
+        validator = Validator()
+        if journal["url"] == self.url:
+            validator = Validator(journal["etag"], journal["last_modified"])
+        if not (validator or same_sum):
+            raise ValueError("nothing tells whether the file at the origin is still the same")
+        size = int(journal["size"])
+        done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
+        held = os.fstat(self.descriptor).st_size
+        if not _are_ranges(done, min(size, held)):
+            raise ValueError("the journal does not fit the partial file")
+        if done == [(0, size)]:
+            done = [(0, size - 1)] if size > 1 else []  # asking for one byte again tells whether the rest still holds
+        self.validator = validator
+        self.map = SegmentMap(size, done)
+        self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
+        self.resumed_bytes = sum(end - start for start, end in done)
+        self.mixed = self.resumed_bytes > 0
+
+    def create(self, size: int | None) -> None:
+        """Make the partial file, empty, and see that its file system has room for it.
+
+        Raises:
+            TransferError: another process is writing it.
+            OSError: no space (ENOSPC), no permission, a read-only file system.
+        """
+        if size is not None and size >= _SPACE_CHECK_BYTES:
+            space = os.statvfs(os.path.dirname(self.path) or ".")
+            if size > space.f_bavail * space.f_frsize:
+                raise OSError(errno.ENOSPC, f"{size} bytes needed, {space.f_bavail * space.f_frsize} free", self.dest)
+        self._open()
+        self._has_journal = True  # perhaps: one that speaks of other bytes must not outlive them
+        self._forget_journal()
+        os.ftruncate(self.descriptor, 0)
+
+    def _open(self) -> None:
+        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        while True:
+            descriptor = os.open(self.path, flags, 0o666)
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                with contextlib.suppress(FileNotFoundError):
+                    if os.path.samestat(os.fstat(descriptor), os.lstat(self.path)):
+                        self.descriptor = descriptor
+                        return
+            except BlockingIOError:
+                os.close(descriptor)
+                raise TransferError(self.url, f"another process is downloading to {self.dest}") from None
+            except OSError:
+                os.close(descriptor)
+                raise
+            os.close(descriptor)  # its owner published or removed it between our two steps
+
+    def write(self, data: memoryview, position: int) -> None:
+        """Put bytes in their place.
+
+        Raises:
+            OSError: such as ENOSPC or EIO.
+        """
+        while data:
+            count = os.pwrite(self.descriptor, data, position)
+            data, position = data[count:], position + count
+
+    @property
+    def resumable(self) -> bool:
+        """Whether what is here could be continued by a later request."""
+        return bool(self.ranges and self.map.size and (self.validator or self._checksum))
+
+    def change_source(self, url: str) -> None:
+        """Another server is to go on. What it calls the version is not known yet; only a checksum spans servers."""
+        self.url, self.validator, self.settled = url, Validator(), False
+        self.mixed = self.descriptor >= 0
+
+    def save_if_due(self) -> None:
+        """Write the journal when it has grown old; for the workers, after each write of data."""
+        now = time.monotonic()
+        if now - self._saved_at_s < _SAVE_EVERY_S or not self._journal_lock.acquire(blocking=False):
+            return
+        try:
+            if now - self._saved_at_s >= _SAVE_EVERY_S:
+                self._save()
+        finally:
+            self._journal_lock.release()
+
+    def save(self) -> None:
+        """Write the journal now."""
+        with self._journal_lock:
+            self._save()
+
+    def _save(self) -> None:
+        if not self.resumable or self.retired:
+            return
+        done = self.map.done()
+        if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
+            os.fdatasync(self.descriptor)
+            self._durable = done
+            self._synced_at_s = time.monotonic()
+        journal = {
+            "format": _FORMAT, "url": self.url, "etag": self.validator.etag,
+            "last_modified": self.validator.last_modified, "size": self.map.size,
+            "checksum": str(self._checksum) if self._checksum else None,
+            "boot": _BOOT, "done": done, "durable": self._durable,
+        }  # fmt: skip
+        fresh = f"{self._journal_path}~"
+        with open(fresh, "w", encoding="utf-8") as file:
+            json.dump(journal, file)
+        os.replace(fresh, self._journal_path)
+        self._has_journal = True
+        self._saved_at_s = time.monotonic()
+
+    def publish(self, path: str, *, durable: bool) -> None:
+        """Give the whole file its final name, in one step.
+
+        Args:
+            path: that name, in the same directory as `dest`.
+            durable: whether to have it on the disk before, and the name after.
+
+        Raises:
+            OSError: the destination is a directory, or its directory can't be changed.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            before = os.lstat(path)
+            if stat.S_ISDIR(before.st_mode):
+                raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
+            if stat.S_ISREG(before.st_mode):
+                os.fchmod(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
+        if self.origin is not None:
+            self._remember(self.origin)
+        if durable:
+            os.fsync(self.descriptor)
+        os.replace(self.path, path)
+        if durable:
+            _sync_directory(os.path.dirname(path) or ".")
+        self._forget_journal()
+        self.close()
+
+    def _remember(self, origin: Origin) -> None:
+        record = {name: getattr(origin, name) for name in Origin.__slots__}
+        status = os.fstat(self.descriptor)
+        record["size"], record["mtime_ns"] = status.st_size, status.st_mtime_ns
+        try:
+            os.setxattr(self.descriptor, _ORIGIN_ATTRIBUTE, json.dumps(record).encode())
+        except (OSError, AttributeError):
+            pass  # no extended attributes here: the next download of this file is a whole one
+
+    def discard(self) -> None:
+        """Remove the partial file and its journal."""
+        if self.descriptor >= 0:
+            with contextlib.suppress(OSError):
+                os.unlink(self.path)
+        self._forget_journal()
+        self.close()
+
+    def keep_or_discard(self) -> bool:
+        """Leave what a later run can resume, with a true journal; remove the rest. Says whether it was kept."""
+        if self.descriptor >= 0 and self.resumable and self.map.done():
+            try:
+                self.save()
+                self.close()
+                return True
+            except OSError as error:
+                _log.warning("%s: the resume journal can't be written: %s", self.dest, error)
+        self.discard()
+        return False
+
+    def retire(self, *, but: Runner | None = None) -> None:
+        """Another draft takes this one's place: end its runners, and leave its names to the other."""
+        with self._journal_lock:
+            self.retired = True
+            if self.descriptor >= 0:
+                with contextlib.suppress(OSError):
+                    os.unlink(self.path)
+            self._forget_journal()
+        for runner in self.map.runners():
+            if runner is not but:
+                runner.cancel.cancel()
+        self.close_if_retired()
+
+    def close_if_retired(self) -> None:
+        """The last runner of a retired draft closes its file."""
+        if self.retired and not self.map.runners():
+            self.close()
+
+    def _forget_journal(self) -> None:
+        if self._has_journal:
+            for path in (self._journal_path, f"{self._journal_path}~"):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            self._has_journal = False
+
+    def close(self) -> None:
+        descriptor, self.descriptor = self.descriptor, -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
+    """Whether these are sorted, apart, not empty, and inside 0..size."""
+    position = -1
+    for start, end in ranges:
+        if not (position < start < end <= size) or start < 0:
+            return False
+        position = end
+    return True
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,435 @@
+"""Many files: a pool of workers, what each does next, and the results in the callers' hands."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sized
+from concurrent.futures import ThreadPoolExecutor
+from itertools import islice
+
+from perfkit.config import Config
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.request import Download, Request
+from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.transfer import Task, Tools, Transfer
+from perfkit.downloads.transport import HttpTransport, Transport
+from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
+from perfkit.filesystem.paths import safe_basename, safe_join
+from perfkit.progress.meter import Meter, Progress, Silent
+
+__all__ = ["DownloadManager"]
+
+Item = str | tuple[str, str] | Request
+
+_TICK_S = 0.1  # how often the calling thread draws progress and looks after the workers
+_QUEUED_PER_WORKER = 8
+_LOOK_AHEAD = 32  # queued files looked at for one whose host is open
+_IDLE_WAIT_S = 0.2
+_DEFAULT_NAME = "download"
+_HELPERS = 2  # threads beyond the workers, which hash behind them
+
+
+class _Batch:
+    """One caller's files: those queued, those under way, and those done and not yet handed over."""
+
+    def __init__(self, cancel: Cancel) -> None:
+        self.cancel = cancel
+        self.queue: deque[Transfer] = deque()
+        self.finished: deque[tuple[int, Download]] = deque()
+        self.paths: set[str] = set()
+        self.directories: set[str] = set()  # that exist
+        self.pending = 0
+        self.low_water = 0
+        self.wake = threading.Event()
+
+
+class DownloadManager:
+    """Runs any number of batches at once, each from its caller's thread, over one pool of workers.
+
+    The calling thread feeds its batch, draws progress, and steers the number of streams while it waits. After a fork
+    the child has a fresh manager under the same name; its parent's transfers go on in the parent.
+
+    Args:
+        transport: makes the `Transport`; the default is `HttpTransport(config)`.
+        progress: where progress is shown.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        *,
+        transport: Callable[[Config], Transport] = HttpTransport,
+        progress: Progress | None = None,
+    ) -> None:
+        self._config = config
+        self._make_transport = transport
+        self._progress: Progress = progress or Silent()
+        self._rate_limit = config.rate_limit
+        self._closed = False
+        self._reset()
+        _managers.add(self)
+
+    def _reset(self) -> None:
+        """All that belongs to one process: threads, locks, connections."""
+        config = self._config
+        self._root = Cancel()
+        self._changed = threading.Condition()  # guards the state below; notified when there may be work
+        self._batches: deque[_Batch] = deque()
+        self._active: list[Transfer] = []
+        self._workers = 0
+        self._busy = 0
+        self._paths: dict[str, str] = {}
+        self._tick_lock = threading.Lock()
+        self._meter = Meter()
+        self._executor: ThreadPoolExecutor | None = None
+        self._transport: Transport | None = None
+        self._throttle = Throttle(self._rate_limit)
+        self._gates = HostGates(config.connections_per_host)
+        self._controller = AdaptiveController(config.workers, adaptive=config.adaptive)
+
+    # -- for callers ----------------------------------------------------------------------------------------------
+
+    def set_rate_limit(self, bytes_per_second: int | None) -> None:
+        """Limit all transfers together; takes effect on running ones.
+
+        Raises:
+            ConfigError: not a positive number, nor None.
+        """
+        self._throttle.set_rate(bytes_per_second)
+        self._rate_limit = bytes_per_second
+        if self._transport is not None:
+            self._transport.limit_changed(bytes_per_second)
+
+    def fetch(self, request: Request, dest: str) -> Download:
+        """Download one file; `dest` is a directory if there is one of that name or it ends in a slash.
+
+        Raises:
+            TransferError, ConfigError, OSError: as the download's `error`.
+        """
+        if dest.endswith(os.sep) or os.path.isdir(dest):
+            name = request.name
+            path = safe_join(dest, name) if name is not None else _unnamed(dest, request)
+        else:
+            name = path = dest
+        for _, download in self._run([(request, path, name is not None)]):
+            if download.error is not None:
+                raise download.error
+            return download
+        raise CancelledError(request.url, "cancelled")
+
+    def run(self, items: Iterable[Item], dest: str | None) -> Iterator[tuple[int, Download]]:
+        """Download a stream of files into the directory `dest`; yields (index, result) as they end.
+
+        The stream is read as workers get free. A failed item is a result with an error and does not stop the others.
+        Closing the iterator cancels what is left.
+
+        Raises:
+            ConfigError: the manager is closed.
+        """
+        directory = os.fspath(dest) if dest is not None else os.curdir
+        total = len(items) if isinstance(items, Sized) else None
+        return self._run((self._place(item, directory) for item in items), total)
+
+    def close(self) -> None:
+        """End all work within a second, and all threads with it. May be called again, and from any thread."""
+        self._closed = True
+        self._root.cancel()
+        with self._changed:
+            self._changed.notify_all()
+            executor, self._executor = self._executor, None
+            transport, self._transport = self._transport, None
+        if executor is not None:
+            executor.shutdown(wait=True)
+        if transport is not None:
+            transport.close()
+
+    # -- the calling thread -----------------------------------------------------------------------------------------
+
+    def _place(self, item: Item, directory: str) -> tuple[Request, str, bool] | tuple[str, Exception]:
+        """The request and path of an item, or what is wrong with it."""
+        try:
+            if isinstance(item, str):
+                request = Request(item)
+            elif isinstance(item, Request):
+                request = item
+            else:
+                url, name = item
+                request = Request(url, name)
+            if request.name is None:
+                return request, _unnamed(directory, request), False
+            return request, safe_join(directory, request.name), True
+        except (PerfkitError, TypeError, ValueError) as error:
+            if not isinstance(error, PerfkitError):
+                error = ConfigError(f"{item!r} is none of: a URL, a (URL, name) pair, a Request")
+            return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
+
+    def _run(
+        self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception]], total: int | None = 1
+    ) -> Iterator[tuple[int, Download]]:
+        self._check_open()
+        source = enumerate(placed)
+        with self._root.child() as cancel:
+            batch = _Batch(cancel)
+            self._join(batch, total)
+            try:
+                exhausted = False
+                while not (exhausted and batch.pending == 0):
+                    if not exhausted:
+                        exhausted = self._feed(batch, source, counted=total is not None)
+                    if cancel.cancelled:
+                        self._abandon(batch)
+                        exhausted = exhausted or total is None
+                    while batch.finished:
+                        yield batch.finished.popleft()
+                    if batch.pending:
+                        batch.wake.wait(_TICK_S)
+                        batch.wake.clear()
+                        self._tick()
+                while batch.finished:
+                    yield batch.finished.popleft()
+            finally:
+                cancel.cancel()
+                while batch.pending:
+                    self._abandon(batch)
+                    batch.wake.wait(_TICK_S)
+                    batch.wake.clear()
+                self._part(batch)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ConfigError("this Toolkit is closed; make a new one")
+
+    def _join(self, batch: _Batch, total: int | None) -> None:
+        with self._changed:
+            if not self._batches:
+                self._meter = Meter()
+            if self._transport is None:
+                self._transport = self._make_transport(self._config)
+                self._transport.limit_changed(self._rate_limit)
+            if self._executor is None:
+                self._executor = ThreadPoolExecutor(self._config.workers + _HELPERS, thread_name_prefix="perfkit")
+            self._batches.append(batch)
+            self._meter.expect(total)
+
+    def _part(self, batch: _Batch) -> None:
+        with self._changed:
+            self._batches.remove(batch)
+            last = not self._batches
+            self._changed.notify_all()
+        if last:
+            with self._tick_lock:
+                self._progress.finish(self._meter.snapshot())
+
+    def _feed(self, batch: _Batch, source: Iterator[tuple[int, object]], *, counted: bool) -> bool:
+        """Keep a few files queued for each worker; True when there are no more."""
+        room = self._config.workers * _QUEUED_PER_WORKER - len(batch.queue)
+        fresh = []
+        taken = 0
+        for index, placed in islice(source, max(0, room)):
+            taken += 1
+            if not counted:
+                self._meter.expect(1)
+            match placed:
+                case (Request() as request, str() as path, bool() as named):
+                    batch.pending += 1
+                    transfer = self._admit(batch, index, request, path, named=named)
+                    if transfer is not None:
+                        fresh.append(transfer)
+                case (str() as url, Exception() as error):
+                    batch.finished.append((index, Download(url=url, path="", error=error)))
+                    self._meter.file(url).failed()
+        with self._changed:
+            batch.queue.extend(fresh)
+            batch.low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
+            self._employ()
+            self._changed.notify_all()
+        return taken < room
+
+    def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
+        """A transfer with a path of its own, in a directory that exists; None if that can't be had."""
+        assert self._transport is not None
+        path = os.path.abspath(path)
+        meter = self._meter.file(os.path.basename(path))
+
+        def end(download: Download) -> None:
+            self._ended(batch, index, transfer, download)
+
+        tools = Tools(self._config, self._transport, self._throttle, self._gates, self._controller,
+                      self._notify, self._spawn, self._claim_path)  # fmt: skip
+        transfer = Transfer(request, path, named=named, tools=tools, meter=meter, cancel=batch.cancel, on_end=end)
+        try:
+            if path in batch.paths:
+                raise TransferError(request.url, f"{path} is the destination of another file of this batch too")
+            self._claim_path(path, request.url)
+        except TransferError as error:
+            transfer.paths.clear()
+            transfer.fail(error)
+            return None
+        batch.paths.add(path)
+        directory = os.path.dirname(path)
+        if directory not in batch.directories:
+            try:
+                os.makedirs(directory, exist_ok=True)
+            except OSError as error:
+                transfer.fail(error)
+                return None
+            batch.directories.add(directory)
+        return transfer
+
+    def _claim_path(self, path: str, url: str) -> None:
+        with self._changed:
+            if path in self._paths:
+                raise TransferError(url, f"{path} is the destination of {self._paths[path]} too; give each its own")
+            self._paths[path] = url
+
+    def _abandon(self, batch: _Batch) -> None:
+        """End what no worker is in, and wake those who wait."""
+        with self._changed:
+            waiting = [*batch.queue, *(each for each in self._active if each.cancel is batch.cancel)]
+            batch.queue.clear()
+            self._changed.notify_all()
+        for transfer in waiting:
+            transfer.abandon()
+
+    def _tick(self) -> None:
+        """Progress, overdue answers, the number of streams. Whichever caller comes by does it for all."""
+        if not self._tick_lock.acquire(blocking=False):
+            return
+        try:
+            transport = self._transport
+            if transport is not None:
+                transport.expire()
+            snapshot = self._meter.snapshot()
+            rate = self._throttle.rate
+            changed = self._controller.observe(
+                received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
+                files_done=snapshot.files_done,
+                busy=self._busy,
+                cpu_s=time.process_time(),
+                throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
+            )
+            if changed:
+                with self._changed:
+                    self._employ()
+                    self._changed.notify_all()
+            self._progress.update(snapshot)
+        finally:
+            self._tick_lock.release()
+
+    # -- the workers ------------------------------------------------------------------------------------------------
+
+    def _notify(self) -> None:
+        with self._changed:
+            self._employ()
+            self._changed.notify_all()
+
+    def _spawn(self, function: Callable[[], None]) -> bool:
+        executor = self._executor
+        try:
+            return executor is not None and bool(executor.submit(function))
+        except RuntimeError:
+            return False  # closing
+
+    def _employ(self) -> None:
+        """Have as many workers as may find something to do. Under the lock."""
+        while self._workers < self._controller.target and self._executor is not None and not self._closed:
+            self._workers += 1
+            self._executor.submit(self._work)
+
+    def _work(self) -> None:
+        """A worker: the next task, until there is none."""
+        while True:
+            with self._changed:
+                found = self._next()
+                while found is None:
+                    if not self._batches or self._closed or self._workers > self._controller.target:
+                        self._workers -= 1
+                        return
+                    self._changed.wait(self._idle_s())
+                    found = self._next()
+                self._busy += 1
+            transfer, task = found
+            transfer.run(task)
+            self._gates.leave(task.host)
+            with self._changed:
+                self._busy -= 1
+
+    def _idle_s(self) -> float:
+        """How long to wait for something to happen by itself, such as a retry that falls due."""
+        now = time.monotonic()
+        due = (max(due_s, self._gates.opens_s(each.host)) - now for each in self._active
+               if (due_s := each.due_s()) is not None)  # fmt: skip
+        return min(_IDLE_WAIT_S, max(0.005, min(due, default=_IDLE_WAIT_S)))
+
+    def _next(self) -> tuple[Transfer, Task] | None:
+        """What to do next: finish what is begun, begin another file, or widen the one with most left to fetch."""
+        if self._busy >= self._controller.target:
+            return None
+        now = time.monotonic()
+        for transfer in self._active:
+            if found := self._through_gate(transfer, lambda each: each.claim(now)):
+                return found
+        for _ in range(len(self._batches)):
+            batch = self._batches[0]
+            self._batches.rotate(-1)  # callers take turns
+            for transfer in islice(batch.queue, _LOOK_AHEAD):
+                if found := self._through_gate(transfer, lambda each: each.claim(now)):
+                    batch.queue.remove(transfer)
+                    self._active.append(transfer)
+                    if len(batch.queue) < batch.low_water:
+                        batch.low_water = 0
+                        batch.wake.set()
+                    return found
+        widest = max(self._active, key=Transfer.splittable_bytes, default=None)
+        if widest is not None and (found := self._through_gate(widest, Transfer.split)):
+            return found
+        for transfer in self._active:
+            if found := self._through_gate(transfer, Transfer.hedge):
+                return found
+        return None
+
+    def _through_gate(
+        self, transfer: Transfer, take: Callable[[Transfer], Task | None]
+    ) -> tuple[Transfer, Task] | None:
+        host = transfer.host
+        if not self._gates.enter(host):
+            return None
+        task = take(transfer)
+        if task is None:
+            self._gates.leave(host)
+            return None
+        task.host = host
+        return transfer, task
+
+    def _ended(self, batch: _Batch, index: int, transfer: Transfer, download: Download) -> None:
+        with self._changed:
+            if transfer in self._active:
+                self._active.remove(transfer)
+            for path in transfer.paths:
+                self._paths.pop(path, None)
+        batch.finished.append((index, download))
+        with self._changed:
+            batch.pending -= 1
+            if batch.pending == 0:
+                batch.wake.set()
+
+
+def _unnamed(directory: str, request: Request) -> str:
+    return os.path.join(directory, safe_basename(request.url_name) or _DEFAULT_NAME)
+
+
+_managers: weakref.WeakSet[DownloadManager] = weakref.WeakSet()
+
+
+def _after_fork_in_child() -> None:
+    for manager in list(_managers):
+        manager._reset()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_after_fork_in_child)

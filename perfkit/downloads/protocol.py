@@ -1,0 +1,238 @@
+"""The HTTP rules of a correct downloader, as pure functions: headers and statuses in, decisions out."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import datetime
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from email.message import Message
+from email.utils import collapse_rfc2231_value, parsedate_to_datetime
+
+__all__ = [
+    "Answer",
+    "ContentRange",
+    "Validator",
+    "content_disposition_name",
+    "judge",
+    "parse_content_range",
+    "parse_repr_digest",
+    "parse_retry_after",
+    "validator_of",
+]
+
+Headers = Mapping[str, str]  # of a response: by name in lower case
+
+_CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
+_DIGITS = re.compile(r"\d{1,19}", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ContentRange:
+    """RFC 9110 section 14.4. `start` and `end` (exclusive) are None in `bytes */N`; `total` is None in `a-b/*`."""
+
+    start: int | None
+    end: int | None
+    total: int | None
+
+
+def parse_content_range(text: str | None) -> ContentRange | None:
+    """A valid single byte range, or None."""
+    match = _CONTENT_RANGE.fullmatch(text or "")
+    if match is None:
+        return None
+    first, last, size = match.groups()
+    total = None if size == "*" else int(size)
+    if first is None:
+        return ContentRange(None, None, total) if total is not None else None
+    start, end = int(first), int(last) + 1
+    if start >= end or (total is not None and end > total):
+        return None
+    return ContentRange(start, end, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Validator:
+    """What tells one version of a file from another, byte for byte: a strong ETag, or else a strong date."""
+
+    etag: str | None = None
+    last_modified: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.etag or self.last_modified)
+
+    @property
+    def if_range(self) -> Mapping[str, str]:
+        """RFC 9110 section 13.1.5: the range if unchanged, else the whole new file."""
+        value = self.etag or self.last_modified
+        return {"If-Range": value} if value else {}
+
+    @property
+    def if_same(self) -> Mapping[str, str]:
+        """RFC 9110 sections 13.1.1 and 13.1.4: 412 if the file changed."""
+        if self.etag:
+            return {"If-Match": self.etag}
+        return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
+
+    def differs(self, headers: Headers) -> bool:
+        """Whether these headers show another version; a header that is absent shows nothing."""
+        if self.etag:
+            etag = headers.get("etag")
+            return etag is not None and etag != self.etag
+        modified = headers.get("last-modified")
+        return self.last_modified is not None and modified is not None and modified != self.last_modified
+
+
+def validator_of(headers: Headers) -> Validator:
+    """The strong validator of a response: never a weak ETag, and a date only as RFC 9110 section 8.8.2.2 allows."""
+    etag = headers.get("etag", "")
+    if len(etag) >= 2 and etag[0] == etag[-1] == '"':
+        return Validator(etag=etag)
+    modified, sent = _date(headers.get("last-modified")), _date(headers.get("date"))
+    if modified and sent and sent - modified >= datetime.timedelta(seconds=1):
+        return Validator(last_modified=headers["last-modified"])
+    return Validator()
+
+
+def _date(text: str | None) -> datetime.datetime | None:
+    try:
+        date = parsedate_to_datetime(text or "")
+    except (ValueError, IndexError, OverflowError):
+        return None
+    return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
+
+
+def parse_retry_after(text: str | None, *, now: datetime.datetime) -> float | None:
+    """Seconds to wait, from either form of RFC 9110 section 10.2.3; None if absent or unreadable."""
+    if text is None:
+        return None
+    if _DIGITS.fullmatch(text.strip()):
+        return float(text)
+    date = _date(text)
+    return max(0.0, (date - now).total_seconds()) if date else None
+
+
+def parse_repr_digest(text: str | None) -> str | None:
+    """The strongest digest of a `Repr-Digest` (RFC 9530) that can be checked, as `algorithm:hex`, or None."""
+    found: dict[str, bytes] = {}
+    for member in (text or "").split(","):
+        name, _, value = member.strip().partition("=")
+        value = value.partition(";")[0].strip()
+        if len(value) >= 2 and value[0] == value[-1] == ":":
+            try:
+                found[name.strip().lower()] = base64.b64decode(value[1:-1], validate=True)
+            except binascii.Error:
+                continue
+    for name, algorithm, size in (("sha-512", "sha512", 64), ("sha-256", "sha256", 32)):
+        if len(found.get(name, b"")) == size:
+            return f"{algorithm}:{found[name].hex()}"
+    return None
+
+
+def content_disposition_name(text: str | None) -> str | None:
+    """The file name in a Content-Disposition (RFC 6266, RFC 8187), as sent and not yet safe."""
+    if not text or len(text) > 4096:
+        return None
+    message = Message()
+    message["Content-Disposition"] = text
+    try:
+        value = message.get_param("filename", None, "Content-Disposition")
+        return collapse_rfc2231_value(value) if value else None
+    except (ValueError, LookupError, TypeError):
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What a response to a ranged GET means.
+
+    `verdict` is one of:
+        "body": the bytes from `start` follow, up to `end` (exclusive; None: to the end of the stream).
+        "current": 304, the local file is the newest.
+        "empty": the file has no bytes.
+        "changed": this is not the version asked for.
+        "coded": the body carries a content coding that was not asked for; ask again without a range.
+        "unranged": ask again without a range.
+        "wrong": the response breaks the protocol; `reason` says how.
+        "status": an HTTP error status.
+    """
+
+    verdict: str
+    start: int = 0
+    end: int | None = None
+    total: int | None = None
+    reason: str = ""
+
+
+def judge(status: int, headers: Headers, *, start: int, end: int | None, total: int | None, ranged: bool) -> Answer:
+    """Decide what a response is worth (RFC 9110 sections 14 and 15.3.7).
+
+    Args:
+        start, end: the range asked for, end exclusive; None means to the end of the file.
+        total: the file's size where known.
+        ranged: whether a Range header was sent.
+    """
+    if status == 304:
+        return Answer("current")
+    if status == 412:
+        return Answer("changed", reason="the origin says the file changed")
+    if status == 416:
+        return _judge_416(headers, start=start, total=total, ranged=ranged)
+    if status not in (200, 206):
+        return Answer("status", reason=f"HTTP status {status}")
+    length = _content_length(headers)
+    if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
+        reason = f"Content-Encoding {headers['content-encoding']} was not asked for"
+        return Answer("coded", end=length, total=length, reason=reason)
+    if length is not None and length < 0:
+        return Answer("wrong", reason=f"Content-Length {headers['content-length']!r} is not a length")
+    if status == 200:
+        return Answer("body", start=0, end=length, total=length)
+    return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
+
+
+def _judge_416(headers: Headers, *, start: int, total: int | None, ranged: bool) -> Answer:
+    stated = parse_content_range(headers.get("content-range"))
+    size = stated.total if stated else None
+    if not ranged:
+        return Answer("status", reason="HTTP status 416 to a request without a range")
+    if size == 0 and start == 0 and not total:
+        return Answer("empty", total=0)
+    if total is not None and size is not None and size != total:
+        return Answer("changed", reason=f"the file has {size} bytes now, and had {total}")
+    return Answer("unranged", reason="HTTP status 416 to a range inside the file")
+
+
+def _judge_206(
+    headers: Headers, length: int | None, *, start: int, end: int | None, total: int | None, ranged: bool
+) -> Answer:
+    if not ranged:
+        return Answer("wrong", reason="206 to a request without a range")
+    if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
+        return Answer("wrong", reason="multipart/byteranges to a single range")
+    sent = parse_content_range(headers.get("content-range"))
+    if sent is None or sent.start is None or sent.end is None:
+        return Answer("wrong", reason=f"206 with Content-Range {headers.get('content-range')!r}")
+    if length is not None and length != sent.end - sent.start:
+        return Answer("wrong", reason=f"Content-Length {length} contradicts Content-Range {headers['content-range']!r}")
+    if total is not None and sent.total is not None and sent.total != total:
+        return Answer("changed", reason=f"the file has {sent.total} bytes now, and had {total}")
+    if sent.start > start or sent.end <= start:
+        return Answer("wrong", reason=f"asked for bytes from {start}, got {headers['content-range']!r}")
+    if end is not None and sent.end > end:
+        return Answer("wrong", reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
+    return Answer("body", start=sent.start, end=sent.end, total=sent.total)
+
+
+def _content_length(headers: Headers) -> int | None:
+    """None if absent or overridden by chunked coding (RFC 9112 section 6.3); -1 if it is not one number."""
+    if "chunked" in headers.get("transfer-encoding", "").lower():
+        return None
+    text = headers.get("content-length")
+    if text is None:
+        return None
+    values = {value.strip() for value in text.split(",")}
+    value = values.pop()
+    return int(value) if not values and _DIGITS.fullmatch(value) else -1

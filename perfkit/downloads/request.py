@@ -1,0 +1,79 @@
+"""What is asked of a download, and what came of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+from urllib.parse import unquote, urlsplit
+
+from perfkit.config import check_headers
+from perfkit.errors import ConfigError
+
+__all__ = ["Download", "Request"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Options:
+    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…"
+    mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
+    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    auth: tuple[str, str] | None = None  # HTTP Basic user and password, for the origin of `url` only
+    resume: bool = True  # go on from what an earlier run left; otherwise start over
+    rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
+
+
+@dataclass(frozen=True, slots=True)
+class Request(_Options):
+    """One file to download.
+
+    `name` is relative to the batch's directory, with forward slashes; without one, the server's Content-Disposition
+    (RFC 6266), reduced to a safe basename, or else the last segment of the URL's path, names the file.
+
+    Raises:
+        ConfigError: the URL is not http or https, or an option can't be.
+    """
+
+    url: str
+    name: str | None = None
+
+    def __post_init__(self) -> None:
+        for url in (self.url, *self.mirrors):
+            parts = _split(url)
+            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
+                raise ConfigError(f"{url!r} is not an http or https URL")
+        check_headers(self.headers)
+        if self.rate_limit is not None and self.rate_limit <= 0:
+            raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
+
+    @property
+    def url_name(self) -> str:
+        """The last segment of the URL's path, decoded; may be empty and is not yet safe."""
+        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+
+def _split(url: object):  # type: ignore[no-untyped-def]
+    try:
+        return urlsplit(url) if isinstance(url, str) else None
+    except ValueError:
+        return None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Download:
+    """What came of one request.
+
+    A download whose `error` is None is whole, under `path`, and all that was promised of it was checked.
+    """
+
+    url: str
+    path: str
+    bytes: int = 0  # size of the file
+    bytes_received: int = 0  # body bytes that came over the network for it, thrown-away ones included
+    resumed_from: int = 0  # bytes already there from an earlier run
+    segments: int = 0  # most connections used at once
+    retries: int = 0
+    checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
+    seconds: float = 0.0
+    unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
+    error: Exception | None = None

@@ -1,0 +1,82 @@
+"""A bandwidth limit shared by any number of threads: the generic cell rate algorithm, counted in bytes."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+
+from perfkit.downloads.cancel import Cancel
+from perfkit.errors import ConfigError
+
+__all__ = ["Throttle"]
+
+_QUANTUM_S = 0.02  # read at most this much time's worth at once, so that the flow is even
+_CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
+_RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
+
+
+class Throttle:
+    """Bytes are charged after they are read; who has charged too much waits until they are paid for.
+
+    Args:
+        rate: bytes per second, None for no limit.
+    """
+
+    def __init__(self, rate: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
+        self._lock = threading.Lock()
+        self._clock = clock
+        self._rate: int | None = None
+        self._charged = 0.0  # bytes charged so far
+        self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
+        self._paid_at_s = clock()
+        self.set_rate(rate)
+
+    @property
+    def rate(self) -> int | None:
+        """Bytes per second, None for no limit."""
+        return self._rate
+
+    def set_rate(self, rate: int | None) -> None:
+        """Change the limit; threads already waiting see it within a tenth of a second.
+
+        Raises:
+            ConfigError: the rate is not positive.
+        """
+        if rate is not None and rate <= 0:
+            raise ConfigError(f"a rate limit must be more than 0 bytes per second, or None for no limit; got {rate!r}")
+        with self._lock:
+            self._settle()
+            self._rate = rate
+
+    def quantum(self, most: int) -> int:
+        """How many bytes to read at once, `most` at the most."""
+        rate = self._rate
+        return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
+
+    def charge(self, count: int, cancel: Cancel) -> None:
+        """Account for `count` bytes read, and sleep until they are paid for or `cancel` is set."""
+        if self._rate is None:
+            return
+        with self._lock:
+            self._settle()
+            self._charged += count
+            ticket = self._charged
+        while (due_s := self._due_s(ticket)) > 0:
+            if cancel.wait(min(due_s, _RECHECK_S)):
+                return
+
+    def _due_s(self, ticket: float) -> float:
+        with self._lock:
+            self._settle()
+            return 0.0 if self._rate is None else (ticket - self._paid) / self._rate
+
+    def _settle(self) -> None:
+        """Let the time since the last look pay, up to the charges and a small credit."""
+        now = self._clock()
+        if self._rate is None:
+            self._paid = self._charged
+        else:
+            earned = self._rate * (now - self._paid_at_s)
+            self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
+        self._paid_at_s = now

@@ -1,0 +1,689 @@
+"""One file: ask, judge the answer, put the bytes in place, verify, publish. Several workers may be in it at once."""
+
+from __future__ import annotations
+
+import datetime
+import errno
+import logging
+import os
+import random
+import stat
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from perfkit.config import Config
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.draft import Draft, Origin, read_origin
+from perfkit.downloads.protocol import (
+    Answer,
+    content_disposition_name,
+    judge,
+    parse_repr_digest,
+    parse_retry_after,
+    validator_of,
+)
+from perfkit.downloads.request import Download, Request
+from perfkit.downloads.segments import Runner
+from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.transport import Response, Transport, origin_of
+from perfkit.downloads.verify import Checksum, RunningDigest, matches, parse_checksum
+from perfkit.errors import (
+    CancelledError,
+    HTTPStatusError,
+    IntegrityError,
+    PerfkitError,
+    RemoteChangedError,
+    TransferError,
+    TransferTimeoutError,
+)
+from perfkit.filesystem.paths import safe_basename
+from perfkit.progress.meter import FileMeter
+
+__all__ = ["Tools", "Transfer"]
+
+_log = logging.getLogger(__name__)
+
+_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
+_LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
+_PROGRESS_BYTES = 1 << 20  # after this much, earlier failures are forgiven
+_SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
+_HEDGE_AFTER_S = 2.0
+_CHASE_BYTES = 8 << 20  # a smaller file is hashed by its workers, and what is left of it at the end
+_CHASE_EVERY_S = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class Tools:
+    """What all transfers share."""
+
+    config: Config
+    transport: Transport
+    throttle: Throttle
+    gates: HostGates
+    controller: AdaptiveController
+    notify: Callable[[], None]  # there may be more to do now
+    spawn: Callable[[Callable[[], None]], bool]  # run something beside the workers; False: can't be any more
+    claim_path: Callable[[str, str], None]  # path, url: no two transfers write one file
+
+
+@dataclass(slots=True, eq=False)
+class Task:
+    """A worker's place in a transfer. Until the transfer has begun there is no draft to work on."""
+
+    host: str
+    draft: Draft | None = None
+    runner: Runner | None = None
+    retry_at_s: float = 0.0  # what the runner leaves undone may be claimed from then on
+
+
+class _Changed(Exception):
+    """The file is not the version the draft was begun with."""
+
+
+class _GiveUp(Exception):
+    """A failure that a retry may cure, but not one in this run."""
+
+    def __init__(self, error: TransferError) -> None:
+        super().__init__(error)
+        self.error = error
+
+
+class Transfer:
+    """The state of one request, from the queue to its result.
+
+    Workers get tasks by `claim`, `split` and `hedge`, and do them by `run`. The last worker to leave concludes.
+
+    Args:
+        dest: the file to make.
+        named: whether the caller chose its name; otherwise the server may.
+    """
+
+    def __init__(self, request: Request, dest: str, *, named: bool, tools: Tools, meter: FileMeter, cancel: Cancel,
+                 on_end: Callable[[Download], None]) -> None:  # fmt: skip
+        self.request = request
+        self.dest = dest
+        self.paths = [dest]  # names that are this transfer's own until it ends
+        self.cancel = cancel
+        self._named = named
+        self._tools = tools
+        self._meter = meter
+        self._on_end = on_end
+        self._sources = (request.url, *request.mirrors)
+        self._throttle = Throttle(request.rate_limit)
+        self._checksum: Checksum | None = None
+        self._origin: Origin | None = None  # of the file that is at the destination now
+        self._started_s = 0.0
+
+        self._lock = threading.Lock()  # guards what follows
+        self._busy = 0  # workers inside
+        self._chasing = False  # a helper hashes behind them
+        self._source = 0
+        self._at: str | None = None  # where redirects of the source led
+        self._draft: Draft | None = None
+        self._not_before_s = 0.0
+        self._error: Exception | None = None
+        self._unchanged = False
+        self._ended = False
+        self._restarts = 0
+        self._failures = 0  # in a row, without real progress
+        self._failed_at_s = 0.0
+        self._gained_at_failure = 0
+        self._gained = 0  # bytes put in place by this run
+        self._received = 0  # bytes that came over the network
+        self._retries = 0
+        self._peak = 0
+
+    # -- what the manager asks, quickly and under its lock ------------------------------------------------------------
+
+    @property
+    def host(self) -> str:
+        """Whose gate the next request has to pass."""
+        _, host, port = origin_of(self._at or self._sources[self._source])
+        return f"{host}:{port}"
+
+    def claim(self, now: float) -> Task | None:
+        """Work that is due: the first request, or a range that is missing."""
+        with self._lock:
+            draft = self._draft
+            if self._closing or now < self._not_before_s or (self._busy and (draft is None or not draft.settled)):
+                return None
+            if draft is None:
+                return self._enter(Task(self.host))
+            runner = draft.map.claim()
+            return self._enter(Task(self.host, draft, runner)) if runner else None
+
+    def due_s(self) -> float | None:
+        """When there will be something to claim; None if nothing waits for its time."""
+        with self._lock:
+            draft = self._draft
+            if self._closing or (self._busy and (draft is None or not draft.settled)):
+                return None
+            due_s = draft.map.next_claim_s() if draft else 0.0
+            return None if due_s is None else max(due_s, self._not_before_s)
+
+    def splittable_bytes(self) -> int:
+        """How much is left in the range that a further worker would share; 0 if none can be shared."""
+        with self._lock:
+            draft = self._widenable()
+            return draft.map.largest_split(self._tools.config.min_segment_bytes) if draft else 0
+
+    def split(self) -> Task | None:
+        """The second half of the largest range under way."""
+        with self._lock:
+            draft = self._widenable()
+            runner = draft.map.split(self._tools.config.min_segment_bytes) if draft else None
+            return self._enter(Task(self.host, draft, runner)) if draft and runner else None
+
+    def hedge(self) -> Task | None:
+        """A second try at a range that a slow connection holds up."""
+        with self._lock:
+            draft = self._widenable()
+            runner = draft.map.hedge(_HEDGE_AFTER_S) if draft else None
+            return self._enter(Task(self.host, draft, runner)) if draft and runner else None
+
+    def _widenable(self) -> Draft | None:
+        """The draft, if one more connection may work on it: only where two versions could not be mixed unseen."""
+        draft = self._draft
+        if self._closing or draft is None or not (draft.settled and draft.ranges):
+            return None
+        safe = bool(draft.validator or self._checksum)
+        return draft if safe and 0 < self._busy < self._tools.config.segments else None
+
+    @property
+    def _closing(self) -> bool:
+        return self._ended or self._unchanged or self._error is not None or self.cancel.cancelled
+
+    def _enter(self, task: Task) -> Task:
+        self._busy += 1
+        self._peak = max(self._peak, self._busy)
+        return task
+
+    def fail(self, error: Exception) -> None:
+        """End a transfer that can't even be queued."""
+        with self._lock:
+            self._busy += 1
+            self._error = error
+        self._leave()
+
+    def abandon(self) -> None:
+        """End a transfer whose batch was cancelled, if no worker is in it to do so."""
+        with self._lock:
+            self._busy += 1
+        self._leave()
+
+    # -- what a worker does -------------------------------------------------------------------------------------------
+
+    def run(self, task: Task) -> None:
+        """Do a task to its end. Raises nothing: what goes wrong is retried, or becomes the result."""
+        try:
+            if task.draft is None:
+                self._begin(task)
+            if task.runner is not None:
+                self._fetch(task)
+        except _Changed as change:
+            self._changed(task, str(change))
+        except Exception as error:
+            if not isinstance(error, PerfkitError | OSError | _GiveUp):
+                _log.exception("%s: a bug in perfkit", self.request.url)
+            self._failed(task, error)
+        finally:
+            if task.draft is not None and task.runner is not None:
+                task.draft.map.release(task.runner, not_before_s=task.retry_at_s)
+                task.draft.close_if_retired()
+            self._leave()
+
+    def _begin(self, task: Task) -> None:
+        """Look at what is there: a file that is current already, or what an earlier run left."""
+        first = self._started_s == 0.0
+        if first:
+            self._started_s = time.monotonic()
+            self._meter.start(None)
+            if self.request.checksum is not None:
+                self._checksum = parse_checksum(self.request.checksum)
+        source = self._sources[self._source]
+        draft = Draft(self.dest, source, self._checksum)
+        if first and _is_file(self.dest) and self.request.resume:
+            if self._checksum is None:
+                self._origin = read_origin(self.dest, source)
+            elif matches(self.dest, self._checksum, self.cancel):
+                self._unchanged = True
+                return
+        if first and self.request.resume and draft.resume():
+            self._meter.resumed(draft.resumed_bytes)
+        task.draft, task.runner = draft, draft.map.claim()
+        with self._lock:
+            self._draft = draft
+
+    def _fetch(self, task: Task) -> None:
+        """One request, and its body put in place."""
+        draft, runner = task.draft, task.runner
+        assert draft is not None
+        assert runner is not None
+        source, at = self._sources[self._source], self._at
+        own = origin_of(source) == origin_of(self.request.url)
+        start, end, size = runner.position, runner.segment.end, draft.map.size
+        headers = self._conditions(draft)
+        if draft.ranges:
+            headers["Range"] = f"bytes={start}-" if end == size or end is None else f"bytes={start}-{end - 1}"
+        self.cancel.add(runner.cancel.cancel)
+        asked_s = time.monotonic()
+        try:
+            with self._tools.transport.open(
+                source,
+                at=at,
+                headers=headers,
+                private_headers=self.request.headers if own else {},
+                auth=self.request.auth if own else None,
+                cancel=runner.cancel,
+            ) as response:
+                self._tools.controller.answered(time.monotonic() - asked_s)
+                answer = judge(response.status, response.headers, start=start, end=end, total=size, ranged=draft.ranges)
+                if answer.verdict == "status":
+                    self._refused(response, answer, redirected=at is not None)
+                if self._accept(task, response, answer):
+                    self._copy(task, response, answer)
+        finally:
+            self.cancel.discard(runner.cancel.cancel)
+
+    def _conditions(self, draft: Draft) -> dict[str, str]:
+        if draft.settled:
+            return dict(draft.validator.if_same)
+        if draft.resumed_bytes:
+            return dict(draft.validator.if_range)
+        return dict(self._origin.condition) if self._origin and self._restarts == 0 else {}
+
+    def _refused(self, response: Response, answer: Answer, *, redirected: bool) -> None:
+        """An error status: what it means for the file, and for everybody who wants something of that host."""
+        status, url = response.status, self._sources[self._source]
+        if redirected and status in _LINK_STATUSES:
+            with self._lock:
+                self._at = None  # the link has expired; the original URL may lead to a new one
+            raise TransferError(url, f"the redirect's target answers with status {status}", transient=True)
+        error = HTTPStatusError(url, answer.reason, status, transient=status in _RETRY_STATUSES)
+        if status in (429, 503):
+            self._tools.gates.ease(self.host)
+            self._tools.controller.trouble()
+            wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
+            cap_s = self._tools.config.retry_after_cap_s
+            if wait_s is not None and wait_s > cap_s:
+                asks = f"{answer.reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
+                raise _GiveUp(HTTPStatusError(url, asks, status, transient=True))
+            if wait_s:
+                self._tools.gates.close_for(self.host, wait_s + random.uniform(0, min(1.0, wait_s / 10)))
+        raise error
+
+    def _accept(self, task: Task, response: Response, answer: Answer) -> bool:
+        """Act on a verdict; says whether the body is to be read."""
+        draft, runner = task.draft, task.runner
+        assert draft is not None
+        assert runner is not None
+        if answer.verdict == "current" and self._origin is not None and not draft.settled:
+            self._unchanged = True
+            return False
+        if answer.verdict in ("unranged", "coded") and draft.ranges:
+            self._start_over(task).ranges = False
+            return False
+        if answer.verdict == "empty" and not draft.settled:
+            self._settle(draft, response, 0)
+            return False
+        if answer.verdict == "changed":
+            raise _Changed(answer.reason)
+        if answer.verdict == "coded" and self._checksum is None:
+            raise TransferError(self._sources[self._source], f"{answer.reason}; a checksum would tell if it is right")
+        if answer.verdict not in ("body", "coded"):
+            reason = answer.reason or f"unexpected HTTP status {response.status}"
+            raise TransferError(self._sources[self._source], reason, transient=True)
+
+        differs = draft.validator.differs(response.headers)
+        if differs and (draft.settled or response.status == 206):
+            raise _Changed("its validator is another one now")
+        if response.status == 200 and draft.ranges:
+            # No ranges here, or a new version: the body is the whole file, from its first byte.
+            if draft.settled and draft.map.merge_back(runner):
+                draft.ranges = False
+                return False  # the stream before this range is under way and goes on through it
+            if draft.settled or draft.resumed_bytes:
+                draft = self._start_over(task)
+            draft.ranges = differs
+        elif response.status == 206 and answer.total is None and draft.map.size is None:
+            self._start_over(task).ranges = False  # without a total nothing tells where the file ends
+            return False
+        if not draft.settled:
+            self._settle(draft, response, answer.total if draft.map.size is None else draft.map.size)
+        return not draft.map.complete
+
+    def _start_over(self, task: Task) -> Draft:
+        """Throw away what there is and go on, in the same request, with an empty draft."""
+        old, runner = task.draft, task.runner
+        assert old is not None
+        assert runner is not None
+        draft = Draft(self.dest, self._sources[self._source], self._checksum)
+        self._replace(old, draft)
+        old.map.release(runner)
+        task.draft, task.runner = draft, draft.map.claim(runner.cancel)
+        old.retire(but=runner)
+        return draft
+
+    def _replace(self, old: Draft, new: Draft | None) -> None:
+        """Only one worker replaces a draft; the others are cancelled with it."""
+        with self._lock:
+            if self._draft is not old:
+                raise CancelledError(self.request.url, "superseded")
+            self._draft = new
+            self._gained = self._gained_at_failure = 0
+        self._meter.reset()
+
+    def _settle(self, draft: Draft, response: Response, size: int | None) -> None:
+        """The first good answer tells version, size, name and digest; now the partial file is made."""
+        source = self._sources[self._source]
+        etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
+        draft.validator = validator_of(response.headers)
+        draft.origin = Origin(source, etag, modified, size or 0, 0) if etag or modified else None
+        if not self._named:
+            self._take_name(content_disposition_name(response.headers.get("content-disposition")))
+        promised = parse_repr_digest(response.headers.get("repr-digest"))
+        checksums = [self._checksum] if self._checksum else []
+        if promised is not None and promised != str(self._checksum):
+            checksums.append(parse_checksum(promised))
+        draft.digest = RunningDigest(tuple(checksums)) if checksums else None
+        if draft.descriptor < 0:
+            draft.create(size)
+        if size is not None:
+            draft.map.set_size(size)
+        self._meter.start(size)
+        with self._lock:
+            self._at = response.url if response.url != source else None
+            draft.settled = True
+            self._chase(draft)
+        if draft.ranges:
+            self._tools.notify()
+
+    def _take_name(self, sent: str | None) -> None:
+        """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
+        name = safe_basename(sent) if sent else None
+        if name is None or name == os.path.basename(self.dest):
+            return
+        path = os.path.join(os.path.dirname(self.dest), name)
+        if os.path.lexists(path) and read_origin(path, self._sources[self._source]) is None:
+            reason = f"the server names the file {name!r}, and there is such a file from elsewhere; give a name to use"
+            raise TransferError(self.request.url, reason)
+        self._tools.claim_path(path, self.request.url)
+        self.paths.append(path)
+
+    def _copy(self, task: Task, response: Response, answer: Answer) -> None:
+        """The body, from the wire into its place."""
+        draft, runner = task.draft, task.runner
+        assert draft is not None
+        assert runner is not None
+        url = self._sources[self._source]
+        shared, own, view = self._tools.throttle, self._throttle, _buffer(self._tools.config.buffer_bytes)
+        stall = _StallWatch(self._tools.config)
+        skip = runner.position - answer.start
+        while (left := runner.remaining) != 0:
+            if answer.end is not None and runner.position >= answer.end:
+                break
+            most = own.quantum(shared.quantum(len(view)))
+            with stall:
+                count = response.read_into(view[:most])
+            if count == 0:
+                if left is None:
+                    draft.map.end_here(runner)
+                    self._meter.start(draft.map.size)
+                    break
+                raise TransferError(url, f"the body ended {left} bytes early", transient=True)
+            stall.check(url, count)
+            shared.charge(count, runner.cancel)
+            own.charge(count, runner.cancel)
+            data = view[skip:count] if skip < count else view[:0]
+            skip = max(0, skip - count)
+            data = data if left is None else data[:left]
+            position = runner.position
+            draft.write(data, position)
+            gained = draft.map.advance(runner, len(data))
+            self._meter.advance(gained)
+            with self._lock:
+                self._received += count
+                self._gained += gained
+            if draft.digest is not None and not self._chasing:
+                draft.digest.offer(position, data)
+            draft.save_if_due()
+        if runner.remaining and runner.position - runner.start < _SHORT_ANSWER_BYTES:
+            raise TransferError(url, "the server sends ever less than asked", transient=True)
+
+    # -- when something is wrong ----------------------------------------------------------------------------------
+
+    def _changed(self, task: Task, reason: str) -> None:
+        """The file changed at the origin: once, everything is fetched anew."""
+        draft = task.draft
+        with self._lock:
+            if draft is None or draft is not self._draft or self._closing:
+                return
+            self._restarts += 1
+            if self._restarts > 1:
+                self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
+                return
+        _log.info("%s: starts over: %s", self.request.url, reason)
+        self._replace(draft, None)
+        draft.retire(but=task.runner)
+
+    def _failed(self, task: Task, error: Exception) -> None:
+        """Decide between another try, the next mirror, and the end."""
+        draft, runner = task.draft, task.runner
+        now = time.monotonic()
+        with self._lock:
+            if draft is not self._draft or self._closing:
+                return
+            if runner is not None and runner.cancel.cancelled:
+                return  # another runner was faster
+            if isinstance(error, _GiveUp):
+                self._error = error.error
+                return
+            if not isinstance(error, TransferError):
+                self._error = error
+                return
+            if error.transient and self._count_failure(runner, now):
+                wait_s = _backoff_s(self._tools.config, self._failures)
+            elif self._source + 1 < len(self._sources):
+                _log.info("%s: on to the next mirror: %s", self._sources[self._source], error)
+                self._source, self._at, self._failures, wait_s = self._source + 1, None, 0, 0.0
+                if draft is not None:
+                    draft.change_source(self._sources[self._source])
+            else:
+                self._error = error
+                return
+        if not isinstance(error, HTTPStatusError):
+            self._tools.controller.trouble()
+        self._meter.retrying()
+        task.retry_at_s = now + wait_s
+        if draft is None:
+            with self._lock:
+                self._not_before_s = task.retry_at_s
+        elif draft.descriptor >= 0 and not draft.resumable:
+            # Nothing would tell if the rest came from another version: from the first byte, then.
+            with self._lock:
+                self._not_before_s = task.retry_at_s
+            self._replace(draft, None)
+            draft.retire(but=runner)
+
+    def _count_failure(self, runner: Runner | None, now: float) -> bool:
+        """Note a transient failure; False if that was one too many. Segments that fail together fail once."""
+        if self._gained - self._gained_at_failure >= _PROGRESS_BYTES:
+            self._failures = 0
+        if runner is None or runner.started_s >= self._failed_at_s:
+            self._failures += 1
+            self._failed_at_s = now
+        self._gained_at_failure = self._gained
+        if self._failures > self._tools.config.retries:
+            return False
+        self._retries += 1
+        return True
+
+    # -- the end --------------------------------------------------------------------------------------------------
+
+    def _chase(self, draft: Draft) -> None:
+        """Hash a large file behind its workers, who don't go from front to back. Under the lock."""
+        size, digest = draft.map.size, draft.digest
+        if self._chasing or digest is None or size is None or size < _CHASE_BYTES:
+            return
+
+        def chase() -> None:
+            try:
+                while not self._closing and draft is self._draft and digest.position < size:
+                    digest.catch_up(draft.descriptor, draft.map.frontier, self.cancel)
+                    if digest.position < size:
+                        self.cancel.wait(_CHASE_EVERY_S)
+            except OSError as error:
+                self._failed(Task(self.host, draft), error)
+            finally:
+                with self._lock:
+                    self._chasing = False
+                    self._busy += 1
+                self._leave()
+
+        self._chasing = self._tools.spawn(chase)
+
+    def _leave(self) -> None:
+        """The last one out concludes, if there is nothing more to do."""
+        with self._lock:
+            self._busy -= 1
+            draft = self._draft
+            whole = draft is not None and draft.settled and draft.map.complete
+            if self._busy or self._chasing or self._ended or not (self._closing or whole):
+                return
+            self._ended = True
+            if self.cancel.cancelled and not self._unchanged and not whole:
+                self._error = self._error or CancelledError(self.request.url, "cancelled")
+        try:
+            self._conclude(draft)
+        except Exception as error:
+            self._error = error
+            if draft is not None:
+                draft.discard()
+            self._report(None)
+
+    def _conclude(self, draft: Draft | None) -> None:
+        if self._error is None and not self._unchanged:
+            assert draft is not None
+            try:
+                self._publish(draft)
+            except IntegrityError as error:
+                if self._try_again(draft, error):
+                    return
+                self._error = error
+            except (PerfkitError, OSError) as error:
+                self._error = error
+        if draft is not None and (self._error is not None or self._unchanged):
+            lasting = isinstance(self._error, TransferError) and not self._error.transient
+            if lasting or not (self._tools.config.keep_partial and self.request.resume):
+                draft.discard()
+            else:
+                draft.keep_or_discard()
+        self._report(draft)
+
+    def _publish(self, draft: Draft) -> None:
+        size = draft.map.size
+        assert size is not None
+        if draft.digest is not None:
+            self._meter.verifying()
+            draft.digest.catch_up(draft.descriptor, size, self.cancel)
+            if self.cancel.cancelled and draft.digest.position < size:
+                raise CancelledError(self.request.url, "cancelled")
+            for promised, found in draft.digest.mismatches():
+                actual = f"{promised.algorithm}:{found}"
+                raise IntegrityError(draft.url, "these are not the bytes that were promised", str(promised), actual)
+        draft.publish(self.paths[-1], durable=self._tools.config.durable)
+
+    def _try_again(self, draft: Draft, error: IntegrityError) -> bool:
+        """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
+        with self._lock:
+            if draft.mixed and self._restarts == 0:
+                self._restarts += 1
+            elif self._source + 1 < len(self._sources):
+                self._source, self._at = self._source + 1, None
+            else:
+                return False
+            self._ended = False
+        _log.info("%s: starts over: %s", self.request.url, error)
+        self._replace(draft, None)
+        draft.retire()
+        return True
+
+    def _report(self, draft: Draft | None) -> None:
+        if self._error is None:
+            self._meter.done()
+        else:
+            self._meter.failed()
+        path = self.paths[-1]
+        verified = draft.digest.checksums[0] if draft and draft.digest else self._checksum
+        size = os.path.getsize(path) if self._unchanged else (draft.map.size if draft else 0) or 0
+        self._on_end(
+            Download(
+                url=self.request.url,
+                path=path,
+                bytes=size if self._error is None else 0,
+                bytes_received=self._received,
+                resumed_from=draft.resumed_bytes if draft else 0,
+                segments=self._peak,
+                retries=self._retries,
+                checksum=str(verified) if verified and self._error is None else None,
+                seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
+                unchanged=self._unchanged,
+                error=self._error,
+            )
+        )
+
+
+def _is_file(path: str) -> bool:
+    """Whether something is there; a directory can't be a destination."""
+    try:
+        mode = os.stat(path).st_mode
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(mode):
+        raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
+    return True
+
+
+class _StallWatch:
+    """Measures the time spent waiting for the peer, and only that: neither the throttle nor the disk is its fault."""
+
+    def __init__(self, config: Config) -> None:
+        self._least = config.stall_bytes_per_s
+        self._window_s = config.stall_window_s
+        self._waited_s = 0.0
+        self._bytes = 0
+        self._since_s = 0.0
+
+    def __enter__(self) -> None:
+        self._since_s = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited_s += time.monotonic() - self._since_s
+
+    def check(self, url: str, count: int) -> None:
+        self._bytes += count
+        if self._waited_s < self._window_s:
+            return
+        if self._bytes < self._least * self._waited_s:
+            reason = f"stalled: {self._bytes} bytes in {self._waited_s:.1f} s"
+            raise TransferTimeoutError(url, reason, transient=True)
+        self._waited_s, self._bytes = 0.0, 0
+
+
+_here = threading.local()
+
+
+def _buffer(size: int) -> memoryview:
+    """The current thread's buffer, made once."""
+    view: memoryview | None = getattr(_here, "view", None)
+    if view is None or len(view) != size:
+        view = _here.view = memoryview(bytearray(size))
+    return view
+
+
+def _backoff_s(config: Config, failures: int) -> float:
+    """Full jitter: uniform between 0 and a bound that doubles with each failure."""
+    return random.uniform(0.0, min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** max(0, failures - 1)))

@@ -1,0 +1,104 @@
+"""Checksums: read them, and hash a file along with its arrival."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from dataclasses import dataclass
+
+from perfkit.downloads.cancel import Cancel
+from perfkit.errors import ConfigError
+
+__all__ = ["Checksum", "RunningDigest", "matches", "parse_checksum"]
+
+_READ_BYTES = 512 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Checksum:
+    """A promised digest. Prints as `algorithm:hex`."""
+
+    algorithm: str
+    hex: str
+
+    def __str__(self) -> str:
+        return f"{self.algorithm}:{self.hex}"
+
+
+def parse_checksum(text: str) -> Checksum:
+    """Read `algorithm:hex`, the algorithm being any of fixed length that hashlib offers here.
+
+    Raises:
+        ConfigError: no such algorithm, or not a digest of its length.
+    """
+    algorithm, _, digest = text.partition(":")
+    algorithm, digest = algorithm.strip().lower().replace("-", ""), digest.strip().lower()
+    by_short_name = {name.replace("-", ""): name for name in hashlib.algorithms_available}
+    try:
+        size = hashlib.new(by_short_name.get(algorithm, algorithm), usedforsecurity=False).digest_size
+    except ValueError:
+        size = 0
+    if size == 0:
+        raise ConfigError(f"checksum {text!r}: {algorithm!r} is no algorithm of this Python; write sha256:HEX")
+    try:
+        length = len(bytes.fromhex(digest))
+    except ValueError:
+        length = -1
+    if length != size:
+        raise ConfigError(f"checksum {text!r}: a {algorithm} digest is {2 * size} hexadecimal digits")
+    return Checksum(by_short_name.get(algorithm, algorithm), digest)
+
+
+def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:
+    """Whether the file at `path` has this digest.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        digest = RunningDigest((checksum,))
+        digest.catch_up(descriptor, os.fstat(descriptor).st_size, cancel)
+        return not digest.mismatches()
+    finally:
+        os.close(descriptor)
+
+
+class RunningDigest:
+    """The digests of a file's first `position` bytes. One thread at a time moves it on; others pass by."""
+
+    def __init__(self, checksums: tuple[Checksum, ...]) -> None:
+        self.checksums = checksums
+        self.position = 0
+        self._hashes = [hashlib.new(checksum.algorithm, usedforsecurity=False) for checksum in checksums]
+        self._lock = threading.Lock()
+
+    def offer(self, position: int, data: memoryview) -> None:
+        """Take bytes that have just been written, if they are the next ones and nobody else is at it."""
+        if position == self.position and self._lock.acquire(blocking=False):
+            try:
+                if position == self.position:
+                    self._take(data)
+            finally:
+                self._lock.release()
+
+    def catch_up(self, descriptor: int, end: int, cancel: Cancel) -> None:
+        """Hash on from the file, up to `end`, or until cancelled."""
+        buffer = memoryview(bytearray(_READ_BYTES))
+        with self._lock:
+            while self.position < end and not cancel.cancelled:
+                count = os.preadv(descriptor, [buffer[: min(_READ_BYTES, end - self.position)]], self.position)
+                if count == 0:
+                    return  # the file is shorter than it should be: the digest will not match
+                self._take(buffer[:count])
+
+    def _take(self, data: memoryview) -> None:
+        for each in self._hashes:
+            each.update(data)
+        self.position += len(data)
+
+    def mismatches(self) -> list[tuple[Checksum, str]]:
+        """Each promise that does not hold, with the digest found."""
+        pairs = zip(self.checksums, (each.hexdigest() for each in self._hashes), strict=True)
+        return [(promised, found) for promised, found in pairs if promised.hex != found]
