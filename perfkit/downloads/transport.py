@@ -23,11 +23,10 @@ from urllib.parse import urljoin, urlsplit
 
 import requests
 import urllib3
-from requests.certs import where as default_ca_bundle
 from requests.adapters import HTTPAdapter
 from requests.auth import HTTPBasicAuth
 from requests.cookies import extract_cookies_to_jar
-from requests.utils import default_user_agent, get_auth_from_url, get_netrc_auth, select_proxy
+from requests.utils import DEFAULT_CA_BUNDLE_PATH, default_user_agent, get_auth_from_url, get_netrc_auth, select_proxy
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context
@@ -40,8 +39,7 @@ __all__ = ["HttpTransport", "Response", "Transport", "origin_of"]
 
 _REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Sent to whatever origin a redirect leads to; every other header of the caller stays with its own origin.
-_HARMLESS = frozenset({"accept", "accept-encoding", "accept-language", "user-agent", "range", "if-range", "if-match",
-                       "if-none-match", "if-modified-since", "if-unmodified-since", "cache-control", "pragma"})  # fmt: skip
+_HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control", "Pragma"})
 # A URL that requests would leave as it is; working that out is a tenth of the cost of a small file.
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?(?!.*/\.)/[A-Za-z0-9._~/-]*")
 _POOLS = 256  # hosts whose connections are kept
@@ -273,7 +271,7 @@ class _SharedAdapter(HTTPAdapter):
         with self._context_lock:
             if self._verified is None:
                 context = create_urllib3_context()
-                context.load_verify_locations(cafile=default_ca_bundle())
+                context.load_verify_locations(cafile=DEFAULT_CA_BUNDLE_PATH)
                 self._verified = context
             return self._verified
 
@@ -340,7 +338,7 @@ class HttpTransport:
         at, hops = at or url, 0
         while True:
             trusted = _may_share(home, origin_of(at))
-            chosen = private if trusted else {k: v for k, v in private.items() if k.lower() in _HARMLESS}
+            chosen = private if trusted else {k: v for k, v in private.items() if k in _HARMLESS}
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             sent = {**self._common, **chosen, "Accept-Encoding": "identity", **headers}
             response = self._send(url, at, sent, (auth or self._config.auth) if trusted else None, cancel)
@@ -350,8 +348,8 @@ class HttpTransport:
             with response:
                 response.drain()
             hops += 1
-            if hops > self._config.max_redirects:
-                raise TransferError(url, f"more than {self._config.max_redirects} redirects, the last to {location[:99]}")
+            if hops > (most := self._config.max_redirects):
+                raise TransferError(url, f"more than {most} redirects, the last to {location[:99]}")
             at = self._redirect(url, response.url, location)
 
     def _redirect(self, url: str, at: str, location: str) -> str:
@@ -368,7 +366,7 @@ class HttpTransport:
         if scheme not in ("http", "https"):
             raise TransferError(url, f"redirected to {location[:99]!r}, which is neither http nor https")
         if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
-            raise TransferError(url, f"redirected from https to {target[:200]}; Config(allow_downgrade=True) follows it")
+            raise TransferError(url, f"redirected from https to {target[:99]}; Config(allow_downgrade=True) follows it")
         return target
 
     def _send(

@@ -1,0 +1,113 @@
+"""Names: which ones every file system can hold, and how none leads out of its root."""
+
+from __future__ import annotations
+
+import os
+import re
+import unicodedata
+from collections.abc import Iterable
+
+from perfkit.errors import UnsafePathError
+
+__all__ = ["check_name", "check_names", "safe_basename", "safe_join"]
+
+_COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
+_BASENAME_BYTES = 200  # room for a suffix of ours
+_OWN_DIRECTORY = ".perfkit"
+_DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
+    + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
+)
+_FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+
+
+def check_name(name: str) -> str:
+    """`name` itself, if it is a relative name with forward slashes that any common file system can hold.
+
+    Raises:
+        UnsafePathError: it is empty or absolute; a component is empty, `.`, `..`, too long, a Windows device, or ends
+            in a dot or space; it has control characters, a backslash, a colon or another character that Windows
+            reserves; it is perfkit's own directory; it is not valid Unicode.
+    """
+    if not isinstance(name, str) or not name:
+        raise UnsafePathError(str(name), "it is empty")
+    if name.startswith("/"):
+        raise UnsafePathError(name, "it is absolute; names are relative to their root")
+    if match := _FORBIDDEN.search(name):
+        raise UnsafePathError(name, f"the character {match.group()!r} is not portable")
+    components = name.split("/")
+    for component in components:
+        _check_component(name, component)
+    if components[0].casefold() == _OWN_DIRECTORY:
+        raise UnsafePathError(name, f"{_OWN_DIRECTORY} is perfkit's own directory")
+    return name
+
+
+def _check_component(name: str, component: str) -> None:
+    if component in ("", ".", ".."):
+        raise UnsafePathError(name, f"a component is {component!r}")
+    if component[-1] in ". ":
+        raise UnsafePathError(name, f"{component!r} ends in a dot or a space")
+    if component.partition(".")[0].rstrip().upper() in _DEVICES:
+        raise UnsafePathError(name, f"{component!r} is a device on Windows")
+    try:
+        length = len(component.encode())
+    except UnicodeEncodeError:
+        raise UnsafePathError(name, "it is not valid Unicode") from None
+    if length > _COMPONENT_BYTES:
+        raise UnsafePathError(name, f"a component is longer than {_COMPONENT_BYTES} bytes")
+
+
+def check_names(names: Iterable[str]) -> None:
+    """See that names are safe, and can all stand in one tree on any file system.
+
+    Raises:
+        UnsafePathError: `check_name` refuses one; two differ only in case or Unicode normalisation; one is the
+            directory of another.
+    """
+    files: dict[str, str] = {}
+    directories: dict[str, str] = {}
+    for name in names:
+        folded = _fold(check_name(name))
+        if folded in files:
+            raise UnsafePathError(name, f"it is the same as {files[folded]!r} where case or normalisation don't count")
+        files[folded] = name
+        parent = folded.rpartition("/")[0]
+        while parent and parent not in directories:
+            directories[parent] = name
+            parent = parent.rpartition("/")[0]
+    for folded, name in files.items():
+        if folded in directories:
+            raise UnsafePathError(name, f"it is a file, and the directory of {directories[folded]!r}")
+
+
+def _fold(name: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def safe_join(root: str, name: str) -> str:
+    """The path of `name` under `root`.
+
+    Raises:
+        UnsafePathError: as `check_name`.
+    """
+    return os.path.join(root, check_name(name))
+
+
+def safe_basename(text: str) -> str | None:
+    """What is left of an untrusted name, such as a Content-Disposition's, as one plain file name; None if nothing is.
+
+    Takes what follows the last slash or backslash, without characters that file systems reserve and without leading
+    dots, cut to 200 bytes with its extension kept.
+    """
+    name = re.split(r"[/\\]", text)[-1]
+    name = _FORBIDDEN.sub("", name.encode(errors="ignore").decode()).strip().lstrip(".").rstrip(". ")
+    if len(name.encode()) > _BASENAME_BYTES:
+        stem, extension = os.path.splitext(name)
+        extension = extension if len(extension.encode()) <= 20 else ""
+        kept = stem.encode()[: _BASENAME_BYTES - len(extension.encode())].decode(errors="ignore")
+        name = kept.rstrip(". ") + extension
+    try:
+        return check_name(name)
+    except UnsafePathError:
+        return None
