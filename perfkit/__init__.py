@@ -29,26 +29,36 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
+    from perfkit.progress.bars import Bars
+    from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
+    from perfkit.progress.meter import FileProgress, Progress, Snapshot
     from perfkit.toolkit import Toolkit
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Bars",
     "BatchError",
+    "CallbackProgress",
     "CancelledError",
     "Config",
     "ConfigError",
     "Download",
     "FileChangedError",
+    "FileProgress",
     "HTTPStatusError",
     "IntegrityError",
+    "JsonLines",
     "LockedError",
     "ManifestError",
     "PerfkitError",
+    "PlainLines",
+    "Progress",
     "RecoveryError",
     "RemoteChangedError",
     "Request",
     "RollbackError",
+    "Snapshot",
     "Toolkit",
     "TransferError",
     "TransferTimeoutError",
@@ -56,10 +66,17 @@ __all__ = [
     "UpdateError",
 ]
 
-_HOMES = {
+_HOMES = {  # whatever is not named here is an error
+    "Bars": "perfkit.progress.bars",
+    "CallbackProgress": "perfkit.progress.lines",
     "Config": "perfkit.config",
     "Download": "perfkit.downloads.request",
+    "FileProgress": "perfkit.progress.meter",
+    "JsonLines": "perfkit.progress.lines",
+    "PlainLines": "perfkit.progress.lines",
+    "Progress": "perfkit.progress.meter",
     "Request": "perfkit.downloads.request",
+    "Snapshot": "perfkit.progress.meter",
     "Toolkit": "perfkit.toolkit",
 }
 

@@ -50,8 +50,8 @@ def _parser() -> argparse.ArgumentParser:
 
     get = commands.add_parser("get", help="download files", description="Download files, in parallel and in parts.")
     get.add_argument("urls", nargs="*", metavar="URL")
-    get.add_argument("-i", "--input", metavar="FILE",
-                     help="read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]")  # fmt: skip
+    listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
+    get.add_argument("-i", "--input", metavar="FILE", help=listed)
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
     where.add_argument("-d", "--directory", metavar="DIR", help="the directory to write into (default: here)")

@@ -1,0 +1,120 @@
+"""Progress where there is no terminal: plain lines for logs, JSON lines for programs, a callback for code."""
+
+from __future__ import annotations
+
+import dataclasses
+import enum
+import json
+import sys
+from collections.abc import Callable
+from typing import TextIO
+
+from perfkit.progress.meter import Snapshot
+from perfkit.progress.text import amount, clock, summary
+
+__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "write_text"]
+
+_STEP = 0.1  # a line for each tenth of the work
+_EVERY_S = 30.0  # and at least one in this time
+
+
+def write_text(stream: TextIO, text: str) -> bool:
+    """Write and flush; False if the stream is gone, which is no reason to end a download."""
+    try:
+        encoding = getattr(stream, "encoding", None) or "utf-8"
+        stream.write(text.encode(encoding, "replace").decode(encoding))
+        stream.flush()
+    except (OSError, ValueError):
+        return False
+    return True
+
+
+class PlainLines:
+    """A line for every tenth of the work or every half minute, and a summary. For CI logs, files and pipes.
+
+    Args:
+        stream: by default standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._alive = True
+        self._next_step = _STEP
+        self._next_s = _EVERY_S
+
+    def update(self, snapshot: Snapshot) -> None:
+        share = _share(snapshot)
+        due = share is not None and self._next_step <= share < 1.0
+        if not due and snapshot.elapsed_s < self._next_s:
+            return
+        if share is not None:
+            self._next_step = (int(share / _STEP + 1e-9) + 1) * _STEP
+        self._next_s = snapshot.elapsed_s + _EVERY_S
+        self._say(_line(snapshot, share))
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self._say(summary(snapshot))
+        self._next_step, self._next_s = _STEP, _EVERY_S
+
+    def _say(self, text: str) -> None:
+        self._alive = self._alive and write_text(self._stream, f"{text}\n")
+
+
+def _share(snapshot: Snapshot) -> float | None:
+    """How much of the work is done, 0..1, by bytes or else by files; None if nobody knows."""
+    if snapshot.total_bytes:
+        return snapshot.received_bytes / snapshot.total_bytes
+    if snapshot.files_total:
+        return (snapshot.files_done + snapshot.files_failed) / snapshot.files_total
+    return None
+
+
+def _line(snapshot: Snapshot, share: float | None) -> str:
+    percent = "" if share is None else f"{share:4.0%}  "
+    total = f"/{amount(snapshot.total_bytes)}" if snapshot.total_bytes is not None else ""
+    files = f"{snapshot.files_done}" + (f"/{snapshot.files_total}" if snapshot.files_total is not None else "")
+    failed = f", {snapshot.files_failed} failed" if snapshot.files_failed else ""
+    return (
+        f"{percent}{amount(snapshot.received_bytes)}{total}  {amount(snapshot.speed_bytes_per_s)}/s"
+        f"  ETA {clock(snapshot.eta_s)}  {files} files{failed}"
+    )
+
+
+class CallbackProgress:
+    """Calls a function with each `Snapshot`, the last one included. What it raises ends the work."""
+
+    def __init__(self, function: Callable[[Snapshot], object]) -> None:
+        self._function = function
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._function(snapshot)
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self._function(snapshot)
+
+
+class JsonLines:
+    """A JSON object a line, with the fields of `Snapshot` and an `event`: `progress`, or `finish` for the last.
+
+    Args:
+        stream: by default standard error.
+    """
+
+    def __init__(self, stream: TextIO | None = None) -> None:
+        self._stream = stream or sys.stderr
+        self._alive = True
+
+    def update(self, snapshot: Snapshot) -> None:
+        self._write("progress", snapshot)
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self._write("finish", snapshot)
+
+    def _write(self, event: str, snapshot: Snapshot) -> None:
+        if self._alive:
+            record = {"event": event, **dataclasses.asdict(snapshot)}
+            self._alive = write_text(self._stream, json.dumps(record, default=_plain) + "\n")
+
+
+def _plain(value: object) -> object:
+    return value.value if isinstance(value, enum.Enum) else str(value)

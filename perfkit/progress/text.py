@@ -1,0 +1,78 @@
+"""Numbers and names as people read them, in a width that is known."""
+
+from __future__ import annotations
+
+import unicodedata
+
+from perfkit.progress.meter import Snapshot
+
+__all__ = ["amount", "clip", "clock", "display_width", "fit", "summary"]
+
+_UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+
+
+def amount(size: float) -> str:
+    """`1.5 MiB`, in powers of 1024."""
+    unit = 0
+    while size >= 999.5 and unit < len(_UNITS) - 1:
+        size /= 1024
+        unit += 1
+    return f"{size:.0f} B" if unit == 0 else f"{size:.1f} {_UNITS[unit]}"
+
+
+def clock(seconds: float | None) -> str:
+    """`1:05`, `2:03:00`, `3d 04h`; `-:--` where it is not known."""
+    if seconds is None or seconds > 99 * 86400:
+        return "-:--"
+    whole = int(seconds + 0.5)
+    if whole >= 86400:
+        return f"{whole // 86400}d {whole % 86400 // 3600:02}h"
+    if whole >= 3600:
+        return f"{whole // 3600}:{whole % 3600 // 60:02}:{whole % 60:02}"
+    return f"{whole // 60}:{whole % 60:02}"
+
+
+def summary(snapshot: Snapshot) -> str:
+    """The last line of a run."""
+    came = snapshot.received_bytes - snapshot.resumed_bytes
+    speed = came / snapshot.elapsed_s if snapshot.elapsed_s > 0 else 0.0
+    files = f"{snapshot.files_done} file{'' if snapshot.files_done == 1 else 's'}"
+    parts = [f"{files}, {amount(snapshot.received_bytes)} in {clock(snapshot.elapsed_s)}, {amount(speed)}/s"]
+    if snapshot.resumed_bytes:
+        parts.append(f"{amount(snapshot.resumed_bytes)} were there already")
+    if snapshot.files_failed:
+        parts.append(f"{snapshot.files_failed} failed")
+    return "; ".join(parts)
+
+
+def display_width(text: str) -> int:
+    """Columns of a terminal: two for wide characters, none for combining ones (Unicode Annex 11)."""
+    if text.isascii():
+        return len(text)
+    return sum(_columns(character) for character in text)
+
+
+def _columns(character: str) -> int:
+    if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in "WF" else 1
+
+
+def clip(text: str, width: int) -> str:
+    """At most `width` columns, without control characters; a cut is shown."""
+    text = "".join(character if character.isprintable() else "?" for character in text)
+    if display_width(text) <= width:
+        return text
+    kept, used = [], 0
+    for character in text:
+        used += _columns(character)
+        if used > width - 1:
+            break
+        kept.append(character)
+    return "".join(kept) + ("~" if width > 0 else "")
+
+
+def fit(text: str, width: int) -> str:
+    """Exactly `width` columns."""
+    clipped = clip(text, width)
+    return clipped + " " * (width - display_width(clipped))

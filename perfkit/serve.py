@@ -1,0 +1,261 @@
+"""A small Range-capable HTTP server on loopback: for development, examples and tests; not for production.
+
+It speaks what a correct downloader relies on: single ranges (RFC 9110 section 14), strong ETags, `If-Range`,
+`If-Match` and the other conditions (section 13), keep-alive, and bodies sent by the kernel (`sendfile`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import http.server
+import logging
+import mimetypes
+import os
+import re
+import socket
+import socketserver
+import stat
+import threading
+import time
+from email.utils import formatdate, parsedate_to_datetime
+from types import TracebackType
+from urllib.parse import quote, unquote, urlsplit
+
+from perfkit.errors import ConfigError
+
+__all__ = ["Server"]
+
+_log = logging.getLogger(__name__)
+
+_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))", re.ASCII)
+_SLICE_BYTES = 1 << 20
+_SLICES_PER_S = 20  # of a limited connection
+
+
+class Server:
+    """Serves the files under `root` at `url`, from threads of its own, inside a `with` block.
+
+    Args:
+        root: the directory to serve; nothing outside it is reachable, through symbolic links neither.
+        port: 0 picks a free one.
+        host: the address to listen on.
+        bytes_per_s: limit for each connection's bodies, to play a slow link; None for none.
+
+    Raises:
+        ConfigError: `root` is not a directory, or the port is taken or not allowed.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, port: int = 0, host: str = "127.0.0.1", bytes_per_s: int | None = None
+    ) -> None:
+        if not os.path.isdir(root):
+            raise ConfigError(f"{os.fspath(root)} is not a directory to serve")
+        try:
+            self._server = _ThreadingServer((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 picks a free one") from error
+        self._server.root = os.path.realpath(root)
+        self._server.bytes_per_s = bytes_per_s
+        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="perfkit-serve")
+
+    @property
+    def url(self) -> str:
+        """The root's URL, with a slash at its end."""
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/"
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Block until the server is closed, or interrupted by the keyboard."""
+        while self._thread.is_alive():
+            self._thread.join(1.0)
+
+    def close(self) -> None:
+        """Stop, with all connections and threads. Idempotent."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+
+
+class _ThreadingServer(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 128
+    root: str
+    bytes_per_s: int | None
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._connections: set[socket.socket] = set()
+        self._connections_lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        with self._connections_lock:
+            self._connections.add(request)  # type: ignore[arg-type]
+        super().process_request(request, client_address)  # type: ignore[arg-type]
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        with self._connections_lock:
+            self._connections.discard(request)  # type: ignore[arg-type]
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        with self._connections_lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()  # waits for the threads
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.debug("connection from %s ended", client_address, exc_info=True)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "perfkit"
+    disable_nagle_algorithm = True
+    server: _ThreadingServer
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def log_message(self, format: str, *args: object) -> None:
+        _log.debug(format, *args)
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = self._path()
+        if path is None:
+            return self._say(404, "no such file\n", with_body=with_body)
+        if os.path.isdir(path):
+            return self._index(path, with_body=with_body)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            return self._say(404, f"{error.strerror}\n", with_body=with_body)
+        try:
+            status = os.fstat(descriptor)
+            if not stat.S_ISREG(status.st_mode):
+                return self._say(404, "no such file\n", with_body=with_body)
+            return self._file(path, descriptor, status, with_body=with_body)
+        finally:
+            os.close(descriptor)
+
+    def _path(self) -> str | None:
+        """The real path of what is asked for, if it is inside the root."""
+        try:
+            name = unquote(urlsplit(self.path).path, errors="surrogateescape")
+        except ValueError:
+            return None
+        if "\0" in name or ".." in name.split("/"):
+            return None
+        path = os.path.realpath(os.path.join(self.server.root, name.lstrip("/")))
+        inside = path == self.server.root or path.startswith(self.server.root.rstrip("/") + "/")
+        return path if inside and os.path.exists(path) else None
+
+    def _file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
+        size = status.st_size
+        etag = f'"{status.st_mtime_ns:x}-{size:x}-{status.st_ino:x}"'
+        headers = {
+            "ETag": etag,
+            "Last-Modified": formatdate(status.st_mtime, usegmt=True),
+            "Accept-Ranges": "bytes",
+            "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
+        }
+        if (refusal := self._condition(etag, status.st_mtime)) is not None:
+            return self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
+        start, end, code = self._range(etag, headers["Last-Modified"], size)
+        if code == 416:
+            return self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
+        if code == 206:
+            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
+        self._head(code, {**headers, "Content-Length": str(end - start)})
+        if with_body:
+            self._send(descriptor, start, end)
+
+    def _condition(self, etag: str, modified_s: float) -> int | None:
+        """The status that ends the request, by RFC 9110 section 13.2.2; None if it goes on."""
+        if (wanted := self.headers.get("If-Match")) is not None:
+            if not _lists(wanted, etag):
+                return 412
+        elif (since := _seconds(self.headers.get("If-Unmodified-Since"))) is not None and int(modified_s) > since:
+            return 412
+        if (unwanted := self.headers.get("If-None-Match")) is not None:
+            return 304 if _lists(unwanted, etag) else None
+        since = _seconds(self.headers.get("If-Modified-Since"))
+        return 304 if since is not None and int(modified_s) <= since else None
+
+    def _range(self, etag: str, modified: str, size: int) -> tuple[int, int, int]:
+        """Start, end and status. Anything but one valid range is answered with the whole file (section 14.2)."""
+        condition = self.headers.get("If-Range")
+        match = _RANGE.fullmatch(self.headers.get("Range", "").replace(" ", ""))
+        if match is None or (condition is not None and condition not in (etag, modified)):
+            return 0, size, 200
+        first, last, suffix = match.groups()
+        if suffix is not None:
+            start, end = max(0, size - int(suffix)), size
+            satisfiable = int(suffix) > 0 and size > 0
+        else:
+            start, end = int(first), min(size, int(last) + 1) if last else size
+            if last and int(last) < start:
+                return 0, size, 200
+            satisfiable = start < size
+        return (start, end, 206) if satisfiable else (0, 0, 416)
+
+    def _send(self, descriptor: int, start: int, end: int) -> None:
+        limit = self.server.bytes_per_s
+        piece = _SLICE_BYTES if limit is None else max(1, limit // _SLICES_PER_S)
+        began, sent = time.monotonic(), 0
+        while start + sent < end:
+            count = os.sendfile(self.connection.fileno(), descriptor, start + sent, min(piece, end - start - sent))
+            if count == 0:
+                self.close_connection = True  # the file was cut short: the promised length can't be kept
+                return
+            sent += count
+            if limit is not None:
+                time.sleep(max(0.0, began + sent / limit - time.monotonic()))
+
+    def _index(self, path: str, *, with_body: bool) -> None:
+        if not urlsplit(self.path).path.endswith("/"):
+            return self._head(301, {"Location": quote(unquote(urlsplit(self.path).path)) + "/", "Content-Length": "0"})
+        rows = []
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                name = entry.name + ("/" if entry.is_dir() else "")
+                shown = html.escape(name.encode(errors="replace").decode())
+                rows.append(f'<li><a href="{quote(os.fsencode(name))}">{shown}</a>')
+        text = f"<!doctype html><meta charset=utf-8><title>perfkit serve</title><ul>{''.join(rows)}</ul>\n"
+        return self._say(200, text, kind="text/html; charset=utf-8", with_body=with_body)
+
+    def _say(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
+        body = text.encode()
+        self._head(code, {"Content-Type": kind, "Content-Length": str(len(body))})
+        if with_body:
+            self.wfile.write(body)
+
+    def _head(self, code: int, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+
+
+def _lists(field: str, etag: str) -> bool:
+    """Whether a list of entity tags has this one."""
+    return field.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in field.split(",")]
+
+
+def _seconds(date: str | None) -> float | None:
+    try:
+        return parsedate_to_datetime(date).timestamp() if date else None
+    except ValueError:
+        return None
