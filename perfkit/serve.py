@@ -99,11 +99,11 @@ class _ThreadingServer(socketserver.ThreadingTCPServer):
     def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
         with self._connections_lock:
             self._connections.add(request)  # type: ignore[arg-type]
-        super().process_request(request, client_address)  # type: ignore[arg-type]
+        super().process_request(request, client_address)
 
     def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
         with self._connections_lock:
-            self._connections.discard(request)  # type: ignore[arg-type]
+            self._connections.discard(request)
         super().shutdown_request(request)
 
     def server_close(self) -> None:
@@ -135,18 +135,22 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _answer(self, *, with_body: bool) -> None:
         path = self._path()
         if path is None:
-            return self._say(404, "no such file\n", with_body=with_body)
+            self._say(404, "no such file\n", with_body=with_body)
+            return
         if os.path.isdir(path):
-            return self._index(path, with_body=with_body)
+            self._index(path, with_body=with_body)
+            return
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            return self._say(404, f"{error.strerror}\n", with_body=with_body)
+            self._say(404, f"{error.strerror}\n", with_body=with_body)
+            return
         try:
             status = os.fstat(descriptor)
-            if not stat.S_ISREG(status.st_mode):
-                return self._say(404, "no such file\n", with_body=with_body)
-            return self._file(path, descriptor, status, with_body=with_body)
+            if stat.S_ISREG(status.st_mode):
+                self._file(path, descriptor, status, with_body=with_body)
+            else:
+                self._say(404, "no such file\n", with_body=with_body)
         finally:
             os.close(descriptor)
 
@@ -172,10 +176,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
         }
         if (refusal := self._condition(etag, status.st_mtime)) is not None:
-            return self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
+            self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
+            return
         start, end, code = self._range(etag, headers["Last-Modified"], size)
         if code == 416:
-            return self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
+            self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
+            return
         if code == 206:
             headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
         self._head(code, {**headers, "Content-Length": str(end - start)})
@@ -226,7 +232,8 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _index(self, path: str, *, with_body: bool) -> None:
         if not urlsplit(self.path).path.endswith("/"):
-            return self._head(301, {"Location": quote(unquote(urlsplit(self.path).path)) + "/", "Content-Length": "0"})
+            self._head(301, {"Location": quote(unquote(urlsplit(self.path).path)) + "/", "Content-Length": "0"})
+            return
         rows = []
         with os.scandir(path) as entries:
             for entry in sorted(entries, key=lambda each: each.name):
@@ -234,7 +241,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 shown = html.escape(name.encode(errors="replace").decode())
                 rows.append(f'<li><a href="{quote(os.fsencode(name))}">{shown}</a>')
         text = f"<!doctype html><meta charset=utf-8><title>perfkit serve</title><ul>{''.join(rows)}</ul>\n"
-        return self._say(200, text, kind="text/html; charset=utf-8", with_body=with_body)
+        self._say(200, text, kind="text/html; charset=utf-8", with_body=with_body)
 
     def _say(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
         body = text.encode()

@@ -95,12 +95,18 @@ class AdaptiveController:
         self.target = min(2, ceiling) if adaptive else ceiling
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
-        self._patience = 0
+        self._grow_after = 0  # windows until growing, or shrinking, is tried again
+        self._shrink_after = 0
         self._troubled = False
         self._answer_s = 0.0
-        self._from_s = clock()
+        self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
+
+    def restart(self) -> None:
+        """New totals begin; what was learned of the number of streams stays."""
+        with self._lock:
+            self._from_s = None
 
     def trouble(self) -> None:
         """A 429, 503, reset or stall was seen."""
@@ -116,11 +122,14 @@ class AdaptiveController:
             return False
         with self._lock:
             now = self._clock()
+            work = received_bytes + files_done * self.file_allowance_bytes
+            if self._from_s is None:
+                self._from_s, self._work_before, self._cpu_before_s = now, work, cpu_s
+                return False
             window_s = now - self._from_s
             shortest_s = self.ramp_window_s if self._ramping else self.steady_window_s
             if window_s < max(shortest_s, self.answers_per_window * self._answer_s):
                 return False
-            work = received_bytes + files_done * self.file_allowance_bytes
             goodput = (work - self._work_before) / window_s
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
             idle = throttled or busy < self.target or goodput <= 0
@@ -136,14 +145,16 @@ class AdaptiveController:
         if idle:
             return self.target
         if trial is not None and goodput < trial[1] * self._worth(trial[0]):
-            self._ramping, self._patience = False, self.patience_windows
+            if trial[0] < self.target:
+                self._ramping, self._grow_after = False, self.patience_windows
+            else:
+                self._shrink_after = self.patience_windows
             return trial[0]
-        if self._patience > 0:
-            self._patience -= 1
-            return self.target
-        if cpu_bound:
+        self._grow_after, self._shrink_after = max(0, self._grow_after - 1), max(0, self._shrink_after - 1)
+        wanted = self.target
+        if cpu_bound and self._shrink_after == 0:
             wanted = max(1, self.target // 2)
-        else:
+        elif not cpu_bound and self._grow_after == 0:
             wanted = min(self._ceiling, self.target * 2 if self._ramping else self.target + 1)
         if wanted != self.target:
             self._trial = (self.target, goodput)

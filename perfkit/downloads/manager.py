@@ -208,6 +208,7 @@ class DownloadManager:
         with self._changed:
             if not self._batches:
                 self._meter = Meter()
+                self._controller.restart()
             if self._transport is None:
                 self._transport = self._make_transport(self._config)
                 self._transport.limit_changed(self._rate_limit)

@@ -75,5 +75,6 @@ class Download:
     retries: int = 0
     checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
     seconds: float = 0.0
+    length_known: bool = True  # False: nothing but the end of the connection told where the file ends
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
     error: Exception | None = None

@@ -116,6 +116,7 @@ class Transfer:
         self._checksum: Checksum | None = None
         self._origin: Origin | None = None  # of the file that is at the destination now
         self._started_s = 0.0
+        self._length_known = True
 
         self._lock = threading.Lock()  # guards what follows
         self._busy = 0  # workers inside
@@ -430,6 +431,7 @@ class Transfer:
                 count = response.read_into(view[:most])
             if count == 0:
                 if left is None:
+                    self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
                     draft.map.end_here(runner)
                     self._meter.start(draft.map.size)
                     break
@@ -630,6 +632,7 @@ class Transfer:
                 retries=self._retries,
                 checksum=str(verified) if verified and self._error is None else None,
                 seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
+                length_known=self._length_known,
                 unchanged=self._unchanged,
                 error=self._error,
             )

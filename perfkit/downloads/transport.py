@@ -171,9 +171,39 @@ class _Exchange:
 _here = threading.local()  # .exchange: the one the current thread is busy with
 
 
+class _HeaderLines:
+    """Reads for http.client, and knows whether the headers came to their end."""
+
+    def __init__(self, stream: Any) -> None:
+        self._stream = stream
+        self.last = b""
+
+    def readline(self, limit: int) -> bytes:
+        self.last = self._stream.readline(limit)
+        return self.last
+
+    def close(self) -> None:
+        self._stream.close()
+
+
+class _WholeHeadersResponse(http.client.HTTPResponse):
+    """http.client takes a connection that ends among the headers for their end, and the lost Content-Length with it."""
+
+    def begin(self) -> None:
+        stream = self.fp
+        self.fp = lines = _HeaderLines(stream)  # type: ignore[assignment]
+        try:
+            super().begin()
+        finally:
+            self.fp = stream if self.fp is lines else self.fp
+        if lines.last not in (b"\r\n", b"\n"):
+            raise http.client.RemoteDisconnected("the connection ended in the middle of the headers")
+
+
 class _KillableMixin:
     """A connection that tells the current exchange how to end it, from the first SYN on."""
 
+    response_class = _WholeHeadersResponse
     _killer: _Killer | None = None
     _uses = 0
 
@@ -358,8 +388,8 @@ class HttpTransport:
             location = location.encode("latin-1").decode("utf-8")
         except UnicodeError:
             pass
-        target = urljoin(at, location)
         try:
+            target = urljoin(at, location)
             scheme = origin_of(target)[0]
         except ValueError as error:
             raise TransferError(url, f"redirected to {location[:200]!r}, which is no URL") from error
@@ -384,6 +414,8 @@ class HttpTransport:
             try:
                 with _mapped(url, cancel, exchange):
                     raw = self._urlopen(at, request, exchange)
+                    if exchange.expired:
+                        raise TimeoutError("too late")
                 return _UrllibResponse(url, at, raw, exchange, cancel)
             except TransferError as error:
                 cancel.discard(exchange.kill)
@@ -498,8 +530,7 @@ class _UrllibResponse:
         self._left -= count
         if self._left == 0:
             self._ended = True
-            self._raw._fp.close()  # type: ignore[union-attr]
-            self._raw.release_conn()
+            self._give_back()  # now, so that another thread can use it
         return count
 
     def _read_undeclared(self, view: memoryview) -> int:
@@ -523,7 +554,13 @@ class _UrllibResponse:
         self._cancel.discard(self._exchange.kill)
         if not self._ended:
             with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
-                self._raw.close()
+                self._raw.close()  # and the connection with it: the rest of the body is still on its way
+        self._give_back()
+
+    def _give_back(self) -> None:
+        """Return the connection to its pool. http.client must see the response closed before the next request."""
+        if self._raw._fp is not None:
+            self._raw._fp.close()  # type: ignore[union-attr]
         self._raw.release_conn()
 
 

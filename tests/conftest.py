@@ -1,0 +1,74 @@
+"""What all tests share: a kit that fails fast, servers, and the rule that no test leaves a thread behind."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+
+from perfkit import Config, Toolkit
+from tests.fakes import Handler, WrongServer
+
+
+@pytest.fixture(autouse=True)
+def no_thread_left() -> Iterator[None]:
+    """Every thread that a test starts has ended when the test has."""
+    before = set(threading.enumerate())
+    yield
+    deadline = time.monotonic() + 3.0
+    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
+        next(iter(left)).join(0.05)
+    assert not left, f"threads left behind: {left}"
+
+
+@pytest.fixture(autouse=True)
+def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Proxies and certificates of the machine are not part of a test."""
+    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"):
+        monkeypatch.delenv(name, raising=False)
+        monkeypatch.delenv(name.lower(), raising=False)
+
+
+QUICK: dict[str, Any] = {
+    "workers": 4,
+    "retries": 2,
+    "backoff_base_s": 0.01,
+    "connect_timeout_s": 2.0,
+    "read_timeout_s": 1.0,
+    "stall_bytes_per_s": 1000,
+    "stall_window_s": 1.0,
+    "min_segment_bytes": 64 << 10,
+    "buffer_bytes": 16 << 10,
+    "adaptive": False,
+}
+
+
+@pytest.fixture
+def make_kit() -> Iterator[Callable[..., Toolkit]]:
+    """Toolkits with short patience; closed after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def make(progress: Any = None, **changes: Any) -> Toolkit:
+            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), progress=progress))
+
+        yield make
+
+
+@pytest.fixture
+def kit(make_kit: Callable[..., Toolkit]) -> Toolkit:
+    return make_kit()
+
+
+@pytest.fixture
+def wrong() -> Iterator[Callable[..., WrongServer]]:
+    """Servers with a handler each, stopped after the test."""
+    with contextlib.ExitStack() as stack:
+
+        def start(handler: Handler, **options: Any) -> WrongServer:
+            return stack.enter_context(WrongServer(handler, **options))
+
+        yield start
