@@ -9,6 +9,7 @@ import argparse
 import json
 import sys
 import time
+from collections import deque
 from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
@@ -112,8 +113,12 @@ def _downloads(kit: Toolkit, arguments: argparse.Namespace) -> Iterator[Download
 
     headers = _headers(arguments.header)
     if arguments.output is None:
-        for _, download in kit.iter_downloads(_requests(arguments, headers), arguments.directory):
+        refused: deque[Download] = deque()
+        for _, download in kit.iter_downloads(_requests(arguments, headers, refused), arguments.directory):
             yield download
+            while refused:
+                yield refused.popleft()
+        yield from refused
         return
     try:
         yield kit.download(arguments.urls[0], arguments.output, checksum=arguments.checksum, mirrors=arguments.mirror,
@@ -124,9 +129,11 @@ def _downloads(kit: Toolkit, arguments: argparse.Namespace) -> Iterator[Download
         yield Download(url=arguments.urls[0], path=arguments.output, error=error)
 
 
-def _requests(arguments: argparse.Namespace, headers: dict[str, str]) -> Iterator[Request | str]:
-    """The URLs of the command line, then those of the input file, a line at a time."""
-    from perfkit.downloads.request import Request
+def _requests(
+    arguments: argparse.Namespace, headers: dict[str, str], refused: deque[Download]
+) -> Iterator[Request]:
+    """The URLs of the command line, then those of the input file, a line at a time; what is none goes to `refused`."""
+    from perfkit.downloads.request import Download, Request
 
     resume = not arguments.no_resume
     for url in arguments.urls:
@@ -140,9 +147,11 @@ def _requests(arguments: argparse.Namespace, headers: dict[str, str]) -> Iterato
                 if not url or url.startswith("#"):
                     continue
                 try:
-                    yield Request(url, name or None, checksum=checksum or None, headers=headers, resume=resume)
-                except ConfigError:
-                    yield url  # a bad line is a failed download, not the end of the others
+                    request = Request(url, name or None, checksum=checksum or None, headers=headers, resume=resume)
+                except ConfigError as error:
+                    refused.append(Download(url=url, path=name, error=error))  # and not the end of the others
+                    continue
+                yield request
 
 
 def _open_input(path: str) -> IO[str]:

@@ -7,13 +7,11 @@ import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
 
 from perfkit.errors import ConfigError
 
 __all__ = ["Config", "check_headers", "parse_size"]
 
-_NO_MAP: Mapping[str, str] = MappingProxyType({})
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -87,9 +85,9 @@ class Config:
     retry_after_cap_s: float = 120.0  # a server that asks for a longer wait ends the transfer
 
     # To whom, and as whom
-    headers: Mapping[str, str] = field(default_factory=lambda: _NO_MAP)
+    headers: Mapping[str, str] = field(default_factory=dict)
     auth: tuple[str, str] | None = None  # HTTP Basic user and password; otherwise netrc is asked
-    proxies: Mapping[str, str] = field(default_factory=lambda: _NO_MAP)  # as requests takes them
+    proxies: Mapping[str, str] = field(default_factory=dict)  # as requests takes them
     trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
     verify: bool = True  # False accepts any certificate
     ca_bundle: str | None = None  # PEM file or directory, instead of certifi's

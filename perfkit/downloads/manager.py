@@ -181,6 +181,8 @@ class DownloadManager:
                 while not (exhausted and batch.pending == 0):
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
+                        if exhausted and total is None:
+                            self._meter.all_known()
                     if cancel.cancelled:
                         self._abandon(batch)
                         exhausted = exhausted or total is None

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from types import MappingProxyType
-from urllib.parse import unquote, urlsplit
+from urllib.parse import SplitResult, unquote, urlsplit
 
 from perfkit.config import check_headers
+from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError
 
 __all__ = ["Download", "Request"]
@@ -17,7 +17,7 @@ __all__ = ["Download", "Request"]
 class _Options:
     checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…"
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
-    headers: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    headers: Mapping[str, str] = field(default_factory=dict)
     auth: tuple[str, str] | None = None  # HTTP Basic user and password, for the origin of `url` only
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
@@ -42,6 +42,8 @@ class Request(_Options):
             parts = _split(url)
             if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
                 raise ConfigError(f"{url!r} is not an http or https URL")
+        if self.checksum is not None:
+            parse_checksum(self.checksum)
         check_headers(self.headers)
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
@@ -52,10 +54,13 @@ class Request(_Options):
         return unquote(urlsplit(self.url).path.rpartition("/")[2])
 
 
-def _split(url: object):  # type: ignore[no-untyped-def]
+def _split(url: object) -> SplitResult | None:
+    if not isinstance(url, str):
+        return None
     try:
-        return urlsplit(url) if isinstance(url, str) else None
-    except ValueError:
+        parts = urlsplit(url)
+        return parts if parts.port != 0 else None
+    except ValueError:  # brackets that don't close, a port out of its range
         return None
 
 

@@ -189,9 +189,9 @@ class _HeaderLines:
 class _WholeHeadersResponse(http.client.HTTPResponse):
     """http.client takes a connection that ends among the headers for their end, and the lost Content-Length with it."""
 
-    def begin(self) -> None:
+    def begin(self: Any) -> None:
         stream = self.fp
-        self.fp = lines = _HeaderLines(stream)  # type: ignore[assignment]
+        self.fp = lines = _HeaderLines(stream)
         try:
             super().begin()
         finally:
@@ -203,7 +203,7 @@ class _WholeHeadersResponse(http.client.HTTPResponse):
 class _KillableMixin:
     """A connection that tells the current exchange how to end it, from the first SYN on."""
 
-    response_class = _WholeHeadersResponse
+    response_class: Any = _WholeHeadersResponse
     _killer: _Killer | None = None
     _uses = 0
 
@@ -559,8 +559,9 @@ class _UrllibResponse:
 
     def _give_back(self) -> None:
         """Return the connection to its pool. http.client must see the response closed before the next request."""
-        if self._raw._fp is not None:
-            self._raw._fp.close()  # type: ignore[union-attr]
+        inner: Any = self._raw._fp
+        if inner is not None:
+            inner.close()
         self._raw.release_conn()
 
 

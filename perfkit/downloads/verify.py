@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
+import re
 import threading
 from dataclasses import dataclass
 
@@ -13,6 +15,7 @@ from perfkit.errors import ConfigError
 __all__ = ["Checksum", "RunningDigest", "matches", "parse_checksum"]
 
 _READ_BYTES = 512 << 10
+_HEX = re.compile("[0-9a-f]+")
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,22 +35,27 @@ def parse_checksum(text: str) -> Checksum:
     Raises:
         ConfigError: no such algorithm, or not a digest of its length.
     """
-    algorithm, _, digest = text.partition(":")
-    algorithm, digest = algorithm.strip().lower().replace("-", ""), digest.strip().lower()
-    by_short_name = {name.replace("-", ""): name for name in hashlib.algorithms_available}
-    try:
-        size = hashlib.new(by_short_name.get(algorithm, algorithm), usedforsecurity=False).digest_size
-    except ValueError:
-        size = 0
+    if not isinstance(text, str):
+        raise ConfigError(f"checksum {text!r}: write it as text, such as sha256:HEX")
+    name, _, digest = text.partition(":")
+    algorithm, size = _algorithm(name.strip())
     if size == 0:
-        raise ConfigError(f"checksum {text!r}: {algorithm!r} is no algorithm of this Python; write sha256:HEX")
-    try:
-        length = len(bytes.fromhex(digest))
-    except ValueError:
-        length = -1
-    if length != size:
+        raise ConfigError(f"checksum {text!r}: {name!r} is no algorithm of this Python; write sha256:HEX")
+    digest = digest.strip().lower()
+    if len(digest) != 2 * size or not _HEX.fullmatch(digest):
         raise ConfigError(f"checksum {text!r}: a {algorithm} digest is {2 * size} hexadecimal digits")
-    return Checksum(by_short_name.get(algorithm, algorithm), digest)
+    return Checksum(algorithm, digest)
+
+
+@functools.lru_cache(maxsize=64)
+def _algorithm(name: str) -> tuple[str, int]:
+    """hashlib's name and digest size in bytes for a name in any case, with or without hyphens; 0 if there is none."""
+    short = name.lower().replace("-", "")
+    known = {each.replace("-", ""): each for each in hashlib.algorithms_available}.get(short, short)
+    try:
+        return known, hashlib.new(known, usedforsecurity=False).digest_size
+    except ValueError:
+        return known, 0
 
 
 def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:

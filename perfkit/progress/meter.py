@@ -198,8 +198,8 @@ class Meter:
         self._lock = threading.Lock()
         self._started_s = clock()
         self._window = SpeedWindow(self._started_s)
-        self._files = 0  # made so far
-        self._expected: int | None = 0
+        self._expected = 0
+        self._open_lists = 0  # lists of files whose end nobody has seen yet
         self._sized = 0  # files whose size is known
         self._known = 0  # their sizes, added up
         self._received = 0
@@ -211,20 +211,21 @@ class Meter:
         self._finished: deque[FileMeter] = deque(maxlen=_FINISHED_KEPT)
 
     def expect(self, files: int | None) -> None:
-        """So many more files are to come; None: nobody knows yet how many."""
+        """So many more files are to come; None: a list of unknown length, until `all_known`."""
         with self._lock:
-            self._expected = None if files is None or self._expected is None else self._expected + files
+            if files is None:
+                self._open_lists += 1
+            else:
+                self._expected += files
 
     def file(self, name: str) -> FileMeter:
-        """The meter of one more file."""
-        with self._lock:
-            self._files += 1
+        """The meter of one file of those expected."""
         return FileMeter(self, name)
 
     def all_known(self) -> None:
-        """No more files will come than were made so far."""
+        """A list of unknown length has come to its end."""
         with self._lock:
-            self._expected = max(self._files, self._expected or 0)
+            self._open_lists -= 1
 
     def _total_changed(self, before: int | None, after: int | None) -> None:
         self._sized += (after is not None) - (before is not None)
@@ -235,7 +236,8 @@ class Meter:
         now = self.clock()
         with self._lock:
             speed = self._window.see(now, self._transferred)
-            total = self._known if self._expected is not None and self._sized >= self._expected else None
+            expected = None if self._open_lists else self._expected
+            total = self._known if expected is not None and self._sized >= expected else None
             active = tuple(each._progress(now) for each in self._active)
             finished = tuple(each._progress(now) for each in self._finished)
             self._finished.clear()
@@ -243,12 +245,12 @@ class Meter:
             ended = self._done + self._failed
             if total is not None:
                 eta = _eta_s(max(0, total - self._received), speed)
-            elif self._expected is not None and ended:
-                eta = elapsed / ended * max(0, self._expected - ended)  # by files, while sizes are missing
+            elif expected is not None and ended:
+                eta = elapsed / ended * max(0, expected - ended)  # by files, while sizes are missing
             else:
                 eta = None
             return Snapshot(
-                self._phase, self._expected, self._done, self._failed, self._received, total, self._known,
+                self._phase, expected, self._done, self._failed, self._received, total, self._known,
                 self._resumed, speed, eta, elapsed, active, finished,
             )  # fmt: skip
 
