@@ -233,24 +233,26 @@ class DownloadManager:
         room = self._config.workers * _QUEUED_PER_WORKER - len(batch.queue)
         fresh = []
         taken = 0
-        for index, placed in islice(source, max(0, room)):
-            taken += 1
-            if not counted:
-                self._meter.expect(1)
-            match placed:
-                case (Request() as request, str() as path, bool() as named):
-                    batch.pending += 1
-                    transfer = self._admit(batch, index, request, path, named=named)
-                    if transfer is not None:
-                        fresh.append(transfer)
-                case (str() as url, Exception() as error):
-                    batch.finished.append((index, Download(url=url, path="", error=error)))
-                    self._meter.file(url).failed()
-        with self._changed:
-            batch.queue.extend(fresh)
-            batch.low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
-            self._employ()
-            self._changed.notify_all()
+        try:
+            for index, placed in islice(source, max(0, room)):
+                taken += 1
+                if not counted:
+                    self._meter.expect(1)
+                match placed:
+                    case (Request() as request, str() as path, bool() as named):
+                        batch.pending += 1
+                        transfer = self._admit(batch, index, request, path, named=named)
+                        if transfer is not None:
+                            fresh.append(transfer)
+                    case (str() as url, Exception() as error):
+                        batch.finished.append((index, Download(url=url, path="", error=error)))
+                        self._meter.file(url).failed()
+        finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
+            with self._changed:
+                batch.queue.extend(fresh)
+                batch.low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
+                self._employ()
+                self._changed.notify_all()
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:

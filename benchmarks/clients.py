@@ -1,0 +1,139 @@
+"""The clients that have no command of their own, each in its best documented way of doing a job.
+
+`python clients.py CLIENT JOB.json` does it and prints `{"seconds": S}`, from after the imports to the last byte.
+A job is `{"files": [{"url", "name", "sha256" or null}], "dest": DIR, "segments": N}`; segments are the most connections
+for one file, for those that have them.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+Job = dict[str, Any]
+
+_STREAMS = 8  # what perfkit may use at most, too
+_CHUNK = 1 << 20
+
+
+@contextlib.contextmanager
+def _clock() -> Iterator[None]:
+    began = time.perf_counter()
+    yield
+    print(json.dumps({"seconds": time.perf_counter() - began}))
+
+
+def perfkit(job: Job) -> None:
+    """perfkit as a library."""
+    from perfkit import Request, Toolkit
+
+    requests = [(file["url"], file["name"]) for file in job["files"] if not file["sha256"]]
+    checked = [Request(file["url"], file["name"], checksum=f"sha256:{file['sha256']}")
+               for file in job["files"] if file["sha256"]]  # fmt: skip
+    with _clock(), Toolkit() as kit:
+        kit.download_many([*requests, *checked], job["dest"])
+
+
+def requests_threads(job: Job) -> None:
+    """What people write by hand: a pool of threads, and one Session for all of them."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    import requests
+    from requests.adapters import HTTPAdapter
+
+    def fetch(file: dict[str, str]) -> None:
+        response = session.get(file["url"])
+        response.raise_for_status()
+        with open(os.path.join(job["dest"], file["name"]), "wb") as out:
+            out.write(response.content)
+
+    with _clock(), requests.Session() as session, ThreadPoolExecutor(_STREAMS) as pool:
+        session.mount("http://", HTTPAdapter(pool_maxsize=_STREAMS))
+        list(pool.map(fetch, job["files"]))
+
+
+def requests_loop(job: Job) -> None:
+    """The loop of requests' own documentation, in one Session, with 64 KiB at a time."""
+    import hashlib
+
+    import requests
+
+    with _clock(), requests.Session() as session:
+        for file in job["files"]:
+            digest = hashlib.sha256() if file["sha256"] else None
+            with session.get(file["url"], stream=True) as response:
+                response.raise_for_status()
+                with open(os.path.join(job["dest"], file["name"]), "wb") as out:
+                    for chunk in response.iter_content(64 << 10):
+                        out.write(chunk)
+                        if digest is not None:
+                            digest.update(chunk)
+            if digest is not None and digest.hexdigest() != file["sha256"]:
+                sys.exit(f"{file['name']}: wrong checksum")
+
+
+def pypdl(job: Job) -> None:
+    """pypdl; its blocking `start` looks once a second whether all is done."""
+    from pypdl import Pypdl
+
+    tasks = [{"url": file["url"], "file_path": os.path.join(job["dest"], file["name"]),
+              **({"hash_algorithms": "sha256"} if file["sha256"] else {})} for file in job["files"]]  # fmt: skip
+    segments = job["segments"]
+    with _clock():
+        loader = Pypdl(max_concurrent=_STREAMS)
+        done = dict(loader.start(tasks=tasks, multisegment=segments > 1, segments=segments, display=False, block=True))
+        for file in job["files"]:
+            if file["sha256"] and not done[file["url"]].validate_hash(file["sha256"], "sha256"):
+                sys.exit(f"{file['name']}: wrong checksum")
+    if loader.failed:
+        sys.exit(f"failed: {loader.failed[:3]}")
+
+
+def parfive(job: Job) -> None:
+    """parfive; `chunksize` goes with each file, as 2.3 doesn't heed the one of SessionConfig."""
+    from parfive import Downloader
+
+    with _clock():
+        loader = Downloader(max_conn=_STREAMS, max_splits=job["segments"], progress=False, overwrite=True)
+        for file in job["files"]:
+            checksum = f"sha-256={file['sha256']}" if file["sha256"] else None
+            loader.enqueue_file(file["url"], path=job["dest"], filename=file["name"], checksum=checksum,
+                                chunksize=_CHUNK)  # fmt: skip
+        results = loader.download()
+    if results.errors:
+        sys.exit(f"failed: {results.errors[:3]}")
+
+
+def pooch(job: Job) -> None:
+    """pooch, which fetches one file after the other; a name without a hash in the registry is not hashed."""
+    import logging
+
+    import pooch
+
+    pooch.get_logger().setLevel(logging.WARNING)
+    with _clock():
+        registry = {file["name"]: file["sha256"] for file in job["files"]}
+        urls = {file["name"]: file["url"] for file in job["files"]}
+        box = pooch.create(path=job["dest"], base_url="", registry=registry, urls=urls)
+        loader = pooch.HTTPDownloader(chunk_size=_CHUNK)
+        for name in registry:
+            box.fetch(name, downloader=loader)
+
+
+CLIENTS = {
+    "perfkit": perfkit,
+    "requests-threads": requests_threads,
+    "requests": requests_loop,
+    "pypdl": pypdl,
+    "parfive": parfive,
+    "pooch": pooch,
+}
+
+if __name__ == "__main__":
+    CLIENTS[sys.argv[1]](json.loads(Path(sys.argv[2]).read_text(encoding="utf-8")))

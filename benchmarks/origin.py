@@ -1,0 +1,184 @@
+"""The other end of the wire: nginx on loopback, and a relay that counts what arrives at the client."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import socket
+import struct
+import subprocess
+import threading
+import time
+from pathlib import Path
+from types import TracebackType
+
+_CONFIG = """\
+{user}
+worker_processes 1;
+daemon off;
+pid {home}/nginx.pid;
+error_log {home}/error.log warn;
+events {{ worker_connections 1024; }}
+http {{
+    access_log off;
+    sendfile on;
+    tcp_nopush on;
+    keepalive_requests 100000;
+    client_body_temp_path {home}/t1; proxy_temp_path {home}/t2; fastcgi_temp_path {home}/t3;
+    uwsgi_temp_path {home}/t4; scgi_temp_path {home}/t5;
+    server {{
+        listen 127.0.0.1:{http};
+        listen 127.0.0.1:{https} ssl;
+        ssl_certificate {home}/cert.pem;
+        ssl_certificate_key {home}/key.pem;
+        root {site};
+        location /limited/ {{ alias {site}/; limit_rate {limit}; }}
+    }}
+}}
+"""
+
+
+class Nginx:
+    """Serves `site` with one worker, inside a `with` block: plain, over TLS, and limited per connection.
+
+    `ca` is the certificate to trust, which signs itself.
+    """
+
+    def __init__(self, site: Path, home: Path, *, limit: str) -> None:
+        home.mkdir()
+        self.ca = home / "cert.pem"
+        http, self._https = _free_ports(2)
+        self.http_port = http
+        self._home = home
+        config = _CONFIG.format(
+            user="user root;" if os.geteuid() == 0 else "", home=home, site=site, http=http, https=self._https,
+            limit=limit,
+        )  # fmt: skip
+        (home / "nginx.conf").write_text(config, encoding="utf-8")
+
+    @property
+    def http(self) -> str:
+        return f"http://127.0.0.1:{self.http_port}"
+
+    @property
+    def https(self) -> str:
+        return f"https://127.0.0.1:{self._https}"
+
+    @property
+    def limited(self) -> str:
+        return f"{self.http}/limited"
+
+    def __enter__(self) -> Nginx:
+        certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3", "-subj", "/CN=perfkit",
+                       "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "keyUsage=digitalSignature,keyCertSign",
+                       "-keyout", str(self._home / "key.pem"), "-out", str(self.ca)]  # fmt: skip
+        subprocess.run(certificate, check=True, capture_output=True)
+        program = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
+        if program is None:
+            raise FileNotFoundError("the benchmark needs nginx, and there is none on PATH or in sbin")
+        command = [program, "-p", f"{self._home}/", "-c", f"{self._home}/nginx.conf", "-e", f"{self._home}/error.log"]
+        self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
+        for _ in range(500):
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.http_port), 1):
+                return self
+            if self._process.poll() is not None:
+                break
+            time.sleep(0.01)
+        self.__exit__(None, None, None)
+        raise RuntimeError(f"nginx did not start: {(self._home / 'error.log').read_text(encoding='utf-8')}")
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._process.terminate()
+        self._process.wait()
+
+
+def _free_ports(count: int) -> list[int]:
+    with contextlib.ExitStack() as stack:
+        taken = [stack.enter_context(socket.create_server(("127.0.0.1", 0))) for _ in range(count)]
+        return [one.getsockname()[1] for one in taken]
+
+
+_SAMPLE_S = 0.005
+_INFO_BYTES = 216  # struct tcp_info up to tcpi_bytes_sent (at 200) and tcpi_bytes_retrans; Linux 4.19
+_SENT = struct.Struct("=QQ")
+
+
+class CountingRelay:
+    """Passes connections on to a port of this machine, and samples how many bytes have gone out to the client.
+
+    The kernel is asked for what it sent on each connection (TCP_INFO), not what we wrote: bytes in a send buffer have
+    not arrived, bytes sent over loopback have. `samples` are (seconds, bytes of all connections so far).
+    """
+
+    def __init__(self, target_port: int) -> None:
+        self._target = ("127.0.0.1", target_port)
+        self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
+        self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
+        self.samples: list[tuple[float, int]] = []
+        self._lock = threading.Lock()
+        self._live: set[socket.socket] = set()
+        self._gone = 0  # bytes of the connections that ended
+        self._over = threading.Event()
+
+    def __enter__(self) -> CountingRelay:
+        self._threads = [threading.Thread(target=work, daemon=True) for work in (self._accept, self._sample)]
+        for thread in self._threads:
+            thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._over.set()
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        with self._lock:
+            for client in self._live:
+                client.shutdown(socket.SHUT_RDWR)
+        for thread in self._threads:
+            thread.join()
+
+    def _accept(self) -> None:
+        while not self._over.is_set():
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            threading.Thread(target=self._relay, args=(client,), daemon=True).start()
+
+    def _relay(self, client: socket.socket) -> None:
+        with client, socket.create_connection(self._target) as server:
+            with self._lock:
+                self._live.add(client)
+            forth = threading.Thread(target=_pump, args=(client, server), daemon=True)
+            forth.start()
+            _pump(server, client)
+            forth.join()
+            with self._lock:
+                self._live.discard(client)
+                self._gone += _sent(client)
+
+    def _sample(self) -> None:
+        while not self._over.wait(_SAMPLE_S):
+            with self._lock:
+                count = self._gone + sum(map(_sent, self._live))
+            self.samples.append((time.monotonic(), count))
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    """Pass on what comes until either side ends; then end both."""
+    buffer = memoryview(bytearray(64 << 10))
+    with contextlib.suppress(OSError):
+        while count := source.recv_into(buffer):
+            sink.sendall(buffer[:count])
+    for end in (source, sink):
+        with contextlib.suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+
+
+def _sent(connection: socket.socket) -> int:
+    try:
+        info = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _INFO_BYTES)
+    except OSError:
+        return 0
+    sent, again = _SENT.unpack_from(info, 200)
+    return int(sent - again)
