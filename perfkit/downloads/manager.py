@@ -127,8 +127,8 @@ class DownloadManager:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
         The stream is read as workers get free. One that has nothing to give just now may yield None, and is asked
-        again after what is under way has been looked after; a None has no index and no result. A failed item is a result with an error and does not stop the others.
-        Closing the iterator cancels what is left.
+        again after what is under way has been looked after; a None has no index and no result. A failed item is a
+        result with an error and does not stop the others. Closing the iterator cancels what is left.
 
         Raises:
             ConfigError: the manager is closed.
