@@ -118,9 +118,13 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-@functools.lru_cache(maxsize=1024)
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port (RFC 6454)."""
+    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -215,11 +219,11 @@ class _Connection:
         head = "".join([f"{method} {url} HTTP/1.1\r\n", *(f"{name}: {headers[name]}\r\n" for name in headers), "\r\n"])
         if head.count("\n") != len(headers) + 2 or head.count("\r") != len(headers) + 2:
             raise ValueError("a header or the URL has a line break in it")
-        self.sock.settimeout(self.timeout)
         self.sock.sendall(head.encode("latin-1"))
 
     def getresponse(self: Any) -> Any:
-        self.sock.settimeout(self.timeout)
+        if self.sock.gettimeout() != self.timeout:  # setting it is a system call
+            self.sock.settimeout(self.timeout)
         return _Answer(self.sock)
 
     def close(self: Any) -> None:
