@@ -48,6 +48,7 @@ class DirtySet:
         self._changed = threading.Condition()
         self._names: set[str] = set()
         self._lost = False
+        self._gone = False  # it can't be watched any more: always lost
         self._probes: set[str] = set()  # names of probes whose event has come
         self._observer: Any = None
 
@@ -79,18 +80,21 @@ class DirtySet:
         A change shows here a moment after it was made; `settle` waits for that.
         """
         with self._changed:
-            lost = self._lost or not self._alive()
-            names, self._names, self._lost = self._names, set(), False
-        if not lost:
-            return frozenset(names)
-        if self._observer is not None:
-            # Directories made during the loss may have no watch. The new watch begins before the caller scans.
-            self._stop()
+            if not self._lost and self._alive():
+                names, self._names = self._names, set()
+                return frozenset(names)
+        # Directories made during the loss may have no watch. The new watch begins before the caller scans, and what
+        # the old one still had to say is covered by that scan.
+        watching = self._observer is not None
+        self._stop()
+        with self._changed:
+            self._names, self._lost = set(), False
+        if watching:
             try:
                 self._start()
             except OSError as error:
                 _log.warning("%s can't be watched any more: %s", self.root, error)
-                self._lost = True
+                self._gone = True
         return ALL
 
     def wait(self, timeout_s: float | None = None) -> bool:
@@ -142,7 +146,7 @@ class DirtySet:
 
     def _alive(self) -> bool:
         observer = self._observer
-        return observer is None or all(each.is_alive() for each in (observer, *observer.emitters))
+        return not self._gone and (observer is None or all(each.is_alive() for each in (observer, *observer.emitters)))
 
     def _lose(self) -> None:
         with self._changed:
