@@ -168,7 +168,7 @@ def test_large_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     original = hashing._Source._map
     monkeypatch.setattr(hashing._Source, "_map", lambda *a: windows.append(original(*a)) or windows[-1])
     hash_file(path)
-    assert len(windows) == 5
+    assert len(windows) == 4  # and the last MiB is read
     assert None not in windows
     with path.open("r+b", buffering=0) as file:  # would wait for a lease
         file.write(b"x")
