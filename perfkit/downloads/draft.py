@@ -132,7 +132,7 @@ class Draft:
         self._has_journal = True
         try:
             self._load(json.loads(text))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             _log.info("%s: not resumed: %s", self.dest, error)
             self.discard()
         return self.resumed_bytes > 0
