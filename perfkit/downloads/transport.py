@@ -627,7 +627,9 @@ def _translate(url: str, error: Exception) -> TransferError:
     roots = _chain(error)
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in roots):
         return TransferError(url, f"the server's certificate is not trusted: {roots[-1]}")
-    if any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
+    # A connection that was refused is of urllib3's timeouts too.
+    refused = any(isinstance(each, urllib3.exceptions.NewConnectionError) for each in roots)
+    if not refused and any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
         return TransferTimeoutError(url, f"timed out: {error}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead | urllib3.exceptions.IncompleteRead) for each in roots):
         return TransferError(url, "the body ended before its Content-Length", transient=True)
