@@ -207,12 +207,15 @@ class _KillableMixin:
     _killer: _Killer | None = None
     _uses = 0
 
+    def __str__(self: Any) -> str:  # urllib3 begins its errors with it
+        return f"{self.host} port {self.port}"
+
     def _new_conn(self: Any) -> socket.socket:
         exchange: _Exchange = _here.exchange
         try:
             addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
-            raise urllib3.exceptions.NewConnectionError(self, f"{self.host} does not resolve: {error}") from error
+            raise urllib3.exceptions.NewConnectionError(self, f"the name does not resolve: {error}") from error
         failure: OSError = OSError("no address")
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -230,8 +233,8 @@ class _KillableMixin:
                 self._killer.close()
                 sock.close()
         if isinstance(failure, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, f"no connection to {self.host} in time") from failure
-        raise urllib3.exceptions.NewConnectionError(self, f"no connection to {self.host}: {failure}") from failure
+            raise urllib3.exceptions.ConnectTimeoutError(f"{self}: no connection in time") from failure
+        raise urllib3.exceptions.NewConnectionError(self, failure.strerror or str(failure)) from failure
 
     def putrequest(self: Any, *args: Any, **kwargs: Any) -> Any:
         exchange: _Exchange = _here.exchange
