@@ -62,6 +62,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        _print(message)  # of --help and --version
+
     def error(self, message: str) -> NoReturn:
         _complain(f"{message} ({self.prog} --help tells more)")
         raise SystemExit(2)

@@ -612,7 +612,8 @@ class Transfer:
                 self._error = error
         if draft is not None and (self._error is not None or self._unchanged):
             lasting = isinstance(self._error, TransferError) and not self._error.transient
-            if lasting or not (self._tools.config.keep_partial and self.request.resume):
+            hopeless = lasting and not isinstance(self._error, CancelledError)
+            if hopeless or not (self._tools.config.keep_partial and self.request.resume):
                 draft.discard()
             else:
                 draft.keep_or_discard()

@@ -207,6 +207,9 @@ class _Connection:
     _killer: _Killer | None = None
     _uses = 0
 
+    def __str__(self: Any) -> str:  # urllib3 begins its errors with it
+        return f"{self.host} port {self.port}"
+
     def request(self: Any, method: str, url: str, body: object = None, headers: Any = None, **_: object) -> None:
         exchange: _Exchange = _here.exchange
         if self.sock is None:
@@ -242,7 +245,7 @@ class _DirectConnection(_Connection):
         try:
             addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
-            raise urllib3.exceptions.NewConnectionError(self, f"{self.host} does not resolve: {error}") from error
+            raise urllib3.exceptions.NewConnectionError(self, f"the name does not resolve: {error}") from error
         failure: OSError = OSError("no address")
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -261,8 +264,8 @@ class _DirectConnection(_Connection):
                 self._killer = None
                 sock.close()
         if isinstance(failure, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, f"no connection to {self.host} in time") from failure
-        raise urllib3.exceptions.NewConnectionError(self, f"no connection to {self.host}: {failure}") from failure
+            raise urllib3.exceptions.ConnectTimeoutError(f"{self}: no connection in time") from failure
+        raise urllib3.exceptions.NewConnectionError(self, failure.strerror or str(failure)) from failure
 
 
 class _HttpConnection(_DirectConnection, HTTPConnection):
@@ -633,7 +636,9 @@ def _translate(url: str, error: Exception) -> TransferError:
     roots = _chain(error)
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in roots):
         return TransferError(url, f"the server's certificate is not trusted: {roots[-1]}")
-    if any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
+    # A connection that was refused is of urllib3's timeouts too.
+    refused = any(isinstance(each, urllib3.exceptions.NewConnectionError) for each in roots)
+    if not refused and any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
         return TransferTimeoutError(url, f"timed out: {error}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead | urllib3.exceptions.IncompleteRead) for each in roots):
         return TransferError(url, "the body ended before its Content-Length", transient=True)
