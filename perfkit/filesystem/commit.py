@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 
-from perfkit.errors import RecoveryError
+from perfkit.errors import RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.records import FORMAT, Step, seal, unseal
 from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
@@ -47,11 +47,14 @@ class Committer:
         self._still_ours = still_ours
         self._tidy = tidy
         self._count = 0
+        self._retiring = False  # the change is done, and only its journal is still to go
+
+    def begin(self) -> None:
+        """Make the stage: as long as it is there, a crash is known to have left things to clear away."""
+        self._beneath.mkdir(self._stage, 0o700)
 
     def stage(self) -> str:
         """A name for one more staged file."""
-        if not self._count:
-            self._beneath.mkdir(self._stage, 0o700)
         self._count += 1
         return f"{self._stage}/{self._count}"
 
@@ -61,14 +64,16 @@ class Committer:
         return name, self._beneath.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
 
     def discard(self) -> None:
-        """Remove the stage, and those that others left."""
-        for entry in self._beneath.names(OWN):
-            if entry.startswith(_STAGE_PREFIX):
-                stage = f"{OWN}/{entry}"
-                for name in self._beneath.names(stage):
-                    self._beneath.unlink(f"{stage}/{name}")
-                self._beneath.rmdir(stage)
-        self._count = 0
+        """Remove the stage, and those that others left; what can't be removed now waits for the next opening."""
+        try:
+            for entry in self._beneath.names(OWN):
+                if entry.startswith(_STAGE_PREFIX):
+                    stage = f"{OWN}/{entry}"
+                    for name in self._beneath.names(stage):
+                        self._beneath.unlink(f"{stage}/{name}")
+                    self._beneath.rmdir(stage)
+        except OSError as error:
+            _log.warning("%s: leftovers could not be removed: %s", self._beneath.root, error)
 
     def run(self, firm: Sequence[Step], rest: Sequence[Step], abandon: Callable[[], None]) -> None:
         """Carry out these steps, all or none.
@@ -83,6 +88,7 @@ class Committer:
             OSError: the disk failed or is full; nothing was changed.
             RecoveryError: it failed after the commit point; the next opening completes it.
         """
+        self._retiring = False
         try:
             self._write_journal(firm, rest)
             done = self._carry_out(firm, rest)
@@ -90,11 +96,11 @@ class Committer:
             raise
         except BaseException:
             # An interrupt may have come on either side of the commit point: what is on disk decides.
-            if not self.committed:
-                abandon()
-                self.discard()
-            else:
+            if self.committed:
                 self.recover()
+            elif not self._retiring:
+                abandon()
+            self.discard()
             raise
         if done is not None:
             abandon()
@@ -162,13 +168,13 @@ class Committer:
             ) from error
         return steps[:firm], steps[firm:]
 
-    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> OSError | None:
+    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
-        failed: OSError | None = None
+        failed: Exception | None = None
         try:
             for step in firm:
                 self._do(step)
-        except OSError as error:
+        except (OSError, UnsafePathError) as error:
             failed = error
         try:
             if failed is None:
@@ -179,9 +185,10 @@ class Committer:
                     self._undo(step)
             self._sync((), _touched([*firm, *rest]))
             self._tidy()
+            self._retiring = True
             self._beneath.unlink(_JOURNAL)
             os.fsync(self._beneath.directory(OWN))
-        except OSError as error:
+        except (OSError, UnsafePathError, UpdateError) as error:
             raise RecoveryError(
                 f"{self._beneath.root}: the change could not be completed: {error}; "
                 "when the cause is gone, the next use of the tree completes it"

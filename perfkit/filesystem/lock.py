@@ -30,6 +30,7 @@ class Lock:
     def __init__(self, beneath: Beneath) -> None:
         self._beneath = beneath
         self._fd = -1
+        self._pid = os.getpid()
         self.token = secrets.token_hex(8)
 
     def acquire(self, wait_s: float) -> None:
@@ -82,13 +83,14 @@ class Lock:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        owner = self._owner()
-        if owner.get("pid") == os.getpid():
-            if owner.get("token") == self.token:
-                with contextlib.suppress(OSError):
-                    self._beneath.unlink(_OWNER)
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        try:
+            if os.getpid() == self._pid:
+                if self._owner().get("token") == self.token:
+                    with contextlib.suppress(OSError):
+                        self._beneath.unlink(_OWNER)
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            os.close(fd)
 
     def _owner(self) -> dict[str, object]:
         """The note; empty if there is none that can be read."""

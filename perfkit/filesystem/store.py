@@ -110,7 +110,8 @@ class Store:
     def take_back(self) -> None:
         """Remove what was added since `begin`."""
         for target in self.added:
-            self._beneath.unlink(target)
+            with contextlib.suppress(OSError):  # then the next sweep removes it
+                self._beneath.unlink(target)
         self.added = []
 
     def sweep(self, needed: set[str]) -> None:
