@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
-from perfkit.errors import PerfkitError, RollbackError, UpdateError
+from perfkit.errors import LockedError, PerfkitError, RollbackError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.history import (
@@ -320,7 +320,9 @@ class Tree:
             raise
 
     def _give_up(self) -> None:
-        self._store.take_back()
+        with contextlib.suppress(LockedError):
+            self._lock.check()
+            self._store.take_back()
         self._committer.discard()
 
     def _tidy(self) -> None:
