@@ -388,7 +388,15 @@ def test_full_file_system(tmp_path: Path) -> None:
     try:
         _fill_up(mounted / "tree")
     finally:
-        subprocess.run(["umount", str(mounted)], check=True)
+        assert not [link for fd in os.listdir("/proc/self/fd") if (link := _target(fd)).startswith(str(mounted))]
+        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
 
 
 def _fill_up(root: Path) -> None:
