@@ -83,11 +83,16 @@ def copy(source: Path, target: Path) -> None:
                 links[number] = shutil.copy2(path, goal)
 
 
-def check_whole(root: Path, old: Snapshot, new: Snapshot) -> bool:
-    """Open it again: it is old or new, nothing is left over, and what it may need is there. True if it is new."""
+def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False) -> bool:
+    """Open it again: it is old or new, nothing is left over, and what it may need is there. True if it is new.
+
+    With `tidy`, objects that nothing needs may have stayed, and the next change removes them.
+    """
     with Tree(root) as tree:
         found = snapshot(root)
         assert found in (old, new)
+        if tidy:
+            tree.prune(99)
         own = {entry.name for entry in (root / ".perfkit").iterdir()}
         assert own <= {"lock", "owner", "state", "history", "objects", "fetch", "manifest"}
         timeline = read_timeline(tree._beneath)
@@ -245,9 +250,7 @@ def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], act
                 assert snapshot(root) == case.old, (kind, number)
             elif code == DONE:
                 assert snapshot(root) == case.new, (kind, number)
-            with Tree(root) as tree:
-                tree.prune(99)  # a failure may have kept back what is to be tidied; the next change tidies it
-            new = check_whole(root, case.old, case.new)
+            new = check_whole(root, case.old, case.new, tidy=True)
             assert new == (code != FAILED), (kind, number, code)
             shutil.rmtree(root)
     print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "

@@ -55,6 +55,7 @@ class Lock:
             if found is None or found.st_ino != os.fstat(fd).st_ino or _lives(self._owner()):
                 os.close(fd)
                 return False
+            self._write_note()
         except BlockingIOError:
             os.close(fd)
             return False
@@ -62,12 +63,14 @@ class Lock:
             os.close(fd)
             raise
         self._fd = fd
+        return True
+
+    def _write_note(self) -> None:
         note = self._beneath.open(_OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_all(note, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
         finally:
             os.close(note)
-        return True
 
     def check(self) -> None:
         """See that nobody took the tree over.
