@@ -13,7 +13,7 @@ import pytest
 
 from tests import crash_server
 from tests.faults import watched
-from tests.test_crash import check_whole, snapshot
+from tests.test_crash import check_whole, place, snapshot  # noqa: F401
 
 FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
 CUTS = 4000 if FULL else 160
@@ -139,15 +139,16 @@ class Disk:
         (target / ".perfkit/owner").unlink(missing_ok=True)  # it would be of another boot; ours still lives
 
 
+@pytest.mark.timeout(1800 if FULL else 120)
 @pytest.mark.parametrize("syncing", ["syncfs", "fsync"])
 @pytest.mark.parametrize("action", ["change", "back", "prune"])
-def test_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:
+def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:  # noqa: F811
     """Whenever the power goes and whatever unsynced part is lost, opening the tree gives the old one or the new one."""
     from perfkit.filesystem import commit
 
     if syncing == "fsync":
         monkeypatch.setattr(commit, "_syncfs", lambda fd: False)
-    root = tmp_path / "root"
+    root = place / "root"
     crash_server.begin(str(root))
     if action != "change":
         crash_server.change(str(root))
@@ -166,7 +167,7 @@ def test_power_cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str,
     found = {True: 0, False: 0}
     for number in range(CUTS // 6):
         at = number if number <= len(disk.events) and FULL else chance.randint(0, len(disk.events))
-        target = tmp_path / "cut"
+        target = place / "cut"
         disk.cut(at, target, chance)
         found[check_whole(target, old, new, tidy=True)] += 1
         shutil.rmtree(target)
