@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
     from perfkit.filesystem.hashing import FileHash
     from perfkit.filesystem.scan import ScanEntry
+    from perfkit.filesystem.transaction import Transaction
     from perfkit.filesystem.watch import DirtySet
 
 __all__ = ["Toolkit"]
@@ -220,3 +222,22 @@ class Toolkit:
         from perfkit.filesystem.watch import watch
 
         return watch(path)
+
+    @contextlib.contextmanager
+    def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
+        """Change files below `root` all at once: durably at the end of the block, or not at all.
+
+        An exception that leaves the block, or a crash, gives everything up. What is replaced is kept for a rollback.
+
+        Args:
+            wait_s: how long to wait for another that is changing the same tree.
+
+        Raises:
+            LockedError: another process or thread is changing it.
+            UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
+            RecoveryError: a commit could not be completed; the next use of the tree tries again.
+        """
+        from perfkit.filesystem.tree import Tree
+
+        with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
+            yield tx
