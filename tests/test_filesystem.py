@@ -94,7 +94,7 @@ def test_scan_is_iterative_below_path_max(tmp_path: Path) -> None:
     entries = list(scan(root, directories=True))
     assert not [entry for entry in entries if entry.error]
     assert len(entries) == 3 * depth
-    assert len(os.listdir("/proc/self/fd")) == open_before
+    assert len(os.listdir("/proc/self/fd")) <= open_before
     assert remove_tree(root) == 3 * depth + 1
     assert not root.exists()
 

@@ -251,10 +251,10 @@ class Draft:
             "boot": _BOOT, "done": done, "durable": self._durable,
         }  # fmt: skip
         fresh = f"{self._journal_path}~"
+        self._has_journal = True  # or a part of one, on a full disk
         with open(fresh, "w", encoding="utf-8") as file:
             json.dump(journal, file)
         os.replace(fresh, self._journal_path)
-        self._has_journal = True
         self._saved_at_s = time.monotonic()
 
     def publish(self, path: str, *, durable: bool) -> None:
