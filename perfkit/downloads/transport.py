@@ -45,7 +45,6 @@ _HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?(?!.*/\.)/[A-Za-z0-9._~/-]*")
 _POOLS = 256  # hosts whose connections are kept
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
-_NO_RETRIES = urllib3.Retry(False, redirect=False)
 _SMALL_RCVBUF_BELOW = 16 << 20  # bytes per second; below, the kernel's buffer would hide bursts
 
 
@@ -178,16 +177,12 @@ _here = threading.local()  # .exchange: the one the current thread is busy with
 
 
 class _Answer(wire.Answer):
-    """With what urllib3's pools want of an answer."""
+    """One that gives its connection back to the pool."""
 
-    retries: Any = None
-    version_string = "HTTP/1.1"
-    _connection: Any = None
-    _pool: Any = None
-
-    @property
-    def length_remaining(self) -> int | None:
-        return self.length
+    def __init__(self, connection: HTTPConnection, pool: HTTPConnectionPool) -> None:
+        super().__init__(connection.sock)
+        self._connection: HTTPConnection | None = connection
+        self._pool = pool
 
     def release(self) -> None:
         """Return the connection to its pool; closed, if it can't carry another request."""
@@ -196,6 +191,27 @@ class _Answer(wire.Answer):
             if not self.reusable:
                 connection.close()
             self._pool._put_conn(connection)
+
+
+def _ask(pool: HTTPConnectionPool, target: str, headers: Mapping[str, str], timeout: urllib3.Timeout) -> _Answer:
+    """What `pool.urlopen` does of use to a downloader, without the retries and redirects that it does of its own."""
+    connection: Any = pool._get_conn()
+    try:
+        connection.timeout = timeout.connect_timeout
+        if connection.is_closed and pool.proxy is not None and pool.scheme == "https":
+            pool._prepare_proxy(connection)  # a tunnel (CONNECT)
+        pool._validate_conn(connection)
+        if pool.proxy is not None and pool.scheme == "http":
+            headers = {**headers, **pool.proxy_headers}
+        with contextlib.suppress(BrokenPipeError):  # the peer may have answered before it closed
+            connection.send_head("GET", target, headers)
+        if connection.sock.gettimeout() != timeout.read_timeout:  # setting it is a system call
+            connection.sock.settimeout(timeout.read_timeout)
+        return _Answer(connection, pool)
+    except BaseException:
+        connection.close()
+        pool._put_conn(None)
+        raise
 
 
 class _Connection:
@@ -210,7 +226,7 @@ class _Connection:
     def __str__(self: Any) -> str:  # urllib3 begins its errors with it
         return f"{self.host} port {self.port}"
 
-    def request(self: Any, method: str, url: str, body: object = None, headers: Any = None, **_: object) -> None:
+    def send_head(self: Any, method: str, url: str, headers: Mapping[str, str]) -> None:
         exchange: _Exchange = _here.exchange
         if self.sock is None:
             self.connect()
@@ -223,11 +239,6 @@ class _Connection:
         if head.count("\n") != len(headers) + 2 or head.count("\r") != len(headers) + 2:
             raise ValueError("a header or the URL has a line break in it")
         self.sock.sendall(head.encode("latin-1"))
-
-    def getresponse(self: Any) -> Any:
-        if self.sock.gettimeout() != self.timeout:  # setting it is a system call
-            self.sock.settimeout(self.timeout)
-        return _Answer(self.sock)
 
     def close(self: Any) -> None:
         if self._killer is not None:
@@ -500,10 +511,7 @@ class HttpTransport:
             self._pools[key] = pool
         target = self._adapter.request_url(request, settings["proxies"]) if settings["proxied"] else request.path_url
         _here.exchange = exchange
-        answer = cast(_Answer, pool.urlopen(
-            "GET", target, headers=request.headers, redirect=False, assert_same_host=False, retries=_NO_RETRIES,
-            timeout=self._timeout, preload_content=False, decode_content=False,
-        ))  # fmt: skip
+        answer = _ask(pool, target, cast(Mapping[str, str], request.headers), self._timeout)
         if answer.cookies:
             _keep_cookies(self._session(), request, answer)
         return answer

@@ -19,6 +19,7 @@ _LINE_BYTES = 8 << 10  # of a chunk's size with its extensions, or of a trailer 
 _TRAILER_FIELDS = 100
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # section 2.2: a lone LF may end a line
+_FOLD = re.compile(r"\n[ \t]+")  # section 5.2: a value that goes on in the next line
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: .*)?", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;.*)?\r?\n", re.DOTALL)
 _LENGTH = re.compile(r"\d{1,19}", re.ASCII)
@@ -172,21 +173,20 @@ class Answer:
 
 def _parse(head: bytes) -> tuple[int, int, dict[str, str], list[str]]:
     """Minor version, status, headers and cookies."""
-    first, *lines = head.decode("latin-1").replace("\r\n", "\n").split("\n")
+    text = head.decode("latin-1").replace("\r\n", "\n")
+    if "\n " in text or "\n\t" in text:
+        text = _FOLD.sub(" ", text)
+    first, *lines = text.split("\n")
     match = _STATUS_LINE.fullmatch(first)
     if match is None:
         raise BadStatusLine(first[:80])
     headers: dict[str, str] = {}
     cookies: list[str] = []
-    name = ""
     for line in lines:
-        if line[:1] in " \t":  # section 5.2: a value that goes on in the next line
-            headers[name] = f"{headers.get(name, '')} {line.strip()}".strip()
-            continue
         name, colon, value = line.partition(":")
-        name, value = name.strip().lower(), value.strip()
-        if not colon or not name:
+        if not colon:
             continue  # not a field; browsers pass over it, too
+        name, value = name.strip().lower(), value.strip()
         if name == "set-cookie":
             cookies.append(value)
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
