@@ -104,10 +104,10 @@ def _print(text: str) -> None:
 
 _GET_EXAMPLES = """\
 examples:
-  perfkit get https://example.org/a.iso                      into the current directory
-  perfkit get -o b.iso --checksum sha256:9f86d0... URL       under another name, verified
-  perfkit get -d downloads -j 4 --limit-rate 5M URL URL URL
-  producer | perfkit get -i - -d downloads --json            a list that is still being written
+  perfkit get https://example.org/a.iso          into the current directory
+  perfkit get -o b.iso --checksum sha256:… URL   under another name, verified
+  perfkit get -d out -j 4 --limit-rate 5M URL URL
+  producer | perfkit get -i - -d out --json      a list still being written
 """
 
 
