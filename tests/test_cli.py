@@ -611,6 +611,7 @@ def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
         assert re.search(rf"^  (-\w \w+, )?{option}\b", told, re.MULTILINE), option
     assert "\nexamples:\n  perfkit get https://" in told
     assert max(map(len, told.splitlines())) <= 80
+    assert told.isascii()  # so that any terminal can show it
     told = says(capsys, "serve", "--help")
     for option in ("SITE", "--port", "--quiet", "--json"):
         assert re.search(rf"^  {option}\b", told, re.MULTILINE), option
