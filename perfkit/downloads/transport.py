@@ -17,7 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from types import TracebackType
+from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -32,6 +32,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context
 
 from perfkit.config import Config
+from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
 
@@ -44,6 +45,7 @@ _HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?(?!.*/\.)/[A-Za-z0-9._~/-]*")
 _POOLS = 256  # hosts whose connections are kept
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_NO_RETRIES = urllib3.Retry(False, redirect=False)
 _SMALL_RCVBUF_BELOW = 16 << 20  # bytes per second; below, the kernel's buffer would hide bursts
 
 
@@ -116,9 +118,13 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-@functools.lru_cache(maxsize=1024)
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port (RFC 6454)."""
+    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -171,44 +177,68 @@ class _Exchange:
 _here = threading.local()  # .exchange: the one the current thread is busy with
 
 
-class _HeaderLines:
-    """Reads for http.client, and knows whether the headers came to their end."""
+class _Answer(wire.Answer):
+    """With what urllib3's pools want of an answer."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.last = b""
+    retries: Any = None
+    version_string = "HTTP/1.1"
+    _connection: Any = None
+    _pool: Any = None
 
-    def readline(self, limit: int) -> bytes:
-        self.last = self._stream.readline(limit)
-        return self.last
+    @property
+    def length_remaining(self) -> int | None:
+        return self.length
 
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _WholeHeadersResponse(http.client.HTTPResponse):
-    """http.client takes a connection that ends among the headers for their end, and the lost Content-Length with it."""
-
-    def begin(self: Any) -> None:
-        stream = self.fp
-        self.fp = lines = _HeaderLines(stream)
-        try:
-            super().begin()
-        finally:
-            self.fp = stream if self.fp is lines else self.fp
-        if lines.last not in (b"\r\n", b"\n"):
-            raise http.client.RemoteDisconnected("the connection ended in the middle of the headers")
+    def release(self) -> None:
+        """Return the connection to its pool; closed, if it can't carry another request."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if not self.reusable:
+                connection.close()
+            self._pool._put_conn(connection)
 
 
-class _KillableMixin:
-    """A connection that tells the current exchange how to end it, from the first SYN on."""
+class _Connection:
+    """What is ours in a connection of urllib3: it sends and reads by itself, and the current exchange can end it.
 
-    response_class: Any = _WholeHeadersResponse
+    Where another makes the socket (a SOCKS proxy), that is from its being there on.
+    """
+
     _killer: _Killer | None = None
     _uses = 0
 
     def __str__(self: Any) -> str:  # urllib3 begins its errors with it
         return f"{self.host} port {self.port}"
+
+    def request(self: Any, method: str, url: str, body: object = None, headers: Any = None, **_: object) -> None:
+        exchange: _Exchange = _here.exchange
+        if self.sock is None:
+            self.connect()
+        if self._killer is None:
+            self._killer = _Killer(self.sock)
+        exchange.attach(self._killer)
+        exchange.reused = self._uses > 0
+        self._uses += 1
+        head = "".join([f"{method} {url} HTTP/1.1\r\n", *(f"{name}: {headers[name]}\r\n" for name in headers), "\r\n"])
+        if head.count("\n") != len(headers) + 2 or head.count("\r") != len(headers) + 2:
+            raise ValueError("a header or the URL has a line break in it")
+        self.sock.sendall(head.encode("latin-1"))
+
+    def getresponse(self: Any) -> Any:
+        if self.sock.gettimeout() != self.timeout:  # setting it is a system call
+            self.sock.settimeout(self.timeout)
+        return _Answer(self.sock)
+
+    def close(self: Any) -> None:
+        if self._killer is not None:
+            self._killer.close()
+            self._killer = None
+        self._uses = 0
+        super().close()  # type: ignore[misc]
+
+
+class _DirectConnection(_Connection):
+    """One that can be ended from the first SYN on."""
 
     def _new_conn(self: Any) -> socket.socket:
         exchange: _Exchange = _here.exchange
@@ -231,31 +261,18 @@ class _KillableMixin:
             except OSError as error:
                 failure = error
                 self._killer.close()
+                self._killer = None
                 sock.close()
         if isinstance(failure, TimeoutError):
             raise urllib3.exceptions.ConnectTimeoutError(f"{self}: no connection in time") from failure
         raise urllib3.exceptions.NewConnectionError(self, failure.strerror or str(failure)) from failure
 
-    def putrequest(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exchange: _Exchange = _here.exchange
-        if self._killer is not None and self.sock is not None:
-            exchange.attach(self._killer)
-        exchange.reused = self._uses > 0
-        self._uses += 1
-        return super().putrequest(*args, **kwargs)  # type: ignore[misc]
 
-    def close(self: Any) -> None:
-        if self._killer is not None:
-            self._killer.close()
-        self._uses = 0
-        super().close()  # type: ignore[misc]
-
-
-class _HttpConnection(_KillableMixin, HTTPConnection):
+class _HttpConnection(_DirectConnection, HTTPConnection):
     pass
 
 
-class _HttpsConnection(_KillableMixin, HTTPSConnection):
+class _HttpsConnection(_DirectConnection, HTTPSConnection):
     pass
 
 
@@ -268,6 +285,25 @@ class _HttpsPool(HTTPSConnectionPool):
 
 
 _POOL_CLASSES: dict[str, type[HTTPConnectionPool]] = {"http": _HttpPool, "https": _HttpsPool}
+
+
+def _socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
+    """The same over SOCKS, of urllib3's own (its extra is installed, or there would be no such proxy)."""
+    from urllib3.contrib import socks
+
+    class Http(_Connection, socks.SOCKSConnection):
+        pass
+
+    class Https(_Connection, socks.SOCKSHTTPSConnection):
+        pass
+
+    class HttpPool(socks.SOCKSHTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(socks.SOCKSHTTPSConnectionPool):
+        ConnectionCls = Https
+
+    return {"http": HttpPool, "https": HttpsPool}
 
 
 class _SharedAdapter(HTTPAdapter):
@@ -289,8 +325,8 @@ class _SharedAdapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         with self._proxy_lock:
             manager = super().proxy_manager_for(proxy, **kwargs)
-            if isinstance(manager, urllib3.ProxyManager) and not proxy.lower().startswith("socks"):
-                manager.pool_classes_by_scheme = _POOL_CLASSES
+            socks = proxy.lower().startswith("socks")
+            manager.pool_classes_by_scheme = _socks_pool_classes() if socks else _POOL_CLASSES
             return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
@@ -406,7 +442,7 @@ class HttpTransport:
 
     def _send(
         self, url: str, at: str, headers: dict[str, str], auth: tuple[str, str] | None, cancel: Cancel
-    ) -> _UrllibResponse:
+    ) -> _PooledResponse:
         """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
         with _mapped(url, cancel):
             request = self._prepare(at, headers, auth)
@@ -421,7 +457,7 @@ class HttpTransport:
                     raw = self._urlopen(at, request, exchange)
                     if exchange.expired:
                         raise TimeoutError("too late")
-                return _UrllibResponse(url, at, raw, exchange, cancel)
+                return _PooledResponse(url, at, raw, exchange, cancel)
             except TransferError as error:
                 cancel.discard(exchange.kill)
                 if not (exchange.reused and _is_stale(error)) or exchange.expired:
@@ -438,7 +474,9 @@ class HttpTransport:
             request.url = at
         else:
             request.prepare_url(at, None)
-        request.headers = headers  # type: ignore[assignment]  # http.client checks them when it sends them
+        assert request.url is not None
+        headers.setdefault("Host", _host_of(request.url))
+        request.headers = headers  # type: ignore[assignment]  # they are checked when they are sent
         if len(session.cookies):
             request.prepare_cookies(session.cookies)
         if "Authorization" not in request.headers:
@@ -448,7 +486,7 @@ class HttpTransport:
                 HTTPBasicAuth(*chosen)(request)
         return request
 
-    def _urlopen(self, at: str, request: requests.PreparedRequest, exchange: _Exchange) -> urllib3.HTTPResponse:
+    def _urlopen(self, at: str, request: requests.PreparedRequest, exchange: _Exchange) -> _Answer:
         key = origin_of(at)
         settings = self._environment(at, key)
         pool = self._pools.get(key)
@@ -462,13 +500,13 @@ class HttpTransport:
             self._pools[key] = pool
         target = self._adapter.request_url(request, settings["proxies"]) if settings["proxied"] else request.path_url
         _here.exchange = exchange
-        response = pool.urlopen(
-            "GET", target, headers=request.headers, redirect=False, assert_same_host=False, retries=False,
+        answer = cast(_Answer, pool.urlopen(
+            "GET", target, headers=request.headers, redirect=False, assert_same_host=False, retries=_NO_RETRIES,
             timeout=self._timeout, preload_content=False, decode_content=False,
-        )  # fmt: skip
-        if "Set-Cookie" in response.headers:
-            extract_cookies_to_jar(self._session().cookies, request, response)  # type: ignore[no-untyped-call]
-        return response  # type: ignore[return-value]
+        ))  # fmt: skip
+        if answer.cookies:
+            _keep_cookies(self._session(), request, answer)
+        return answer
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._threads, "session", None)
@@ -506,89 +544,57 @@ class HttpTransport:
         return self._netrc[key]
 
 
-class _UrllibResponse:
-    def __init__(self, url: str, at: str, raw: urllib3.HTTPResponse, exchange: _Exchange, cancel: Cancel) -> None:
+class _PooledResponse:
+    """`Response` from a connection of a pool."""
+
+    def __init__(self, url: str, at: str, answer: _Answer, exchange: _Exchange, cancel: Cancel) -> None:
         self.url = at
-        self.status = raw.status
-        self.headers = {name.lower(): value for name, value in raw.headers.items()}
+        self.status = answer.status
+        self.headers = answer.headers
         self._asked = url
-        self._raw = raw
+        self._answer = answer
         self._exchange = exchange
         self._cancel = cancel
-        # With a declared length the bytes are read straight into our buffer: no copies, and no waiting for a full one.
-        self._left = None if raw.chunked else raw.length_remaining
-        self._stream = getattr(getattr(raw, "_fp", None), "fp", None) if self._left is not None else None
-        sock = getattr(raw.connection, "sock", None)
-        self._tls: ssl.SSLSocket | None = sock if isinstance(sock, ssl.SSLSocket) else None
-        self._ended = self._left == 0
 
     def read_into(self, view: memoryview) -> int:
-        if self._ended:
-            return 0
         with _mapped(self._asked, self._cancel, self._exchange):
-            return self._read_declared(view) if self._stream is not None else self._read_undeclared(view)
-
-    def _read_declared(self, view: memoryview) -> int:
-        assert self._left is not None
-        assert self._stream is not None
-        view = view[: self._left]
-        count: int = self._stream.readinto1(view) or 0
-        if count == 0:
-            raise http.client.IncompleteRead(b"", self._left)
-        if self._tls is not None and count < len(view):
-            count += self._read_arrived(self._tls, view[count:])
-        self._left -= count
-        if self._left == 0:
-            self._ended = True
-            self._give_back()  # now, so that another thread can use it
+            count = self._answer.read_into(view)
+        if self._answer.ended:
+            self._answer.release()  # now, so that another thread can use the connection
         return count
-
-    def _read_arrived(self, sock: ssl.SSLSocket, view: memoryview) -> int:
-        """What else is here of a TLS stream, which gives a record, 16 KiB, at once at the most (RFC 8446 section 5.1).
-
-        http.client's buffer is empty by now: it gave less than it was asked for.
-        """
-        patience_s, total = sock.gettimeout(), 0
-        sock.settimeout(0.0)
-        try:
-            while total < len(view) and (count := sock.recv_into(view[total:])):
-                total += count
-        except (ssl.SSLWantReadError, BlockingIOError):
-            pass
-        finally:
-            sock.settimeout(patience_s)
-        return total
-
-    def _read_undeclared(self, view: memoryview) -> int:
-        data = self._raw.read1(len(view), decode_content=False)
-        view[: len(data)] = data
-        self._ended = not data
-        return len(data)
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""
-        if self._left is not None and self._left <= _DRAIN_BYTES:
-            view = memoryview(bytearray(self._left))
+        length = self._answer.length
+        if length is not None and length <= _DRAIN_BYTES:
+            view = memoryview(bytearray(length))
             with contextlib.suppress(TransferError):
                 while self.read_into(view):
                     pass
 
-    def __enter__(self) -> _UrllibResponse:
+    def __enter__(self) -> _PooledResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self._exchange.kill)
-        if not self._ended:
-            with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
-                self._raw.close()  # and the connection with it: the rest of the body is still on its way
-        self._give_back()
+        with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
+            self._answer.release()  # and end it, if the rest of the body is still on its way
 
-    def _give_back(self) -> None:
-        """Return the connection to its pool. http.client must see the response closed before the next request."""
-        inner: Any = self._raw._fp
-        if inner is not None:
-            inner.close()
-        self._raw.release_conn()
+
+def _keep_cookies(session: requests.Session, request: requests.PreparedRequest, answer: _Answer) -> None:
+    """By requests' rules, which want http.client's kind of message to read them from."""
+    message = http.client.HTTPMessage()
+    for cookie in answer.cookies:
+        message["Set-Cookie"] = cookie
+    response = SimpleNamespace(_original_response=SimpleNamespace(msg=message))
+    extract_cookies_to_jar(session.cookies, request, response)  # type: ignore[no-untyped-call]
+
+
+def _host_of(url: str) -> str:
+    """What the Host header says (RFC 9110 section 7.2)."""
+    scheme, host, port = origin_of(url)
+    name = f"[{host}]" if ":" in host else host
+    return name if port == (443 if scheme == "https" else 80) else f"{name}:{port}"
 
 
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
