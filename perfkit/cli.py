@@ -104,15 +104,15 @@ def _print(text: str) -> None:
 
 _GET_EXAMPLES = """\
 examples:
-  perfkit get https://example.org/a.iso                      into the current directory
-  perfkit get -o b.iso --checksum sha256:9f86d0... URL       under another name, verified
-  perfkit get -d downloads -j 4 --limit-rate 5M URL URL URL
-  producer | perfkit get -i - -d downloads --json            a list that is still being written
+  perfkit get https://example.org/a.iso          into the current directory
+  perfkit get -o b.iso --checksum sha256:... URL under another name, verified
+  perfkit get -d out -j 4 --limit-rate 5M URL URL
+  producer | perfkit get -i - -d out --json      a list still being written
 """
 
 
 def _add_get(commands: Commands) -> None:
-    about = "Download files, in parallel and in parts. What an earlier run left is gone on with."
+    about = "Download files, in parallel and in parts; go on with what an earlier run left."
     get = commands.add_parser("get", help="download files", description=about, epilog=_GET_EXAMPLES)
     get.add_argument("urls", nargs="*", metavar="URL")
     listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
@@ -123,7 +123,7 @@ def _add_get(commands: Commands) -> None:
     get.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
     get.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
-    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:…, for a single URL")
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:..., for a single URL")
     get.add_argument("--mirror", action="append", default=[], metavar="URL", help="another URL of the same file")
     get.add_argument("--header", action="append", default=[], metavar="'K: V'", help="sent to the URLs' own origins")
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")

@@ -599,8 +599,9 @@ def test_version(capsys: Capture) -> None:
     assert says(capsys, "--version") == f"perfkit {perfkit.__version__}\n"
 
 
-def test_help(capsys: Capture) -> None:
+def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every command is told of, and every option of a command, in lines that fit a terminal; with examples."""
+    monkeypatch.setenv("COLUMNS", "80")
     told = says(capsys, "--help")
     assert "get" in told
     assert "serve" in told
@@ -609,6 +610,8 @@ def test_help(capsys: Capture) -> None:
                    "--retries", "--no-resume", "--quiet", "--json"):  # fmt: skip
         assert re.search(rf"^  (-\w \w+, )?{option}\b", told, re.MULTILINE), option
     assert "\nexamples:\n  perfkit get https://" in told
+    assert max(map(len, told.splitlines())) <= 80
+    assert told.isascii()  # so that any terminal can show it
     told = says(capsys, "serve", "--help")
     for option in ("SITE", "--port", "--quiet", "--json"):
         assert re.search(rf"^  {option}\b", told, re.MULTILINE), option
