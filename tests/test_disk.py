@@ -7,6 +7,7 @@ import os
 import random
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -66,8 +67,15 @@ def test_a_disk_that_fills_up_in_the_middle(make_kit: Callable[..., Toolkit], wr
     """What has come is kept, and the next run goes on from it when there is room again."""
     body, ballast = BODY[: 1500 << 10], small_disk / "ballast"
 
+    def fill() -> None:
+        part = small_disk / "file.perfkit-part"
+        deadline = time.monotonic() + 5
+        while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
+            time.sleep(0.005)  # until the client has seen that there is room, and begun
+        ballast.write_bytes(bytes(900 << 10))
+
     def handler(x: Exchange) -> None:
-        x.serve(body, pause=lambda: ballast.write_bytes(bytes(900 << 10)) if x.number == 1 else None)
+        x.serve(body, pause=fill if x.number == 1 else None)
 
     kit, server = make_kit(workers=1), wrong(handler)
     with pytest.raises(OSError, match="space"):
