@@ -39,7 +39,8 @@ class Disk:
 
     What is taken as certain is little: fsync of a file saves its content and mode, fsync of a directory the names put
     into it or taken out of it, syncfs all. A rename happens wholly or not at all, as on every journaling file system,
-    and is saved with the directory of its new name. Everything else may be missing, in any combination.
+    and is saved with the directory of its new name; a directory that is gone takes along what was in it. Everything
+    else may be missing, in any combination.
     """
 
     root: str
@@ -117,8 +118,9 @@ class Disk:
             elif kind == "mkdir":
                 if parent in directories and name not in names:
                     directories.add(name)
-            elif not any(other.startswith(f"{name}/") for other in (*names, *directories)):
-                directories.discard(name)
+            else:  # what was in it can't be reached any more, saved or not
+                names = {other: file for other, file in names.items() if not other.startswith(f"{name}/")}
+                directories = {other for other in directories if other != name and not other.startswith(f"{name}/")}
         saved = dict(self.first)
         for when, files in self.saves:
             if when <= at:

@@ -88,8 +88,8 @@ class Lock:
         fd, self._fd = self._fd, -1
         try:
             if os.getpid() == self._pid:
-                if self._owner().get("token") == self.token:
-                    with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError):  # a note that stays is that of a dead process
+                    if self._owner().get("token") == self.token:
                         self._beneath.unlink(_OWNER)
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
@@ -100,7 +100,7 @@ class Lock:
         try:
             with open(self._beneath.open(_OWNER), "rb") as file:
                 owner = json.loads(file.read(4096))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return {}
         return owner if isinstance(owner, dict) else {}
 

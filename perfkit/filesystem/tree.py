@@ -64,6 +64,7 @@ class Tree:
         self.root = os.path.abspath(os.fspath(root))
         self._wait_s = wait_s
         self._keep = keep_generations
+        self._transaction: Transaction | None = None
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
@@ -131,13 +132,14 @@ class Tree:
         """
         self._begin()
         given = dict(label or {})
-        return Transaction(
+        self._transaction = Transaction(
             self._beneath,
             self._committer,
             self._store,
             known=known or {},
             finish=lambda transaction: self._commit(transaction, given),
         )
+        return self._transaction
 
     def switch(self, to: int | None = None, *, edits: Edits = "refuse") -> Commit:
         """Go back to a generation, or forward again, touching only what differs.
@@ -277,6 +279,8 @@ class Tree:
         self._committer.run(firm, rest, self._store.take_back)
 
     def _begin(self) -> None:
+        if self._transaction is not None and self._transaction.open:
+            raise UpdateError(f"{self.root}: a transaction is open; end it first")
         self._committer.recover()
         self._beneath.forget()
         self._store.begin()
