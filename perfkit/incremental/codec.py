@@ -15,7 +15,7 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["MAX_WINDOW_LOG", "dictionary", "expand", "expand_stream", "train", "zstd"]
+__all__ = ["MAX_WINDOW_LOG", "compress", "compress_many", "dictionary", "expand", "expand_stream", "train", "zstd"]
 
 MAX_WINDOW_LOG = 23  # 8 MiB: no frame of a release needs more, and no decoder holds more
 _CHUNK_BYTES = 256 << 10
@@ -82,6 +82,25 @@ def dictionary(content: bytes) -> zstd.ZstdDict:
         return zstd.ZstdDict(content)
     except ValueError as error:
         raise ManifestError(f"a dictionary is damaged: {error}") from error
+
+
+def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
+    """One frame that tells its size, whose window is no more than 8 MiB plus what `prefix` needs."""
+    chosen = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else None
+    options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
+    if len(data) > 1 << MAX_WINDOW_LOG:
+        options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
+    return zstd.compress(data, options=options, zstd_dict=chosen)
+
+
+def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+    """A frame for each, made with the same dictionary."""
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: level,
+        zstd.CompressionParameter.dict_id_flag: 0,
+    }
+    compressor = zstd.ZstdCompressor(options=options, zstd_dict=shared.as_digested_dict if shared else None)
+    return [compressor.compress(content, zstd.ZstdCompressor.FLUSH_FRAME) for content in contents]
 
 
 def train(samples: list[bytes], size: int) -> bytes | None:
