@@ -6,6 +6,7 @@ Exit codes: 0 success, 1 the work failed, 2 bad usage, 130 interrupted.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
 import sys
 import time
@@ -67,6 +68,17 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--quiet", action="store_true", help="no bars and notes; errors are still shown")
     get.add_argument("--json", action="store_true", help="print one JSON object with the results on standard output")
     get.set_defaults(run=_get)
+
+    about = "Make a directory the release that a static site offers."
+    publish = commands.add_parser("publish", help="make or extend a release directory", description=about)
+    publish.add_argument("src", metavar="SRC", help="the tree to publish")
+    publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
+    publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
+    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
+    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
+    publish.add_argument("--quiet", action="store_true", help="no notes; errors are still shown")
+    publish.add_argument("--json", action="store_true", help="print one JSON object about the release")
+    publish.set_defaults(run=_publish)
 
     about = "A small Range-capable HTTP server on loopback, for development."
     serve = commands.add_parser("serve", help="serve a directory on loopback", description=about)
@@ -208,6 +220,22 @@ def _as_json(download: Download) -> dict[str, object]:
     if download.error is not None:
         record["error"] = {"type": type(download.error).__name__, "message": str(download.error)}
     return record
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit() as kit:
+        release = kit.publish(arguments.src, arguments.site, version=arguments.version,
+                              keep_deltas=arguments.keep_deltas, exclude=arguments.exclude)  # fmt: skip
+    if arguments.json:
+        print(json.dumps({**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}))
+    elif not arguments.quiet and release.unchanged:
+        _say(f"{release.version} is what {arguments.site} offers already")
+    elif not arguments.quiet:
+        _say(f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+             f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
+    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
