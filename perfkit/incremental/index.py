@@ -258,7 +258,7 @@ class _Pieces:
         self._coded_tags = tags
         self._tags_used = 0
         self._entry = -1
-        self._expected: dict[int, int] = {}
+        self._expected = array("Q", bytes(8 * len(manifest)))
         self.columns = (array("I"), array("Q"), array("I"), array("I"), array("Q"))
 
     def read(self, begin: int, end: int) -> int:
@@ -270,7 +270,7 @@ class _Pieces:
             self._entry += 1 + unzigzag(steps[number])
             if not 0 <= self._entry < len(self._manifest):
                 _refuse("a piece of a file that isn't there")
-            offset = self._expected.get(self._entry, 0) + unzigzag(jumps[number])
+            offset = self._expected[self._entry] + unzigzag(jumps[number])
             start = place + unzigzag(moves[number])
             left = self._manifest.size(self._entry) - offset
             length = given[number] or left
@@ -299,7 +299,13 @@ class _Pieces:
             _refuse("too many tags")
         entries, offsets, _, lengths, _ = self.columns
         reached = array("Q", bytes(8 * len(self._manifest)))
-        for number in sorted(range(len(entries)), key=lambda number: (entries[number], offsets[number])):
+        later = []
+        for number, entry in enumerate(entries):
+            if offsets[number] == reached[entry]:
+                reached[entry] += lengths[number]
+            else:
+                later.append(number)
+        for number in sorted(later, key=offsets.__getitem__):
             if offsets[number] != reached[entries[number]]:
                 _refuse("pieces of a file that overlap or leave a gap")
             reached[entries[number]] += lengths[number]
