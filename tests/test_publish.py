@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
@@ -12,6 +13,7 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -25,6 +27,7 @@ from perfkit.incremental.index import Index
 from perfkit.incremental.packing import PackWriter
 from perfkit.incremental.publish import publish
 from perfkit.incremental.release import Pointer
+from perfkit.incremental.site import Contents, Site
 from tests.release_client import Client, Tree, manifest_of, write_tree
 
 
@@ -339,6 +342,18 @@ def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: py
     monkeypatch.setattr(publishing, "encode_delta", padded)
     publish(str(write_tree(tmp_path / "src", edited(FIRST, 1))), str(tmp_path / "site"), version="2")
     assert Client(tmp_path / "site").pointer.hops == ()
+
+
+def test_old_contents_are_read_by_threads_at_once(tmp_path: Path) -> None:
+    """Groups of a delta are made side by side, from the same packs."""
+    tree = {f"file{number}": noise(number, 40_000) for number in range(60)}
+    publish(str(write_tree(tmp_path / "src", tree)), str(tmp_path / "site"), version="1")
+    client = Client(tmp_path / "site")
+    index = Index.parse(client.packed(client.pointer.fine), client.manifest)
+    contents = Contents(Site(str(tmp_path / "site")), client.manifest, index)
+    with contextlib.closing(contents), ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(contents.read, contents.entries() * 5))
+    assert found == [tree[client.manifest.name(entry)] for entry in contents.entries() * 5]
 
 
 NAMES = st.sampled_from(["a", "b", "dir/a", "dir/b", "dir/sub/c.txt", "other/d"])

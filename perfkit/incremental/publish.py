@@ -38,7 +38,7 @@ from perfkit.incremental.packing import (
 from perfkit.incremental.release import Hop, PackedRef, Pointer, short
 from perfkit.incremental.site import Contents, History, Record, Site
 
-__all__ = ["GRACE_S", "Release", "publish"]
+__all__ = ["GRACE_S", "Release", "hashed", "publish"]
 
 GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
 _KEPT_RELEASES = 16
@@ -106,14 +106,20 @@ def publish(
         raise ConfigError(f"{src} is not a directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
         raise ConfigError(f"the site {site} lies in the tree {src} that is to be published")
-    manifest = Manifest.of(_hashed(src, tuple(exclude)))
+    manifest = Manifest.of(hashed(src, exclude))
     with Site(site) as place, contextlib.ExitStack() as stack:
         publisher = _Publisher(src, place, manifest, stack)
         return publisher.run(version, keep_deltas, grace_s, began)
 
 
-def _hashed(src: str, exclude: tuple[str, ...]) -> Iterator[Entry]:
-    for name, status in _walk(src, "", exclude):
+def hashed(src: str, exclude: Iterable[str] = ()) -> Iterator[Entry]:
+    """The entries of a tree on the disk, as `publish` takes them.
+
+    Raises:
+        UnsafePathError: a symbolic link or special file.
+        OSError: something can't be read.
+    """
+    for name, status in _walk(src, "", tuple(exclude)):
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(src, name), "rb") as file:
             while data := file.read(_READ_BYTES):

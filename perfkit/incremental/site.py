@@ -8,10 +8,11 @@ import hashlib
 import json
 import os
 import tempfile
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.incremental.codec import compress, dictionary, expand, expand_stream, zstd
@@ -249,14 +250,14 @@ class Site:
 
 
 class Contents:
-    """The contents of an earlier release, read back from the site's fine packs."""
+    """The contents of an earlier release, read back from the site's fine packs. Threads may read at once."""
 
     def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
         self.manifest = manifest
         self.index = index
         self._site = site
-        self._files: dict[int, BinaryIO] = {}
-        self._shared: dict[int, zstd.ZstdDict | None] = {}
+        self._opening = threading.Lock()
+        self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
         self._pieces: dict[int, list[tuple[int, int]]] = {}  # entry: (frame, piece)
         for frame in range(len(index)):
             for piece in index.pieces_of(frame):
@@ -275,8 +276,9 @@ class Contents:
 
     def close(self) -> None:
         """Close the packs."""
-        for file in self._files.values():
-            file.close()
+        for descriptor, _ in self._packs.values():
+            os.close(descriptor)
+        self._packs.clear()
 
     def entry(self, digest: bytes) -> int | None:
         """The entry that has the content with this digest; None if there is no such content, or it is empty."""
@@ -300,14 +302,18 @@ class Contents:
 
     def frame(self, number: int) -> bytes:
         """The content of one frame."""
-        pack, (at, size) = self.index.pack_of(number), self.index.place(number)
-        if pack not in self._files:
-            self._files[pack] = open(self._site.path(self.index.packs[pack].object), "rb")  # noqa: SIM115
-            shared = self.index.packs[pack].dictionary
-            self._shared[pack] = dictionary(self._site.get_packed(shared)) if shared else None
-        self._files[pack].seek(at)
-        data = self._files[pack].read(size)
-        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared=self._shared[pack]))
+        at, size = self.index.place(number)
+        descriptor, shared = self._pack(self.index.pack_of(number))
+        data = os.pread(descriptor, size, at)
+        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared=shared))
+
+    def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
+        with self._opening:
+            if number not in self._packs:
+                pack = self.index.packs[number]
+                shared = dictionary(self._site.get_packed(pack.dictionary)) if pack.dictionary else None
+                self._packs[number] = os.open(self._site.path(pack.object), os.O_RDONLY | os.O_CLOEXEC), shared
+            return self._packs[number]
 
 
 def _sync_directory(path: str) -> None:
