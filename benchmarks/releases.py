@@ -24,6 +24,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from measure import MB, machine, note, versions
+from origin import Nginx
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import check_name
@@ -32,7 +33,6 @@ from perfkit.incremental.index import Index
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.release import PackedRef, Pointer
 from perfkit.incremental.routes.blocks import CUT_ABOVE_BYTES, cut, tag
-from perfkit.serve import Server
 
 HEADERS = 600  # bytes of one request and the head of its response, nginx and our client
 CORPORA = {  # the releases, oldest first; the last pair is the update
@@ -66,8 +66,9 @@ def main() -> int:
     arguments = parser.parse_args()
     rows: list[Row] = []
     for name in arguments.only:
-        rows += corpus_rows(name, arguments.cache)
-        print("\n".join(table(rows)), file=sys.stderr)
+        found = corpus_rows(name, arguments.cache)
+        note("\n".join(table(found)))
+        rows += found
     arguments.out.mkdir(parents=True, exist_ok=True)
     tools = versions({"zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version",
                       "rsync": "--version"}, ["perfkit", "backports.zstd"])  # fmt: skip
@@ -272,9 +273,10 @@ def zchunk(tars: list[Path]) -> float:
 
 
 def zsync(tars: list[Path], work: Path) -> float:
-    run(["zsyncmake", "-u", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])])
-    with Server(work) as server:
-        said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.url}{tars[1].name}.zsync"])
+    run(["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
+        cwd=work)  # fmt: skip
+    with Nginx(work, work / "nginx", limit="1m") as server:  # zsync asks for several ranges at once
+        said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])
     fetched = re.findall(r"fetched (\d+)", said)
     return Path(f"{tars[1]}.zsync").stat().st_size + float(fetched[-1])
 

@@ -66,7 +66,8 @@ def _grouped(
         return
     similar = Similar(sum(old.manifest.size(entry) for entry in old.entries()))
     for entry in old.entries():
-        similar.add(entry, old.read(entry))
+        for offset, block in old.blocks(entry, BLOCK_BYTES):
+            similar.add(entry, offset, block)
     blocks: set[Block] = set()
     outputs: list[Span] = []
     size = held = 0

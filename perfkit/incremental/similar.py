@@ -18,7 +18,7 @@ _LINES_PER_INDEX = 500_000
 _LINE_BYTES = 40  # about what a line of text has
 _SHORT_BYTES = 6  # lines below this say nothing
 _LONG_BYTES = 1 << 12
-_OWNERS = 4  # a line of so many blocks is in their favour alike; more of them say nothing
+_OWNERS = 4  # so many blocks share the weight of a line; those after them get nothing
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -42,21 +42,19 @@ class Similar:
         self._blocks: list[Block] = []
         self._owners: dict[int, int | tuple[int, ...]] = {}
 
-    def add(self, entry: int, content: bytes) -> None:
-        """Take an old content in."""
-        for offset in range(0, len(content), BLOCK_BYTES):
-            block = content[offset : offset + BLOCK_BYTES]
-            number = len(self._blocks)
-            self._blocks.append(Block(entry, offset, len(block)))
-            owners = self._owners
-            for mark in self._marks(block):
-                held = owners.get(mark)
-                if held is None:
-                    owners[mark] = number
-                elif isinstance(held, int):
-                    owners[mark] = (held, number)
-                elif len(held) < _OWNERS:
-                    owners[mark] = (*held, number)
+    def add(self, entry: int, offset: int, content: bytes) -> None:
+        """Take a block of an old content in."""
+        number = len(self._blocks)
+        self._blocks.append(Block(entry, offset, len(content)))
+        owners = self._owners
+        for mark in self._marks(content):
+            held = owners.get(mark)
+            if held is None:
+                owners[mark] = number
+            elif isinstance(held, int):
+                owners[mark] = (held, number)
+            elif len(held) < _OWNERS:
+                owners[mark] = (*held, number)
 
     def _marks(self, content: bytes) -> dict[int, int]:
         """The lines of the sample: checksum to length."""

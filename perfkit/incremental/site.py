@@ -10,8 +10,11 @@ import os
 import tempfile
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
 from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
@@ -22,6 +25,7 @@ from perfkit.incremental.release import FORMAT, POINTER_NAME, Hop, ObjectRef, Pa
 
 __all__ = ["Contents", "History", "ObjectWriter", "Record", "Site"]
 
+_READ_BYTES = 1 << 20
 _LOCK_NAME = ".perfkit-publish.lock"
 
 
@@ -258,17 +262,20 @@ class Contents:
         self._site = site
         self._opening = threading.Lock()
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
-        self._pieces: dict[int, list[tuple[int, int]]] = {}  # entry: (frame, piece)
+        self._pieces: dict[int, list[tuple[int, int, int]]] = {}  # entry: offset, frame, piece; in order of offsets
         for frame in range(len(index)):
-            for piece in index.pieces_of(frame):
-                self._pieces.setdefault(index.piece(piece).entry, []).append((frame, piece))
+            for number in index.pieces_of(frame):
+                piece = index.piece(number)
+                self._pieces.setdefault(piece.entry, []).append((piece.offset, frame, number))
+        for rows in self._pieces.values():
+            rows.sort()
         self._first = {manifest.digest(entry): entry for entry in self._pieces}
 
     def tags(self) -> dict[int, int]:
         """For pieces of large files that have a frame of their own: tag to number of the frame."""
         found = {}
         for rows in self._pieces.values():
-            for frame, number in rows:
+            for _, frame, number in rows:
                 piece = self.index.piece(number)
                 if piece.tag and piece.length == self.index.content_bytes(frame):
                     found[piece.tag] = frame
@@ -291,14 +298,21 @@ class Contents:
     def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
         """Bytes of the content of one entry, one of `entries`."""
         length = self.manifest.size(entry) - offset if length is None else length
-        parts = []
-        for frame, number in sorted(self._pieces[entry], key=lambda pair: self.index.piece(pair[1]).offset):
+        rows, end, parts = self._pieces[entry], offset + length, []
+        for _, frame, number in islice(rows, bisect_right(rows, offset, key=itemgetter(0)) - 1, None):
             piece = self.index.piece(number)
-            start, stop = max(offset, piece.offset), min(offset + length, piece.offset + piece.length)
-            if start < stop:
-                at = piece.start - piece.offset
-                parts.append(self.frame(frame)[start + at : stop + at])
+            if piece.offset >= end:
+                break
+            at = piece.start - piece.offset
+            parts.append(self.frame(frame)[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
         return b"".join(parts)
+
+    def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """Offsets and blocks of a content, each of `size` bytes but the last; a part at a time."""
+        step = size * max(1, _READ_BYTES // size)
+        for start in range(0, self.manifest.size(entry), step):
+            part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
+            yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
 
     def frame(self, number: int) -> bytes:
         """The content of one frame."""
