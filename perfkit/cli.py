@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -74,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_get, _add_serve):
+    for add in (_add_get, _add_publish, _add_serve):
         add(commands)
     return parser
 
@@ -293,6 +294,43 @@ def _progress(arguments: argparse.Namespace) -> Progress | None:
     from perfkit.progress.bars import for_stream
 
     return for_stream()
+
+
+# -- publish ----------------------------------------------------------------------------------------------------------
+
+_PUBLISH_EXAMPLES = """\
+examples:
+  perfkit publish rules site --version 2026.11
+"""
+
+
+def _add_publish(commands: Commands) -> None:
+    about = "Make a directory the release that a static site offers."
+    publish = commands.add_parser("publish", help="publish a directory", description=about, epilog=_PUBLISH_EXAMPLES)
+    publish.add_argument("src", metavar="SRC", help="the tree to publish")
+    publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
+    publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
+    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
+    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
+    publish.add_argument("--quiet", action="store_true", help="no notes; errors are still shown")
+    publish.add_argument("--json", action="store_true", help="print one JSON object about the release")
+    publish.set_defaults(run=_publish)
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit() as kit:
+        release = kit.publish(arguments.src, arguments.site, version=arguments.version,
+                              keep_deltas=arguments.keep_deltas, exclude=arguments.exclude)  # fmt: skip
+    if arguments.json:
+        _print(json.dumps({**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}) + "\n")
+    elif not arguments.quiet and release.unchanged:
+        say(f"perfkit: {release.version} is what {arguments.site} offers already")
+    elif not arguments.quiet:
+        say(f"perfkit: {release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+             f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
+    return 0
 
 
 # -- serve ------------------------------------------------------------------------------------------------------------

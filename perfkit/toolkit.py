@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.transaction import Transaction
     from perfkit.filesystem.watch import DirtySet
+    from perfkit.incremental.publish import Release
 
 __all__ = ["Toolkit"]
 
@@ -241,3 +242,26 @@ class Toolkit:
 
         with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
             yield tx
+
+    def publish(
+        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+    ) -> Release:
+        """Make a directory tree the release that a static site offers; the site is made if need be.
+
+        Args:
+            site: a directory for any static file server; everything in it but one small file never changes.
+            version: what to call the release; one line of at most 200 characters.
+            keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+            exclude: patterns (fnmatch) of names in `src` to leave out; of a directory, with all in it.
+
+        Raises:
+            ConfigError: an argument that can't be; `site` lies in `src`.
+            UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
+            FileChangedError: a file changed while it was read; the site is as it was.
+            LockedError: another process is publishing to this site.
+            ManifestError: the site is damaged.
+            OSError: from reading `src` or writing `site`; the site is as it was.
+        """
+        from perfkit.incremental.publish import publish
+
+        return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
