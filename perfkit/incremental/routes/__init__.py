@@ -1,0 +1,1 @@
+"""Ways to obtain the files of a tree."""
