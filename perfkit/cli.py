@@ -134,6 +134,7 @@ def _requests(
 ) -> Iterator[Request]:
     """The URLs of the command line, then those of the input file, a line at a time; what is none goes to `refused`."""
     from perfkit.downloads.request import Download, Request
+    from perfkit.incremental.lists import split_line
 
     resume = not arguments.no_resume
     for url in arguments.urls:
@@ -141,15 +142,17 @@ def _requests(
     if arguments.input is not None:
         with _open_input(arguments.input) as lines:
             for number, line in enumerate(lines, 1):
-                url, name, checksum, *rest = [*(part.strip() for part in line.split("\t")), "", "", ""][:4]
-                if rest[0]:
-                    raise ConfigError(f"{arguments.input}, line {number}: more than URL, name and checksum")
-                if not url or url.startswith("#"):
-                    continue
                 try:
-                    request = Request(url, name or None, checksum=checksum or None, headers=headers, resume=resume)
+                    parts = split_line(line)
                 except ConfigError as error:
-                    refused.append(Download(url=url, path=name, error=error))  # and not the end of the others
+                    raise ConfigError(f"{arguments.input}, line {number}: {error}") from error
+                if parts is None:
+                    continue
+                url, name, checksum = parts
+                try:
+                    request = Request(url, name, checksum=checksum, headers=headers, resume=resume)
+                except ConfigError as error:
+                    refused.append(Download(url=url, path=name or "", error=error))  # and not the end of the others
                     continue
                 yield request
 

@@ -1,0 +1,264 @@
+"""Find a file's blocks in another file, at any offset, by zsync's two checksums. Needs numpy, which frees the GIL.
+
+The weak checksum (rsum) of every offset comes from two running sums: with S(n) the sum of the first n bytes and T(n)
+the sum of S(1) … S(n), a block of size B at o has a = S(o+B) - S(o) and b = T(o+B) - T(o) - B * S(o), all modulo 2**16.
+A Bloom filter picks the offsets worth a closer look, and MD4 (RFC 1320), computed for all of these at once, decides.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = ["find_blocks", "md4", "rsum"]
+
+_WINDOW_BYTES = 4 << 20  # offsets looked at before their candidates are hashed
+_STRIDE = 128 << 10  # offsets looked at in one go: arrays that stay in the cache
+_HASH_BATCH = 4 << 20  # bytes hashed in one go
+_FILTER_BITS = 22  # log2 of the filter's size in bytes
+_TRIES = 8  # candidates for the same blocks in one window; more are repetitions
+_MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B)
+
+_U8 = NDArray[np.uint8]
+_U16 = NDArray[np.uint16]
+_U32 = NDArray[np.uint32]
+_I64 = NDArray[np.int64]
+
+
+def find_blocks(
+    descriptor: int, sums: bytes, *, block_size: int, rsum_bytes: int, strong_bytes: int, sequence: int
+) -> _I64:
+    """For each block of a file that is wanted, an offset in the file behind `descriptor` where it stands, or -1.
+
+    A block whose checksums are short is only believed together with its neighbour, if `sequence` is 2, as zsync does.
+    Beyond its end, the file is read as zeros. It may be changed meanwhile: what is found must be verified when used.
+
+    Args:
+        sums: for each block `rsum_bytes` of its weak checksum, big-endian, and the first `strong_bytes` of its MD4.
+
+    Raises:
+        OSError: the file can't be read.
+    """
+    table = np.frombuffer(sums, np.uint8).reshape(-1, rsum_bytes + strong_bytes)
+    target = _Target(table, rsum_bytes, sequence)
+    size = os.fstat(descriptor).st_size
+    budget = 4 * size + (64 << 20)  # bytes to hash: a control file made to slow us down gets no further
+    reach = block_size * sequence
+    buffer = np.zeros(_WINDOW_BYTES + reach, np.uint8)
+    for start in range(0, size, _WINDOW_BYTES):
+        if not target.open or budget <= 0:
+            break
+        filled = _read(descriptor, buffer, start)
+        buffer[filled:] = 0
+        count = min(_WINDOW_BYTES, size - start)
+        offsets = _candidates(buffer[: count + reach], target, block_size)
+        if sequence == 2:
+            budget -= 2 * len(offsets) * block_size
+            both = np.unique(np.concatenate((offsets, offsets + block_size)))
+            names = _names(buffer, both, block_size, rsum_bytes, strong_bytes)
+            at = np.searchsorted(both, offsets)
+            after = np.searchsorted(both, offsets + block_size)
+            target.found(offsets + start, [names[at], names[after]], block_size)
+        else:
+            budget -= len(offsets) * block_size
+            names = _names(buffer, offsets, block_size, rsum_bytes, strong_bytes)
+            target.found(offsets + start, [names], block_size)
+    return target.where
+
+
+def _read(descriptor: int, buffer: _U8, position: int) -> int:
+    filled = 0
+    view = buffer.data
+    while filled < len(buffer) and (count := os.preadv(descriptor, [view[filled:]], position + filled)):
+        filled += count
+    return filled
+
+
+class _Target:
+    """The blocks that are wanted, grouped by content, and where they have been found."""
+
+    def __init__(self, table: _U8, rsum_bytes: int, sequence: int) -> None:
+        self.sequence = sequence
+        self.where = np.full(len(table), -1, np.int64)
+        weak = np.zeros(len(table), np.uint32)
+        for column in range(rsum_bytes):
+            weak = (weak << np.uint32(8)) | table[:, column]
+        # a block is known by its whole row, a pair of neighbours by the numbers of their rows
+        self._rows, numbers = np.unique(_as_names(table), return_inverse=True)
+        self.weak_mask = np.uint32(0xFFFFFFFF >> (32 - 8 * rsum_bytes))
+        if sequence == 2:
+            keys = _pair_key(weak[:-1], weak[1:])
+            units = numbers[:-1] * len(self._rows) + numbers[1:]
+        else:
+            keys, units = weak, numbers
+        self._units, first, self._unit_of = np.unique(units, return_index=True, return_inverse=True)
+        self._unit_keys: _U32 = keys[first]
+        self._offsets = np.full(len(self._units), -1, np.int64)
+        self._fill_filter()
+
+    def _fill_filter(self) -> None:
+        missing = self._unit_keys[self._offsets < 0]
+        self.open = len(missing)
+        self.keys = np.unique(missing)
+        self.filters = []
+        for multiplier in _MULTIPLIERS:
+            one = np.zeros(1 << _FILTER_BITS, np.bool_)
+            one[_slots(missing, multiplier)] = True
+            self.filters.append(one)
+
+    def found(self, offsets: _I64, names: list[Any], block_size: int) -> None:
+        """Take what stands at these offsets: the rows that it would have."""
+        if not len(offsets):
+            return
+        numbers = []
+        for each in names:
+            number = np.minimum(np.searchsorted(self._rows, each), len(self._rows) - 1)
+            numbers.append(np.where(self._rows[number] == each, number, -1))
+        units = numbers[0] if len(numbers) == 1 else numbers[0] * len(self._rows) + numbers[1]
+        known = numbers[0] >= 0 if len(numbers) == 1 else (numbers[0] >= 0) & (numbers[1] >= 0)
+        units, offsets = units[known], offsets[known]
+        index = np.minimum(np.searchsorted(self._units, units), len(self._units) - 1)
+        right = self._units[index] == units
+        self._offsets[index[right][::-1]] = offsets[right][::-1]  # the first of several stays
+        places = self._offsets[self._unit_of]
+        hit = np.flatnonzero(places >= 0)
+        self.where[hit] = places[hit]
+        if self.sequence == 2:
+            lonely = hit[self.where[hit + 1] < 0]
+            self.where[lonely + 1] = places[lonely] + block_size
+        if np.count_nonzero(self._offsets < 0) < self.open * 0.75:
+            self._fill_filter()
+
+
+def _as_names(table: _U8) -> Any:
+    """Rows as byte strings, which numpy can sort. Zeros at the end do not count there, and all have one length."""
+    return np.ascontiguousarray(table).view(f"S{table.shape[1]}").reshape(-1)
+
+
+def _slots(keys: _U32, multiplier: int) -> NDArray[np.intp]:
+    return ((keys * np.uint32(multiplier)) >> np.uint32(32 - _FILTER_BITS)).astype(np.intp)
+
+
+def _pair_key(weak: _U32, following: _U32) -> _U32:
+    """Of two neighbours: the lower halves of their weak checksums, which is all that a short rsum has."""
+    return (weak << np.uint32(16)) | (following & np.uint32(0xFFFF))
+
+
+def _candidates(data: _U8, target: _Target, block_size: int) -> _I64:
+    """The offsets in `data` whose weak checksums are among the wanted."""
+    reach = block_size * target.sequence
+    count = len(data) - reach
+    kept, kept_keys = [], []
+    for start in range(0, count, _STRIDE):
+        piece = data[start : min(start + _STRIDE, count) + reach]
+        keys = _keys(piece, block_size, target)
+        maybe = target.filters[0].take(_slots(keys, _MULTIPLIERS[0]))
+        maybe[1:] &= keys[1:] != keys[:-1]  # in a run of equal bytes, only its beginning
+        offsets = np.flatnonzero(maybe)
+        keys = keys[offsets]
+        again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1]))
+        kept.append(offsets[again] + start)
+        kept_keys.append(keys[again])
+    offsets, keys = np.concatenate(kept), np.concatenate(kept_keys)
+    at = np.minimum(np.searchsorted(target.keys, keys), len(target.keys) - 1)
+    exact = target.keys[at] == keys
+    offsets, keys = offsets[exact], keys[exact]
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+    return np.sort(offsets[order[rank < _TRIES]])
+
+
+def _keys(data: _U8, block_size: int, target: _Target) -> _U32:
+    size = np.uint16(block_size & 0xFFFF)
+    sums = np.zeros(len(data) + 1, np.uint16)
+    np.cumsum(data, dtype=np.uint16, out=sums[1:])
+    sums2 = np.cumsum(sums, dtype=np.uint16)
+    b = sums2[block_size:] - sums2[:-block_size]
+    b -= sums[:-block_size] * size
+    if target.sequence == 2:
+        return (b[: -block_size - 1].astype(np.uint32) << np.uint32(16)) | b[block_size:-1]
+    a = sums[block_size:] - sums[:-block_size]
+    keys: _U32 = (a[:-1].astype(np.uint32) << np.uint32(16)) | b[:-1]
+    keys &= target.weak_mask
+    return keys
+
+
+def _names(data: _U8, offsets: _I64, block_size: int, rsum_bytes: int, strong_bytes: int) -> Any:
+    """The rows that the blocks at these offsets would have in a control file."""
+    rows = np.empty((len(offsets), rsum_bytes + strong_bytes), np.uint8)
+    windows = np.lib.stride_tricks.sliding_window_view(data, block_size)
+    step = max(1, _HASH_BATCH // block_size)
+    for start in range(0, len(offsets), step):
+        blocks = windows[offsets[start : start + step]]
+        rows[start : start + step, :rsum_bytes] = rsum(blocks)[:, 4 - rsum_bytes :]
+        rows[start : start + step, rsum_bytes:] = md4(blocks)[:, :strong_bytes]
+    return _as_names(rows)
+
+
+def rsum(blocks: _U8) -> _U8:
+    """The weak checksum of each row, as four bytes: a, then b, big-endian."""
+    weights = np.arange(blocks.shape[1], 0, -1).astype(np.uint16)
+    sums = np.empty((len(blocks), 2), ">u2")
+    sums[:, 0] = blocks.sum(axis=1, dtype=np.uint16)
+    for start in range(0, len(blocks), 256):
+        sums[start : start + 256, 1] = (blocks[start : start + 256] * weights).sum(axis=1, dtype=np.uint16)
+    return sums.view(np.uint8)
+
+
+def _md4_steps() -> list[tuple[int, int, int]]:
+    """(round, word, rotation) of RFC 1320 section 3.4."""
+    orders = (range(16), (0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+              (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15))  # fmt: skip
+    shifts = ((3, 7, 11, 19), (3, 5, 9, 13), (3, 9, 11, 15))
+    return [(number, word, shifts[number][index % 4])
+            for number, order in enumerate(orders) for index, word in enumerate(order)]  # fmt: skip
+
+
+_STEPS = _md4_steps()
+_CONSTANTS = tuple(np.uint32(value) for value in (0, 0x5A827999, 0x6ED9EBA1))
+
+
+def md4(blocks: _U8) -> _U8:
+    """The MD4 (RFC 1320) of each row, whose length is a multiple of 64, as 16 bytes."""
+    count, length = blocks.shape
+    words = np.ascontiguousarray(np.ascontiguousarray(blocks).view("<u4").T)
+    padding = np.zeros((16, 1), np.uint32)
+    padding[0], padding[14], padding[15] = 0x80, (length * 8) & 0xFFFFFFFF, (length * 8) >> 32
+    state = [np.full(count, value, np.uint32) for value in (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)]
+    spare, other = np.empty(count, np.uint32), np.empty(count, np.uint32)
+    for chunk in range(0, length + 64, 64):
+        block = words[chunk // 4 : chunk // 4 + 16] if chunk < length else padding
+        before = [each.copy() for each in state]
+        a, b, c, d = state
+        for number, word, shift in _STEPS:
+            if number == 0:  # (b & c) | (~b & d)
+                np.bitwise_xor(c, d, out=spare)
+                np.bitwise_and(spare, b, out=spare)
+                np.bitwise_xor(spare, d, out=spare)
+            elif number == 1:  # the majority of b, c and d
+                np.bitwise_or(c, d, out=spare)
+                np.bitwise_and(spare, b, out=spare)
+                np.bitwise_and(c, d, out=other)
+                np.bitwise_or(spare, other, out=spare)
+            else:
+                np.bitwise_xor(b, c, out=spare)
+                np.bitwise_xor(spare, d, out=spare)
+            np.add(a, spare, out=a)
+            np.add(a, block[word], out=a)
+            if number:
+                np.add(a, _CONSTANTS[number], out=a)
+            np.right_shift(a, np.uint32(32 - shift), out=spare)
+            np.left_shift(a, np.uint32(shift), out=a)
+            np.bitwise_or(a, spare, out=a)
+            a, b, c, d = d, a, b, c
+        state = [a, b, c, d]
+        for each, old in zip(state, before, strict=True):
+            np.add(each, old, out=each)
+    digests = np.empty((count, 4), "<u4")
+    for column, each in enumerate(state):
+        digests[:, column] = each
+    return digests.view(np.uint8)
