@@ -166,7 +166,7 @@ def _parse_directory(
 ) -> list[ZipMember]:
     entries = list(_parse_entries(data, directory))
     entries.sort(key=lambda entry: entry.start)
-    ends = [entry.start for entry in entries[1:]] + [directory.start]
+    ends = [*(entry.start for entry in entries), directory.start][1:]
     members = []
     for entry, end in zip(entries, ends, strict=True):
         if entry.start + _LOCAL.size + len(entry.raw_name) + entry.packed > end:

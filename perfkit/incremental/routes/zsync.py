@@ -40,7 +40,7 @@ class Control:
         keep_gzip: it is the gzip form that is wanted.
         size: bytes of the file, unpacked.
         sha1: hexadecimal, of the file, unpacked.
-        sums: the checksums of all blocks.
+        sums: the checksums of all blocks; none with `gzip`.
         sequence: how many neighbouring blocks must match before one is believed.
     """
 
@@ -93,13 +93,15 @@ def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
     if lengths is None or not 3 <= int(lengths[3]) <= 16:
         raise ManifestError(f"the control file has checksums of unknown lengths: {_only(headers, 'Hash-Lengths')!r}")
     sequence, rsum_bytes, strong_bytes = map(int, lengths.groups())
-    blocks = -(-size // block_size)
+    gzip = "URL" not in headers
+    blocks = 0 if gzip else -(-size // block_size)
+    if gzip:
+        sums = b""  # they describe the file unpacked, of which the server has no ranges
     if len(sums) != blocks * (rsum_bytes + strong_bytes):
         raise ManifestError(f"the control file has {len(sums)} bytes of checksums, and {blocks} blocks to describe")
     sha1 = _only(headers, "SHA-1").lower()
     if not re.fullmatch("[0-9a-f]{40}", sha1):
         raise ManifestError(f"the control file has no SHA-1 of the file: {sha1!r}")
-    gzip = "URL" not in headers
     keep_gzip = gzip and "Recompress" in headers
     filename = _only(headers, "Z-Filename" if keep_gzip and "Z-Filename" in headers else "Filename")
     if "/" in check_name(filename):
