@@ -182,7 +182,6 @@ def tar_contest(bench: object, report: object, directory: Path, pairs: int, scal
         empty.mkdir()
         edit(rng, [old / path.relative_to(new) for path in changed])  # so that the next run has something to do
 
-    after()
     contest = Contest(
         name="tar",
         title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
@@ -210,8 +209,9 @@ def zsync_contest(bench: object, report: object, directory: Path, site: Path, ur
     shutil.rmtree(tree)
     control = site / f"{name}.zsync"
     subprocess.run(["zsyncmake", "-u", f"{name}.tar", "-o", str(control), str(new)], check=True, capture_output=True)
-    ours = (sys.executable, str(HERE / "archives.py"), "--client", "zsync", f"{url}/{control.name}", str(seed), str(made))
-    theirs = ("zsync", "-i", str(seed), "-o", str(made), f"{url}/{control.name}")
+    where = f"{url}/{control.name}"
+    ours = (sys.executable, str(HERE / "archives.py"), "--client", "zsync", where, str(seed), str(made))
+    theirs = ("zsync", "-i", str(seed), "-o", str(made), where)
 
     def after() -> None:
         same = subprocess.run(["cmp", "-s", made, new], check=False).returncode == 0
@@ -221,14 +221,16 @@ def zsync_contest(bench: object, report: object, directory: Path, site: Path, ur
             raise RunFailedError("the file that was made is another one")
 
     title = f"zsync: a tar of {size} MB, 1 file in 25 changed"
-    contest = Contest(name=name, title=title, ours=Contestant(name="perfkit", command=ours),
-                      bars=(Bar(limit=3.0, peers=(Contestant(name="zsync", command=theirs),)),), after=after)  # fmt: skip
+    bar = Bar(limit=3.0, peers=(Contestant(name="zsync", command=theirs),))
+    contest = Contest(name=name, title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,), after=after)
     report.add(bench.compare(contest, pairs), rss_limit=120 * MB)  # type: ignore[attr-defined]
-    fetched, ranges = map(int, subprocess.run(ours, check=True, capture_output=True, text=True).stdout.split())
-    after()
-    said = subprocess.run(theirs, check=True, capture_output=True, text=True)
-    after()
-    reference = int((said.stdout + said.stderr).rpartition("fetched ")[2].split()[0])
+    env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    told = []
+    for command in (ours, theirs):
+        told.append(subprocess.run(command, check=True, capture_output=True, text=True, env=env))
+        after()
+    fetched, ranges = map(int, told[0].stdout.split())
+    reference = int((told[1].stdout + told[1].stderr).rpartition("fetched ")[2].split()[0])
     report.figures.append(  # type: ignore[attr-defined]
         Figure(contest=name, title=title, name="bytes fetched / zsync's", value=fetched / reference, unit="",
                bar="<= 1.10", holds=fetched <= 1.1 * reference,

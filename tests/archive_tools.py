@@ -36,7 +36,11 @@ class Ranges:
 
 
 def make_zip(
-    files: Mapping[str, bytes] = FILES, *, method: int = zipfile.ZIP_DEFLATED, comment: bytes = b"", stream: bool = False
+    files: Mapping[str, bytes] = FILES,
+    *,
+    method: int = zipfile.ZIP_DEFLATED,
+    comment: bytes = b"",
+    stream: bool = False,
 ) -> bytes:
     """A zip archive; with `stream` as one that was written to a pipe, with data descriptors."""
     out = _Pipe() if stream else io.BytesIO()
@@ -79,7 +83,8 @@ def raw_zip(
         method = int(entry.get("method", 0))  # type: ignore[call-overload]
         packed = entry.get("packed", data if method == 0 else zlib.compress(data, wbits=-15))
         assert isinstance(packed, bytes)
-        crc, size, csize = entry.get("crc", zlib.crc32(data)), entry.get("size", len(data)), entry.get("csize", len(packed))
+        crc = entry.get("crc", zlib.crc32(data))
+        size, csize = entry.get("size", len(data)), entry.get("csize", len(packed))
         flags = entry.get("flags", 1 << 11)
         offset = entry.get("offset", len(body) - len(prefix))
         local_name = entry.get("local_name", raw)
@@ -104,7 +109,8 @@ def raw_zip(
         body += struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
         return bytes(body) + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF,
                                          len(comment)) + comment  # fmt: skip
-    return bytes(body) + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(central), start, len(comment)) + comment
+    end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(central), start, len(comment))
+    return bytes(body) + end + comment
 
 
 def make_tar(
