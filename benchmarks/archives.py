@@ -227,7 +227,10 @@ def zsync_contest(bench: object, report: object, directory: Path, site: Path, ur
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     told = []
     for command in (ours, theirs):
-        told.append(subprocess.run(command, check=True, capture_output=True, text=True, env=env))
+        run = subprocess.run(command, check=False, capture_output=True, text=True, env=env, cwd=directory)
+        told.append(run)
+        if told[-1].returncode:
+            raise RunFailedError(f"{command[0]} ended with {told[-1].returncode}: {told[-1].stderr[-500:]}")
         after()
     fetched, ranges = map(int, told[0].stdout.split())
     reference = int((told[1].stdout + told[1].stderr).rpartition("fetched ")[2].split()[0])
