@@ -16,11 +16,12 @@ from numpy.typing import NDArray
 __all__ = ["find_blocks", "md4", "rsum"]
 
 _WINDOW_BYTES = 4 << 20  # offsets looked at before their candidates are hashed
-_STRIDE = 128 << 10  # offsets looked at in one go: arrays that stay in the cache
+_STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
 _HASH_BATCH = 4 << 20  # bytes hashed in one go
 _FILTER_BITS = 22  # log2 of the filter's size in bytes
 _TRIES = 8  # candidates for the same blocks in one window; more are repetitions
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B)
+_SIXTEEN = np.array(16, np.uint32)
 
 _U8 = NDArray[np.uint8]
 _U16 = NDArray[np.uint16]
@@ -48,13 +49,14 @@ def find_blocks(
     budget = 4 * size + (64 << 20)  # bytes to hash: a control file made to slow us down gets no further
     reach = block_size * sequence
     buffer = np.zeros(_WINDOW_BYTES + reach, np.uint8)
+    scanner = _Scanner(block_size, sequence, rsum_bytes)
     for start in range(0, size, _WINDOW_BYTES):
         if not target.open or budget <= 0:
             break
         filled = _read(descriptor, buffer, start)
         buffer[filled:] = 0
         count = min(_WINDOW_BYTES, size - start)
-        offsets = _candidates(buffer[: count + reach], target, block_size)
+        offsets = scanner.candidates(buffer[: count + reach], target)
         if sequence == 2:
             budget -= 2 * len(offsets) * block_size
             both = np.unique(np.concatenate((offsets, offsets + block_size)))
@@ -81,14 +83,13 @@ class _Target:
     """The blocks that are wanted, grouped by content, and where they have been found."""
 
     def __init__(self, table: _U8, rsum_bytes: int, sequence: int) -> None:
-        self.sequence = sequence
+        self._sequence = sequence
         self.where = np.full(len(table), -1, np.int64)
         weak = np.zeros(len(table), np.uint32)
         for column in range(rsum_bytes):
             weak = (weak << np.uint32(8)) | table[:, column]
         # a block is known by its whole row, a pair of neighbours by the numbers of their rows
         self._rows, numbers = np.unique(_as_names(table), return_inverse=True)
-        self.weak_mask = np.uint32(0xFFFFFFFF >> (32 - 8 * rsum_bytes))
         if sequence == 2:
             keys = _pair_key(weak[:-1], weak[1:])
             units = numbers[:-1] * len(self._rows) + numbers[1:]
@@ -126,7 +127,7 @@ class _Target:
         places = self._offsets[self._unit_of]
         hit = np.flatnonzero(places >= 0)
         self.where[hit] = places[hit]
-        if self.sequence == 2:
+        if self._sequence == 2:
             lonely = hit[self.where[hit + 1] < 0]
             self.where[lonely + 1] = places[lonely] + block_size
         if np.count_nonzero(self._offsets < 0) < self.open * 0.75:
@@ -147,44 +148,75 @@ def _pair_key(weak: _U32, following: _U32) -> _U32:
     return (weak << np.uint32(16)) | (following & np.uint32(0xFFFF))
 
 
-def _candidates(data: _U8, target: _Target, block_size: int) -> _I64:
-    """The offsets in `data` whose weak checksums are among the wanted."""
-    reach = block_size * target.sequence
-    count = len(data) - reach
-    kept, kept_keys = [], []
-    for start in range(0, count, _STRIDE):
-        piece = data[start : min(start + _STRIDE, count) + reach]
-        keys = _keys(piece, block_size, target)
-        maybe = target.filters[0].take(_slots(keys, _MULTIPLIERS[0]))
-        maybe[1:] &= keys[1:] != keys[:-1]  # in a run of equal bytes, only its beginning
-        offsets = np.flatnonzero(maybe)
-        keys = keys[offsets]
-        again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1]))
-        kept.append(offsets[again] + start)
-        kept_keys.append(keys[again])
-    offsets, keys = np.concatenate(kept), np.concatenate(kept_keys)
-    at = np.minimum(np.searchsorted(target.keys, keys), len(target.keys) - 1)
-    exact = target.keys[at] == keys
-    offsets, keys = offsets[exact], keys[exact]
-    order = np.argsort(keys, kind="stable")
-    ranked = keys[order]
-    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-    return np.sort(offsets[order[rank < _TRIES]])
+class _Scanner:
+    """Weak checksums of a stride of offsets, in arrays that are used again: fresh ones cost more than the sums."""
 
+    def __init__(self, block_size: int, sequence: int, rsum_bytes: int) -> None:
+        self._block_size = block_size
+        self._sequence = sequence
+        self._mask = np.array(0xFFFFFFFF >> (32 - 8 * rsum_bytes), np.uint32)
+        self._size = np.array(block_size & 0xFFFF, np.uint16)
+        length = _STRIDE + block_size * sequence + 1
+        self._sums, self._sums2, self._b, self._spare = (np.zeros(length, np.uint16) for _ in range(4))
+        self._keys, self._hashes = np.empty(_STRIDE, np.uint32), np.empty(_STRIDE, np.uint32)
+        self._slots = np.empty(_STRIDE, np.intp)
+        self._maybe, self._other = np.empty(_STRIDE, np.bool_), np.empty(_STRIDE, np.bool_)
 
-def _keys(data: _U8, block_size: int, target: _Target) -> _U32:
-    size = np.uint16(block_size & 0xFFFF)
-    sums = np.zeros(len(data) + 1, np.uint16)
-    np.cumsum(data, dtype=np.uint16, out=sums[1:])
-    sums2 = np.cumsum(sums, dtype=np.uint16)
-    b = sums2[block_size:] - sums2[:-block_size]
-    b -= sums[:-block_size] * size
-    if target.sequence == 2:
-        return (b[: -block_size - 1].astype(np.uint32) << np.uint32(16)) | b[block_size:-1]
-    a = sums[block_size:] - sums[:-block_size]
-    keys: _U32 = (a[:-1].astype(np.uint32) << np.uint32(16)) | b[:-1]
-    keys &= target.weak_mask
-    return keys
+    def candidates(self, data: _U8, target: _Target) -> _I64:
+        """The offsets in `data` whose weak checksums are among the wanted; what follows the last one is its block."""
+        reach = self._block_size * self._sequence
+        count = len(data) - reach
+        kept, kept_keys = [], []
+        for start in range(0, count, _STRIDE):
+            keys = self._weak_keys(data[start : min(start + _STRIDE, count) + reach])
+            offsets = np.flatnonzero(self._filtered(keys, target.filters[0]))
+            keys = keys[offsets]
+            again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1]))
+            kept.append(offsets[again] + start)
+            kept_keys.append(keys[again])
+        offsets, keys = np.concatenate(kept), np.concatenate(kept_keys)
+        at = np.minimum(np.searchsorted(target.keys, keys), len(target.keys) - 1)
+        exact = target.keys[at] == keys
+        offsets, keys = offsets[exact], keys[exact]
+        order = np.argsort(keys, kind="stable")
+        ranked = keys[order]
+        rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+        return np.sort(offsets[order[rank < _TRIES]])
+
+    def _weak_keys(self, data: _U8) -> _U32:
+        size, length = self._block_size, len(data) + 1
+        sums, sums2 = self._sums[:length], self._sums2[:length]
+        np.cumsum(data, dtype=np.uint16, out=sums[1:])
+        np.cumsum(sums, dtype=np.uint16, out=sums2)
+        b, spare = self._b[: length - size], self._spare[: length - size]
+        np.subtract(sums2[size:], sums2[:-size], out=b)
+        np.multiply(sums[:-size], self._size, out=spare)
+        np.subtract(b, spare, out=b)
+        count = len(data) - size * self._sequence
+        keys = self._keys[:count]
+        if self._sequence == 2:
+            keys[:] = b[:count]
+            np.left_shift(keys, _SIXTEEN, out=keys)
+            np.bitwise_or(keys, b[size : size + count], out=keys)
+        else:
+            np.subtract(sums[size:], sums[:-size], out=spare)
+            keys[:] = spare[:count]
+            np.left_shift(keys, _SIXTEEN, out=keys)
+            np.bitwise_or(keys, b[:count], out=keys)
+            np.bitwise_and(keys, self._mask, out=keys)
+        return keys
+
+    def _filtered(self, keys: _U32, one: NDArray[np.bool_]) -> NDArray[np.bool_]:
+        count = len(keys)
+        hashes, slots = self._hashes[:count], self._slots[:count]
+        maybe, other = self._maybe[:count], self._other[:count]
+        np.multiply(keys, np.uint32(_MULTIPLIERS[0]), out=hashes)
+        np.right_shift(hashes, np.uint32(32 - _FILTER_BITS), out=hashes)
+        slots[:] = hashes
+        one.take(slots, out=maybe, mode="clip")  # "raise" would make a copy
+        np.not_equal(keys[1:], keys[:-1], out=other[1:])  # in a run of equal bytes, only its beginning
+        np.logical_and(maybe[1:], other[1:], out=maybe[1:])
+        return maybe
 
 
 def _names(data: _U8, offsets: _I64, block_size: int, rsum_bytes: int, strong_bytes: int) -> Any:
@@ -219,45 +251,54 @@ def _md4_steps() -> list[tuple[int, int, int]]:
 
 
 _STEPS = _md4_steps()
-_CONSTANTS = tuple(np.uint32(value) for value in (0, 0x5A827999, 0x6ED9EBA1))
+_CONSTANTS = np.array((0, 0x5A827999, 0x6ED9EBA1), np.uint32)
+_SHIFTS = {shift: (np.array(shift, np.uint32), np.array(32 - shift, np.uint32)) for _, _, shift in _STEPS}
 
 
 def md4(blocks: _U8) -> _U8:
     """The MD4 (RFC 1320) of each row, whose length is a multiple of 64, as 16 bytes."""
     count, length = blocks.shape
     words = np.ascontiguousarray(np.ascontiguousarray(blocks).view("<u4").T)
-    padding = np.zeros((16, 1), np.uint32)
+    padding = np.zeros((16, count), np.uint32)
     padding[0], padding[14], padding[15] = 0x80, (length * 8) & 0xFFFFFFFF, (length * 8) >> 32
     state = [np.full(count, value, np.uint32) for value in (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)]
+    before = [np.empty(count, np.uint32) for _ in range(4)]
     spare, other = np.empty(count, np.uint32), np.empty(count, np.uint32)
+    with_constant = np.empty((16, count), np.uint32)
+    add, xor, conjunction, disjunction = np.add, np.bitwise_xor, np.bitwise_and, np.bitwise_or
+    left, right = np.left_shift, np.right_shift
     for chunk in range(0, length + 64, 64):
         block = words[chunk // 4 : chunk // 4 + 16] if chunk < length else padding
-        before = [each.copy() for each in state]
+        for old, each in zip(before, state, strict=True):
+            old[:] = each
         a, b, c, d = state
-        for number, word, shift in _STEPS:
+        rows = list(block)
+        for index, (number, word, shift) in enumerate(_STEPS):
+            if index in (16, 32):
+                add(block, _CONSTANTS[number : number + 1], out=with_constant)
+                rows = list(with_constant)
             if number == 0:  # (b & c) | (~b & d)
-                np.bitwise_xor(c, d, out=spare)
-                np.bitwise_and(spare, b, out=spare)
-                np.bitwise_xor(spare, d, out=spare)
+                xor(c, d, out=spare)
+                conjunction(spare, b, out=spare)
+                xor(spare, d, out=spare)
             elif number == 1:  # the majority of b, c and d
-                np.bitwise_or(c, d, out=spare)
-                np.bitwise_and(spare, b, out=spare)
-                np.bitwise_and(c, d, out=other)
-                np.bitwise_or(spare, other, out=spare)
+                disjunction(c, d, out=spare)
+                conjunction(spare, b, out=spare)
+                conjunction(c, d, out=other)
+                disjunction(spare, other, out=spare)
             else:
-                np.bitwise_xor(b, c, out=spare)
-                np.bitwise_xor(spare, d, out=spare)
-            np.add(a, spare, out=a)
-            np.add(a, block[word], out=a)
-            if number:
-                np.add(a, _CONSTANTS[number], out=a)
-            np.right_shift(a, np.uint32(32 - shift), out=spare)
-            np.left_shift(a, np.uint32(shift), out=a)
-            np.bitwise_or(a, spare, out=a)
+                xor(b, c, out=spare)
+                xor(spare, d, out=spare)
+            add(a, spare, out=a)
+            add(a, rows[word], out=a)
+            up, down = _SHIFTS[shift]
+            right(a, down, out=spare)
+            left(a, up, out=a)
+            disjunction(a, spare, out=a)
             a, b, c, d = d, a, b, c
         state = [a, b, c, d]
         for each, old in zip(state, before, strict=True):
-            np.add(each, old, out=each)
+            add(each, old, out=each)
     digests = np.empty((count, 4), "<u4")
     for column, each in enumerate(state):
         digests[:, column] = each
