@@ -15,11 +15,10 @@ from numpy.typing import NDArray
 
 __all__ = ["find_blocks", "md4", "rsum"]
 
-_WINDOW_BYTES = 4 << 20  # offsets looked at before their candidates are hashed
+_WINDOW_BYTES = 8 << 20  # offsets looked at before their candidates are hashed
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
-_HASH_BATCH = 4 << 20  # bytes hashed in one go
-_FILTER_BITS = 22  # log2 of the filter's size in bytes
-_TRIES = 8  # candidates for the same blocks in one window; more are repetitions
+_FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
+_TRIES = 4  # candidates for the same blocks in one stride
 _MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B)
 _SIXTEEN = np.array(16, np.uint32)
 
@@ -48,7 +47,7 @@ def find_blocks(
     size = os.fstat(descriptor).st_size
     budget = 4 * size + (64 << 20)  # bytes to hash: a control file made to slow us down gets no further
     reach = block_size * sequence
-    buffer = np.zeros(_WINDOW_BYTES + reach, np.uint8)
+    buffer = np.zeros(min(_WINDOW_BYTES, size) + reach, np.uint8)
     scanner = _Scanner(block_size, sequence, rsum_bytes)
     for start in range(0, size, _WINDOW_BYTES):
         if not target.open or budget <= 0:
@@ -88,6 +87,7 @@ class _Target:
         weak = np.zeros(len(table), np.uint32)
         for column in range(rsum_bytes):
             weak = (weak << np.uint32(8)) | table[:, column]
+        self.weak = np.ascontiguousarray(table[:, :rsum_bytes])
         # a block is known by its whole row, a pair of neighbours by the numbers of their rows
         self._rows, numbers = np.unique(_as_names(table), return_inverse=True)
         if sequence == 2:
@@ -97,6 +97,8 @@ class _Target:
             keys, units = weak, numbers
         self._units, first, self._unit_of = np.unique(units, return_index=True, return_inverse=True)
         self._unit_keys: _U32 = keys[first]
+        self._blocks_by_key = np.argsort(keys)
+        self._sorted_keys: _U32 = keys[self._blocks_by_key]
         self._offsets = np.full(len(self._units), -1, np.int64)
         self._fill_filter()
 
@@ -104,11 +106,17 @@ class _Target:
         missing = self._unit_keys[self._offsets < 0]
         self.open = len(missing)
         self.keys = np.unique(missing)
+        least, most = _FILTER_BITS
+        self.filter_bits = min(max(len(self.keys).bit_length() + 6, least), most)
         self.filters = []
         for multiplier in _MULTIPLIERS:
-            one = np.zeros(1 << _FILTER_BITS, np.bool_)
-            one[_slots(missing, multiplier)] = True
+            one = np.zeros(1 << self.filter_bits, np.bool_)
+            one[_slots(self.keys, multiplier, self.filter_bits)] = True
             self.filters.append(one)
+
+    def block(self, key: np.uint32) -> int:
+        """One of the blocks that have this key, which is there."""
+        return int(self._blocks_by_key[np.searchsorted(self._sorted_keys, key)])
 
     def found(self, offsets: _I64, names: list[Any], block_size: int) -> None:
         """Take what stands at these offsets: the rows that it would have."""
@@ -139,8 +147,8 @@ def _as_names(table: _U8) -> Any:
     return np.ascontiguousarray(table).view(f"S{table.shape[1]}").reshape(-1)
 
 
-def _slots(keys: _U32, multiplier: int) -> NDArray[np.intp]:
-    return ((keys * np.uint32(multiplier)) >> np.uint32(32 - _FILTER_BITS)).astype(np.intp)
+def _slots(keys: _U32, multiplier: int, bits: int) -> NDArray[np.intp]:
+    return ((keys * np.uint32(multiplier)) >> np.uint32(32 - bits)).astype(np.intp)
 
 
 def _pair_key(weak: _U32, following: _U32) -> _U32:
@@ -166,22 +174,39 @@ class _Scanner:
         """The offsets in `data` whose weak checksums are among the wanted; what follows the last one is its block."""
         reach = self._block_size * self._sequence
         count = len(data) - reach
-        kept, kept_keys = [], []
+        kept: list[_I64] = [np.empty(0, np.int64)]
+        predicted: list[_I64] = []
+        offset = block = -1  # the last candidate in `data`, and a block that it may be
         for start in range(0, count, _STRIDE):
-            keys = self._weak_keys(data[start : min(start + _STRIDE, count) + reach])
-            offsets = np.flatnonzero(self._filtered(keys, target.filters[0]))
+            end = min(start + _STRIDE, count)
+            if offset >= 0:
+                steps = -(-(start - offset) // self._block_size)
+                run = self._run(data, offset + steps * self._block_size, block + steps, end, target)
+                if run is not None:
+                    predicted.append(run)
+                    continue
+            keys = self._weak_keys(data[start : end + reach])
+            offsets = np.flatnonzero(self._filtered(keys, target.filters[0], target.filter_bits))
             keys = keys[offsets]
-            again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1]))
-            kept.append(offsets[again] + start)
-            kept_keys.append(keys[again])
-        offsets, keys = np.concatenate(kept), np.concatenate(kept_keys)
-        at = np.minimum(np.searchsorted(target.keys, keys), len(target.keys) - 1)
-        exact = target.keys[at] == keys
-        offsets, keys = offsets[exact], keys[exact]
-        order = np.argsort(keys, kind="stable")
-        ranked = keys[order]
-        rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
-        return np.sort(offsets[order[rank < _TRIES]])
+            again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1], target.filter_bits))
+            offsets, keys = _exact(offsets[again] + start, keys[again], target.keys)
+            if len(offsets):
+                offset, block = int(offsets[-1]), target.block(keys[-1])
+                kept.append(_first_of_each(offsets, keys))
+        return np.unique(np.concatenate(kept + predicted))
+
+    def _run(self, data: _U8, offset: int, block: int, end: int, target: _Target) -> _I64 | None:
+        """The offsets up to `end` where blocks follow each other, if the weak checksums say that they still do.
+
+        Where most is as it was, that spares looking at each offset. MD4 has the last word on these as on others.
+        """
+        count = -(-(end - offset) // self._block_size)
+        if count < 1 or block + count > len(target.weak) or offset + count * self._block_size > len(data):
+            return None
+        blocks = data[offset : offset + count * self._block_size].reshape(count, self._block_size)
+        if not np.array_equal(rsum(blocks)[:, 4 - target.weak.shape[1] :], target.weak[block : block + count]):
+            return None
+        return offset + np.arange(count, dtype=np.int64) * self._block_size
 
     def _weak_keys(self, data: _U8) -> _U32:
         size, length = self._block_size, len(data) + 1
@@ -206,12 +231,12 @@ class _Scanner:
             np.bitwise_and(keys, self._mask, out=keys)
         return keys
 
-    def _filtered(self, keys: _U32, one: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    def _filtered(self, keys: _U32, one: NDArray[np.bool_], bits: int) -> NDArray[np.bool_]:
         count = len(keys)
         hashes, slots = self._hashes[:count], self._slots[:count]
         maybe, other = self._maybe[:count], self._other[:count]
         np.multiply(keys, np.uint32(_MULTIPLIERS[0]), out=hashes)
-        np.right_shift(hashes, np.uint32(32 - _FILTER_BITS), out=hashes)
+        np.right_shift(hashes, np.uint32(32 - bits), out=hashes)
         slots[:] = hashes
         one.take(slots, out=maybe, mode="clip")  # "raise" would make a copy
         np.not_equal(keys[1:], keys[:-1], out=other[1:])  # in a run of equal bytes, only its beginning
@@ -222,13 +247,30 @@ class _Scanner:
 def _names(data: _U8, offsets: _I64, block_size: int, rsum_bytes: int, strong_bytes: int) -> Any:
     """The rows that the blocks at these offsets would have in a control file."""
     rows = np.empty((len(offsets), rsum_bytes + strong_bytes), np.uint8)
-    windows = np.lib.stride_tricks.sliding_window_view(data, block_size)
-    step = max(1, _HASH_BATCH // block_size)
+    blocks = np.lib.stride_tricks.sliding_window_view(data, block_size)
+    step = max(1, _STRIDE * 4 // block_size)
     for start in range(0, len(offsets), step):
-        blocks = windows[offsets[start : start + step]]
-        rows[start : start + step, :rsum_bytes] = rsum(blocks)[:, 4 - rsum_bytes :]
-        rows[start : start + step, rsum_bytes:] = md4(blocks)[:, :strong_bytes]
+        rows[start : start + step, :rsum_bytes] = rsum(blocks[offsets[start : start + step]])[:, 4 - rsum_bytes :]
+    step = max(1, _WINDOW_BYTES // block_size)
+    for start in range(0, len(offsets), step):
+        rows[start : start + step, rsum_bytes:] = md4(data, offsets[start : start + step], block_size)[:, :strong_bytes]
     return _as_names(rows)
+
+
+def _exact(offsets: _I64, keys: _U32, wanted: _U32) -> tuple[_I64, _U32]:
+    at = np.minimum(np.searchsorted(wanted, keys), len(wanted) - 1)
+    exact = wanted[at] == keys
+    return offsets[exact], keys[exact]
+
+
+def _first_of_each(offsets: _I64, keys: _U32) -> _I64:
+    """A few offsets for each key; more are repetitions."""
+    if len(offsets) <= _TRIES:
+        return offsets
+    order = np.argsort(keys, kind="stable")
+    ranked = keys[order]
+    rank = np.arange(len(ranked)) - np.searchsorted(ranked, ranked)
+    return offsets[order[rank < _TRIES]]
 
 
 def rsum(blocks: _U8) -> _U8:
@@ -255,10 +297,11 @@ _CONSTANTS = np.array((0, 0x5A827999, 0x6ED9EBA1), np.uint32)
 _SHIFTS = {shift: (np.array(shift, np.uint32), np.array(32 - shift, np.uint32)) for _, _, shift in _STEPS}
 
 
-def md4(blocks: _U8) -> _U8:
-    """The MD4 (RFC 1320) of each row, whose length is a multiple of 64, as 16 bytes."""
-    count, length = blocks.shape
-    words = np.ascontiguousarray(np.ascontiguousarray(blocks).view("<u4").T)
+def md4(data: _U8, offsets: _I64, length: int) -> _U8:
+    """The MD4 (RFC 1320) of `length` bytes, a multiple of 64, at each of these offsets, as 16 bytes."""
+    count = len(offsets)
+    chunks = np.lib.stride_tricks.sliding_window_view(data, 64)
+    block = np.empty((16, count), np.uint32)
     padding = np.zeros((16, count), np.uint32)
     padding[0], padding[14], padding[15] = 0x80, (length * 8) & 0xFFFFFFFF, (length * 8) >> 32
     state = [np.full(count, value, np.uint32) for value in (0x67452301, 0xEFCDAB89, 0x98BADCFE, 0x10325476)]
@@ -268,7 +311,7 @@ def md4(blocks: _U8) -> _U8:
     add, xor, conjunction, disjunction = np.add, np.bitwise_xor, np.bitwise_and, np.bitwise_or
     left, right = np.left_shift, np.right_shift
     for chunk in range(0, length + 64, 64):
-        block = words[chunk // 4 : chunk // 4 + 16] if chunk < length else padding
+        block[:] = chunks[offsets + chunk].view("<u4").T if chunk < length else padding
         for old, each in zip(before, state, strict=True):
             old[:] = each
         a, b, c, d = state
