@@ -23,7 +23,6 @@ _MULTIPLIERS = (0x9E3779B1, 0x85EBCA6B)
 _SIXTEEN = np.array(16, np.uint32)
 
 _U8 = NDArray[np.uint8]
-_U16 = NDArray[np.uint16]
 _U32 = NDArray[np.uint32]
 _I64 = NDArray[np.int64]
 
