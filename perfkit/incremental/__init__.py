@@ -1,0 +1,1 @@
+"""Change only what changed: releases, updates, rollback."""
