@@ -92,11 +92,13 @@ def read_origin(path: str, url: str) -> Origin | None:
 class Draft:
     """The partial file of one version, with the map of what it holds."""
 
-    def __init__(self, dest: str, url: str, checksum: Checksum | None = None) -> None:
+    def __init__(self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None) -> None:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
         self._checksum = checksum  # the caller's, which judges whatever the bytes' origin
-        self.map = SegmentMap()
+        self.part = part  # the bytes of the resource that the file is made of; None: all of them
+        self.map = SegmentMap(None if part is None else part[1] - part[0])
+        self.total: int | None = None  # size of the whole resource
         self.validator = Validator()
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
@@ -137,6 +139,8 @@ class Draft:
     def _load(self, journal: dict[str, Any]) -> None:
         if journal["format"] != _FORMAT:
             raise ValueError(f"journal format {journal['format']!r}")
+        if journal["part"] != (list(self.part) if self.part else None):
+            raise ValueError(f"the journal is of bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
         validator = Validator()
         if journal["url"] == self.url:
@@ -144,6 +148,8 @@ class Draft:
         if not (validator or same_sum):
             raise ValueError("nothing tells whether the file at the origin is still the same")
         size = int(journal["size"])
+        if self.part is not None and size != self.map.size:
+            raise ValueError("the journal contradicts itself")
         done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
         held = os.fstat(self.descriptor).st_size
         if not _are_ranges(done, min(size, held)):
@@ -152,6 +158,7 @@ class Draft:
             done = [(0, size - 1)] if size > 1 else []  # asking for one byte again tells whether the rest still holds
         self.validator = validator
         self.map = SegmentMap(size, done)
+        self.total = size if self.part is None else None
         self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
         self.resumed_bytes = sum(end - start for start, end in done)
         self.mixed = self.resumed_bytes > 0
@@ -236,7 +243,7 @@ class Draft:
             self._synced_at_s = time.monotonic()
         journal = {
             "format": _FORMAT, "url": self.url, "etag": self.validator.etag,
-            "last_modified": self.validator.last_modified, "size": self.map.size,
+            "last_modified": self.validator.last_modified, "size": self.map.size, "part": self.part,
             "checksum": str(self._checksum) if self._checksum else None,
             "boot": _BOOT, "done": done, "durable": self._durable,
         }  # fmt: skip

@@ -7,7 +7,7 @@ import binascii
 import datetime
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from email.message import Message
 from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 
@@ -17,6 +17,7 @@ __all__ = [
     "Validator",
     "content_disposition_name",
     "judge",
+    "judge_part",
     "parse_content_range",
     "parse_repr_digest",
     "parse_retry_after",
@@ -27,6 +28,7 @@ Headers = Mapping[str, str]  # of a response: by name in lower case
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
+_OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,6 +157,7 @@ class Answer:
         "changed": this is not the version asked for.
         "coded": the body carries a content coding that was not asked for; ask again without a range.
         "unranged": ask again without a range.
+        "partless": the server can't give the part of the file that is wanted.
         "wrong": the response breaks the protocol; `reason` says how.
         "status": an HTTP error status.
     """
@@ -224,6 +227,28 @@ def _judge_206(
     if end is not None and sent.end > end:
         return Answer("wrong", reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
     return Answer("body", start=sent.start, end=sent.end, total=sent.total)
+
+
+def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
+    """What an answer is worth where only bytes `part` (start, end exclusive) of the file are wanted.
+
+    Its positions are counted from the first of them. It never means a body that is much more than them.
+    """
+    first, end = part
+    wanted = f"bytes {first} to {end - 1} were asked for"
+    if status == 416 and answer.verdict in ("empty", "unranged"):
+        return Answer("partless", reason=f"HTTP status 416: the file has no such range; {wanted}")
+    if answer.verdict in ("coded", "unranged"):
+        return Answer("partless", reason=f"{answer.reason}; {wanted}")
+    if answer.verdict != "body":
+        return answer
+    if status == 200 and (first, answer.total) != (0, end):
+        return Answer("partless", reason=f"the server ignores ranges and sends the whole file; {wanted}")
+    if answer.total is not None and answer.total < end:
+        return Answer("partless", reason=f"the file has {answer.total} bytes; {wanted}")
+    if answer.start < first - _OVERLAP_BYTES:
+        return Answer("partless", reason=f"the server sends bytes from {answer.start}; {wanted}")
+    return replace(answer, start=answer.start - first, end=None if answer.end is None else answer.end - first)
 
 
 def _content_length(headers: Headers) -> int | None:

@@ -21,6 +21,7 @@ class _Options:
     auth: tuple[str, str] | None = None  # HTTP Basic user and password, for the origin of `url` only
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
+    byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,10 @@ class Request(_Options):
 
     `name` is relative to the batch's directory, with forward slashes; without one, the server's Content-Disposition
     (RFC 6266), reduced to a safe basename, or else the last segment of the URL's path, names the file.
+
+    With a `byte_range` the file made holds just those bytes of the resource, and `checksum` is theirs. A server that
+    can't give them (no ranges, too few bytes) is an error, and no more than them is read from it. Any number of parts
+    of one URL may be under way at once, each under its own name; a part is never asked whether it changed (304).
 
     Raises:
         ConfigError: the URL is not http or https, or an option can't be.
@@ -47,6 +52,8 @@ class Request(_Options):
         check_headers(self.headers)
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
+        if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
+            raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 
     @property
     def url_name(self) -> str:

@@ -21,6 +21,7 @@ from perfkit.downloads.protocol import (
     Answer,
     content_disposition_name,
     judge,
+    judge_part,
     parse_repr_digest,
     parse_retry_after,
     validator_of,
@@ -245,10 +246,10 @@ class Transfer:
             if self.request.checksum is not None:
                 self._checksum = parse_checksum(self.request.checksum)
         source = self._sources[self._source]
-        draft = Draft(self.dest, source, self._checksum)
+        draft = Draft(self.dest, source, self._checksum, self.request.byte_range)
         if first and _is_file(self.dest) and self.request.resume:
             if self._checksum is None:
-                self._origin = read_origin(self.dest, source)
+                self._origin = read_origin(self.dest, source) if draft.part is None else None
             elif matches(self.dest, self._checksum, self.cancel):
                 self._unchanged = True
                 return
@@ -265,10 +266,14 @@ class Transfer:
         assert runner is not None
         source, at = self._sources[self._source], self._at
         own = origin_of(source) == origin_of(self.request.url)
-        start, end, size = runner.position, runner.segment.end, draft.map.size
+        start, end = runner.position, runner.segment.end
+        if draft.part is None and end == draft.map.size:
+            end = None
+        first = draft.part[0] if draft.part else 0  # the only place where a part's bytes are not the file's
+        start, end = start + first, None if end is None else end + first
         headers = self._conditions(draft)
         if draft.ranges:
-            headers["Range"] = f"bytes={start}-" if end == size or end is None else f"bytes={start}-{end - 1}"
+            headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()
         try:
@@ -281,7 +286,11 @@ class Transfer:
                 cancel=runner.cancel,
             ) as response:
                 self._tools.controller.answered(time.monotonic() - asked_s)
-                answer = judge(response.status, response.headers, start=start, end=end, total=size, ranged=draft.ranges)
+                answer = judge(
+                    response.status, response.headers, start=start, end=end, total=draft.total, ranged=draft.ranges
+                )
+                if draft.part is not None:
+                    answer = judge_part(answer, response.status, draft.part)
                 if answer.verdict == "status":
                     self._refused(response, answer, redirected=at is not None)
                 if self._accept(task, response, answer):
@@ -328,10 +337,16 @@ class Transfer:
             self._start_over(task).ranges = False
             return False
         if answer.verdict == "empty" and not draft.settled:
-            self._settle(draft, response, 0)
+            self._settle(draft, response, answer)
             return False
         if answer.verdict == "changed":
             raise _Changed(answer.reason)
+        if answer.verdict == "partless":
+            if response.status == 200 and draft.resumed_bytes and not draft.settled:
+                raise _Changed("the condition of the range does not hold any more")
+            if response.status == 416:
+                raise HTTPStatusError(self._sources[self._source], answer.reason, 416)
+            raise TransferError(self._sources[self._source], answer.reason)
         if answer.verdict == "coded" and self._checksum is None:
             raise TransferError(self._sources[self._source], f"{answer.reason}; a checksum would tell if it is right")
         if answer.verdict not in ("body", "coded"):
@@ -353,7 +368,7 @@ class Transfer:
             self._start_over(task).ranges = False  # without a total nothing tells where the file ends
             return False
         if not draft.settled:
-            self._settle(draft, response, answer.total if draft.map.size is None else draft.map.size)
+            self._settle(draft, response, answer)
         return not draft.map.complete
 
     def _start_over(self, task: Task) -> Draft:
@@ -361,7 +376,7 @@ class Transfer:
         old, runner = task.draft, task.runner
         assert old is not None
         assert runner is not None
-        draft = Draft(self.dest, self._sources[self._source], self._checksum)
+        draft = Draft(self.dest, self._sources[self._source], self._checksum, old.part)
         self._replace(old, draft)
         old.map.release(runner)
         task.draft, task.runner = draft, draft.map.claim(runner.cancel)
@@ -377,15 +392,18 @@ class Transfer:
             self._gained = self._gained_at_failure = 0
         self._meter.reset()
 
-    def _settle(self, draft: Draft, response: Response, size: int | None) -> None:
+    def _settle(self, draft: Draft, response: Response, answer: Answer) -> None:
         """The first good answer tells version, size, name and digest; now the partial file is made."""
         source = self._sources[self._source]
         etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
         draft.validator = validator_of(response.headers)
-        draft.origin = Origin(source, etag, modified, size or 0, 0) if etag or modified else None
+        draft.total = answer.total if draft.total is None else draft.total
+        size = draft.total if draft.part is None else draft.map.size
+        if draft.part is None and (etag or modified):
+            draft.origin = Origin(source, etag, modified, size or 0, 0)
         if not self._named:
             self._take_name(content_disposition_name(response.headers.get("content-disposition")))
-        promised = parse_repr_digest(response.headers.get("repr-digest"))
+        promised = parse_repr_digest(response.headers.get("repr-digest")) if draft.part is None else None
         checksums = [self._checksum] if self._checksum else []
         if promised is not None and promised != str(self._checksum):
             checksums.append(parse_checksum(promised))

@@ -49,9 +49,10 @@ def parse_checksum(text: str) -> Checksum:
 
 @functools.lru_cache(maxsize=64)
 def _algorithm(name: str) -> tuple[str, int]:
-    """hashlib's name and digest size in bytes for a name in any case, with or without hyphens; 0 if there is none."""
-    short = name.lower().replace("-", "")
-    known = {each.replace("-", ""): each for each in hashlib.algorithms_available}.get(short, short)
+    """hashlib's name and digest size in bytes for a name in any case and however hyphenated; 0 if there is none."""
+    marks = str.maketrans("", "", "-_")
+    short = name.lower().translate(marks)
+    known = {each.translate(marks): each for each in hashlib.algorithms_available}.get(short, short)
     try:
         return known, hashlib.new(known, usedforsecurity=False).digest_size
     except ValueError:
