@@ -99,9 +99,12 @@ class Toolkit:
             raise BatchError(results)
         return results
 
-    def iter_downloads(self, requests: Iterable[Item], dest: Path | None = None) -> Iterator[tuple[int, Download]]:
+    def iter_downloads(
+        self, requests: Iterable[Item | None], dest: Path | None = None
+    ) -> Iterator[tuple[int, Download]]:
         """Like `download_many`, for streams of any length: yields (input index, result) as each file ends.
 
+        A source that has to wait for its next item may yield None meanwhile, so that progress and results go on.
         A failed file is a result whose `error` is set; nothing is raised for it. Closing the iterator cancels the rest.
         """
         return self._downloads.run(requests, None if dest is None else os.fspath(dest))

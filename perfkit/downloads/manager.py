@@ -43,6 +43,7 @@ class _Batch:
         self.finished: deque[tuple[int, Download]] = deque()
         self.paths: set[str] = set()
         self.directories: set[str] = set()  # that exist
+        self.taken = 0  # of the caller's items
         self.pending = 0
         self.low_water = 0
         self.wake = threading.Event()
@@ -122,18 +123,19 @@ class DownloadManager:
             return download
         raise CancelledError(request.url, "cancelled")
 
-    def run(self, items: Iterable[Item], dest: str | None) -> Iterator[tuple[int, Download]]:
+    def run(self, items: Iterable[Item | None], dest: str | None) -> Iterator[tuple[int, Download]]:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
-        The stream is read as workers get free. A failed item is a result with an error and does not stop the others.
-        Closing the iterator cancels what is left.
+        The stream is read as workers get free. One that has nothing to give just now may yield None, and is asked
+        again after what is under way has been looked after; a None has no index and no result. A failed item is a
+        result with an error and does not stop the others. Closing the iterator cancels what is left.
 
         Raises:
             ConfigError: the manager is closed.
         """
         directory = os.fspath(dest) if dest is not None else os.curdir
         total = len(items) if isinstance(items, Sized) else None
-        return self._run((self._place(item, directory) for item in items), total)
+        return self._run((None if item is None else self._place(item, directory) for item in items), total)
 
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
@@ -169,10 +171,10 @@ class DownloadManager:
             return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
 
     def _run(
-        self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception]], total: int | None = 1
+        self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None], total: int | None = 1
     ) -> Iterator[tuple[int, Download]]:
         self._check_open()
-        source = enumerate(placed)
+        source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(cancel)
             self._join(batch, total)
@@ -228,13 +230,17 @@ class DownloadManager:
             with self._tick_lock:
                 self._progress.finish(self._meter.snapshot())
 
-    def _feed(self, batch: _Batch, source: Iterator[tuple[int, object]], *, counted: bool) -> bool:
+    def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; True when there are no more."""
         room = self._config.workers * _QUEUED_PER_WORKER - len(batch.queue)
         fresh = []
         taken = 0
         try:
-            for index, placed in islice(source, max(0, room)):
+            for placed in islice(source, max(0, room)):
+                if placed is None:
+                    return False
+                index = batch.taken
+                batch.taken += 1
                 taken += 1
                 if not counted:
                     self._meter.expect(1)

@@ -9,13 +9,14 @@ from __future__ import annotations
 import io
 import os
 import sys
+import time
 from dataclasses import dataclass
 from typing import Any, TextIO
 
 import progressbar
 from progressbar.widgets import WidgetBase
 
-from perfkit.progress.lines import PlainLines, write_text
+from perfkit.progress.lines import PlainLines, terminal_size, write_text
 from perfkit.progress.meter import FileProgress, Progress, Snapshot, State
 from perfkit.progress.text import amount, clip, clock, display_width, fit, summary
 
@@ -23,23 +24,19 @@ __all__ = ["Bars", "for_stream"]
 
 _CLEAR_BELOW = "\x1b[J"
 _MOST_BARS = 16
+_ABANDONED_S = 2.0  # bars are drawn about ten times a second
 _WIDE = 70  # columns from which all fields are shown
 _NARROW = 34  # columns below which there is no bar
 
 
 def for_stream(stream: TextIO | None = None) -> Progress:
-    """`Bars` if the stream (standard error by default) is a terminal that can show them, else `PlainLines`."""
+    """`Bars` if the stream (standard error by default) is a terminal that can show them, else `PlainLines`.
+
+    A terminal of a continuous integration service (`CI` is set) is a log.
+    """
     stream = stream or sys.stderr
-    usable = _terminal_size(stream) is not None and os.environ.get("TERM", "dumb") != "dumb"
-    return Bars(stream) if usable and not os.environ.get("CI") else PlainLines(stream)
-
-
-def _terminal_size(stream: TextIO) -> os.terminal_size | None:
-    """None where there is no terminal behind the stream, whatever it says of itself (as Jupyter's do)."""
-    try:
-        return os.get_terminal_size(stream.fileno()) if stream.isatty() else None
-    except (OSError, ValueError, AttributeError):
-        return None
+    logged = os.environ.get("CI", "").lower() not in ("", "0", "false")
+    return PlainLines(stream) if logged or terminal_size(stream) is None else Bars(stream)
 
 
 class Bars:
@@ -47,10 +44,15 @@ class Bars:
 
     Between two updates the cursor rests on an empty line above the bars, so that whatever else is printed there stays
     readable and the bars move down. Without a terminal behind the stream it is as silent as `PlainLines` is there.
+    There are no colours, so NO_COLOR finds nothing to do. If several are in use in a process, the first one draws
+    until its run ends; the others have their say when theirs end.
 
     Args:
         stream: by default standard error.
     """
+
+    _shown: Bars | None = None  # whose bars are on the screen
+    _shown_s = 0.0  # when they were drawn last
 
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
@@ -59,38 +61,51 @@ class Bars:
         ascii_only = not (getattr(self._stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
         self._known = _Line(_bar(ascii_only))
         self._unknown = _Line(_bouncing(ascii_only))
-        self._ticks = 0
 
     def update(self, snapshot: Snapshot) -> None:
-        size = _terminal_size(self._stream)
+        size = terminal_size(self._stream)
         if size is None:
             self._plain.update(snapshot)
-        elif self._alive:
-            self._ticks += 1
-            # The last column stays free: some terminals wrap when it is written.
-            lines = self._draw(snapshot, max(1, (size.columns or 80) - 1), max(1, (size.lines or 24) - 3))
-            text = _CLEAR_BELOW + "".join(f"\n{line}" for line in lines) + f"\x1b[{len(lines)}A\r"
-            self._alive = write_text(self._stream, text)
+        elif self._alive and self._takes_screen():
+            # The last column stays free: some terminals wrap when it is written. So do the line that the cursor rests
+            # on and, where there is room, one more.
+            columns, rows = size.columns or 80, size.lines or 24
+            lines = self._draw(snapshot, max(1, columns - 1), max(1, rows - 2)) if rows > 1 else []
+            back = f"\x1b[{len(lines)}A\r" if lines else "\r"
+            self._alive = write_text(self._stream, _CLEAR_BELOW + "".join(f"\n{line}" for line in lines) + back)
 
     def finish(self, snapshot: Snapshot) -> None:
-        size = _terminal_size(self._stream)
+        size = terminal_size(self._stream)
         if size is None:
             self._plain.finish(snapshot)
         elif self._alive:
             line = clip(summary(snapshot), (size.columns or 80) - 1)
             self._alive = write_text(self._stream, f"{_CLEAR_BELOW}{line}\n")
+        if Bars._shown is self:
+            Bars._shown = None
         self._known.close()
         self._unknown.close()
 
+    def _takes_screen(self) -> bool:
+        """Whether these bars may draw: they do already, or no others do; those that stopped without an end don't."""
+        now = time.monotonic()
+        if Bars._shown not in (None, self) and now - Bars._shown_s < _ABANDONED_S:
+            return False
+        Bars._shown, Bars._shown_s = self, now
+        return True
+
     def _draw(self, snapshot: Snapshot, width: int, height: int) -> list[str]:
-        most = min(_MOST_BARS, height)
-        shown = snapshot.active if len(snapshot.active) <= most else snapshot.active[: max(0, most - 1)]
-        rows = [*(_file_row(each) for each in shown), _total_row(snapshot)]
+        """At most `height` lines, the total last."""
+        most, active = min(_MOST_BARS, height - 1), snapshot.active
+        if len(active) > most:
+            # A file that waits for its next try gives its place to one that moves.
+            active = tuple(sorted(active, key=lambda each: each.state is State.RETRYING))[: max(0, most - 1)]
+        rows = [*(_file_row(each) for each in active), _total_row(snapshot)]
         column = min(max(display_width(row.name) for row in rows), max(8, width // 4))
         details = max(len(row.details) for row in rows)
         lines = [self._line(row, width, column, details) for row in rows]
-        if len(shown) < len(snapshot.active):
-            lines.insert(-1, clip(f"and {len(snapshot.active) - len(shown)} more", width))
+        if len(active) < len(snapshot.active) and most > 0:
+            lines.insert(-1, clip(f"and {len(snapshot.active) - len(active)} more", width))
         return lines
 
     def _line(self, row: _Row, width: int, column: int, details: int) -> str:
@@ -100,7 +115,7 @@ class Bars:
         left = f"{fit(row.name, column)} {percent:4} "
         tail = f" {row.details:>{details}}  {row.pace}" if width >= _WIDE else f" {row.pace}"
         if row.total is None:
-            return clip(self._unknown.render(width, left, tail, self._ticks, None), width)
+            return clip(self._unknown.render(width, left, tail, 0, None), width)
         return clip(self._known.render(width, left, tail, row.value, row.total), width)
 
 

@@ -5,26 +5,47 @@ from __future__ import annotations
 import dataclasses
 import enum
 import json
+import os
 import sys
 from collections.abc import Callable
 from typing import TextIO
 
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.text import amount, clock, summary
+from perfkit.progress.text import amount, clock, printable, summary
 
-__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "write_text"]
+__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "say", "terminal_size", "write_text"]
+
+_CLEAR_REST = "\x1b[K"
 
 _STEP = 0.1  # a line for each tenth of the work
 _EVERY_S = 30.0  # and at least one in this time
 
 
-def write_text(stream: TextIO, text: str) -> bool:
+def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
+    """None unless there is a terminal that moves its cursor behind the stream, whatever it says of itself."""
+    try:
+        if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
+            return None
+        return os.get_terminal_size(stream.fileno())
+    except (OSError, ValueError, AttributeError):
+        return None  # Jupyter's streams have no file behind them
+
+
+def say(text: str, stream: TextIO | None = None) -> None:
+    """A line of text on standard error, and all of it one line; bars that are being drawn there move down."""
+    stream = stream or sys.stderr
+    write_text(stream, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(stream) else "\n"))
+
+
+def write_text(stream: TextIO | None, text: str) -> bool:
     """Write and flush; False if the stream is gone, which is no reason to end a download."""
+    if stream is None:  # as sys.stderr is where the process was started without one
+        return False
     try:
         encoding = getattr(stream, "encoding", None) or "utf-8"
         stream.write(text.encode(encoding, "replace").decode(encoding))
         stream.flush()
-    except (OSError, ValueError):
+    except (OSError, ValueError):  # ValueError: closed
         return False
     return True
 
@@ -44,11 +65,13 @@ class PlainLines:
 
     def update(self, snapshot: Snapshot) -> None:
         share = _share(snapshot)
+        if share is not None and share < self._next_step - 2 * _STEP:
+            self._next_step = _step_after(share)  # it fell: a size became known, or a retry began anew
         due = share is not None and self._next_step <= share < 1.0
         if not due and snapshot.elapsed_s < self._next_s:
             return
         if share is not None:
-            self._next_step = (int(share / _STEP + 1e-9) + 1) * _STEP
+            self._next_step = _step_after(share)
         self._next_s = snapshot.elapsed_s + _EVERY_S
         self._say(_line(snapshot, share))
 
@@ -58,6 +81,10 @@ class PlainLines:
 
     def _say(self, text: str) -> None:
         self._alive = self._alive and write_text(self._stream, f"{text}\n")
+
+
+def _step_after(share: float) -> float:
+    return (int(share / _STEP + 1e-9) + 1) * _STEP
 
 
 def _share(snapshot: Snapshot) -> float | None:

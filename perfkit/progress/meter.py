@@ -64,9 +64,10 @@ class Snapshot:
 
 
 class Progress(Protocol):
-    """Shows a run. Calls never overlap, and `update` comes about ten times a second.
+    """Shows a run. A Toolkit's calls never overlap, and `update` comes about ten times a second.
 
-    An exception raised here ends the work and reaches its caller.
+    An exception raised here ends the work and reaches its caller. One object shows one run after another; Toolkits
+    that work at the same time have one each.
     """
 
     def update(self, snapshot: Snapshot) -> None: ...
@@ -104,7 +105,7 @@ class SpeedWindow:
 
 
 class FileMeter:
-    """What the workers of one file count into; any of them may call any method."""
+    """What the workers of one file count into; any of them may call any method. The end is final: none counts after."""
 
     def __init__(self, meter: Meter, name: str) -> None:
         self.name = name
@@ -117,9 +118,15 @@ class FileMeter:
         self.resumed_bytes = 0
         self.transferred_bytes = 0  # over the network, and never less than before
 
+    @property
+    def _ended(self) -> bool:
+        return self.state in (State.DONE, State.FAILED)
+
     def start(self, total_bytes: int | None) -> None:
         """The file is under way; called again when its size becomes known, or another."""
         with self._lock:
+            if self._ended:
+                return
             self._meter._total_changed(self.total_bytes, total_bytes)
             self.total_bytes = total_bytes
             if self._window is None:
@@ -130,6 +137,8 @@ class FileMeter:
     def resumed(self, count: int) -> None:
         """So many bytes are there from an earlier run."""
         with self._lock:
+            if self._ended:
+                return
             self.received_bytes += count
             self.resumed_bytes += count
             self._meter._received += count
@@ -138,6 +147,8 @@ class FileMeter:
     def advance(self, count: int) -> None:
         """So many bytes have come and are in place."""
         with self._lock:
+            if self._ended:
+                return
             self.received_bytes += count
             self.transferred_bytes += count
             self._meter._received += count
@@ -147,17 +158,19 @@ class FileMeter:
     def reset(self) -> None:
         """What was there has been thrown away: a retry from the first byte, or a changed file."""
         with self._lock:
+            if self._ended:
+                return
             self._meter._received -= self.received_bytes
             self._meter._resumed -= self.resumed_bytes
             self.received_bytes = self.resumed_bytes = 0
 
     def retrying(self) -> None:
         """Something failed and will be tried again."""
-        self.state = State.RETRYING
+        self._enter(State.RETRYING)
 
     def verifying(self) -> None:
         """All bytes are there and are being checked."""
-        self.state = State.VERIFYING
+        self._enter(State.VERIFYING)
 
     def done(self) -> None:
         """The file is whole."""
@@ -167,8 +180,15 @@ class FileMeter:
         """The file will not come. What came of it no longer counts."""
         self._end(State.FAILED)
 
+    def _enter(self, state: State) -> None:
+        with self._lock:
+            if not self._ended:
+                self.state = state
+
     def _end(self, state: State) -> None:
         with self._lock:
+            if self._ended:
+                return
             meter = self._meter
             if state is State.FAILED:
                 meter._received -= self.received_bytes

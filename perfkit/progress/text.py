@@ -6,7 +6,7 @@ import unicodedata
 
 from perfkit.progress.meter import Snapshot
 
-__all__ = ["amount", "clip", "clock", "display_width", "fit", "summary"]
+__all__ = ["amount", "clip", "clock", "display_width", "fit", "printable", "summary"]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -58,9 +58,14 @@ def _columns(character: str) -> int:
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1
 
 
+def printable(text: str) -> str:
+    """The text without what could move a cursor or break a line: names and reasons come from servers."""
+    return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
+
+
 def clip(text: str, width: int) -> str:
     """At most `width` columns, without control characters; a cut is shown."""
-    text = "".join(character if character.isprintable() else "?" for character in text)
+    text = printable(text)
     if display_width(text) <= width:
         return text
     kept, used = [], 0
