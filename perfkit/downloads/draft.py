@@ -277,7 +277,8 @@ class Draft:
         os.replace(self.path, path)
         if durable:
             _sync_directory(os.path.dirname(path) or ".")
-        self._forget_journal()
+        with contextlib.suppress(OSError):
+            self._forget_journal()
         self.close()
 
     def _remember(self, origin: Origin) -> None:
@@ -291,10 +292,11 @@ class Draft:
 
     def discard(self) -> None:
         """Remove the partial file and its journal."""
-        if self.descriptor >= 0:
-            with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError):
+            if self.descriptor >= 0:
                 os.unlink(self.path)
-        self._forget_journal()
+        with contextlib.suppress(OSError):
+            self._forget_journal()
         self.close()
 
     def keep_or_discard(self) -> bool:
@@ -313,10 +315,11 @@ class Draft:
         """Another draft takes this one's place: end its runners, and leave its names to the other."""
         with self._journal_lock:
             self.retired = True
-            if self.descriptor >= 0:
-                with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError):
+                if self.descriptor >= 0:
                     os.unlink(self.path)
-            self._forget_journal()
+            with contextlib.suppress(OSError):
+                self._forget_journal()
         for runner in self.map.runners():
             if runner is not but:
                 runner.cancel.cancel()

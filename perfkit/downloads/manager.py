@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
+from queue import Empty, SimpleQueue
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
@@ -44,9 +46,20 @@ class _Batch:
         self.paths: set[str] = set()
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
-        self.pending = 0
+        self.open: dict[Transfer, None] = {}  # those without a result yet
         self.low_water = 0
-        self.wake = threading.Event()
+        self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def wake(self) -> None:
+        """Have the calling thread look again."""
+        self._wake.put(None)
+
+    def wait(self) -> None:
+        """Sleep until woken, or for a tick. A Ctrl-C here leaves no lock locked, as it could in an Event."""
+        with contextlib.suppress(Empty):
+            self._wake.get(timeout=_TICK_S)
+            while True:
+                self._wake.get_nowait()
 
 
 class DownloadManager:
@@ -79,12 +92,13 @@ class DownloadManager:
         """All that belongs to one process: threads, locks, connections."""
         config = self._config
         self._root = Cancel()
-        self._changed = threading.Condition()  # guards the state below; notified when there may be work
+        self._lock = threading.RLock()  # guards the state below
+        self._changed = threading.Condition(self._lock)  # notified when there may be work
         self._batches: deque[_Batch] = deque()
         self._active: list[Transfer] = []
         self._workers = 0
         self._busy = 0
-        self._paths: dict[str, str] = {}
+        self._paths: dict[str, Transfer] = {}  # whose each name is, until its transfer ends
         self._tick_lock = threading.Lock()
         self._meter = Meter()
         self._executor: ThreadPoolExecutor | None = None
@@ -141,7 +155,7 @@ class DownloadManager:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
         self._closed = True
         self._root.cancel()
-        with self._changed:
+        with self._lock:
             self._changed.notify_all()
             executor, self._executor = self._executor, None
             transport, self._transport = self._transport, None
@@ -180,7 +194,7 @@ class DownloadManager:
             self._join(batch, total)
             try:
                 exhausted = False
-                while not (exhausted and batch.pending == 0):
+                while not exhausted or batch.open:
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
                         if exhausted and total is None:
@@ -190,18 +204,17 @@ class DownloadManager:
                         exhausted = exhausted or total is None
                     while batch.finished:
                         yield batch.finished.popleft()
-                    if batch.pending:
-                        batch.wake.wait(_TICK_S)
-                        batch.wake.clear()
+                    if batch.open:
+                        batch.wait()
                         self._tick()
                 while batch.finished:
                     yield batch.finished.popleft()
             finally:
                 cancel.cancel()
-                while batch.pending:
+                while batch.open:
                     self._abandon(batch)
-                    batch.wake.wait(_TICK_S)
-                    batch.wake.clear()
+                    if batch.open:
+                        batch.wait()
                 self._part(batch)
 
     def _check_open(self) -> None:
@@ -209,7 +222,7 @@ class DownloadManager:
             raise ConfigError("this Toolkit is closed; make a new one")
 
     def _join(self, batch: _Batch, total: int | None) -> None:
-        with self._changed:
+        with self._lock:
             if not self._batches:
                 self._meter = Meter()
                 self._controller.restart()
@@ -222,7 +235,7 @@ class DownloadManager:
             self._meter.expect(total)
 
     def _part(self, batch: _Batch) -> None:
-        with self._changed:
+        with self._lock:
             self._batches.remove(batch)
             last = not self._batches
             self._changed.notify_all()
@@ -246,7 +259,6 @@ class DownloadManager:
                     self._meter.expect(1)
                 match placed:
                     case (Request() as request, str() as path, bool() as named):
-                        batch.pending += 1
                         transfer = self._admit(batch, index, request, path, named=named)
                         if transfer is not None:
                             fresh.append(transfer)
@@ -254,7 +266,7 @@ class DownloadManager:
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed()
         finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
-            with self._changed:
+            with self._lock:
                 batch.queue.extend(fresh)
                 batch.low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
                 self._employ()
@@ -273,35 +285,33 @@ class DownloadManager:
         tools = Tools(self._config, self._transport, self._throttle, self._gates, self._controller,
                       self._notify, self._spawn, self._claim_path)  # fmt: skip
         transfer = Transfer(request, path, named=named, tools=tools, meter=meter, cancel=batch.cancel, on_end=end)
+        batch.open[transfer] = None  # from here on it will have a result, whatever happens
         try:
             if path in batch.paths:
                 raise TransferError(request.url, f"{path} is the destination of another file of this batch too")
-            self._claim_path(path, request.url)
-        except TransferError as error:
-            transfer.paths.clear()
+            self._claim_path(transfer, path)
+            batch.paths.add(path)
+            directory = os.path.dirname(path)
+            if directory not in batch.directories:
+                os.makedirs(directory, exist_ok=True)
+                batch.directories.add(directory)
+        except (TransferError, OSError) as error:
             transfer.fail(error)
             return None
-        batch.paths.add(path)
-        directory = os.path.dirname(path)
-        if directory not in batch.directories:
-            try:
-                os.makedirs(directory, exist_ok=True)
-            except OSError as error:
-                transfer.fail(error)
-                return None
-            batch.directories.add(directory)
         return transfer
 
-    def _claim_path(self, path: str, url: str) -> None:
-        with self._changed:
-            if path in self._paths:
-                raise TransferError(url, f"{path} is the destination of {self._paths[path]} too; give each its own")
-            self._paths[path] = url
+    def _claim_path(self, transfer: Transfer, path: str) -> None:
+        transfer.claimed.append(path)
+        with self._lock:
+            other = self._paths.setdefault(path, transfer)
+        if other is not transfer:
+            url, others = transfer.request.url, other.request.url
+            raise TransferError(url, f"{path} is the destination of {others} too; give each its own")
 
     def _abandon(self, batch: _Batch) -> None:
         """End what no worker is in, and wake those who wait."""
-        with self._changed:
-            waiting = [*batch.queue, *(each for each in self._active if each.cancel is batch.cancel)]
+        with self._lock:
+            waiting = list(batch.open)
             batch.queue.clear()
             self._changed.notify_all()
         for transfer in waiting:
@@ -325,7 +335,7 @@ class DownloadManager:
                 throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
             )
             if changed:
-                with self._changed:
+                with self._lock:
                     self._employ()
                     self._changed.notify_all()
             self._progress.update(snapshot)
@@ -335,7 +345,7 @@ class DownloadManager:
     # -- the workers ------------------------------------------------------------------------------------------------
 
     def _notify(self) -> None:
-        with self._changed:
+        with self._lock:
             self._employ()
             self._changed.notify_all()
 
@@ -349,13 +359,13 @@ class DownloadManager:
     def _employ(self) -> None:
         """Have as many workers as may find something to do. Under the lock."""
         while self._workers < self._controller.target and self._executor is not None and not self._closed:
-            self._workers += 1
             self._executor.submit(self._work)
+            self._workers += 1  # after that, so that a Ctrl-C between the two makes one too many and not one too few
 
     def _work(self) -> None:
         """A worker: the next task, until there is none."""
         while True:
-            with self._changed:
+            with self._lock:
                 found = self._next()
                 while found is None:
                     if not self._batches or self._closed or self._workers > self._controller.target:
@@ -367,7 +377,7 @@ class DownloadManager:
             transfer, task = found
             transfer.run(task)
             self._gates.leave(task.host)
-            with self._changed:
+            with self._lock:
                 self._busy -= 1
 
     def _idle_s(self) -> float:
@@ -394,7 +404,7 @@ class DownloadManager:
                     self._active.append(transfer)
                     if len(batch.queue) < batch.low_water:
                         batch.low_water = 0
-                        batch.wake.set()
+                        batch.wake()
                     return found
         widest = max(self._active, key=Transfer.splittable_bytes, default=None)
         if widest is not None and (found := self._through_gate(widest, Transfer.split)):
@@ -418,16 +428,18 @@ class DownloadManager:
         return transfer, task
 
     def _ended(self, batch: _Batch, index: int, transfer: Transfer, download: Download) -> None:
-        with self._changed:
+        with self._lock:
+            if transfer not in batch.open:
+                return
             if transfer in self._active:
                 self._active.remove(transfer)
-            for path in transfer.paths:
-                self._paths.pop(path, None)
-        batch.finished.append((index, download))
-        with self._changed:
-            batch.pending -= 1
-            if batch.pending == 0:
-                batch.wake.set()
+            for path in transfer.claimed:
+                if self._paths.get(path) is transfer:
+                    del self._paths[path]
+            batch.finished.append((index, download))
+            del batch.open[transfer]
+            if not batch.open:
+                batch.wake()
 
 
 def _unnamed(directory: str, request: Request) -> str:

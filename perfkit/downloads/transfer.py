@@ -67,7 +67,7 @@ class Tools:
     controller: AdaptiveController
     notify: Callable[[], None]  # there may be more to do now
     spawn: Callable[[Callable[[], None]], bool]  # run something beside the workers; False: can't be any more
-    claim_path: Callable[[str, str], None]  # path, url: no two transfers write one file
+    claim_path: Callable[[Transfer, str], None]  # no two transfers write one file
 
 
 @dataclass(slots=True, eq=False)
@@ -77,6 +77,8 @@ class Task:
     host: str
     draft: Draft | None = None
     runner: Runner | None = None
+    source: int = 0  # which of the transfer's sources it asks
+    at: str | None = None  # where redirects of that source led
     retry_at_s: float = 0.0  # what the runner leaves undone may be claimed from then on
 
 
@@ -106,7 +108,8 @@ class Transfer:
                  on_end: Callable[[Download], None]) -> None:  # fmt: skip
         self.request = request
         self.dest = dest
-        self.paths = [dest]  # names that are this transfer's own until it ends
+        self.path = dest  # where the file goes in the end: `dest`, or a name of the server's beside it
+        self.claimed: list[str] = []  # names that are this transfer's own until it ends
         self.cancel = cancel
         self._named = named
         self._tools = tools
@@ -144,8 +147,7 @@ class Transfer:
     @property
     def host(self) -> str:
         """Whose gate the next request has to pass."""
-        _, host, port = origin_of(self._at or self._sources[self._source])
-        return f"{host}:{port}"
+        return _gate(self._at or self._sources[self._source])
 
     def claim(self, now: float) -> Task | None:
         """Work that is due: the first request, or a range that is missing."""
@@ -200,6 +202,7 @@ class Transfer:
         return self._ended or self._unchanged or self._error is not None or self.cancel.cancelled
 
     def _enter(self, task: Task) -> Task:
+        task.source, task.at = self._source, self._at
         self._busy += 1
         self._peak = max(self._peak, self._busy)
         return task
@@ -265,7 +268,7 @@ class Transfer:
         draft, runner = task.draft, task.runner
         assert draft is not None
         assert runner is not None
-        source, at = self._sources[self._source], self._at
+        source = self._sources[task.source]
         own = origin_of(source) == origin_of(self.request.url)
         start, end = runner.position, runner.segment.end
         if draft.part is None and end == draft.map.size:
@@ -282,7 +285,7 @@ class Transfer:
         try:
             with self._tools.transport.open(
                 source,
-                at=at,
+                at=task.at,
                 headers=headers,
                 private_headers=self.request.headers if own else {},
                 auth=self.request.auth if own else None,
@@ -295,7 +298,7 @@ class Transfer:
                 if draft.part is not None:
                     answer = judge_part(answer, response.status, draft.part)
                 if answer.verdict == "status":
-                    self._refused(response, answer, redirected=at is not None)
+                    self._refused(task, response, answer)
                 if self._accept(task, response, answer):
                     self._copy(task, response, answer)
         finally:
@@ -308,16 +311,19 @@ class Transfer:
             return dict(draft.validator.if_range)
         return dict(self._origin.condition) if self._origin and self._restarts == 0 else {}
 
-    def _refused(self, response: Response, answer: Answer, *, redirected: bool) -> None:
+    def _refused(self, task: Task, response: Response, answer: Answer) -> None:
         """An error status: what it means for the file, and for everybody who wants something of that host."""
-        status, url = response.status, self._sources[self._source]
-        if redirected and status in _LINK_STATUSES:
+        status, url = response.status, self._sources[task.source]
+        if task.at is not None and status in _LINK_STATUSES:
             with self._lock:
-                self._at = None  # the link has expired; the original URL may lead to a new one
+                if self._at == task.at:
+                    self._at = None  # the link has expired; the original URL may lead to a new one
             raise TransferError(url, f"the redirect's target answers with status {status}", transient=True)
         error = HTTPStatusError(url, answer.reason, status, transient=status in _RETRY_STATUSES)
         if status in (429, 503):
-            self._tools.gates.ease(self.host)
+            hosts = {task.host, _gate(response.url)}  # who asked us to wait, and whoever would send us there again
+            for host in hosts:
+                self._tools.gates.ease(host)
             self._tools.controller.trouble()
             wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
             cap_s = self._tools.config.retry_after_cap_s
@@ -325,14 +331,17 @@ class Transfer:
                 asks = f"{answer.reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
                 raise _GiveUp(HTTPStatusError(url, asks, status, transient=True))
             if wait_s:
-                self._tools.gates.close_for(self.host, wait_s + random.uniform(0, min(1.0, wait_s / 10)))
+                for host in hosts:
+                    self._tools.gates.close_for(host, wait_s + random.uniform(0, min(1.0, wait_s / 10)))
         raise error
 
     def _accept(self, task: Task, response: Response, answer: Answer) -> bool:
         """Act on a verdict; says whether the body is to be read."""
-        draft, runner = task.draft, task.runner
+        draft, runner, url = task.draft, task.runner, self._sources[task.source]
         assert draft is not None
         assert runner is not None
+        if task.source != self._source:
+            raise CancelledError(url, "superseded")
         if answer.verdict == "current" and self._origin is not None and not draft.settled:
             self._unchanged = True
             return False
@@ -340,7 +349,7 @@ class Transfer:
             self._start_over(task).ranges = False
             return False
         if answer.verdict == "empty" and not draft.settled:
-            self._settle(draft, response, answer)
+            self._settle(task, draft, response, answer)
             return False
         if answer.verdict == "changed":
             raise _Changed(answer.reason)
@@ -348,13 +357,13 @@ class Transfer:
             if response.status == 200 and draft.resumed_bytes and not draft.settled:
                 raise _Changed("the condition of the range does not hold any more")
             if response.status == 416:
-                raise HTTPStatusError(self._sources[self._source], answer.reason, 416)
-            raise TransferError(self._sources[self._source], answer.reason)
+                raise HTTPStatusError(url, answer.reason, 416)
+            raise TransferError(url, answer.reason)
         if answer.verdict == "coded" and self._checksum is None:
-            raise TransferError(self._sources[self._source], f"{answer.reason}; a checksum would tell if it is right")
+            raise TransferError(url, f"{answer.reason}; a checksum would tell if it is right")
         if answer.verdict not in ("body", "coded"):
             reason = answer.reason or f"unexpected HTTP status {response.status}"
-            raise TransferError(self._sources[self._source], reason, transient=True)
+            raise TransferError(url, reason, transient=True)
 
         differs = draft.validator.differs(response.headers)
         if differs and (draft.settled or response.status == 206):
@@ -371,7 +380,7 @@ class Transfer:
             self._start_over(task).ranges = False  # without a total nothing tells where the file ends
             return False
         if not draft.settled:
-            self._settle(draft, response, answer)
+            self._settle(task, draft, response, answer)
         return not draft.map.complete
 
     def _start_over(self, task: Task) -> Draft:
@@ -379,7 +388,7 @@ class Transfer:
         old, runner = task.draft, task.runner
         assert old is not None
         assert runner is not None
-        draft = Draft(self.dest, self._sources[self._source], self._checksum, old.part)
+        draft = Draft(self.dest, self._sources[task.source], self._checksum, old.part)
         self._replace(old, draft)
         old.map.release(runner)
         task.draft, task.runner = draft, draft.map.claim(runner.cancel)
@@ -395,17 +404,16 @@ class Transfer:
             self._gained = self._gained_at_failure = 0
         self._meter.reset()
 
-    def _settle(self, draft: Draft, response: Response, answer: Answer) -> None:
+    def _settle(self, task: Task, draft: Draft, response: Response, answer: Answer) -> None:
         """The first good answer tells version, size, name and digest; now the partial file is made."""
-        source = self._sources[self._source]
+        source = self._sources[task.source]
         etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
-        draft.validator = validator_of(response.headers)
         draft.total = answer.total if draft.total is None else draft.total
         size = draft.total if draft.part is None else draft.map.size
         if draft.part is None and (etag or modified):
             draft.origin = Origin(source, etag, modified, size or 0, 0)
         if not self._named:
-            self._take_name(content_disposition_name(response.headers.get("content-disposition")))
+            self._take_name(source, content_disposition_name(response.headers.get("content-disposition")))
         promised = parse_repr_digest(response.headers.get("repr-digest")) if draft.part is None else None
         checksums = [self._checksum] if self._checksum else []
         if promised is not None and promised != str(self._checksum):
@@ -417,30 +425,33 @@ class Transfer:
             draft.map.set_size(size)
         self._meter.start(size)
         with self._lock:
+            if task.source != self._source:
+                raise CancelledError(source, "superseded")
             self._at = response.url if response.url != source else None
+            draft.validator = validator_of(response.headers)
             draft.settled = True
             self._chase(draft)
         if draft.ranges:
             self._tools.notify()
 
-    def _take_name(self, sent: str | None) -> None:
+    def _take_name(self, source: str, sent: str | None) -> None:
         """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
         name = safe_basename(sent) if sent else None
         if name is None or name == os.path.basename(self.dest):
             return
         path = os.path.join(os.path.dirname(self.dest), name)
-        if os.path.lexists(path) and read_origin(path, self._sources[self._source]) is None:
+        if os.path.lexists(path) and read_origin(path, source) is None:
             reason = f"the server names the file {name!r}, and there is such a file from elsewhere; give a name to use"
             raise TransferError(self.request.url, reason)
-        self._tools.claim_path(path, self.request.url)
-        self.paths.append(path)
+        self._tools.claim_path(self, path)
+        self.path = path
 
     def _copy(self, task: Task, response: Response, answer: Answer) -> None:
         """The body, from the wire into its place."""
         draft, runner = task.draft, task.runner
         assert draft is not None
         assert runner is not None
-        url = self._sources[self._source]
+        url = self._sources[task.source]
         shared, own, view = self._tools.throttle, self._throttle, _buffer(self._tools.config.buffer_bytes)
         stall = _StallWatch(self._tools.config)
         skip = runner.position - answer.start
@@ -482,7 +493,7 @@ class Transfer:
         """The file changed at the origin: once, everything is fetched anew."""
         draft = task.draft
         with self._lock:
-            if draft is None or draft is not self._draft or self._closing:
+            if draft is None or draft is not self._draft or task.source != self._source or self._closing:
                 return
             self._restarts += 1
             if self._restarts > 1:
@@ -501,11 +512,13 @@ class Transfer:
                 return
             if runner is not None and runner.cancel.cancelled:
                 return  # another runner was faster
+            if not isinstance(error, TransferError | _GiveUp):
+                self._error = error
+                return
+            if task.source != self._source:
+                return  # others have found out before, and the next mirror is asked already
             if isinstance(error, _GiveUp):
                 self._error = error.error
-                return
-            if not isinstance(error, TransferError):
-                self._error = error
                 return
             if error.transient and self._count_failure(runner, now):
                 wait_s = _backoff_s(self._tools.config, self._failures)
@@ -581,11 +594,13 @@ class Transfer:
                 self._error = self._error or CancelledError(self.request.url, "cancelled")
         try:
             self._conclude(draft)
-        except Exception as error:
-            self._error = error
+        except BaseException as error:
+            self._error, self._unchanged = error if isinstance(error, Exception) else self._error, False
             if draft is not None:
                 draft.discard()
             self._report(None)
+            if not isinstance(error, Exception):
+                raise  # Ctrl-C, in the calling thread
 
     def _conclude(self, draft: Draft | None) -> None:
         if self._error is None and not self._unchanged:
@@ -617,7 +632,7 @@ class Transfer:
             for promised, found in draft.digest.mismatches():
                 actual = f"{promised.algorithm}:{found}"
                 raise IntegrityError(draft.url, "these are not the bytes that were promised", str(promised), actual)
-        draft.publish(self.paths[-1], durable=self._tools.config.durable)
+        draft.publish(self.path, durable=self._tools.config.durable)
 
     def _try_again(self, draft: Draft, error: IntegrityError) -> bool:
         """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
@@ -639,13 +654,12 @@ class Transfer:
             self._meter.done()
         else:
             self._meter.failed()
-        path = self.paths[-1]
         verified = draft.digest.checksums[0] if draft and draft.digest else self._checksum
-        size = os.path.getsize(path) if self._unchanged else (draft.map.size if draft else 0) or 0
+        size = os.path.getsize(self.path) if self._unchanged else (draft.map.size if draft else 0) or 0
         self._on_end(
             Download(
                 url=self.request.url,
-                path=path,
+                path=self.path,
                 bytes=size if self._error is None else 0,
                 bytes_received=self._received,
                 resumed_from=draft.resumed_bytes if draft else 0,
@@ -659,6 +673,12 @@ class Transfer:
                 error=self._error,
             )
         )
+
+
+def _gate(url: str) -> str:
+    """The name of the gate that requests for this URL pass."""
+    _, host, port = origin_of(url)
+    return f"{host}:{port}"
 
 
 def _is_file(path: str) -> bool:
