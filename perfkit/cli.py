@@ -6,12 +6,11 @@ Exit codes: 0 success, 1 the work failed, 2 bad usage, 130 interrupted.
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import sys
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import IO, TYPE_CHECKING
 
 from perfkit import __version__
@@ -69,36 +68,6 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--json", action="store_true", help="print one JSON object with the results on standard output")
     get.set_defaults(run=_get)
 
-    about = "Bring DEST to the release that SOURCE serves, all or nothing, moving only what changed."
-    sync = commands.add_parser("sync", help="bring a directory to the newest release", description=about)
-    sync.add_argument("source", metavar="SOURCE", help="URL of a published site, or of its perfkit.json")
-    sync.add_argument("dest", metavar="DEST", help="the directory to keep; made if need be")
-    sync.add_argument("--dry-run", action="store_true", help="print the plan; fetch only what it is made from")
-    edited = "what becomes of files that were edited here: kept beside their place as NAME.perfkit-local (default), …"
-    sync.add_argument("--local-changes", choices=("keep", "overwrite", "refuse"), help=edited)
-    _add_transfer_options(sync)
-    sync.set_defaults(run=_sync)
-
-    about = "Restore a generation that DEST had before, without the network."
-    rollback = commands.add_parser("rollback", help="go back to an earlier generation", description=about)
-    rollback.add_argument("dest", metavar="DEST")
-    rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before this one)")
-    _add_output_options(rollback)
-    rollback.set_defaults(run=_rollback)
-
-    about = "List the generations of DEST that can be restored."
-    history = commands.add_parser("history", help="list the generations of a directory", description=about)
-    history.add_argument("dest", metavar="DEST")
-    _add_output_options(history)
-    history.set_defaults(run=_history)
-
-    about = "Read every file of DEST and compare it with the release. Exit code 1 if something is missing or changed."
-    verify = commands.add_parser("verify", help="check every file of a directory", description=about)
-    verify.add_argument("dest", metavar="DEST")
-    verify.add_argument("--repair", action="store_true", help="fetch what is missing or changed")
-    _add_transfer_options(verify)
-    verify.set_defaults(run=_verify)
-
     about = "A small Range-capable HTTP server on loopback, for development."
     serve = commands.add_parser("serve", help="serve a directory on loopback", description=about)
     serve.add_argument("site", metavar="SITE", help="the directory to serve")
@@ -107,17 +76,6 @@ def _parser() -> argparse.ArgumentParser:
     serve.add_argument("--json", action="store_true", help="print the address as a JSON object")
     serve.set_defaults(run=_serve)
     return parser
-
-
-def _add_transfer_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
-    command.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
-    _add_output_options(command)
-
-
-def _add_output_options(command: argparse.ArgumentParser) -> None:
-    command.add_argument("--quiet", action="store_true", help="no bars and notes; errors are still shown")
-    command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
 
 
 def _get(arguments: argparse.Namespace) -> int:
@@ -216,10 +174,13 @@ def _headers(lines: list[str]) -> dict[str, str]:
 
 
 def _config(arguments: argparse.Namespace) -> Config:
-    given = vars(arguments)
-    chosen = {name: given.get(name) for name in ("workers", "segments", "retries", "local_changes")}
-    chosen["connections_per_host"] = given.get("workers")
-    chosen["rate_limit"] = parse_size(given["limit_rate"]) if given.get("limit_rate") is not None else None
+    chosen = {
+        "workers": arguments.workers,
+        "connections_per_host": arguments.workers,
+        "segments": arguments.segments,
+        "retries": arguments.retries,
+        "rate_limit": parse_size(arguments.limit_rate) if arguments.limit_rate is not None else None,
+    }
     return Config.from_env(**{name: value for name, value in chosen.items() if value is not None})
 
 
@@ -247,93 +208,6 @@ def _as_json(download: Download) -> dict[str, object]:
     if download.error is not None:
         record["error"] = {"type": type(download.error).__name__, "message": str(download.error)}
     return record
-
-
-def _sync(arguments: argparse.Namespace) -> int:
-    from perfkit.toolkit import Toolkit
-
-    with Toolkit(_config(arguments), progress=_progress(arguments)) as kit:
-        if arguments.dry_run:
-            _tell(arguments, kit.plan(arguments.source, arguments.dest), _plan_lines)
-        else:
-            _tell(arguments, kit.sync(arguments.source, arguments.dest), _report_lines)
-    return 0
-
-
-def _rollback(arguments: argparse.Namespace) -> int:
-    from perfkit.toolkit import Toolkit
-
-    with Toolkit(_config(arguments), progress=_progress(arguments)) as kit:
-        _tell(arguments, kit.rollback(arguments.dest, to=arguments.to), _report_lines)
-    return 0
-
-
-def _verify(arguments: argparse.Namespace) -> int:
-    from perfkit.toolkit import Toolkit
-
-    with Toolkit(_config(arguments), progress=_progress(arguments)) as kit:
-        report = kit.verify(arguments.dest, repair=arguments.repair)
-    _tell(arguments, report, _verify_lines)
-    return 0 if report.intact else 1
-
-
-def _tell(arguments: argparse.Namespace, result: _Result, lines: Callable[[_Result], Iterable[str]]) -> None:
-    """The result as one JSON object on standard output, or as text for people on standard error."""
-    if arguments.json:
-        record = {name: value for name, value in dataclasses.asdict(result).items() if name not in _NOT_IN_JSON}
-        print(json.dumps(record, default=sorted), flush=True)
-    elif not arguments.quiet:
-        for line in lines(result):
-            _say(line)
-
-
-def _report_lines(report: SyncReport) -> Iterator[str]:
-    if report.route == "none":
-        yield f"{report.version} is installed already, generation {report.generation}; {report.unchanged} files"
-        return
-    yield (f"{report.version} installed as generation {report.generation}: {report.added} files added, "
-           f"{report.changed} changed, {report.removed} removed, {report.unchanged} unchanged")  # fmt: skip
-    came = f"{amount(report.bytes_received)} received in {report.requests} requests"
-    yield f"by {report.route}: {came}, {amount(report.bytes_written)} written, in {report.seconds:.2f} s"
-    yield from (f"{name} was edited here; it is kept as {aside}" for name, aside in report.aside.items())
-    yield from (f"{name} was edited here; it was overwritten" for name in report.overwritten)
-
-
-def _plan_lines(plan: Plan) -> Iterator[str]:
-    if plan.empty:
-        yield f"{plan.version} is installed already; nothing to do"
-        return
-    yield f"from {plan.installed_version or 'nothing'} to {plan.version}, by {plan.route}"
-    yield (f"{len(plan.added)} files to add, {len(plan.changed)} to change, {len(plan.remove)} to remove, "
-           f"{len(plan.keep)} stay; about {amount(plan.bytes)} in {plan.requests} requests")  # fmt: skip
-    yield from (f"  could come by {offer.route}: {amount(offer.bytes)}, {offer.requests} requests, {seconds:.2f} s"
-                for offer, seconds in plan.alternatives)  # fmt: skip
-    yield from (f"  add     {name}" for name in plan.added)
-    yield from (f"  change  {name}" for name in plan.changed)
-    yield from (f"  remove  {name}" for name in plan.remove)
-    yield from (f"  keep    {name} as {aside}" for name, aside in plan.aside.items())
-
-
-def _verify_lines(report: VerifyReport) -> Iterator[str]:
-    for what in ("missing", "changed", "extra"):
-        yield from (f"{what:8} {name}" for name in getattr(report, what))
-    found = f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-    yield f"{report.version}, generation {report.generation}: {report.files} files; {found}"
-    if report.repaired is not None:
-        yield f"repaired: {amount(report.repaired.bytes_received)} received in {report.repaired.requests} requests"
-
-
-def _history(arguments: argparse.Namespace) -> int:
-    from perfkit.toolkit import Toolkit
-
-    with Toolkit(_config(arguments)) as kit:
-        generations = kit.history(arguments.dest)
-    if arguments.json:
-        print(json.dumps({"generations": [dataclasses.asdict(each) for each in generations]}), flush=True)
-    elif not arguments.quiet:
-        for each in generations:
-            _say(str(each))
-    return 0
 
 
 def _serve(arguments: argparse.Namespace) -> int:
