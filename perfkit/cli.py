@@ -1,26 +1,34 @@
 """The `perfkit` command: arguments in, Toolkit calls, text or JSON out.
 
-Exit codes: 0 success, 1 the work failed, 2 bad usage, 130 interrupted.
+Each command is two functions: one adds its parser, one runs it and returns the exit code. Exit codes: 0 success, 1 the
+work failed, 2 bad usage, 130 interrupted. Results go to standard output, all else to standard error, an error a line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import errno
 import json
+import os
 import sys
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import IO, TYPE_CHECKING
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, NoReturn
 
 from perfkit import __version__
 from perfkit.config import Config, parse_size
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.lines import say
 
 if TYPE_CHECKING:
     from perfkit.downloads.request import Download, Request
     from perfkit.progress.meter import Progress
     from perfkit.toolkit import Toolkit
+
+    Commands = argparse._SubParsersAction["_Parser"]
 
 __all__ = ["main"]
 
@@ -28,28 +36,81 @@ _INTERRUPTED = 130
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, `sys.argv[1:]` by default; returns the exit code."""
-    parser = _parser()
-    arguments = parser.parse_args(argv)
+    """Run the command line `argv`, `sys.argv[1:]` by default; returns the exit code.
+
+    Raises:
+        SystemExit: arguments that can't be parsed (code 2), `--help` and `--version` (code 0).
+    """
     try:
+        arguments = _parser().parse_args(argv)
         code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
-        parser.error(str(error))
+        _complain(str(error))
+        return 2
     except (PerfkitError, OSError) as error:
-        _complain(error)
+        _complain(str(error))
         return 1
     except KeyboardInterrupt:
-        _say("interrupted; the same command again goes on from here")
+        say("perfkit: interrupted; the same command again goes on from here")
         return _INTERRUPTED
 
 
+class _Parser(argparse.ArgumentParser):
+    """Shows the examples as they are written, and complains in one line."""
+
+    def __init__(self, **options: object) -> None:
+        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
+
+    def error(self, message: str) -> NoReturn:
+        _complain(f"{message} ({self.prog} --help tells more)")
+        raise SystemExit(2)
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
+    parser = _Parser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for add in (_add_get, _add_serve):
+        add(commands)
+    return parser
 
-    get = commands.add_parser("get", help="download files", description="Download files, in parallel and in parts.")
+
+def _complain(message: str) -> None:
+    say(f"perfkit: error: {message}")
+
+
+def _print(text: str) -> None:
+    """Write to standard output and flush, so that a failure is an error of the command, told of in a line.
+
+    Raises:
+        OSError: it is closed, or full.
+    """
+    if sys.stdout is None:
+        raise OSError(errno.EBADF, "standard output is closed")
+    try:
+        sys.stdout.write(text)
+        sys.stdout.flush()
+    except OSError as error:
+        with contextlib.suppress(OSError):  # what is left in the buffer would fail again when the interpreter ends
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise OSError(error.errno, f"standard output: {error.strerror}") from error
+
+
+# -- get --------------------------------------------------------------------------------------------------------------
+
+_GET_EXAMPLES = """\
+examples:
+  perfkit get https://example.org/a.iso                      into the current directory
+  perfkit get -o b.iso --checksum sha256:9f86d0... URL       under another name, verified
+  perfkit get -d downloads -j 4 --limit-rate 5M URL URL URL
+  producer | perfkit get -i - -d downloads --json            a list that is still being written
+"""
+
+
+def _add_get(commands: Commands) -> None:
+    about = "Download files, in parallel and in parts. What an earlier run left is gone on with."
+    get = commands.add_parser("get", help="download files", description=about, epilog=_GET_EXAMPLES)
     get.add_argument("urls", nargs="*", metavar="URL")
     listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
@@ -68,106 +129,145 @@ def _parser() -> argparse.ArgumentParser:
     get.add_argument("--json", action="store_true", help="print one JSON object with the results on standard output")
     get.set_defaults(run=_get)
 
-    about = "A small Range-capable HTTP server on loopback, for development."
-    serve = commands.add_parser("serve", help="serve a directory on loopback", description=about)
-    serve.add_argument("site", metavar="SITE", help="the directory to serve")
-    serve.add_argument("--port", type=int, default=8000, metavar="P", help="0 picks a free one (default 8000)")
-    serve.add_argument("--quiet", action="store_true", help="don't print the address")
-    serve.add_argument("--json", action="store_true", help="print the address as a JSON object")
-    serve.set_defaults(run=_serve)
-    return parser
-
 
 def _get(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    single = len(arguments.urls) == 1 and arguments.input is None
+    # Whatever is wrong with the arguments is found before the first byte is asked for, or written.
     if not arguments.urls and arguments.input is None:
         raise ConfigError("no URL given, and no -i FILE with URLs")
     for name in ("output", "checksum", "mirror"):
-        if getattr(arguments, name) and not single:
+        if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
             raise ConfigError(f"--{name} goes with a single URL")
-    began = time.monotonic()
-    failed = received = 0
-    with Toolkit(_config(arguments), progress=_progress(arguments)) as kit:
-        if arguments.json:
-            sys.stdout.write('{"files":[')
-        separator = ""
-        for download in _downloads(kit, arguments):
-            received += download.bytes_received
-            if download.error is not None:
-                failed += 1
-                _complain(download.error)
-            if arguments.json:
-                sys.stdout.write(separator + json.dumps(_as_json(download)))
-                separator = ","
-    if arguments.json:
-        seconds = round(time.monotonic() - began, 3)
-        sys.stdout.write(f'],"bytes_received":{received},"seconds":{seconds}}}\n')
-    return 1 if failed else 0
+    headers, config = _headers(arguments.header), _config(arguments)
+    with (
+        _listed(arguments, headers) as listed,
+        _Results(as_json=arguments.json) as results,
+        Toolkit(config, progress=_progress(arguments)) as kit,
+        contextlib.closing(_downloads(kit, arguments, headers, listed)) as downloads,
+    ):
+        for download in downloads:
+            results.add(download)
+    return 1 if results.failed else 0
 
 
-def _downloads(kit: Toolkit, arguments: argparse.Namespace) -> Iterator[Download]:
+def _listed(
+    arguments: argparse.Namespace, headers: dict[str, str]
+) -> contextlib.AbstractContextManager[Iterable[Request | Download | None]]:
+    """What `-i` gives; the URLs on the command line come before it."""
+    from perfkit.downloads.listing import RequestList
+
+    if arguments.input is None:
+        return contextlib.nullcontext(())
+    return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume)
+
+
+def _downloads(
+    kit: Toolkit,
+    arguments: argparse.Namespace,
+    headers: dict[str, str],
+    listed: Iterable[Request | Download | None],
+) -> Generator[Download, None, None]:
     """The results, as they end; failures are results too."""
-    from perfkit.downloads.request import Download
-
-    headers = _headers(arguments.header)
-    if arguments.output is None:
-        refused: deque[Download] = deque()
-        for _, download in kit.iter_downloads(_requests(arguments, headers, refused), arguments.directory):
-            yield download
-            while refused:
-                yield refused.popleft()
-        yield from refused
-        return
-    try:
-        yield kit.download(arguments.urls[0], arguments.output, checksum=arguments.checksum, mirrors=arguments.mirror,
-                           headers=headers, resume=not arguments.no_resume)  # fmt: skip
-    except (PerfkitError, OSError) as error:
-        if isinstance(error, ConfigError):
-            raise
-        yield Download(url=arguments.urls[0], path=arguments.output, error=error)
-
-
-def _requests(
-    arguments: argparse.Namespace, headers: dict[str, str], refused: deque[Download]
-) -> Iterator[Request]:
-    """The URLs of the command line, then those of the input file, a line at a time; what is none goes to `refused`."""
     from perfkit.downloads.request import Download, Request
 
-    resume = not arguments.no_resume
-    for url in arguments.urls:
-        yield Request(url, checksum=arguments.checksum, mirrors=tuple(arguments.mirror), headers=headers, resume=resume)
-    if arguments.input is not None:
-        with _open_input(arguments.input) as lines:
-            for number, line in enumerate(lines, 1):
-                url, name, checksum, *rest = [*(part.strip() for part in line.split("\t")), "", "", ""][:4]
-                if rest[0]:
-                    raise ConfigError(f"{arguments.input}, line {number}: more than URL, name and checksum")
-                if not url or url.startswith("#"):
-                    continue
-                try:
-                    request = Request(url, name or None, checksum=checksum or None, headers=headers, resume=resume)
-                except ConfigError as error:
-                    refused.append(Download(url=url, path=name, error=error))  # and not the end of the others
-                    continue
-                yield request
+    options = {"checksum": arguments.checksum, "mirrors": tuple(arguments.mirror), "headers": headers,
+               "resume": not arguments.no_resume}  # fmt: skip
+    requests = [Request(url, **options) for url in arguments.urls]
+    if arguments.output is not None:
+        try:
+            yield kit.download(arguments.urls[0], arguments.output, **options)
+        except ConfigError:
+            raise
+        except (PerfkitError, OSError) as error:
+            yield Download(url=arguments.urls[0], path=arguments.output, error=error)
+        return
+
+    refused: deque[Download] = deque()
+
+    def accepted() -> Iterator[Request | None]:
+        yield from requests
+        for item in listed:
+            if isinstance(item, Download):
+                refused.append(item)  # one bad line is not the end of the others
+            else:
+                yield item
+
+    for _, download in kit.iter_downloads(accepted(), arguments.directory):
+        yield download
+        while refused:
+            yield refused.popleft()
+    yield from refused
 
 
-def _open_input(path: str) -> IO[str]:
-    if path == "-":
-        return open(sys.stdin.fileno(), encoding="utf-8", closefd=False)
-    try:
-        return open(path, encoding="utf-8")
-    except OSError as error:
-        raise ConfigError(f"-i {path}: {error.strerror}") from error
+class _Results:
+    """What came of each file: errors on standard error and, if asked for, one JSON object on standard output.
+
+    The object is written as the results come, and is whole however the run ends; `error` tells what ended it early.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._began_s = time.monotonic()
+        self._received = 0
+        self._separator = ""
+        self.failed = 0
+
+    def __enter__(self) -> _Results:
+        if self._as_json:
+            _print('{"files":[')
+        return self
+
+    def add(self, download: Download) -> None:
+        self._received += download.bytes_received
+        error = download.error
+        if error is not None:
+            self.failed += 1
+            _complain(str(error) if isinstance(error, PerfkitError) else f"{download.url}: {error}")
+        if self._as_json:
+            _print(self._separator + json.dumps(_as_json(download)))
+            self._separator = ","
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if not self._as_json:
+            return
+        end: dict[str, object] = {
+            "bytes_received": self._received,
+            "seconds": round(time.monotonic() - self._began_s, 3),
+        }
+        if value is not None:
+            end["error"] = _error_as_json(value)
+        with contextlib.nullcontext() if value is None else contextlib.suppress(OSError):
+            _print(f"],{json.dumps(end)[1:]}\n")
+
+
+def _as_json(download: Download) -> dict[str, object]:
+    record: dict[str, object] = {
+        "url": download.url,
+        "path": download.path,
+        "bytes": download.bytes,
+        "bytes_received": download.bytes_received,
+        "resumed_from": download.resumed_from,
+        "segments": download.segments,
+        "retries": download.retries,
+        "checksum": download.checksum,
+        "seconds": round(download.seconds, 3),
+        "unchanged": download.unchanged,
+    }
+    if download.error is not None:
+        record["error"] = _error_as_json(download.error)
+    return record
+
+
+def _error_as_json(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
 
 
 def _headers(lines: list[str]) -> dict[str, str]:
     headers = {}
     for line in lines:
         name, separator, value = line.partition(":")
-        if not separator or not name.strip() or any(character in line for character in "\r\n"):
+        if not separator or not name.strip():
             raise ConfigError(f"--header {line!r} is not of the form 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers
@@ -189,42 +289,38 @@ def _progress(arguments: argparse.Namespace) -> Progress | None:
         return None
     from perfkit.progress.bars import for_stream
 
-    return for_stream(sys.stderr)
+    return for_stream()
 
 
-def _as_json(download: Download) -> dict[str, object]:
-    record: dict[str, object] = {
-        "url": download.url,
-        "path": download.path,
-        "bytes": download.bytes,
-        "bytes_received": download.bytes_received,
-        "resumed_from": download.resumed_from,
-        "segments": download.segments,
-        "retries": download.retries,
-        "checksum": download.checksum,
-        "seconds": round(download.seconds, 3),
-        "unchanged": download.unchanged,
-    }
-    if download.error is not None:
-        record["error"] = {"type": type(download.error).__name__, "message": str(download.error)}
-    return record
+# -- serve ------------------------------------------------------------------------------------------------------------
+
+_SERVE_EXAMPLES = """\
+examples:
+  perfkit serve public                 at http://127.0.0.1:8000/
+  perfkit serve public --port 0        at a free port, which is told
+"""
+
+
+def _add_serve(commands: Commands) -> None:
+    about = "A small Range-capable HTTP server on loopback, for development. Ctrl-C ends it."
+    serve = commands.add_parser("serve", help="serve a directory", description=about, epilog=_SERVE_EXAMPLES)
+    serve.add_argument("site", metavar="SITE", help="the directory to serve")
+    serve.add_argument("--port", type=int, default=8000, metavar="P", help="0 picks a free one (default 8000)")
+    serve.add_argument("--quiet", action="store_true", help="don't tell the address")
+    serve.add_argument("--json", action="store_true", help="print the address as a JSON object")
+    serve.set_defaults(run=_serve)
 
 
 def _serve(arguments: argparse.Namespace) -> int:
     from perfkit.serve import Server
 
-    with Server(arguments.site, port=arguments.port) as server:
-        if arguments.json:
-            print(json.dumps({"url": server.url}), flush=True)
-        elif not arguments.quiet:
-            _say(f"serving {arguments.site} at {server.url}; Ctrl-C ends it")
-        server.wait()
+    try:
+        with Server(arguments.site, port=arguments.port) as server:
+            if arguments.json:
+                _print(json.dumps({"url": server.url}) + "\n")
+            elif not arguments.quiet:
+                say(f"perfkit: serving {arguments.site} at {server.url}; Ctrl-C ends it")
+            server.wait()
+    except KeyboardInterrupt:
+        return _INTERRUPTED
     return 0
-
-
-def _say(text: str) -> None:
-    print(f"perfkit: {text}", file=sys.stderr, flush=True)
-
-
-def _complain(error: BaseException) -> None:
-    _say(f"error: {error}")

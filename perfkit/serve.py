@@ -20,7 +20,7 @@ import threading
 import time
 from email.utils import formatdate, parsedate_to_datetime
 from types import TracebackType
-from urllib.parse import quote, unquote, urlsplit
+from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from perfkit.errors import ConfigError
 
@@ -28,7 +28,7 @@ __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
 
-_RANGE = re.compile(r"bytes=(?:(\d+)-(\d*)|-(\d+))", re.ASCII)
+_RANGE = re.compile(r"bytes=(?:(\d{1,99})-(\d{0,99})|-(\d{1,99}))", re.ASCII | re.IGNORECASE)
 _SLICE_BYTES = 1 << 20
 _SLICES_PER_S = 20  # of a limited connection
 
@@ -138,7 +138,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self._say(404, "no such file\n", with_body=with_body)
             return
         if os.path.isdir(path):
-            self._index(path, with_body=with_body)
+            try:
+                self._index(path, with_body=with_body)
+            except PermissionError as error:
+                self._say(403, f"{error.strerror}\n", with_body=with_body)
             return
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -156,15 +159,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
 
     def _path(self) -> str | None:
         """The real path of what is asked for, if it is inside the root."""
-        try:
-            name = unquote(urlsplit(self.path).path, errors="surrogateescape")
-        except ValueError:
-            return None
+        name = self._name()
         if "\0" in name or ".." in name.split("/"):
             return None
         path = os.path.realpath(os.path.join(self.server.root, name.lstrip("/")))
         inside = path == self.server.root or path.startswith(self.server.root.rstrip("/") + "/")
-        return path if inside and os.path.exists(path) else None
+        exists = os.path.isdir(path) if name.endswith("/") else os.path.exists(path)
+        return path if inside and exists else None
+
+    def _name(self) -> str:
+        """The path asked for, as the file system spells it; names may be any bytes."""
+        try:
+            return os.fsdecode(unquote_to_bytes(urlsplit(self.path).path.encode("latin-1")))
+        except ValueError:  # brackets that don't close
+            return "\0"
 
     def _file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
         size = status.st_size
@@ -178,7 +186,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if (refusal := self._condition(etag, status.st_mtime)) is not None:
             self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
             return
-        start, end, code = self._range(etag, headers["Last-Modified"], size)
+        start, end, code = self._range(etag, headers["Last-Modified"], size) if with_body else (0, size, 200)
         if code == 416:
             self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
             return
@@ -191,17 +199,17 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _condition(self, etag: str, modified_s: float) -> int | None:
         """The status that ends the request, by RFC 9110 section 13.2.2; None if it goes on."""
         if (wanted := self.headers.get("If-Match")) is not None:
-            if not _lists(wanted, etag):
+            if not _lists(wanted, etag, weakly=False):
                 return 412
         elif (since := _seconds(self.headers.get("If-Unmodified-Since"))) is not None and int(modified_s) > since:
             return 412
         if (unwanted := self.headers.get("If-None-Match")) is not None:
-            return 304 if _lists(unwanted, etag) else None
+            return 304 if _lists(unwanted, etag, weakly=True) else None
         since = _seconds(self.headers.get("If-Modified-Since"))
         return 304 if since is not None and int(modified_s) <= since else None
 
     def _range(self, etag: str, modified: str, size: int) -> tuple[int, int, int]:
-        """Start, end and status. Anything but one valid range is answered with the whole file (section 14.2)."""
+        """Start, end and status of a GET. Anything but one valid range asks for the whole file (section 14.2)."""
         condition = self.headers.get("If-Range")
         match = _RANGE.fullmatch(self.headers.get("Range", "").replace(" ", ""))
         if match is None or (condition is not None and condition not in (etag, modified)):
@@ -231,8 +239,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 time.sleep(max(0.0, began + sent / limit - time.monotonic()))
 
     def _index(self, path: str, *, with_body: bool) -> None:
-        if not urlsplit(self.path).path.endswith("/"):
-            self._head(301, {"Location": quote(unquote(urlsplit(self.path).path)) + "/", "Content-Length": "0"})
+        name = self._name()
+        if not name.endswith("/"):
+            self._head(301, {"Location": f"/{quote(os.fsencode(name.lstrip('/')))}/", "Content-Length": "0"})
             return
         rows = []
         with os.scandir(path) as entries:
@@ -256,9 +265,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self.end_headers()
 
 
-def _lists(field: str, etag: str) -> bool:
-    """Whether a list of entity tags has this one."""
-    return field.strip() == "*" or etag in [tag.strip().removeprefix("W/") for tag in field.split(",")]
+def _lists(field: str, etag: str, *, weakly: bool) -> bool:
+    """Whether a list of entity tags has this strong one, by weak or strong comparison (section 8.8.3.2)."""
+    tags = [tag.strip() for tag in field.split(",")]
+    return field.strip() == "*" or etag in tags or (weakly and f"W/{etag}" in tags)
 
 
 def _seconds(date: str | None) -> float | None:

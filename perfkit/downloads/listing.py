@@ -1,0 +1,95 @@
+"""Lists of what to download, a line each: `URL[<TAB>NAME[<TAB>CHECKSUM]]`. Read as they are written, never loaded."""
+
+from __future__ import annotations
+
+import os
+import select
+from collections.abc import Iterator, Mapping
+from types import TracebackType
+
+from perfkit.downloads.request import Download, Request
+from perfkit.errors import ConfigError
+
+__all__ = ["RequestList"]
+
+_READ_BYTES = 64 << 10
+_LONGEST_LINE_BYTES = 64 << 10
+_WAIT_S = 0.1
+
+
+class RequestList:
+    """The requests in a file, or in standard input (`-`), inside a `with` block.
+
+    Iterating gives a `Request` for each line, or, for a line that can't be one, a `Download` with the error; and None
+    where the list is still being written and has no more at the moment. Empty lines and those that begin with `#` are
+    left out. Not more than 64 KiB are read ahead.
+
+    Args:
+        headers, resume: of every request.
+
+    Raises:
+        ConfigError: there is no such file (in `with`), or a line of more than 64 KiB (while iterating).
+    """
+
+    def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True) -> None:
+        self._path = path
+        self._headers = headers
+        self._resume = resume
+        self._descriptor = -1
+
+    def __enter__(self) -> RequestList:
+        try:
+            self._descriptor = os.dup(0) if self._path == "-" else os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
+            os.read(self._descriptor, 0)  # a directory is found out here
+        except OSError as error:
+            self.close()
+            raise ConfigError(f"{self._path}: {error.strerror}") from error
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Idempotent."""
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def __iter__(self) -> Iterator[Request | Download | None]:
+        number = 0
+        for line in self._lines():
+            if line is None:
+                yield None
+                continue
+            number += 1
+            text = line.decode("utf-8-sig", "replace").strip()  # some editors begin a file with a mark
+            if text and not text.startswith("#"):
+                yield self._parse(text, number)
+
+    def _parse(self, text: str, number: int) -> Request | Download:
+        url, name, checksum, *more = [*(part.strip() for part in text.split("\t")), "", ""]
+        try:
+            if any(more):
+                raise ConfigError("more than a URL, a name and a checksum")
+            return Request(url, name or None, checksum=checksum or None, headers=self._headers, resume=self._resume)
+        except ConfigError as error:
+            return Download(url=url, path=name, error=ConfigError(f"{self._path}, line {number}: {error}"))
+
+    def _lines(self) -> Iterator[bytes | None]:
+        rest = b""
+        while True:
+            if not self._readable(0.0):
+                yield None
+                if not self._readable(_WAIT_S):
+                    continue
+            data = os.read(self._descriptor, _READ_BYTES)
+            if not data:
+                yield rest
+                return
+            *lines, rest = (rest + data).split(b"\n")
+            yield from lines
+            if len(rest) > _LONGEST_LINE_BYTES:
+                raise ConfigError(f"{self._path}: a line of more than {_LONGEST_LINE_BYTES} bytes is no URL")
+
+    def _readable(self, timeout_s: float) -> bool:
+        return bool(select.select([self._descriptor], [], [], timeout_s)[0])

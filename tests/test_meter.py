@@ -1,0 +1,276 @@
+"""The numbers of a run: pure, on a clock that the test moves."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit.progress.meter import FileMeter, Meter, SpeedWindow, State
+
+MIB = 1 << 20
+
+
+class Clock:
+    """Time that stands still until it is told to move."""
+
+    def __init__(self) -> None:
+        self.now = 1000.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+@pytest.fixture
+def clock() -> Clock:
+    return Clock()
+
+
+@pytest.fixture
+def meter(clock: Clock) -> Meter:
+    return Meter(clock=clock)
+
+
+def begun(meter: Meter, name: str, total: int | None) -> FileMeter:
+    file = meter.file(name)
+    file.start(total)
+    return file
+
+
+def test_speed_is_of_the_last_seconds(meter: Meter, clock: Clock) -> None:
+    """Ten fast seconds, then ten slow ones: the speed shown is the slow one."""
+    meter.expect(1)
+    file = begun(meter, "f", 1000 * MIB)
+    for speed in (50 * MIB, MIB):
+        for _ in range(100):
+            clock.now += 0.1
+            file.advance(speed // 10)
+            snapshot = meter.snapshot()
+        assert snapshot.speed_bytes_per_s == pytest.approx(speed, rel=0.03)
+        assert snapshot.active[0].speed_bytes_per_s == pytest.approx(speed, rel=0.03)
+    assert snapshot.eta_s == pytest.approx((1000 - 510) * MIB / MIB, rel=0.03)
+
+
+def test_silence_brings_the_speed_to_nothing(meter: Meter, clock: Clock) -> None:
+    """What came before the window is forgotten, and with it the estimate."""
+    meter.expect(1)
+    file = begun(meter, "f", 10 * MIB)
+    clock.now += 1.0
+    file.advance(MIB)
+    assert meter.snapshot().speed_bytes_per_s == MIB
+    for _ in range(60):
+        clock.now += 0.1
+        snapshot = meter.snapshot()
+    assert snapshot.speed_bytes_per_s == 0.0
+    assert snapshot.eta_s is None
+
+
+def test_resumed_bytes_are_there_but_not_fast(meter: Meter, clock: Clock) -> None:
+    """900 of 1000 MiB from an earlier run: 90 % done, and the speed is that of the network."""
+    meter.expect(1)
+    file = begun(meter, "f", 1000 * MIB)
+    file.resumed(900 * MIB)
+    clock.now += 2.0
+    file.advance(20 * MIB)
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.resumed_bytes) == (920 * MIB, 900 * MIB)
+    assert snapshot.speed_bytes_per_s == 10 * MIB
+    assert snapshot.eta_s == pytest.approx(8.0)
+
+
+def test_all_files_together(meter: Meter, clock: Clock) -> None:
+    """The total line is the sum of the files, done ones included."""
+    meter.expect(3)
+    first, second = begun(meter, "a", 100), begun(meter, "b", 300)
+    first.advance(100)
+    first.done()
+    second.advance(150)
+    clock.now += 1.0
+    snapshot = meter.snapshot()
+    assert (snapshot.files_total, snapshot.files_done, snapshot.received_bytes) == (3, 1, 250)
+    assert (snapshot.known_bytes, snapshot.total_bytes) == (400, None)
+    assert snapshot.speed_bytes_per_s == 250.0
+    assert [each.name for each in snapshot.active] == ["b"]
+    assert [(each.name, each.state) for each in snapshot.finished] == [("a", State.DONE)]
+    assert meter.snapshot().finished == ()
+    third = begun(meter, "c", 50)
+    assert meter.snapshot().total_bytes == 450
+    second.advance(150)
+    third.advance(50)
+    second.done()
+    third.done()
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.total_bytes, snapshot.eta_s) == (450, 450, 0.0)
+
+
+def test_a_size_that_becomes_known_late(meter: Meter) -> None:
+    """A chunked body tells its size with its last byte."""
+    meter.expect(1)
+    file = begun(meter, "f", None)
+    file.advance(70)
+    assert meter.snapshot().total_bytes is None
+    assert meter.snapshot().active[0].eta_s is None
+    file.start(70)
+    assert meter.snapshot().total_bytes == 70
+    file.done()
+    assert meter.snapshot().total_bytes == 70
+
+
+def test_a_size_nobody_ever_told(meter: Meter) -> None:
+    """When such a file is whole, its size is what came."""
+    meter.expect(1)
+    file = begun(meter, "f", None)
+    file.advance(70)
+    file.done()
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.total_bytes) == (70, 70)
+
+
+def test_a_size_that_changes(meter: Meter) -> None:
+    """The file became another one at the origin: the old size no longer counts."""
+    meter.expect(1)
+    file = begun(meter, "f", 1000)
+    file.advance(600)
+    file.reset()
+    file.start(400)
+    file.advance(10)
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.total_bytes) == (10, 400)
+
+
+def test_a_retry_rolls_back_what_was_there(meter: Meter, clock: Clock) -> None:
+    """From the first byte again: received falls to nothing, speed does not go negative."""
+    meter.expect(1)
+    file = begun(meter, "f", 1000)
+    file.resumed(300)
+    file.advance(500)
+    clock.now += 1.0
+    meter.snapshot()
+    file.retrying()
+    file.reset()
+    clock.now += 1.0
+    snapshot = meter.snapshot()
+    assert (snapshot.received_bytes, snapshot.resumed_bytes, snapshot.total_bytes) == (0, 0, 1000)
+    assert snapshot.speed_bytes_per_s == 250.0
+    assert snapshot.active[0].state is State.RETRYING
+    file.advance(1)
+    assert meter.snapshot().active[0].state is State.ACTIVE
+
+
+def test_a_failed_file_no_longer_counts(meter: Meter) -> None:
+    """Neither its bytes nor its size; and nothing that comes after its end does."""
+    meter.expect(2)
+    good, bad = begun(meter, "good", 100), begun(meter, "bad", 900)
+    good.resumed(10)
+    bad.resumed(20)
+    bad.advance(400)
+    bad.failed()
+    good.advance(90)
+    good.done()
+    for late in (bad.done, bad.failed, bad.retrying, bad.verifying, bad.reset, good.failed):
+        late()
+    bad.advance(5)
+    bad.resumed(5)
+    bad.start(7)
+    snapshot = meter.snapshot()
+    assert (snapshot.files_done, snapshot.files_failed) == (1, 1)
+    assert (snapshot.received_bytes, snapshot.resumed_bytes, snapshot.total_bytes) == (100, 10, 100)
+    assert snapshot.active == ()
+    assert [each.state for each in snapshot.finished] == [State.FAILED, State.DONE]
+
+
+def test_a_list_of_unknown_length(meter: Meter) -> None:
+    """While it is read there is no total; at its end there is one."""
+    meter.expect(None)
+    meter.expect(1)
+    begun(meter, "f", 10)
+    assert (meter.snapshot().files_total, meter.snapshot().total_bytes) == (None, None)
+    meter.all_known()
+    assert (meter.snapshot().files_total, meter.snapshot().total_bytes) == (1, 10)
+
+
+def test_estimate_by_files_while_sizes_are_missing(meter: Meter, clock: Clock) -> None:
+    """25 of 100 files in 10 s: 30 s for the rest."""
+    meter.expect(100)
+    for number in range(25):
+        begun(meter, str(number), 10).done()
+    clock.now += 10.0
+    assert meter.snapshot().eta_s == pytest.approx(30.0)
+
+
+def test_five_thousand_files(meter: Meter) -> None:
+    """The sums hold, and what has ended is told of in one snapshot, the last hundred of it."""
+    meter.expect(5000)
+    files = [begun(meter, str(number), number) for number in range(5000)]
+    assert meter.snapshot().total_bytes == sum(range(5000))
+    for number, file in enumerate(files):
+        file.advance(number)
+        file.done()
+    snapshot = meter.snapshot()
+    assert (snapshot.files_done, snapshot.received_bytes) == (5000, sum(range(5000)))
+    assert [each.name for each in snapshot.finished] == [str(number) for number in range(4900, 5000)]
+    assert snapshot.active == ()
+
+
+def test_many_threads_lose_nothing(meter: Meter) -> None:
+    """Segments of one file are counted by as many workers."""
+    meter.expect(1)
+    file = begun(meter, "f", 80_000)
+    threads = [threading.Thread(target=lambda: [file.advance(1) for _ in range(10_000)]) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert meter.snapshot().received_bytes == file.received_bytes == 80_000
+
+
+def test_samples_are_few() -> None:
+    """A window that is asked a million times a second keeps a sample for each tenth of a second."""
+    window = SpeedWindow(0.0)
+    for step in range(100_000):
+        window.see(step / 10_000, step)
+    assert len(window._samples) < 60
+
+
+_STEPS = st.lists(
+    st.tuples(
+        st.integers(0, 3),
+        st.sampled_from(["start", "resumed", "advance", "reset", "retrying", "verifying", "done", "failed"]),
+        st.one_of(st.none(), st.integers(0, 10**6)),
+        st.floats(0.0, 20.0),
+    ),
+    max_size=80,
+)
+
+
+@given(_STEPS)
+def test_never_negative_whatever_happens(steps: list[tuple[int, str, int | None, float]]) -> None:
+    """Any order of events: no number falls below zero, and a finished run has all of what it says there is."""
+    clock = Clock()
+    meter = Meter(clock=clock)
+    meter.expect(4)
+    files = [meter.file(str(number)) for number in range(4)]
+    for index, event, count, wait_s in steps:
+        match event:
+            case "start":
+                files[index].start(count)
+            case "resumed" | "advance":
+                getattr(files[index], event)(count or 0)
+            case _:
+                getattr(files[index], event)()
+        clock.now += wait_s
+        seen = meter.snapshot()
+        numbers = [seen.received_bytes, seen.resumed_bytes, seen.known_bytes, seen.speed_bytes_per_s, seen.eta_s or 0,
+                   seen.files_done, seen.files_failed, seen.total_bytes or 0]  # fmt: skip
+        for each in (*seen.active, *seen.finished):
+            numbers += [each.received_bytes, each.resumed_bytes, each.speed_bytes_per_s, each.eta_s or 0]
+        assert min(numbers) >= 0
+        assert seen.resumed_bytes <= seen.received_bytes
+    for file in files:
+        file.done()
+    end = meter.snapshot()
+    assert end.files_done + end.files_failed == end.files_total == 4
+    assert end.received_bytes == end.total_bytes == end.known_bytes
+    assert end.active == ()
