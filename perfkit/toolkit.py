@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -11,6 +12,8 @@ from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.transport import HttpTransport, Transport
 from perfkit.errors import BatchError
+from perfkit.filesystem.transaction import Transaction
+from perfkit.filesystem.tree import Tree
 from perfkit.progress.meter import Progress
 
 __all__ = ["Toolkit"]
@@ -116,3 +119,20 @@ class Toolkit:
             ConfigError: not a positive number, nor None.
         """
         self._downloads.set_rate_limit(bytes_per_second)
+
+    @contextlib.contextmanager
+    def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
+        """Change files below `root` all at once: durably at the end of the block, or not at all.
+
+        An exception that leaves the block, or a crash, gives everything up. What is replaced is kept for a rollback.
+
+        Args:
+            wait_s: how long to wait for another that is changing the same tree.
+
+        Raises:
+            LockedError: another process or thread is changing it.
+            UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
+            RecoveryError: a commit could not be completed; the next use of the tree tries again.
+        """
+        with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
+            yield tx

@@ -1,0 +1,280 @@
+"""The commit: a journal that is there says that everything it names is safe on disk and will be done.
+
+Order is all. The staged files and the journal reach the disk; the journal takes its name (the commit point); the
+steps are done; the directories reach the disk; the journal goes. A crash before the commit point leaves a stage that is
+thrown away, one after it a journal that is carried out at the next opening. Both can be done any number of times.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import logging
+import os
+import stat
+from collections.abc import Callable, Iterable, Sequence
+
+from perfkit.errors import RecoveryError
+from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.records import FORMAT, Step, seal, unseal
+from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
+
+__all__ = ["OWN", "Committer"]
+
+OWN = ".perfkit"
+_JOURNAL = f"{OWN}/journal"
+_STAGE_PREFIX = "stage-"
+_FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
+
+_log = logging.getLogger(__name__)
+
+
+class Committer:
+    """Stages and commits the changes of one tree; held by the one that holds the tree's lock.
+
+    Args:
+        token: names the stage, so that not even two unlocked processes share one.
+        still_ours: raises if another process took the tree over.
+        tidy: removes what nothing needs after a commit; called while the journal still stands.
+    """
+
+    def __init__(
+        self, beneath: Beneath, token: str, *, still_ours: Callable[[], None], tidy: Callable[[], None]
+    ) -> None:
+        self._beneath = beneath
+        self._stage = f"{OWN}/{_STAGE_PREFIX}{token}"
+        self._still_ours = still_ours
+        self._tidy = tidy
+        self._count = 0
+
+    def stage(self) -> str:
+        """A name for one more staged file."""
+        if not self._count:
+            self._beneath.mkdir(self._stage, 0o700)
+        self._count += 1
+        return f"{self._stage}/{self._count}"
+
+    def stage_file(self) -> tuple[str, int]:
+        """A new staged file: its name, and a descriptor to read and write it."""
+        name = self.stage()
+        return name, self._beneath.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+
+    def discard(self) -> None:
+        """Remove the stage, and those that others left."""
+        for entry in self._beneath.names(OWN):
+            if entry.startswith(_STAGE_PREFIX):
+                stage = f"{OWN}/{entry}"
+                for name in self._beneath.names(stage):
+                    self._beneath.unlink(f"{stage}/{name}")
+                self._beneath.rmdir(stage)
+        self._count = 0
+
+    def run(self, firm: Sequence[Step], rest: Sequence[Step], abandon: Callable[[], None]) -> None:
+        """Carry out these steps, all or none.
+
+        Args:
+            firm: steps that can be taken back: new directories and files, and what must go to make room for them.
+            rest: steps that need no space: replacements and removals.
+            abandon: takes back what was prepared outside the stage, when the change is given up.
+
+        Raises:
+            LockedError: another process took the tree over; nothing was changed.
+            OSError: the disk failed or is full; nothing was changed.
+            RecoveryError: it failed after the commit point; the next opening completes it.
+        """
+        try:
+            self._write_journal(firm, rest)
+            done = self._carry_out(firm, rest)
+        except RecoveryError:
+            raise
+        except BaseException:
+            # An interrupt may have come on either side of the commit point: what is on disk decides.
+            if not self.committed:
+                abandon()
+                self.discard()
+            else:
+                self.recover()
+            raise
+        if done is not None:
+            abandon()
+            self.discard()
+            raise done
+
+    def _write_journal(self, firm: Sequence[Step], rest: Sequence[Step]) -> None:
+        name, fd = self.stage_file()
+        with open(fd, "wb") as file:
+            file.writelines(seal([["perfkit-journal", FORMAT, len(firm)], *firm, *rest]))
+        sources = [step.source for step in (*firm, *rest) if step.kind == "put"]
+        kept = [step.source for step in (*firm, *rest) if step.kind == "drop" and step.source]
+        self._sync([*sources, *kept, name], ["", OWN, OBJECTS, self._stage, *{os.path.dirname(s) for s in sources}])
+        self._still_ours()
+        # link(2) and not rename: it fails if there is a journal, which only a process that ignored our lock can make.
+        try:
+            self._beneath.link(name, _JOURNAL)
+        except OSError as error:
+            if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
+                raise
+            self._beneath.rename(name, _JOURNAL)
+        try:
+            os.fsync(self._beneath.directory(OWN))
+        except OSError:
+            self._beneath.unlink(_JOURNAL)
+            os.fsync(self._beneath.directory(OWN))
+            raise
+
+    @property
+    def committed(self) -> bool:
+        """Whether a change is past its commit point and not yet completed."""
+        return self._beneath.lstat(_JOURNAL) is not None
+
+    def recover(self) -> bool:
+        """Complete or discard what a crash left; True if there was anything.
+
+        Raises:
+            RecoveryError: it can't be; the tree is not whole, and the journal stays.
+        """
+        self._beneath.forget()
+        found = self._beneath.lstat(_JOURNAL) is not None
+        if found:
+            _log.info("%s: completing an interrupted change", self._beneath.root)
+            firm, rest = self._read_journal()
+            if (failed := self._carry_out(firm, rest)) is not None:
+                _log.warning("%s: an interrupted change was given up: %s", self._beneath.root, failed)
+        litter = any(entry.startswith(_STAGE_PREFIX) for entry in self._beneath.names(OWN))
+        if litter:
+            self.discard()
+            if not found:
+                self._tidy()
+        return found or litter
+
+    def _read_journal(self) -> tuple[list[Step], list[Step]]:
+        try:
+            with open(open_regular(self._beneath, _JOURNAL), "rb") as file:
+                (kind, version, firm), *rows = unseal(file)
+            if (kind, version) != ("perfkit-journal", FORMAT):
+                raise ValueError(f"of format {version!r}, and this perfkit knows {FORMAT}")
+            steps = [Step(*row) for row in rows]
+        except (ValueError, TypeError) as error:
+            raise RecoveryError(
+                f"{self._beneath.root}: an interrupted change can't be completed, its journal is {error}; "
+                f"remove {_JOURNAL} to give it up, and check the files"
+            ) from error
+        return steps[:firm], steps[firm:]
+
+    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> OSError | None:
+        """Do the steps and retire the journal; or undo them, retire it, and return why."""
+        failed: OSError | None = None
+        try:
+            for step in firm:
+                self._do(step)
+        except OSError as error:
+            failed = error
+        try:
+            if failed is None:
+                for step in rest:
+                    self._do(step)
+            else:
+                for step in reversed(firm):
+                    self._undo(step)
+            self._sync((), _touched([*firm, *rest]))
+            self._tidy()
+            self._beneath.unlink(_JOURNAL)
+            os.fsync(self._beneath.directory(OWN))
+        except OSError as error:
+            raise RecoveryError(
+                f"{self._beneath.root}: the change could not be completed: {error}; "
+                "when the cause is gone, the next use of the tree completes it"
+            ) from error
+        if failed is None:
+            self.discard()
+        return failed
+
+    def _do(self, step: Step) -> None:
+        beneath = self._beneath
+        if step.kind == "mkdir":
+            beneath.mkdir(step.name)
+        elif step.kind == "rmdir":
+            beneath.rmdir(step.name)
+        elif step.kind == "drop":
+            found = beneath.lstat(step.name)
+            if found is not None and _is(found, step):
+                beneath.unlink(step.name)
+        else:
+            try:
+                beneath.rename(step.source, step.name)
+            except FileNotFoundError:
+                if beneath.lstat(step.source) is not None:
+                    raise  # it is the directory that is missing
+
+    def _undo(self, step: Step) -> None:
+        beneath = self._beneath
+        if step.kind == "mkdir":
+            beneath.rmdir(step.name)
+        elif step.kind == "rmdir":
+            beneath.mkdir(step.name)
+        elif step.kind == "drop":
+            if beneath.lstat(step.name) is not None:
+                return
+            if not step.source:  # an empty file
+                os.close(beneath.open(step.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
+            else:
+                fd = open_regular(beneath, step.source)
+                try:
+                    link_or_copy(beneath, step.source, fd, step.name)
+                finally:
+                    os.close(fd)
+        elif beneath.lstat(step.source) is None and beneath.lstat(step.name) is not None:
+            beneath.rename(step.name, step.source)
+
+    def _sync(self, files: Iterable[str], directories: Iterable[str]) -> None:
+        """See that these are on disk. An error is final: it is reported once, and the pages may be lost."""
+        files, directories = list(files), sorted(set(directories))
+        if len(files) + len(directories) > _FEW and _syncfs(self._beneath.fd):
+            return
+        for name in files:
+            fd = self._beneath.open(name)
+            try:
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+        for name in directories:
+            try:
+                os.fsync(self._beneath.directory(name))
+            except (FileNotFoundError, NotADirectoryError):
+                pass  # removed by this very change
+
+
+def _is(found: os.stat_result, step: Step) -> bool:
+    """Whether this is still the file that the step is about, and not one that came after the crash."""
+    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (step.size, step.mtime_ns)
+
+
+def _touched(steps: Iterable[Step]) -> set[str]:
+    """The directories whose entries these steps change."""
+    names = {step.name.rpartition("/")[0] for step in steps}
+    return names | {step.name for step in steps if step.kind == "mkdir"} | {"", OWN}
+
+
+@functools.cache
+def _libc() -> ctypes.CDLL | None:
+    """The C library, where syncfs reports the errors of writing back: Linux 5.8 and later (syncfs(2))."""
+    system = os.uname()
+    version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
+    if system.sysname != "Linux" or version < (5, 8):
+        return None
+    library = ctypes.CDLL(None, use_errno=True)
+    return library if hasattr(library, "syncfs") else None
+
+
+def _syncfs(fd: int) -> bool:
+    """Write back a whole file system; False if that can't be done here."""
+    library = _libc()
+    if library is None:
+        return False
+    if library.syncfs(fd) != 0:
+        number = ctypes.get_errno()
+        if number == errno.ENOSYS:
+            return False
+        raise OSError(number, os.strerror(number))
+    return True

@@ -1,0 +1,210 @@
+"""Generations: which there are, what each changed, and which kept contents that needs."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from perfkit.errors import RecoveryError, RollbackError
+from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.records import FORMAT, Change, Content, pack, seal, unpack, unseal
+from perfkit.filesystem.store import write_all
+
+__all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "forget_others", "generations"]
+
+HISTORY = ".perfkit/history"
+STATE = ".perfkit/state"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One state of a tree that can be restored.
+
+    `added`, `changed` and `removed` count the files by which it differs from the one before it; `bytes_kept` are held
+    to be able to leave it, or return to it. Number 0 is the tree before perfkit's first change, and has no date.
+    """
+
+    number: int
+    label: Mapping[str, str] = field(default_factory=dict)
+    created_s: float = 0.0  # seconds since 1970
+    current: bool = False
+    added: int = 0
+    changed: int = 0
+    removed: int = 0
+    bytes_kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Timeline:
+    """The generations that can be reached, oldest first; the first is where the others start from."""
+
+    chain: tuple[int, ...] = (0,)
+    current: int = 0
+    next: int = 1
+
+    def commit(self, keep: int) -> Timeline:
+        """A new generation follows: what was undone is gone for good, and only `keep` older ones stay."""
+        chain = (*self.chain[: self.chain.index(self.current) + 1], self.next)
+        return Timeline(chain[-keep - 1 :], self.next, self.next + 1)
+
+    def prune(self, keep: int) -> Timeline:
+        """Keep only so many generations older than the current one."""
+        return replace(self, chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
+
+    def path(self, to: int | None) -> tuple[list[int], bool]:
+        """The records between here and there, in the order they are undone or done, and whether they are undone.
+
+        Raises:
+            RollbackError: there is no such generation.
+        """
+        here = self.chain.index(self.current)
+        if to is None:
+            if here == 0:
+                raise RollbackError(f"there is no generation before {self.current}")
+            to = self.chain[here - 1]
+        if to not in self.chain:
+            there = ", ".join(str(number) for number in self.chain)
+            raise RollbackError(f"generation {to} is not kept; there are {there}")
+        target = self.chain.index(to)
+        if target <= here:
+            return list(reversed(self.chain[target + 1 : here + 1])), True
+        return list(self.chain[here + 1 : target + 1]), False
+
+
+def read_timeline(beneath: Beneath) -> Timeline:
+    """What `write_timeline` wrote; the beginning if there is nothing.
+
+    Raises:
+        RecoveryError: it is damaged.
+    """
+    if beneath.lstat(STATE) is None:
+        return Timeline()
+    try:
+        with open(beneath.open(STATE), "rb") as file:
+            ((kind, version, chain, current, following),) = unseal(file)
+        if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
+            raise ValueError(f"of format {version!r}, and this perfkit knows {FORMAT}")
+        return Timeline(tuple(chain), current, following)
+    except (ValueError, TypeError) as error:
+        raise RecoveryError(f"{beneath.root}: {STATE} is {error}; remove it to forget the history") from error
+
+
+def write_timeline(fd: int, timeline: Timeline) -> None:
+    row = ["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]
+    write_all(fd, b"".join(seal([row])))
+
+
+def record_name(number: int) -> str:
+    return f"{HISTORY}/{number}"
+
+
+def write_record(fd: int, number: int, label: Mapping[str, str], changes: Sequence[Change]) -> None:
+    """The header, the contents that undoing needs, and the changes; so that most readers stop early."""
+    before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
+    head = {
+        "format": FORMAT,
+        "generation": number,
+        "label": dict(label),
+        "created_s": time.time(),
+        "added": sum(change.before is None for change in changes),
+        "changed": sum(change.before is not None and change.after is not None for change in changes),
+        "removed": sum(change.after is None for change in changes),
+        "bytes_before": sum(before.values()),
+    }
+    rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
+    with open(fd, "wb", closefd=False) as file:
+        file.writelines(seal([head, list(before), *rows]))
+
+
+def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], list[str]]:
+    """Header and kept contents of a record, unverified."""
+    try:
+        with open(beneath.open(record_name(number)), "rb") as file:
+            head, before = json.loads(file.readline()), json.loads(file.readline())
+        if head["format"] != FORMAT:
+            raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
+        return head, before
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+
+def changes_of(beneath: Beneath, number: int) -> list[Change]:
+    """What this generation changed.
+
+    Raises:
+        RollbackError: the record is damaged or gone.
+    """
+    try:
+        with open(beneath.open(record_name(number)), "rb") as file:
+            head, _before, *rows = unseal(file)
+        if head["format"] != FORMAT:
+            raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
+        return [Change(name, unpack(before), unpack(after)) for name, before, after in rows]
+    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+
+def changes_between(beneath: Beneath, numbers: Sequence[int], *, undo: bool) -> Iterator[Change]:
+    """These records as one: `before` is what the tree should hold now, `after` what it is to hold."""
+    first: dict[str, Content | None] = {}
+    last: dict[str, Content | None] = {}
+    for number in numbers:
+        for change in changes_of(beneath, number):
+            before, after = (change.after, change.before) if undo else (change.before, change.after)
+            first.setdefault(change.name, before)
+            last[change.name] = after
+    for name, before in first.items():
+        if before != last[name]:
+            yield Change(name, before, last[name])
+
+
+def needed_objects(beneath: Beneath, timeline: Timeline) -> set[str]:
+    """What the store must hold: contents to undo what was done, and to do again what was undone."""
+    here = timeline.chain.index(timeline.current)
+    needed: set[str] = set()
+    for number in timeline.chain[1 : here + 1]:
+        needed.update(_head(beneath, number)[1])
+    for number in timeline.chain[here + 1 :]:
+        needed.update(change.after.sha256 for change in changes_of(beneath, number) if change.after is not None)
+    return needed
+
+
+def forget_others(beneath: Beneath, timeline: Timeline) -> None:
+    """Remove the records that are not in the timeline."""
+    kept = {str(number) for number in timeline.chain}
+    for entry in beneath.names(HISTORY):
+        if entry not in kept:
+            beneath.unlink(f"{HISTORY}/{entry}")
+
+
+def generations(beneath: Beneath, timeline: Timeline) -> list[Generation]:
+    """All that can be reached, oldest first."""
+    here = timeline.chain.index(timeline.current)
+    found = []
+    for place, number in enumerate(timeline.chain):
+        if number == 0:
+            found.append(Generation(0, current=timeline.current == 0))
+            continue
+        head, _ = _head(beneath, number)
+        kept = 0
+        if 0 < place <= here:
+            kept = head["bytes_before"]
+        elif place > here:
+            sizes = {c.after.sha256: c.after.size for c in changes_of(beneath, number) if c.after is not None}
+            kept = sum(sizes.values())
+        found.append(
+            Generation(
+                number,
+                label=head["label"],
+                created_s=head["created_s"],
+                current=number == timeline.current,
+                added=head["added"],
+                changed=head["changed"],
+                removed=head["removed"],
+                bytes_kept=kept,
+            )
+        )
+    return found

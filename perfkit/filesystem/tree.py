@@ -1,0 +1,329 @@
+"""A managed directory: one writer at a time, whole changes, and the way back to earlier generations."""
+
+from __future__ import annotations
+
+import logging
+import os
+import stat
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from types import TracebackType
+from typing import Literal
+
+from perfkit.errors import PerfkitError, RollbackError, UpdateError
+from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.commit import OWN, Committer
+from perfkit.filesystem.history import (
+    HISTORY,
+    STATE,
+    Generation,
+    Timeline,
+    changes_between,
+    forget_others,
+    generations,
+    needed_objects,
+    read_timeline,
+    record_name,
+    write_record,
+    write_timeline,
+)
+from perfkit.filesystem.lock import Lock
+from perfkit.filesystem.records import Change, Content, Step
+from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.filesystem.transaction import FETCH, Commit, Transaction, check_places, need_space, steps, with_stats
+
+__all__ = ["Commit", "Edits", "Generation", "Transaction", "Tree"]
+
+_log = logging.getLogger(__name__)
+
+Edits = Literal["refuse", "keep", "overwrite"]
+
+
+class Tree:
+    """A directory that changes only as a whole; its lock is held inside the `with` block, from one thread.
+
+    What perfkit needs stands in `.perfkit` in it. Opening completes or discards what a crash left.
+
+    Args:
+        root: the directory; made if need be.
+        wait_s: how long to wait for another that is changing it.
+        keep_generations: how many generations before the current one stay restorable; at least 1.
+
+    Raises:
+        LockedError: another process or thread is changing it.
+        RecoveryError: what a crash left can be neither completed nor discarded.
+        UnsafePathError: `.perfkit` is a symbolic link.
+        OSError: such as no permission.
+    """
+
+    def __init__(self, root: str | os.PathLike[str], *, wait_s: float = 0.0, keep_generations: int = 5) -> None:
+        if keep_generations < 1:
+            raise UpdateError(f"keep_generations must be at least 1; got {keep_generations}")
+        self.root = os.path.abspath(os.fspath(root))
+        self._wait_s = wait_s
+        self._keep = keep_generations
+
+    def __enter__(self) -> Tree:
+        os.makedirs(self.root, exist_ok=True)
+        self._beneath = Beneath(self.root)
+        try:
+            self._beneath.mkdir(OWN)
+            self._lock = Lock(self._beneath)
+            self._lock.acquire(self._wait_s)
+            try:
+                self._store = Store(self._beneath)
+                self._committer = Committer(
+                    self._beneath, self._lock.token, still_ours=self._lock.check, tidy=self._tidy
+                )
+                self._committer.recover()
+                read_timeline(self._beneath)
+            except BaseException:
+                self._lock.release()
+                raise
+        except BaseException:
+            self._beneath.close()
+            raise
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._lock.release()
+        self._beneath.close()
+
+    @property
+    def stage(self) -> str:
+        """A directory on the same file system, for what is fetched before a transaction adopts it; crashes leave it."""
+        self._beneath.mkdir(FETCH, 0o700)
+        return os.path.join(self.root, FETCH)
+
+    @property
+    def generation(self) -> int:
+        """The number of the current generation; 0 before the first change."""
+        return read_timeline(self._beneath).current
+
+    def need_space(self, size: int) -> None:
+        """See that so many bytes can still be written.
+
+        Raises:
+            OSError: ENOSPC; there is less.
+        """
+        need_space(self._beneath, size)
+
+    def transaction(
+        self, label: Mapping[str, str] | None = None, *, known: Mapping[str, str] | None = None
+    ) -> Transaction:
+        """A change, to be used in a `with` block: committed at its end, given up if an exception leaves it.
+
+        Args:
+            label: stored with the generation, such as a version.
+            known: SHA-256 in hex of present files, by name, where the caller vouches for it; others are hashed when
+                they are replaced. A wrong one makes the rollback of that file fail.
+
+        Raises, at the end of the block:
+            UpdateError: a file can't have its place.
+            FileChangedError: a file that is to be replaced was written to meanwhile.
+            LockedError: another process took the tree over.
+            OSError: such as a full disk. After all of these the tree is as it was.
+            RecoveryError: the commit could not be completed; the next use of the tree tries again.
+        """
+        self._begin()
+        given = dict(label or {})
+        return Transaction(
+            self._beneath,
+            self._committer,
+            self._store,
+            known=known or {},
+            finish=lambda transaction: self._commit(transaction, given),
+        )
+
+    def switch(self, to: int | None = None, *, edits: Edits = "refuse") -> Commit:
+        """Go back to a generation, or forward again, touching only what differs.
+
+        Args:
+            to: its number; by default the one before the current one.
+            edits: what becomes of files that were changed since, by others, and that this would replace or remove:
+                refuse to go, keep them aside as NAME.edited, or overwrite them.
+
+        Returns:
+            What changed. Later generations stay reachable until the next transaction.
+
+        Raises:
+            RollbackError: no such generation, a kept content is damaged, or there are edits; the tree is as it was.
+            LockedError, OSError, RecoveryError: as `transaction`.
+        """
+        self._begin()
+        timeline = read_timeline(self._beneath)
+        numbers, undo = timeline.path(to)
+        try:
+            return self._switch(timeline, numbers, undo, edits)
+        except BaseException:
+            self._abandon_unless_committed()
+            raise
+
+    def _switch(self, timeline: Timeline, numbers: Sequence[int], undo: bool, edits: Edits) -> Commit:
+        target = timeline.current
+        if numbers:
+            place = timeline.chain.index(numbers[-1])
+            target = timeline.chain[place - 1 if undo else place]
+        changes: list[Change] = []
+        aside: list[tuple[str, Change]] = []
+        leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
+        for change in changes_between(self._beneath, numbers, undo=undo):
+            found = self._beneath.lstat(change.name)
+            before = None
+            if found is not None and not stat.S_ISDIR(found.st_mode):
+                before, found = self._store.keep(change.name)
+                leaving[found.st_ino] += 1
+            if before == change.after:
+                continue
+            if before is not None and (change.before is None or before.sha256 != change.before.sha256):
+                wanted = change.after is not None and before.sha256 == change.after.sha256
+                if edits == "refuse" and not wanted:
+                    raise RollbackError(f"{change.name} was changed since by others; keep it aside, or overwrite it")
+                if edits == "keep" and not wanted:
+                    aside.append((self._aside(change.name), Change(change.name, None, before)))
+            changes.append(Change(change.name, before, change.after))
+        changes.sort(key=lambda change: change.name)
+        check_places(self._beneath, {change.name: change.after for change in changes})
+        sources: dict[str, str] = {}
+        taken: set[str] = set()
+        for change in changes:
+            if change.after is not None:
+                sources[change.name] = self._restore(change.name, change.after, leaving, taken)
+        for name, change in aside:
+            assert change.after is not None
+            sources[name] = self._committer.stage()
+            self._link(change.name, sources[name])
+        every = [*changes, *(Change(name, None, change.after) for name, change in aside)]
+        self._run(every, sources, Timeline(timeline.chain, target, timeline.next))
+        return Commit(target, with_stats(self._beneath, changes))
+
+    def _aside(self, name: str) -> str:
+        number = 0
+        while self._beneath.lstat(aside := f"{name}.edited{number or ''}") is not None:
+            number += 1
+        return aside
+
+    def _link(self, name: str, target: str) -> None:
+        fd = open_regular(self._beneath, name)
+        try:
+            link_or_copy(self._beneath, name, fd, target)
+        finally:
+            os.close(fd)
+
+    def _restore(self, name: str, content: Content, leaving: Mapping[int, int], taken: set[str]) -> str:
+        """Stage a kept content.
+
+        Its object is linked, and loses its own name when nothing needs it any more. Where another file of the tree
+        shares it, it is copied: two files must not be one.
+        """
+        if content.sha256 == EMPTY:
+            source, fd = self._committer.stage_file()
+            os.fchmod(fd, content.mode)
+            os.close(fd)
+            return source
+        kept = f"{OBJECTS}/{content.sha256}"
+        try:
+            fd = open_regular(self._beneath, kept)
+        except (FileNotFoundError, UpdateError) as error:
+            raise RollbackError(f"{name}: the content it had is no longer kept") from error
+        try:
+            if digest_of(fd, kept) != content.sha256:
+                raise RollbackError(f"{name}: the kept content was changed by others, through a hard link")
+            found = os.fstat(fd)
+            alone = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
+            if alone and content.sha256 not in taken and found.st_nlink - 1 <= leaving.get(found.st_ino, 0):
+                taken.add(content.sha256)
+                os.fchmod(fd, content.mode)
+                source = self._committer.stage()
+                link_or_copy(self._beneath, kept, fd, source)
+                return source
+            source, copy = self._committer.stage_file()
+            try:
+                if copy_into(fd, copy) != content.sha256:
+                    raise RollbackError(f"{name}: the kept content was changed by others while it was copied")
+                os.fchmod(copy, content.mode)
+                os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
+            finally:
+                os.close(copy)
+            return source
+        finally:
+            os.close(fd)
+
+    def history(self) -> list[Generation]:
+        """The generations that `switch` can reach, oldest first.
+
+        Raises:
+            RollbackError: a record is damaged.
+        """
+        return generations(self._beneath, read_timeline(self._beneath))
+
+    def prune(self, keep: int) -> None:
+        """Keep only so many generations before the current one, and free what only the others need.
+
+        Raises:
+            UpdateError: a negative number.
+            LockedError, OSError, RecoveryError: as `transaction`.
+        """
+        if keep < 0:
+            raise UpdateError(f"can't keep {keep} generations")
+        self._begin()
+        timeline = read_timeline(self._beneath)
+        try:
+            self._run([], {}, timeline.prune(keep))
+        except BaseException:
+            self._abandon_unless_committed()
+            raise
+
+    def _begin(self) -> None:
+        self._committer.recover()
+        self._beneath.forget()
+        self._store.begin()
+
+    def _commit(self, transaction: Transaction, label: Mapping[str, str]) -> Commit:
+        timeline = read_timeline(self._beneath)
+        try:
+            changes = transaction.prepare()
+            if not changes:
+                self._abandon_unless_committed()
+                return Commit(timeline.current)
+            sources = {change.name: transaction.source(change.name) for change in changes if change.after is not None}
+            following = timeline.commit(self._keep)
+            record, fd = self._committer.stage_file()
+            try:
+                write_record(fd, following.current, label, changes)
+            finally:
+                os.close(fd)
+            self._run(changes, sources, following, record)
+        except BaseException:
+            self._abandon_unless_committed()
+            raise
+        return Commit(following.current, with_stats(self._beneath, changes))
+
+    def _run(
+        self, changes: Sequence[Change], sources: Mapping[str, str], timeline: Timeline, record: str | None = None
+    ) -> None:
+        """Commit changes of files together with what the history says of them."""
+        firm, rest = steps(self._beneath, changes, sources.__getitem__)
+        if record is not None:
+            firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
+        state, fd = self._committer.stage_file()
+        try:
+            write_timeline(fd, timeline)
+        finally:
+            os.close(fd)
+        (firm if self._beneath.lstat(STATE) is None else rest).append(Step("put", STATE, state))
+        self._committer.run(firm, rest, self._store.take_back)
+
+    def _abandon_unless_committed(self) -> None:
+        if not self._committer.committed:
+            self._store.take_back()
+            self._committer.discard()
+
+    def _tidy(self) -> None:
+        """Remove the records and contents that no reachable generation needs."""
+        try:
+            timeline = read_timeline(self._beneath)
+            forget_others(self._beneath, timeline)
+            self._store.sweep(needed_objects(self._beneath, timeline))
+        except (PerfkitError, OSError) as error:
+            _log.warning("%s: old generations were not tidied: %s", self.root, error)
