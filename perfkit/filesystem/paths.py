@@ -9,7 +9,7 @@ from collections.abc import Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["check_name", "check_names", "safe_basename", "safe_join"]
+__all__ = ["check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _BASENAME_BYTES = 200  # room for a suffix of ours
@@ -68,7 +68,7 @@ def check_names(names: Iterable[str]) -> None:
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
     for name in names:
-        folded = _fold(check_name(name))
+        folded = fold_name(check_name(name))
         if folded in files:
             raise UnsafePathError(name, f"it is the same as {files[folded]!r} where case or normalisation don't count")
         files[folded] = name
@@ -81,7 +81,8 @@ def check_names(names: Iterable[str]) -> None:
             raise UnsafePathError(name, f"it is a file, and the directory of {directories[folded]!r}")
 
 
-def _fold(name: str) -> str:
+def fold_name(name: str) -> str:
+    """What two names share that are one where case or normalisation don't count."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

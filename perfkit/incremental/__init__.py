@@ -1,1 +1,1 @@
-"""Change only what changed: releases, updates, rollback."""
+"""Change only what changed: releases, plans, routes, and the updater that commits them."""

@@ -1,0 +1,91 @@
+"""Numbers in columns, as manifests, indexes and deltas hold them.
+
+A column of n integers of w bytes is w planes of n bytes, the least significant first: small numbers leave planes of
+zeros, which compress to nothing, and a column is read at the speed of slicing.
+"""
+
+from __future__ import annotations
+
+import sys
+from array import array
+from collections.abc import Iterable
+
+from perfkit.errors import ManifestError
+
+__all__ = ["Reader", "pack_column", "unzigzag", "zigzag"]
+
+_CODES = {1: "B", 4: "I", 8: "Q"}
+
+
+class Reader:
+    """Takes bytes from the front of a record, and never past its end.
+
+    Args:
+        what: the record's name, for errors.
+
+    Raises:
+        ManifestError: by every method, if the record is too short or, in `end`, too long.
+    """
+
+    def __init__(self, data: bytes, what: str, magic: bytes) -> None:
+        self._data = data
+        self._what = what
+        self.position = 0
+        found = self.take(len(magic))
+        if found != magic:
+            kind, _, version = magic.decode().strip().rpartition(" ")
+            if found.startswith(kind.encode() + b" "):
+                raise ManifestError(f"{what}: of an unknown format version; this perfkit reads version {version}")
+            raise ManifestError(f"{what}: it does not begin like one")
+
+    def take(self, count: int) -> bytes:
+        """The next bytes."""
+        if count > len(self._data) - self.position:
+            raise ManifestError(f"{self._what}: cut short")
+        start, self.position = self.position, self.position + count
+        return self._data[start : self.position]
+
+    def number(self, width: int = 4) -> int:
+        """One little-endian integer."""
+        return int.from_bytes(self.take(width), "little")
+
+    def column(self, width: int, count: int) -> array[int]:
+        """`count` integers of `width` bytes each."""
+        if width * count > len(self._data) - self.position:
+            raise ManifestError(f"{self._what}: cut short")
+        merged = bytearray(width * count)
+        for plane in range(width):
+            merged[plane::width] = self.take(count)
+        values = array(_CODES[width])
+        values.frombytes(merged)
+        if sys.byteorder == "big":
+            values.byteswap()
+        return values
+
+    def end(self) -> None:
+        """See that nothing follows."""
+        if self.position != len(self._data):
+            raise ManifestError(f"{self._what}: {len(self._data) - self.position} bytes too long")
+
+
+def pack_column(width: int, values: Iterable[int]) -> bytes:
+    """The planes of these integers.
+
+    Raises:
+        OverflowError: one is negative or too large for `width` bytes.
+    """
+    column = array(_CODES[width], values)
+    if sys.byteorder == "big":
+        column.byteswap()
+    raw = column.tobytes()
+    return b"".join(raw[plane::width] for plane in range(width))
+
+
+def zigzag(value: int) -> int:
+    """Small numbers of either sign as small numbers: 0, -1, 1, -2 become 0, 1, 2, 3."""
+    return value << 1 if value >= 0 else -(value << 1) - 1
+
+
+def unzigzag(value: int) -> int:
+    """The number that `zigzag` was given."""
+    return value >> 1 if not value & 1 else -(value >> 1) - 1

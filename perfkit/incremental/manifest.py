@@ -1,0 +1,207 @@
+"""What a tree holds: names, sizes, SHA-256 digests and the executable bit of its files. Pure.
+
+A manifest is kept as its canonical bytes and read from them when asked, so that a hundred thousand files cost ten
+megabytes and not a hundred. `docs/format.md` has the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+
+from perfkit.errors import ManifestError
+from perfkit.filesystem.paths import check_name, check_names, fold_name
+from perfkit.incremental.columns import Reader, pack_column
+
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest"]
+
+MAX_ENTRIES = 1_000_000
+MAX_MANIFEST_BYTES = 128 << 20
+MAX_NAME_BYTES = 4096  # PATH_MAX of Linux
+MAX_FILE_BYTES = 1 << 50
+
+_MAGIC = b"perfkit manifest 1\n"
+_WHAT = "manifest"
+_BATCH = 4096
+_SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
+    rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
+    | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """One file of a tree.
+
+    Attributes:
+        name: relative, with forward slashes, safe on every file system.
+        size: bytes.
+        sha256: the digest of its content, 32 bytes.
+        executable: whether anyone may execute it: mode 0755 instead of 0644.
+    """
+
+    name: str
+    size: int
+    sha256: bytes
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`.
+
+    Attributes:
+        raw: the canonical bytes. Two manifests are equal if these are.
+        sha256: their digest, 32 bytes.
+    """
+
+    raw: bytes = field(repr=False)
+    sha256: bytes
+    _sizes: array[int] = field(repr=False, compare=False)
+    _flags_at: int = field(repr=False, compare=False)
+    _name_ends: array[int] = field(repr=False, compare=False)  # positions in raw, the first being where names begin
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Manifest:
+        """The manifest of these entries, in any order.
+
+        Raises:
+            ManifestError: a size or digest that can't be; too many entries.
+            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+        """
+        listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
+        check_names(entry.name for entry in listed)
+        if wrong := next((e for e in listed if len(e.sha256) != 32 or not 0 <= e.size <= MAX_FILE_BYTES), None):
+            raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
+        names = "".join(f"{entry.name}\n" for entry in listed).encode()
+        return cls.parse(
+            b"".join((
+                _MAGIC,
+                len(listed).to_bytes(4, "little"),
+                len(names).to_bytes(4, "little"),
+                pack_column(8, (entry.size for entry in listed)),
+                bytes(entry.executable for entry in listed),
+                b"".join(entry.sha256 for entry in listed),
+                names,
+            ))
+        )  # fmt: skip
+
+    @classmethod
+    def parse(cls, raw: bytes, *, sha256: bytes | None = None) -> Manifest:
+        """Read canonical bytes.
+
+        Args:
+            sha256: what their digest must be.
+
+        Raises:
+            ManifestError: they are not canonical, beyond a limit, of another format version, or have another digest.
+            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+        """
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise ManifestError(f"manifest: larger than {MAX_MANIFEST_BYTES} bytes")
+        digest = hashlib.sha256(raw).digest()
+        if sha256 is not None and digest != sha256:
+            raise ManifestError(f"manifest: its digest is {digest.hex()}, not {sha256.hex()}")
+        reader = Reader(raw, _WHAT, _MAGIC)
+        count, name_bytes = reader.number(), reader.number()
+        if count > MAX_ENTRIES:
+            raise ManifestError(f"manifest: more than {MAX_ENTRIES} entries")
+        sizes = reader.column(8, count)
+        if count and max(sizes) > MAX_FILE_BYTES:
+            raise ManifestError(f"manifest: a file larger than {MAX_FILE_BYTES} bytes")
+        flags_at = reader.position
+        if reader.take(count).strip(b"\x00\x01"):
+            raise ManifestError("manifest: an unknown flag")
+        reader.take(32 * count)
+        ends = array("Q", (reader.position,))
+        names = reader.take(name_bytes)
+        reader.end()
+        ends.extend(itertools.islice((found.end() + ends[0] for found in re.finditer(b"\n", names)), count + 1))
+        if len(ends) != count + 1 or ends[-1] != len(raw):
+            raise ManifestError("manifest: not as many names as entries")
+        manifest = cls(raw, digest, sizes, flags_at, ends)
+        manifest._check_names()
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> Entry:
+        if not 0 <= index < len(self._sizes):
+            raise IndexError(index)
+        return Entry(self.name(index), self._sizes[index], self.digest(index), self.raw[self._flags_at + index] == 1)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.__getitem__, range(len(self)))
+
+    def name(self, index: int) -> str:
+        """The name of one entry."""
+        return self.raw[self._name_ends[index] : self._name_ends[index + 1] - 1].decode()
+
+    def size(self, index: int) -> int:
+        """The size of one entry."""
+        return self._sizes[index]
+
+    def digest(self, index: int) -> bytes:
+        """The SHA-256 of one entry."""
+        at = self._flags_at + len(self) + 32 * index
+        return self.raw[at : at + 32]
+
+    def digests(self) -> Iterator[bytes]:
+        """The SHA-256 of each entry, in order."""
+        start = self._flags_at + len(self)
+        return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+
+    @property
+    def total_bytes(self) -> int:
+        """The sizes of all entries together."""
+        return sum(self._sizes)
+
+    def find(self, name: str) -> int | None:
+        """The index of the entry with this name."""
+        wanted = name.encode()
+        ends = self._name_ends
+        index = bisect_left(range(len(self)), wanted, key=lambda at: self.raw[ends[at] : ends[at + 1] - 1])
+        return index if index < len(self) and self.name(index) == name else None
+
+    def _check_names(self) -> None:
+        """Names in order, safe, and apart where case or normalisation don't count; in little memory."""
+        files = array("q")  # hashes of folded names: equal ones are looked at again
+        directories: set[int] = set()
+        last = b""
+        for start in range(0, len(self), _BATCH):
+            stop = min(start + _BATCH, len(self))
+            block = self.raw[self._name_ends[start] : self._name_ends[stop]]
+            lines = block.split(b"\n")[:-1]
+            if not (all(map(operator.lt, lines, lines[1:])) and last < lines[0]):
+                raise ManifestError("manifest: names out of order")
+            last = lines[-1]
+            if max(map(len, lines)) > MAX_NAME_BYTES:
+                raise ManifestError(f"manifest: a name longer than {MAX_NAME_BYTES} bytes")
+            folded = self._folded(block)
+            files.extend(map(hash, folded))
+            for parent in {name.rpartition("/")[0] for name in folded}:
+                while parent and hash(parent) not in directories:
+                    directories.add(hash(parent))
+                    parent = parent.rpartition("/")[0]
+        ordered = sorted(files)
+        same = any(map(operator.eq, ordered, itertools.islice(ordered, 1, None)))
+        if same or any(each in directories for each in files):
+            check_names(map(self.name, range(len(self))))
+
+    @staticmethod
+    def _folded(block: bytes) -> list[str]:
+        if _SUSPECT.search(b"\n" + block) is None:
+            return block.decode("ascii").lower().split("\n")[:-1]
+        try:
+            names = block.decode().split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
+        return [fold_name(check_name(name)) for name in names]

@@ -1,0 +1,1 @@
+"""Ways to obtain the content of a file."""

@@ -1,0 +1,289 @@
+"""The route that fetches a delta: the manifest's change, then new contents in groups, each one frame against old ones.
+
+Nothing here verifies content: whoever writes a file checks its SHA-256 against the manifest when it is whole. The new
+manifest is verified here.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import BinaryIO, NoReturn
+
+from perfkit.errors import ManifestError
+from perfkit.incremental.codec import expand, expand_stream, zstd
+from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
+from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest
+from perfkit.incremental.routes.blocks import Write
+
+__all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Slice", "Span", "write_delta"]
+
+MAX_GROUP_BYTES = 4 << 20  # of a group's old content, and of its new content
+_MAX_TABLE_BYTES = 64 << 20
+_MAGIC = b"perfkit delta 1\n"
+_HEAD_BYTES = len(_MAGIC) + 64 + 8
+_READ_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `offset` up to `offset + length` of the file `entry` of a manifest."""
+
+    entry: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One frame.
+
+    Attributes:
+        sources: of the old tree; their bytes, joined, are the prefix that the frame was made against.
+        outputs: of the new tree; the frame's content is their bytes, joined.
+        bytes: the frame's size.
+    """
+
+    sources: tuple[Span, ...]
+    outputs: tuple[Span, ...]
+    bytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of new content."""
+        return sum(span.length for span in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of the new manifest's canonical bytes.
+
+    Attributes:
+        length: its bytes.
+        start: where the part of the old manifest begins that the frame was made against.
+        source: how long that is; 0 for none.
+        frame: what holds it.
+    """
+
+    length: int
+    start: int
+    source: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A delta that has been opened: its table is read, its frames are still to come.
+
+    Attributes:
+        origin_sha256: digest of the manifest that it starts from.
+        target_sha256: digest of the manifest that it leads to.
+    """
+
+    origin_sha256: bytes
+    target_sha256: bytes
+    _file: BinaryIO = field(repr=False)
+    _table: _Table = field(repr=False)
+
+    @classmethod
+    def open(cls, file: BinaryIO) -> Delta:
+        """Read the table of a delta, and leave the file at its first frame.
+
+        Raises:
+            ManifestError: it is damaged, beyond a limit, or of an unknown format version.
+        """
+        head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
+        origin, target = head.take(32), head.take(32)
+        packed, size = head.number(), head.number()
+        if not 0 < packed <= _MAX_TABLE_BYTES or size > _MAX_TABLE_BYTES:
+            _refuse("its table is larger than any client reads")
+        return cls(origin, target, file, _Table(expand(_exactly(file, packed), size)))
+
+    def new_manifest(self, old: Manifest) -> Manifest:
+        """The manifest that the delta leads to; call it once, before `groups`.
+
+        Args:
+            old: the one it starts from.
+
+        Raises:
+            ManifestError: `old` is another one, the delta is damaged, or what it makes is not what it promised.
+            UnsafePathError: a name in the new manifest can't be.
+        """
+        if old.sha256 != self.origin_sha256:
+            _refuse(f"it starts from manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
+        made = []
+        for length, start, source, size in self._table.manifest:
+            if start + source > len(old.raw):
+                _refuse("it refers to more of the old manifest than there is")
+            made.append(expand(_exactly(self._file, size), length, prefix=old.raw[start : start + source]))
+        return Manifest.parse(b"".join(made), sha256=self.target_sha256)
+
+    def groups(self, old: Manifest, new: Manifest) -> list[Group]:
+        """What the delta makes and needs, in order; checked against both manifests.
+
+        Every content of `new` that `old` does not have is made exactly once, for one of its entries (the others are
+        copies of that one); empty contents are not listed.
+
+        Raises:
+            ManifestError: that does not hold, or a limit is passed.
+        """
+        groups = list(self._table.groups(old, new))
+        _check_outputs(groups, old, new)
+        return groups
+
+    def apply(self, groups: Sequence[Group], read: Callable[[Span], bytes], write: Write) -> None:
+        """Make the new contents, group by group; call it once, after `new_manifest`.
+
+        Args:
+            groups: all of `groups`.
+            read: gives the bytes of a span of the old tree; that they are the old content is the caller's to know.
+            write: takes the bytes of the new contents, each file's in order, in parts.
+
+        Raises:
+            ManifestError: the delta is damaged, or `read` gave other content than it was made against.
+        """
+        for group in groups:
+            prefix = b"".join(map(read, group.sources))
+            if len(prefix) != sum(span.length for span in group.sources):
+                _refuse("an old file is shorter than the manifest says")
+            frame = _chunks(self._file, group.bytes)
+            _scatter(group.outputs, expand_stream(frame, group.size, prefix=prefix), write)
+        if self._file.read(1):
+            _refuse("it is longer than its table says")
+
+
+def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:
+    spans = iter(outputs)
+    span, done = next(spans), 0
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            if done == span.length:
+                span, done = next(spans), 0
+            part = view[: span.length - done]
+            write(span.entry, span.offset + done, part)
+            done += len(part)
+            view = view[len(part) :]
+
+
+class _Table:
+    """The table of a delta: columns, resolved against manifests when these are known."""
+
+    def __init__(self, raw: bytes) -> None:
+        reader = Reader(raw, "delta table", b"")
+        slices, groups, sources, outputs = (reader.number() for _ in range(4))
+        columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
+        self.manifest = list(zip(*columns, strict=True))  # new length, start and length in the old, bytes of the frame
+        self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
+        self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
+        self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
+        reader.end()
+        if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
+            _refuse("its counts don't agree")
+        if sum(row[0] for row in self.manifest) > MAX_MANIFEST_BYTES:
+            _refuse("its manifest is larger than any client reads")
+        if any(max(row[0], row[2]) > MAX_GROUP_BYTES for row in self.manifest):
+            _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+
+    def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
+        """The groups, checked for their bounds."""
+        sources, outputs = _spans(self.sources, old), _spans(self.outputs, new)
+        for from_count, to_count, size in zip(self.sources_of, self.outputs_of, self.bytes, strict=True):
+            group = Group(tuple(islice(sources, from_count)), tuple(islice(outputs, to_count)), size)
+            if max(group.size, sum(span.length for span in group.sources)) > MAX_GROUP_BYTES:
+                _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+            yield group
+
+
+def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
+    """Spans from columns: steps from entry to entry, offsets, and lengths, where 0 is the rest of the file."""
+    entry = -1
+    for step, offset, length in zip(*columns, strict=True):
+        entry += 1 + unzigzag(step)
+        if not 0 <= entry < len(manifest):
+            _refuse("it refers to a file that isn't there")
+        length = length or max(0, manifest.size(entry) - offset)
+        if not 0 < length <= manifest.size(entry) - offset:
+            _refuse(f"it refers to bytes that {manifest.name(entry)} does not have")
+        yield Span(entry, offset, length)
+
+
+def _check_outputs(groups: list[Group], old: Manifest, new: Manifest) -> None:
+    reached: dict[int, int] = {}
+    for group in groups:
+        for span in group.outputs:
+            if span.offset != reached.get(span.entry, 0):
+                _refuse(f"the pieces of {new.name(span.entry)} are not in order")
+            reached[span.entry] = span.offset + span.length
+    made: dict[bytes, int] = {}
+    for entry, end in reached.items():
+        if end != new.size(entry):
+            _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
+        if made.setdefault(new.digest(entry), end) != end:
+            _refuse("one digest for contents of different sizes")
+    if len(made) != len(reached):
+        _refuse("it makes one content twice")
+    lacking = {digest for entry, digest in enumerate(new.digests()) if new.size(entry)}.difference(made)
+    if lacking.difference(old.digests()):
+        _refuse("a content that it does not make, and that the old tree does not have")
+
+
+def write_delta(
+    file: BinaryIO, old: Manifest, new: Manifest, slices: Sequence[Slice],
+    groups: Sequence[Group], frames: Iterable[bytes],
+) -> None:  # fmt: skip
+    """Write what `Delta.open` reads.
+
+    Args:
+        slices: the new manifest, in order.
+        groups: with the sizes of their frames.
+        frames: one for each group.
+    """
+    sources = [span for group in groups for span in group.sources]
+    outputs = [span for group in groups for span in group.outputs]
+    raw = b"".join((
+        *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
+        pack_column(4, (part.length for part in slices)),
+        pack_column(8, (part.start for part in slices)),
+        pack_column(4, (part.source for part in slices)),
+        pack_column(4, (len(part.frame) for part in slices)),
+        pack_column(4, (len(group.sources) for group in groups)),
+        pack_column(4, (len(group.outputs) for group in groups)),
+        pack_column(4, (group.bytes for group in groups)),
+        *_columns(sources, old),
+        *_columns(outputs, new),
+    ))  # fmt: skip
+    table = zstd.compress(raw, level=19)
+    file.write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
+    file.write(table)
+    for part in slices:
+        file.write(part.frame)
+    for frame in frames:
+        file.write(frame)
+
+
+def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, bytes]:
+    before = [-1, *(span.entry for span in spans)]
+    steps = (zigzag(span.entry - last - 1) for span, last in zip(spans, before, strict=False))
+    rest = (0 if span.offset + span.length == manifest.size(span.entry) else span.length for span in spans)
+    return pack_column(4, steps), pack_column(8, (span.offset for span in spans)), pack_column(4, rest)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        _refuse("cut short")
+    return data
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        data = _exactly(file, min(size, _READ_BYTES))
+        size -= len(data)
+        yield data
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ManifestError(f"delta: {reason}")
