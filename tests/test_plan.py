@@ -16,7 +16,7 @@ Tree = dict[str, Held]
 
 def tree(**files: str) -> Tree:
     """Names to contents; an `!` after the content makes it executable."""
-    return {name: Held(text.rstrip("!"), len(text), text.endswith("!")) for name, text in files.items()}
+    return {name: Held(text.rstrip("!").encode(), len(text), text.endswith("!")) for name, text in files.items()}
 
 
 def plan(before: Tree, wanted: Tree, installed: Tree | None = None, **more: object) -> Plan:
@@ -24,7 +24,7 @@ def plan(before: Tree, wanted: Tree, installed: Tree | None = None, **more: obje
     return decide(version="2", wanted=wanted, before=before, installed=held, **more)  # type: ignore[arg-type]
 
 
-def apply(plan: Plan, installed: Mapping[str, Held], wanted: Mapping[str, Held], stored: frozenset[str]) -> Tree:
+def apply(plan: Plan, installed: Mapping[str, Held], wanted: Mapping[str, Held], stored: frozenset[bytes]) -> Tree:
     """Do what a plan says, as the updater does: all sources are read before any name changes."""
     made = {name: wanted[name] for name in plan.fetch}
     for each in plan.local:
@@ -89,7 +89,7 @@ def test_files_that_change_places() -> None:
 
 def test_content_in_the_history_costs_no_bytes() -> None:
     """Going forward again after a rollback takes what the history still has."""
-    found = plan(tree(a="1"), tree(a="2"), stored={"2"})
+    found = plan(tree(a="1"), tree(a="2"), stored={b"2"})
     assert [(each.name, each.source) for each in found.local] == [("a", None)]
 
 
@@ -125,11 +125,11 @@ def test_a_local_edit_is_kept_aside() -> None:
 
 def test_names_of_kept_files_are_free_and_fit() -> None:
     """Numbers where the name is taken, by the release or by anything else; long names are cut, not broken."""
-    wanted = {**tree(a="2"), "a.perfkit-local": Held("3", 1)}
+    wanted = {**tree(a="2"), "a.perfkit-local": Held(b"3", 1)}
     found = plan(tree(a="1"), wanted, tree(a="mine"), taken=lambda name: name == "a.perfkit-local-2")
     assert found.aside == {"a": "a.perfkit-local-3"}
     long = "d/" + "é" * 127
-    found = plan({long: Held("1", 1)}, {long: Held("2", 1)}, {long: Held("mine", 4)})
+    found = plan({long: Held(b"1", 1)}, {long: Held(b"2", 1)}, {long: Held(b"mine", 4)})
     assert len(found.aside[long].rpartition("/")[2].encode()) <= 255
 
 
@@ -167,15 +167,15 @@ def test_a_deleted_file_comes_back() -> None:
     assert found.added == ("a",)
 
 
-contents = st.builds(lambda text, mode: Held(text, len(text), mode), st.sampled_from(["1", "22", "333"]), st.booleans())
+contents = st.builds(lambda text, mode: Held(text, len(text), mode), st.sampled_from([b"1", b"22", b"333"]), st.booleans())
 trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
 
 
 @given(before=trees, edits=trees, deleted=st.sets(st.sampled_from(list("abcdef"))), wanted=trees,
-       stored=st.frozensets(st.sampled_from(["1", "22"])), policy=st.sampled_from(["keep", "overwrite"]))  # fmt: skip
+       stored=st.frozensets(st.sampled_from([b"1", b"22"])), policy=st.sampled_from(["keep", "overwrite"]))  # fmt: skip
 @settings(max_examples=400, deadline=None)
 def test_a_plan_applied_gives_the_wanted_tree(
-    before: Tree, edits: Tree, deleted: set[str], wanted: Tree, stored: frozenset[str], policy: str
+    before: Tree, edits: Tree, deleted: set[str], wanted: Tree, stored: frozenset[bytes], policy: str
 ) -> None:
     """For any tree, whatever was done to it: all that is wanted is there, nothing else is left, no edit is lost."""
     installed = {name: held for name, held in {**before, **edits}.items() if name not in deleted}
@@ -193,37 +193,38 @@ def test_a_plan_applied_gives_the_wanted_tree(
     assert found.empty == (installed == wanted)
 
 
+AB = {b"a", b"b"}
 FAST = Link(bytes_per_s=1e6, latency_s=0.1, streams=4, decoded_bytes_per_s=100e6)
 
 
 @pytest.mark.parametrize(
     ("table", "route"),
     [
-        ([Offer("delta", frozenset("ab"), 1000, 1), Offer("blocks", frozenset("ab"), 9000, 1)], "delta"),
-        ([Offer("delta", frozenset("ab"), 9000, 1), Offer("blocks", frozenset("ab"), 1000, 1)], "blocks"),
-        ([Offer("blocks", frozenset("ab"), 1000, 40), Offer("packs", frozenset("ab"), 200_000, 2)], "packs"),
-        ([Offer("delta", frozenset("ab"), 1000, 1, 500_000_000), Offer("blocks", frozenset("ab"), 9000, 1)], "blocks"),
-        ([Offer("delta", frozenset("a"), 1000, 1), Offer("blocks", frozenset("ab"), 2_000_000, 1)], "blocks"),
+        ([Offer("delta", frozenset(AB), 1000, 1), Offer("blocks", frozenset(AB), 9000, 1)], "delta"),
+        ([Offer("delta", frozenset(AB), 9000, 1), Offer("blocks", frozenset(AB), 1000, 1)], "blocks"),
+        ([Offer("blocks", frozenset(AB), 1000, 40), Offer("packs", frozenset(AB), 200_000, 2)], "packs"),
+        ([Offer("delta", frozenset(AB), 1000, 1, 500_000_000), Offer("blocks", frozenset(AB), 9000, 1)], "blocks"),
+        ([Offer("delta", frozenset({b"a"}), 1000, 1), Offer("blocks", frozenset(AB), 2_000_000, 1)], "blocks"),
     ],
     ids=["fewest bytes", "the other way", "fewest round trips", "the processor counts", "the rest counts"],
 )
 def test_the_cheapest_route(table: list[Offer], route: str) -> None:
     """Priced in seconds: bytes, round trips and decoding, and whatever the route leaves to the others."""
-    found = choose("ab", lambda missing: table, FAST)
+    found = choose(AB, lambda missing: table, FAST)
     assert [offer.route for offer in found] == [route]
 
 
 def test_routes_that_complete_each_other() -> None:
     """A cheap route for most, another for the rest; what the second asks is for the rest only."""
 
-    def table(missing: frozenset[str]) -> Sequence[Offer]:
-        return [Offer("delta", frozenset("abc"), 1000, 1), Offer("blocks", missing, 500_000 * len(missing), 1)]
+    def table(missing: frozenset[bytes]) -> Sequence[Offer]:
+        return [Offer("delta", frozenset({*AB, b"c"}), 1000, 1), Offer("blocks", missing, 500_000 * len(missing), 1)]
 
-    found = choose("abcd", table, FAST)
+    found = choose({*AB, b"c", b"d"}, table, FAST)
     assert [(offer.route, offer.bytes) for offer in found] == [("delta", 1000), ("blocks", 500_000)]
 
 
 def test_nothing_offers_what_is_missing() -> None:
     """A release with a hole in it is refused before anything is fetched."""
     with pytest.raises(UpdateError, match="2 missing contents"):
-        choose("ab", lambda missing: [Offer("delta", frozenset("a"), 1, 1)], FAST)
+        choose(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], FAST)

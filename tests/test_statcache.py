@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 
 RELEASE = "a" * 64
@@ -32,15 +33,18 @@ class Tree:
         while clock_ns(self.probe) <= max(self.file.stat().st_mtime_ns, self.file.stat().st_ctime_ns):
             time.sleep(0.001)
 
+    def look(self) -> ScanEntry:
+        return next(each for each in scan(self.home) if each.name == "file")
+
     def note(self) -> None:
         cache, patch = StatCache.load(self.log), Patch()
         now = clock_ns(self.probe)
         digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        patch.record("file", self.file.stat(), digest, content_ns=now, seen_ns=now)
+        patch.record("file", self.look(), digest, content_ns=now, seen_ns=now)
         cache.apply(patch, self.log, manifest=RELEASE)
 
     def known(self) -> str | None:
-        return StatCache.load(self.log).sha256("file", os.lstat(self.file))
+        return StatCache.load(self.log).sha256("file", self.look())
 
 
 @pytest.fixture
@@ -103,7 +107,7 @@ def test_a_write_within_the_same_tick(tree: Tree) -> None:
     """A file changed in the tick in which it was hashed gets no row, since a further change could not be seen."""
     frozen = tree.file.stat().st_mtime_ns  # the clock has not moved since the write
     patch = Patch()
-    patch.record("file", tree.file.stat(), "0" * 64, content_ns=frozen, seen_ns=frozen)
+    patch.record("file", tree.look(), "0" * 64, content_ns=frozen, seen_ns=frozen)
     assert patch.rows == {}
     assert patch.gone == {"file"}
 
@@ -131,7 +135,7 @@ def test_a_published_file_is_known_though_its_name_is_new(tree: Tree) -> None:
     os.replace(fresh, tree.file)
     tree.rest()
     patch = Patch()
-    patch.record("file", tree.file.stat(), "5" * 64, content_ns=content_ns, seen_ns=clock_ns(tree.probe))
+    patch.record("file", tree.look(), "5" * 64, content_ns=content_ns, seen_ns=clock_ns(tree.probe))
     assert "file" in patch.rows
 
 

@@ -25,7 +25,7 @@ class Content(Protocol):
     """What a file is to hold; a manifest's entries are of this kind."""
 
     @property
-    def sha256(self) -> str: ...
+    def sha256(self) -> bytes: ...
     @property
     def size(self) -> int: ...
     @property
@@ -36,7 +36,7 @@ class Content(Protocol):
 class Held:
     """What stands under a name. `sha256` is empty for what is not a regular file."""
 
-    sha256: str
+    sha256: bytes
     size: int
     executable: bool = False
 
@@ -73,7 +73,7 @@ class Offer:
     """
 
     route: str
-    contents: frozenset[str]  # by SHA-256
+    contents: frozenset[bytes]  # by SHA-256
     bytes: int  # over the network
     requests: int
     decoded_bytes: int = 0  # that have to be read and written to get there
@@ -121,7 +121,7 @@ def decide(
     installed: Mapping[str, Held],
     before: Mapping[str, Content],
     installed_version: str | None = None,
-    stored: Collection[str] = (),
+    stored: Collection[bytes] = (),
     taken: Callable[[str], bool] = lambda name: False,
     local_changes: LocalChanges = "keep",
 ) -> Plan:
@@ -200,10 +200,10 @@ def _sources(
     right: Collection[str],
     *,
     free: set[str],
-    stored: Collection[str],
+    stored: Collection[bytes],
 ) -> tuple[list[Local], list[str]]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
-    holders: dict[str, list[str]] = {}
+    holders: dict[bytes, list[str]] = {}
     for name, held in installed.items():
         if held.sha256:
             holders.setdefault(held.sha256, []).append(name)
@@ -227,7 +227,7 @@ def _sources(
 
 
 def choose(
-    missing: Collection[str], offers: Callable[[frozenset[str]], Sequence[Offer]], link: Link
+    missing: Collection[bytes], offers: Callable[[frozenset[bytes]], Sequence[Offer]], link: Link
 ) -> tuple[Offer, ...]:
     """The routes that together bring these contents for the least price, in the order to take them.
 
@@ -245,7 +245,7 @@ def choose(
 
 
 def _cheapest(
-    missing: frozenset[str], offers: Callable[[frozenset[str]], Sequence[Offer]], link: Link, used: frozenset[str]
+    missing: frozenset[bytes], offers: Callable[[frozenset[bytes]], Sequence[Offer]], link: Link, used: frozenset[str]
 ) -> tuple[Offer, ...] | None:
     """Each route first, and after it the best for what it leaves; there are few routes, so all orders are tried."""
     if not missing:

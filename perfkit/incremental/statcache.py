@@ -19,17 +19,32 @@ import json
 import os
 from collections.abc import Iterable, Mapping
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
-__all__ = ["Patch", "StatCache", "append", "clock_ns", "signature"]
+__all__ = ["Patch", "StatCache", "Status", "append", "clock_ns", "signature"]
 
 _LINE_ROWS = 4096  # rows in one line: what is parsed at once
 _FORMAT = 1
 
 
-def signature(status: os.stat_result) -> str:
+class Status(Protocol):
+    """What stat(2) says of a regular file."""
+
+    @property
+    def size(self) -> int: ...
+    @property
+    def mtime_ns(self) -> int: ...
+    @property
+    def ctime_ns(self) -> int: ...
+    @property
+    def inode(self) -> int: ...
+    @property
+    def mode(self) -> int: ...
+
+
+def signature(status: Status) -> str:
     """All that changes when a file does, access time apart."""
-    return f"{status.st_size} {status.st_mtime_ns} {status.st_ctime_ns} {status.st_ino} {status.st_mode:o}"
+    return f"{status.size} {status.mtime_ns} {status.ctime_ns} {status.inode} {status.mode & 0o7777:o}"
 
 
 def clock_ns(probe: str) -> int:
@@ -53,7 +68,7 @@ class Patch:
         self.rows: dict[str, str] = {}
         self.gone: set[str] = set()
 
-    def record(self, name: str, status: os.stat_result, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
         """Note what a file holds, if a later change can't hide.
 
         Args:
@@ -61,7 +76,7 @@ class Patch:
                 could write was given its name. A write after that has this mtime or a later one.
             seen_ns: `clock_ns` no later than `status` was taken; any change after that has this ctime or a later one.
         """
-        if status.st_mtime_ns < content_ns and status.st_ctime_ns < seen_ns:
+        if status.mtime_ns < content_ns and status.ctime_ns < seen_ns:
             self.rows[name] = f"{signature(status)} {sha256}"
             self.gone.discard(name)
         else:
@@ -111,7 +126,7 @@ class StatCache:
         self._lines += 1
         self._logged_rows += len(rows) + len(gone)
 
-    def sha256(self, name: str, status: os.stat_result) -> str | None:
+    def sha256(self, name: str, status: Status) -> str | None:
         """The digest of a file that looks like this, in hexadecimal; None if only reading it will tell."""
         known, _, digest = self.rows.get(name, "").rpartition(" ")
         return digest if known == signature(status) else None
