@@ -12,6 +12,7 @@ from perfkit.errors import ConfigError
 
 __all__ = ["Config", "check_headers", "parse_size"]
 
+_LOCAL_CHANGES = ("keep", "overwrite", "refuse")
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -99,6 +100,9 @@ class Config:
     keep_partial: bool = True  # keep what can be resumed when a transfer ends early
     durable: bool = False  # fsync each file before it takes its name: it then outlives a power cut, not just a crash
 
+    # Updates
+    local_changes: str = "keep"  # what `sync` does to edited files: keep them aside, overwrite, or refuse to go on
+
     def __post_init__(self) -> None:
         for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes"):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -108,6 +112,7 @@ class Config:
                      "max_redirects"):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
+        _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
         if self.rate_limit is not None:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
 
@@ -151,6 +156,8 @@ def _read(variable: str, text: str, kind: str) -> object:
             return float(text)
         if kind == "str | None":
             return text or None
+        if kind == "str":
+            return text
     except (KeyError, ValueError) as error:
         raise ConfigError(f"{variable}={text!r} is not a {kind}") from error
     raise ConfigError(f"{variable}: a {kind} can't be read from the environment; pass it to Config")

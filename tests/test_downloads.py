@@ -271,7 +271,7 @@ def test_refresh_asks_whether_the_file_changed(kit: Toolkit, wrong: Start, out: 
     inode = (out / "f").stat().st_ino
     count = len(server.requests)
     again = kit.download(f"{server.url}/f", out / "f")
-    assert (again.unchanged, again.bytes_received, again.bytes) == (True, 0, len(BODY))
+    assert (again.unchanged, again.bytes_received, again.bytes, again.requests) == (True, 0, len(BODY), 1)
     assert len(server.requests) == count + 1
     assert (out / "f").stat().st_ino == inode
     version[:] = ['"v2"', BODY[::-1]]
@@ -306,7 +306,8 @@ def test_a_file_touched_by_others_is_fetched_anew(kit: Toolkit, wrong: Start, ou
 def test_a_file_that_has_the_checksum_is_not_requested(kit: Toolkit, wrong: Start, out: Path) -> None:
     server = wrong(serve_body)
     (out / "f").write_bytes(BODY)
-    assert kit.download(f"{server.url}/f", out / "f", checksum=SHA256).unchanged
+    same = kit.download(f"{server.url}/f", out / "f", checksum=SHA256)
+    assert (same.unchanged, same.requests) == (True, 0)
     assert server.requests == []
 
 

@@ -84,6 +84,7 @@ class Download:
     bytes_received: int = 0  # body bytes that came over the network for it, thrown-away ones included
     resumed_from: int = 0  # bytes already there from an earlier run
     segments: int = 0  # most connections used at once
+    requests: int = 0  # made for it, retries and segments included; redirects followed count as one with their cause
     retries: int = 0
     checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
     seconds: float = 0.0

@@ -138,6 +138,7 @@ class Transfer:
         self._gained_at_failure = 0
         self._gained = 0  # bytes put in place by this run
         self._received = 0  # bytes that came over the network
+        self._requests = 0
         self._retries = 0
         self._peak = 0
 
@@ -279,6 +280,8 @@ class Transfer:
             headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()
+        with self._lock:
+            self._requests += 1
         try:
             with self._tools.transport.open(
                 source,
@@ -662,6 +665,7 @@ class Transfer:
                 bytes_received=self._received,
                 resumed_from=draft.resumed_bytes if draft else 0,
                 segments=self._peak,
+                requests=self._requests,
                 retries=self._retries,
                 checksum=str(verified) if verified and self._error is None else None,
                 seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
