@@ -175,10 +175,12 @@ class Draft:
             space = os.statvfs(os.path.dirname(self.path) or ".")
             if size > space.f_bavail * space.f_frsize:
                 raise OSError(errno.ENOSPC, f"{size} bytes needed, {space.f_bavail * space.f_frsize} free", self.dest)
-        if self._open():
+        found = self._open()
+        if found:
             self._has_journal = None
         self._forget_journal()  # one that speaks of other bytes must not outlive them
-        os.ftruncate(self.descriptor, 0)
+        if found:
+            os.ftruncate(self.descriptor, 0)
 
     def _open(self) -> int:
         """Open and lock the partial file; returns its size."""

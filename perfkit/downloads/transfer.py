@@ -269,7 +269,7 @@ class Transfer:
         assert draft is not None
         assert runner is not None
         source = self._sources[task.source]
-        own = origin_of(source) == origin_of(self.request.url)
+        own = task.source == 0 or origin_of(source) == origin_of(self.request.url)
         start, end = runner.position, runner.segment.end
         if draft.part is None and end == draft.map.size:
             end = None

@@ -16,7 +16,7 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
@@ -625,19 +625,29 @@ def _is_stale(error: TransferError) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _mapped(url: str, cancel: Cancel, exchange: _Exchange | None = None) -> Iterator[None]:
+class _mapped:  # a context manager of a few instructions: there are several for each small file
     """Foreign errors become ours here and nowhere else."""
-    try:
-        yield
-    except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
-        if isinstance(error, ConfigError | TransferError):
-            raise
-        if cancel.cancelled:
-            raise CancelledError(url, "cancelled") from error
-        if exchange is not None and exchange.expired:
-            raise TransferTimeoutError(url, "the answer's headers did not arrive in time", transient=True) from error
-        raise _translate(url, error) from error
+
+    __slots__ = ("_cancel", "_exchange", "_url")
+
+    def __init__(self, url: str, cancel: Cancel, exchange: _Exchange | None = None) -> None:
+        self._url, self._cancel, self._exchange = url, cancel, exchange
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None or not isinstance(error, _FOREIGN) or isinstance(error, ConfigError | TransferError):
+            return
+        if self._cancel.cancelled:
+            raise CancelledError(self._url, "cancelled") from error
+        if self._exchange is not None and self._exchange.expired:
+            reason = "the answer's headers did not arrive in time"
+            raise TransferTimeoutError(self._url, reason, transient=True) from error
+        raise _translate(self._url, error) from error
+
+
+_FOREIGN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError, ValueError)
 
 
 def _translate(url: str, error: Exception) -> TransferError:

@@ -20,6 +20,7 @@ _TRAILER_FIELDS = 100
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # section 2.2: a lone LF may end a line
 _FOLD = re.compile(r"\n[ \t]+")  # section 5.2: a value that goes on in the next line
+_FIELD = re.compile(r"^([^:\s]+)[ \t]*:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: .*)?", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;.*)?\r?\n", re.DOTALL)
 _LENGTH = re.compile(r"\d{1,19}", re.ASCII)
@@ -176,17 +177,14 @@ def _parse(head: bytes) -> tuple[int, int, dict[str, str], list[str]]:
     text = head.decode("latin-1").replace("\r\n", "\n")
     if "\n " in text or "\n\t" in text:
         text = _FOLD.sub(" ", text)
-    first, *lines = text.split("\n")
+    first, _, fields = text.partition("\n")
     match = _STATUS_LINE.fullmatch(first)
     if match is None:
         raise BadStatusLine(first[:80])
     headers: dict[str, str] = {}
     cookies: list[str] = []
-    for line in lines:
-        name, colon, value = line.partition(":")
-        if not colon:
-            continue  # not a field; browsers pass over it, too
-        name, value = name.strip().lower(), value.strip()
+    for name, value in _FIELD.findall(fields):  # a line that is no field is passed over, as browsers do
+        name = name.lower()
         if name == "set-cookie":
             cookies.append(value)
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
