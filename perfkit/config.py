@@ -68,7 +68,7 @@ class Config:
     min_segment_bytes: int = 2 << 20  # a range shorter than twice this is not split
     connections_per_host: int = 8
     adaptive: bool = True  # start with few connections and add more while it pays
-    buffer_bytes: int = 512 << 10  # per worker
+    buffer_bytes: int = 1 << 20  # per worker
 
     # How fast
     rate_limit: int | None = None  # bytes per second for all transfers together; None is unlimited

@@ -68,9 +68,9 @@ class HostGates:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts low and doubles while doubling pays, then tries one more from time to time. While the processor is what
-    limits, it tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken
-    back. It halves on trouble, and holds still while the throttle limits or there is too little to do. Goodput is
+    It starts with one and doubles while doubling pays, then tries one more from time to time. While the processor is
+    what limits, it tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is
+    taken back. It halves on trouble, and holds still while the throttle limits or there is too little to do. Goodput is
     bytes, plus an allowance per finished file, since many small files move few bytes.
 
     Args:
@@ -92,7 +92,7 @@ class AdaptiveController:
         self._adaptive = adaptive
         self._clock = clock
         self._lock = threading.Lock()
-        self.target = min(2, ceiling) if adaptive else ceiling
+        self.target = 1 if adaptive else ceiling
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
