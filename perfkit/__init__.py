@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
+    from perfkit.incremental.publish import Release
     from perfkit.progress.bars import Bars
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
@@ -55,6 +56,7 @@ __all__ = [
     "PlainLines",
     "Progress",
     "RecoveryError",
+    "Release",
     "RemoteChangedError",
     "Request",
     "RollbackError",
@@ -75,6 +77,7 @@ _HOMES = {  # whatever is not named here is an error
     "JsonLines": "perfkit.progress.lines",
     "PlainLines": "perfkit.progress.lines",
     "Progress": "perfkit.progress.meter",
+    "Release": "perfkit.incremental.publish",
     "Request": "perfkit.downloads.request",
     "Snapshot": "perfkit.progress.meter",
     "Toolkit": "perfkit.toolkit",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import errno
 import json
 import os
@@ -62,6 +63,9 @@ class _Parser(argparse.ArgumentParser):
     def __init__(self, **options: object) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)  # type: ignore[arg-type]
 
+    def _print_message(self, message: str, file: object = None) -> None:
+        _print(message)  # of --help and --version
+
     def error(self, message: str) -> NoReturn:
         _complain(f"{message} ({self.prog} --help tells more)")
         raise SystemExit(2)
@@ -71,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_get, _add_serve):
+    for add in (_add_get, _add_publish, _add_serve):
         add(commands)
     return parser
 
@@ -101,15 +105,15 @@ def _print(text: str) -> None:
 
 _GET_EXAMPLES = """\
 examples:
-  perfkit get https://example.org/a.iso                      into the current directory
-  perfkit get -o b.iso --checksum sha256:9f86d0... URL       under another name, verified
-  perfkit get -d downloads -j 4 --limit-rate 5M URL URL URL
-  producer | perfkit get -i - -d downloads --json            a list that is still being written
+  perfkit get https://example.org/a.iso          into the current directory
+  perfkit get -o b.iso --checksum sha256:... URL under another name, verified
+  perfkit get -d out -j 4 --limit-rate 5M URL URL
+  producer | perfkit get -i - -d out --json      a list still being written
 """
 
 
 def _add_get(commands: Commands) -> None:
-    about = "Download files, in parallel and in parts. What an earlier run left is gone on with."
+    about = "Download files, in parallel and in parts; go on with what an earlier run left."
     get = commands.add_parser("get", help="download files", description=about, epilog=_GET_EXAMPLES)
     get.add_argument("urls", nargs="*", metavar="URL")
     listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
@@ -120,7 +124,7 @@ def _add_get(commands: Commands) -> None:
     get.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
     get.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
-    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:…, for a single URL")
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:..., for a single URL")
     get.add_argument("--mirror", action="append", default=[], metavar="URL", help="another URL of the same file")
     get.add_argument("--header", action="append", default=[], metavar="'K: V'", help="sent to the URLs' own origins")
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
@@ -290,6 +294,43 @@ def _progress(arguments: argparse.Namespace) -> Progress | None:
     from perfkit.progress.bars import for_stream
 
     return for_stream()
+
+
+# -- publish ----------------------------------------------------------------------------------------------------------
+
+_PUBLISH_EXAMPLES = """\
+examples:
+  perfkit publish rules site --version 2026.11
+"""
+
+
+def _add_publish(commands: Commands) -> None:
+    about = "Make a directory the release that a static site offers."
+    publish = commands.add_parser("publish", help="publish a directory", description=about, epilog=_PUBLISH_EXAMPLES)
+    publish.add_argument("src", metavar="SRC", help="the tree to publish")
+    publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
+    publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
+    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
+    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
+    publish.add_argument("--quiet", action="store_true", help="no notes; errors are still shown")
+    publish.add_argument("--json", action="store_true", help="print one JSON object about the release")
+    publish.set_defaults(run=_publish)
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit() as kit:
+        release = kit.publish(arguments.src, arguments.site, version=arguments.version,
+                              keep_deltas=arguments.keep_deltas, exclude=arguments.exclude)  # fmt: skip
+    if arguments.json:
+        _print(json.dumps({**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}) + "\n")
+    elif not arguments.quiet and release.unchanged:
+        say(f"perfkit: {release.version} is what {arguments.site} offers already")
+    elif not arguments.quiet:
+        say(f"perfkit: {release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+             f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
+    return 0
 
 
 # -- serve ------------------------------------------------------------------------------------------------------------

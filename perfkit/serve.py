@@ -57,7 +57,10 @@ class Server:
             raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 picks a free one") from error
         self._server.root = os.path.realpath(root)
         self._server.bytes_per_s = bytes_per_s
-        self._thread = threading.Thread(target=self._server.serve_forever, args=(0.05,), name="perfkit-serve")
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="perfkit-serve", daemon=True
+        )
+        self._closed = threading.Event()
 
     @property
     def url(self) -> str:
@@ -74,8 +77,10 @@ class Server:
 
     def wait(self) -> None:
         """Block until the server is closed, or interrupted by the keyboard."""
-        while self._thread.is_alive():
-            self._thread.join(1.0)
+        # Not for the thread: CPython 3.11 takes one whose join is interrupted for ended. And not without a timeout: a
+        # signal that comes just before the wait does not end it.
+        while not self._closed.wait(0.2):
+            pass
 
     def close(self) -> None:
         """Stop, with all connections and threads. Idempotent."""
@@ -83,6 +88,7 @@ class Server:
             self._server.shutdown()
             self._thread.join()
         self._server.server_close()
+        self._closed.set()
 
 
 class _ThreadingServer(socketserver.ThreadingTCPServer):

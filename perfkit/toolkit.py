@@ -4,17 +4,24 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
+from typing import TYPE_CHECKING
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.transport import HttpTransport, Transport
 from perfkit.errors import BatchError
-from perfkit.filesystem.transaction import Transaction
-from perfkit.filesystem.tree import Tree
 from perfkit.progress.meter import Progress
+
+if TYPE_CHECKING:
+    from perfkit.filesystem.batch import BatchResult, Copied, OnError
+    from perfkit.filesystem.hashing import FileHash
+    from perfkit.filesystem.scan import ScanEntry
+    from perfkit.filesystem.transaction import Transaction
+    from perfkit.filesystem.watch import DirtySet
+    from perfkit.incremental.publish import Release
 
 __all__ = ["Toolkit"]
 
@@ -41,6 +48,7 @@ class Toolkit:
         transport: Callable[[Config], Transport] = HttpTransport,
     ) -> None:
         self.config = config or Config()
+        self._progress = progress
         self._downloads = DownloadManager(self.config, transport=transport, progress=progress)
 
     def __enter__(self) -> Toolkit:
@@ -120,6 +128,102 @@ class Toolkit:
         """
         self._downloads.set_rate_limit(bytes_per_second)
 
+    def scan(
+        self,
+        path: Path,
+        *,
+        directories: bool = False,
+        follow_symlinks: bool = False,
+        include: Iterable[str] = (),
+        exclude: Iterable[str] = (),
+        without: Collection[str] = (),
+    ) -> Iterator[ScanEntry]:
+        """What is below `path`, with its stat information; see `perfkit.filesystem.scan.scan`.
+
+        Raises:
+            ConfigError: patterns that can't be read.
+            OSError: the root can't be. What fails below it is an entry with `error` set.
+        """
+        from perfkit.filesystem.scan import scan
+
+        return scan(path, directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude,
+                    without=without)  # fmt: skip
+
+    def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
+        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file`.
+
+        Raises:
+            FileChangedError: it changed while it was read.
+            ConfigError: `chunk_bytes` can't be.
+            OSError: it can't be read.
+        """
+        from perfkit.filesystem.hashing import hash_file
+
+        return hash_file(path, chunk_bytes=chunk_bytes, whole=whole)
+
+    def hash_tree(
+        self, path: Path, *, include: Iterable[str] = (), exclude: Iterable[str] = (), without: Collection[str] = ()
+    ) -> Iterator[FileHash]:
+        """SHA-256 of every regular file below `path`, as they are done.
+
+        Raises:
+            ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
+        """
+        from perfkit.filesystem.hashing import hash_tree
+
+        return hash_tree(path, include=include, exclude=exclude, without=without)
+
+    def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
+        """Copy a tree, by reflink where that is to be had; a new `dest` appears in one step.
+
+        Args:
+            merge: `dest` may have contents, which are replaced file by file or stay.
+            on_error: `stop` at the first failure or `continue` with the rest.
+
+        Raises:
+            BatchError: some paths failed; `results` has those.
+            FileExistsError: `dest` has contents (without `merge`), or is no directory.
+            OSError: either can't be opened or made.
+        """
+        from perfkit.filesystem.batch import copy_tree
+
+        return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
+
+    def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
+        """As `copy_tree`, with hard links for files; what can't be linked is copied."""
+        from perfkit.filesystem.batch import link_tree
+
+        return link_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
+
+    def move_many(
+        self, pairs: Iterable[tuple[Path, Path]], *, replace: bool = False, on_error: OnError = "stop"
+    ) -> list[BatchResult]:
+        """Move files, links and directories, in order; to another file system by a copy.
+
+        Raises:
+            BatchError: some failed; `results` has all that were tried.
+        """
+        from perfkit.filesystem.batch import move_many
+
+        return move_many(pairs, replace=replace, on_error=on_error, progress=self._progress)
+
+    def remove_tree(self, path: Path, *, on_error: OnError = "stop") -> int:
+        """Remove a directory and all below it, never through a link; returns how many names.
+
+        Raises:
+            BatchError: some paths could not be removed; `results` has those.
+            OSError: it is not there, or is no directory.
+        """
+        from perfkit.filesystem.batch import remove_tree
+
+        return remove_tree(path, on_error=on_error, progress=self._progress)
+
+    def watch(self, path: Path) -> DirtySet:
+        """The names that change below `path`: `with kit.watch(path) as dirty: ...`; see `DirtySet`."""
+        from perfkit.filesystem.watch import watch
+
+        return watch(path)
+
     @contextlib.contextmanager
     def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
         """Change files below `root` all at once: durably at the end of the block, or not at all.
@@ -134,5 +238,30 @@ class Toolkit:
             UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
         """
+        from perfkit.filesystem.tree import Tree
+
         with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
             yield tx
+
+    def publish(
+        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+    ) -> Release:
+        """Make a directory tree the release that a static site offers; the site is made if need be.
+
+        Args:
+            site: a directory for any static file server; everything in it but one small file never changes.
+            version: what to call the release; one line of at most 200 characters.
+            keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+            exclude: patterns (fnmatch) of names in `src` to leave out; of a directory, with all in it.
+
+        Raises:
+            ConfigError: an argument that can't be; `site` lies in `src`.
+            UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
+            FileChangedError: a file changed while it was read; the site is as it was.
+            LockedError: another process is publishing to this site.
+            ManifestError: the site is damaged.
+            OSError: from reading `src` or writing `site`; the site is as it was.
+        """
+        from perfkit.incremental.publish import publish
+
+        return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)

@@ -163,7 +163,9 @@ class WrongServer:
         raw = connection
         try:
             if self.tls is not None:
-                connection = self.tls.wrap_socket(connection, server_side=True)
+                connection = self.tls.wrap_socket(connection, server_side=True, do_handshake_on_connect=False)
+                self._connections.add(connection)  # `raw` has given its socket away
+                connection.do_handshake()
             connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             with contextlib.closing(connection):
                 for asked in _requests(connection):
@@ -178,7 +180,8 @@ class WrongServer:
         except (OSError, ValueError):
             pass  # the client left, as clients of wrong servers do
         finally:
-            self._connections.discard(raw)
+            self._connections -= {raw, connection}
+            connection.close()
             raw.close()
 
 

@@ -198,6 +198,9 @@ def test_estimate_by_files_while_sizes_are_missing(meter: Meter, clock: Clock) -
         begun(meter, str(number), 10).done()
     clock.now += 10.0
     assert meter.snapshot().eta_s == pytest.approx(30.0)
+    large = begun(meter, "large", 200 * MIB)
+    large.advance(20 * MIB)
+    assert meter.snapshot().eta_s == pytest.approx(90.0)  # at 2 MiB/s; many small files say nothing of a large one
 
 
 def test_five_thousand_files(meter: Meter) -> None:

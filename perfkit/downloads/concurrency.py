@@ -78,7 +78,7 @@ class AdaptiveController:
         adaptive: False runs `ceiling` streams, always.
     """
 
-    ramp_window_s = 0.25
+    ramp_window_s = 0.1
     steady_window_s = 1.0
     answers_per_window = 4  # a window shorter than this many answers would judge streams that have not begun
     doubling_pays = 1.15  # the gain in goodput for which a doubling is kept; one more stream has to bring its share
@@ -145,8 +145,9 @@ class AdaptiveController:
         if idle:
             return self.target
         if trial is not None and goodput < trial[1] * self._worth(trial[0]):
+            self._ramping = False
             if trial[0] < self.target:
-                self._ramping, self._grow_after = False, self.patience_windows
+                self._grow_after = self.patience_windows
             else:
                 self._shrink_after = self.patience_windows
             return trial[0]

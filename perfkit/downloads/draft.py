@@ -111,7 +111,7 @@ class Draft:
         self.descriptor = -1
         self._journal_path = f"{self.path}.json"
         self._journal_lock = threading.Lock()
-        self._has_journal = False
+        self._has_journal: bool | None = None  # None: nobody has looked
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
@@ -126,12 +126,13 @@ class Draft:
             with open(self._journal_path, "rb") as file:
                 text = file.read(1 << 20)
         except FileNotFoundError:
+            self._has_journal = False
             return False
         self._open()
         self._has_journal = True
         try:
             self._load(json.loads(text))
-        except (ValueError, TypeError, KeyError) as error:
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
             _log.info("%s: not resumed: %s", self.dest, error)
             self.discard()
         return self.resumed_bytes > 0
@@ -174,21 +175,25 @@ class Draft:
             space = os.statvfs(os.path.dirname(self.path) or ".")
             if size > space.f_bavail * space.f_frsize:
                 raise OSError(errno.ENOSPC, f"{size} bytes needed, {space.f_bavail * space.f_frsize} free", self.dest)
-        self._open()
-        self._has_journal = True  # perhaps: one that speaks of other bytes must not outlive them
-        self._forget_journal()
-        os.ftruncate(self.descriptor, 0)
+        found = self._open()
+        if found:
+            self._has_journal = None
+        self._forget_journal()  # one that speaks of other bytes must not outlive them
+        if found:
+            os.ftruncate(self.descriptor, 0)
 
-    def _open(self) -> None:
+    def _open(self) -> int:
+        """Open and lock the partial file; returns its size."""
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             descriptor = os.open(self.path, flags, 0o666)
             try:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 with contextlib.suppress(FileNotFoundError):
-                    if os.path.samestat(os.fstat(descriptor), os.lstat(self.path)):
+                    status = os.fstat(descriptor)
+                    if os.path.samestat(status, os.lstat(self.path)):
                         self.descriptor = descriptor
-                        return
+                        return status.st_size
             except BlockingIOError:
                 os.close(descriptor)
                 raise TransferError(self.url, f"another process is downloading to {self.dest}") from None
@@ -248,10 +253,10 @@ class Draft:
             "boot": _BOOT, "done": done, "durable": self._durable,
         }  # fmt: skip
         fresh = f"{self._journal_path}~"
+        self._has_journal = True  # or a part of one, on a full disk
         with open(fresh, "w", encoding="utf-8") as file:
             json.dump(journal, file)
         os.replace(fresh, self._journal_path)
-        self._has_journal = True
         self._saved_at_s = time.monotonic()
 
     def publish(self, path: str, *, durable: bool) -> None:
@@ -331,7 +336,7 @@ class Draft:
             self.close()
 
     def _forget_journal(self) -> None:
-        if self._has_journal:
+        if self._has_journal is not False:
             for path in (self._journal_path, f"{self._journal_path}~"):
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

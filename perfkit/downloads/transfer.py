@@ -269,7 +269,7 @@ class Transfer:
         assert draft is not None
         assert runner is not None
         source = self._sources[task.source]
-        own = origin_of(source) == origin_of(self.request.url)
+        own = task.source == 0 or origin_of(source) == origin_of(self.request.url)
         start, end = runner.position, runner.segment.end
         if draft.part is None and end == draft.map.size:
             end = None
@@ -624,7 +624,8 @@ class Transfer:
                 self._error = error
         if draft is not None and (self._error is not None or self._unchanged):
             lasting = isinstance(self._error, TransferError) and not self._error.transient
-            if lasting or not (self._tools.config.keep_partial and self.request.resume):
+            hopeless = lasting and not isinstance(self._error, CancelledError)
+            if hopeless or not (self._tools.config.keep_partial and self.request.resume):
                 draft.discard()
             else:
                 draft.keep_or_discard()

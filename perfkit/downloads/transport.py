@@ -16,8 +16,8 @@ import socket
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
-from types import TracebackType
+from collections.abc import Mapping
+from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
 
@@ -32,6 +32,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.util.ssl_ import create_urllib3_context
 
 from perfkit.config import Config
+from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
 
@@ -116,9 +117,13 @@ class Transport(Protocol):
     def close(self) -> None: ...
 
 
-@functools.lru_cache(maxsize=1024)
 def origin_of(url: str) -> tuple[str, str, int]:
     """Scheme, host and port (RFC 6454)."""
+    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> tuple[str, str, int]:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
@@ -171,48 +176,87 @@ class _Exchange:
 _here = threading.local()  # .exchange: the one the current thread is busy with
 
 
-class _HeaderLines:
-    """Reads for http.client, and knows whether the headers came to their end."""
+class _Answer(wire.Answer):
+    """One that gives its connection back to the pool."""
 
-    def __init__(self, stream: Any) -> None:
-        self._stream = stream
-        self.last = b""
+    def __init__(self, connection: HTTPConnection, pool: HTTPConnectionPool) -> None:
+        super().__init__(connection.sock)
+        self._connection: HTTPConnection | None = connection
+        self._pool = pool
 
-    def readline(self, limit: int) -> bytes:
-        self.last = self._stream.readline(limit)
-        return self.last
-
-    def close(self) -> None:
-        self._stream.close()
-
-
-class _WholeHeadersResponse(http.client.HTTPResponse):
-    """http.client takes a connection that ends among the headers for their end, and the lost Content-Length with it."""
-
-    def begin(self: Any) -> None:
-        stream = self.fp
-        self.fp = lines = _HeaderLines(stream)
-        try:
-            super().begin()
-        finally:
-            self.fp = stream if self.fp is lines else self.fp
-        if lines.last not in (b"\r\n", b"\n"):
-            raise http.client.RemoteDisconnected("the connection ended in the middle of the headers")
+    def release(self) -> None:
+        """Return the connection to its pool; closed, if it can't carry another request."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            if not self.reusable:
+                connection.close()
+            self._pool._put_conn(connection)
 
 
-class _KillableMixin:
-    """A connection that tells the current exchange how to end it, from the first SYN on."""
+def _ask(pool: HTTPConnectionPool, target: str, headers: Mapping[str, str], timeout: urllib3.Timeout) -> _Answer:
+    """What `pool.urlopen` does of use to a downloader, without the retries and redirects that it does of its own."""
+    connection: Any = pool._get_conn()
+    try:
+        connection.timeout = timeout.connect_timeout
+        if connection.is_closed and pool.proxy is not None and pool.scheme == "https":
+            pool._prepare_proxy(connection)  # a tunnel (CONNECT)
+        pool._validate_conn(connection)
+        if pool.proxy is not None and pool.scheme == "http":
+            headers = {**headers, **pool.proxy_headers}
+        with contextlib.suppress(BrokenPipeError):  # the peer may have answered before it closed
+            connection.send_head("GET", target, headers)
+        if connection.sock.gettimeout() != timeout.read_timeout:  # setting it is a system call
+            connection.sock.settimeout(timeout.read_timeout)
+        return _Answer(connection, pool)
+    except BaseException:
+        connection.close()
+        pool._put_conn(None)
+        raise
 
-    response_class: Any = _WholeHeadersResponse
+
+class _Connection:
+    """What is ours in a connection of urllib3: it sends and reads by itself, and the current exchange can end it.
+
+    Where another makes the socket (a SOCKS proxy), that is from its being there on.
+    """
+
     _killer: _Killer | None = None
     _uses = 0
+
+    def __str__(self: Any) -> str:  # urllib3 begins its errors with it
+        return f"{self.host} port {self.port}"
+
+    def send_head(self: Any, method: str, url: str, headers: Mapping[str, str]) -> None:
+        exchange: _Exchange = _here.exchange
+        if self.sock is None:
+            self.connect()
+        if self._killer is None:
+            self._killer = _Killer(self.sock)
+        exchange.attach(self._killer)
+        exchange.reused = self._uses > 0
+        self._uses += 1
+        head = "".join([f"{method} {url} HTTP/1.1\r\n", *(f"{name}: {headers[name]}\r\n" for name in headers), "\r\n"])
+        if head.count("\n") != len(headers) + 2 or head.count("\r") != len(headers) + 2:
+            raise ValueError("a header or the URL has a line break in it")
+        self.sock.sendall(head.encode("latin-1"))
+
+    def close(self: Any) -> None:
+        if self._killer is not None:
+            self._killer.close()
+            self._killer = None
+        self._uses = 0
+        super().close()  # type: ignore[misc]
+
+
+class _DirectConnection(_Connection):
+    """One that can be ended from the first SYN on."""
 
     def _new_conn(self: Any) -> socket.socket:
         exchange: _Exchange = _here.exchange
         try:
             addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
         except (socket.gaierror, UnicodeError) as error:
-            raise urllib3.exceptions.NewConnectionError(self, f"{self.host} does not resolve: {error}") from error
+            raise urllib3.exceptions.NewConnectionError(self, f"the name does not resolve: {error}") from error
         failure: OSError = OSError("no address")
         for family, kind, protocol, _, address in addresses:
             sock = socket.socket(family, kind, protocol)
@@ -228,31 +272,18 @@ class _KillableMixin:
             except OSError as error:
                 failure = error
                 self._killer.close()
+                self._killer = None
                 sock.close()
         if isinstance(failure, TimeoutError):
-            raise urllib3.exceptions.ConnectTimeoutError(self, f"no connection to {self.host} in time") from failure
-        raise urllib3.exceptions.NewConnectionError(self, f"no connection to {self.host}: {failure}") from failure
-
-    def putrequest(self: Any, *args: Any, **kwargs: Any) -> Any:
-        exchange: _Exchange = _here.exchange
-        if self._killer is not None and self.sock is not None:
-            exchange.attach(self._killer)
-        exchange.reused = self._uses > 0
-        self._uses += 1
-        return super().putrequest(*args, **kwargs)  # type: ignore[misc]
-
-    def close(self: Any) -> None:
-        if self._killer is not None:
-            self._killer.close()
-        self._uses = 0
-        super().close()  # type: ignore[misc]
+            raise urllib3.exceptions.ConnectTimeoutError(f"{self}: no connection in time") from failure
+        raise urllib3.exceptions.NewConnectionError(self, failure.strerror or str(failure)) from failure
 
 
-class _HttpConnection(_KillableMixin, HTTPConnection):
+class _HttpConnection(_DirectConnection, HTTPConnection):
     pass
 
 
-class _HttpsConnection(_KillableMixin, HTTPSConnection):
+class _HttpsConnection(_DirectConnection, HTTPSConnection):
     pass
 
 
@@ -267,6 +298,25 @@ class _HttpsPool(HTTPSConnectionPool):
 _POOL_CLASSES: dict[str, type[HTTPConnectionPool]] = {"http": _HttpPool, "https": _HttpsPool}
 
 
+def _socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
+    """The same over SOCKS, of urllib3's own (its extra is installed, or there would be no such proxy)."""
+    from urllib3.contrib import socks
+
+    class Http(_Connection, socks.SOCKSConnection):
+        pass
+
+    class Https(_Connection, socks.SOCKSHTTPSConnection):
+        pass
+
+    class HttpPool(socks.SOCKSHTTPConnectionPool):
+        ConnectionCls = Http
+
+    class HttpsPool(socks.SOCKSHTTPSConnectionPool):
+        ConnectionCls = Https
+
+    return {"http": HttpPool, "https": HttpsPool}
+
+
 class _SharedAdapter(HTTPAdapter):
     """One adapter, mounted on every thread's session, so that all share its pools.
 
@@ -276,7 +326,7 @@ class _SharedAdapter(HTTPAdapter):
     def __init__(self, connections: int) -> None:
         self._proxy_lock = threading.Lock()
         self._context_lock = threading.Lock()
-        self._verified: ssl.SSLContext | None = None
+        self._contexts: dict[str | None, ssl.SSLContext] = {}
         super().__init__(pool_connections=_POOLS, pool_maxsize=connections, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
@@ -286,24 +336,26 @@ class _SharedAdapter(HTTPAdapter):
     def proxy_manager_for(self, proxy: str, **kwargs: Any) -> Any:
         with self._proxy_lock:
             manager = super().proxy_manager_for(proxy, **kwargs)
-            if isinstance(manager, urllib3.ProxyManager) and not proxy.lower().startswith("socks"):
-                manager.pool_classes_by_scheme = _POOL_CLASSES
+            socks = proxy.lower().startswith("socks")
+            manager.pool_classes_by_scheme = _socks_pool_classes() if socks else _POOL_CLASSES
             return manager
 
     def build_connection_pool_key_attributes(self, request: Any, verify: Any, cert: Any = None) -> tuple[Any, Any]:
         host, tls = super().build_connection_pool_key_attributes(request, verify, cert)
-        if verify is True and cert is None and host["scheme"] == "https":
-            tls = {"ssl_context": self._verified_context(), "cert_reqs": "CERT_REQUIRED"}
+        if verify and cert is None and host["scheme"] == "https":
+            bundle = verify if isinstance(verify, str) else None
+            tls = {"ssl_context": self._verified_context(bundle), "cert_reqs": "CERT_REQUIRED"}
         return host, tls
 
-    def _verified_context(self) -> ssl.SSLContext:
-        """The default verified case: the bundle is parsed once, not for each connection (about 15 ms each)."""
+    def _verified_context(self, bundle: str | None) -> ssl.SSLContext:
+        """Verified TLS: the CA bundle (default: certifi's) is parsed once, not per connection (about 15 ms each)."""
         with self._context_lock:
-            if self._verified is None:
+            if bundle not in self._contexts:
                 context = create_urllib3_context()
-                context.load_verify_locations(cafile=DEFAULT_CA_BUNDLE_PATH)
-                self._verified = context
-            return self._verified
+                where = "capath" if bundle is not None and os.path.isdir(bundle) else "cafile"
+                context.load_verify_locations(**{where: bundle or DEFAULT_CA_BUNDLE_PATH})
+                self._contexts[bundle] = context
+            return self._contexts[bundle]
 
     def close(self) -> None:
         pass
@@ -401,7 +453,7 @@ class HttpTransport:
 
     def _send(
         self, url: str, at: str, headers: dict[str, str], auth: tuple[str, str] | None, cancel: Cancel
-    ) -> _UrllibResponse:
+    ) -> _PooledResponse:
         """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
         with _mapped(url, cancel):
             request = self._prepare(at, headers, auth)
@@ -416,7 +468,7 @@ class HttpTransport:
                     raw = self._urlopen(at, request, exchange)
                     if exchange.expired:
                         raise TimeoutError("too late")
-                return _UrllibResponse(url, at, raw, exchange, cancel)
+                return _PooledResponse(url, at, raw, exchange, cancel)
             except TransferError as error:
                 cancel.discard(exchange.kill)
                 if not (exchange.reused and _is_stale(error)) or exchange.expired:
@@ -433,7 +485,9 @@ class HttpTransport:
             request.url = at
         else:
             request.prepare_url(at, None)
-        request.headers = headers  # type: ignore[assignment]  # http.client checks them when it sends them
+        assert request.url is not None
+        headers.setdefault("Host", _host_of(request.url))
+        request.headers = headers  # type: ignore[assignment]  # they are checked when they are sent
         if len(session.cookies):
             request.prepare_cookies(session.cookies)
         if "Authorization" not in request.headers:
@@ -443,7 +497,7 @@ class HttpTransport:
                 HTTPBasicAuth(*chosen)(request)
         return request
 
-    def _urlopen(self, at: str, request: requests.PreparedRequest, exchange: _Exchange) -> urllib3.HTTPResponse:
+    def _urlopen(self, at: str, request: requests.PreparedRequest, exchange: _Exchange) -> _Answer:
         key = origin_of(at)
         settings = self._environment(at, key)
         pool = self._pools.get(key)
@@ -457,13 +511,10 @@ class HttpTransport:
             self._pools[key] = pool
         target = self._adapter.request_url(request, settings["proxies"]) if settings["proxied"] else request.path_url
         _here.exchange = exchange
-        response = pool.urlopen(
-            "GET", target, headers=request.headers, redirect=False, assert_same_host=False, retries=False,
-            timeout=self._timeout, preload_content=False, decode_content=False,
-        )  # fmt: skip
-        if "Set-Cookie" in response.headers:
-            extract_cookies_to_jar(self._session().cookies, request, response)  # type: ignore[no-untyped-call]
-        return response  # type: ignore[return-value]
+        answer = _ask(pool, target, cast(Mapping[str, str], request.headers), self._timeout)
+        if answer.cookies:
+            _keep_cookies(self._session(), request, answer)
+        return answer
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._threads, "session", None)
@@ -501,68 +552,57 @@ class HttpTransport:
         return self._netrc[key]
 
 
-class _UrllibResponse:
-    def __init__(self, url: str, at: str, raw: urllib3.HTTPResponse, exchange: _Exchange, cancel: Cancel) -> None:
+class _PooledResponse:
+    """`Response` from a connection of a pool."""
+
+    def __init__(self, url: str, at: str, answer: _Answer, exchange: _Exchange, cancel: Cancel) -> None:
         self.url = at
-        self.status = raw.status
-        self.headers = {name.lower(): value for name, value in raw.headers.items()}
+        self.status = answer.status
+        self.headers = answer.headers
         self._asked = url
-        self._raw = raw
+        self._answer = answer
         self._exchange = exchange
         self._cancel = cancel
-        # With a declared length the bytes are read straight into our buffer: no copies, and no waiting for a full one.
-        self._left = None if raw.chunked else raw.length_remaining
-        self._stream = getattr(getattr(raw, "_fp", None), "fp", None) if self._left is not None else None
-        self._ended = self._left == 0
 
     def read_into(self, view: memoryview) -> int:
-        if self._ended:
-            return 0
         with _mapped(self._asked, self._cancel, self._exchange):
-            return self._read_declared(view) if self._stream is not None else self._read_undeclared(view)
-
-    def _read_declared(self, view: memoryview) -> int:
-        assert self._left is not None
-        assert self._stream is not None
-        count: int = self._stream.readinto1(view[: self._left]) or 0
-        if count == 0:
-            raise http.client.IncompleteRead(b"", self._left)
-        self._left -= count
-        if self._left == 0:
-            self._ended = True
-            self._give_back()  # now, so that another thread can use it
+            count = self._answer.read_into(view)
+        if self._answer.ended:
+            self._answer.release()  # now, so that another thread can use the connection
         return count
-
-    def _read_undeclared(self, view: memoryview) -> int:
-        data = self._raw.read1(len(view), decode_content=False)
-        view[: len(data)] = data
-        self._ended = not data
-        return len(data)
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""
-        if self._left is not None and self._left <= _DRAIN_BYTES:
-            view = memoryview(bytearray(self._left))
+        length = self._answer.length
+        if length is not None and length <= _DRAIN_BYTES:
+            view = memoryview(bytearray(length))
             with contextlib.suppress(TransferError):
                 while self.read_into(view):
                     pass
 
-    def __enter__(self) -> _UrllibResponse:
+    def __enter__(self) -> _PooledResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self._exchange.kill)
-        if not self._ended:
-            with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
-                self._raw.close()  # and the connection with it: the rest of the body is still on its way
-        self._give_back()
+        with contextlib.suppress(OSError, urllib3.exceptions.HTTPError):
+            self._answer.release()  # and end it, if the rest of the body is still on its way
 
-    def _give_back(self) -> None:
-        """Return the connection to its pool. http.client must see the response closed before the next request."""
-        inner: Any = self._raw._fp
-        if inner is not None:
-            inner.close()
-        self._raw.release_conn()
+
+def _keep_cookies(session: requests.Session, request: requests.PreparedRequest, answer: _Answer) -> None:
+    """By requests' rules, which want http.client's kind of message to read them from."""
+    message = http.client.HTTPMessage()
+    for cookie in answer.cookies:
+        message["Set-Cookie"] = cookie
+    response = SimpleNamespace(_original_response=SimpleNamespace(msg=message))
+    extract_cookies_to_jar(session.cookies, request, response)  # type: ignore[no-untyped-call]
+
+
+def _host_of(url: str) -> str:
+    """What the Host header says (RFC 9110 section 7.2)."""
+    scheme, host, port = origin_of(url)
+    name = f"[{host}]" if ":" in host else host
+    return name if port == (443 if scheme == "https" else 80) else f"{name}:{port}"
 
 
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
@@ -585,26 +625,38 @@ def _is_stale(error: TransferError) -> bool:
     return False
 
 
-@contextlib.contextmanager
-def _mapped(url: str, cancel: Cancel, exchange: _Exchange | None = None) -> Iterator[None]:
+class _mapped:  # a context manager of a few instructions: there are several for each small file
     """Foreign errors become ours here and nowhere else."""
-    try:
-        yield
-    except (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError, ValueError) as error:
-        if isinstance(error, ConfigError | TransferError):
-            raise
-        if cancel.cancelled:
-            raise CancelledError(url, "cancelled") from error
-        if exchange is not None and exchange.expired:
-            raise TransferTimeoutError(url, "the answer's headers did not arrive in time", transient=True) from error
-        raise _translate(url, error) from error
+
+    __slots__ = ("_cancel", "_exchange", "_url")
+
+    def __init__(self, url: str, cancel: Cancel, exchange: _Exchange | None = None) -> None:
+        self._url, self._cancel, self._exchange = url, cancel, exchange
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        if error is None or not isinstance(error, _FOREIGN) or isinstance(error, ConfigError | TransferError):
+            return
+        if self._cancel.cancelled:
+            raise CancelledError(self._url, "cancelled") from error
+        if self._exchange is not None and self._exchange.expired:
+            reason = "the answer's headers did not arrive in time"
+            raise TransferTimeoutError(self._url, reason, transient=True) from error
+        raise _translate(self._url, error) from error
+
+
+_FOREIGN = (OSError, http.client.HTTPException, urllib3.exceptions.HTTPError, UnicodeError, ValueError)
 
 
 def _translate(url: str, error: Exception) -> TransferError:
     roots = _chain(error)
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in roots):
         return TransferError(url, f"the server's certificate is not trusted: {roots[-1]}")
-    if any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
+    # A connection that was refused is of urllib3's timeouts too.
+    refused = any(isinstance(each, urllib3.exceptions.NewConnectionError) for each in roots)
+    if not refused and any(isinstance(each, urllib3.exceptions.TimeoutError | TimeoutError) for each in roots):
         return TransferTimeoutError(url, f"timed out: {error}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead | urllib3.exceptions.IncompleteRead) for each in roots):
         return TransferError(url, "the body ended before its Content-Length", transient=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections import OrderedDict
@@ -11,6 +12,7 @@ from perfkit.errors import UnsafePathError
 __all__ = ["Beneath"]
 
 _MOST_OPEN = 128
+_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # or gone, or a mount point
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -107,7 +109,9 @@ class Beneath:
             if held is not None:
                 os.close(held)
             os.rmdir(leaf, dir_fd=fd)
-        except OSError:
+        except OSError as error:
+            if error.errno not in _NOT_EMPTY:
+                raise
             return False
         return True
 

@@ -15,7 +15,7 @@ import os
 import stat
 from collections.abc import Callable, Iterable, Sequence
 
-from perfkit.errors import RecoveryError
+from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.records import FORMAT, Step, seal, unseal
 from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
@@ -47,28 +47,37 @@ class Committer:
         self._still_ours = still_ours
         self._tidy = tidy
         self._count = 0
+        self._retiring = False  # the change is done, and only its journal is still to go
+
+    def begin(self) -> None:
+        """Make the stage: as long as it is there, a crash is known to have left things to clear away."""
+        self._beneath.mkdir(self._stage, 0o700)
 
     def stage(self) -> str:
         """A name for one more staged file."""
-        if not self._count:
-            self._beneath.mkdir(self._stage, 0o700)
         self._count += 1
         return f"{self._stage}/{self._count}"
 
     def stage_file(self) -> tuple[str, int]:
         """A new staged file: its name, and a descriptor to read and write it."""
         name = self.stage()
-        return name, self._beneath.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            return name, self._beneath.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        except FileNotFoundError:
+            self._still_ours()  # another took the tree over, and threw our stage away
+            raise
 
     def discard(self) -> None:
-        """Remove the stage, and those that others left."""
-        for entry in self._beneath.names(OWN):
-            if entry.startswith(_STAGE_PREFIX):
-                stage = f"{OWN}/{entry}"
-                for name in self._beneath.names(stage):
-                    self._beneath.unlink(f"{stage}/{name}")
-                self._beneath.rmdir(stage)
-        self._count = 0
+        """Remove the stage; what can't be removed now waits for the next opening."""
+        self._remove_stage(self._stage)
+
+    def _remove_stage(self, stage: str) -> None:
+        try:
+            for name in self._beneath.names(stage):
+                self._beneath.unlink(f"{stage}/{name}")
+            self._beneath.rmdir(stage)
+        except OSError as error:
+            _log.warning("%s: leftovers could not be removed: %s", self._beneath.root, error)
 
     def run(self, firm: Sequence[Step], rest: Sequence[Step], abandon: Callable[[], None]) -> None:
         """Carry out these steps, all or none.
@@ -83,18 +92,22 @@ class Committer:
             OSError: the disk failed or is full; nothing was changed.
             RecoveryError: it failed after the commit point; the next opening completes it.
         """
+        self._retiring = False
         try:
             self._write_journal(firm, rest)
             done = self._carry_out(firm, rest)
         except RecoveryError:
             raise
+        except LockedError:
+            self.discard()  # what else there is belongs to the other now
+            raise
         except BaseException:
             # An interrupt may have come on either side of the commit point: what is on disk decides.
-            if not self.committed:
-                abandon()
-                self.discard()
-            else:
+            if self.committed:
                 self.recover()
+            elif not self._retiring:
+                abandon()
+            self.discard()
             raise
         if done is not None:
             abandon()
@@ -109,9 +122,11 @@ class Committer:
         kept = [step.source for step in (*firm, *rest) if step.kind == "drop" and step.source]
         self._sync([*sources, *kept, name], ["", OWN, OBJECTS, self._stage, *{os.path.dirname(s) for s in sources}])
         self._still_ours()
-        # link(2) and not rename: it fails if there is a journal, which only a process that ignored our lock can make.
+        # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
         try:
             self._beneath.link(name, _JOURNAL)
+        except FileExistsError as error:
+            raise LockedError(f"{self._beneath.root}: another process is committing a change; start again") from error
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
@@ -128,12 +143,13 @@ class Committer:
         """Whether a change is past its commit point and not yet completed."""
         return self._beneath.lstat(_JOURNAL) is not None
 
-    def recover(self) -> bool:
-        """Complete or discard what a crash left; True if there was anything.
+    def recover(self) -> None:
+        """Complete or discard what a crash left.
 
         Raises:
             RecoveryError: it can't be; the tree is not whole, and the journal stays.
         """
+        self._still_ours()
         self._beneath.forget()
         found = self._beneath.lstat(_JOURNAL) is not None
         if found:
@@ -141,12 +157,11 @@ class Committer:
             firm, rest = self._read_journal()
             if (failed := self._carry_out(firm, rest)) is not None:
                 _log.warning("%s: an interrupted change was given up: %s", self._beneath.root, failed)
-        litter = any(entry.startswith(_STAGE_PREFIX) for entry in self._beneath.names(OWN))
-        if litter:
-            self.discard()
-            if not found:
-                self._tidy()
-        return found or litter
+        litter = [entry for entry in self._beneath.names(OWN) if entry.startswith(_STAGE_PREFIX)]
+        if litter and not found:
+            self._tidy()  # before the stage goes: it tells the next one that there is something to tidy
+        for entry in litter:
+            self._remove_stage(f"{OWN}/{entry}")
 
     def _read_journal(self) -> tuple[list[Step], list[Step]]:
         try:
@@ -162,13 +177,13 @@ class Committer:
             ) from error
         return steps[:firm], steps[firm:]
 
-    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> OSError | None:
+    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
-        failed: OSError | None = None
+        failed: Exception | None = None
         try:
             for step in firm:
                 self._do(step)
-        except OSError as error:
+        except (OSError, UnsafePathError) as error:
             failed = error
         try:
             if failed is None:
@@ -179,9 +194,10 @@ class Committer:
                     self._undo(step)
             self._sync((), _touched([*firm, *rest]))
             self._tidy()
+            self._retiring = True
             self._beneath.unlink(_JOURNAL)
             os.fsync(self._beneath.directory(OWN))
-        except OSError as error:
+        except (OSError, UnsafePathError, UpdateError) as error:
             raise RecoveryError(
                 f"{self._beneath.root}: the change could not be completed: {error}; "
                 "when the cause is gone, the next use of the tree completes it"

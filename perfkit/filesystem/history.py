@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -11,7 +12,6 @@ from typing import Any
 from perfkit.errors import RecoveryError, RollbackError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.records import FORMAT, Change, Content, pack, seal, unpack, unseal
-from perfkit.filesystem.store import write_all
 
 __all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "forget_others", "generations"]
 
@@ -75,7 +75,7 @@ class Timeline:
 
 
 def read_timeline(beneath: Beneath) -> Timeline:
-    """What `write_timeline` wrote; the beginning if there is nothing.
+    """Where on the timeline the tree is; at the beginning if nothing says so.
 
     Raises:
         RecoveryError: it is damaged.
@@ -92,16 +92,16 @@ def read_timeline(beneath: Beneath) -> Timeline:
         raise RecoveryError(f"{beneath.root}: {STATE} is {error}; remove it to forget the history") from error
 
 
-def write_timeline(fd: int, timeline: Timeline) -> None:
-    row = ["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]
-    write_all(fd, b"".join(seal([row])))
+def state_of(timeline: Timeline) -> Iterator[bytes]:
+    """What `read_timeline` reads."""
+    return seal([["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]])
 
 
 def record_name(number: int) -> str:
     return f"{HISTORY}/{number}"
 
 
-def write_record(fd: int, number: int, label: Mapping[str, str], changes: Sequence[Change]) -> None:
+def record_of(number: int, label: Mapping[str, str], changes: Sequence[Change]) -> Iterator[bytes]:
     """The header, the contents that undoing needs, and the changes; so that most readers stop early."""
     before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
     head = {
@@ -115,8 +115,7 @@ def write_record(fd: int, number: int, label: Mapping[str, str], changes: Sequen
         "bytes_before": sum(before.values()),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
-    with open(fd, "wb", closefd=False) as file:
-        file.writelines(seal([head, list(before), *rows]))
+    return seal(itertools.chain([head, list(before)], rows))
 
 
 def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], list[str]]:

@@ -30,6 +30,7 @@ class Lock:
     def __init__(self, beneath: Beneath) -> None:
         self._beneath = beneath
         self._fd = -1
+        self._pid = os.getpid()
         self.token = secrets.token_hex(8)
 
     def acquire(self, wait_s: float) -> None:
@@ -54,6 +55,7 @@ class Lock:
             if found is None or found.st_ino != os.fstat(fd).st_ino or _lives(self._owner()):
                 os.close(fd)
                 return False
+            self._write_note()
         except BlockingIOError:
             os.close(fd)
             return False
@@ -61,12 +63,14 @@ class Lock:
             os.close(fd)
             raise
         self._fd = fd
+        return True
+
+    def _write_note(self) -> None:
         note = self._beneath.open(_OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_all(note, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
         finally:
             os.close(note)
-        return True
 
     def check(self) -> None:
         """See that nobody took the tree over.
@@ -82,20 +86,21 @@ class Lock:
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
-        owner = self._owner()
-        if owner.get("pid") == os.getpid():
-            if owner.get("token") == self.token:
-                with contextlib.suppress(OSError):
-                    self._beneath.unlink(_OWNER)
-            fcntl.flock(fd, fcntl.LOCK_UN)
-        os.close(fd)
+        try:
+            if os.getpid() == self._pid:
+                with contextlib.suppress(OSError):  # a note that stays is that of a dead process
+                    if self._owner().get("token") == self.token:
+                        self._beneath.unlink(_OWNER)
+                fcntl.flock(fd, fcntl.LOCK_UN)
+        finally:
+            os.close(fd)
 
     def _owner(self) -> dict[str, object]:
         """The note; empty if there is none that can be read."""
         try:
             with open(self._beneath.open(_OWNER), "rb") as file:
                 owner = json.loads(file.read(4096))
-        except (OSError, ValueError):
+        except (FileNotFoundError, ValueError):
             return {}
         return owner if isinstance(owner, dict) else {}
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
@@ -19,7 +19,7 @@ def usable_cpus(most: int = 4) -> int:
     return max(1, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-def pooled(work: Callable[[T], R], items: Iterable[T], threads: int) -> Iterator[R]:
+def pooled(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
     """What `work` makes of each item, in their order. Items are taken as threads get free; they had better be batches.
 
     Closing the iterator, or an error, lets what is under way end and drops the rest.

@@ -90,7 +90,7 @@ class Store:
             found = os.fstat(fd)
             digest = known or digest_of(fd, name)
             content = Content(digest, found.st_size, stat.S_IMODE(found.st_mode))
-            if digest != EMPTY and not self._holds(content):
+            if digest != EMPTY and not self._holds(content, found.st_ino):
                 self._beneath.mkdir(OBJECTS, 0o700)
                 target = f"{OBJECTS}/{digest}"
                 self.added.append(target)
@@ -99,18 +99,27 @@ class Store:
         finally:
             os.close(fd)
 
-    def _holds(self, content: Content) -> bool:
+    def _holds(self, content: Content, ino: int) -> bool:
+        """Whether there is such an object; one that a writer spoilt through a hard link is removed."""
         target = f"{OBJECTS}/{content.sha256}"
         found = self._beneath.lstat(target)
-        if found is not None and (found.st_size != content.size or not stat.S_ISREG(found.st_mode)):
-            self._beneath.unlink(target)  # a writer went through a hard link of it
-            return False
-        return found is not None
+        if found is None or found.st_ino == ino:
+            return found is not None
+        if stat.S_ISREG(found.st_mode) and found.st_size == content.size:
+            fd = open_regular(self._beneath, target)
+            try:
+                if digest_of(fd, target) == content.sha256:
+                    return True
+            finally:
+                os.close(fd)
+        self._beneath.unlink(target)
+        return False
 
     def take_back(self) -> None:
         """Remove what was added since `begin`."""
         for target in self.added:
-            self._beneath.unlink(target)
+            with contextlib.suppress(OSError):  # then the next sweep removes it
+                self._beneath.unlink(target)
         self.added = []
 
     def sweep(self, needed: set[str]) -> None:

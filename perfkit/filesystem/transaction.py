@@ -70,11 +70,17 @@ class Transaction:
         self._finish = finish
         self._final: dict[str, _Put | None] = {}
         self._adopted: set[str] = set()
-        self._over = False
+        self._entered = self._over = False
         self.result: Commit | None = None
 
     def __enter__(self) -> Transaction:
+        self._entered = True
         return self
+
+    @property
+    def open(self) -> bool:
+        """Whether its block has begun and not ended."""
+        return self._entered and not self._over
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._over = True

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from types import TracebackType
 from typing import Literal
 
-from perfkit.errors import PerfkitError, RollbackError, UpdateError
+from perfkit.errors import LockedError, PerfkitError, RollbackError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.history import (
@@ -24,8 +26,8 @@ from perfkit.filesystem.history import (
     needed_objects,
     read_timeline,
     record_name,
-    write_record,
-    write_timeline,
+    record_of,
+    state_of,
 )
 from perfkit.filesystem.lock import Lock
 from perfkit.filesystem.records import Change, Content, Step
@@ -62,6 +64,7 @@ class Tree:
         self.root = os.path.abspath(os.fspath(root))
         self._wait_s = wait_s
         self._keep = keep_generations
+        self._transaction: Transaction | None = None
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
@@ -86,8 +89,10 @@ class Tree:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._lock.release()
-        self._beneath.close()
+        try:
+            self._lock.release()
+        finally:
+            self._beneath.close()
 
     @property
     def stage(self) -> str:
@@ -127,13 +132,14 @@ class Tree:
         """
         self._begin()
         given = dict(label or {})
-        return Transaction(
+        self._transaction = Transaction(
             self._beneath,
             self._committer,
             self._store,
             known=known or {},
             finish=lambda transaction: self._commit(transaction, given),
         )
+        return self._transaction
 
     def switch(self, to: int | None = None, *, edits: Edits = "refuse") -> Commit:
         """Go back to a generation, or forward again, touching only what differs.
@@ -150,22 +156,25 @@ class Tree:
             RollbackError: no such generation, a kept content is damaged, or there are edits; the tree is as it was.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
-        self._begin()
         timeline = read_timeline(self._beneath)
         numbers, undo = timeline.path(to)
-        try:
-            return self._switch(timeline, numbers, undo, edits)
-        except BaseException:
-            self._abandon_unless_committed()
-            raise
+        self._begin()
+        with self._preparing():
+            target, changes, aside, sources = self._plan_switch(timeline, numbers, undo, edits)
+            firm, rest = self._steps([*changes, *aside], sources, replace(timeline, current=target))
+        self._committer.run(firm, rest, self._store.take_back)
+        return Commit(target, with_stats(self._beneath, changes))
 
-    def _switch(self, timeline: Timeline, numbers: Sequence[int], undo: bool, edits: Edits) -> Commit:
+    def _plan_switch(
+        self, timeline: Timeline, numbers: Sequence[int], undo: bool, edits: Edits
+    ) -> tuple[int, list[Change], list[Change], dict[str, str]]:
+        """The generation to be in, what changes, what is kept aside, and the staged file of each new name."""
         target = timeline.current
         if numbers:
             place = timeline.chain.index(numbers[-1])
             target = timeline.chain[place - 1 if undo else place]
         changes: list[Change] = []
-        aside: list[tuple[str, Change]] = []
+        aside: dict[str, Change] = {}  # by the name that was edited
         leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
         for change in changes_between(self._beneath, numbers, undo=undo):
             found = self._beneath.lstat(change.name)
@@ -180,7 +189,7 @@ class Tree:
                 if edits == "refuse" and not wanted:
                     raise RollbackError(f"{change.name} was changed since by others; keep it aside, or overwrite it")
                 if edits == "keep" and not wanted:
-                    aside.append((self._aside(change.name), Change(change.name, None, before)))
+                    aside[change.name] = Change(self._aside(change.name), None, before)
             changes.append(Change(change.name, before, change.after))
         changes.sort(key=lambda change: change.name)
         check_places(self._beneath, {change.name: change.after for change in changes})
@@ -189,13 +198,10 @@ class Tree:
         for change in changes:
             if change.after is not None:
                 sources[change.name] = self._restore(change.name, change.after, leaving, taken)
-        for name, change in aside:
-            assert change.after is not None
-            sources[name] = self._committer.stage()
-            self._link(change.name, sources[name])
-        every = [*changes, *(Change(name, None, change.after) for name, change in aside)]
-        self._run(every, sources, Timeline(timeline.chain, target, timeline.next))
-        return Commit(target, with_stats(self._beneath, changes))
+        for name, change in aside.items():
+            sources[change.name] = self._committer.stage()
+            self._link(name, sources[change.name])
+        return target, changes, list(aside.values()), sources
 
     def _aside(self, name: str) -> str:
         number = 0
@@ -268,56 +274,60 @@ class Tree:
             raise UpdateError(f"can't keep {keep} generations")
         self._begin()
         timeline = read_timeline(self._beneath)
-        try:
-            self._run([], {}, timeline.prune(keep))
-        except BaseException:
-            self._abandon_unless_committed()
-            raise
+        with self._preparing():
+            firm, rest = self._steps([], {}, timeline.prune(keep))
+        self._committer.run(firm, rest, self._store.take_back)
 
     def _begin(self) -> None:
+        if self._transaction is not None and self._transaction.open:
+            raise UpdateError(f"{self.root}: a transaction is open; end it first")
         self._committer.recover()
         self._beneath.forget()
         self._store.begin()
+        self._committer.begin()
 
     def _commit(self, transaction: Transaction, label: Mapping[str, str]) -> Commit:
         timeline = read_timeline(self._beneath)
-        try:
+        with self._preparing():
             changes = transaction.prepare()
             if not changes:
-                self._abandon_unless_committed()
+                self._give_up()
                 return Commit(timeline.current)
             sources = {change.name: transaction.source(change.name) for change in changes if change.after is not None}
-            following = timeline.commit(self._keep)
+            timeline = timeline.commit(self._keep)
+            firm, rest = self._steps(changes, sources, timeline)
             record, fd = self._committer.stage_file()
-            try:
-                write_record(fd, following.current, label, changes)
-            finally:
-                os.close(fd)
-            self._run(changes, sources, following, record)
-        except BaseException:
-            self._abandon_unless_committed()
-            raise
-        return Commit(following.current, with_stats(self._beneath, changes))
-
-    def _run(
-        self, changes: Sequence[Change], sources: Mapping[str, str], timeline: Timeline, record: str | None = None
-    ) -> None:
-        """Commit changes of files together with what the history says of them."""
-        firm, rest = steps(self._beneath, changes, sources.__getitem__)
-        if record is not None:
+            with open(fd, "wb") as file:
+                file.writelines(record_of(timeline.current, label, changes))
             firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
-        state, fd = self._committer.stage_file()
-        try:
-            write_timeline(fd, timeline)
-        finally:
-            os.close(fd)
-        (firm if self._beneath.lstat(STATE) is None else rest).append(Step("put", STATE, state))
         self._committer.run(firm, rest, self._store.take_back)
+        return Commit(timeline.current, with_stats(self._beneath, changes))
 
-    def _abandon_unless_committed(self) -> None:
-        if not self._committer.committed:
+    def _steps(
+        self, changes: Sequence[Change], sources: Mapping[str, str], timeline: Timeline
+    ) -> tuple[list[Step], list[Step]]:
+        """How to make these changes, and to note where on the timeline the tree then is."""
+        firm, rest = steps(self._beneath, changes, sources.__getitem__)
+        state, fd = self._committer.stage_file()
+        with open(fd, "wb") as file:
+            file.writelines(state_of(timeline))
+        (firm if self._beneath.lstat(STATE) is None else rest).append(Step("put", STATE, state))
+        return firm, rest
+
+    @contextlib.contextmanager
+    def _preparing(self) -> Iterator[None]:
+        """Up to the commit, any exception gives the change up; from there on the committer answers for it."""
+        try:
+            yield
+        except BaseException:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        with contextlib.suppress(LockedError):
+            self._lock.check()
             self._store.take_back()
-            self._committer.discard()
+        self._committer.discard()
 
     def _tidy(self) -> None:
         """Remove the records and contents that no reachable generation needs."""

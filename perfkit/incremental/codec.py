@@ -15,10 +15,11 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["MAX_WINDOW_LOG", "dictionary", "expand", "expand_stream", "train", "zstd"]
+__all__ = ["MAX_WINDOW_LOG", "compress", "compress_many", "dictionary", "expand", "expand_stream", "train", "zstd"]
 
 MAX_WINDOW_LOG = 23  # 8 MiB: no frame of a release needs more, and no decoder holds more
 _CHUNK_BYTES = 256 << 10
+_LEAST_PREFIX_BYTES = 8  # libzstd takes no shorter dictionary
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 
@@ -26,7 +27,7 @@ def expand(data: bytes, size: int, *, prefix: bytes = b"") -> bytes:
     """The `size` bytes that `data`, exactly one frame, stands for.
 
     Args:
-        prefix: raw content that the frame was made against.
+        prefix: raw content that the frame was made against; below 8 bytes it counts as none.
 
     Raises:
         ManifestError: it is no such frame, or its content has another size.
@@ -45,7 +46,7 @@ def expand_stream(
     Raises:
         ManifestError: as `expand`; what was yielded before is then worth nothing.
     """
-    chosen = zstd.ZstdDict(prefix, is_raw=True).as_prefix if prefix else shared
+    chosen = _raw(prefix) or shared
     decoder = zstd.ZstdDecompressor(zstd_dict=chosen, options=_OPTIONS)
     left = size
     try:
@@ -72,6 +73,10 @@ def expand_stream(
         raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
 
 
+def _raw(prefix: bytes) -> tuple[zstd.ZstdDict, int] | None:
+    return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
+
+
 def dictionary(content: bytes) -> zstd.ZstdDict:
     """A dictionary in zstd's own format (RFC 8878 section 5), for `expand_stream`.
 
@@ -82,6 +87,24 @@ def dictionary(content: bytes) -> zstd.ZstdDict:
         return zstd.ZstdDict(content)
     except ValueError as error:
         raise ManifestError(f"a dictionary is damaged: {error}") from error
+
+
+def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
+    """One frame that tells its size, whose window is no more than 8 MiB plus what `prefix` needs."""
+    options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
+    if len(data) > 1 << MAX_WINDOW_LOG:
+        options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
+    return zstd.compress(data, options=options, zstd_dict=_raw(prefix))
+
+
+def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+    """A frame for each, made with the same dictionary."""
+    options: dict[int, int] = {
+        zstd.CompressionParameter.compression_level: level,
+        zstd.CompressionParameter.dict_id_flag: 0,
+    }
+    compressor = zstd.ZstdCompressor(options=options, zstd_dict=shared.as_digested_dict if shared else None)
+    return [compressor.compress(content, zstd.ZstdCompressor.FLUSH_FRAME) for content in contents]
 
 
 def train(samples: list[bytes], size: int) -> bytes | None:

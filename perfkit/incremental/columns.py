@@ -45,6 +45,12 @@ class Reader:
         start, self.position = self.position, self.position + count
         return self._data[start : self.position]
 
+    def skip(self, count: int) -> None:
+        """Pass over the next bytes."""
+        if count > len(self._data) - self.position:
+            raise ManifestError(f"{self._what}: cut short")
+        self.position += count
+
     def number(self, width: int = 4) -> int:
         """One little-endian integer."""
         return int.from_bytes(self.take(width), "little")

@@ -7,14 +7,14 @@ most files, within one frame. Contents that several entries share are listed onc
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.release import ObjectRef
+from perfkit.incremental.release import ObjectRef, PackedRef
 
 __all__ = ["MAX_FRAME_BYTES", "Frame", "Index", "Pack", "PackRange", "Piece"]
 
@@ -30,7 +30,7 @@ class Pack:
     """An object that holds frames, and the dictionary that all of them were made with, if any."""
 
     object: ObjectRef
-    dictionary: ObjectRef | None = None
+    dictionary: PackedRef | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,6 +113,9 @@ class Index:
         pieces = tuple(map(self.piece, range(self._first[number], self._first[number + 1])))
         return Frame(self._packs_of[number], self._at[number], self._bytes[number], self._sizes[number], pieces)
 
+    def __iter__(self) -> Iterator[Frame]:
+        return map(self.__getitem__, range(len(self)))
+
     def piece(self, number: int) -> Piece:
         """One piece, counted through all frames."""
         tag = self._tags[number] if self._tags else 0
@@ -121,6 +124,10 @@ class Index:
     def place(self, number: int) -> tuple[int, int]:
         """Where a frame begins in its pack, and its compressed size."""
         return self._at[number], self._bytes[number]
+
+    def pack_of(self, number: int) -> int:
+        """Which pack a frame lies in."""
+        return self._packs_of[number]
 
     def content_bytes(self, number: int) -> int:
         """The size of a frame's content."""
@@ -221,7 +228,7 @@ class Index:
                 end = piece.start + piece.length
                 used = max(used, end)
             tails.append(frame.size - used)
-        refs = [pack.dictionary or ObjectRef("00" * 32, 0) for pack in packs]
+        shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
         counts = (len(packs), len(frames), len(rows), len(tag_values))
         return b"".join((
             _MAGIC,
@@ -229,8 +236,9 @@ class Index:
             *(count.to_bytes(4, "little") for count in counts),
             b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
             pack_column(8, (pack.object.bytes for pack in packs)),
-            b"".join(bytes.fromhex(ref.sha256) for ref in refs),
-            pack_column(4, (ref.bytes for ref in refs)),
+            b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
+            pack_column(4, (packed.object.bytes for packed in shared)),
+            pack_column(4, (packed.size for packed in shared)),
             pack_column(4, per_pack),
             pack_column(8, gaps),
             pack_column(4, (frame.bytes for frame in frames)),
@@ -250,7 +258,7 @@ class _Pieces:
         self._coded_tags = tags
         self._tags_used = 0
         self._entry = -1
-        self._expected: dict[int, int] = {}
+        self._expected = array("Q", bytes(8 * len(manifest)))
         self.columns = (array("I"), array("Q"), array("I"), array("I"), array("Q"))
 
     def read(self, begin: int, end: int) -> int:
@@ -262,7 +270,7 @@ class _Pieces:
             self._entry += 1 + unzigzag(steps[number])
             if not 0 <= self._entry < len(self._manifest):
                 _refuse("a piece of a file that isn't there")
-            offset = self._expected.get(self._entry, 0) + unzigzag(jumps[number])
+            offset = self._expected[self._entry] + unzigzag(jumps[number])
             start = place + unzigzag(moves[number])
             left = self._manifest.size(self._entry) - offset
             length = given[number] or left
@@ -291,7 +299,13 @@ class _Pieces:
             _refuse("too many tags")
         entries, offsets, _, lengths, _ = self.columns
         reached = array("Q", bytes(8 * len(self._manifest)))
-        for number in sorted(range(len(entries)), key=lambda number: (entries[number], offsets[number])):
+        later = []
+        for number, entry in enumerate(entries):
+            if offsets[number] == reached[entry]:
+                reached[entry] += lengths[number]
+            else:
+                later.append(number)
+        for number in sorted(later, key=offsets.__getitem__):
             if offsets[number] != reached[entries[number]]:
                 _refuse("pieces of a file that overlap or leave a gap")
             reached[entries[number]] += lengths[number]
@@ -313,16 +327,16 @@ def _read_packs(reader: Reader, count: int) -> tuple[Pack, ...]:
     digests = reader.take(32 * count)
     sizes = reader.column(8, count)
     dictionaries = reader.take(32 * count)
-    dictionary_sizes = reader.column(4, count)
+    dictionary_bytes, dictionary_sizes = reader.column(4, count), reader.column(4, count)
     packs = []
     for number in range(count):
         cut = slice(32 * number, 32 * number + 32)
         shared = None
         if dictionary_sizes[number]:
-            if dictionary_sizes[number] > MAX_DICTIONARY_BYTES:
+            if max(dictionary_sizes[number], dictionary_bytes[number]) > MAX_DICTIONARY_BYTES:
                 _refuse(f"a dictionary larger than {MAX_DICTIONARY_BYTES} bytes")
-            shared = ObjectRef(dictionaries[cut].hex(), dictionary_sizes[number])
-        elif any(dictionaries[cut]):
+            shared = PackedRef(ObjectRef(dictionaries[cut].hex(), dictionary_bytes[number]), dictionary_sizes[number])
+        elif dictionary_bytes[number] or any(dictionaries[cut]):
             _refuse("a dictionary of no bytes")
         packs.append(Pack(ObjectRef(digests[cut].hex(), sizes[number]), shared))
     return tuple(packs)

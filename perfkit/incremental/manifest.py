@@ -29,6 +29,7 @@ MAX_FILE_BYTES = 1 << 50
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
 _BATCH = 4096
+_LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
     | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
@@ -119,11 +120,12 @@ class Manifest:
         flags_at = reader.position
         if reader.take(count).strip(b"\x00\x01"):
             raise ManifestError("manifest: an unknown flag")
-        reader.take(32 * count)
-        ends = array("Q", (reader.position,))
-        names = reader.take(name_bytes)
+        reader.skip(32 * count)
+        names_at = reader.position
+        reader.skip(name_bytes)
         reader.end()
-        ends.extend(itertools.islice((found.end() + ends[0] for found in re.finditer(b"\n", names)), count + 1))
+        ends = array("I", (names_at,))
+        ends.extend(itertools.islice((found.end() for found in _LINE_FEED.finditer(raw, names_at)), count + 1))
         if len(ends) != count + 1 or ends[-1] != len(raw):
             raise ManifestError("manifest: not as many names as entries")
         manifest = cls(raw, digest, sizes, flags_at, ends)

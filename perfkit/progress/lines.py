@@ -17,7 +17,7 @@ __all__ = ["CallbackProgress", "JsonLines", "PlainLines", "say", "terminal_size"
 
 _CLEAR_REST = "\x1b[K"
 
-_STEP = 0.1  # a line for each tenth of the work
+_STEPS = 10  # a line for each tenth of the work
 _EVERY_S = 30.0  # and at least one in this time
 
 
@@ -60,31 +60,27 @@ class PlainLines:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._alive = True
-        self._next_step = _STEP
+        self._step = 0  # the last one told of
         self._next_s = _EVERY_S
 
     def update(self, snapshot: Snapshot) -> None:
         share = _share(snapshot)
-        if share is not None and share < self._next_step - 2 * _STEP:
-            self._next_step = _step_after(share)  # it fell: a size became known, or a retry began anew
-        due = share is not None and self._next_step <= share < 1.0
+        step = self._step if share is None else int(share * _STEPS + 1e-9)
+        if step < self._step - 1:
+            self._step = step  # it fell: a size became known, or a retry began anew
+        due = self._step < step < _STEPS
         if not due and snapshot.elapsed_s < self._next_s:
             return
-        if share is not None:
-            self._next_step = _step_after(share)
+        self._step = step
         self._next_s = snapshot.elapsed_s + _EVERY_S
         self._say(_line(snapshot, share))
 
     def finish(self, snapshot: Snapshot) -> None:
         self._say(summary(snapshot))
-        self._next_step, self._next_s = _STEP, _EVERY_S
+        self._step, self._next_s = 0, _EVERY_S
 
     def _say(self, text: str) -> None:
         self._alive = self._alive and write_text(self._stream, f"{text}\n")
-
-
-def _step_after(share: float) -> float:
-    return (int(share / _STEP + 1e-9) + 1) * _STEP
 
 
 def _share(snapshot: Snapshot) -> float | None:

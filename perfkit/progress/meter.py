@@ -266,7 +266,9 @@ class Meter:
             if total is not None:
                 eta = _eta_s(max(0, total - self._received), speed)
             elif expected is not None and ended:
-                eta = elapsed / ended * max(0, expected - ended)  # by files, while sizes are missing
+                # By files, while sizes are missing; and not before the bytes that are known of have come.
+                by_bytes = _eta_s(max(0, self._known - self._received), speed)
+                eta = max(elapsed / ended * max(0, expected - ended), by_bytes or 0.0)
             else:
                 eta = None
             return Snapshot(

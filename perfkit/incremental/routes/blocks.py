@@ -38,7 +38,7 @@ def unpack(
         file: at the first byte of that range.
         write: called with each part of each wanted piece; parts of one file come in the order that its pieces are in.
         wanted: numbers of pieces.
-        shared: the bytes of the pack's dictionary object, verified; None if it has none.
+        shared: what the pack's dictionary object holds; None if it has none.
 
     Raises:
         ManifestError: a frame is damaged, or is not what the index says.

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.incremental.codec import expand, expand_stream, zstd
+from perfkit.incremental.codec import compress, expand, expand_stream
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest
 from perfkit.incremental.routes.blocks import Write
@@ -231,7 +231,7 @@ def _check_outputs(groups: list[Group], old: Manifest, new: Manifest) -> None:
 
 
 def write_delta(
-    file: BinaryIO, old: Manifest, new: Manifest, slices: Sequence[Slice],
+    write: Callable[[bytes], object], old: Manifest, new: Manifest, slices: Sequence[Slice],
     groups: Sequence[Group], frames: Iterable[bytes],
 ) -> None:  # fmt: skip
     """Write what `Delta.open` reads.
@@ -255,13 +255,13 @@ def write_delta(
         *_columns(sources, old),
         *_columns(outputs, new),
     ))  # fmt: skip
-    table = zstd.compress(raw, level=19)
-    file.write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
-    file.write(table)
+    table = compress(raw)
+    write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
+    write(table)
     for part in slices:
-        file.write(part.frame)
+        write(part.frame)
     for frame in frames:
-        file.write(frame)
+        write(frame)
 
 
 def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, bytes]:

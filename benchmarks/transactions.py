@@ -1,0 +1,128 @@
+"""Durable transactions on a real disk, against writing the same files one by one with an fsync each.
+
+    python benchmarks/transactions.py [--pairs 7] [--directory DIR] [--output DIR]
+
+The directory should be on the disk to measure, not in memory. Times are taken in the process, around the work alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from statistics import median
+
+sys.path.insert(0, str(Path(__file__).parent))
+if __name__ == "__main__" and len(sys.argv) > 1 and sys.argv[1] == "--work":
+    sys.path.insert(0, str(Path(__file__).parent.parent))
+else:
+    from measure import Bar, Bench, Contest, Contestant, Figure, Report, note, versions
+
+SMALL, LARGE = 3_500, 100_000  # files
+CHANGED, BACK = 300, 45
+SIZE = 4096
+PER_DIRECTORY = 35
+RSS_LIMIT = 50_000_000
+
+
+def names(count: int) -> list[str]:
+    """Evenly spread over the first hundred directories, however large the tree is."""
+    step = SMALL // count
+    return [name(index * step) for index in range(count)]
+
+
+def name(index: int) -> str:
+    return f"part-{index // PER_DIRECTORY // 10}/d{index // PER_DIRECTORY}/file-{index}.bin"
+
+
+def build(root: Path, files: int) -> None:
+    for index in range(files):
+        path = root / name(index)
+        if index % PER_DIRECTORY == 0:
+            path.parent.mkdir(parents=True)
+        path.write_bytes(os.urandom(SIZE))
+    os.sync()
+
+
+def work(kind: str, root: str) -> float:
+    """Do it, and return the seconds it took."""
+    from perfkit.filesystem.tree import Tree
+
+    contents = {name: os.urandom(SIZE) for name in names(BACK if kind == "back" else CHANGED)}
+    if kind == "each":
+        began = time.perf_counter()
+        for name, data in contents.items():
+            fd = os.open(os.path.join(root, name), os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+            os.write(fd, data)
+            os.fsync(fd)
+            os.close(fd)
+        return time.perf_counter() - began
+    if kind == "back":
+        with Tree(root) as tree, tree.transaction() as tx:
+            for name, data in contents.items():
+                tx.write(name, data)
+    began = time.perf_counter()
+    with Tree(root) as tree:
+        if kind == "back":
+            tree.switch()
+        else:
+            with tree.transaction() as tx:
+                for name, data in contents.items():
+                    tx.write(name, data)
+    return time.perf_counter() - began
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=7)
+    parser.add_argument("--directory", type=Path, default=Path.cwd(), help="on the disk to measure")
+    parser.add_argument("--output", type=Path, default=Path("bench-results"))
+    options = parser.parse_args()
+    report = Report("transactions", {"pairs": options.pairs}, versions({}, ["perfkit"]))
+    scratch = Path(tempfile.mkdtemp(prefix="perfkit-bench-", dir=options.directory))
+    try:
+        for tree, files in (("small", SMALL), ("large", LARGE), ("plain", SMALL)):
+            note(f"making a tree of {files} files")
+            build(scratch / tree, files)
+
+        def run(label: str, kind: str, tree: str) -> Contestant:
+            command = (sys.executable, str(Path(__file__).resolve()), "--work", kind, str(scratch / tree))
+            return Contestant(name=label, command=command, own_clock=True)
+
+        small = run("ours", "change", "small")
+        contests = [
+            Contest(name="change", title=f"change {CHANGED} files of 4 KiB in a tree of {SMALL}", ours=small,
+                    bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),)),
+            Contest(name="large tree", title=f"the same in a tree of {LARGE}", ours=run("ours", "change", "large"),
+                    bars=(Bar(limit=1.2, peers=(run(f"ours, {SMALL} files", "change", "small"),)),)),
+            Contest(name="back", title=f"back by {BACK} files in a tree of {SMALL}", ours=run("ours", "back", "small"),
+                    bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),)),
+        ]  # fmt: skip
+        (scratch / "bench").mkdir()
+        with Bench(scratch / "bench") as bench:
+            for contest in contests:
+                found = bench.compare(contest, options.pairs)
+                report.add(found, rss_limit=RSS_LIMIT)
+                walls = [ours.wall_s * 1000 for one in found for ours, _ in one.runs]
+                if contest.name != "large tree" and walls:
+                    report.figures.append(Figure(contest=contest.name, title=contest.title, name="wall, median",
+                                                 value=median(walls), unit="ms", bar="< 100 ms",
+                                                 holds=median(walls) < 100))  # fmt: skip
+    finally:
+        shutil.rmtree(scratch)
+    print(report.table())
+    for path in report.write(options.output, "transactions"):
+        note(f"written: {path}")
+    return 1 if report.missed else 0
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and sys.argv[1] == "--work":
+        print(json.dumps({"seconds": work(sys.argv[2], sys.argv[3])}))
+    else:
+        sys.exit(main())

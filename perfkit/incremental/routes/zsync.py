@@ -1,0 +1,295 @@
+"""zsync: bring a local file up to date by the `.zsync` control file that `zsyncmake` makes for a new one.
+
+Format: zsync(1), zsyncmake(1) and the source of zsync 0.6.2. Header lines end at an empty one; then each block of the
+file has a weak checksum and a part of its MD4. The SHA-1 in the header decides what is right, not these.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import BinaryIO
+from urllib.parse import urljoin
+
+from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
+from perfkit.filesystem.paths import check_name
+from perfkit.incremental.routes.codecs import Unpacked
+from perfkit.incremental.routes.members import CHUNK_BYTES, Limits, Readable
+from perfkit.incremental.routes.ranges import coalesce
+
+__all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "make_recipe", "parse_control",
+           "unpack_whole"]  # fmt: skip
+
+CONTROL_BYTES = 64 << 20  # the longest control file that is read
+_HEADER_BYTES = 64 << 10
+_MAP_ENTRY_BYTES = 4
+_LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Control:
+    """What a control file says.
+
+    Attributes:
+        filename: of the file, a plain safe name; of the gzip file with `keep_gzip`.
+        urls: where its bytes are, or with `gzip` those of its gzip form; absolute.
+        gzip: only the gzip form is served: there is no delta, and `unpack_whole` ends a whole download.
+        keep_gzip: it is the gzip form that is wanted.
+        size: bytes of the file, unpacked.
+        sha1: hexadecimal, of the file, unpacked.
+        sums: the checksums of all blocks; none with `gzip`.
+        sequence: how many neighbouring blocks must match before one is believed.
+    """
+
+    filename: str
+    urls: tuple[str, ...]
+    gzip: bool
+    keep_gzip: bool
+    size: int
+    sha1: str
+    block_size: int
+    sequence: int
+    rsum_bytes: int
+    strong_bytes: int
+    sums: bytes
+
+
+def parse_control(data: bytes, *, url: str) -> Control:
+    """Read a control file that came from `url`.
+
+    Raises:
+        ManifestError: damaged, cut short, without something that is needed, or with numbers that can't be.
+        UnsafePathError: the file's name is not a plain one.
+    """
+    headers: dict[str, list[str]] = {}
+    position = 0
+    while True:
+        end = data.find(b"\n", position, _HEADER_BYTES + position)
+        line = data[position:end]
+        if end < 0 or (position == 0 and not line.startswith(b"zsync: ")):
+            raise ManifestError("not a .zsync control file, or its header is damaged")
+        position = end + 1
+        if not line:
+            break
+        match = _LINE.fullmatch(line)
+        if match is None or len(headers) > 100:
+            raise ManifestError(f"the control file has a damaged header line: {line[:80]!r}")
+        key, value = match[1].decode(), match[2].decode(errors="replace")
+        headers.setdefault(key, []).append(value)
+        if key == "Z-Map2":
+            position += _MAP_ENTRY_BYTES * _number(headers, key, 0, CONTROL_BYTES)  # binary, and not needed
+    return _control(headers, data[position:], url)
+
+
+def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
+    block_size = _number(headers, "Blocksize", 64, 1 << 20)
+    if block_size & (block_size - 1):
+        raise ManifestError(f"the control file has blocks of {block_size} bytes, which is no power of two")
+    size = _number(headers, "Length", 0, 1 << 50)
+    lengths = re.fullmatch(r"([12]),([1-4]),(\d\d?)", _only(headers, "Hash-Lengths"))
+    if lengths is None or not 3 <= int(lengths[3]) <= 16:
+        raise ManifestError(f"the control file has checksums of unknown lengths: {_only(headers, 'Hash-Lengths')!r}")
+    sequence, rsum_bytes, strong_bytes = map(int, lengths.groups())
+    gzip = "URL" not in headers
+    blocks = 0 if gzip else -(-size // block_size)
+    if gzip:
+        sums = b""  # they describe the file unpacked, of which the server has no ranges
+    if len(sums) != blocks * (rsum_bytes + strong_bytes):
+        raise ManifestError(f"the control file has {len(sums)} bytes of checksums, and {blocks} blocks to describe")
+    sha1 = _only(headers, "SHA-1").lower()
+    if not re.fullmatch("[0-9a-f]{40}", sha1):
+        raise ManifestError(f"the control file has no SHA-1 of the file: {sha1!r}")
+    keep_gzip = gzip and "Recompress" in headers
+    filename = _only(headers, "Z-Filename" if keep_gzip and "Z-Filename" in headers else "Filename")
+    if "/" in check_name(filename):
+        raise UnsafePathError(filename, "a control file names one file, without directories")
+    urls = headers.get("Z-URL" if gzip else "URL", [])
+    if not urls:
+        raise ManifestError("the control file does not say where the file is: there is no URL")
+    return Control(
+        filename=filename,
+        urls=tuple(urljoin(url, each) for each in urls),
+        gzip=gzip,
+        keep_gzip=keep_gzip,
+        size=size,
+        sha1=sha1,
+        block_size=block_size,
+        sequence=sequence,
+        rsum_bytes=rsum_bytes,
+        strong_bytes=strong_bytes,
+        sums=sums,
+    )
+
+
+def _only(headers: dict[str, list[str]], key: str) -> str:
+    values = headers.get(key, [])
+    if len(values) != 1:
+        raise ManifestError(f"the control file has {len(values)} lines of {key}, and needs one")
+    return values[0]
+
+
+def _number(headers: dict[str, list[str]], key: str, least: int, most: int) -> int:
+    text = _only(headers, key)
+    if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
+        raise ManifestError(f"the control file has {key} {text!r}; {least} to {most} is possible")
+    return int(text)
+
+
+@dataclass(frozen=True, slots=True)
+class Copy:
+    """Bytes that the old file has."""
+
+    offset: int  # in the old file
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Fetch:
+    """Bytes that the server has: from `start` (inclusive) to `end` (exclusive) of the new file."""
+
+    start: int
+    end: int
+
+
+@dataclass(frozen=True, slots=True)
+class Recipe:
+    """How the new file comes about, from its beginning to its end."""
+
+    steps: tuple[Copy | Fetch, ...]
+
+    @property
+    def fetches(self) -> list[Fetch]:
+        return [step for step in self.steps if isinstance(step, Fetch)]
+
+    @property
+    def fetched_bytes(self) -> int:
+        return sum(step.end - step.start for step in self.fetches)
+
+
+def make_recipe(control: Control, old: BinaryIO | None, *, gap: int) -> Recipe:
+    """Look for the new file's blocks in an old one; what isn't there is to be fetched.
+
+    Args:
+        old: open for reading; None if there is none.
+        gap: as for `coalesce`.
+
+    Raises:
+        ConfigError: numpy is not installed.
+        OSError: the old file can't be read.
+    """
+    if old is None or os.fstat(old.fileno()).st_size == 0 or not control.sums:
+        return Recipe((Fetch(0, control.size),) if control.size else ())
+    try:
+        from perfkit.incremental.routes.matcher import find_blocks
+    except ImportError as error:
+        raise ConfigError("updating by a .zsync control file needs numpy: pip install 'perfkit[zsync]'") from error
+    where = find_blocks(
+        old.fileno(), control.sums, block_size=control.block_size, rsum_bytes=control.rsum_bytes,
+        strong_bytes=control.strong_bytes, sequence=control.sequence,
+    )  # fmt: skip
+    old_size = os.fstat(old.fileno()).st_size
+    return _recipe(where.tolist(), control.size, control.block_size, old_size, gap)
+
+
+def _recipe(where: list[int], size: int, block_size: int, old_size: int, gap: int) -> Recipe:
+    missing = []
+    for index, offset in enumerate(where):
+        start, end = index * block_size, min((index + 1) * block_size, size)
+        if offset < 0 or offset + end - start > old_size:  # the matcher reads zeros beyond the end, we can't
+            where[index] = -1
+            missing.append((start, end))
+    fetches = coalesce(missing, gap=max(gap, 0))
+    steps: list[Copy | Fetch] = []
+    position = 0
+    for start, end in [*fetches, (size, size)]:
+        while position < start:
+            index = position // block_size
+            length = min(block_size, start - position)
+            last = steps[-1] if steps else None
+            if isinstance(last, Copy) and last.offset + last.size == where[index]:
+                steps[-1] = Copy(last.offset, last.size + length)
+            else:
+                steps.append(Copy(where[index], length))
+            position += length
+        if start < end:
+            steps.append(Fetch(start, end))
+            position = end
+    return Recipe(tuple(steps))
+
+
+def assemble(
+    control: Control, recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Readable], out: BinaryIO
+) -> None:
+    """Write the new file to `out`, and see that it is the right one.
+
+    Args:
+        fetched: gives the bytes of a step, as a stream; asked in order.
+
+    Raises:
+        ManifestError: it is not the file that the control file describes; what was written is worthless, and a whole
+            download may still serve.
+        FileChangedError: the old file became shorter meanwhile.
+        OSError: the local disk.
+        Anything that `fetched` and its streams raise.
+    """
+    digest = hashlib.sha1(usedforsecurity=False)
+    for step in recipe.steps:
+        if isinstance(step, Fetch):
+            pieces = _read_stream(fetched(step), step.end - step.start)
+        else:
+            assert old is not None
+            pieces = _read_old(old, step)
+        for piece in pieces:
+            digest.update(piece)
+            out.write(piece)
+    _check_sha1(control, digest.hexdigest())
+
+
+def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
+    while size:
+        piece = stream.read(min(size, CHUNK_BYTES))
+        if not piece:
+            raise ManifestError(f"a fetched range is {size} bytes short")
+        size -= len(piece)
+        yield piece
+
+
+def _read_old(old: BinaryIO, step: Copy) -> Iterator[bytes]:
+    position, end = step.offset, step.offset + step.size
+    while position < end:
+        piece = os.pread(old.fileno(), min(end - position, CHUNK_BYTES), position)
+        if not piece:
+            raise FileChangedError(str(old.name), "it became shorter while it was used for an update")
+        position += len(piece)
+        yield piece
+
+
+def unpack_whole(control: Control, downloaded: BinaryIO, out: BinaryIO | None) -> None:
+    """Verify a whole download of one of `control.urls`, and write what it unpacks to.
+
+    Args:
+        downloaded: the file at its URL; for a `gzip` control file that is a gzip stream, otherwise the file itself.
+        out: takes the file, unpacked; None where the download itself is wanted, as with `keep_gzip`.
+
+    Raises:
+        ManifestError: it is not the file that the control file describes, or not gzip.
+    """
+    digest = hashlib.sha1(usedforsecurity=False)
+    size = 0
+    stream = Unpacked(downloaded, Limits()) if control.gzip else None
+    while piece := stream.piece() if stream else downloaded.read(CHUNK_BYTES):
+        size += len(piece)
+        if size > control.size:
+            raise ManifestError(f"the file is longer than the {control.size} bytes that the control file says")
+        digest.update(piece)
+        if out is not None:
+            out.write(piece)
+    _check_sha1(control, digest.hexdigest())
+
+
+def _check_sha1(control: Control, found: str) -> None:
+    if found != control.sha1:
+        raise ManifestError(f"{control.filename}: SHA-1 is {found}, and the control file says {control.sha1}")

@@ -1,0 +1,131 @@
+"""Gates and the number of streams, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from perfkit.downloads.concurrency import AdaptiveController, HostGates
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+# -- gates -----------------------------------------------------------------------------------------------------------
+
+
+def test_a_host_takes_so_many() -> None:
+    """And others are not concerned."""
+    gates = HostGates(2, clock=Clock())
+    assert [gates.enter("a"), gates.enter("a"), gates.enter("a"), gates.enter("b")] == [True, True, False, True]
+    gates.leave("a")
+    assert gates.enter("a")
+
+
+def test_a_closed_host_opens_in_time() -> None:
+    """The longest wait that was asked for holds."""
+    clock = Clock()
+    gates = HostGates(2, clock=clock)
+    gates.close_for("a", 30.0)
+    gates.close_for("a", 5.0)
+    assert gates.opens_s("a") == 130.0
+    clock.now = 129.9
+    assert not gates.enter("a")
+    assert gates.enter("b")
+    clock.now = 130.0
+    assert gates.enter("a")
+
+
+def test_a_host_in_trouble_recovers_step_by_step() -> None:
+    """Half as many connections, and one more every ten quiet seconds."""
+    clock = Clock()
+    gates = HostGates(8, clock=clock)
+
+    def places() -> int:
+        taken = 0
+        while gates.enter("a"):
+            taken += 1
+        return taken
+
+    assert places() == 8
+    gates.ease("a")
+    for _ in range(8):
+        gates.leave("a")
+    assert places() == 4
+    for _ in range(4):
+        clock.now += 10.0
+        assert places() == 1
+    clock.now += 100.0
+    assert places() == 0
+
+
+# -- the controller --------------------------------------------------------------------------------------------------
+
+
+class Bench:
+    """A link whose goodput is a function of the number of streams."""
+
+    def __init__(self, goodput: Callable[[int], float], *, ceiling: int = 8, cpu: float = 0.1, throttled: bool = False,
+                 busy: Callable[[int], int] = lambda target: target) -> None:  # fmt: skip
+        self.clock = Clock()
+        self.controller = AdaptiveController(ceiling, clock=self.clock)
+        self.goodput, self.cpu, self.throttled, self.busy = goodput, cpu, throttled, busy
+        self.received, self.cpu_s = 0.0, 0.0
+
+    def run(self, seconds: float) -> list[int]:
+        """The targets over that time, without repetitions."""
+        targets = [self.controller.target]
+        for _ in range(int(seconds * 10)):
+            self.clock.now += 0.1
+            self.received += 0.1 * self.goodput(self.controller.target)
+            self.cpu_s += 0.1 * self.cpu
+            self.controller.observe(received_bytes=int(self.received), files_done=0,
+                                    busy=self.busy(self.controller.target), cpu_s=self.cpu_s,
+                                    throttled=self.throttled)  # fmt: skip
+            if self.controller.target != targets[-1]:
+                targets.append(self.controller.target)
+        return targets
+
+
+def test_it_starts_low_and_doubles_while_that_pays() -> None:
+    assert Bench(lambda streams: 1e6 * streams).run(10) == [2, 4, 8]
+
+
+def test_it_takes_back_a_step_that_did_not_pay() -> None:
+    """A link that four streams fill stays at four."""
+    assert Bench(lambda streams: 1e6 * min(streams, 4)).run(5) == [2, 4, 8, 4]
+
+
+def test_it_never_passes_its_ceiling() -> None:
+    assert max(Bench(lambda streams: 1e6 * streams, ceiling=5).run(120)) == 5
+    assert Bench(lambda streams: 1e6, ceiling=1).run(20) == [1]
+
+
+def test_trouble_halves() -> None:
+    bench = Bench(lambda streams: 1e6 * streams)
+    bench.run(10)
+    bench.controller.trouble()
+    assert bench.run(2)[:2] == [8, 4]
+
+
+def test_it_holds_still_while_the_throttle_limits() -> None:
+    assert Bench(lambda streams: 1e6, throttled=True).run(30) == [2]
+
+
+def test_it_holds_still_with_too_little_to_do() -> None:
+    assert Bench(lambda streams: 1e6 * streams, busy=lambda target: target - 1).run(30) == [2]
+
+
+def test_it_tries_fewer_while_the_processor_limits() -> None:
+    """Threads that fight for the interpreter are slower than one."""
+    assert Bench(lambda streams: 1e6 / streams, cpu=1.0).run(5) == [2, 1]
+    assert Bench(lambda streams: 1e6 * streams, cpu=1.0).run(5) == [2, 1, 2]
+
+
+def test_not_adaptive_is_the_ceiling() -> None:
+    controller = AdaptiveController(6, adaptive=False)
+    assert controller.target == 6
+    assert not controller.observe(received_bytes=1, files_done=1, busy=1, cpu_s=0.0, throttled=False)

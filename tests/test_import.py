@@ -1,0 +1,89 @@
+"""What an import costs, and what the package's front says it has."""
+
+from __future__ import annotations
+
+import importlib
+import pickle
+import subprocess
+import sys
+
+import pytest
+
+import perfkit
+from perfkit import errors
+
+HEAVY = ("progressbar", "watchdog", "numpy", "zstd", "zstandard", "backports.zstd", "compression.zstd", "sqlite3",
+         "django")  # fmt: skip
+NETWORK = ("requests", "urllib3", "http.client", "ssl")
+
+
+def loaded_by(statement: str) -> set[str]:
+    """The modules that a fresh interpreter has after this."""
+    code = f"{statement}\nimport sys\nprint(*sys.modules)"
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=20)
+    assert ran.stderr == ""
+    return set(ran.stdout.split())
+
+
+def test_the_package_is_cheap() -> None:
+    """`import perfkit` loads nothing of the network, nor anything heavy."""
+    loaded = loaded_by("import perfkit")
+    assert not loaded & {*HEAVY, *NETWORK}
+    assert {name for name in loaded if name.startswith("perfkit.")} <= {"perfkit.errors"}
+
+
+def test_the_toolkit_loads_what_it_must() -> None:
+    """requests, but neither bars nor watching nor codecs until they are asked for."""
+    loaded = loaded_by("from perfkit import Toolkit")
+    assert not (loaded - loaded_by("import requests")) & set(HEAVY)  # urllib3 takes a zstd itself where there is one
+    assert "requests" in loaded
+
+
+@pytest.mark.parametrize("statement", ["import perfkit.cli", "from perfkit import Config, PerfkitError, TransferError"])
+def test_the_rest_is_cheap_too(statement: str) -> None:
+    """Help texts and `except` clauses need no network."""
+    assert not loaded_by(statement) & {*HEAVY, *NETWORK}
+
+
+def test_all_names_are_there() -> None:
+    """`__all__` is sorted, every name in it leads somewhere, and the same object is behind both of its names."""
+    assert perfkit.__all__ == sorted(perfkit.__all__)
+    assert len(set(perfkit.__all__)) == len(perfkit.__all__)
+    for name in perfkit.__all__:
+        value = getattr(perfkit, name)
+        assert value is getattr(importlib.import_module(value.__module__), name)
+    assert set(perfkit.__all__) <= set(dir(perfkit))
+    scope: dict[str, object] = {}
+    exec("from perfkit import *", scope)
+    assert set(perfkit.__all__) <= set(scope)
+
+
+def test_no_other_names() -> None:
+    """A slip is an AttributeError, also for names of modules inside."""
+    with pytest.raises(AttributeError, match="no attribute 'Toolkitt'"):
+        _ = perfkit.Toolkitt  # type: ignore[attr-defined]
+    with pytest.raises(ImportError):
+        exec("from perfkit import parse_size")
+
+
+def test_every_error_is_public() -> None:
+    """The whole tree can be caught by name, and hangs on one root."""
+    for name in errors.__all__:
+        assert name in perfkit.__all__
+        assert issubclass(getattr(errors, name), perfkit.PerfkitError)
+
+
+def test_errors_cross_processes_whole() -> None:
+    """Fields survive pickling, and no password is shown."""
+    url = "http://user:secret@host/f"
+    for error in (
+        errors.TransferError(url, "why", transient=True), errors.HTTPStatusError(url, "why", 503, transient=True),
+        errors.IntegrityError(url, "why", "sha256:a", "sha256:b"), errors.TransferTimeoutError(url, "why"),
+        errors.FileChangedError("/p", "why"), errors.UnsafePathError("../n", "why"), errors.BatchError([1, 2]),
+        errors.RemoteChangedError(url, "why"), errors.CancelledError(url, "why"),
+    ):  # fmt: skip
+        again = pickle.loads(pickle.dumps(error))
+        assert type(again) is type(error)
+        assert vars(again) == vars(error)
+        assert not isinstance(error, errors.TransferError) or str(again) == str(error)
+        assert not isinstance(error, errors.TransferError) or ("secret" not in str(error) and "why" in str(error))

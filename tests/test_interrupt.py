@@ -1,0 +1,141 @@
+"""Ctrl-C and `close()` end everything within a second, however stuck the peers are."""
+
+from __future__ import annotations
+
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+import pytest
+
+from perfkit import PerfkitError, Toolkit
+from tests.fakes import Exchange, WrongServer
+
+PROGRAM = """
+import sys, threading, time
+from perfkit import Config, Toolkit
+kit = Toolkit(Config(adaptive=False, connect_timeout_s=60, read_timeout_s=60, stall_window_s=60))
+try:
+    with kit:
+        print("ready", flush=True)
+        kit.download_many([(sys.argv[1], str(n)) for n in range(20)], sys.argv[2])
+except KeyboardInterrupt:
+    left = [each.name for each in threading.enumerate() if each is not threading.main_thread()]
+    print("interrupted", left, flush=True)
+"""
+
+
+@contextmanager
+def never_accepts() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """A full backlog: further connections hang in connect()."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/f", lambda: not time.sleep(0.4)
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+@contextmanager
+def silent_tls() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Accepts, and says nothing in the TLS handshake."""
+    accepted = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            connections = []
+            try:
+                while True:
+                    connections.append(listener.accept()[0])
+                    accepted.set()
+            except OSError:
+                for connection in connections:
+                    connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(5)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def no_headers(x: Exchange) -> None:
+    x.stall()
+
+
+def drips(x: Exchange) -> None:
+    x.head("200 OK", Content_Length="1000000", ETag='"v1"')
+    x.drip(b"x" * 1_000_000, 0.02)
+
+
+@contextmanager
+def misbehaves(handler: Callable[[Exchange], None]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    with WrongServer(handler) as server:
+        yield f"{server.url}/f", lambda: server.wait_for(1)
+
+
+PEERS = {
+    "never accepts": never_accepts,
+    "silent in the handshake": silent_tls,
+    "no headers": lambda: misbehaves(no_headers),
+    "drips": lambda: misbehaves(drips),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_ctrl_c(tmp_path: Path, peer: str) -> None:
+    """A real SIGINT to a real process, whose main thread is blocked in a download."""
+    with PEERS[peer]() as (url, stuck):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(tmp_path / "out")],
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert process.stdout is not None
+        with closing(process.stdout):
+            assert process.stdout.readline() == "ready\n"
+            assert stuck()
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            line = process.stdout.readline()
+            took = time.monotonic() - began
+            assert process.wait(10) == 0
+    assert line == "interrupted []\n"
+    assert took < 1.0
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_close_from_another_thread(make_kit: Callable[..., Toolkit], tmp_path: Path, peer: str) -> None:
+    """The caller that is blocked gets an error, and every thread ends."""
+    kit = make_kit(connect_timeout_s=60.0, read_timeout_s=60.0, stall_window_s=60.0)
+    raised: list[BaseException] = []
+
+    def caller() -> None:
+        try:
+            kit.download_many([(url, f"{n}") for n in range(20)], tmp_path / "out")
+        except PerfkitError as error:
+            raised.append(error)
+
+    with PEERS[peer]() as (url, stuck):
+        thread = threading.Thread(target=caller)
+        thread.start()
+        assert stuck()
+        began = time.monotonic()
+        kit.close()
+        thread.join()
+        assert time.monotonic() - began < 1.0
+    assert len(raised) == 1
+    assert list((tmp_path / "out").glob("*")) == []
+    assert not [each for each in threading.enumerate() if each.name.startswith("perfkit")]

@@ -1,0 +1,192 @@
+"""The HTTP rules, as tables: headers in, decisions out."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit.downloads.protocol import (
+    Answer,
+    ContentRange,
+    Validator,
+    content_disposition_name,
+    judge,
+    judge_part,
+    parse_content_range,
+    parse_repr_digest,
+    parse_retry_after,
+    validator_of,
+)
+
+NOW = datetime.datetime(2026, 1, 1, 12, 0, 0, tzinfo=datetime.UTC)
+
+
+@pytest.mark.parametrize(
+    ("text", "found"),
+    [
+        ("bytes 0-99/200", ContentRange(0, 100, 200)),
+        ("Bytes 5-5/6", ContentRange(5, 6, 6)),
+        ("bytes 0-99/*", ContentRange(0, 100, None)),
+        ("bytes */200", ContentRange(None, None, 200)),
+        ("bytes */*", None),
+        ("bytes 5-4/10", None),
+        ("bytes 0-10/10", None),
+        ("items 0-9/10", None),
+        ("bytes 0-9", None),
+        ("bytes 0-9/10, 20-29/30", None),
+        ("bytes -1-9/10", None),
+        ("bytes \u0661-9/10", None),
+        ("bytes 0-99999999999999999999/*", None),
+        ("", None),
+        (None, None),
+    ],
+)
+def test_content_range(text: str | None, found: ContentRange | None) -> None:
+    """RFC 9110 section 14.4."""
+    assert parse_content_range(text) == found
+
+
+@given(st.text(max_size=60))
+def test_no_header_breaks_a_parser(text: str) -> None:
+    """Whatever a server sends, it is read or it is nothing."""
+    parse_content_range(text)
+    parse_repr_digest(text)
+    parse_retry_after(text, now=NOW)
+    content_disposition_name(text)
+    headers = {"etag": text, "last-modified": text, "date": text, "content-length": text, "content-range": text,
+               "content-encoding": text, "content-type": text, "transfer-encoding": text}  # fmt: skip
+    validator_of(headers)
+    for status in (200, 206, 416, 404):
+        assert judge(status, headers, start=0, end=10, total=None, ranged=True).verdict
+
+
+@pytest.mark.parametrize(
+    ("headers", "validator"),
+    [
+        ({"etag": '"a"'}, Validator(etag='"a"')),
+        ({"etag": '""'}, Validator(etag='""')),
+        ({"etag": 'W/"a"'}, Validator()),
+        ({"etag": "a"}, Validator()),
+        ({"etag": '"'}, Validator()),
+        ({"last-modified": "Thu, 01 Jan 2026 11:00:00 GMT", "date": "Thu, 01 Jan 2026 12:00:00 GMT"},
+         Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")),
+        ({"last-modified": "Thu, 01 Jan 2026 12:00:00 GMT", "date": "Thu, 01 Jan 2026 12:00:00 GMT"}, Validator()),
+        ({"last-modified": "Thu, 01 Jan 2026 11:00:00 GMT"}, Validator()),
+        ({"last-modified": "yesterday", "date": "today"}, Validator()),
+        ({}, Validator()),
+    ],
+)  # fmt: skip
+def test_validators(headers: dict[str, str], validator: Validator) -> None:
+    """Strong ones only (RFC 9110 section 8.8)."""
+    assert validator_of(headers) == validator
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [
+        ("120", 120.0), (" 0 ", 0.0), ("-1", None), ("1.5", None), ("soon", None), (None, None), ("", None),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0), ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+    ],
+)  # fmt: skip
+def test_retry_after(text: str | None, seconds: float | None) -> None:
+    assert parse_retry_after(text, now=NOW) == seconds
+
+
+ASKED = {"start": 100, "end": 200, "total": 1000, "ranged": True}
+WHOLE = {"start": 0, "end": None, "total": None, "ranged": True}
+
+
+@pytest.mark.parametrize(
+    ("status", "headers", "asked", "verdict"),
+    [
+        (206, {"content-range": "bytes 100-199/1000", "content-length": "100"}, ASKED, "body"),
+        (206, {"content-range": "bytes 100-149/1000"}, ASKED, "body"),
+        (206, {"content-range": "bytes 100-199/*"}, ASKED, "body"),
+        (206, {"content-range": "bytes 90-199/1000"}, ASKED, "body"),
+        (206, {"content-range": "bytes 0-99/1000"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 101-199/1000"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 100-200/1000"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 100-199/1001"}, ASKED, "changed"),
+        (206, {"content-range": "bytes 100-199/1000", "content-length": "99"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes */1000"}, ASKED, "wrong"),
+        (206, {}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 0-9/10"}, {**WHOLE, "ranged": False}, "wrong"),
+        (206, {"content-range": "bytes 100-199/1000", "content-type": "Multipart/Byteranges; b=x"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 100-199/1000", "content-encoding": "br"}, ASKED, "coded"),
+        (206, {"content-range": "bytes 100-199/1000", "content-encoding": "Identity"}, ASKED, "body"),
+        (200, {"content-length": "1000"}, ASKED, "body"),
+        (200, {"content-length": "5, 5"}, WHOLE, "body"),
+        (200, {"content-length": "5, 6"}, WHOLE, "wrong"),
+        (200, {"content-length": "-5"}, WHOLE, "wrong"),
+        (200, {"content-length": "x", "transfer-encoding": "Chunked"}, WHOLE, "body"),
+        (412, {}, ASKED, "changed"),
+        (304, {}, WHOLE, "current"),
+        (416, {"content-range": "bytes */0"}, WHOLE, "empty"),
+        (416, {"content-range": "bytes */999"}, ASKED, "changed"),
+        (416, {"content-range": "bytes */1000"}, ASKED, "unranged"),
+        (416, {}, ASKED, "unranged"),
+        (416, {}, {**WHOLE, "ranged": False}, "status"),
+        (204, {}, WHOLE, "status"),
+        (404, {}, WHOLE, "status"),
+        (503, {}, WHOLE, "status"),
+    ],
+)
+def test_judge(status: int, headers: dict[str, str], asked: dict[str, object], verdict: str) -> None:
+    """RFC 9110 sections 14 and 15.3.7."""
+    assert judge(status, headers, **asked).verdict == verdict  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("answer", "status", "verdict"),
+    [
+        (Answer("body", start=500_000, end=500_100, total=600_000), 206, "body"),
+        (Answer("body", start=500_000, end=500_100, total=None), 206, "body"),
+        (Answer("body", start=499_000, end=500_100, total=600_000), 206, "body"),
+        (Answer("body", start=0, end=500_100, total=600_000), 206, "partless"),
+        (Answer("body", start=500_000, end=500_050, total=500_050), 206, "partless"),
+        (Answer("body", start=0, end=600_000, total=600_000), 200, "partless"),
+        (Answer("body", start=0, end=None, total=None), 200, "partless"),
+        (Answer("empty"), 416, "partless"),
+        (Answer("unranged"), 416, "partless"),
+        (Answer("coded"), 206, "partless"),
+        (Answer("changed"), 412, "changed"),
+        (Answer("wrong"), 206, "wrong"),
+        (Answer("status"), 404, "status"),
+    ],
+)
+def test_judge_part(answer: Answer, status: int, verdict: str) -> None:
+    """Where only bytes 500,000 to 500,099 are wanted."""
+    found = judge_part(answer, status, (500_000, 500_100))
+    assert found.verdict == verdict
+    if verdict == "body":
+        assert found.start == answer.start - 500_000
+        assert found.end == 100
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [
+        ('attachment; filename="a b.txt"', "a b.txt"),
+        ("attachment; filename=plain", "plain"),
+        ("attachment; filename*=UTF-8''%e2%82%ac", "\u20ac"),
+        ("attachment; filename*=iso-8859-15''%a4", "\u20ac"),
+        ("attachment", None),
+        ("", None),
+        (None, None),
+        ("x" * 5000, None),
+    ],
+)
+def test_content_disposition(text: str | None, name: str | None) -> None:
+    """RFC 6266; what it means for the disk is decided elsewhere."""
+    assert content_disposition_name(text) == name
+
+
+def test_the_strongest_digest_is_taken() -> None:
+    """RFC 9530."""
+    sha256, sha512 = "A" * 43 + "=", "A" * 86 + "=="
+    assert parse_repr_digest(f"sha-256=:{sha256}:, sha-512=:{sha512}:") == "sha512:" + "0" * 128
+    assert parse_repr_digest(f"unixsum=:AA==:, SHA-256=:{sha256}:;q=1") == "sha256:" + "0" * 64
+    assert parse_repr_digest(f"sha-512=:{sha256}:") is None

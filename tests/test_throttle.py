@@ -1,0 +1,101 @@
+"""The bandwidth limit, on a clock that only the test moves."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from perfkit import ConfigError
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.throttle import Throttle
+
+
+class Clock(Cancel):
+    """Time that passes only in waits: a clock, and the Cancel that sleepers wait on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+    def wait(self, timeout_s: float) -> bool:
+        self.now += max(timeout_s, 1e-6)  # on a real clock some time passes too
+        return self.cancelled
+
+
+@given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
+def test_the_rate_holds(rate: int, counts: list[int]) -> None:
+    """From the first byte on, no more than the rate and a small credit; and no less than the rate."""
+    clock = Clock()
+    throttle = Throttle(rate, clock=clock)
+    for count in counts:
+        throttle.charge(count, clock)
+    due_s = sum(counts) / rate
+    assert due_s - 0.031 <= clock.now <= due_s + 0.001
+
+
+def test_idle_time_is_not_saved_up() -> None:
+    """After a pause there is no burst."""
+    clock = Clock()
+    throttle = Throttle(1000, clock=clock)
+    clock.now = 3600.0
+    throttle.charge(1000, clock)
+    assert clock.now - 3600.0 > 0.95
+
+
+def test_a_change_takes_effect_on_who_is_waiting() -> None:
+    """A sleeper sees the new rate at its next look, within a tenth of a second."""
+    clock = Clock()
+    throttle = Throttle(10, clock=clock)
+    looks = 0
+
+    def wait(timeout_s: float) -> bool:
+        nonlocal looks
+        looks += 1
+        clock.now += timeout_s
+        if looks == 5:
+            throttle.set_rate(None)
+        assert timeout_s <= 0.1
+        return False
+
+    clock.wait = wait  # type: ignore[method-assign]
+    throttle.charge(1_000_000, clock)
+    assert looks == 5
+    throttle.charge(1_000_000, clock)
+    assert looks == 5
+
+
+def test_a_lower_rate_holds_from_the_change_on() -> None:
+    clock = Clock()
+    throttle = Throttle(100_000, clock=clock)
+    throttle.charge(100_000, clock)
+    before = clock.now
+    throttle.set_rate(1_000)
+    throttle.charge(1_000, clock)
+    assert 0.9 <= clock.now - before <= 1.1
+
+
+def test_cancelled_waits_end() -> None:
+    cancel = Cancel()
+    throttle = Throttle(1)
+    thread = threading.Thread(target=throttle.charge, args=(1_000_000, cancel))
+    thread.start()
+    cancel.cancel()
+    thread.join(1.0)
+    assert not thread.is_alive()
+
+
+@pytest.mark.parametrize(("rate", "most"), [(None, 512 << 10), (1, 1024), (1 << 20, 20_971), (1 << 30, 512 << 10)])
+def test_reads_are_small_at_low_rates(rate: int | None, most: int) -> None:
+    assert Throttle(rate).quantum(512 << 10) == most
+
+
+@pytest.mark.parametrize("rate", [0, -1])
+def test_rates_that_are_none(rate: int) -> None:
+    with pytest.raises(ConfigError):
+        Throttle(rate)
