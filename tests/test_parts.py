@@ -287,3 +287,19 @@ def test_a_batch_tells_which_parts_failed(kit: Toolkit, wrong: Start, tmp_path: 
         kit.download_many([Request(f"{server.url}/p", f"{n}", byte_range=p) for n, p in enumerate(parts)], tmp_path)
     assert [result.error is None for result in caught.value.results] == [True, False, True]
     assert sorted(os.listdir(tmp_path)) == ["0", "2"]
+
+
+@pytest.mark.parametrize("length", ["told", "not told"])
+def test_a_file_that_is_too_large_is_refused(kit: Toolkit, wrong: Start, tmp_path: Path, length: str) -> None:
+    """With `max_bytes`, no more than that is ever written, whatever the server says or sends."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", **({"Content_Length": "5000"} if length == "told" else {"Connection": "close"}))
+        x.send(b"x" * 5000)
+        x.hang_up()
+
+    server = wrong(handler)
+    with pytest.raises(BatchError) as caught:
+        kit.download_many([Request(f"{server.url}/f", "f", max_bytes=1000)], tmp_path)
+    assert isinstance(caught.value.results[0].error, IntegrityError)
+    assert list(tmp_path.iterdir()) == []

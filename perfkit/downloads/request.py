@@ -21,6 +21,7 @@ class _Options:
     auth: tuple[str, str] | None = None  # HTTP Basic user and password, for the origin of `url` only
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
+    max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
 
 

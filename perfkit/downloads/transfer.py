@@ -419,6 +419,7 @@ class Transfer:
         if promised is not None and promised != str(self._checksum):
             checksums.append(parse_checksum(promised))
         draft.digest = RunningDigest(tuple(checksums)) if checksums else None
+        self._check_size(source, size)
         if draft.descriptor < 0:
             draft.create(size)
         if size is not None:
@@ -433,6 +434,12 @@ class Transfer:
             self._chase(draft)
         if draft.ranges:
             self._tools.notify()
+
+    def _check_size(self, url: str, size: int | None) -> None:
+        """See that a size, whole or so far, is one the caller wants."""
+        most = self.request.max_bytes
+        if most is not None and size is not None and size > most:
+            raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
     def _take_name(self, source: str, sent: str | None) -> None:
         """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
@@ -475,6 +482,8 @@ class Transfer:
             skip = max(0, skip - count)
             data = data if left is None else data[:left]
             position = runner.position
+            if left is None:
+                self._check_size(url, position + len(data))
             draft.write(data, position)
             gained = draft.map.advance(runner, len(data))
             self._meter.advance(gained)
