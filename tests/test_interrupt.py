@@ -11,10 +11,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from perfkit import PerfkitError, Toolkit
+from perfkit import CancelledError, PerfkitError, Toolkit
 from tests.fakes import Exchange, WrongServer
 
 PROGRAM = """
@@ -139,3 +140,37 @@ def test_close_from_another_thread(make_kit: Callable[..., Toolkit], tmp_path: P
     assert len(raised) == 1
     assert list((tmp_path / "out").glob("*")) == []
     assert not [each for each in threading.enumerate() if each.name.startswith("perfkit")]
+
+
+def test_close_while_a_name_is_resolved(
+    make_kit: Callable[..., Toolkit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that does not answer holds nobody up; the thread that asks it is a daemon."""
+    asked, answer = threading.Event(), threading.Event()
+    resolve = socket.getaddrinfo
+
+    def stuck(host: str, *args: Any, **options: Any) -> Any:
+        if host != "name.invalid" or "flags" in options:
+            return resolve(host, *args, **options)
+        asked.set()
+        answer.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stuck)
+    kit, errors = make_kit(), []
+
+    def download() -> None:
+        try:
+            kit.download("http://name.invalid/f", tmp_path / "f")
+        except PerfkitError as error:
+            errors.append(error)
+
+    caller = threading.Thread(target=download)
+    caller.start()
+    assert asked.wait(5)
+    began = time.monotonic()
+    kit.close()
+    caller.join(5)
+    assert time.monotonic() - began < 1.0
+    assert [type(error) for error in errors] == [CancelledError]
+    answer.set()

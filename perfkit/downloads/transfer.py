@@ -121,6 +121,7 @@ class Transfer:
         self._origin: Origin | None = None  # of the file that is at the destination now
         self._started_s = 0.0
         self._length_known = True
+        self._ranges = True  # whether ranges may be asked for
 
         self._lock = threading.Lock()  # guards what follows
         self._busy = 0  # workers inside
@@ -251,6 +252,7 @@ class Transfer:
                 self._checksum = parse_checksum(self.request.checksum)
         source = self._sources[self._source]
         draft = Draft(self.dest, source, self._checksum, self.request.byte_range)
+        draft.ranges = self._ranges or draft.part is not None
         if first and _is_file(self.dest) and self.request.resume:
             if self._checksum is None:
                 self._origin = read_origin(self.dest, source) if draft.part is None else None
@@ -493,6 +495,9 @@ class Transfer:
             if draft.digest is not None and not self._chasing:
                 draft.digest.offer(position, data)
             draft.save_if_due()
+        if runner.remaining and not draft.resumable:
+            self._ranges = False  # nothing would tell if the rest came from another version: in one piece, then
+            raise TransferError(url, "the server sends less than asked, without a validator", transient=True)
         if runner.remaining and runner.position - runner.start < _SHORT_ANSWER_BYTES:
             raise TransferError(url, "the server sends ever less than asked", transient=True)
 

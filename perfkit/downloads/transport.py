@@ -17,6 +17,7 @@ import ssl
 import threading
 import time
 from collections.abc import Mapping
+from queue import Empty, SimpleQueue
 from types import SimpleNamespace, TracebackType
 from typing import Any, Protocol, cast
 from urllib.parse import urljoin, urlsplit
@@ -45,6 +46,7 @@ _HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?(?!.*/\.)/[A-Za-z0-9._~/-]*")
 _POOLS = 256  # hosts whose connections are kept
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_RESOLVE_CHECK_S = 0.05
 _SMALL_RCVBUF_BELOW = 16 << 20  # bytes per second; below, the kernel's buffer would hide bursts
 
 
@@ -159,21 +161,48 @@ class _Exchange:
         self.rcvbuf = rcvbuf
         self.expired = False
         self.reused = False  # the connection had carried a request before
+        self.killed = False
         self._killers: list[_Killer] = []
-        self._killed = False
 
     def attach(self, killer: _Killer) -> None:
         self._killers.append(killer)
-        if self._killed:
+        if self.killed:
             killer.kill()
 
     def kill(self) -> None:
-        self._killed = True
+        self.killed = True
         for killer in tuple(self._killers):
             killer.kill()
 
 
 _here = threading.local()  # .exchange: the one the current thread is busy with
+
+
+def _resolve(host: str, port: int, exchange: _Exchange) -> list[Any]:
+    """`getaddrinfo`, which nothing can interrupt: it is left alone in a thread that nobody waits for at the end.
+
+    Raises:
+        OSError: `socket.gaierror`, or the exchange was ended meanwhile.
+        UnicodeError: the host is no name.
+    """
+    with contextlib.suppress(socket.gaierror):
+        return socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    answers: SimpleQueue[list[Any] | Exception] = SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name=f"perfkit-resolve-{host}", daemon=True).start()
+    while not exchange.killed:
+        with contextlib.suppress(Empty):
+            answer = answers.get(timeout=_RESOLVE_CHECK_S)
+            if isinstance(answer, Exception):
+                raise answer
+            return answer
+    raise OSError("ended while the name was being resolved")
 
 
 class _Answer(wire.Answer):
@@ -254,7 +283,7 @@ class _DirectConnection(_Connection):
     def _new_conn(self: Any) -> socket.socket:
         exchange: _Exchange = _here.exchange
         try:
-            addresses = socket.getaddrinfo(self.host.strip("[]"), self.port, type=socket.SOCK_STREAM)
+            addresses = _resolve(self.host.strip("[]"), self.port, exchange)
         except (socket.gaierror, UnicodeError) as error:
             raise urllib3.exceptions.NewConnectionError(self, f"the name does not resolve: {error}") from error
         failure: OSError = OSError("no address")
