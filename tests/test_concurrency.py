@@ -127,6 +127,11 @@ def test_it_tries_fewer_while_the_processor_limits() -> None:
         assert bench.run(5) == targets
 
 
+def test_it_adds_streams_when_the_first_brings_nothing() -> None:
+    """A stalled stream is not waited for alone."""
+    assert Bench(lambda streams: 0.0).run(2)[:2] == [1, 2]
+
+
 def test_not_adaptive_is_the_ceiling() -> None:
     controller = AdaptiveController(6, adaptive=False)
     assert controller.target == 6

@@ -131,8 +131,10 @@ class AdaptiveController:
             if window_s < max(shortest_s, self.answers_per_window * self._answer_s):
                 return False
             goodput = (work - self._work_before) / window_s
+            if goodput <= 0 and window_s < self.steady_window_s:
+                return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
-            idle = throttled or busy < self.target or goodput <= 0
+            idle = throttled or busy < self.target
             before, self.target = self.target, self._decide(goodput, cpu_bound=cpu_bound, idle=idle)
             self._from_s, self._work_before, self._cpu_before_s = now, work, cpu_s
             return self.target != before

@@ -10,7 +10,7 @@ from types import TracebackType
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
 
-__all__ = ["RequestList"]
+__all__ = ["RequestList", "split_line"]
 
 _READ_BYTES = 64 << 10
 _LONGEST_LINE_BYTES = 64 << 10
@@ -62,18 +62,16 @@ class RequestList:
                 yield None
                 continue
             number += 1
-            text = line.decode("utf-8-sig", "replace").strip()  # some editors begin a file with a mark
-            if text and not text.startswith("#"):
-                yield self._parse(text, number)
-
-    def _parse(self, text: str, number: int) -> Request | Download:
-        url, name, checksum, *more = [*(part.strip() for part in text.split("\t")), "", ""]
-        try:
-            if any(more):
-                raise ConfigError("more than a URL, a name and a checksum")
-            return Request(url, name or None, checksum=checksum or None, headers=self._headers, resume=self._resume)
-        except ConfigError as error:
-            return Download(url=url, path=name, error=ConfigError(f"{self._path}, line {number}: {error}"))
+            text = line.decode("utf-8-sig", "replace")  # some editors begin a file with a mark
+            url = ""
+            try:
+                if (parts := split_line(text)) is None:
+                    continue
+                url, name, checksum = parts
+                yield Request(url, name, checksum=checksum, headers=self._headers, resume=self._resume)
+            except ConfigError as error:
+                refusal = ConfigError(f"{self._path}, line {number}: {error}")
+                yield Download(url=url or text.strip(), path="", error=refusal)
 
     def _lines(self) -> Iterator[bytes | None]:
         rest = b""
@@ -93,3 +91,15 @@ class RequestList:
 
     def _readable(self, timeout_s: float) -> bool:
         return bool(select.select([self._descriptor], [], [], timeout_s)[0])
+
+
+def split_line(line: str) -> tuple[str, str | None, str | None] | None:
+    """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`; None for an empty line and a comment (`#`).
+
+    Raises:
+        ConfigError: there is more.
+    """
+    url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
+    if any(more):
+        raise ConfigError("more than a URL, a name and a checksum")
+    return None if not url or url.startswith("#") else (url, name or None, checksum or None)

@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
+from perfkit.downloads.listing import split_line
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, safe_basename
 
-__all__ = ["LIST_BYTES", "METALINK_NAMESPACE", "Listed", "parse_metalink", "parse_urls", "split_line"]
+__all__ = ["LIST_BYTES", "METALINK_NAMESPACE", "Listed", "parse_metalink", "parse_urls"]
 
 LIST_BYTES = 64 << 20  # the longest list that is read
 _FILES = 200_000
@@ -29,18 +30,6 @@ class Listed:
     request: Request
     name: str
     size: int | None = None  # bytes, if the list says
-
-
-def split_line(line: str) -> tuple[str, str | None, str | None] | None:
-    """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`; None for an empty line and a comment (`#`).
-
-    Raises:
-        ConfigError: there is more.
-    """
-    url, name, checksum, *rest = [*(part.strip() for part in line.split("\t")), "", "", ""]
-    if any(rest):
-        raise ConfigError("more than URL, name and checksum")
-    return None if not url or url.startswith("#") else (url, name or None, checksum or None)
 
 
 def parse_urls(text: str, *, base: str | None = None) -> list[Listed]:

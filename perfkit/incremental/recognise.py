@@ -7,8 +7,9 @@ from enum import StrEnum
 from io import BytesIO
 from urllib.parse import urlsplit
 
+from perfkit.downloads.listing import split_line
 from perfkit.errors import ConfigError, ManifestError
-from perfkit.incremental.lists import METALINK_NAMESPACE, split_line
+from perfkit.incremental.lists import METALINK_NAMESPACE
 from perfkit.incremental.routes.codecs import Unpacked, compression
 from perfkit.incremental.routes.members import Limits
 from perfkit.incremental.routes.tar import is_header
