@@ -127,6 +127,13 @@ def test_it_tries_fewer_while_the_processor_limits() -> None:
         assert bench.run(5) == targets
 
 
+def test_large_files_have_two_streams() -> None:
+    """However busy the processor is: the kernel copies their bytes without the interpreter's lock."""
+    bench = Bench(lambda streams: 1e6, cpu=1.0)
+    bench.controller.large_body()
+    assert bench.run(30) == [2]
+
+
 def test_it_adds_streams_when_the_first_brings_nothing() -> None:
     """A stalled stream is not waited for alone."""
     assert Bench(lambda streams: 0.0).run(2)[:2] == [1, 2]

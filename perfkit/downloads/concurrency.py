@@ -68,10 +68,10 @@ class HostGates:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one and doubles while doubling pays, then tries one more from time to time. While the processor is
-    what limits, it tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is
-    taken back. It halves on trouble, and holds still while the throttle limits or there is too little to do. Goodput is
-    bytes, plus an allowance per finished file, since many small files move few bytes.
+    It starts with one, or two for large files, and doubles while that pays, then tries one more from time to time.
+    While the processor is what limits, it tries fewer: threads that fight for the interpreter are slower than one. A
+    step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there is too
+    little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
 
     Args:
         ceiling: the most streams ever.
@@ -93,6 +93,7 @@ class AdaptiveController:
         self._clock = clock
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
+        self._least = 1  # streams, however busy the processor is
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
@@ -107,6 +108,14 @@ class AdaptiveController:
         """New totals begin; what was learned of the number of streams stays."""
         with self._lock:
             self._from_s = None
+            self._least = 1
+
+    def large_body(self) -> None:
+        """A body has begun whose bytes keep a thread in the kernel: two of those don't fight for the interpreter."""
+        with self._lock:
+            self._least = min(2, self._ceiling)
+            if self.target < self._least:
+                self.target, self._trial, self._from_s = self._least, None, None
 
     def trouble(self) -> None:
         """A 429, 503, reset or stall was seen."""
@@ -156,7 +165,7 @@ class AdaptiveController:
         self._grow_after, self._shrink_after = max(0, self._grow_after - 1), max(0, self._shrink_after - 1)
         wanted = self.target
         if cpu_bound and self._shrink_after == 0:
-            wanted = max(1, self.target // 2)
+            wanted = max(self._least, self.target // 2)
         elif not cpu_bound and self._grow_after == 0:
             wanted = min(self._ceiling, self.target * 2 if self._ramping else self.target + 1)
         if wanted != self.target:

@@ -52,6 +52,7 @@ _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _PROGRESS_BYTES = 1 << 20  # after this much, earlier failures are forgiven
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _HEDGE_AFTER_S = 2.0
+_LARGE_BYTES = 4 << 20
 _CHASE_BYTES = 8 << 20  # a smaller file is hashed by its workers, and what is left of it at the end
 _CHASE_EVERY_S = 0.02
 
@@ -434,6 +435,8 @@ class Transfer:
             draft.validator = validator_of(response.headers)
             draft.settled = True
             self._chase(draft)
+        if size is not None and size >= _LARGE_BYTES:
+            self._tools.controller.large_body()
         if draft.ranges:
             self._tools.notify()
 
