@@ -222,7 +222,7 @@ def test_indexes_that_lie_are_refused() -> None:
     wrong = [
         index(Frame(0, 0, 80, 100, whole[:1])),
         index(Frame(0, 0, 81, 150, whole)),
-        index(Frame(0, 0, 80, 9 << 20, whole)),
+        index(Frame(0, 0, 80, 17 << 20, whole)),
         index(Frame(0, 0, 80, 150, (Piece(0, 0, 0, 60), Piece(0, 50, 60, 50), whole[1]))),
         index(Frame(0, 0, 80, 150, (Piece(0, 0, 0, 60), Piece(0, 70, 60, 30), whole[1]))),
         good[:48] + b"\xff\xff\xff\xff" * 4 + good[64:],
@@ -300,7 +300,7 @@ def test_a_damaged_delta_gives_no_other_error(client: Client) -> None:
 
 
 def test_deltas_that_lie_are_refused() -> None:
-    """Of another origin; with too much, too little or the same content twice; with spans that are not there."""
+    """Of another origin; with too much, too little or the same bytes twice; with spans that are not there."""
     old, new = manifest_of(OLD), manifest_of(NEW)
     a, fresh = new.find("a"), new.find("dir/new")
     assert a is not None

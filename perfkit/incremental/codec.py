@@ -15,11 +15,24 @@ if sys.version_info >= (3, 14):
 else:
     from backports import zstd
 
-__all__ = ["MAX_WINDOW_LOG", "compress", "compress_many", "dictionary", "expand", "expand_stream", "train", "zstd"]
+__all__ = [
+    "MAX_WINDOW_LOG",
+    "Base",
+    "against",
+    "compress",
+    "compress_many",
+    "dictionary",
+    "expand",
+    "expand_stream",
+    "train",
+    "zstd",
+]
 
 MAX_WINDOW_LOG = 23  # 8 MiB: no frame of a release needs more, and no decoder holds more
-_CHUNK_BYTES = 256 << 10
+_CHUNK_BYTES = 128 << 10
 _LEAST_PREFIX_BYTES = 8  # libzstd takes no shorter dictionary
+Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
+
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 
@@ -32,22 +45,21 @@ def expand(data: bytes, size: int, *, prefix: bytes = b"") -> bytes:
     Raises:
         ManifestError: it is no such frame, or its content has another size.
     """
-    return b"".join(expand_stream((data,), size, prefix=prefix))
+    return b"".join(expand_stream((data,), size, against(prefix)))
 
 
 def expand_stream(
-    data: Iterable[bytes], size: int, *, prefix: bytes = b"", shared: zstd.ZstdDict | None = None
+    data: Iterable[bytes], size: int, base: Base = None
 ) -> Iterator[bytes]:
-    """The same from pieces of a frame, in pieces of at most 256 KiB; never yields more than `size` bytes.
+    """The same from pieces of a frame, in pieces of at most 128 KiB; never yields more than `size` bytes.
 
     Args:
-        shared: a dictionary from `dictionary`, instead of a prefix.
+        base: what the frame was made with: from `against` or `dictionary`.
 
     Raises:
         ManifestError: as `expand`; what was yielded before is then worth nothing.
     """
-    chosen = _raw(prefix) or shared
-    decoder = zstd.ZstdDecompressor(zstd_dict=chosen, options=_OPTIONS)
+    decoder = zstd.ZstdDecompressor(zstd_dict=base, options=_OPTIONS)
     left = size
     try:
         for piece in data:
@@ -73,7 +85,8 @@ def expand_stream(
         raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
 
 
-def _raw(prefix: bytes) -> tuple[zstd.ZstdDict, int] | None:
+def against(prefix: bytes) -> Base:
+    """A copy of raw content, to decode a frame that was made against it; it counts for one frame."""
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
 
 
@@ -94,7 +107,7 @@ def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
     if len(data) > 1 << MAX_WINDOW_LOG:
         options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
-    return zstd.compress(data, options=options, zstd_dict=_raw(prefix))
+    return zstd.compress(data, options=options, zstd_dict=against(prefix))
 
 
 def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:

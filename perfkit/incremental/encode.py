@@ -14,7 +14,7 @@ from perfkit.incremental.site import Contents, ObjectWriter
 
 __all__ = ["encode_delta", "needed"]
 
-_PART_BYTES = 2 << 20  # of one large file; leaves room in the prefix for what moved
+_PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for what moved
 _SLICE_BYTES = 1 << 20
 _LEVEL = 19
 

@@ -18,7 +18,7 @@ from perfkit.incremental.release import ObjectRef, PackedRef
 
 __all__ = ["MAX_FRAME_BYTES", "Frame", "Index", "Pack", "PackRange", "Piece"]
 
-MAX_FRAME_BYTES = 8 << 20
+MAX_FRAME_BYTES = 16 << 20
 MAX_DICTIONARY_BYTES = 256 << 10
 _MAX_PACKS = 4096
 _MAX_COUNT = 1 << 24

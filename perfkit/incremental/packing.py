@@ -26,7 +26,7 @@ __all__ = ["Kept", "Open", "PackWriter", "keep", "pool", "solid_order", "train_d
 
 SOLID_LEVEL = 19
 FINE_LEVEL = 12
-SOLID_BYTES = 8 << 20  # a frame's content: as much as the decoder's window
+SOLID_BYTES = 16 << 20  # a frame's content: twice the window; longer ones save little and are worse to share
 _PACK_BYTES = 256 << 20  # no object grows much beyond this
 _BATCH_BYTES = 1 << 20  # small frames are compressed in batches
 _DICTIONARY_BYTES = 32 << 10
@@ -230,7 +230,7 @@ class PackWriter:
         work = _solid if self._shared is None and len(contents) == 1 else compress_many
         self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._shared), rows))
         self._batch, self._batch_bytes = [], 0
-        while len(self._pending) > 4:
+        while len(self._pending) > 3:
             self._write(*self._pending.popleft())
 
     def _write(self, work: Future[list[bytes]], rows: list[tuple[int, tuple[Piece, ...]]]) -> None:

@@ -44,7 +44,7 @@ GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what on
 _KEPT_RELEASES = 16
 _OFFERED = 10  # earlier releases that the pointer has a delta for
 _HOP_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
-_LIVE_SHARE = 0.7  # a large frame with less use than this is made anew
+_LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
 _SOLID_PACKS = 12  # a first install asks for each
 _READ_BYTES = 1 << 20
 

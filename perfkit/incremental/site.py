@@ -319,7 +319,7 @@ class Contents:
         at, size = self.index.place(number)
         descriptor, shared = self._pack(self.index.pack_of(number))
         data = os.pread(descriptor, size, at)
-        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared=shared))
+        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:

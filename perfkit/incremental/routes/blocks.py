@@ -25,7 +25,7 @@ _MOST_BYTES = 128 << 10
 _MEAN_BYTES = 24 << 10
 _LONG_LINE_BYTES = 1 << 10
 _LINES = re.compile(rb"[^\n]{0,1023}\n|[^\n]{1,1024}")
-_READ_BYTES = 1 << 20
+_READ_BYTES = 256 << 10
 
 
 def unpack(
@@ -58,7 +58,7 @@ def _unpack_frame(
 ) -> None:
     pieces = [index.piece(each) for each in index.pieces_of(number) if each in wanted]
     position = 0
-    for chunk in expand_stream(data, index.content_bytes(number), shared=shared):
+    for chunk in expand_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)
         for piece in pieces:
             start, stop = max(piece.start, position), min(piece.start + piece.length, end)

@@ -13,18 +13,18 @@ from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.incremental.codec import compress, expand, expand_stream
+from perfkit.incremental.codec import Base, against, compress, expand, expand_stream
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest
 from perfkit.incremental.routes.blocks import Write
 
-__all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Slice", "Span", "write_delta"]
+__all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
 
-MAX_GROUP_BYTES = 4 << 20  # of a group's old content, and of its new content
+MAX_GROUP_BYTES = 3 << 20  # of a group's old content, and of its new content
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 1\n"
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
-_READ_BYTES = 1 << 20
+_READ_BYTES = 256 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,20 +120,20 @@ class Delta:
             made.append(expand(_exactly(self._file, size), length, prefix=old.raw[start : start + source]))
         return Manifest.parse(b"".join(made), sha256=self.target_sha256)
 
-    def groups(self, old: Manifest, new: Manifest) -> list[Group]:
-        """What the delta makes and needs, in order; checked against both manifests.
+    def groups(self, old: Manifest, new: Manifest) -> Groups:
+        """What the delta makes and needs, in order, as often as asked; checked against both manifests.
 
-        Every content of `new` that `old` does not have is made exactly once, for one of its entries (the others are
+        Every content of `new` that `old` does not have is made for one of its entries (the others are
         copies of that one); empty contents are not listed.
 
         Raises:
             ManifestError: that does not hold, or a limit is passed.
         """
-        groups = list(self._table.groups(old, new))
+        groups = Groups(self._table, old, new)
         _check_outputs(groups, old, new)
         return groups
 
-    def apply(self, groups: Sequence[Group], read: Callable[[Span], bytes], write: Write) -> None:
+    def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes], write: Write) -> None:
         """Make the new contents, group by group; call it once, after `new_manifest`.
 
         Args:
@@ -145,13 +145,17 @@ class Delta:
             ManifestError: the delta is damaged, or `read` gave other content than it was made against.
         """
         for group in groups:
-            prefix = b"".join(map(read, group.sources))
-            if len(prefix) != sum(span.length for span in group.sources):
-                _refuse("an old file is shorter than the manifest says")
             frame = _chunks(self._file, group.bytes)
-            _scatter(group.outputs, expand_stream(frame, group.size, prefix=prefix), write)
+            _scatter(group.outputs, expand_stream(frame, group.size, _base(group, read)), write)
         if self._file.read(1):
             _refuse("it is longer than its table says")
+
+
+def _base(group: Group, read: Callable[[Span], bytes]) -> Base:
+    prefix = b"".join(map(read, group.sources))
+    if len(prefix) != sum(span.length for span in group.sources):
+        _refuse("an old file is shorter than the manifest says")
+    return against(prefix)  # a copy: this one goes when we return
 
 
 def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:
@@ -197,6 +201,21 @@ class _Table:
             yield group
 
 
+class Groups:
+    """The groups of a delta, made from its table one at a time: thousands of spans would take megabytes."""
+
+    def __init__(self, table: _Table, old: Manifest, new: Manifest) -> None:
+        self._table = table
+        self._old = old
+        self._new = new
+
+    def __len__(self) -> int:
+        return len(self._table.bytes)
+
+    def __iter__(self) -> Iterator[Group]:
+        return self._table.groups(self._old, self._new)
+
+
 def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
     """Spans from columns: steps from entry to entry, offsets, and lengths, where 0 is the rest of the file."""
     entry = -1
@@ -210,24 +229,26 @@ def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
         yield Span(entry, offset, length)
 
 
-def _check_outputs(groups: list[Group], old: Manifest, new: Manifest) -> None:
-    reached: dict[int, int] = {}
+def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> None:
+    reached = array("Q", bytes(8 * len(new)))
     for group in groups:
         for span in group.outputs:
-            if span.offset != reached.get(span.entry, 0):
+            if span.offset != reached[span.entry]:
                 _refuse(f"the pieces of {new.name(span.entry)} are not in order")
             reached[span.entry] = span.offset + span.length
-    made: dict[bytes, int] = {}
-    for entry, end in reached.items():
-        if end != new.size(entry):
+    lacking: dict[bytes, int] = {}
+    for entry, end in enumerate(reached):
+        if end not in (0, new.size(entry)):
             _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
-        if made.setdefault(new.digest(entry), end) != end:
+        if end == 0 and new.size(entry):
+            lacking[new.digest(entry)] = new.size(entry)
+    for entry, end in enumerate(reached):
+        if end and lacking.pop(new.digest(entry), end) != end:
             _refuse("one digest for contents of different sizes")
-    if len(made) != len(reached):
-        _refuse("it makes one content twice")
-    lacking = {digest for entry, digest in enumerate(new.digests()) if new.size(entry)}.difference(made)
-    if lacking.difference(old.digests()):
-        _refuse("a content that it does not make, and that the old tree does not have")
+    for digest in old.digests():
+        lacking.pop(digest, None)
+    if lacking:
+        _refuse(f"{len(lacking)} contents that it does not make, and that the old tree does not have")
 
 
 def write_delta(
