@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -12,6 +13,9 @@ import pytest
 
 from perfkit import Config, Toolkit
 from tests.fakes import Handler, WrongServer
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
 
 
 @pytest.fixture(autouse=True)

@@ -337,7 +337,7 @@ def test_perfkit_get_in_tmux(tmp_path: Path) -> None:
     site, out = tmp_path / "site", tmp_path / "out"
     site.mkdir()
     for name in ("a.bin", "b.bin"):
-        (site / name).write_bytes(os.urandom(2 * MIB))
+        (site / name).write_bytes(os.urandom(5 * MIB))  # large enough for both to come at once
     socket = str(tmp_path / "tmux.sock")
 
     def tmux(*arguments: str) -> str:
@@ -353,16 +353,16 @@ def test_perfkit_get_in_tmux(tmp_path: Path) -> None:
         return shown
 
     with Server(site) as server:
-        get = [sys.executable, "-m", "perfkit", "get", "-d", str(out), "--limit-rate", "1M",
+        get = [sys.executable, "-m", "perfkit", "get", "-d", str(out), "--limit-rate", "4M",
                f"{server.url}a.bin", f"{server.url}b.bin"]  # fmt: skip
         tmux("new-session", "-d", "-x", "110", "-y", "20", f"env -u CI {shlex.join(get)}; echo code $?; cat")
         try:
-            shown = screen_with("▕█")
-            assert re.search(r"^total +\d+% ▕█", shown, re.MULTILINE)
+            shown = screen_with("/10.0 MiB")
+            assert re.search(r"^total +\d+% ▕", shown, re.MULTILINE)
             assert re.search(r"^[ab]\.bin ", shown, re.MULTILINE)
             assert "/s" in shown
             shown = screen_with("code 0")
-            assert re.search(r"^2 files, 4\.0 MiB in 0:0\d, ", shown, re.MULTILINE)
+            assert re.search(r"^2 files, 10\.0 MiB in 0:0\d, ", shown, re.MULTILINE)
             assert "total" not in shown
         finally:
             tmux("kill-server")
