@@ -7,6 +7,7 @@ import os
 import random
 import socket
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -211,6 +212,25 @@ def test_a_source_that_raises_ends_the_batch(kit: Toolkit, site: Path, out: Path
 
     with Server(site) as server, pytest.raises(LookupError, match="mine"):
         kit.download_many(urls(server.url), out)
+
+
+def test_a_source_that_has_nothing_just_now(kit: Toolkit, site: Path, out: Path) -> None:
+    """It may say so with None, without waiting itself, and is asked again some ten times a second."""
+    (site / "f").write_bytes(b"x")
+    asked = 0
+
+    def urls(base: str):  # type: ignore[no-untyped-def]
+        nonlocal asked
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            asked += 1
+            yield None
+        yield base + "f"
+
+    with Server(site) as server:
+        [(index, result)] = kit.iter_downloads(urls(server.url), out)
+    assert (index, result.error) == (0, None)
+    assert asked < 10
 
 
 def test_the_same_destination_twice(kit: Toolkit, site: Path, out: Path) -> None:

@@ -216,6 +216,7 @@ class DownloadManager:
             try:
                 exhausted = False
                 while not exhausted or batch.open:
+                    taken = batch.taken
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
                         if exhausted and total is None:
@@ -225,7 +226,7 @@ class DownloadManager:
                         exhausted = exhausted or total is None
                     while batch.finished:
                         yield batch.finished.popleft()
-                    if batch.open:
+                    if batch.open or (batch.taken == taken and not exhausted):  # or the source has nothing just now
                         batch.wait()
                         self._tick()
                 while batch.finished:
