@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from perfkit.filesystem.hashing import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.transaction import Transaction
-    from perfkit.filesystem.watch import DirtySet
     from perfkit.filesystem.tree import Generation
+    from perfkit.filesystem.watch import DirtySet
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport, VerifyReport

@@ -167,7 +167,8 @@ def test_a_deleted_file_comes_back() -> None:
     assert found.added == ("a",)
 
 
-contents = st.builds(lambda text, mode: Held(text, len(text), mode), st.sampled_from([b"1", b"22", b"333"]), st.booleans())
+digests = st.sampled_from([b"1", b"22", b"333"])
+contents = st.builds(lambda text, mode: Held(text, len(text), mode), digests, st.booleans())
 trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
 
 

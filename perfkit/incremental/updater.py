@@ -110,7 +110,7 @@ def _decide(
 def _policy(config: Config) -> LocalChanges:
     for policy in ("keep", "overwrite", "refuse"):
         if policy == config.local_changes:
-            return policy  # type: ignore[return-value]
+            return policy
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
 
 
