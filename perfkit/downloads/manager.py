@@ -195,6 +195,7 @@ class DownloadManager:
             try:
                 exhausted = False
                 while not exhausted or batch.open:
+                    taken = batch.taken
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
                         if exhausted and total is None:
@@ -204,7 +205,7 @@ class DownloadManager:
                         exhausted = exhausted or total is None
                     while batch.finished:
                         yield batch.finished.popleft()
-                    if batch.open:
+                    if batch.open or (not exhausted and batch.taken == taken):  # the source has nothing just now
                         batch.wait()
                         self._tick()
                 while batch.finished:
