@@ -386,7 +386,8 @@ def _sync(arguments: argparse.Namespace) -> int:
     with Toolkit(config, progress=_progress(arguments)) as kit:
         if arguments.dry_run:
             plan = kit.plan(arguments.source, arguments.dest)
-            record: dict[str, object] = {"version": plan.version, "installed_version": plan.installed_version, "route": plan.route,
+            record: dict[str, object] = {"version": plan.version, "route": plan.route,
+                      "installed_version": plan.installed_version,
                       "missing_bytes": plan.missing_bytes, "fetch": plan.fetch, "remove": plan.remove,
                       "added": plan.added, "changed": plan.changed, "aside": plan.aside}  # fmt: skip
             return _tell(arguments, record, f"{plan.version}: {len(plan.fetch)} files to fetch, "

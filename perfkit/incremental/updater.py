@@ -55,7 +55,7 @@ class _Installed:
     def highest(self, source: str) -> int:
         """The highest serial of this site that was ever installed here; a rollback does not lower it."""
         seen = self.pointer.serial if self.pointer and self.source == source else 0
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError, ValueError, AttributeError, TypeError):  # noqa: SIM117
+        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # noqa: SIM117
             with open(os.path.join(self._own, "serials"), encoding="utf-8") as file:
                 seen = max(seen, int(json.load(file).get(source, 0)))
         return seen
