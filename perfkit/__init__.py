@@ -29,7 +29,10 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
+    from perfkit.filesystem.history import Generation
+    from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
+    from perfkit.incremental.report import SyncReport, VerifyReport
     from perfkit.progress.bars import Bars
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
@@ -47,6 +50,7 @@ __all__ = [
     "Download",
     "FileChangedError",
     "FileProgress",
+    "Generation",
     "HTTPStatusError",
     "IntegrityError",
     "JsonLines",
@@ -54,6 +58,7 @@ __all__ = [
     "ManifestError",
     "PerfkitError",
     "PlainLines",
+    "Plan",
     "Progress",
     "RecoveryError",
     "Release",
@@ -61,11 +66,13 @@ __all__ = [
     "Request",
     "RollbackError",
     "Snapshot",
+    "SyncReport",
     "Toolkit",
     "TransferError",
     "TransferTimeoutError",
     "UnsafePathError",
     "UpdateError",
+    "VerifyReport",
 ]
 
 _HOMES = {  # whatever is not named here is an error
@@ -74,6 +81,10 @@ _HOMES = {  # whatever is not named here is an error
     "Config": "perfkit.config",
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
+    "Generation": "perfkit.filesystem.history",
+    "Plan": "perfkit.incremental.plan",
+    "SyncReport": "perfkit.incremental.report",
+    "VerifyReport": "perfkit.incremental.report",
     "JsonLines": "perfkit.progress.lines",
     "PlainLines": "perfkit.progress.lines",
     "Progress": "perfkit.progress.meter",

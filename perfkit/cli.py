@@ -75,7 +75,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
-    for add in (_add_get, _add_publish, _add_serve):
+    for add in (_add_get, _add_publish, _add_sync, _add_rollback, _add_history, _add_verify, _add_serve):
         add(commands)
     return parser
 
@@ -330,6 +330,107 @@ def _publish(arguments: argparse.Namespace) -> int:
     elif not arguments.quiet:
         say(f"perfkit: {release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
              f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
+    return 0
+
+
+# -- sync, rollback, history, verify ----------------------------------------------------------------------------------
+
+
+def _add_sync(commands: Commands) -> None:
+    about = "Bring a tree to the release that a site offers, fetching only what differs."
+    sync = commands.add_parser("sync", help="update a tree", description=about,
+                               epilog="examples:\n  perfkit sync https://example.org/rules rules\n")  # fmt: skip
+    sync.add_argument("source", metavar="SOURCE", help="the URL of the site")
+    sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
+    sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    sync.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
+    sync.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
+    _finish(sync, "_sync")
+
+
+def _add_rollback(commands: Commands) -> None:
+    rollback = commands.add_parser("rollback", help="go back to an earlier generation, without the network",
+                                   epilog="examples:\n  perfkit rollback rules --to 3\n")  # fmt: skip
+    rollback.add_argument("dest", metavar="DEST", help="the tree")
+    rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
+    _finish(rollback, "_rollback")
+
+
+def _add_history(commands: Commands) -> None:
+    history = commands.add_parser("history", help="list the generations of a tree",
+                                  epilog="examples:\n  perfkit history rules\n")  # fmt: skip
+    history.add_argument("dest", metavar="DEST", help="the tree")
+    _finish(history, "_history")
+
+
+def _add_verify(commands: Commands) -> None:
+    verify = commands.add_parser("verify", help="hash every file of a tree again",
+                                 epilog="examples:\n  perfkit verify rules --repair\n")  # fmt: skip
+    verify.add_argument("dest", metavar="DEST", help="the tree")
+    verify.add_argument("--repair", action="store_true", help="fetch what is missing or changed")
+    _finish(verify, "_verify")
+
+
+def _finish(command: argparse.ArgumentParser, run: str) -> None:
+    command.add_argument("--quiet", action="store_true", help="no bars and notes; errors are still shown")
+    command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
+    command.set_defaults(run=globals()[run])
+
+
+def _sync(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    chosen = {"workers": arguments.workers, "connections_per_host": arguments.workers,
+              "rate_limit": parse_size(arguments.limit_rate) if arguments.limit_rate is not None else None}  # fmt: skip
+    config = Config.from_env(**{name: value for name, value in chosen.items() if value is not None})
+    with Toolkit(config, progress=_progress(arguments)) as kit:
+        if arguments.dry_run:
+            plan = kit.plan(arguments.source, arguments.dest)
+            record: dict[str, object] = {"version": plan.version, "route": plan.route,
+                      "installed_version": plan.installed_version,
+                      "missing_bytes": plan.missing_bytes, "fetch": plan.fetch, "remove": plan.remove,
+                      "added": plan.added, "changed": plan.changed, "aside": plan.aside}  # fmt: skip
+            return _tell(arguments, record, f"{plan.version}: {len(plan.fetch)} files to fetch, "
+                         f"{len(plan.local)} from here, {len(plan.remove)} to remove")  # fmt: skip
+        report = kit.sync(arguments.source, arguments.dest)
+    return _tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
+                 f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
+
+
+def _rollback(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit(Config.from_env()) as kit:
+        report = kit.rollback(arguments.dest, to=arguments.to)
+    return _tell(arguments, dataclasses.asdict(report), f"generation {report.generation}, {report.version}")
+
+
+def _history(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit() as kit:
+        found = [dataclasses.asdict(each) for each in kit.history(arguments.dest)]
+    lines = "".join(f"{'*' if each['current'] else ' '} {each['number']} {each['label'].get('version', '')} "
+                    f"+{each['added']} ~{each['changed']} -{each['removed']}\n" for each in found)  # fmt: skip
+    _print(json.dumps({"generations": found}) + "\n" if arguments.json else lines)
+    return 0
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    with Toolkit(Config.from_env(), progress=_progress(arguments)) as kit:
+        report = kit.verify(arguments.dest, repair=arguments.repair)
+    _tell(arguments, {**dataclasses.asdict(report), "intact": report.intact}, f"{report.files} files: "
+          f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra")  # fmt: skip
+    return 0 if report.intact else 1
+
+
+def _tell(arguments: argparse.Namespace, record: dict[str, object], note: str) -> int:
+    if arguments.json:
+        _print(json.dumps(record) + "\n")
+    elif not arguments.quiet:
+        say(f"perfkit: {note}")
     return 0
 
 

@@ -102,9 +102,11 @@ class Config:
 
     # Updates
     local_changes: str = "keep"  # what `sync` does to edited files: keep them aside, overwrite, or refuse to go on
+    keep_generations: int = 5  # before the current one, that `rollback` can reach
 
     def __post_init__(self) -> None:
-        for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes"):
+        for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes",
+                     "keep_generations"):  # fmt: skip
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))

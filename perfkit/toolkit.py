@@ -20,8 +20,11 @@ if TYPE_CHECKING:
     from perfkit.filesystem.hashing import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.transaction import Transaction
+    from perfkit.filesystem.tree import Generation
     from perfkit.filesystem.watch import DirtySet
+    from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
+    from perfkit.incremental.report import SyncReport, VerifyReport
 
 __all__ = ["Toolkit"]
 
@@ -265,3 +268,77 @@ class Toolkit:
         from perfkit.incremental.publish import publish
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
+
+    def plan(self, source: str, dest: Path) -> Plan:
+        """What `sync` would do now; nothing is written to `dest`.
+
+        Raises:
+            as `sync`.
+        """
+        from perfkit.incremental.updater import plan
+
+        return plan(self.config, self._downloads, source, os.fspath(dest))
+
+    def sync(self, source: str, dest: Path) -> SyncReport:
+        """Bring a tree to the release that a site offers: only what differs is fetched, and all is changed at once.
+
+        Unmanaged files are left alone; `Config.local_changes` says what becomes of edited ones. After a crash the same
+        call goes on with what was fetched.
+
+        Args:
+            source: the URL of the site.
+            dest: the tree; made if need be.
+
+        Raises:
+            ManifestError, UnsafePathError: the release is damaged or hostile; the tree is as it was.
+            TransferError: it can't be fetched; the tree is as it was.
+            UpdateError: there are local changes that are to be refused, or the site offers an older release than was
+                installed from it; the tree is as it was.
+            LockedError: another process or thread is changing the tree.
+            RecoveryError: a commit could not be completed; the next use of the tree tries again.
+            OSError: the local disk, such as no space; the tree is as it was.
+        """
+        from perfkit.incremental.updater import sync
+
+        return sync(self.config, self._downloads, source, os.fspath(dest))
+
+    def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
+        """Go back to a kept generation, or forward again, without the network.
+
+        Args:
+            to: its number, as `history` tells; by default the one before the current one.
+
+        Raises:
+            RollbackError: there is no such generation, or its contents are damaged; the tree is as it was.
+            UpdateError: `dest` is no managed tree.
+            LockedError, RecoveryError, OSError: as `sync`.
+        """
+        from perfkit.incremental.updater import rollback
+
+        return rollback(self.config, os.fspath(dest), to)
+
+    def history(self, dest: Path) -> list[Generation]:
+        """The generations that `rollback` can reach, oldest first.
+
+        Raises:
+            UpdateError: `dest` is no managed tree.
+            RollbackError: a record is damaged.
+            LockedError: another process or thread is changing the tree.
+        """
+        from perfkit.incremental.updater import history
+
+        return history(os.fspath(dest))
+
+    def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
+        """Hash every file of the installed release again, and tell what is missing, changed, or extra.
+
+        Args:
+            repair: fetch what is missing or changed; extra files stay.
+
+        Raises:
+            UpdateError: no release is installed in `dest`.
+            as `sync`, with `repair`.
+        """
+        from perfkit.incremental.updater import verify
+
+        return verify(self.config, self._downloads, os.fspath(dest), repair)
