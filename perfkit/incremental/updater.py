@@ -54,17 +54,25 @@ class _Installed:
 
     def highest(self, source: str) -> int:
         """The highest serial of this site that was ever installed here; a rollback does not lower it."""
-        seen = self.pointer.serial if self.pointer and self.source == source else 0
-        with contextlib.suppress(OSError, ValueError, AttributeError, TypeError):  # noqa: SIM117
-            with open(os.path.join(self._own, "serials"), encoding="utf-8") as file:
-                seen = max(seen, int(json.load(file).get(source, 0)))
-        return seen
+        installed = self.pointer.serial if self.pointer and self.source == source else 0
+        return max(installed, self._serials().get(source, 0))
 
     def note(self, source: str, serial: int) -> None:
         path = os.path.join(self._own, "serials")
         with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({source: serial}, file)
+            json.dump({**self._serials(), source: serial}, file)
         os.replace(f"{path}~", path)
+
+    def _serials(self) -> dict[str, int]:
+        path = os.path.join(self._own, "serials")
+        try:
+            with open(path, encoding="utf-8") as file:
+                return {str(source): int(serial) for source, serial in json.load(file).items()}
+        except (FileNotFoundError, NotADirectoryError):
+            return {}
+        except (ValueError, TypeError, AttributeError) as error:
+            reason = "damaged: it tells which old pointers are not to be followed; remove it to follow any"
+            raise UpdateError(f"{path} is {reason}") from error
 
 
 def _look(root: str, names: set[str], cache: StatCache, patch: Patch, now_ns: int) -> dict[str, Held]:
@@ -199,7 +207,6 @@ def _bring(
         for name in {*plan.remove, *plan.changed, *plan.added, *(each.source for each in plan.local if each.move)}:
             if name is not None:
                 patch.forget(name)
-        _restamp(root, entries, {*plan.added, *plan.changed}, patch, probe)
     if patch.rows or patch.gone or cache.manifest != pointer.manifest_sha256:
         with contextlib.suppress(OSError):  # a cache: without it files are read again
             cache.apply(patch, statcache, manifest=pointer.manifest_sha256)
@@ -258,22 +265,6 @@ def _commit(
 
 def _mode(entry: Entry) -> int:
     return 0o755 if entry.executable else 0o644
-
-
-def _restamp(root: str, entries: dict[str, Entry], names: set[str], patch: Patch, probe: str) -> None:
-    """Rows of the files that were just committed; where one is too fresh, it is read again the next time."""
-    found = {name: os.lstat(os.path.join(root, name)) for name in names}
-    newest = max((status.st_ctime_ns for status in found.values()), default=0)
-    until = time.monotonic() + 0.05
-    while (now_ns := clock_ns(probe)) <= newest and time.monotonic() < until:
-        time.sleep(0.001)
-    for name, before in found.items():
-        status = os.lstat(os.path.join(root, name))
-        if (status.st_ino, status.st_mtime_ns, status.st_ctime_ns) == (before.st_ino, before.st_mtime_ns,
-                                                                      before.st_ctime_ns):  # fmt: skip
-            row = ScanEntry(name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
-                            status.st_dev, status.st_mode)  # fmt: skip
-            patch.record(name, row, entries[name].sha256.hex(), content_ns=newest, seen_ns=now_ns)
 
 
 def _tidy(stage: str) -> None:
