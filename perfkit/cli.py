@@ -15,7 +15,7 @@ import os
 import sys
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, NoReturn
 
@@ -345,7 +345,7 @@ def _add_sync(commands: Commands) -> None:
     sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     sync.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
     sync.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
-    _finish(sync, "_sync")
+    _finish(sync, _sync)
 
 
 def _add_rollback(commands: Commands) -> None:
@@ -353,14 +353,14 @@ def _add_rollback(commands: Commands) -> None:
                                    epilog="examples:\n  perfkit rollback rules --to 3\n")  # fmt: skip
     rollback.add_argument("dest", metavar="DEST", help="the tree")
     rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
-    _finish(rollback, "_rollback")
+    _finish(rollback, _rollback)
 
 
 def _add_history(commands: Commands) -> None:
     history = commands.add_parser("history", help="list the generations of a tree",
                                   epilog="examples:\n  perfkit history rules\n")  # fmt: skip
     history.add_argument("dest", metavar="DEST", help="the tree")
-    _finish(history, "_history")
+    _finish(history, _history)
 
 
 def _add_verify(commands: Commands) -> None:
@@ -368,13 +368,13 @@ def _add_verify(commands: Commands) -> None:
                                  epilog="examples:\n  perfkit verify rules --repair\n")  # fmt: skip
     verify.add_argument("dest", metavar="DEST", help="the tree")
     verify.add_argument("--repair", action="store_true", help="fetch what is missing or changed")
-    _finish(verify, "_verify")
+    _finish(verify, _verify)
 
 
-def _finish(command: argparse.ArgumentParser, run: str) -> None:
+def _finish(command: argparse.ArgumentParser, run: Callable[[argparse.Namespace], int]) -> None:
     command.add_argument("--quiet", action="store_true", help="no bars and notes; errors are still shown")
     command.add_argument("--json", action="store_true", help="print one JSON object on standard output")
-    command.set_defaults(run=globals()[run])
+    command.set_defaults(run=run)
 
 
 def _sync(arguments: argparse.Namespace) -> int:

@@ -22,7 +22,7 @@ from perfkit.downloads.transfer import Task, Tools, Transfer
 from perfkit.downloads.transport import HttpTransport, Transport
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.filesystem.paths import safe_basename, safe_join
-from perfkit.progress.meter import Meter, Progress, Silent, Snapshot
+from perfkit.progress.meter import Meter, Progress, Silent
 
 __all__ = ["DownloadManager"]
 
@@ -150,27 +150,6 @@ class DownloadManager:
         directory = os.fspath(dest) if dest is not None else os.curdir
         total = len(items) if isinstance(items, Sized) else None
         return self._run((None if item is None else self._place(item, directory) for item in items), total)
-
-    @contextlib.contextmanager
-    def together(self) -> Iterator[None]:
-        """What is fetched inside the block, by however many calls, is one run: connections stay, progress ends once.
-
-        Raises:
-            ConfigError: the manager is closed.
-        """
-        self._check_open()
-        with self._root.child() as cancel:
-            batch = _Batch(cancel)
-            self._join(batch, 0)
-            try:
-                yield
-            finally:
-                self._part(batch)
-
-    def show(self, snapshot: Snapshot, *, last: bool = False) -> None:
-        """Show the progress of work that is not a download where that of downloads is shown."""
-        with self._tick_lock:
-            (self._progress.finish if last else self._progress.update)(snapshot)
 
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
