@@ -29,6 +29,7 @@ class Installed:
         kind: of the source; None: nothing is installed.
         source: its URL.
         version: what the source called it.
+        serial: of the source's releases, if it counts them; else 0.
         manifest: the files, by name.
         state: what the source's `record` gave when this was installed.
         serials: by source, the highest serial that was ever installed here; a rollback does not lower it.
@@ -38,25 +39,27 @@ class Installed:
     kind: Kind | None = None
     source: str = ""
     version: str | None = None
+    serial: int = 0
     manifest: Manifest = _NOTHING
     state: Mapping[str, Any] = field(default_factory=dict)
     serials: Mapping[str, int] = field(default_factory=dict)
 
     def highest(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""
-        return self.serials.get(source, 0)
+        installed = self.serial if self.source == source else 0
+        return max(installed, self.serials.get(source, 0))
 
-    def note(self, source: str, serial: int) -> None:
-        """Write down that this serial has been installed, if it is the highest.
+    def note_serial(self) -> None:
+        """See that the serial outlives this installation; to be called before another takes its place.
 
         Raises:
             OSError: it can't be written.
         """
-        if serial <= self.highest(source):
+        if self.serial <= self.serials.get(self.source, 0):
             return
         path = os.path.join(self.root, OWN, _SERIALS)
         with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self.serials, source: serial}, file)
+            json.dump({**self.serials, self.source: self.serial}, file)
         os.replace(f"{path}~", path)
 
 
@@ -78,7 +81,7 @@ def read_installed(root: str) -> Installed:
         try:
             record = json.loads(raw)
             return Installed(
-                root, Kind(record["kind"]), str(record["source"]), str(record["version"]),
+                root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
                 Manifest.parse(manifest, sha256=bytes.fromhex(record["manifest"])), dict(record["state"]), serials,
             )  # fmt: skip
         except (ValueError, TypeError, KeyError) as error:
@@ -86,9 +89,12 @@ def read_installed(root: str) -> Installed:
     return Installed(root, serials=serials)
 
 
-def record_of(*, kind: Kind, source: str, version: str, manifest: Manifest, state: Mapping[str, object]) -> bytes:
+def record_of(
+    *, kind: Kind, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
+) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
-    record = {"kind": kind, "source": source, "version": version, "manifest": manifest.sha256.hex(), "state": state}
+    record = {"kind": kind, "source": source, "version": version, "serial": serial,
+              "manifest": manifest.sha256.hex(), "state": state}  # fmt: skip
     return json.dumps(record).encode()
 
 

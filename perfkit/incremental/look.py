@@ -32,16 +32,14 @@ class Look(Mapping[str, Held]):
 
     Attributes:
         patch: the rows of what was read.
-
-    Args:
-        now_ns: the file system's clock, before this.
+        now_ns: the file system's clock, before anything was.
     """
 
     def __init__(self, root: str, cache: StatCache, *, now_ns: int) -> None:
         self.patch = Patch()
         self._root = root
         self._cache = cache
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._entries = {entry.name: entry for entry in entries(root)} if os.path.isdir(root) else {}
         self._held: dict[str, Held] = {}
         self._holders: dict[bytes, str] = {}
@@ -84,5 +82,5 @@ class Look(Mapping[str, Held]):
             seen = hash_file(os.path.join(self._root, name))
             digest = seen.sha256 or ""
             if (seen.size, seen.mtime_ns, seen.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns):
-                self.patch.record(name, entry, digest, content_ns=self._now_ns, seen_ns=self._now_ns)
+                self.patch.record(name, entry, digest, content_ns=self.now_ns, seen_ns=self.now_ns)
         return Held(bytes.fromhex(digest), entry.size, bool(entry.mode & 0o100))

@@ -43,10 +43,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A file made from content that is here already."""
+    """A file made from content that the tree has already."""
 
     name: str
-    source: str | None  # the name that has it; None: only the history does
+    source: str  # the name that has it
     move: bool = False  # the source's own name goes, and nothing else needs it
 
 
@@ -88,6 +88,7 @@ class Plan:
     keep: frozenset[str] = frozenset()  # names that are as wanted
     local: tuple[Local, ...] = ()
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
+    stored: tuple[str, ...] = ()  # names whose content only the history has
     fetch: tuple[str, ...] = ()  # names whose content is not here
     remove: tuple[str, ...] = ()
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
@@ -104,7 +105,7 @@ class Plan:
     @property
     def empty(self) -> bool:
         """Whether the tree is as wanted."""
-        return not (self.local or self.modes or self.fetch or self.remove or self.aside)
+        return not (self.local or self.stored or self.modes or self.fetch or self.remove or self.aside)
 
     @property
     def route(self) -> str:
@@ -154,7 +155,7 @@ def decide(
         aside[name] = _aside_name(name, lambda fresh: fresh in names or taken(fresh))
         names.add(aside[name])
     gone = [name for name in installed if name not in wanted]
-    local, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
+    local, kept, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
     moved = {each.source for each in local if each.move}
     sizes = {wanted[name].sha256: wanted[name].size for name in fetch}
     return Plan(
@@ -162,6 +163,7 @@ def decide(
         installed_version=installed_version,
         keep=keep,
         local=tuple(local),
+        stored=tuple(kept),
         modes=modes,
         fetch=tuple(fetch),
         remove=tuple(name for name in gone if name not in moved and name not in aside),
@@ -201,13 +203,14 @@ def _sources(
     *,
     free: set[str],
     stored: Collection[bytes],
-) -> tuple[list[Local], list[str]]:
+) -> tuple[list[Local], list[str], list[str]]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
     holders: dict[bytes, list[str]] = {}
     for name, held in installed.items():
         if held.sha256:
             holders.setdefault(held.sha256, []).append(name)
     local: list[Local] = []
+    kept: list[str] = []
     fetch: list[str] = []
     for name, entry in wanted.items():
         if name in right:
@@ -220,10 +223,10 @@ def _sources(
         elif sources:
             local.append(Local(name, sources[0]))
         elif entry.sha256 in stored:
-            local.append(Local(name, None))
+            kept.append(name)
         else:
             fetch.append(name)
-    return local, fetch
+    return local, kept, fetch
 
 
 def choose(

@@ -16,7 +16,7 @@ from perfkit.errors import ConfigError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
-from perfkit.incremental.carry import carry_out
+from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import Look, entries
@@ -26,7 +26,8 @@ from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source, open_source, reopen_source
-from perfkit.incremental.statcache import StatCache, clock_ns
+from perfkit.incremental.stamp import stamp
+from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
@@ -43,7 +44,6 @@ def sync(
         source = open_source(fetcher, origin, installed, kind=kind, selection=selection)
         _refuse_older(source, installed)
         report = _bring(tree, fetcher, source, installed, _policy(config))
-        installed.note(source.url, source.serial)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -77,9 +77,8 @@ def _policy(config: Config) -> LocalChanges:
 
 def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
-    statcache = _own(tree.root, "statcache")
-    cache = StatCache.load(statcache)
-    look = Look(tree.root, cache, now_ns=clock_ns(_own(tree.root, "clock")))
+    cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
+    look = Look(tree.root, cache, now_ns=clock_ns(probe))
     assembly = Assembly(tree.stage)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, policy)
@@ -87,11 +86,12 @@ def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, p
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        done = carry_out(tree, plan, wanted, look, assembly, source)
-        report = _counted(report, plan, done.generation, done.bytes_written, "+".join(routes) or plan.route)
-        for name in done.touched:
-            look.patch.forget(name)
-    _remember(cache, look, statcache, wanted)
+        installed.note_serial()
+        done = carry_out(tree, plan, wanted, look, assembly, source, probe=probe)
+        report = _counted(report, plan, done, "+".join(routes) or plan.route)
+        stamp(look.patch, tree.root, done.commit.changes, wanted, probe=probe,
+              certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+    _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=fetcher.requests, bytes_received=fetcher.bytes_received)
 
@@ -123,9 +123,11 @@ def _decide(
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
-    """Have all contents that are not here; returns the routes taken."""
-    sizes = _sizes(wanted, plan.fetch)
+    """Have all contents that the tree does not have; returns the routes taken."""
+    sizes = _sizes(wanted, (*plan.stored, *plan.fetch))
     assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
+    for digest in _sizes(wanted, plan.stored).keys() - assembly.done.keys():
+        assembly.copy(digest, os.path.join(_own(tree.root, "objects"), digest.hex()))  # if it is still what it was
     missing = frozenset(sizes).difference(assembly.done)
     tree.need_space(sum(sizes[digest] for digest in missing))
     routes = source.fetch(missing, wanted, assembly)
@@ -147,19 +149,24 @@ def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
     )  # fmt: skip
 
 
-def _counted(report: SyncReport, plan: Plan, generation: int, bytes_written: int, route: str) -> SyncReport:
+def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncReport:
     removed = len(plan.remove) + sum(each.move for each in plan.local)
-    return replace(report, generation=generation, route=route, bytes_written=bytes_written, added=len(plan.added),
-                   changed=len(plan.changed), removed=removed, aside=plan.aside,
+    return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
+                   added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
                    overwritten=plan.overwritten)  # fmt: skip
 
 
-def _remember(cache: StatCache, look: Look, statcache: str, wanted: Manifest) -> None:
-    """Write down what was found out about files."""
-    manifest = wanted.sha256.hex()
-    if look.patch.rows or look.patch.gone or cache.manifest != manifest:
-        with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.apply(look.patch, statcache, manifest=manifest)
+def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None:
+    """Write down what was found out about files, and nothing of others than are wanted."""
+    patch, manifest = look.patch, wanted.sha256.hex()
+    if cache.manifest == manifest and not (patch.rows or patch.gone):
+        return
+    names = frozenset(_names(wanted))
+    for name in [*cache.rows, *patch.rows]:
+        if name not in names:
+            patch.forget(name)
+    with contextlib.suppress(OSError):  # a cache: without it files are read again
+        cache.apply(patch, _own(root, "statcache"), manifest=manifest)
 
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
@@ -180,8 +187,16 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
+        before.note_serial()
+        probe = _own(tree.root, "clock")
+        began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
         after = read_installed(tree.root)
+        with contextlib.suppress(OSError):  # a cache, again
+            patch = Patch()
+            stamp(patch, tree.root, commit.changes, after.manifest, probe=probe, certain_ns=lambda name: began_ns)
+            append(patch, _own(tree.root, "statcache"), base=before.manifest.sha256.hex(),
+                   manifest=after.manifest.sha256.hex())  # fmt: skip
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
