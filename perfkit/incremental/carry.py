@@ -7,7 +7,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.transaction import Commit, Transaction
+from perfkit.filesystem.records import Content
+from perfkit.filesystem.transaction import Commit, Meant, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
@@ -37,21 +38,33 @@ class Done:
 
 
 def carry_out(
-    tree: Tree, plan: Plan, wanted: Manifest, look: Look, assembly: Assembly, source: Source, *, probe: str
+    tree: Tree,
+    plan: Plan,
+    installed: Manifest,
+    wanted: Manifest,
+    look: Look,
+    assembly: Assembly,
+    source: Source,
+    *,
+    probe: str,
 ) -> Done:
     """Change the tree as planned, all of it or nothing.
 
     Args:
+        installed: what the tree was meant to be until now, which is where the way back leads.
         probe: the file for `clock_ns`.
 
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
     entries = {entry.name: entry for entry in wanted}
-    with tree.transaction({"version": source.version, "source": source.url}, known=look.known()) as tx:
+    label = {"version": source.version, "source": source.url}
+    with tree.transaction(label, known=look.known(), meant=_meant(installed)) as tx:
         work = _Work(tree.root, tx, entries, assembly)
         for name, fresh in plan.aside.items():
-            tx.move(name, fresh)
+            tx.set_aside(name, fresh)
+        for name in plan.noted:
+            tx.note(name)
         work.place_local(plan.local)
         for name in plan.modes:
             work.copy(name, os.path.join(tree.root, name))
@@ -63,8 +76,21 @@ def carry_out(
                                             serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
         written_ns = next_tick_ns(probe)
     assert tx.result is not None
-    moved = frozenset((*plan.aside.values(), *(each.name for each in plan.local if each.move)))
+    moved = frozenset(each.name for each in plan.local if each.move)
     return Done(tx.result, work.bytes_written, written_ns, moved)
+
+
+def _meant(installed: Manifest) -> Meant:
+    """What the installed release has under a name."""
+
+    def meant(name: str) -> Content | None:
+        at = installed.find(name)
+        if at is None:
+            return None
+        entry = installed[at]
+        return Content(entry.sha256.hex(), entry.size, _mode(entry))
+
+    return meant
 
 
 class _Work:

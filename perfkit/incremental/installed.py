@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from perfkit.errors import UpdateError
@@ -21,7 +21,7 @@ _SERIALS = "serials"  # below OWN; never rolled back
 _NOTHING = Manifest.of(())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Installed:
     """What is installed in a tree; all is empty where nothing is.
 
@@ -30,9 +30,10 @@ class Installed:
         source: its URL.
         version: what the source called it.
         serial: of the source's releases, if it counts them; else 0.
-        manifest: the files, by name.
+        manifest_sha256: in hexadecimal, of the manifest.
+        files: how many.
         state: what the source's `record` gave when this was installed.
-        serials: by source, the highest serial that was ever installed here; a rollback does not lower it.
+        serials: by source, the highest serial that was installed here before; a rollback does not lower it.
     """
 
     root: str
@@ -40,9 +41,23 @@ class Installed:
     source: str = ""
     version: str | None = None
     serial: int = 0
-    manifest: Manifest = _NOTHING
+    manifest_sha256: str = _NOTHING.sha256.hex()
+    files: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
     serials: Mapping[str, int] = field(default_factory=dict)
+
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The files, by name; read when it is first asked for, which must be before the tree changes.
+
+        Raises:
+            ManifestError: it is damaged.
+            OSError: it can't be read.
+        """
+        if self.kind is None:
+            return _NOTHING
+        with open(os.path.join(self.root, OWN, MANIFEST), "rb") as file:
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256))
 
     def highest(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""
@@ -68,25 +83,23 @@ def read_installed(root: str) -> Installed:
 
     Raises:
         UpdateError: one of the files that tell is damaged.
-        ManifestError: the manifest is.
     """
     own = os.path.join(root, OWN)
     serials = _serials(os.path.join(own, _SERIALS))
     path = os.path.join(own, RELEASE)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+    try:
         with open(path, "rb") as file:
-            raw = file.read()
-        with open(os.path.join(own, MANIFEST), "rb") as file:
-            manifest = file.read()
-        try:
-            record = json.loads(raw)
-            return Installed(
-                root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
-                Manifest.parse(manifest, sha256=bytes.fromhex(record["manifest"])), dict(record["state"]), serials,
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
-            raise UpdateError(f"{path} is damaged ({error}); remove it, and sync looks at all files anew") from error
-    return Installed(root, serials=serials)
+            record = json.load(file)
+        if not os.path.exists(os.path.join(own, MANIFEST)):
+            return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
+        return Installed(
+            root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
+            str(record["manifest"]), int(record["files"]), dict(record["state"]), serials,
+        )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return Installed(root, serials=serials)
+    except (ValueError, TypeError, KeyError) as error:
+        raise UpdateError(f"{path} is damaged ({error}); remove it, and sync looks at all files anew") from error
 
 
 def record_of(
@@ -94,7 +107,7 @@ def record_of(
 ) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
     record = {"kind": kind, "source": source, "version": version, "serial": serial,
-              "manifest": manifest.sha256.hex(), "state": state}  # fmt: skip
+              "manifest": manifest.sha256.hex(), "files": len(manifest), "state": state}  # fmt: skip
     return json.dumps(record).encode()
 
 

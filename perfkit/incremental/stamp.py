@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import NamedTuple
 
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.records import Change
-from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.statcache import Patch, next_tick_ns
 
 __all__ = ["stamp"]
@@ -27,15 +26,15 @@ def stamp(
     patch: Patch,
     root: str,
     changes: Iterable[Change],
-    manifest: Manifest,
     *,
+    but: Collection[str],
     certain_ns: Callable[[str], int],
     probe: str,
 ) -> None:
     """Note what a commit put under each name, where a change by others since can't hide.
 
     Args:
-        manifest: what is installed now; of other files no note is taken.
+        but: names of files that are none of the release.
         certain_ns: by name, `clock_ns` when the content was certain, as in `Patch.record`: for what we wrote, after
             that and before the commit; for what was hashed, before it was.
         probe: the file for `clock_ns`.
@@ -49,7 +48,7 @@ def stamp(
     seen_ns = next_tick_ns(probe)  # later than our own renames
     for change in mine:
         status = _lstat(os.path.join(root, change.name))
-        if change.after is None or status is None or status != _then(change) or manifest.find(change.name) is None:
+        if change.after is None or status is None or status != _then(change) or change.name in but:
             patch.forget(change.name)
         else:
             patch.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)

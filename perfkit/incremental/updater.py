@@ -87,9 +87,9 @@ def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, p
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
         installed.note_serial()
-        done = carry_out(tree, plan, wanted, look, assembly, source, probe=probe)
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe)
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
-        stamp(look.patch, tree.root, done.commit.changes, wanted, probe=probe,
+        stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
     _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
@@ -144,8 +144,8 @@ def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
     """Whether the tree's own files have something else to say, though no file changes."""
-    return (source.kind, source.url, source.version, wanted.sha256) != (
-        installed.kind, installed.source, installed.version, installed.manifest.sha256
+    return (source.kind, source.url, source.version, wanted.sha256.hex()) != (
+        installed.kind, installed.source, installed.version, installed.manifest_sha256
     )  # fmt: skip
 
 
@@ -194,9 +194,9 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         after = read_installed(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
-            stamp(patch, tree.root, commit.changes, after.manifest, probe=probe, certain_ns=lambda name: began_ns)
-            append(patch, _own(tree.root, "statcache"), base=before.manifest.sha256.hex(),
-                   manifest=after.manifest.sha256.hex())  # fmt: skip
+            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
+                  certain_ns=lambda name: began_ns)  # fmt: skip
+            append(patch, _own(tree.root, "statcache"), base=before.manifest_sha256, manifest=after.manifest_sha256)
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
@@ -205,7 +205,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, len(after.manifest) - len(mine) + removed), seconds=time.monotonic() - began_s,
+            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
 

@@ -65,13 +65,13 @@ class ReleaseSource:
 
     def unchanged(self) -> bool:
         """Whether the very files are installed that the pointer speaks of, under whatever version."""
-        return self._installed.manifest.sha256.hex() == self._pointer.manifest_sha256
+        return self._installed.manifest_sha256 == self._pointer.manifest_sha256
 
     def record(self) -> dict[str, object]:
         return {"pointer": self._pointer.encode().decode()}
 
     def manifest(self, held: Mapping[str, Held], where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
-        if hops := self._pointer.chain(self._installed.manifest.sha256.hex()):
+        if hops := self._pointer.chain(self._installed.manifest_sha256):
             try:
                 manifest = self._follow([hop.object for hop in hops], where, assembly)
             except (ManifestError, TransferError) as error:
