@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.scan import ScanEntry, scan
+from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.plan import Held
 from perfkit.incremental.statcache import Patch, StatCache
 
@@ -66,9 +67,11 @@ class Look(Mapping[str, Held]):
         return {name: self[name] for name in names if name in self._entries}
 
     def where(self, digest: bytes) -> str | None:
-        """The path of a file that has this content, among those that were asked for."""
-        name = self._holders.get(digest)
-        return None if name is None else os.path.join(self._root, name)
+        """The path of a file that has this content, among those that were asked for; or else of the history."""
+        if (name := self._holders.get(digest)) is not None:
+            return os.path.join(self._root, name)
+        kept = os.path.join(self._root, OBJECTS, digest.hex())
+        return kept if os.path.exists(kept) else None
 
     def known(self) -> dict[str, str]:
         """The SHA-256 of each file that was asked for, in hexadecimal."""

@@ -7,7 +7,7 @@ every route that could bring some of it is priced in seconds on the link at hand
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from perfkit.errors import UpdateError
@@ -68,7 +68,7 @@ class Link:
 class Offer:
     """What one route would bring, and for what.
 
-    A route that fails is not asked again; what it did not bring is on offer from the others.
+    What a route does not bring, or fails to, is on offer from the others.
     """
 
     route: str
@@ -76,6 +76,7 @@ class Offer:
     bytes: int  # over the network
     requests: int
     decoded_bytes: int = 0  # that have to be read and written to get there
+    variant: str = ""  # of the route, where there are several ways to take it; they exclude each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,11 +97,16 @@ class Plan:
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()  # the routes to take, in order
-    alternatives: tuple[tuple[Offer, float], ...] = ()  # each route alone, with its price in seconds; cheapest first
     missing_bytes: int = 0  # of the files in `fetch`, each content once
     bytes: int = 0  # that are expected over the network
     requests: int = 0
     seconds: float = 0.0  # the price of the routes taken
+
+    def by(self, offers: tuple[Offer, ...], link: Link | None = None) -> Plan:
+        """The plan with the routes to take, and what they cost."""
+        link = link or Link()
+        return replace(self, offers=offers, bytes=sum(offer.bytes for offer in offers),
+                       requests=sum(offer.requests for offer in offers), seconds=_price(offers, link))  # fmt: skip
 
     @property
     def empty(self) -> bool:
@@ -231,7 +237,7 @@ def choose(
 
     Args:
         missing: contents, by SHA-256.
-        offers: what each route asks for bringing what it can of these, one offer a route.
+        offers: what each route asks for bringing what it can of these.
 
     Raises:
         UpdateError: some content is on offer from no route.

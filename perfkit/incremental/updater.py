@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import ConfigError, TransferError, UpdateError
+from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
@@ -31,6 +33,8 @@ from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
+_log = logging.getLogger(__name__)
+
 
 def sync(
     config: Config, downloads: DownloadManager, origin: str, dest: str, *,
@@ -41,9 +45,8 @@ def sync(
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.stage)
-        source = open_source(fetcher, origin, installed, kind=kind, selection=selection)
-        _refuse_older(source, installed)
-        report = _bring(tree, fetcher, source, installed, _policy(config))
+        ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
+        report = _bring_newest(tree, fetcher, ask, installed, _policy(config))
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -55,11 +58,14 @@ def plan(
     root = os.path.abspath(dest)
     with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
         installed = read_installed(root)
-        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection)
+        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
-        wanted = _wanted(source, installed, look, Assembly(stage))
-        return _decide(root, source, wanted, installed, look, _policy(config))
+        assembly = Assembly(stage)
+        wanted = _wanted(source, installed, look, assembly)
+        plan = _decide(root, source, wanted, installed, look, _policy(config))
+        missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
+        return plan.by(source.offers(missing, wanted))
 
 
 def _refuse_older(source: Source, installed: Installed) -> None:
@@ -73,6 +79,25 @@ def _policy(config: Config) -> LocalChanges:
         if policy == config.local_changes:
             return policy
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
+
+
+def _bring_newest(
+    tree: Tree, fetcher: Fetcher, ask: Callable[[], Source], installed: Installed, policy: LocalChanges
+) -> SyncReport:
+    """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
+    source = ask()
+    _refuse_older(source, installed)
+    try:
+        return _bring(tree, fetcher, source, installed, policy)
+    except (ManifestError, TransferError) as error:
+        if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
+            raise
+        newer = ask()
+        if newer.record() == source.record():
+            raise
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", source.url, newer.version)
+    _refuse_older(newer, installed)
+    return _bring(tree, fetcher, newer, installed, policy)
 
 
 def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
