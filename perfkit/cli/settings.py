@@ -31,4 +31,4 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "retries": given.get("retries"),
         "rate_limit": None if limit is None else parse_size(limit),
     }
-    return Config.from_env(None, **{name: value for name, value in chosen.items() if value is not None})
+    return Config.from_env(**{name: value for name, value in chosen.items() if value is not None})
