@@ -5,6 +5,7 @@ Each call makes its own Toolkit and closes it, so nothing is shared over a fork,
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
@@ -144,16 +145,19 @@ def _change(
 
 
 def _tell_receivers(tree: TreeSettings, report: SyncReport) -> None:
-    """Send the signal; only when every receiver is done is that noted, so that a crash or a failure is made up for."""
-    before = _told(tree.dest)
+    """Send the signal. The note of what receivers know is gone meanwhile, and back when all of them are done: whatever
+    ends this early, the next change of the tree, to an older generation too, calls them again.
+    """
+    path = os.path.join(tree.dest, _TOLD)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
     close_old_connections()  # the database may have hung up during a long download
     answers = tree_updated.send_robust(sender=TreeSettings, name=tree.name, dest=tree.dest, report=report)
     failures = [(receiver_name(receiver), answer) for receiver, answer in answers if isinstance(answer, Exception)]
     if failures:
         raise ReceiverError(tree.name, report, failures)
-    if _told(tree.dest) != before:
+    if os.path.exists(path):
         return  # a receiver changed the tree again, and all of them have been told of that
-    path = os.path.join(tree.dest, _TOLD)
     try:
         with open(f"{path}~", "w", encoding="utf-8") as file:
             json.dump({"generation": report.generation}, file)
