@@ -340,8 +340,9 @@ def _add_sync(commands: Commands) -> None:
     about = "Bring a tree to the release that a site offers, fetching only what differs."
     sync = commands.add_parser("sync", help="update a tree", description=about,
                                epilog="examples:\n  perfkit sync https://example.org/rules rules\n")  # fmt: skip
-    sync.add_argument("source", metavar="SOURCE", help="the URL of the site")
+    sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
+    sync.add_argument("--type", metavar="KIND", help="what SOURCE is, such as release (default: recognised)")
     sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     sync.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
     sync.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
@@ -385,14 +386,14 @@ def _sync(arguments: argparse.Namespace) -> int:
     config = Config.from_env(**{name: value for name, value in chosen.items() if value is not None})
     with Toolkit(config, progress=_progress(arguments)) as kit:
         if arguments.dry_run:
-            plan = kit.plan(arguments.source, arguments.dest)
+            plan = kit.plan(arguments.source, arguments.dest, type=arguments.type)
             record: dict[str, object] = {"version": plan.version, "route": plan.route,
                       "installed_version": plan.installed_version,
                       "missing_bytes": plan.missing_bytes, "fetch": plan.fetch, "remove": plan.remove,
                       "added": plan.added, "changed": plan.changed, "aside": plan.aside}  # fmt: skip
             return _tell(arguments, record, f"{plan.version}: {len(plan.fetch)} files to fetch, "
                          f"{len(plan.local)} from here, {len(plan.remove)} to remove")  # fmt: skip
-        report = kit.sync(arguments.source, arguments.dest)
+        report = kit.sync(arguments.source, arguments.dest, type=arguments.type)
     return _tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
                  f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
 
