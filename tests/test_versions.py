@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
-from perfkit.downloads.look import Look
 from perfkit.downloads.manager import DownloadManager
+from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Validator, Version
 from perfkit.errors import CancelledError
 from perfkit.serve import Server
@@ -92,31 +92,31 @@ def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, wrong: Start, tm
     assert (tmp_path / "pack").read_bytes() == BODY
 
 
-def test_a_look_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -> None:
+def test_a_peek_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -> None:
     """Beginning, size, version and whether there are ranges, in one request; 304 if the version is known."""
     (tmp_path / "pack.zip").write_bytes(BODY)
     (tmp_path / "empty").write_bytes(b"")
     with Server(tmp_path) as server:
-        seen = manager.look(server.url + "pack.zip", most=100)
+        seen = manager.peek(server.url + "pack.zip", most=100)
         assert (seen.first, seen.size, seen.ranges, seen.whole) == (BODY[:100], len(BODY), True, False)
         assert seen.validator.etag == seen.version.etag
         assert seen.content_type == "application/zip"
-        assert manager.look(server.url + "pack.zip", most=1 << 20).whole
-        assert manager.look(server.url + "pack.zip", most=100, known=seen.version).unchanged
-        assert manager.look(server.url + "empty", most=100).whole
+        assert manager.peek(server.url + "pack.zip", most=1 << 20).whole
+        assert manager.peek(server.url + "pack.zip", most=100, known=seen.version).unchanged
+        assert manager.peek(server.url + "empty", most=100).whole
         with pytest.raises(HTTPStatusError):
-            manager.look(server.url + "none", most=100)
+            manager.peek(server.url + "none", most=100)
 
 
-def test_a_look_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
+def test_a_peek_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
     """What is sent too much is left, and a weak ETag is no validator."""
     server = wrong(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
-    seen = manager.look(server.url, most=100)
+    seen = manager.peek(server.url, most=100)
     assert (seen.first, seen.size, seen.ranges, bool(seen.validator)) == (BODY[:100], len(BODY), False, False)
     assert seen.version == Version('W/"v1"')
 
 
-def test_a_look_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
+def test_a_peek_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
     """After errors that pass by: a status, a reset, a body that ends early."""
 
     def answer(exchange: Exchange) -> None:
@@ -130,11 +130,11 @@ def test_a_look_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
             case _:
                 exchange.serve(BODY)
 
-    seen: Look = manager.look(wrong(answer).url, most=100)
+    seen: Peek = manager.peek(wrong(answer).url, most=100)
     assert (seen.first, seen.requests) == (BODY[:100], 3)
 
 
-def test_close_ends_a_look(manager: DownloadManager, wrong: Start) -> None:
+def test_close_ends_a_peek(manager: DownloadManager, wrong: Start) -> None:
     """At once, from another thread."""
     server = wrong(lambda x: x.stall())
 
@@ -145,5 +145,5 @@ def test_close_ends_a_look(manager: DownloadManager, wrong: Start) -> None:
     closer = threading.Thread(target=close)
     closer.start()
     with pytest.raises(CancelledError):
-        manager.look(server.url, most=100)
+        manager.peek(server.url, most=100)
     closer.join()

@@ -16,7 +16,7 @@ from queue import Empty, SimpleQueue
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates
-from perfkit.downloads.look import Look, look
+from perfkit.downloads.peek import Peek, peek
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.throttle import Throttle
@@ -139,7 +139,7 @@ class DownloadManager:
             return download
         raise CancelledError(request.url, "cancelled")
 
-    def look(self, url: str, *, most: int, known: Version | None = None) -> Look:
+    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
         """The first `most` bytes of a file, and what the origin says of it, unless it is the version `known`.
 
         Raises:
@@ -152,7 +152,7 @@ class DownloadManager:
             executor, transport = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         with self._root.child() as cancel:
-            future = executor.submit(look, transport, self._config, url, most=most, known=known, cancel=cancel)
+            future = executor.submit(peek, transport, self._config, url, most=most, known=known, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
             try:
                 while not future.done():

@@ -1,4 +1,4 @@
-"""A first look at a file of an origin: whether it changed, what is said of it, and its first bytes."""
+"""A peek at a file of an origin: whether it changed, what is said of it, and its first bytes."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from perfkit.downloads.protocol import Answer, Validator, Version, judge, parse_
 from perfkit.downloads.transport import Response, Transport
 from perfkit.errors import CancelledError, HTTPStatusError, TransferError
 
-__all__ = ["Look", "look"]
+__all__ = ["Peek", "peek"]
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _NO_VERSION, _NO_VALIDATOR = Version(), Validator()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Look:
+class Peek:
     """What an origin says of a file. Sizes are bytes."""
 
     url: str  # as asked
@@ -39,7 +39,7 @@ class Look:
         return len(self.first) == self.size
 
 
-def look(transport: Transport, config: Config, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Look:
+def peek(transport: Transport, config: Config, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Peek:
     """Ask for the first `most` bytes of a file, unless it is the version `known`. Retries as a download does.
 
     Raises:
@@ -71,10 +71,10 @@ def look(transport: Transport, config: Config, url: str, *, most: int, known: Ve
             raise CancelledError(url, "cancelled")
 
 
-def _seen(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Look:
+def _seen(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Peek:
     headers = response.headers
     if answer.verdict == "current" and known:
-        return Look(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+        return Peek(url=url, at=response.url, unchanged=True, version=known, requests=requests)
     if answer.verdict not in ("body", "empty"):
         raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
     length = most if answer.end is None else min(most, answer.end)
@@ -85,7 +85,7 @@ def _seen(url: str, response: Response, answer: Answer, most: int, known: Versio
     if filled < len(first) and answer.end is not None:
         raise TransferError(url, f"the body ended {len(first) - filled} bytes early", transient=True)
     size = filled if answer.total is None and filled < most else answer.total
-    return Look(
+    return Peek(
         url=url, at=response.url, first=bytes(first[:filled]), size=size, ranges=response.status == 206,
         version=version_of(headers), validator=validator_of(headers), content_type=headers.get("content-type"),
         requests=requests,
