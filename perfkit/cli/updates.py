@@ -87,8 +87,9 @@ def add_sync(sync: Parser) -> None:
     """The options of `perfkit sync`."""
     sync.description = "Bring a tree to the release that a site offers, fetching only what differs."
     sync.epilog = _SYNC_EXAMPLES
-    sync.add_argument("source", metavar="SOURCE", help="the URL of the site")
+    sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
+    sync.add_argument("--type", metavar="KIND", help="what SOURCE is, such as release (default: recognised)")
     sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     add_rates(sync)
     add_output(sync, _ONE_OBJECT)
@@ -100,9 +101,9 @@ def _sync(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if arguments.dry_run:
-            _tell_plan(arguments, kit.plan(arguments.source, arguments.dest))
+            _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, type=arguments.type))
             return 0
-        report = kit.sync(arguments.source, arguments.dest)
+        report = kit.sync(arguments.source, arguments.dest, type=arguments.type)
     tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
          f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
     return 0
