@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.output import print_text, progress_for, tell
 from perfkit.cli.parser import Parser, add_output
@@ -13,6 +13,7 @@ from perfkit.cli.settings import add_rates, config_for
 
 if TYPE_CHECKING:
     from perfkit.incremental.plan import Plan
+    from perfkit.incremental.routes.members import Selection
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
 
@@ -31,6 +32,9 @@ examples:
   perfkit sync https://example.org/rules rules
   perfkit sync https://example.org/rules rules --dry-run
   perfkit sync https://example.org/rules rules --quiet --json    for programs
+  perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
+  perfkit sync https://example.org/disk.img.zsync images
+  perfkit sync urls.txt mirror
   PERFKIT_LOCAL_CHANGES=refuse perfkit sync https://example.org/rules rules
 """
 _ROLLBACK_EXAMPLES = """\
@@ -85,11 +89,14 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def add_sync(sync: Parser) -> None:
     """The options of `perfkit sync`."""
-    sync.description = "Bring a tree to the release that a site offers, fetching only what differs."
+    sync.description = "Bring a tree to what a release, an archive, a .zsync or a list offers, fetching what differs."
     sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
-    sync.add_argument("--type", metavar="KIND", help="what SOURCE is, such as release (default: recognised)")
+    sync.add_argument("--type", metavar="KIND", help="release, zip, tar, zsync, urls, metalink (default: recognised)")
+    sync.add_argument("--strip-components", type=int, default=0, metavar="N", help="directories to cut off the names")
+    sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help="only these members")
+    sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="not these members")
     sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
     add_rates(sync)
     add_output(sync, _ONE_OBJECT)
@@ -99,14 +106,25 @@ def add_sync(sync: Parser) -> None:
 def _sync(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
+    chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
     with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if arguments.dry_run:
-            _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, type=arguments.type))
+            _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
             return 0
-        report = kit.sync(arguments.source, arguments.dest, type=arguments.type)
+        report = kit.sync(arguments.source, arguments.dest, **chosen)
     tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
          f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
     return 0
+
+
+def _selection(arguments: argparse.Namespace) -> Selection | None:
+    """Which members of an archive are asked for; None if the options say nothing of that."""
+    if not (arguments.strip_components or arguments.include or arguments.exclude):
+        return None
+    from perfkit.incremental.routes.members import Selection
+
+    return Selection(strip_components=arguments.strip_components, include=tuple(arguments.include),
+                     exclude=tuple(arguments.exclude))  # fmt: skip
 
 
 def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
