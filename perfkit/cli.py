@@ -392,7 +392,7 @@ def _sync(arguments: argparse.Namespace) -> int:
                       "missing_bytes": plan.missing_bytes, "fetch": plan.fetch, "remove": plan.remove,
                       "added": plan.added, "changed": plan.changed, "aside": plan.aside}  # fmt: skip
             return _tell(arguments, record, f"{plan.version}: {len(plan.fetch)} files to fetch, "
-                         f"{len(plan.local)} from here, {len(plan.remove)} to remove")  # fmt: skip
+                         f"{len(plan.local) + len(plan.stored)} from here, {len(plan.remove)} to remove")  # fmt: skip
         report = kit.sync(arguments.source, arguments.dest, type=arguments.type)
     return _tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
                  f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
