@@ -405,7 +405,7 @@ def test_a_command_of_ones_own(site: Site) -> None:
         with pytest.raises(CommandError) as caught:
             call_command(command, **wrong)
         assert caught.value.returncode == 2
-    with pytest.raises(CommandError, match="1 of 1 failed:\n  .*404") as caught:
+    with pytest.raises(CommandError, match=r"1 of 1 failed:\n  .*404") as caught:
         call_command(command, f"{site.url}missing", where=site.root)
     assert caught.value.returncode == 1
     assert type(caught.value.__cause__).__name__ == "BatchError"
