@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport, VerifyReport
+    from perfkit.incremental.routes.members import Selection
 
 __all__ = ["Toolkit"]
 
@@ -269,38 +270,47 @@ class Toolkit:
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
-    def plan(self, source: str, dest: Path) -> Plan:
+    def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
             as `sync`.
         """
+        from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import plan
 
-        return plan(self.config, self._downloads, source, os.fspath(dest))
+        return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                    selection=selection)  # fmt: skip
 
-    def sync(self, source: str, dest: Path) -> SyncReport:
-        """Bring a tree to the release that a site offers: only what differs is fetched, and all is changed at once.
+    def sync(
+        self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
+    ) -> SyncReport:
+        """Bring a tree to what a source offers: only what differs is fetched, and all is changed at once.
 
         Unmanaged files are left alone; `Config.local_changes` says what becomes of edited ones. After a crash the same
         call goes on with what was fetched.
 
         Args:
-            source: the URL of the site.
+            source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; made if need be.
+            type: what the source is, one of `Kind`; by default it is recognised by its content.
+            selection: which files of an archive are wanted, and under which names.
 
         Raises:
+            ConfigError: the source is of no kind that perfkit knows, or `selection` is not for its kind.
             ManifestError, UnsafePathError: the release is damaged or hostile; the tree is as it was.
             TransferError: it can't be fetched; the tree is as it was.
-            UpdateError: there are local changes that are to be refused, or the site offers an older release than was
+            UpdateError: there are local changes that are to be refused, or the source offers an older release than was
                 installed from it; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
+        from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import sync
 
-        return sync(self.config, self._downloads, source, os.fspath(dest))
+        return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                    selection=selection)  # fmt: skip
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.

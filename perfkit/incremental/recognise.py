@@ -14,7 +14,7 @@ from perfkit.incremental.routes.codecs import Unpacked, compression
 from perfkit.incremental.routes.members import Limits
 from perfkit.incremental.routes.tar import is_header
 
-__all__ = ["FIRST_BYTES", "Kind", "recognise"]
+__all__ = ["FIRST_BYTES", "Kind", "kind_of", "recognise"]
 
 FIRST_BYTES = 16 << 10  # how many of them should be there, if the source has them
 _BLOCK = 512
@@ -32,6 +32,20 @@ class Kind(StrEnum):
     ZSYNC = "zsync"
     URLS = "urls"
     METALINK = "metalink"
+
+
+def kind_of(name: str | None) -> Kind | None:
+    """The kind that a user calls by this name; None for none.
+
+    Raises:
+        ConfigError: there is no such kind.
+    """
+    if name is None:
+        return None
+    try:
+        return Kind(name)
+    except ValueError as error:
+        raise ConfigError(f"{name!r} is no type of source; there are {', '.join(Kind)}") from error
 
 
 def recognise(url: str, first: bytes, content_type: str | None = None) -> Kind | None:

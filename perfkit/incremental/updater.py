@@ -1,118 +1,71 @@
-"""One tree in step with a site: look, decide, fetch, commit; and the way back, without the network."""
+"""One tree in step with a source: open, look, decide, fetch, commit; and the way back, without the network."""
 
 from __future__ import annotations
 
 import contextlib
-import json
-import logging
 import os
 import stat
 import tempfile
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import ConfigError, ManifestError, TransferError, UpdateError
+from perfkit.errors import ConfigError, TransferError, UpdateError
+from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
-from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.filesystem.tree import Generation, Tree
-from perfkit.incremental.fetch import Assembly, Fetcher, fetch_blocks, fetch_deltas
-from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.plan import Held, LocalChanges, Plan, decide
-from perfkit.incremental.release import POINTER_NAME, Pointer
+from perfkit.incremental.carry import carry_out
+from perfkit.incremental.fetch import Assembly, Fetcher
+from perfkit.incremental.installed import Installed, read_installed, read_summary
+from perfkit.incremental.look import Look, entries
+from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.plan import LocalChanges, Plan, decide
+from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
-from perfkit.incremental.statcache import Patch, StatCache, clock_ns
+from perfkit.incremental.routes.members import Selection
+from perfkit.incremental.sources import Source, open_source, reopen_source
+from perfkit.incremental.statcache import StatCache, clock_ns
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
-_log = logging.getLogger(__name__)
-_OWN = ".perfkit"
-_NOTHING = Manifest.of(())
+
+def sync(
+    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
+    kind: Kind | None = None, selection: Selection | None = None,
+) -> SyncReport:  # fmt: skip
+    """Bring `dest` to what `origin` offers. See `Toolkit.sync`."""
+    began_s = time.monotonic()
+    with Tree(dest, keep_generations=config.keep_generations) as tree:
+        installed = read_installed(tree.root)
+        fetcher = Fetcher(downloads, tree.stage)
+        source = open_source(fetcher, origin, installed, kind=kind, selection=selection)
+        _refuse_older(source, installed)
+        report = _bring(tree, fetcher, source, installed, _policy(config))
+        installed.note(source.url, source.serial)
+    return replace(report, seconds=time.monotonic() - began_s)
 
 
-class _Installed:
-    """What the tree's own files say of it."""
-
-    def __init__(self, root: str) -> None:
-        self._own = os.path.join(root, _OWN)
-        self.pointer: Pointer | None = None
-        self.source = ""
-        self.manifest = _NOTHING
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            with open(os.path.join(self._own, "release"), "rb") as file:
-                record = json.load(file)
-            self.pointer = Pointer.parse(record["pointer"].encode())
-            self.source = record["source"]
-            with open(os.path.join(self._own, "manifest"), "rb") as file:
-                self.manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(self.pointer.manifest_sha256))
-
-    @property
-    def version(self) -> str | None:
-        return self.pointer.version if self.pointer else None
-
-    def highest(self, source: str) -> int:
-        """The highest serial of this site that was ever installed here; a rollback does not lower it."""
-        installed = self.pointer.serial if self.pointer and self.source == source else 0
-        return max(installed, self._serials().get(source, 0))
-
-    def note(self, source: str, serial: int) -> None:
-        path = os.path.join(self._own, "serials")
-        with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self._serials(), source: serial}, file)
-        os.replace(f"{path}~", path)
-
-    def _serials(self) -> dict[str, int]:
-        path = os.path.join(self._own, "serials")
-        try:
-            with open(path, encoding="utf-8") as file:
-                return {str(source): int(serial) for source, serial in json.load(file).items()}
-        except (FileNotFoundError, NotADirectoryError):
-            return {}
-        except (ValueError, TypeError, AttributeError) as error:
-            reason = "damaged: it tells which old pointers are not to be followed; remove it to follow any"
-            raise UpdateError(f"{path} is {reason}") from error
+def plan(
+    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
+    kind: Kind | None = None, selection: Selection | None = None,
+) -> Plan:  # fmt: skip
+    """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
+    root = os.path.abspath(dest)
+    with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
+        installed = read_installed(root)
+        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection)
+        _refuse_older(source, installed)
+        look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
+        wanted = _wanted(source, installed, look, Assembly(stage))
+        return _decide(root, source, wanted, installed, look, _policy(config))
 
 
-def _look(root: str, names: set[str], cache: StatCache, patch: Patch, now_ns: int) -> dict[str, Held]:
-    """What stands under these names; a file is read only if its row doesn't fit."""
-    found: dict[str, Held] = {}
-    for entry in _entries(root):
-        if entry.name not in names:
-            continue
-        if entry.kind != "file":
-            found[entry.name] = Held(b"", entry.size)
-            continue
-        digest = cache.sha256(entry.name, entry)
-        if digest is None:
-            seen = hash_file(os.path.join(root, entry.name))
-            digest = seen.sha256 or ""
-            if (seen.size, seen.mtime_ns, seen.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns):
-                patch.record(entry.name, entry, digest, content_ns=now_ns, seen_ns=now_ns)
-        found[entry.name] = Held(bytes.fromhex(digest), entry.size, bool(entry.mode & 0o100))
-    return found
-
-
-def _entries(root: str) -> Iterator[ScanEntry]:
-    for entry in scan(root, without=(_OWN,)):
-        if entry.error is not None and not isinstance(entry.error, FileNotFoundError):
-            raise entry.error
-        if entry.error is None:
-            yield entry
-
-
-def _decide(
-    root: str, version: str, wanted: Manifest, installed: _Installed, held: dict[str, Held], policy: LocalChanges
-) -> Plan:
-    stored = set()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        stored = {bytes.fromhex(name) for name in os.listdir(os.path.join(root, _OWN, "objects")) if len(name) == 64}
-    return decide(
-        version=version, wanted={entry.name: entry for entry in wanted}, installed=held,
-        before={entry.name: entry for entry in installed.manifest}, installed_version=installed.version,
-        stored=stored, taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
-    )  # fmt: skip
+def _refuse_older(source: Source, installed: Installed) -> None:
+    if source.serial < (highest := installed.highest(source.url)):
+        raise UpdateError(f"{source.url} offers release {source.serial} ({source.version}), and {highest} was "
+                          "installed from it before: an old pointer is not followed; rollback goes back")  # fmt: skip
 
 
 def _policy(config: Config) -> LocalChanges:
@@ -122,157 +75,103 @@ def _policy(config: Config) -> LocalChanges:
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
 
 
-def _names(*manifests: Manifest) -> set[str]:
-    return {manifest.name(at) for manifest in manifests for at in range(len(manifest))}
-
-
-def plan(config: Config, downloads: DownloadManager, source: str, dest: str) -> Plan:
-    """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
-    root = os.path.abspath(dest)
-    with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
-        fetcher = Fetcher(downloads, source, stage)
-        pointer = fetcher.pointer()
-        installed = _Installed(root)
-        _check_serial(pointer, installed, fetcher.source)
-        wanted = Manifest.parse(fetcher.packed(pointer.manifest), sha256=bytes.fromhex(pointer.manifest_sha256))
-        cache = StatCache.load(os.path.join(root, _OWN, "statcache"))
-        names = _names(wanted, installed.manifest)
-        held = _look(root, names, cache, Patch(), 0) if os.path.isdir(root) else {}
-        return _decide(root, pointer.version, wanted, installed, held, _policy(config))
-
-
-def _check_serial(pointer: Pointer, installed: _Installed, source: str) -> None:
-    if pointer.serial < (highest := installed.highest(source)):
-        raise UpdateError(f"{source} offers release {pointer.serial} ({pointer.version}), and {highest} was installed "
-                          "from it before: an old pointer is not followed; rollback goes back")  # fmt: skip
-
-
-def sync(config: Config, downloads: DownloadManager, source: str, dest: str) -> SyncReport:
-    """Bring `dest` to the release that `source` offers. See `Toolkit.sync`."""
-    began_s = time.monotonic()
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
-        fetcher = Fetcher(downloads, source, tree.stage)
-        pointer = fetcher.pointer()
-        installed = _Installed(tree.root)
-        _check_serial(pointer, installed, fetcher.source)
-        report = _bring(tree, fetcher, pointer, installed, _policy(config))
-        if installed.highest(fetcher.source) < pointer.serial or report.route != "none":
-            installed.note(fetcher.source, pointer.serial)
-    return replace(report, seconds=time.monotonic() - began_s)
-
-
-def _bring(
-    tree: Tree, fetcher: Fetcher, pointer: Pointer, installed: _Installed, policy: LocalChanges
-) -> SyncReport:
-    """The tree as this pointer's release has it: look, decide, fetch, commit."""
-    root, statcache = tree.root, os.path.join(tree.root, _OWN, "statcache")
-    cache, patch = StatCache.load(statcache), Patch()
-    probe = os.path.join(root, _OWN, "clock")
-    now_ns = clock_ns(probe)
+def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
+    """The tree as this source has it: look, decide, fetch, commit."""
+    statcache = _own(tree.root, "statcache")
+    cache = StatCache.load(statcache)
+    look = Look(tree.root, cache, now_ns=clock_ns(_own(tree.root, "clock")))
     assembly = Assembly(tree.stage)
-    route: list[str] = []
-    same = installed.pointer is not None and installed.pointer.manifest_sha256 == pointer.manifest_sha256
-    wanted = installed.manifest if same else None
-    held = _look(root, _names(installed.manifest), cache, patch, now_ns)
-    if wanted is None and installed.pointer is not None and pointer.chain(installed.manifest.sha256.hex()):
-        holders = {each.sha256: name for name, each in held.items() if each.sha256}
-
-        def where(digest: bytes) -> str | None:
-            name = holders.get(digest)
-            return None if name is None else os.path.join(root, name)
-
-        try:
-            wanted = fetch_deltas(fetcher, pointer, installed.manifest, where, assembly)
-            route.append("delta")
-        except (ManifestError, TransferError) as error:
-            _log.warning("%s: the delta does not serve: %s", fetcher.source, error)
-    if wanted is None:
-        wanted = Manifest.parse(fetcher.packed(pointer.manifest), sha256=bytes.fromhex(pointer.manifest_sha256))
-    if new := _names(wanted).difference(_names(installed.manifest)):
-        held.update(_look(root, new, cache, patch, now_ns))
-    plan = _decide(root, pointer.version, wanted, installed, held, policy)
-    entries = {entry.name: entry for entry in wanted}
-    sizes = {entries[name].sha256: entries[name].size for name in plan.fetch if entries[name].size}
-    assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
-    missing = set(sizes).difference(assembly.done)
-    if missing:
-        tree.need_space(sum(sizes[digest] for digest in missing))
-        fetch_blocks(fetcher, pointer, wanted, missing, assembly)
-        route.append("blocks")
-    report = SyncReport(version=pointer.version, generation=tree.generation, previous_version=installed.version,
+    wanted = _wanted(source, installed, look, assembly)
+    plan = _decide(tree.root, source, wanted, installed, look, policy)
+    routes = _fetch(tree, source, wanted, plan, assembly)
+    report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
-    if not plan.empty or not same or installed.source != fetcher.source or installed.version != pointer.version:
-        report = _commit(tree, plan, entries, held, assembly, wanted, pointer, fetcher.source, report)
-        report = replace(report, route="+".join(route) or plan.route)
-        for name in {*plan.remove, *plan.changed, *plan.added, *(each.source for each in plan.local if each.move)}:
-            if name is not None:
-                patch.forget(name)
-    if patch.rows or patch.gone or cache.manifest != pointer.manifest_sha256:
-        with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.apply(patch, statcache, manifest=pointer.manifest_sha256)
-    _tidy(tree.stage)
+    if not plan.empty or _is_news(source, wanted, installed):
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source)
+        report = _counted(report, plan, done.generation, done.bytes_written, "+".join(routes) or plan.route)
+        for name in done.touched:
+            look.patch.forget(name)
+    _remember(cache, look, statcache, wanted)
+    _tidy(tree.stage, source.keeps)
     return replace(report, requests=fetcher.requests, bytes_received=fetcher.bytes_received)
 
 
-def _commit(
-    tree: Tree, plan: Plan, entries: dict[str, Entry], held: dict[str, Held], assembly: Assembly,
-    wanted: Manifest, pointer: Pointer, source: str, report: SyncReport,
-) -> SyncReport:  # fmt: skip
-    written = 0
-    known = {name: each.sha256.hex() for name, each in held.items() if each.sha256}
-    with tree.transaction({"version": pointer.version, "source": source}, known=known) as tx:
-
-        def copy(name: str, path: str) -> None:
-            nonlocal written
-            content = tx.replace(name, path, mode=_mode(entries[name]))
-            if content.sha256 != entries[name].sha256.hex():
-                raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")
-            written += content.size
-
-        for name, fresh in plan.aside.items():
-            tx.move(name, fresh)
-        for each in plan.local:
-            if each.move and each.source is not None:
-                tx.move(each.source, each.name)
-            elif each.source is not None:
-                copy(each.name, os.path.join(tree.root, each.source))
-            elif not entries[each.name].size:
-                tx.write(each.name, b"", mode=_mode(entries[each.name]))
-            else:
-                copy(each.name, os.path.join(tree.root, _OWN, "objects", entries[each.name].sha256.hex()))
-        for name in plan.modes:
-            copy(name, os.path.join(tree.root, name))
-        first: dict[bytes, str] = {}
-        for name in plan.fetch:
-            entry = entries[name]
-            if not entry.size:
-                tx.write(name, b"", mode=_mode(entry))
-            elif first.setdefault(entry.sha256, name) != name:
-                copy(name, assembly.done[entry.sha256])
-        for digest, name in first.items():
-            tx.adopt(name, assembly.done[digest], sha256=digest.hex(), mode=_mode(entries[name]))
-            written += entries[name].size
-        for name in plan.remove:
-            tx.remove(name, missing_ok=True)
-        tx.write_private("manifest", wanted.raw)
-        record = {"source": source, "pointer": pointer.encode().decode()}
-        tx.write_private("release", json.dumps(record).encode())
-    assert tx.result is not None
-    return replace(report, generation=tx.result.generation, bytes_written=written, added=len(plan.added),
-                   changed=len(plan.changed), removed=len(plan.remove) + sum(each.move for each in plan.local),
-                   aside=plan.aside, overwritten=plan.overwritten)  # fmt: skip
+def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
+    """The manifest to be brought about."""
+    look.of(_names(installed.manifest))  # so that the source finds what the tree has by its content
+    if source.unchanged():
+        return installed.manifest
+    return source.manifest(look, look.where, assembly)
 
 
-def _mode(entry: Entry) -> int:
-    return 0o755 if entry.executable else 0o644
+def _names(manifest: Manifest) -> Iterator[str]:
+    return (manifest.name(at) for at in range(len(manifest)))
 
 
-def _tidy(stage: str) -> None:
-    """Nothing of what was fetched is needed any more, but the pointer, which the next sync asks about."""
+def _decide(
+    root: str, source: Source, wanted: Manifest, installed: Installed, look: Look, policy: LocalChanges
+) -> Plan:
+    stored = set()
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+        stored = {bytes.fromhex(name) for name in os.listdir(_own(root, "objects")) if len(name) == 64}
+    return decide(
+        version=source.version, wanted={entry.name: entry for entry in wanted},
+        installed=look.of({*_names(wanted), *_names(installed.manifest)}),
+        before={entry.name: entry for entry in installed.manifest}, installed_version=installed.version,
+        stored=stored, taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
+    )  # fmt: skip
+
+
+def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
+    """Have all contents that are not here; returns the routes taken."""
+    sizes = _sizes(wanted, plan.fetch)
+    assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
+    missing = frozenset(sizes).difference(assembly.done)
+    tree.need_space(sum(sizes[digest] for digest in missing))
+    routes = source.fetch(missing, wanted, assembly)
+    if lacking := missing.difference(assembly.done):
+        raise TransferError(source.url, f"{len(lacking)} contents could not be had as they should be; nothing was done")
+    return routes
+
+
+def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
+    """The contents of these files, and how large they are; empty ones left out."""
+    chosen = frozenset(names)
+    return {entry.sha256: entry.size for entry in wanted if entry.size and entry.name in chosen}
+
+
+def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
+    """Whether the tree's own files have something else to say, though no file changes."""
+    return (source.kind, source.url, source.version, wanted.sha256) != (
+        installed.kind, installed.source, installed.version, installed.manifest.sha256
+    )  # fmt: skip
+
+
+def _counted(report: SyncReport, plan: Plan, generation: int, bytes_written: int, route: str) -> SyncReport:
+    removed = len(plan.remove) + sum(each.move for each in plan.local)
+    return replace(report, generation=generation, route=route, bytes_written=bytes_written, added=len(plan.added),
+                   changed=len(plan.changed), removed=removed, aside=plan.aside,
+                   overwritten=plan.overwritten)  # fmt: skip
+
+
+def _remember(cache: StatCache, look: Look, statcache: str, wanted: Manifest) -> None:
+    """Write down what was found out about files."""
+    manifest = wanted.sha256.hex()
+    if look.patch.rows or look.patch.gone or cache.manifest != manifest:
+        with contextlib.suppress(OSError):  # a cache: without it files are read again
+            cache.apply(look.patch, statcache, manifest=manifest)
+
+
+def _tidy(stage: str, keep: frozenset[str]) -> None:
+    """Nothing of what was fetched is needed any more, but what the next sync asks about."""
     for name in os.listdir(stage):
-        if name != POINTER_NAME:
+        if name not in keep:
             with contextlib.suppress(OSError):
                 os.unlink(os.path.join(stage, name))
+
+
+def _own(root: str, name: str) -> str:
+    return os.path.join(root, OWN, name)
 
 
 def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
@@ -280,12 +179,10 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     began_s = time.monotonic()
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = _Installed(tree.root)
-        if before.pointer is not None:  # what was installed stays the mark below which no pointer is followed
-            before.note(before.source, before.highest(before.source))
+        before = read_summary(tree.root)
         commit = tree.switch(to, edits=_policy(config))
-        after = _Installed(tree.root)
-        mine = [change for change in commit.changes if not change.name.startswith(f"{_OWN}/")]
+        after = read_summary(tree.root)
+        mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
         return SyncReport(
@@ -293,7 +190,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, len(after.manifest) - len(mine) + removed), seconds=time.monotonic() - began_s,
+            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
 
@@ -309,40 +207,53 @@ def verify(config: Config, downloads: DownloadManager, dest: str, repair: bool) 
     began_s = time.monotonic()
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        installed = _Installed(tree.root)
-        if installed.pointer is None:
-            raise UpdateError(f"{dest}: no release is installed here; sync first")
-        entries = {entry.name: entry for entry in installed.manifest}
-        changed, extra, hashed = [], [], 0
-        missing = set(entries)
-        for found in _entries(tree.root):
-            entry = entries.get(found.name)
-            if entry is None:
-                extra.append(found.name)
-                continue
-            missing.discard(found.name)
-            right = stat.S_ISREG(found.mode) and bool(found.mode & 0o100) == entry.executable
-            if stat.S_ISREG(found.mode):
-                hashed += found.size
-                right = hash_file(os.path.join(tree.root, found.name)).sha256 == entry.sha256.hex() and right
-            if not right:
-                changed.append(found.name)
+        installed = read_installed(tree.root)
+        if installed.kind is None:
+            raise UpdateError(f"{dest}: nothing is installed here; sync first")
+        found = _compare(tree.root, installed.manifest)
         repaired = None
-        if repair and (missing or changed):
+        if repair and (found.missing or found.changed):
             with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
-                os.unlink(os.path.join(tree.root, _OWN, "statcache"))
+                os.unlink(_own(tree.root, "statcache"))
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            fetcher = Fetcher(downloads, installed.source, tree.stage)
-            repaired = _bring(tree, fetcher, installed.pointer, installed, policy)
+            fetcher = Fetcher(downloads, tree.stage)
+            repaired = _bring(tree, fetcher, reopen_source(fetcher, installed), installed, policy)
         return VerifyReport(
-            version=installed.pointer.version, generation=tree.generation, files=len(entries), bytes=hashed,
-            missing=tuple(sorted(missing)), changed=tuple(sorted(changed)), extra=tuple(sorted(extra)),
-            repaired=repaired, seconds=time.monotonic() - began_s,
+            version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
+            bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
+            extra=tuple(sorted(found.extra)), repaired=repaired, seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
 
+@dataclass(slots=True)
+class _Compared:
+    """What every file was found to be; `hashed` is in bytes."""
+
+    missing: set[str]
+    changed: list[str]
+    extra: list[str]
+    hashed: int = 0
+
+
+def _compare(root: str, manifest: Manifest) -> _Compared:
+    """Read every file of the manifest."""
+    expected = {entry.name: entry for entry in manifest}
+    found = _Compared(set(expected), [], [])
+    for each in entries(root):
+        entry = expected.get(each.name)
+        if entry is None:
+            found.extra.append(each.name)
+            continue
+        found.missing.discard(each.name)
+        right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
+        if stat.S_ISREG(each.mode):
+            found.hashed += each.size
+            right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
+        if not right:
+            found.changed.append(each.name)
+    return found
+
+
 def _must_be_managed(dest: str) -> None:
-    if not os.path.isdir(os.path.join(dest, _OWN)):
+    if not os.path.isdir(os.path.join(dest, OWN)):
         raise UpdateError(f"{dest} is not a tree that perfkit manages; sync makes one")
-
-

@@ -1,0 +1,130 @@
+"""Where a tree's content comes from: one module a kind of source, all behind one Protocol.
+
+The updater tells the same story for each: it opens the source (one conditional request), looks at the tree, asks for
+the manifest of what is wanted, decides what is missing (`plan.decide`, pure), has the source fetch that, and commits it
+all at once. A source talks to the network through its `Fetcher`, writes contents into the `Assembly`, and never touches
+the tree. What it needs to know the next time, such as validators, it gives to `record`, and finds in
+`Installed.state`: these are committed and rolled back with the files, so they always speak of what is there.
+
+A release knows every digest beforehand. An archive or a list does not: its `manifest` fetches what may differ from
+what is `held` into the assembly, takes the digests there, and so finds little or nothing left to do in `fetch`.
+
+A new kind of source is a class with these members, and a line in `open_source`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Protocol
+
+from perfkit.errors import ConfigError, UpdateError
+from perfkit.incremental.fetch import Assembly, Fetcher
+from perfkit.incremental.installed import Installed
+from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.plan import Held, Offer
+from perfkit.incremental.recognise import Kind
+from perfkit.incremental.routes.members import Selection
+from perfkit.incremental.sources.release import open_release, reopen_release
+
+__all__ = ["Source", "Where", "open_source", "reopen_source"]
+
+Where = Callable[[bytes], str | None]
+
+
+class Source(Protocol):
+    """Where a tree's content comes from.
+
+    Errors of all methods: `ManifestError`, `UnsafePathError` for what is damaged or hostile, `TransferError` for what
+    can't be fetched, `OSError` for the local disk. The tree is untouched then.
+    """
+
+    @property
+    def kind(self) -> Kind: ...
+
+    @property
+    def url(self) -> str:
+        """As it is recorded in the tree; the absolute path of a local list."""
+        ...
+
+    @property
+    def version(self) -> str:
+        """What the tree is called after it: a release's version, else a validator, a date or a name."""
+        ...
+
+    @property
+    def serial(self) -> int:
+        """Grows from release to release; one below the highest ever installed is refused. 0: the source has none."""
+        ...
+
+    @property
+    def keeps(self) -> frozenset[str]:
+        """Names in the stage that the next sync has use for; all others are removed after a sync."""
+        ...
+
+    def unchanged(self) -> bool:
+        """Whether the origin has just what is installed, as the conditional request of the opening told."""
+        ...
+
+    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
+        """The files that are wanted, every one with its SHA-256; not called if the source is `unchanged`.
+
+        A source that can't tell digests without the bytes fetches what differs from `held` into the assembly here.
+
+        Args:
+            held: what stands in the tree, by name. Asking for a name that isn't known yet reads its file; iterating
+                gives the names of all files, managed or not, and reads none.
+            where: the path of a file of the tree that has this content, as far as is known; read it while it is needed
+                and check what was read, since others may write to it.
+        """
+        ...
+
+    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+        """What `fetch` would do for these contents, in order; for a dry run."""
+        ...
+
+    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+        """Bring these contents into the assembly; returns the routes taken, in a word each.
+
+        What is not there afterwards could not be had, and the updater gives up.
+        """
+        ...
+
+    def record(self) -> dict[str, object]:
+        """JSON kept in the tree as `Installed.state`: what `unchanged`, the next sync and a repair need."""
+        ...
+
+
+def open_source(
+    fetcher: Fetcher, source: str, installed: Installed, *, kind: Kind | None = None, selection: Selection | None = None
+) -> Source:
+    """Ask the origin what it has now, in one conditional request where something is installed from it.
+
+    Args:
+        source: a URL, or the path of a list.
+        kind: what it is; by default it is recognised by what is there.
+        selection: which files of an archive are wanted, and their names in the tree.
+
+    Raises:
+        ConfigError: it is of no kind that is known, or `kind` and `selection` don't fit.
+        ManifestError, TransferError, OSError: as the methods of `Source`.
+    """
+    if kind not in (None, Kind.RELEASE):
+        raise ConfigError(f"{source}: a {kind} can't be synchronised yet")
+    if selection is not None:
+        raise ConfigError("a release has no members to choose from; a selection is for archives")
+    return open_release(fetcher, source, installed)
+
+
+def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
+    """The source as it was when `installed` was made, to repair the tree from it.
+
+    Raises:
+        UpdateError: it has something else now.
+        ManifestError, TransferError, OSError: as the methods of `Source`.
+    """
+    if installed.kind is Kind.RELEASE:
+        return reopen_release(fetcher, installed)
+    found = open_source(fetcher, installed.source, installed, kind=installed.kind)
+    if not found.unchanged():
+        raise UpdateError(f"{installed.source} has something else by now; sync brings that, and mends what is damaged")
+    return found
