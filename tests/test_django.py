@@ -19,6 +19,7 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
+from perfkit.incremental.routes.members import Selection
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree
 from tests.terminal import Terminal
@@ -104,16 +105,20 @@ def test_settings_become_configs(tmp_path: Path) -> None:
         "WORKERS": 3, "RATE_LIMIT": "5M", "CA_BUNDLE": tmp_path / "ca.pem", "HEADERS": {"X-Of": "us"}, "VERIFY": True,
         "TREES": {
             "rules": {"SOURCE": "https://example.org/rules/", "DEST": tmp_path / "rules", "WORKERS": 1},
-            "geo": {"SOURCE": "https://example.org/geo/", "DEST": f"{tmp_path}/geo", "AUTH": ["user", "word"]},
+            "geo": {"SOURCE": "https://example.org/geo/", "DEST": f"{tmp_path}/geo", "AUTH": ["user", "word"],
+                    "TYPE": "zip", "STRIP_COMPONENTS": 1, "INCLUDE": ["*.mmdb"]},
+            "list": {"SOURCE": tmp_path / "list.txt", "DEST": tmp_path / "list"},
         },
     })  # fmt: skip
     assert found.problems == ()
     base = Config(workers=3, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
     assert found.config == base
-    rules, geo = found.trees.values()
+    rules, geo, listed = found.trees.values()
     assert (rules.name, rules.source, rules.dest) == ("rules", "https://example.org/rules/", f"{tmp_path}/rules")
     assert rules.config == Config(workers=1, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
-    assert geo.config.auth == ("user", "word")
+    assert (geo.config.auth, geo.type) == (("user", "word"), "zip")
+    assert geo.selection == Selection(strip_components=1, include=("*.mmdb",))
+    assert (listed.source, listed.type, listed.selection) == (f"{tmp_path}/list.txt", None, None)
 
 
 GOOD = {"SOURCE": "https://example.org/", "DEST": "/srv/rules"}
@@ -142,7 +147,13 @@ WRONG = [
     ("E006", {"TREES": {"rules": {**GOOD, "SOURCE": "http://[/"}}}, "https://"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": "rules"}}}, "BASE_DIR"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": 7}}}, "BASE_DIR"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/rules/geo"}}}, "of its own"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 
