@@ -236,8 +236,8 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
     assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is there already; nothing to do\n"
 
     site.publish("2", SECOND)
-    (site.dest / "07.rules").write_bytes(b"mine\n")
-    assert "07.rules was edited here; that is kept as 07.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
+    (site.dest / "03.rules").write_bytes(b"mine\n")
+    assert "03.rules was edited here; that is kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
     assert (record["version"], record["generation"], record["told"], record["state"]) == ("2", 2, True, "installed")
     assert record["changed"].endswith("+00:00")
