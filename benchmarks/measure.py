@@ -113,8 +113,10 @@ class Figure:
     value: float
     unit: str
     bar: str
-    holds: bool
+    holds: bool | None
     details: Mapping[str, object] = field(default_factory=dict)
+    beside: Mapping[str, float] = field(default_factory=dict)  # what others have, in the same unit
+    limit: float | None = None  # the bar as a number, where it is one: the plot shows the share of it
 
 
 _LAUNCHER = """\
@@ -287,7 +289,7 @@ class Report:
         """The bars that don't hold."""
         ratios = [f"{found.contest}: {found.peer}" for found in self.comparisons
                   if found.holds is False or (found.error or "").startswith("OURS")]  # fmt: skip
-        return ratios + [f"{found.contest}: {found.name}" for found in self.figures if not found.holds]
+        return ratios + [f"{found.contest}: {found.name}" for found in self.figures if found.holds is False]
 
     def table(self) -> str:
         """Everything in at most 120 columns."""
@@ -317,8 +319,9 @@ class Report:
                     )
                 )
             for figure in (found for found in self.figures if found.title == title):
-                number = f"{figure.value:.2f} {figure.unit}"
-                lines.append(f"  {figure.name:<28} {number:<20} {figure.bar:<15} {_verdict(figure.holds)}")
+                number = f"{_number(figure.value)} {figure.unit}"
+                others = "".join(f"  {name} {_number(value)}" for name, value in figure.beside.items())
+                lines.append(f"  {figure.name:<28} {number:<20} {figure.bar:<15} {_verdict(figure.holds):<4}{others}")
         lines += ["", *self.notes]
         lost = [found for found in self.comparisons if not found.runs]
         lines += ["without result:", *(f"  {found.contest}: {found.peer}" for found in lost)] if lost else []
@@ -353,7 +356,11 @@ class Report:
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / f"{name}.json"]
         written[0].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
-        shown = [found for found in self.comparisons if found.runs]
+        shown = [_Bar(f"{found.contest} / {found.peer}", found.ratio, min(found.ratios), max(found.ratios), found.limit,
+                      found.holds) for found in self.comparisons if found.runs]  # fmt: skip
+        for found in (figure for figure in self.figures if figure.limit):
+            share = found.value / found.limit
+            shown.append(_Bar(f"{found.contest} / {found.name}, of the bar", share, share, share, 1.0, found.holds))
         if shown:
             try:
                 _plot(shown, f"{self.benchmark}: our wall time / theirs", directory / f"{name}.png")
@@ -367,11 +374,27 @@ def _middle(runs: Sequence[Run], name: str) -> float:
     return float(median(getattr(run, name) for run in runs))
 
 
+def _number(value: float) -> str:
+    return f"{value:,.0f}" if value >= 10_000 else f"{value:.2f}"
+
+
 def _verdict(holds: bool | None) -> str:
     return {True: "yes", False: "NO", None: "-"}[holds]
 
 
-def _plot(shown: Sequence[Comparison], title: str, path: Path) -> None:
+@dataclass(frozen=True)
+class _Bar:
+    """A line of the plot."""
+
+    label: str
+    value: float
+    least: float
+    most: float
+    limit: float | None
+    holds: bool | None
+
+
+def _plot(shown: Sequence[_Bar], title: str, path: Path) -> None:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -380,14 +403,14 @@ def _plot(shown: Sequence[Comparison], title: str, path: Path) -> None:
     figure, axes = pyplot.subplots(figsize=(9, 1.2 + 0.27 * len(shown)), layout="constrained")
     places = range(len(shown))
     colours = {True: "#2a7f4f", False: "#b3362b", None: "#8a8f98"}
-    middles = [found.ratio for found in shown]
-    below = [found.ratio - min(found.ratios) for found in shown]
-    above = [max(found.ratios) - found.ratio for found in shown]
+    middles = [found.value for found in shown]
+    below = [found.value - found.least for found in shown]
+    above = [found.most - found.value for found in shown]
     axes.barh(places, middles, xerr=[below, above], color=[colours[found.holds] for found in shown], ecolor="#333333")
     for place, found in zip(places, shown, strict=True):
         if found.limit is not None:
             axes.plot([found.limit] * 2, [place - 0.45, place + 0.45], color="black", linewidth=2)
-    axes.set_yticks(places, [f"{found.contest} / {found.peer}" for found in shown], fontsize=8)
+    axes.set_yticks(places, [found.label for found in shown], fontsize=8)
     axes.invert_yaxis()
     axes.set_xlim(left=0)
     axes.axvline(1, color="#999999", linewidth=0.8, linestyle=":")
@@ -400,7 +423,7 @@ def _plot(shown: Sequence[Comparison], title: str, path: Path) -> None:
 def memory(contest: str, title: str, peak: int, *, limit: int) -> Figure:
     """The most memory any of our runs held, judged."""
     return Figure(contest=contest, title=title, name="peak RSS of ours, most", value=peak / MB, unit="MB",
-                  bar=f"< {limit / MB:.0f} MB", holds=peak < limit)  # fmt: skip
+                  bar=f"< {limit / MB:.0f} MB", holds=peak < limit, limit=limit / MB)  # fmt: skip
 
 
 def machine() -> dict[str, object]:

@@ -10,6 +10,9 @@ import struct
 import subprocess
 import threading
 import time
+import urllib.error
+import urllib.request
+from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
@@ -21,7 +24,8 @@ pid {home}/nginx.pid;
 error_log {home}/error.log warn;
 events {{ worker_connections 1024; }}
 http {{
-    access_log off;
+    log_format bytes '$request_length $bytes_sent $request_uri';
+    access_log {log};
     sendfile on;
     tcp_nopush on;
     keepalive_requests 100000;
@@ -39,21 +43,32 @@ http {{
 """
 
 
+@dataclass(frozen=True, slots=True)
+class Traffic:
+    """Requests, and the bytes of both directions, heads included."""
+
+    requests: int
+    bytes: int
+
+
 class Nginx:
     """Serves `site` with one worker, inside a `with` block: plain, over TLS, and limited per connection.
 
-    `ca` is the certificate to trust, which signs itself.
+    `ca` is the certificate to trust, which signs itself. With `counted`, `traffic` tells what was asked for.
     """
 
-    def __init__(self, site: Path, home: Path, *, limit: str) -> None:
+    def __init__(self, site: Path, home: Path, *, limit: str = "1m", counted: bool = False) -> None:
         home.mkdir()
+        self._log = home / "access.log"
+        self._read = 0  # bytes of the log
+        self._fences = 0
         self.ca = home / "cert.pem"
         http, self._https = _free_ports(2)
         self.http_port = http
         self._home = home
         config = _CONFIG.format(
             user="user root;" if os.geteuid() == 0 else "", home=home, site=site, http=http, https=self._https,
-            limit=limit,
+            limit=limit, log=f"{self._log} bytes" if counted else "off",
         )  # fmt: skip
         (home / "nginx.conf").write_text(config, encoding="utf-8")
 
@@ -68,6 +83,25 @@ class Nginx:
     @property
     def limited(self) -> str:
         return f"{self.http}/limited"
+
+    def traffic(self) -> Traffic:
+        """What went over the wire since it was asked last: requests as they came, responses with their heads.
+
+        A request that is made now is the last that counts: one worker writes its log in the order it works.
+        """
+        self._fences += 1
+        fence = f"/fence-{self._fences}"
+        with contextlib.suppress(urllib.error.HTTPError):  # there is no such file
+            urllib.request.urlopen(self.http + fence, timeout=10)
+        deadline = time.monotonic() + 10
+        while time.monotonic() < deadline:  # a line is written when its answer is sent
+            lines = self._log.read_bytes()[self._read :].splitlines(keepends=True)
+            rows = [line.decode().split() for line in lines]
+            if rows and rows[-1][-1:] == [fence] and lines[-1].endswith(b"\n"):
+                self._read += sum(map(len, lines))
+                return Traffic(len(rows) - 1, sum(int(received) + int(sent) for received, sent, _ in rows[:-1]))
+            time.sleep(0.001)
+        raise RuntimeError(f"{self._log} says nothing of {fence}")
 
     def __enter__(self) -> Nginx:
         certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3", "-subj", "/CN=perfkit",

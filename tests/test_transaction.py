@@ -317,12 +317,12 @@ def test_local_edits_and_rollback(tmp_path: Path, edits: str) -> None:
     (tmp_path / "a").write_bytes(b"edited")
     with Tree(tmp_path) as tree:
         if edits == "refuse":
-            with pytest.raises(RollbackError, match="a was changed"):
+            with pytest.raises(RollbackError, match="a: changed since"):
                 tree.switch(1)
             assert files(tmp_path) == {"a": b"edited", "b": b"2"}
         else:
             tree.switch(1, edits=edits)  # type: ignore[arg-type]
-            kept = {"a.edited": b"edited"} if edits == "keep" else {}
+            kept = {"a.perfkit-local": b"edited"} if edits == "keep" else {}
             assert files(tmp_path) == {"a": b"1", "b": b"1", **kept}
     assert not litter(tmp_path)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -101,9 +101,16 @@ def record_name(number: int) -> str:
     return f"{HISTORY}/{number}"
 
 
-def record_of(number: int, label: Mapping[str, str], changes: Sequence[Change]) -> Iterator[bytes]:
-    """The header, the contents that undoing needs, and the changes; so that most readers stop early."""
-    before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
+def record_of(
+    number: int, label: Mapping[str, str], changes: Sequence[Change], lacking: Collection[str] = ()
+) -> Iterator[bytes]:
+    """The header, the contents that undoing needs, and the changes; so that most readers stop early.
+
+    Args:
+        lacking: contents that undoing would need, and that are kept nowhere.
+    """
+    before = {change.before.sha256: change.before.size for change in changes
+              if change.before is not None and change.before.sha256 not in lacking}  # fmt: skip
     head = {
         "format": FORMAT,
         "generation": number,

@@ -5,13 +5,14 @@ from __future__ import annotations
 import os
 import re
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
+__all__ = ["aside_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
+_ASIDE = ".perfkit-local"
 _BASENAME_BYTES = 200  # room for a suffix of ours
 _OWN_DIRECTORY = ".perfkit"
 _DEVICES = frozenset(
@@ -112,3 +113,20 @@ def safe_basename(text: str) -> str | None:
         return check_name(name)
     except UnsafePathError:
         return None
+
+
+def aside_name(name: str, taken: Callable[[str], bool]) -> str:
+    """What an edited file is kept as, in the same directory: `NAME.perfkit-local`, then `NAME.perfkit-local-2` and on.
+
+    Args:
+        taken: whether there is something of this name. A long name is cut to fit.
+    """
+    directory, slash, base = name.rpartition("/")
+    number = 1
+    while True:
+        suffix = _ASIDE if number == 1 else f"{_ASIDE}-{number}"
+        cut = base.encode()[: _COMPONENT_BYTES - len(suffix)].decode(errors="ignore")
+        fresh = f"{directory}{slash}{cut}{suffix}"
+        if not taken(fresh):
+            return fresh
+        number += 1

@@ -74,7 +74,22 @@ class Store:
     def begin(self) -> None:
         self.added = []
 
-    def keep(self, name: str, known: str | None = None) -> tuple[Content, os.stat_result]:
+    def look(self, name: str, known: str | None = None) -> Content:
+        """What a name holds.
+
+        Args:
+            known: its SHA-256, where the caller vouches for it.
+
+        Raises:
+            as `keep`.
+        """
+        fd = open_regular(self._beneath, name)
+        try:
+            return _content(fd, name, known)
+        finally:
+            os.close(fd)
+
+    def keep(self, name: str, known: str | None = None) -> Content:
         """Keep what a name holds, by a hard link if possible, so that it outlives the name.
 
         Args:
@@ -87,17 +102,19 @@ class Store:
         """
         fd = open_regular(self._beneath, name)
         try:
-            found = os.fstat(fd)
-            digest = known or digest_of(fd, name)
-            content = Content(digest, found.st_size, stat.S_IMODE(found.st_mode))
-            if digest != EMPTY and not self._holds(content, found.st_ino):
+            content = _content(fd, name, known)
+            if content.sha256 != EMPTY and not self._holds(content, os.fstat(fd).st_ino):
                 self._beneath.mkdir(OBJECTS, 0o700)
-                target = f"{OBJECTS}/{digest}"
+                target = f"{OBJECTS}/{content.sha256}"
                 self.added.append(target)
                 link_or_copy(self._beneath, name, fd, target)
-            return content, found
+            return content
         finally:
             os.close(fd)
+
+    def has(self, content: Content) -> bool:
+        """Whether this content is kept, and undamaged."""
+        return self._holds(content, ino=-1)
 
     def _holds(self, content: Content, ino: int) -> bool:
         """Whether there is such an object; one that a writer spoilt through a hard link is removed."""
@@ -127,6 +144,11 @@ class Store:
         for digest in self._beneath.names(OBJECTS):
             if digest not in needed:
                 self._beneath.unlink(f"{OBJECTS}/{digest}")
+
+
+def _content(fd: int, name: str, known: str | None) -> Content:
+    found = os.fstat(fd)
+    return Content(known or digest_of(fd, name), found.st_size, stat.S_IMODE(found.st_mode))
 
 
 def open_regular(beneath: Beneath, name: str) -> int:

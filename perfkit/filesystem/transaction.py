@@ -5,26 +5,20 @@ from __future__ import annotations
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import TracebackType
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.records import Change, Content, FileStat, Step
-from perfkit.filesystem.store import (
-    EMPTY,
-    OBJECTS,
-    Store,
-    copy_into,
-    digest_of,
-    link_or_copy,
-    open_regular,
-    write_all,
-)
+from perfkit.filesystem.records import Change, Content, FileStat
+from perfkit.filesystem.steps import check_places
+from perfkit.filesystem.store import EMPTY, Store, copy_into, digest_of, link_or_copy, open_regular, write_all
 
-__all__ = ["Commit", "Transaction"]
+__all__ = ["Commit", "Meant", "Prepared", "Transaction"]
+
+Meant = Callable[[str], Content | None]
 
 FETCH = f"{OWN}/fetch"
 _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
@@ -32,10 +26,27 @@ _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What came of a transaction or a switch: the generation the tree is in, and every name that changed."""
+    """What came of a transaction or a switch: the generation the tree is in, and every name that changed.
+
+    `aside` has the edited files that a switch kept, by name, and the names they are kept under.
+    """
 
     generation: int
     changes: tuple[Change, ...] = ()
+    aside: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Prepared:
+    """What is to be done to the disk, and what the generation's record says of it.
+
+    They differ where others changed a file: `told` then has as `before` what the generation before had, not what they
+    made of it. `lacking` are contents of that kind that nothing has any more.
+    """
+
+    changes: list[Change]
+    told: list[Change]
+    lacking: set[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,15 +72,19 @@ class Transaction:
         store: Store,
         *,
         known: Mapping[str, str],
+        meant: Meant,
         finish: Callable[[Transaction], Commit],
     ) -> None:
         self._beneath = beneath
         self._committer = committer
         self._store = store
         self._known = known
+        self._meant = meant
         self._finish = finish
         self._final: dict[str, _Put | None] = {}
         self._adopted: set[str] = set()
+        self._noted: set[str] = set()
+        self._aside: set[str] = set()
         self._entered = self._over = False
         self.result: Commit | None = None
 
@@ -214,6 +229,26 @@ class Transaction:
             self._remove(name)
             self._final[to] = put
 
+    def set_aside(self, name: str, to: str) -> None:
+        """`move` for a file that others made or edited: no generation has it, so that no way back takes it away.
+
+        Raises:
+            as `move`.
+        """
+        self.move(name, to)
+        self._aside.add(to)
+
+    def note(self, name: str) -> None:
+        """What stands under this name, or that nothing does, is as wanted, though others saw to it.
+
+        It is not touched; where the generation before was meant to have something else, the way back restores that.
+
+        Raises:
+            UnsafePathError: as `write`.
+        """
+        self._check_open()
+        self._noted.add(check_name(name))
+
     def _link(self, name: str) -> _Put:
         """Another name in the stage for a file of the tree."""
         fd = open_regular(self._beneath, name)
@@ -263,19 +298,50 @@ class Transaction:
 
     # What follows is the commit; Tree calls it.
 
-    def prepare(self) -> list[Change]:
-        """Look at what is to be replaced, keep it, and return what really changes."""
-        changes = []
+    def prepare(self) -> Prepared:
+        """Look at what is to be replaced, and keep what the way back needs."""
         check_places(self._beneath, self._final)
-        for name, put in sorted(self._final.items()):
-            before = None
-            found = self._beneath.lstat(name)
-            if found is not None and not stat.S_ISDIR(found.st_mode):
-                before, _ = self._store.keep(name, self._known.get(name))
-            after = None if put is None else put.content
-            if before != after:
-                changes.append(Change(name, before, after))
-        return changes
+        changes: list[Change] = []
+        told: list[Change] = []
+        lost: dict[str, Content] = {}
+        for name in sorted(self._final.keys() | self._noted):
+            found = self._found(name)
+            after = found
+            if name in self._final:
+                put = self._final[name]
+                after = None if put is None else put.content
+            if found != after:
+                changes.append(Change(name, found, after))
+            before = self._meant(name) or found
+            if name in self._aside or before == after:
+                continue
+            told.append(Change(name, before, after))
+            if before is not None and (found is None or before.sha256 != found.sha256):
+                lost[before.sha256] = before
+        return Prepared(changes, told, self._lacking(lost))
+
+    def _found(self, name: str) -> Content | None:
+        """What stands there; it is kept if it is to go."""
+        found = self._beneath.lstat(name)
+        if found is None or stat.S_ISDIR(found.st_mode):
+            return None
+        if name in self._final:
+            return self._store.keep(name, self._known.get(name))
+        return self._store.look(name, self._known.get(name))
+
+    def _lacking(self, lost: Mapping[str, Content]) -> set[str]:
+        """Which of these contents, whose own files others changed, the store has not and no known file can give it."""
+        if not lost:
+            return set()
+        holders = {digest: name for name, digest in self._known.items() if digest in lost}
+        lacking = set()
+        for digest, content in lost.items():
+            if digest == EMPTY or self._store.has(content):
+                continue
+            holder = holders.get(digest)
+            if holder is None or self._beneath.lstat(holder) is None or self._store.keep(holder).sha256 != digest:
+                lacking.add(digest)
+        return lacking
 
     def source(self, name: str) -> str:
         put = self._final[name]
@@ -301,99 +367,6 @@ def _private(name: str) -> str:
     if first in ("lock", "owner", "journal", "state", "objects", "history", "fetch") or first.startswith("stage-"):
         raise UpdateError(f"{OWN}/{name} is the machinery's own")
     return f"{OWN}/{name}"
-
-
-def check_places(beneath: Beneath, final: Mapping[str, object | None]) -> None:
-    """See, before anything is done, that each new file can have its place.
-
-    Raises:
-        UnsafePathError: a symbolic link stands where a directory is needed.
-        UpdateError: a file stands where a directory is needed, a directory where a file is, and the change doesn't
-            clear them away; or two names of the change do that to each other.
-    """
-    puts = {name for name, put in final.items() if put is not None}
-    seen: set[str] = set()
-    for name in puts:
-        found = beneath.lstat(name)
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            _check_leaves(beneath, name, final)
-        elif found is not None and not stat.S_ISREG(found.st_mode):
-            raise UpdateError(f"{name}: not a regular file; move it away first")
-        parent = name.rpartition("/")[0]
-        while parent and parent not in seen:
-            seen.add(parent)
-            if parent in puts:
-                raise UpdateError(f"{parent} can't be both a file and the directory of {name}")
-            found = beneath.lstat(parent)
-            if found is not None and not stat.S_ISDIR(found.st_mode) and final.get(parent, ...) is not None:
-                raise UpdateError(f"{parent}: it is a file, and must go before {name} can be made")
-            parent = parent.rpartition("/")[0]
-
-
-def _check_leaves(beneath: Beneath, directory: str, final: Mapping[str, object | None]) -> None:
-    """See that every file below a directory that a file is to replace is removed by the same change."""
-    for leaf in beneath.names(directory):
-        name = f"{directory}/{leaf}"
-        found = beneath.lstat(name)
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            _check_leaves(beneath, name, final)
-        elif final.get(name, ...) is not None:
-            raise UpdateError(f"{directory}: it is a directory, and {name} must go before it can be a file")
-
-
-def steps(beneath: Beneath, changes: Iterable[Change], source: Callable[[str], str]) -> tuple[list[Step], list[Step]]:
-    """How to make these changes: first what can be taken back, then what needs no space.
-
-    Only adding can fail for want of space, so additions come first, after the removals that make room for a name: a
-    file whose name a directory is to have, or the files of a directory whose name a file is to have.
-    """
-    puts = [change for change in changes if change.after is not None]
-    drops = {change.name: change for change in changes if change.after is None}
-    above = {parent for change in puts for parent in _parents(change.name)}
-    names = {change.name for change in puts}
-    first: list[Step] = []
-    later: list[Step] = []
-    for name, change in drops.items():
-        blocks = name in above or not names.isdisjoint(_parents(name))
-        (first if blocks else later).append(_drop(beneath, change))
-    emptied: set[str] = set()
-    for name in names:
-        found = beneath.lstat(name)
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            emptied.update(_directories(beneath, name))
-    firm = first + [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
-    firm += [Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name)]
-    firm += [Step("put", change.name, source(change.name)) for change in puts if change.before is None]
-    rest = [Step("put", change.name, source(change.name)) for change in puts if change.before is not None]
-    emptied = {parent for name in drops for parent in _parents(name)} - above - names - emptied - {OWN}
-    return firm, rest + later + [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
-
-
-def _drop(beneath: Beneath, change: Change) -> Step:
-    found = beneath.lstat(change.name)
-    assert change.before is not None
-    if found is None:
-        raise FileChangedError(change.name, "it was removed meanwhile")
-    kept = "" if change.before.sha256 == EMPTY else f"{OBJECTS}/{change.before.sha256}"
-    return Step("drop", change.name, kept, found.st_size, found.st_mtime_ns)
-
-
-def _parents(name: str) -> Iterable[str]:
-    while name := name.rpartition("/")[0]:
-        yield name
-
-
-def _is_directory(beneath: Beneath, name: str) -> bool:
-    found = beneath.lstat(name)
-    return found is not None and stat.S_ISDIR(found.st_mode)
-
-
-def _directories(beneath: Beneath, name: str) -> Iterable[str]:
-    """A directory and all below it."""
-    yield name
-    for leaf in beneath.names(name):
-        if _is_directory(beneath, f"{name}/{leaf}"):
-            yield from _directories(beneath, f"{name}/{leaf}")
 
 
 def with_stats(beneath: Beneath, changes: Iterable[Change]) -> tuple[Change, ...]:

@@ -5,14 +5,11 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
-from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
-from typing import Literal
 
-from perfkit.errors import LockedError, PerfkitError, RollbackError, UpdateError
+from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.history import (
@@ -20,7 +17,6 @@ from perfkit.filesystem.history import (
     STATE,
     Generation,
     Timeline,
-    changes_between,
     forget_others,
     generations,
     needed_objects,
@@ -30,16 +26,15 @@ from perfkit.filesystem.history import (
     state_of,
 )
 from perfkit.filesystem.lock import Lock
-from perfkit.filesystem.records import Change, Content, Step
-from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
-from perfkit.filesystem.transaction import FETCH, Commit, Transaction, check_places, need_space, steps, with_stats
+from perfkit.filesystem.records import Change, Step
+from perfkit.filesystem.steps import steps
+from perfkit.filesystem.store import Store
+from perfkit.filesystem.switch import Edits, plan_switch
+from perfkit.filesystem.transaction import FETCH, Commit, Meant, Transaction, need_space, with_stats
 
 __all__ = ["Commit", "Edits", "Generation", "Transaction", "Tree"]
 
 _log = logging.getLogger(__name__)
-
-Edits = Literal["refuse", "keep", "overwrite"]
-
 
 class Tree:
     """A directory that changes only as a whole; its lock is held inside the `with` block, from one thread.
@@ -114,7 +109,11 @@ class Tree:
         need_space(self._beneath, size)
 
     def transaction(
-        self, label: Mapping[str, str] | None = None, *, known: Mapping[str, str] | None = None
+        self,
+        label: Mapping[str, str] | None = None,
+        *,
+        known: Mapping[str, str] | None = None,
+        meant: Meant = lambda name: None,
     ) -> Transaction:
         """A change, to be used in a `with` block: committed at its end, given up if an exception leaves it.
 
@@ -122,6 +121,9 @@ class Tree:
             label: stored with the generation, such as a version.
             known: SHA-256 in hex of present files, by name, where the caller vouches for it; others are hashed when
                 they are replaced. A wrong one makes the rollback of that file fail.
+            meant: what the current generation has under a name, where the caller can tell. If others have changed the
+                file since, the way back restores this and not what they made of it. A change that only brings such
+                files back makes no generation.
 
         Raises, at the end of the block:
             UpdateError: a file can't have its place.
@@ -137,6 +139,7 @@ class Tree:
             self._committer,
             self._store,
             known=known or {},
+            meant=meant,
             finish=lambda transaction: self._commit(transaction, given),
         )
         return self._transaction
@@ -147,113 +150,23 @@ class Tree:
         Args:
             to: its number; by default the one before the current one.
             edits: what becomes of files that were changed since, by others, and that this would replace or remove:
-                refuse to go, keep them aside as NAME.edited, or overwrite them.
+                refuse to go, keep them aside as NAME.perfkit-local, or overwrite them.
 
         Returns:
             What changed. Later generations stay reachable until the next transaction.
 
         Raises:
-            RollbackError: no such generation, a kept content is damaged, or there are edits; the tree is as it was.
+            RollbackError: no such generation; a content is not kept, or damaged; or there are edits to be refused. The
+                tree is as it was.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
         timeline = read_timeline(self._beneath)
-        numbers, undo = timeline.path(to)
         self._begin()
         with self._preparing():
-            target, changes, aside, sources = self._plan_switch(timeline, numbers, undo, edits)
-            firm, rest = self._steps([*changes, *aside], sources, replace(timeline, current=target))
+            way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits)
+            firm, rest = self._steps([*way.changes, *way.kept], way.sources, replace(timeline, current=way.target))
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(target, with_stats(self._beneath, changes))
-
-    def _plan_switch(
-        self, timeline: Timeline, numbers: Sequence[int], undo: bool, edits: Edits
-    ) -> tuple[int, list[Change], list[Change], dict[str, str]]:
-        """The generation to be in, what changes, what is kept aside, and the staged file of each new name."""
-        target = timeline.current
-        if numbers:
-            place = timeline.chain.index(numbers[-1])
-            target = timeline.chain[place - 1 if undo else place]
-        changes: list[Change] = []
-        aside: dict[str, Change] = {}  # by the name that was edited
-        leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
-        for change in changes_between(self._beneath, numbers, undo=undo):
-            found = self._beneath.lstat(change.name)
-            before = None
-            if found is not None and not stat.S_ISDIR(found.st_mode):
-                before, found = self._store.keep(change.name)
-                leaving[found.st_ino] += 1
-            if before == change.after:
-                continue
-            if before is not None and (change.before is None or before.sha256 != change.before.sha256):
-                wanted = change.after is not None and before.sha256 == change.after.sha256
-                if edits == "refuse" and not wanted:
-                    raise RollbackError(f"{change.name} was changed since by others; keep it aside, or overwrite it")
-                if edits == "keep" and not wanted:
-                    aside[change.name] = Change(self._aside(change.name), None, before)
-            changes.append(Change(change.name, before, change.after))
-        changes.sort(key=lambda change: change.name)
-        check_places(self._beneath, {change.name: change.after for change in changes})
-        sources: dict[str, str] = {}
-        taken: set[str] = set()
-        for change in changes:
-            if change.after is not None:
-                sources[change.name] = self._restore(change.name, change.after, leaving, taken)
-        for name, change in aside.items():
-            sources[change.name] = self._committer.stage()
-            self._link(name, sources[change.name])
-        return target, changes, list(aside.values()), sources
-
-    def _aside(self, name: str) -> str:
-        number = 0
-        while self._beneath.lstat(aside := f"{name}.edited{number or ''}") is not None:
-            number += 1
-        return aside
-
-    def _link(self, name: str, target: str) -> None:
-        fd = open_regular(self._beneath, name)
-        try:
-            link_or_copy(self._beneath, name, fd, target)
-        finally:
-            os.close(fd)
-
-    def _restore(self, name: str, content: Content, leaving: Mapping[int, int], taken: set[str]) -> str:
-        """Stage a kept content.
-
-        Its object is linked, and loses its own name when nothing needs it any more. Where another file of the tree
-        shares it, it is copied: two files must not be one.
-        """
-        if content.sha256 == EMPTY:
-            source, fd = self._committer.stage_file()
-            os.fchmod(fd, content.mode)
-            os.close(fd)
-            return source
-        kept = f"{OBJECTS}/{content.sha256}"
-        try:
-            fd = open_regular(self._beneath, kept)
-        except (FileNotFoundError, UpdateError) as error:
-            raise RollbackError(f"{name}: the content it had is no longer kept") from error
-        try:
-            if digest_of(fd, kept) != content.sha256:
-                raise RollbackError(f"{name}: the kept content was changed by others, through a hard link")
-            found = os.fstat(fd)
-            alone = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
-            if alone and content.sha256 not in taken and found.st_nlink - 1 <= leaving.get(found.st_ino, 0):
-                taken.add(content.sha256)
-                os.fchmod(fd, content.mode)
-                source = self._committer.stage()
-                link_or_copy(self._beneath, kept, fd, source)
-                return source
-            source, copy = self._committer.stage_file()
-            try:
-                if copy_into(fd, copy) != content.sha256:
-                    raise RollbackError(f"{name}: the kept content was changed by others while it was copied")
-                os.fchmod(copy, content.mode)
-                os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
-            finally:
-                os.close(copy)
-            return source
-        finally:
-            os.close(fd)
+        return Commit(way.target, with_stats(self._beneath, way.changes), way.aside)
 
     def history(self) -> list[Generation]:
         """The generations that `switch` can reach, oldest first.
@@ -289,17 +202,20 @@ class Tree:
     def _commit(self, transaction: Transaction, label: Mapping[str, str]) -> Commit:
         timeline = read_timeline(self._beneath)
         with self._preparing():
-            changes = transaction.prepare()
-            if not changes:
+            prepared = transaction.prepare()
+            changes = prepared.changes
+            if not changes and not prepared.told:
                 self._give_up()
                 return Commit(timeline.current)
             sources = {change.name: transaction.source(change.name) for change in changes if change.after is not None}
-            timeline = timeline.commit(self._keep)
+            if prepared.told:
+                timeline = timeline.commit(self._keep)
             firm, rest = self._steps(changes, sources, timeline)
-            record, fd = self._committer.stage_file()
-            with open(fd, "wb") as file:
-                file.writelines(record_of(timeline.current, label, changes))
-            firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
+            if prepared.told:
+                record, fd = self._committer.stage_file()
+                with open(fd, "wb") as file:
+                    file.writelines(record_of(timeline.current, label, prepared.told, prepared.lacking))
+                firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(timeline.current, with_stats(self._beneath, changes))
 

@@ -1,0 +1,181 @@
+"""The way to another generation, decided and staged: what changes, what others' edits become, where contents are."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from perfkit.errors import RollbackError, UpdateError
+from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.commit import Committer
+from perfkit.filesystem.history import Timeline, changes_between
+from perfkit.filesystem.paths import aside_name
+from perfkit.filesystem.records import Change, Content
+from perfkit.filesystem.steps import check_places
+from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+
+__all__ = ["Edits", "Switch", "plan_switch"]
+
+Edits = Literal["refuse", "keep", "overwrite"]
+
+_SHOWN = 5  # names in an error
+
+
+@dataclass(frozen=True, slots=True)
+class Switch:
+    """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
+
+    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes.
+    """
+
+    target: int
+    changes: list[Change]
+    aside: dict[str, str]
+    kept: list[Change]
+    sources: dict[str, str]
+
+
+def plan_switch(
+    beneath: Beneath, committer: Committer, store: Store, timeline: Timeline, *, to: int | None, edits: Edits
+) -> Switch:
+    """Decide, and stage, how to get from the current generation to another; it costs as much as they differ.
+
+    Raises:
+        RollbackError: there is no such generation, its contents are not all kept, or there are edits to be refused.
+        UpdateError, UnsafePathError, OSError: what stands in the tree is in the way.
+    """
+    numbers, undo = timeline.path(to)
+    target = timeline.current
+    if numbers:
+        place = timeline.chain.index(numbers[-1])
+        target = timeline.chain[place - 1 if undo else place]
+    changes: list[Change] = []
+    edited: list[Change] = []
+    leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
+    for wanted in changes_between(beneath, numbers, undo=undo):
+        found = beneath.lstat(wanted.name)
+        before = None
+        if found is not None and not stat.S_ISDIR(found.st_mode):
+            before = store.keep(wanted.name)
+            leaving[found.st_ino] += 1
+        if before == wanted.after:
+            continue
+        change = Change(wanted.name, before, wanted.after)
+        if before is not None and not _holds(before, wanted.before) and not _holds(before, wanted.after):
+            edited.append(change)
+        changes.append(change)
+    if edited and edits == "refuse":
+        names = _shown([change.name for change in edited])
+        raise RollbackError(f"{names}: changed since by others; keep it aside, or overwrite it")
+    changes.sort(key=lambda change: change.name)
+    check_places(beneath, {change.name: change.after for change in changes})
+    sources = _Staging(beneath, committer, leaving).restore(changes, target)
+    aside: dict[str, str] = {}
+    kept: list[Change] = []
+    for change in edited if edits == "keep" else ():
+        fresh = aside_name(change.name, lambda name: name in sources or beneath.lstat(name) is not None)
+        sources[fresh] = _linked(beneath, committer, change.name)
+        aside[change.name] = fresh
+        kept.append(Change(fresh, None, change.before))
+    return Switch(target, changes, aside, kept, sources)
+
+
+def _holds(found: Content, content: Content | None) -> bool:
+    return content is not None and found.sha256 == content.sha256
+
+
+def _shown(names: Sequence[str]) -> str:
+    more = len(names) - _SHOWN
+    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _linked(beneath: Beneath, committer: Committer, name: str) -> str:
+    """Another name in the stage for a file of the tree."""
+    fd = open_regular(beneath, name)
+    try:
+        staged = committer.stage()
+        link_or_copy(beneath, name, fd, staged)
+        return staged
+    finally:
+        os.close(fd)
+
+
+class _Staging:
+    """Kept contents on their way back into the tree, each hashed again before."""
+
+    def __init__(self, beneath: Beneath, committer: Committer, leaving: Mapping[int, int]) -> None:
+        self._beneath = beneath
+        self._committer = committer
+        self._leaving = leaving
+        self._taken: set[str] = set()  # objects that were linked: for a second file they are copied
+
+    def restore(self, changes: Sequence[Change], target: int) -> dict[str, str]:
+        """The staged file of each change that makes one.
+
+        Raises:
+            RollbackError: contents are not kept, or damaged; it names the files.
+        """
+        sources: dict[str, str] = {}
+        lost: dict[str, list[str]] = {}
+        for change in changes:
+            if change.after is not None:
+                try:
+                    sources[change.name] = self._stage(change.after)
+                except _LostError as error:
+                    lost.setdefault(str(error), []).append(change.name)
+        if lost:
+            told = "; ".join(f"{_shown(names)}: {reason}" for reason, names in lost.items())
+            raise RollbackError(f"{told}; generation {target} can't be restored, and nothing was done")
+        return sources
+
+    def _stage(self, content: Content) -> str:
+        """Stage a kept content.
+
+        Its object is linked, and loses its own name when nothing needs it any more. Where another file of the tree
+        shares it, it is copied: two files must not be one.
+        """
+        if content.sha256 == EMPTY:
+            source, fd = self._committer.stage_file()
+            os.fchmod(fd, content.mode)
+            os.close(fd)
+            return source
+        kept = f"{OBJECTS}/{content.sha256}"
+        try:
+            fd = open_regular(self._beneath, kept)
+        except (FileNotFoundError, UpdateError):
+            raise _LostError("its content is kept nowhere, since others changed or removed it before") from None
+        try:
+            if digest_of(fd, kept) != content.sha256:
+                raise _LostError("its kept content was changed by others, through a hard link")
+            found = os.fstat(fd)
+            alone = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
+            links = self._leaving.get(found.st_ino, 0)  # of this file, that go; beside them it has its object's name
+            if alone and content.sha256 not in self._taken and found.st_nlink - 1 <= links:
+                self._taken.add(content.sha256)
+                os.fchmod(fd, content.mode)
+                source = self._committer.stage()
+                link_or_copy(self._beneath, kept, fd, source)
+                return source
+            return self._copied(fd, content)
+        finally:
+            os.close(fd)
+
+    def _copied(self, fd: int, content: Content) -> str:
+        found = os.fstat(fd)
+        source, copy = self._committer.stage_file()
+        try:
+            if copy_into(fd, copy) != content.sha256:
+                raise _LostError("its kept content was changed by others while it was copied")
+            os.fchmod(copy, content.mode)
+            os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
+        finally:
+            os.close(copy)
+        return source
+
+
+class _LostError(Exception):
+    """A content can't come back; the message says why."""
