@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.transaction import Transaction
+from perfkit.filesystem.records import Content
+from perfkit.filesystem.transaction import Meant, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
@@ -28,17 +29,25 @@ class Done:
     touched: frozenset[str]
 
 
-def carry_out(tree: Tree, plan: Plan, wanted: Manifest, look: Look, assembly: Assembly, source: Source) -> Done:
+def carry_out(
+    tree: Tree, plan: Plan, installed: Manifest, wanted: Manifest, look: Look, assembly: Assembly, source: Source
+) -> Done:
     """Change the tree as planned, all of it or nothing.
+
+    Args:
+        installed: what the tree was meant to be until now, which is where the way back leads.
 
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
     entries = {entry.name: entry for entry in wanted}
-    with tree.transaction({"version": source.version, "source": source.url}, known=look.known()) as tx:
+    label = {"version": source.version, "source": source.url}
+    with tree.transaction(label, known=look.known(), meant=_meant(installed)) as tx:
         work = _Work(tree.root, tx, entries, assembly)
         for name, fresh in plan.aside.items():
-            tx.move(name, fresh)
+            tx.set_aside(name, fresh)
+        for name in plan.noted:
+            tx.note(name)
         work.place_local(plan)
         for name in plan.modes:
             work.copy(name, os.path.join(tree.root, name))
@@ -50,6 +59,19 @@ def carry_out(tree: Tree, plan: Plan, wanted: Manifest, look: Look, assembly: As
                                             manifest=wanted, state=source.record()))  # fmt: skip
     assert tx.result is not None
     return Done(tx.result.generation, work.bytes_written, _touched(plan))
+
+
+def _meant(installed: Manifest) -> Meant:
+    """What the installed release has under a name."""
+
+    def meant(name: str) -> Content | None:
+        at = installed.find(name)
+        if at is None:
+            return None
+        entry = installed[at]
+        return Content(entry.sha256.hex(), entry.size, _mode(entry))
+
+    return meant
 
 
 def _touched(plan: Plan) -> frozenset[str]:

@@ -14,7 +14,7 @@ from perfkit.filesystem.commit import OWN
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.recognise import Kind
 
-__all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
+__all__ = ["MANIFEST", "RELEASE", "Installed", "Summary", "read_installed", "read_summary", "record_of"]
 
 MANIFEST, RELEASE = "manifest", "release"  # below OWN; committed and rolled back with the files that they speak of
 _SERIALS = "serials"  # below OWN; never rolled back
@@ -60,6 +60,42 @@ class Installed:
         os.replace(f"{path}~", path)
 
 
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What is installed, in short: its version, and how many files it has."""
+
+    version: str | None = None
+    files: int = 0
+
+
+def read_summary(root: str) -> Summary:
+    """What is installed in the tree at `root`, told without its manifest.
+
+    Raises:
+        UpdateError: the file that tells is damaged.
+    """
+    try:
+        record = _record(root)
+        return Summary() if record is None else Summary(str(record["version"]), int(record["files"]))
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(root, error) from error
+
+
+def _record(root: str) -> dict[str, Any] | None:
+    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(_path(root), "rb") as file:
+        record: dict[str, Any] = json.load(file)
+        return record
+    return None
+
+
+def _path(root: str) -> str:
+    return os.path.join(root, OWN, RELEASE)
+
+
+def _damaged(root: str, error: Exception) -> UpdateError:
+    return UpdateError(f"{_path(root)} is damaged ({error}); remove it, and sync looks at all files anew")
+
+
 def read_installed(root: str) -> Installed:
     """What is installed in the tree at `root`.
 
@@ -69,26 +105,24 @@ def read_installed(root: str) -> Installed:
     """
     own = os.path.join(root, OWN)
     serials = _serials(os.path.join(own, _SERIALS))
-    path = os.path.join(own, RELEASE)
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        with open(path, "rb") as file:
-            raw = file.read()
+    try:
+        record = _record(root)
+        if record is None:
+            return Installed(root, serials=serials)
         with open(os.path.join(own, MANIFEST), "rb") as file:
-            manifest = file.read()
-        try:
-            record = json.loads(raw)
-            return Installed(
-                root, Kind(record["kind"]), str(record["source"]), str(record["version"]),
-                Manifest.parse(manifest, sha256=bytes.fromhex(record["manifest"])), dict(record["state"]), serials,
-            )  # fmt: skip
-        except (ValueError, TypeError, KeyError) as error:
-            raise UpdateError(f"{path} is damaged ({error}); remove it, and sync looks at all files anew") from error
-    return Installed(root, serials=serials)
+            manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(record["manifest"]))
+        return Installed(root, Kind(record["kind"]), str(record["source"]), str(record["version"]), manifest,
+                         dict(record["state"]), serials)  # fmt: skip
+    except FileNotFoundError:
+        return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
+    except (ValueError, TypeError, KeyError) as error:
+        raise _damaged(root, error) from error
 
 
 def record_of(*, kind: Kind, source: str, version: str, manifest: Manifest, state: Mapping[str, object]) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
-    record = {"kind": kind, "source": source, "version": version, "manifest": manifest.sha256.hex(), "state": state}
+    record = {"kind": kind, "source": source, "version": version, "manifest": manifest.sha256.hex(),
+              "files": len(manifest), "state": state}  # fmt: skip
     return json.dumps(record).encode()
 
 

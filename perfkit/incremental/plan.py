@@ -11,13 +11,12 @@ from dataclasses import dataclass, field
 from typing import Literal, Protocol
 
 from perfkit.errors import UpdateError
+from perfkit.filesystem.paths import aside_name
 
 __all__ = ["Content", "Held", "Link", "Local", "LocalChanges", "Offer", "Plan", "choose", "decide"]
 
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 
-_ASIDE = ".perfkit-local"
-_NAME_MAX = 255  # bytes
 _SHOWN = 5  # names in an error
 
 
@@ -90,6 +89,7 @@ class Plan:
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
     fetch: tuple[str, ...] = ()  # names whose content is not here
     remove: tuple[str, ...] = ()
+    noted: tuple[str, ...] = ()  # that are as wanted, or gone, already, though the installed release had them otherwise
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
     overwritten: tuple[str, ...] = ()  # edited files that are not kept
     added: tuple[str, ...] = ()
@@ -151,7 +151,7 @@ def decide(
     names = {*wanted, *installed}
     aside: dict[str, str] = {}
     for name in edited if local_changes == "keep" else ():
-        aside[name] = _aside_name(name, lambda fresh: fresh in names or taken(fresh))
+        aside[name] = aside_name(name, lambda fresh: fresh in names or taken(fresh))
         names.add(aside[name])
     gone = [name for name in installed if name not in wanted]
     local, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
@@ -165,6 +165,7 @@ def decide(
         modes=modes,
         fetch=tuple(fetch),
         remove=tuple(name for name in gone if name not in moved and name not in aside),
+        noted=tuple(n for n, entry in before.items() if _came_about(entry, installed.get(n), wanted.get(n))),
         aside=aside,
         overwritten=tuple(edited) if local_changes == "overwrite" else (),
         added=tuple(name for name in wanted if name not in installed),
@@ -177,21 +178,15 @@ def _same(held: Held | None, entry: Content) -> bool:
     return held is not None and held.sha256 == entry.sha256 and held.executable == entry.executable
 
 
+def _came_about(before: Content, held: Held | None, wanted: Content | None) -> bool:
+    """Whether others have already made the change that the release makes."""
+    if wanted is None:
+        return held is None
+    return _same(held, wanted) and (before.sha256, before.executable) != (wanted.sha256, wanted.executable)
+
+
 def _edited(held: Held, entry: Content | None) -> bool:
     return entry is None or held.sha256 != entry.sha256
-
-
-def _aside_name(name: str, taken: Callable[[str], bool]) -> str:
-    """Beside the file: `NAME.perfkit-local`, then `NAME.perfkit-local-2` and on; a long name is cut to fit."""
-    directory, slash, base = name.rpartition("/")
-    number = 1
-    while True:
-        suffix = _ASIDE if number == 1 else f"{_ASIDE}-{number}"
-        cut = base.encode()[: _NAME_MAX - len(suffix)].decode(errors="ignore")
-        fresh = f"{directory}{slash}{cut}{suffix}"
-        if not taken(fresh):
-            return fresh
-        number += 1
 
 
 def _sources(

@@ -18,7 +18,7 @@ from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed
+from perfkit.incremental.installed import Installed, read_installed, read_summary
 from perfkit.incremental.look import Look, entries
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import LocalChanges, Plan, decide
@@ -87,7 +87,7 @@ def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, p
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        done = carry_out(tree, plan, wanted, look, assembly, source)
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source)
         report = _counted(report, plan, done.generation, done.bytes_written, "+".join(routes) or plan.route)
         for name in done.touched:
             look.patch.forget(name)
@@ -179,9 +179,9 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     began_s = time.monotonic()
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = read_installed(tree.root)
+        before = read_summary(tree.root)
         commit = tree.switch(to, edits=_policy(config))
-        after = read_installed(tree.root)
+        after = read_summary(tree.root)
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
@@ -190,7 +190,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, len(after.manifest) - len(mine) + removed), seconds=time.monotonic() - began_s,
+            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
 
