@@ -3,39 +3,56 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.records import Content
-from perfkit.filesystem.transaction import Meant, Transaction
+from perfkit.filesystem.transaction import Commit, Meant, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
 from perfkit.incremental.look import Look
 from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.plan import Plan
+from perfkit.incremental.plan import Local, Plan
 from perfkit.incremental.sources import Source
+from perfkit.incremental.statcache import next_tick_ns
 
 __all__ = ["Done", "carry_out"]
 
 
 @dataclass(frozen=True, slots=True)
 class Done:
-    """What came of it. `touched` are all names that may hold something else now."""
+    """What came of it.
 
-    generation: int
+    Attributes:
+        commit: every name that changed.
+        written_ns: the file system's clock after all new files were written, and before they got their names.
+        moved: the names of files that were not written, but moved.
+    """
+
+    commit: Commit
     bytes_written: int
-    touched: frozenset[str]
+    written_ns: int
+    moved: frozenset[str]
 
 
 def carry_out(
-    tree: Tree, plan: Plan, installed: Manifest, wanted: Manifest, look: Look, assembly: Assembly, source: Source
+    tree: Tree,
+    plan: Plan,
+    installed: Manifest,
+    wanted: Manifest,
+    look: Look,
+    assembly: Assembly,
+    source: Source,
+    *,
+    probe: str,
 ) -> Done:
     """Change the tree as planned, all of it or nothing.
 
     Args:
         installed: what the tree was meant to be until now, which is where the way back leads.
+        probe: the file for `clock_ns`.
 
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
@@ -48,17 +65,19 @@ def carry_out(
             tx.set_aside(name, fresh)
         for name in plan.noted:
             tx.note(name)
-        work.place_local(plan)
+        work.place_local(plan.local)
         for name in plan.modes:
             work.copy(name, os.path.join(tree.root, name))
-        work.place_fetched(plan)
+        work.place_assembled((*plan.stored, *plan.fetch))
         for name in plan.remove:
             tx.remove(name, missing_ok=True)
         tx.write_private(MANIFEST, wanted.raw)
         tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
-                                            manifest=wanted, state=source.record()))  # fmt: skip
+                                            serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
+        written_ns = next_tick_ns(probe)
     assert tx.result is not None
-    return Done(tx.result.generation, work.bytes_written, _touched(plan))
+    moved = frozenset(each.name for each in plan.local if each.move)
+    return Done(tx.result, work.bytes_written, written_ns, moved)
 
 
 def _meant(installed: Manifest) -> Meant:
@@ -74,11 +93,6 @@ def _meant(installed: Manifest) -> Meant:
     return meant
 
 
-def _touched(plan: Plan) -> frozenset[str]:
-    moved = (each.source for each in plan.local if each.move and each.source is not None)
-    return frozenset((*plan.remove, *plan.changed, *plan.added, *moved))
-
-
 class _Work:
     """The files of one transaction, put in place."""
 
@@ -89,23 +103,18 @@ class _Work:
         self._entries = entries
         self._assembly = assembly
 
-    def place_local(self, plan: Plan) -> None:
-        """What is made of contents that are here already."""
-        for each in plan.local:
-            entry = self._entries[each.name]
-            if each.move and each.source is not None:
+    def place_local(self, local: Iterable[Local]) -> None:
+        """What is made of contents that the tree has already."""
+        for each in local:
+            if each.move:
                 self._tx.move(each.source, each.name)
-            elif each.source is not None:
-                self.copy(each.name, os.path.join(self._root, each.source))
-            elif not entry.size:
-                self._tx.write(each.name, b"", mode=_mode(entry))
             else:
-                self.copy(each.name, os.path.join(self._root, OWN, "objects", entry.sha256.hex()))
+                self.copy(each.name, os.path.join(self._root, each.source))
 
-    def place_fetched(self, plan: Plan) -> None:
-        """What was fetched: the first file of each content is adopted, others are copies."""
+    def place_assembled(self, names: Iterable[str]) -> None:
+        """What was fetched or kept: the first file of each content is adopted, others are copies."""
         first: dict[bytes, str] = {}
-        for name in plan.fetch:
+        for name in names:
             entry = self._entries[name]
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))

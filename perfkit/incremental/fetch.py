@@ -13,6 +13,7 @@ from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing import hash_file
+from perfkit.filesystem.store import copy_into
 from perfkit.incremental.manifest import Manifest
 
 __all__ = ["Assembly", "Fetcher"]
@@ -86,6 +87,18 @@ class Assembly:
                 else:
                     os.unlink(path)
 
+    def copy(self, digest: bytes, path: str) -> None:
+        """Take the content from another file, if that has it; by reflink where there is one."""
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            fresh = self._path(digest) + "~"
+            with open(_create(fresh), "r+b", buffering=0) as copy:
+                found = copy_into(file.fileno(), copy.fileno())
+            if found == digest.hex():
+                os.rename(fresh, self._path(digest))
+                self.done[digest] = self._path(digest)
+            else:
+                os.unlink(fresh)
+
     def add(self, pieces: Iterable[bytes]) -> tuple[bytes, int]:
         """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
         digest, size = hashlib.sha256(), 0
@@ -99,8 +112,7 @@ class Assembly:
 
     def begin(self) -> BinaryIO:
         """A new file for a content whose digest isn't known before; one at a time. `end` takes it in."""
-        flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_TRUNC
-        return open(os.open(self._fresh, flags, 0o600), "wb")
+        return open(_create(self._fresh), "wb")
 
     def end(self, digest: bytes) -> None:
         """The file of `begin` is written and closed; its content has this SHA-256."""
@@ -128,9 +140,7 @@ class Assembly:
     def _write(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
         if self._open is None or self._open[0] != digest:
             self._close()
-            fresh = os.O_TRUNC if digest not in self._left else 0
-            flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | fresh
-            self._open = digest, os.open(self._path(digest) + "~", flags, 0o600)
+            self._open = digest, _create(self._path(digest) + "~", empty=digest not in self._left)
             self._left.setdefault(digest, size)
         while data:
             count = os.pwrite(self._open[1], data, offset)
@@ -161,3 +171,8 @@ class Assembly:
 
     def _path(self, digest: bytes) -> str:
         return os.path.join(self._stage, f"content-{digest.hex()}")
+
+
+def _create(path: str, *, empty: bool = True) -> int:
+    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o600)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import ConfigError, TransferError, UpdateError
+from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
-from perfkit.incremental.carry import carry_out
+from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed, read_summary
+from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import Look, entries
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import LocalChanges, Plan, decide
@@ -26,9 +28,12 @@ from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source, open_source, reopen_source
-from perfkit.incremental.statcache import StatCache, clock_ns
+from perfkit.incremental.stamp import stamp
+from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
+
+_log = logging.getLogger(__name__)
 
 
 def sync(
@@ -40,10 +45,8 @@ def sync(
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.stage)
-        source = open_source(fetcher, origin, installed, kind=kind, selection=selection)
-        _refuse_older(source, installed)
-        report = _bring(tree, fetcher, source, installed, _policy(config))
-        installed.note(source.url, source.serial)
+        ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
+        report = _bring_newest(tree, fetcher, ask, installed, _policy(config))
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -55,11 +58,14 @@ def plan(
     root = os.path.abspath(dest)
     with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
         installed = read_installed(root)
-        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection)
+        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
-        wanted = _wanted(source, installed, look, Assembly(stage))
-        return _decide(root, source, wanted, installed, look, _policy(config))
+        assembly = Assembly(stage)
+        wanted = _wanted(source, installed, look, assembly)
+        plan = _decide(root, source, wanted, installed, look, _policy(config))
+        missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
+        return plan.by(source.offers(missing, wanted))
 
 
 def _refuse_older(source: Source, installed: Installed) -> None:
@@ -75,11 +81,29 @@ def _policy(config: Config) -> LocalChanges:
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
 
 
+def _bring_newest(
+    tree: Tree, fetcher: Fetcher, ask: Callable[[], Source], installed: Installed, policy: LocalChanges
+) -> SyncReport:
+    """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
+    source = ask()
+    _refuse_older(source, installed)
+    try:
+        return _bring(tree, fetcher, source, installed, policy)
+    except (ManifestError, TransferError) as error:
+        if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
+            raise
+        newer = ask()
+        if newer.record() == source.record():
+            raise
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", source.url, newer.version)
+    _refuse_older(newer, installed)
+    return _bring(tree, fetcher, newer, installed, policy)
+
+
 def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
-    statcache = _own(tree.root, "statcache")
-    cache = StatCache.load(statcache)
-    look = Look(tree.root, cache, now_ns=clock_ns(_own(tree.root, "clock")))
+    cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
+    look = Look(tree.root, cache, now_ns=clock_ns(probe))
     assembly = Assembly(tree.stage)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, policy)
@@ -87,11 +111,12 @@ def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, p
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source)
-        report = _counted(report, plan, done.generation, done.bytes_written, "+".join(routes) or plan.route)
-        for name in done.touched:
-            look.patch.forget(name)
-    _remember(cache, look, statcache, wanted)
+        installed.note_serial()
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe)
+        report = _counted(report, plan, done, "+".join(routes) or plan.route)
+        stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
+              certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+    _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=fetcher.requests, bytes_received=fetcher.bytes_received)
 
@@ -123,9 +148,11 @@ def _decide(
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
-    """Have all contents that are not here; returns the routes taken."""
-    sizes = _sizes(wanted, plan.fetch)
+    """Have all contents that the tree does not have; returns the routes taken."""
+    sizes = _sizes(wanted, (*plan.stored, *plan.fetch))
     assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
+    for digest in _sizes(wanted, plan.stored).keys() - assembly.done.keys():
+        assembly.copy(digest, os.path.join(_own(tree.root, "objects"), digest.hex()))  # if it is still what it was
     missing = frozenset(sizes).difference(assembly.done)
     tree.need_space(sum(sizes[digest] for digest in missing))
     routes = source.fetch(missing, wanted, assembly)
@@ -142,24 +169,29 @@ def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
     """Whether the tree's own files have something else to say, though no file changes."""
-    return (source.kind, source.url, source.version, wanted.sha256) != (
-        installed.kind, installed.source, installed.version, installed.manifest.sha256
+    return (source.kind, source.url, source.version, wanted.sha256.hex()) != (
+        installed.kind, installed.source, installed.version, installed.manifest_sha256
     )  # fmt: skip
 
 
-def _counted(report: SyncReport, plan: Plan, generation: int, bytes_written: int, route: str) -> SyncReport:
+def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncReport:
     removed = len(plan.remove) + sum(each.move for each in plan.local)
-    return replace(report, generation=generation, route=route, bytes_written=bytes_written, added=len(plan.added),
-                   changed=len(plan.changed), removed=removed, aside=plan.aside,
+    return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
+                   added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
                    overwritten=plan.overwritten)  # fmt: skip
 
 
-def _remember(cache: StatCache, look: Look, statcache: str, wanted: Manifest) -> None:
-    """Write down what was found out about files."""
-    manifest = wanted.sha256.hex()
-    if look.patch.rows or look.patch.gone or cache.manifest != manifest:
-        with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.apply(look.patch, statcache, manifest=manifest)
+def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None:
+    """Write down what was found out about files, and nothing of others than are wanted."""
+    patch, manifest = look.patch, wanted.sha256.hex()
+    if cache.manifest == manifest and not (patch.rows or patch.gone):
+        return
+    names = frozenset(_names(wanted))
+    for name in [*cache.rows, *patch.rows]:
+        if name not in names:
+            patch.forget(name)
+    with contextlib.suppress(OSError):  # a cache: without it files are read again
+        cache.apply(patch, _own(root, "statcache"), manifest=manifest)
 
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
@@ -179,9 +211,17 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     began_s = time.monotonic()
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = read_summary(tree.root)
+        before = read_installed(tree.root)
+        before.note_serial()
+        probe = _own(tree.root, "clock")
+        began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
-        after = read_summary(tree.root)
+        after = read_installed(tree.root)
+        with contextlib.suppress(OSError):  # a cache, again
+            patch = Patch()
+            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
+                  certain_ns=lambda name: began_ns)  # fmt: skip
+            append(patch, _own(tree.root, "statcache"), base=before.manifest_sha256, manifest=after.manifest_sha256)
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)

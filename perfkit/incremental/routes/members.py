@@ -81,6 +81,11 @@ class Selection:
         """As JSON has it."""
         return {"strip_components": self.strip_components, "include": [*self.include], "exclude": [*self.exclude]}
 
+    def __str__(self) -> str:
+        words = [f"strip {self.strip_components}"] if self.strip_components else []
+        words += [f"+{pattern}" for pattern in self.include] + [f"-{pattern}" for pattern in self.exclude]
+        return " ".join(words)
+
     def name(self, member: str) -> str | None:
         """The name in the tree of what an archive calls `member`; None if it isn't wanted. Not yet a safe name.
 

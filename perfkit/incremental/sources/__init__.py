@@ -95,7 +95,13 @@ class Source(Protocol):
 
 
 def open_source(
-    fetcher: Fetcher, source: str, installed: Installed, *, kind: Kind | None = None, selection: Selection | None = None
+    fetcher: Fetcher,
+    source: str,
+    installed: Installed,
+    *,
+    kind: Kind | None = None,
+    selection: Selection | None = None,
+    dry_run: bool = False,
 ) -> Source:
     """Ask the origin what it has now, in one conditional request where something is installed from it.
 
@@ -103,6 +109,7 @@ def open_source(
         source: a URL, or the path of a list.
         kind: what it is; by default it is recognised by what is there.
         selection: which files of an archive are wanted, and their names in the tree.
+        dry_run: content is not wanted, if the manifest can be had without.
 
     Raises:
         ConfigError: it is of no kind that is known, or `kind` and `selection` don't fit.
@@ -112,7 +119,7 @@ def open_source(
         raise ConfigError(f"{source}: a {kind} can't be synchronised yet")
     if selection is not None:
         raise ConfigError("a release has no members to choose from; a selection is for archives")
-    return open_release(fetcher, source, installed)
+    return open_release(fetcher, source, installed, dry_run=dry_run)
 
 
 def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:

@@ -29,15 +29,15 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
     return version or None
 
 
-def label(url: str, version: Version, otherwise: str) -> str:
-    """What to call a version of a file for people: its name, and its date, its ETag, or something else."""
+def label(url: str, version: Version) -> str:
+    """What to call a version of a file for people: its name, and its date or its ETag."""
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
     date = None
     try:
         date = parsedate_to_datetime(version.last_modified or "").strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, IndexError, OverflowError):
         pass
-    return f"{name} {date or version.etag or otherwise}"
+    return f"{name} {date or version.etag or ''}".rstrip()
 
 
 class Origin:

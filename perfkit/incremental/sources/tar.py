@@ -39,7 +39,7 @@ class TarSource:
 
     @property
     def version(self) -> str:
-        return label(self.url, self._origin.version, "tar")
+        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
 
     def unchanged(self) -> bool:
         return self._origin.unchanged

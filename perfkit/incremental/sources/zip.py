@@ -52,7 +52,7 @@ class ZipSource:
 
     @property
     def version(self) -> str:
-        return label(self.url, self._origin.version, "zip")
+        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
 
     def unchanged(self) -> bool:
         return self._origin.unchanged

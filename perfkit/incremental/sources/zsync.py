@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import BinaryIO
 
+from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.incremental.fetch import Assembly, Fetcher
@@ -52,7 +53,7 @@ class ZsyncSource:
 
     @property
     def version(self) -> str:
-        return label(self.url, self._origin.version, self._sha1[:12])
+        return label(self.url, Version(etag=self._sha1[:12]))
 
     @property
     def _sha1(self) -> str:
