@@ -27,7 +27,8 @@ from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
-from perfkit.incremental.sources import Source, open_source, reopen_source
+from perfkit.incremental.sources import Source
+from perfkit.incremental.sources.opening import open_source, reopen_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 

@@ -57,15 +57,6 @@ class Origin:
         self._again = again
         self._mine = False  # this run has seen to the whole file in the stage
 
-    def refresh(self) -> None:
-        """Take the version that is there now.
-
-        Raises:
-            TransferError: no answer that can be used.
-        """
-        self._seen = self._again()
-        self.version = self._seen.version
-
     def told(self) -> Peek:
         """What the origin says of the file.
 
