@@ -31,6 +31,7 @@ from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.opening import open_source, reopen_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.masking import masked
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
@@ -96,7 +97,7 @@ def _bring_newest(
         newer = ask()
         if newer.record() == source.record():
             raise
-        _log.info("%s: it changed while it was fetched, and %s is taken instead", source.url, newer.version)
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
     _refuse_older(newer, installed)
     return _bring(tree, fetcher, newer, installed, policy)
 
@@ -108,7 +109,11 @@ def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, p
     assembly = Assembly(tree.stage)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, policy)
+    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove", tree.root, source.kind,
+               source.version, len(plan.keep), len(plan.local) + len(plan.stored), len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
+    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, fetcher.bytes_received, fetcher.requests,
+               "+".join(routes) or "no route")  # fmt: skip
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
