@@ -321,6 +321,9 @@ class Toolkit:
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
 
+        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
+        release had there; the report's `as_found` names it.
+
         Args:
             to: its number, as `history` tells; by default the one before the current one.
 
