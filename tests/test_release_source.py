@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import IntegrityError, ManifestError, Toolkit, TransferError
+from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.incremental.release import MAX_POINTER_BYTES, Pointer
 from perfkit.serve import Server
 from tests.fakes import Exchange, WrongServer
@@ -229,3 +229,33 @@ def test_a_plan_tells_the_price_of_a_delta(kit: Toolkit, tmp_path: Path, second:
     assert (plan.route, plan.bytes, plan.requests) == ("delta", hop.bytes, 1)
     assert plan.seconds > 0
     assert report.route == "delta"
+
+
+def test_a_release_published_again_counts(kit: Toolkit, tmp_path: Path) -> None:
+    """Back at the first tree under its old name, and nothing to do: the pointer between is old all the same."""
+    site = publish(kit, tmp_path, FIRST, "1")
+    with Server(site) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        between = (site / "perfkit.json").read_bytes()
+        publish(kit, tmp_path, FIRST, "1")
+        report = kit.sync(server.url, tmp_path / "tree")
+        assert (report.route, report.generation) == ("none", 1)
+        (site / "perfkit.json").write_bytes(between)
+        with pytest.raises(UpdateError, match="old pointer"):
+            kit.sync(server.url, tmp_path / "tree")
+
+
+def test_a_repair_brings_the_installed_release(kit: Toolkit, tmp_path: Path) -> None:
+    """And not the newer one that the site offers by now."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        (tmp_path / "tree/pkg/b.py").write_bytes(b"damaged")
+        (tmp_path / "tree/README").unlink()
+        report = kit.verify(tmp_path / "tree", repair=True)
+    assert (report.version, report.changed, report.missing) == ("1", ("pkg/b.py",), ("README",))
+    assert report.repaired is not None
+    assert report.repaired.version == "1"
+    assert tree_of(tmp_path / "tree") == {**FIRST, "pkg/b.py.perfkit-local": b"damaged"}
+    assert kit.verify(tmp_path / "tree").intact

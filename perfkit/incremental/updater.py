@@ -123,12 +123,14 @@ def _bring(job: _Job, source: Source) -> SyncReport:
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        installed.note_serial()
+        installed.note(installed.source, installed.serial)
         done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
                          progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
         stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+    elif source.serial > installed.highest(source.url):
+        installed.note(source.url, source.serial)
     _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
@@ -225,7 +227,7 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
-        before.note_serial()
+        before.note(before.source, before.serial)
         probe = _own(tree.root, "clock")
         began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
