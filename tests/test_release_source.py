@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -95,17 +96,21 @@ def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: P
 
 def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """The old release's objects are gone when they are asked for: the new release is installed, and no mixture."""
-    client = Client(second)
-    objects = [hop.object.path for hop in client.pointer.hops] + [client.pointer.manifest.object.path]
+    pointer = Client(second).pointer
+    objects = {hop.object.path for hop in pointer.hops} | {pointer.manifest.object.path}
+    before = shutil.copytree(second, tmp_path / "before")
+    publish(kit, tmp_path, THIRD, "3")
+    for path in objects:
+        (second / path).unlink()
+    sites = {"now": before}
 
-    def publish_the_third(name: str, exchange: Exchange) -> bool:
-        if name in objects and Client(second).pointer.serial == 2:
-            publish(kit, tmp_path, THIRD, "3")
-            for path in objects:
-                (second / path).unlink(missing_ok=True)
-        return False
+    def replace_the_site(name: str, exchange: Exchange) -> bool:
+        if name in objects:
+            sites["now"] = second
+        serving(sites["now"], lambda name, exchange: False)(exchange)
+        return True
 
-    with WrongServer(serving(second, publish_the_third)) as server:
+    with WrongServer(serving(before, replace_the_site)) as server:
         report = kit.sync(server.url, tmp_path / "tree")
     assert report.version == "3"
     assert tree_of(tmp_path / "tree") == THIRD
