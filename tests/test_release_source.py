@@ -45,13 +45,22 @@ def serving(site: Path, hook: Hook) -> Callable[[Exchange], None]:
     return handle
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with two releases, and a tree in which the first is installed."""
+    home = tmp_path_factory.mktemp("made")
+    with Toolkit() as kit:
+        with Server(publish(kit, home, FIRST, "1")) as server:
+            kit.sync(server.url, home / "tree")
+        publish(kit, home, SECOND, "2")
+    return home
+
+
 @pytest.fixture
-def second(kit: Toolkit, tmp_path: Path) -> Path:
-    """A site with two releases; the first is installed in `tree`."""
-    site = publish(kit, tmp_path, FIRST, "1")
-    with Server(site) as server:
-        kit.sync(server.url, tmp_path / "tree")
-    return publish(kit, tmp_path, SECOND, "2")
+def second(made: Path, tmp_path: Path) -> Path:
+    """The same, for one test; returns the site."""
+    shutil.copytree(made / "tree", tmp_path / "tree", symlinks=True)
+    return shutil.copytree(made / "site", tmp_path / "site")
 
 
 def test_one_edited_file_does_not_end_the_delta(kit: Toolkit, tmp_path: Path) -> None:
