@@ -21,14 +21,14 @@ from perfkit import Toolkit
 from perfkit.filesystem.history import needed_objects, read_timeline
 from perfkit.filesystem.store import EMPTY
 from perfkit.filesystem.tree import Tree
-from tests.crash_server import DONE, IDLE
+from tests.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.sites import ONE, TWO, Origin, edit
 from tests.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, snapshot
 from tests.tools import need
 
 Counts = dict[str, tuple[int, int]]
 
-SAMPLE = 4  # cases per system call and action
+SAMPLE = 3  # cases per system call and action
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
 LOCAL = "pkg/same.py.perfkit-local"
 
@@ -127,8 +127,11 @@ class Case:
         assert set(counts) <= set(IDLE), "a mutating call that is not swept"
         return counts
 
-    def check(self, root: Path) -> bool:
-        """Open it, and see that it is old or new; go on, and see that it becomes the new one. True if it was new."""
+    def check(self, root: Path, *, tidy: bool = False) -> bool:
+        """Open it, and see that it is old or new; go on, and see that it becomes the new one. True if it was new.
+
+        With `tidy`, contents that nothing needs may have stayed, and the next change removes them.
+        """
         if (root / ".perfkit").exists():  # or the kill came before anything
             self.kit.history(root)
         found = snapshot(root)
@@ -141,6 +144,8 @@ class Case:
         assert {entry.name for entry in (root / ".perfkit").iterdir()} <= OWN
         assert {entry.name for entry in (root / ".perfkit/fetch").iterdir()} <= {"perfkit.json", ".perfkit-parts"}
         with Tree(root) as tree:
+            if tidy:
+                tree.prune(99)
             timeline = read_timeline(tree._beneath)
             needed = needed_objects(tree._beneath, timeline) - {EMPTY}
         assert {entry.name for entry in (root / ".perfkit/objects").glob("*")} == needed
@@ -189,3 +194,30 @@ def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     print(f"\n{action}: {ends[False]} kills left the old tree, {ends[True]} the new one")
     assert ends[True]
     assert ends[False]
+
+
+FAILURES = {
+    "fsync": "EIO", "fdatasync": "EIO", "syncfs": "EIO", "write": "ENOSPC", "pwrite64": "ENOSPC", "mkdir": "ENOSPC",
+    "fallocate": "ENOSPC", "openat": "ENOSPC", "rename": "ENOSPC", "renameat": "ENOSPC", "linkat": "ENOSPC",
+    "unlink": "EIO", "unlinkat": "EIO", "fchmod": "EIO", "ftruncate": "EIO", "copy_file_range": "EIO",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.parametrize("action", ["install", "update", "rollback"])
+def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
+    """A failing disk: the tree is at once as it was, or the change is done, or the next run completes it."""
+    this = case(action)
+    ends = Counter[int]()
+    for what, root, code in sweep(this, lambda kind: f"error={FAILURES[kind]}" if kind in FAILURES else None):
+        assert code in (DONE, FAILED, UNFINISHED), (what, code)
+        ends[code] += 1
+        if code == DONE:
+            assert snapshot(root) == this.new, what
+        elif code == FAILED:
+            assert snapshot(root) == this.old, what
+        assert this.check(root, tidy=True) == (code != FAILED), what
+    print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
+          f"{ends[DONE]} did not matter")  # fmt: skip
+    assert ends[FAILED]
+    assert ends[UNFINISHED]
