@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -22,13 +24,13 @@ from perfkit.filesystem.history import needed_objects, read_timeline
 from perfkit.filesystem.store import EMPTY
 from perfkit.filesystem.tree import Tree
 from tests.crash_server import DONE, FAILED, IDLE, UNFINISHED
-from tests.sites import ONE, TWO, Origin, edit
+from tests.sites import ONE, TWO, Origin, edit, text, tree_of
 from tests.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, snapshot
 from tests.tools import need
 
 Counts = dict[str, tuple[int, int]]
 
-SAMPLE = 3  # cases per system call and action
+SAMPLE = 2  # cases per system call and action
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
 LOCAL = "pkg/same.py.perfkit-local"
 
@@ -221,3 +223,60 @@ def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
           f"{ends[DONE]} did not matter")  # fmt: skip
     assert ends[FAILED]
     assert ends[UNFINISHED]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    need("mount", "umount")
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
+
+
+def test_a_full_disk(make_kit: Callable[..., Toolkit], small_disk: Path, tmp_path: Path) -> None:
+    """At every fill level the update is whole or not there at all, says why, and works when there is space again."""
+    kit, dest, stuffing = make_kit(), small_disk / "tree", small_disk / "stuffing"
+    outcomes = Counter[str]()
+    with Origin(tmp_path) as origin:
+        origin.publish(ONE, "1")
+        kit.sync(origin.url, dest)
+        three = {**TWO, **{f"pkg/more-{number}.py": text(50 + number, 300) for number in range(12)}}
+        origin.publish(three, "3")
+        for free_kib in (0, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 200, 260):
+            fill(stuffing, free_kib << 10)
+            try:
+                kit.sync(origin.url, dest)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+                outcomes["full"] += 1
+                assert tree_of(dest) == ONE
+            else:
+                outcomes["done"] += 1
+            stuffing.unlink()
+            kit.sync(origin.url, dest)
+            assert tree_of(dest) == three
+            fill(stuffing, free_kib << 10)
+            with contextlib.suppress(OSError):  # it needs a little, for its journal
+                kit.rollback(dest, to=1)
+            assert tree_of(dest) in (ONE, three)
+            stuffing.unlink()
+            kit.rollback(dest, to=1)
+            assert tree_of(dest) == ONE
+    assert outcomes["full"] >= 5
+    assert outcomes["done"]
+
+
+def fill(stuffing: Path, free: int) -> None:
+    """Leave just so many bytes."""
+    space = os.statvfs(stuffing.parent)
+    with stuffing.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, space.f_bavail * space.f_frsize - free))
