@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfkit.downloads.protocol import Version
@@ -17,16 +17,15 @@ from perfkit.incremental.lists import LIST_BYTES, Listed, parse_metalink, parse_
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
 from perfkit.incremental.recognise import Kind
+from perfkit.incremental.sources import Where
 
 __all__ = ["ListSource", "open_list", "reopen_list"]
 
 _NAME = "list"  # in the stage, where it stays: the next sync asks whether it changed
 
-Where = Callable[[bytes], str | None]
-
 
 def open_list(fetcher: Fetcher, source: str, kind: Kind, installed: Installed) -> ListSource:
-    """Read a list: a local one, or that of a URL, which is asked for conditionally where an earlier one is in the stage.
+    """Read a list: a local one, or that of a URL, conditionally where an earlier one is in the stage.
 
     Raises:
         ConfigError: there is no such file.

@@ -17,6 +17,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
+from perfkit.masking import masked
 
 __all__ = ["Origin", "known_version", "label"]
 
@@ -56,15 +57,6 @@ class Origin:
         self._seen = seen
         self._again = again
         self._mine = False  # this run has seen to the whole file in the stage
-
-    def refresh(self) -> None:
-        """Take the version that is there now.
-
-        Raises:
-            TransferError: no answer that can be used.
-        """
-        self._seen = self._again()
-        self.version = self._seen.version
 
     def told(self) -> Peek:
         """What the origin says of the file.
@@ -130,7 +122,7 @@ class Origin:
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
-            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", self.url, error)
+            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
             return None
 
     def read(self, start: int, end: int) -> bytes:
