@@ -155,7 +155,10 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    tell(arguments, dataclasses.asdict(report), f"generation {report.generation}, {report.version}")
+    note = f"generation {report.generation}, {report.version}"
+    if report.as_found:
+        note += f"; as it had been edited, since the release's own is not kept: {', '.join(report.as_found)}"
+    tell(arguments, dataclasses.asdict(report), note)
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
+from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing import hash_file
 from perfkit.incremental.fetch import Assembly, Fetcher
@@ -112,7 +113,7 @@ class ListSource:
         for each in self._listed:
             there = held.get(each.name)
             known = self._known(each, there)
-            if there is not None and each.request.checksum == f"sha256:{there.sha256.hex()}":
+            if there is not None and _promised_sha256(each) == there.sha256.hex():
                 entries[each.name] = Entry(each.name, there.size, there.sha256, there.executable)
                 versions[each.name] = known
             else:
@@ -170,6 +171,11 @@ class ListSource:
         assembly.adopt(found.path, digest)
         self._fetched = True
         return digest, size
+
+
+def _promised_sha256(each: Listed) -> str | None:
+    checksum = parse_checksum(each.request.checksum) if each.request.checksum else None
+    return checksum.hex if checksum is not None and checksum.algorithm == "sha256" else None
 
 
 def _record_of(each: Listed, version: Version) -> dict[str, object]:

@@ -21,6 +21,8 @@ from perfkit.masking import masked
 
 __all__ = ["Origin", "known_version", "label"]
 
+_TAG_CHARACTERS = 40
+
 _log = logging.getLogger(__name__)
 
 
@@ -31,14 +33,15 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
 
 
 def label(url: str, version: Version) -> str:
-    """What to call a version of a file for people: its name, and its date or its ETag."""
+    """What to call a version of a file: its name, and its date and ETag, as far as there are any."""
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
     date = None
     try:
         date = parsedate_to_datetime(version.last_modified or "").strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, IndexError, OverflowError):
         pass
-    return f"{name} {date or version.etag or ''}".rstrip()
+    tag = (version.etag or "").removeprefix("W/").strip('"')[:_TAG_CHARACTERS]
+    return " ".join(part for part in (name, date, tag) if part)
 
 
 class Origin:
