@@ -7,17 +7,16 @@ every route that could bring some of it is priced in seconds on the link at hand
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from perfkit.errors import UpdateError
+from perfkit.filesystem.paths import aside_name
 
 __all__ = ["Content", "Held", "Link", "Local", "LocalChanges", "Offer", "Plan", "choose", "decide"]
 
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 
-_ASIDE = ".perfkit-local"
-_NAME_MAX = 255  # bytes
 _SHOWN = 5  # names in an error
 
 
@@ -43,10 +42,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A file made from content that is here already."""
+    """A file made from content that the tree has already."""
 
     name: str
-    source: str | None  # the name that has it; None: only the history does
+    source: str  # the name that has it
     move: bool = False  # the source's own name goes, and nothing else needs it
 
 
@@ -69,7 +68,7 @@ class Link:
 class Offer:
     """What one route would bring, and for what.
 
-    A route that fails is not asked again; what it did not bring is on offer from the others.
+    What a route does not bring, or fails to, is on offer from the others.
     """
 
     route: str
@@ -77,6 +76,7 @@ class Offer:
     bytes: int  # over the network
     requests: int
     decoded_bytes: int = 0  # that have to be read and written to get there
+    variant: str = ""  # of the route, where there are several ways to take it; they exclude each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,23 +88,30 @@ class Plan:
     keep: frozenset[str] = frozenset()  # names that are as wanted
     local: tuple[Local, ...] = ()
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
+    stored: tuple[str, ...] = ()  # names whose content only the history has
     fetch: tuple[str, ...] = ()  # names whose content is not here
     remove: tuple[str, ...] = ()
+    noted: tuple[str, ...] = ()  # that are as wanted, or gone, already, though the installed release had them otherwise
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
     overwritten: tuple[str, ...] = ()  # edited files that are not kept
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()  # the routes to take, in order
-    alternatives: tuple[tuple[Offer, float], ...] = ()  # each route alone, with its price in seconds; cheapest first
     missing_bytes: int = 0  # of the files in `fetch`, each content once
     bytes: int = 0  # that are expected over the network
     requests: int = 0
     seconds: float = 0.0  # the price of the routes taken
 
+    def by(self, offers: tuple[Offer, ...], link: Link | None = None) -> Plan:
+        """The plan with the routes to take, and what they cost."""
+        link = link or Link()
+        return replace(self, offers=offers, bytes=sum(offer.bytes for offer in offers),
+                       requests=sum(offer.requests for offer in offers), seconds=_price(offers, link))  # fmt: skip
+
     @property
     def empty(self) -> bool:
         """Whether the tree is as wanted."""
-        return not (self.local or self.modes or self.fetch or self.remove or self.aside)
+        return not (self.local or self.stored or self.modes or self.fetch or self.remove or self.aside)
 
     @property
     def route(self) -> str:
@@ -151,10 +158,10 @@ def decide(
     names = {*wanted, *installed}
     aside: dict[str, str] = {}
     for name in edited if local_changes == "keep" else ():
-        aside[name] = _aside_name(name, lambda fresh: fresh in names or taken(fresh))
+        aside[name] = aside_name(name, lambda fresh: fresh in names or taken(fresh))
         names.add(aside[name])
     gone = [name for name in installed if name not in wanted]
-    local, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
+    local, kept, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
     moved = {each.source for each in local if each.move}
     sizes = {wanted[name].sha256: wanted[name].size for name in fetch}
     return Plan(
@@ -162,9 +169,11 @@ def decide(
         installed_version=installed_version,
         keep=keep,
         local=tuple(local),
+        stored=tuple(kept),
         modes=modes,
         fetch=tuple(fetch),
         remove=tuple(name for name in gone if name not in moved and name not in aside),
+        noted=tuple(n for n, entry in before.items() if _came_about(entry, installed.get(n), wanted.get(n))),
         aside=aside,
         overwritten=tuple(edited) if local_changes == "overwrite" else (),
         added=tuple(name for name in wanted if name not in installed),
@@ -177,21 +186,15 @@ def _same(held: Held | None, entry: Content) -> bool:
     return held is not None and held.sha256 == entry.sha256 and held.executable == entry.executable
 
 
+def _came_about(before: Content, held: Held | None, wanted: Content | None) -> bool:
+    """Whether others have already made the change that the release makes."""
+    if wanted is None:
+        return held is None
+    return _same(held, wanted) and (before.sha256, before.executable) != (wanted.sha256, wanted.executable)
+
+
 def _edited(held: Held, entry: Content | None) -> bool:
     return entry is None or held.sha256 != entry.sha256
-
-
-def _aside_name(name: str, taken: Callable[[str], bool]) -> str:
-    """Beside the file: `NAME.perfkit-local`, then `NAME.perfkit-local-2` and on; a long name is cut to fit."""
-    directory, slash, base = name.rpartition("/")
-    number = 1
-    while True:
-        suffix = _ASIDE if number == 1 else f"{_ASIDE}-{number}"
-        cut = base.encode()[: _NAME_MAX - len(suffix)].decode(errors="ignore")
-        fresh = f"{directory}{slash}{cut}{suffix}"
-        if not taken(fresh):
-            return fresh
-        number += 1
 
 
 def _sources(
@@ -201,13 +204,14 @@ def _sources(
     *,
     free: set[str],
     stored: Collection[bytes],
-) -> tuple[list[Local], list[str]]:
+) -> tuple[list[Local], list[str], list[str]]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
     holders: dict[bytes, list[str]] = {}
     for name, held in installed.items():
         if held.sha256:
             holders.setdefault(held.sha256, []).append(name)
     local: list[Local] = []
+    kept: list[str] = []
     fetch: list[str] = []
     for name, entry in wanted.items():
         if name in right:
@@ -220,10 +224,10 @@ def _sources(
         elif sources:
             local.append(Local(name, sources[0]))
         elif entry.sha256 in stored:
-            local.append(Local(name, None))
+            kept.append(name)
         else:
             fetch.append(name)
-    return local, fetch
+    return local, kept, fetch
 
 
 def choose(
@@ -233,7 +237,7 @@ def choose(
 
     Args:
         missing: contents, by SHA-256.
-        offers: what each route asks for bringing what it can of these, one offer a route.
+        offers: what each route asks for bringing what it can of these.
 
     Raises:
         UpdateError: some content is on offer from no route.
