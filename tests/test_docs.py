@@ -18,7 +18,7 @@ from perfkit import errors
 from tests.tools import need
 
 DOCS = Path(__file__).parent.parent / "docs"
-TRIED = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
