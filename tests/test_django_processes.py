@@ -190,3 +190,31 @@ trees.sync("rules")
     sync = 'from tests.django_project import trees; print(trees.status("rules").told, trees.sync("rules").route)'
     assert [project.python(sync).stdout for _ in range(2)] == ["False none\n", "True none\n"]
     assert project.told() == ["1", "1"]
+
+
+def test_ctrl_c(project: Project) -> None:
+    """Ends a command with 130 and a line, and the same command again goes on from there."""
+    (project.root / "site/large").write_bytes(os.urandom(2 << 20))
+    program = """
+import sys
+from django.core.management import execute_from_command_line
+from tests.django_project import SOURCE
+execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *sys.argv[1:]])
+"""
+    command = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        [*command, "--limit-rate", "1M"], env=project.environment, cwd=project.root, stderr=subprocess.PIPE, text=True
+    ) as first:
+        until = time.monotonic() + 20
+        while not (project.root / "large.perfkit-part.json").exists():
+            assert time.monotonic() < until
+            time.sleep(0.02)
+        first.send_signal(signal.SIGINT)
+        _, told = first.communicate(timeout=20)
+    assert (first.returncode, told) == (130, "interrupted; the same command again goes on from here\n")
+    assert (project.root / "large.perfkit-part").stat().st_size
+    again = subprocess.run(
+        command, check=True, env=project.environment, cwd=project.root, stdout=subprocess.PIPE, text=True
+    )
+    assert again.stdout.endswith("large  2097152 bytes\n")
+    assert (project.root / "large").read_bytes() == (project.root / "site/large").read_bytes()
