@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
+from perfkit.filesystem.hashing import FileHash, hash_file
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree
 from tests.test_publish import FIRST, edited
@@ -52,6 +53,56 @@ def test_back_without_network_and_forward_again(kit: Toolkit, tmp_path: Path) ->
     with Server(tmp_path / "site") as server:
         kit.sync(server.url, tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == SECOND
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that a sync reads to find out what they hold."""
+    names: list[str] = []
+
+    def hash_and_tell(path: str) -> FileHash:
+        names.append(path.rpartition("/tree/")[2])
+        return hash_file(path)
+
+    monkeypatch.setattr("perfkit.incremental.look.hash_file", hash_and_tell)
+    return names
+
+
+def test_no_file_is_read_twice(kit: Toolkit, tmp_path: Path, hashed: list[str]) -> None:
+    """What perfkit wrote, moved, or brought back is known at once: only what others touched is read."""
+    moved = {**FIRST, "elsewhere/README": FIRST["README"]}
+    del moved["README"]
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        for tree in (FIRST, SECOND, moved):
+            publish(kit, tmp_path, tree, "next")
+            kit.sync(server.url, tmp_path / "tree")
+            assert kit.sync(server.url, tmp_path / "tree").route == "none"
+        kit.rollback(tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == SECOND
+        kit.sync(server.url, tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == moved
+        assert hashed == []
+        (tmp_path / "tree/pkg/a.py").touch()
+        kit.sync(server.url, tmp_path / "tree")
+        assert hashed == ["pkg/a.py"]
+
+
+def test_an_edit_at_once_after_a_sync_is_seen(kit: Toolkit, tmp_path: Path) -> None:
+    """In place, of the same size, in the very tick of the commit or of the rollback."""
+    readme = tmp_path / "tree/README"
+    trees = [FIRST, {**FIRST, "README": FIRST["README"].swapcase()}]
+    with Server(publish(kit, tmp_path, FIRST, "0")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        for number in range(1, 11):
+            wanted = trees[number % 2]["README"]
+            publish(kit, tmp_path, trees[number % 2], str(number))
+            kit.sync(server.url, tmp_path / "tree")
+            if number % 3 == 0:
+                kit.rollback(tmp_path / "tree")
+            with open(readme, "r+b") as file:
+                file.write(b"x" * len(wanted))
+            kit.sync(server.url, tmp_path / "tree")
+            assert readme.read_bytes() == wanted, number
 
 
 def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:

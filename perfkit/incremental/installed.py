@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 from perfkit.errors import UpdateError
@@ -14,14 +14,14 @@ from perfkit.filesystem.commit import OWN
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.recognise import Kind
 
-__all__ = ["MANIFEST", "RELEASE", "Installed", "Summary", "read_installed", "read_summary", "record_of"]
+__all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
 
 MANIFEST, RELEASE = "manifest", "release"  # below OWN; committed and rolled back with the files that they speak of
 _SERIALS = "serials"  # below OWN; never rolled back
 _NOTHING = Manifest.of(())
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Installed:
     """What is installed in a tree; all is empty where nothing is.
 
@@ -29,30 +29,48 @@ class Installed:
         kind: of the source; None: nothing is installed.
         source: its URL.
         version: what the source called it.
-        manifest: the files, by name.
+        serial: of the source's releases, if it counts them; else 0.
+        manifest_sha256: in hexadecimal, of the manifest.
+        files: how many.
         state: what the source's `record` gave when this was installed.
-        serials: by source, the highest serial that was ever installed here; a rollback does not lower it.
+        serials: by source, the highest serial that was installed here before; a rollback does not lower it.
     """
 
     root: str
     kind: Kind | None = None
     source: str = ""
     version: str | None = None
-    manifest: Manifest = _NOTHING
+    serial: int = 0
+    manifest_sha256: str = _NOTHING.sha256.hex()
+    files: int = 0
     state: Mapping[str, Any] = field(default_factory=dict)
     serials: Mapping[str, int] = field(default_factory=dict)
 
+    @cached_property
+    def manifest(self) -> Manifest:
+        """The files, by name; read when it is first asked for, which must be before the tree changes.
+
+        Raises:
+            ManifestError: it is damaged.
+            OSError: it can't be read.
+        """
+        if self.kind is None:
+            return _NOTHING
+        with open(os.path.join(self.root, OWN, MANIFEST), "rb") as file:
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256))
+
     def highest(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""
-        return self.serials.get(source, 0)
+        installed = self.serial if self.source == source else 0
+        return max(installed, self.serials.get(source, 0))
 
     def note(self, source: str, serial: int) -> None:
-        """Write down that this serial has been installed, if it is the highest.
+        """Write down that this serial was installed, so that no rollback and no other source makes it forgotten.
 
         Raises:
             OSError: it can't be written.
         """
-        if serial <= self.highest(source):
+        if serial <= self.serials.get(source, 0):
             return
         path = os.path.join(self.root, OWN, _SERIALS)
         with open(f"{path}~", "w", encoding="utf-8") as file:
@@ -60,69 +78,36 @@ class Installed:
         os.replace(f"{path}~", path)
 
 
-@dataclass(frozen=True, slots=True)
-class Summary:
-    """What is installed, in short: its version, and how many files it has."""
-
-    version: str | None = None
-    files: int = 0
-
-
-def read_summary(root: str) -> Summary:
-    """What is installed in the tree at `root`, told without its manifest.
-
-    Raises:
-        UpdateError: the file that tells is damaged.
-    """
-    try:
-        record = _record(root)
-        return Summary() if record is None else Summary(str(record["version"]), int(record["files"]))
-    except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(root, error) from error
-
-
-def _record(root: str) -> dict[str, Any] | None:
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError), open(_path(root), "rb") as file:
-        record: dict[str, Any] = json.load(file)
-        return record
-    return None
-
-
-def _path(root: str) -> str:
-    return os.path.join(root, OWN, RELEASE)
-
-
-def _damaged(root: str, error: Exception) -> UpdateError:
-    return UpdateError(f"{_path(root)} is damaged ({error}); remove it, and sync looks at all files anew")
-
-
 def read_installed(root: str) -> Installed:
     """What is installed in the tree at `root`.
 
     Raises:
         UpdateError: one of the files that tell is damaged.
-        ManifestError: the manifest is.
     """
     own = os.path.join(root, OWN)
     serials = _serials(os.path.join(own, _SERIALS))
+    path = os.path.join(own, RELEASE)
     try:
-        record = _record(root)
-        if record is None:
-            return Installed(root, serials=serials)
-        with open(os.path.join(own, MANIFEST), "rb") as file:
-            manifest = Manifest.parse(file.read(), sha256=bytes.fromhex(record["manifest"]))
-        return Installed(root, Kind(record["kind"]), str(record["source"]), str(record["version"]), manifest,
-                         dict(record["state"]), serials)  # fmt: skip
-    except FileNotFoundError:
-        return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
+        with open(path, "rb") as file:
+            record = json.load(file)
+        if not os.path.exists(os.path.join(own, MANIFEST)):
+            return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
+        return Installed(
+            root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
+            str(record["manifest"]), int(record["files"]), dict(record["state"]), serials,
+        )  # fmt: skip
+    except (FileNotFoundError, NotADirectoryError):
+        return Installed(root, serials=serials)
     except (ValueError, TypeError, KeyError) as error:
-        raise _damaged(root, error) from error
+        raise UpdateError(f"{path} is damaged ({error}); remove it, and sync looks at all files anew") from error
 
 
-def record_of(*, kind: Kind, source: str, version: str, manifest: Manifest, state: Mapping[str, object]) -> bytes:
+def record_of(
+    *, kind: Kind, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
+) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
-    record = {"kind": kind, "source": source, "version": version, "manifest": manifest.sha256.hex(),
-              "files": len(manifest), "state": state}  # fmt: skip
+    record = {"kind": kind, "source": source, "version": version, "serial": serial,
+              "manifest": manifest.sha256.hex(), "files": len(manifest), "state": state}  # fmt: skip
     return json.dumps(record).encode()
 
 

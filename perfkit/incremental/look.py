@@ -8,8 +8,11 @@ from collections.abc import Iterable, Iterator, Mapping
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.scan import ScanEntry, scan
+from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.plan import Held
 from perfkit.incremental.statcache import Patch, StatCache
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Look", "entries"]
 
@@ -32,16 +35,15 @@ class Look(Mapping[str, Held]):
 
     Attributes:
         patch: the rows of what was read.
-
-    Args:
-        now_ns: the file system's clock, before this.
+        now_ns: the file system's clock, before anything was.
     """
 
-    def __init__(self, root: str, cache: StatCache, *, now_ns: int) -> None:
+    def __init__(self, root: str, cache: StatCache, *, now_ns: int, progress: Progress | None = None) -> None:
         self.patch = Patch()
         self._root = root
+        self._progress = progress
         self._cache = cache
-        self._now_ns = now_ns
+        self.now_ns = now_ns
         self._entries = {entry.name: entry for entry in entries(root)} if os.path.isdir(root) else {}
         self._held: dict[str, Held] = {}
         self._holders: dict[bytes, str] = {}
@@ -65,12 +67,20 @@ class Look(Mapping[str, Held]):
 
     def of(self, names: Iterable[str]) -> dict[str, Held]:
         """What stands under these names; those under which nothing does are left out."""
-        return {name: self[name] for name in names if name in self._entries}
+        found = {}
+        with Stage(self._progress, "look") as shown:
+            for name in names:
+                if name in self._entries:
+                    found[name] = self[name]
+                    shown.count(files=1, count_bytes=found[name].size)
+        return found
 
     def where(self, digest: bytes) -> str | None:
-        """The path of a file that has this content, among those that were asked for."""
-        name = self._holders.get(digest)
-        return None if name is None else os.path.join(self._root, name)
+        """The path of a file that has this content, among those that were asked for; or else of the history."""
+        if (name := self._holders.get(digest)) is not None:
+            return os.path.join(self._root, name)
+        kept = os.path.join(self._root, OBJECTS, digest.hex())
+        return kept if os.path.exists(kept) else None
 
     def known(self) -> dict[str, str]:
         """The SHA-256 of each file that was asked for, in hexadecimal."""
@@ -84,5 +94,5 @@ class Look(Mapping[str, Held]):
             seen = hash_file(os.path.join(self._root, name))
             digest = seen.sha256 or ""
             if (seen.size, seen.mtime_ns, seen.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns):
-                self.patch.record(name, entry, digest, content_ns=self._now_ns, seen_ns=self._now_ns)
+                self.patch.record(name, entry, digest, content_ns=self.now_ns, seen_ns=self.now_ns)
         return Held(bytes.fromhex(digest), entry.size, bool(entry.mode & 0o100))

@@ -7,7 +7,7 @@ every route that could bring some of it is priced in seconds on the link at hand
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal, Protocol
 
 from perfkit.errors import UpdateError
@@ -42,10 +42,10 @@ class Held:
 
 @dataclass(frozen=True, slots=True)
 class Local:
-    """A file made from content that is here already."""
+    """A file made from content that the tree has already."""
 
     name: str
-    source: str | None  # the name that has it; None: only the history does
+    source: str  # the name that has it
     move: bool = False  # the source's own name goes, and nothing else needs it
 
 
@@ -68,7 +68,7 @@ class Link:
 class Offer:
     """What one route would bring, and for what.
 
-    A route that fails is not asked again; what it did not bring is on offer from the others.
+    What a route does not bring, or fails to, is on offer from the others.
     """
 
     route: str
@@ -76,6 +76,7 @@ class Offer:
     bytes: int  # over the network
     requests: int
     decoded_bytes: int = 0  # that have to be read and written to get there
+    variant: str = ""  # of the route, where there are several ways to take it; they exclude each other
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,6 +88,7 @@ class Plan:
     keep: frozenset[str] = frozenset()  # names that are as wanted
     local: tuple[Local, ...] = ()
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
+    stored: tuple[str, ...] = ()  # names whose content only the history has
     fetch: tuple[str, ...] = ()  # names whose content is not here
     remove: tuple[str, ...] = ()
     noted: tuple[str, ...] = ()  # that are as wanted, or gone, already, though the installed release had them otherwise
@@ -95,16 +97,21 @@ class Plan:
     added: tuple[str, ...] = ()
     changed: tuple[str, ...] = ()
     offers: tuple[Offer, ...] = ()  # the routes to take, in order
-    alternatives: tuple[tuple[Offer, float], ...] = ()  # each route alone, with its price in seconds; cheapest first
     missing_bytes: int = 0  # of the files in `fetch`, each content once
     bytes: int = 0  # that are expected over the network
     requests: int = 0
     seconds: float = 0.0  # the price of the routes taken
 
+    def by(self, offers: tuple[Offer, ...], link: Link | None = None) -> Plan:
+        """The plan with the routes to take, and what they cost."""
+        link = link or Link()
+        return replace(self, offers=offers, bytes=sum(offer.bytes for offer in offers),
+                       requests=sum(offer.requests for offer in offers), seconds=_price(offers, link))  # fmt: skip
+
     @property
     def empty(self) -> bool:
         """Whether the tree is as wanted."""
-        return not (self.local or self.modes or self.fetch or self.remove or self.aside)
+        return not (self.local or self.stored or self.modes or self.fetch or self.remove or self.aside)
 
     @property
     def route(self) -> str:
@@ -154,7 +161,7 @@ def decide(
         aside[name] = aside_name(name, lambda fresh: fresh in names or taken(fresh))
         names.add(aside[name])
     gone = [name for name in installed if name not in wanted]
-    local, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
+    local, kept, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
     moved = {each.source for each in local if each.move}
     sizes = {wanted[name].sha256: wanted[name].size for name in fetch}
     return Plan(
@@ -162,6 +169,7 @@ def decide(
         installed_version=installed_version,
         keep=keep,
         local=tuple(local),
+        stored=tuple(kept),
         modes=modes,
         fetch=tuple(fetch),
         remove=tuple(name for name in gone if name not in moved and name not in aside),
@@ -196,13 +204,14 @@ def _sources(
     *,
     free: set[str],
     stored: Collection[bytes],
-) -> tuple[list[Local], list[str]]:
+) -> tuple[list[Local], list[str], list[str]]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
     holders: dict[bytes, list[str]] = {}
     for name, held in installed.items():
         if held.sha256:
             holders.setdefault(held.sha256, []).append(name)
     local: list[Local] = []
+    kept: list[str] = []
     fetch: list[str] = []
     for name, entry in wanted.items():
         if name in right:
@@ -215,10 +224,10 @@ def _sources(
         elif sources:
             local.append(Local(name, sources[0]))
         elif entry.sha256 in stored:
-            local.append(Local(name, None))
+            kept.append(name)
         else:
             fetch.append(name)
-    return local, fetch
+    return local, kept, fetch
 
 
 def choose(
@@ -228,7 +237,7 @@ def choose(
 
     Args:
         missing: contents, by SHA-256.
-        offers: what each route asks for bringing what it can of these, one offer a route.
+        offers: what each route asks for bringing what it can of these.
 
     Raises:
         UpdateError: some content is on offer from no route.

@@ -17,14 +17,16 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import time
 from collections.abc import Iterable, Mapping
 from itertools import islice
 from typing import Any, Protocol
 
-__all__ = ["Patch", "StatCache", "Status", "append", "clock_ns", "signature"]
+__all__ = ["Patch", "StatCache", "Status", "append", "clock_ns", "next_tick_ns", "signature"]
 
 _LINE_ROWS = 4096  # rows in one line: what is parsed at once
 _FORMAT = 1
+_TICK_S = 0.025  # Linux stamps files with the time of its last tick: every 1 to 10 ms
 
 
 class Status(Protocol):
@@ -59,6 +61,22 @@ def clock_ns(probe: str) -> int:
         return os.fstat(descriptor).st_mtime_ns
     finally:
         os.close(descriptor)
+
+
+def next_tick_ns(probe: str) -> int:
+    """The file system's time, after waiting for its clock to move on: whatever was written before is less.
+
+    A clock that takes longer than most is not waited for; then what was written last is not less.
+
+    Raises:
+        OSError: as `clock_ns`.
+    """
+    began = now = clock_ns(probe)
+    deadline_s = time.monotonic() + _TICK_S
+    while now == began and time.monotonic() < deadline_s:
+        time.sleep(_TICK_S / 50)
+        now = clock_ns(probe)
+    return now
 
 
 class Patch:

@@ -3,63 +3,73 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import stat
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from functools import partial
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import ConfigError, TransferError, UpdateError
+from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
-from perfkit.incremental.carry import carry_out
+from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed, read_summary
+from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import Look, entries
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
-from perfkit.incremental.sources import Source, open_source, reopen_source
-from perfkit.incremental.statcache import StatCache, clock_ns
+from perfkit.incremental.sources import Source
+from perfkit.incremental.sources.opening import open_source, reopen_source
+from perfkit.incremental.stamp import stamp
+from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.masking import masked
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
+
+_log = logging.getLogger(__name__)
 
 
 def sync(
     config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None,
+    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
 ) -> SyncReport:  # fmt: skip
     """Bring `dest` to what `origin` offers. See `Toolkit.sync`."""
     began_s = time.monotonic()
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.stage)
-        source = open_source(fetcher, origin, installed, kind=kind, selection=selection)
-        _refuse_older(source, installed)
-        report = _bring(tree, fetcher, source, installed, _policy(config))
-        installed.note(source.url, source.serial)
+        ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
+        report = _bring_newest(_Job(tree, fetcher, installed, _policy(config), progress), ask)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
 def plan(
     config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None,
+    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
 ) -> Plan:  # fmt: skip
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
     with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
         installed = read_installed(root)
-        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection)
+        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
-        wanted = _wanted(source, installed, look, Assembly(stage))
-        return _decide(root, source, wanted, installed, look, _policy(config))
+        assembly = Assembly(stage, progress=progress)
+        wanted = _wanted(source, installed, look, assembly)
+        plan = _decide(root, source, wanted, installed, look, _policy(config))
+        missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
+        return plan.by(source.offers(missing, wanted))
 
 
 def _refuse_older(source: Source, installed: Installed) -> None:
@@ -75,25 +85,62 @@ def _policy(config: Config) -> LocalChanges:
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
 
 
-def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one sync or repair works on and with."""
+
+    tree: Tree
+    fetcher: Fetcher
+    installed: Installed
+    policy: LocalChanges
+    progress: Progress | None
+
+
+def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
+    """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
+    source = ask()
+    _refuse_older(source, job.installed)
+    try:
+        return _bring(job, source)
+    except (ManifestError, TransferError) as error:
+        if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
+            raise
+        newer = ask()
+        if newer.record() == source.record():
+            raise
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
+    _refuse_older(newer, job.installed)
+    return _bring(job, newer)
+
+
+def _bring(job: _Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
-    statcache = _own(tree.root, "statcache")
-    cache = StatCache.load(statcache)
-    look = Look(tree.root, cache, now_ns=clock_ns(_own(tree.root, "clock")))
-    assembly = Assembly(tree.stage)
+    tree, installed = job.tree, job.installed
+    cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
+    look = Look(tree.root, cache, now_ns=clock_ns(probe), progress=job.progress)
+    assembly = Assembly(tree.stage, progress=job.progress)
     wanted = _wanted(source, installed, look, assembly)
-    plan = _decide(tree.root, source, wanted, installed, look, policy)
+    plan = _decide(tree.root, source, wanted, installed, look, job.policy)
+    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
+               tree.root, source.kind, source.version, len(plan.keep), len(plan.local) + len(plan.stored),
+               len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
+    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
+               "+".join(routes) or "no route")  # fmt: skip
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source)
-        report = _counted(report, plan, done.generation, done.bytes_written, "+".join(routes) or plan.route)
-        for name in done.touched:
-            look.patch.forget(name)
-    _remember(cache, look, statcache, wanted)
+        installed.note(installed.source, installed.serial)
+        done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
+                         progress=job.progress)  # fmt: skip
+        report = _counted(report, plan, done, "+".join(routes) or plan.route)
+        stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
+              certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+    elif source.serial > installed.highest(source.url):
+        installed.note(source.url, source.serial)
+    _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
-    return replace(report, requests=fetcher.requests, bytes_received=fetcher.bytes_received)
+    return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
 def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
@@ -123,9 +170,11 @@ def _decide(
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
-    """Have all contents that are not here; returns the routes taken."""
-    sizes = _sizes(wanted, plan.fetch)
+    """Have all contents that the tree does not have; returns the routes taken."""
+    sizes = _sizes(wanted, (*plan.stored, *plan.fetch))
     assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
+    for digest in _sizes(wanted, plan.stored).keys() - assembly.done.keys():
+        assembly.copy(digest, os.path.join(_own(tree.root, "objects"), digest.hex()))  # if it is still what it was
     missing = frozenset(sizes).difference(assembly.done)
     tree.need_space(sum(sizes[digest] for digest in missing))
     routes = source.fetch(missing, wanted, assembly)
@@ -142,32 +191,38 @@ def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
     """Whether the tree's own files have something else to say, though no file changes."""
-    return (source.kind, source.url, source.version, wanted.sha256) != (
-        installed.kind, installed.source, installed.version, installed.manifest.sha256
+    return (source.kind, source.url, source.version, wanted.sha256.hex()) != (
+        installed.kind, installed.source, installed.version, installed.manifest_sha256
     )  # fmt: skip
 
 
-def _counted(report: SyncReport, plan: Plan, generation: int, bytes_written: int, route: str) -> SyncReport:
+def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncReport:
     removed = len(plan.remove) + sum(each.move for each in plan.local)
-    return replace(report, generation=generation, route=route, bytes_written=bytes_written, added=len(plan.added),
-                   changed=len(plan.changed), removed=removed, aside=plan.aside,
+    return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
+                   added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
                    overwritten=plan.overwritten)  # fmt: skip
 
 
-def _remember(cache: StatCache, look: Look, statcache: str, wanted: Manifest) -> None:
-    """Write down what was found out about files."""
-    manifest = wanted.sha256.hex()
-    if look.patch.rows or look.patch.gone or cache.manifest != manifest:
-        with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.apply(look.patch, statcache, manifest=manifest)
+def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None:
+    """Write down what was found out about files, and nothing of others than are wanted."""
+    patch, manifest = look.patch, wanted.sha256.hex()
+    if cache.manifest == manifest and not (patch.rows or patch.gone):
+        return
+    names = frozenset(_names(wanted))
+    for name in [*cache.rows, *patch.rows]:
+        if name not in names:
+            patch.forget(name)
+    with contextlib.suppress(OSError):  # a cache: without it files are read again
+        cache.apply(patch, _own(root, "statcache"), manifest=manifest)
 
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
     """Nothing of what was fetched is needed any more, but what the next sync asks about."""
-    for name in os.listdir(stage):
-        if name not in keep:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(stage, name))
+    with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
+        for name in os.listdir(stage):
+            if name not in keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(stage, name))
 
 
 def _own(root: str, name: str) -> str:
@@ -179,9 +234,17 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     began_s = time.monotonic()
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = read_summary(tree.root)
+        before = read_installed(tree.root)
+        before.note(before.source, before.serial)
+        probe = _own(tree.root, "clock")
+        began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
-        after = read_summary(tree.root)
+        after = _read_afterwards(tree.root)
+        with contextlib.suppress(OSError):  # a cache, again
+            patch = Patch()
+            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
+                  certain_ns=lambda name: began_ns)  # fmt: skip
+            append(patch, _own(tree.root, "statcache"), base=before.manifest_sha256, manifest=after.manifest_sha256)
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
@@ -191,8 +254,18 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
             unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            overwritten=commit.overwritten, as_found=commit.as_found,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
+
+
+def _read_afterwards(root: str) -> Installed:
+    """What is installed now; the change is made, and that this can't be read must not look as if it were not."""
+    try:
+        return read_installed(root)
+    except OSError as error:
+        _log.warning("%s: rolled back, but what is installed now can't be read: %s", root, error)
+        return Installed(root)
 
 
 def history(dest: str) -> list[Generation]:
@@ -202,7 +275,9 @@ def history(dest: str) -> list[Generation]:
         return tree.history()
 
 
-def verify(config: Config, downloads: DownloadManager, dest: str, repair: bool) -> VerifyReport:
+def verify(
+    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: Progress | None = None
+) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
     _must_be_managed(dest)
@@ -210,14 +285,15 @@ def verify(config: Config, downloads: DownloadManager, dest: str, repair: bool) 
         installed = read_installed(tree.root)
         if installed.kind is None:
             raise UpdateError(f"{dest}: nothing is installed here; sync first")
-        found = _compare(tree.root, installed.manifest)
+        found = _compare(tree.root, installed.manifest, progress)
         repaired = None
         if repair and (found.missing or found.changed):
             with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
                 os.unlink(_own(tree.root, "statcache"))
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
             fetcher = Fetcher(downloads, tree.stage)
-            repaired = _bring(tree, fetcher, reopen_source(fetcher, installed), installed, policy)
+            job = _Job(tree, fetcher, installed, policy, progress)
+            repaired = _bring(job, reopen_source(fetcher, installed))
         return VerifyReport(
             version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
             bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
@@ -235,22 +311,24 @@ class _Compared:
     hashed: int = 0
 
 
-def _compare(root: str, manifest: Manifest) -> _Compared:
+def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compared:
     """Read every file of the manifest."""
     expected = {entry.name: entry for entry in manifest}
     found = _Compared(set(expected), [], [])
-    for each in entries(root):
-        entry = expected.get(each.name)
-        if entry is None:
-            found.extra.append(each.name)
-            continue
-        found.missing.discard(each.name)
-        right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
-        if stat.S_ISREG(each.mode):
-            found.hashed += each.size
-            right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
-        if not right:
-            found.changed.append(each.name)
+    with Stage(progress, "verify", files=len(expected), total_bytes=manifest.total_bytes) as shown:
+        for each in entries(root):
+            entry = expected.get(each.name)
+            if entry is None:
+                found.extra.append(each.name)
+                continue
+            found.missing.discard(each.name)
+            right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
+            if stat.S_ISREG(each.mode):
+                found.hashed += each.size
+                right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
+            if not right:
+                found.changed.append(each.name)
+            shown.count(files=1, count_bytes=each.size)
     return found
 
 

@@ -133,26 +133,48 @@ class Delta:
         _check_outputs(groups, old, new)
         return groups
 
-    def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes], write: Write) -> None:
+    def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes | None], write: Write) -> int:
         """Make the new contents, group by group; call it once, after `new_manifest`.
+
+        A group whose sources are not all here is passed over, and so is what is damaged: the others are made.
 
         Args:
             groups: all of `groups`.
-            read: gives the bytes of a span of the old tree; that they are the old content is the caller's to know.
+            read: gives the bytes of a span of the old tree, or None if they are not to be had; that they are the old
+                content is the caller's to know.
             write: takes the bytes of the new contents, each file's in order, in parts.
 
+        Returns:
+            How many groups were passed over for want of their sources.
+
         Raises:
-            ManifestError: the delta is damaged, or `read` gave other content than it was made against.
+            ManifestError: the delta is damaged, or `read` gave other content than it was made against; after all that
+                could be made has been.
         """
+        lacking = 0
+        damage: ManifestError | None = None
         for group in groups:
             frame = _chunks(self._file, group.bytes)
-            _scatter(group.outputs, expand_stream(frame, group.size, _base(group, read)), write)
+            try:
+                sources = [read(span) for span in group.sources]
+                if None in sources:
+                    lacking += 1
+                else:
+                    base = _base(group, [source for source in sources if source is not None])
+                    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
+            except ManifestError as error:
+                damage = error
+            for _ in frame:  # to the next group, whatever came of this one
+                pass
+        if damage is not None:
+            raise damage
         if self._file.read(1):
             _refuse("it is longer than its table says")
+        return lacking
 
 
-def _base(group: Group, read: Callable[[Span], bytes]) -> Base:
-    prefix = b"".join(map(read, group.sources))
+def _base(group: Group, sources: list[bytes]) -> Base:
+    prefix = b"".join(sources)
     if len(prefix) != sum(span.length for span in group.sources):
         _refuse("an old file is shorter than the manifest says")
     return against(prefix)  # a copy: this one goes when we return

@@ -1,200 +1,201 @@
-"""A site that `perfkit publish` made: its pointer, and deltas and blocks by what the pointer says."""
+"""A site that `perfkit publish` made: its pointer, and what that has on offer, the cheapest first."""
 
 from __future__ import annotations
 
+import contextlib
 import logging
-import os
-from collections.abc import Callable, Iterable, Mapping
-from typing import BinaryIO
+from collections.abc import Callable, Iterator, Mapping
 
-from perfkit.downloads.request import Request
-from perfkit.errors import ManifestError, TransferError
-from perfkit.incremental.codec import expand
+from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.plan import Held, Offer
+from perfkit.incremental.plan import Held, Link, Offer, choose
 from perfkit.incremental.recognise import Kind
-from perfkit.incremental.release import MAX_POINTER_BYTES, POINTER_NAME, ObjectRef, PackedRef, Pointer
-from perfkit.incremental.routes.blocks import unpack
-from perfkit.incremental.routes.delta import Delta, Span
+from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
+from perfkit.incremental.sources.deltas import follow
+from perfkit.incremental.sources.objects import Objects
+from perfkit.incremental.sources.packs import Packs
+from perfkit.masking import masked
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
 _log = logging.getLogger(__name__)
 
+_Where = Callable[[bytes], str | None]
+_FINE, _SOLID = "fine", "solid"  # small frames and large ones
+_ASKING = 0.05  # of a chain's bytes: where an index costs less, it is asked whether blocks are cheaper
+_SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames have too much that is not wanted
+_FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not asked about
 
-def open_release(fetcher: Fetcher, url: str, installed: Installed) -> ReleaseSource:
+
+def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
     """Ask a site for its pointer, conditionally where an earlier one is in the stage.
 
     Args:
         url: of the site, or of its pointer.
+        dry_run: content is not to be fetched: the manifest comes by itself.
 
     Raises:
         ManifestError, TransferError, OSError: there is no pointer that can be used.
     """
-    site = _Site(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
-    return ReleaseSource(site, site.pointer(), installed)
+    objects = Objects(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
+    return ReleaseSource(objects, objects.pointer(), installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
-    """The release that is installed, whatever the site offers now.
+    """The release that is installed, even if the site offers another one now.
 
     Raises:
-        ManifestError: what the tree says of it is damaged.
+        ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
     """
-    pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
-    return ReleaseSource(_Site(fetcher, installed.source), pointer, installed)
+    objects = Objects(fetcher, installed.source)
+    pointer = objects.pointer()
+    if pointer.manifest_sha256 != installed.manifest_sha256:
+        pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
+    return ReleaseSource(objects, pointer, installed)
 
 
 class ReleaseSource:
-    """One release of a site. See `Source` for what the methods do."""
+    """One release of a site. See `Source` for what the methods do.
+
+    There are three ways to contents: deltas from the installed release, which bring the new manifest with them; blocks
+    of small frames; and blocks of large ones. All are priced, and one that fails is followed by the next.
+    """
 
     kind = Kind.RELEASE
     keeps = frozenset({POINTER_NAME})
 
-    def __init__(self, site: _Site, pointer: Pointer, installed: Installed) -> None:
-        self.url = site.url
+    def __init__(self, objects: Objects, pointer: Pointer, installed: Installed, *, dry_run: bool = False) -> None:
+        self.url = objects.url
         self.version = pointer.version
         self.serial = pointer.serial
-        self._site = site
+        self._objects = objects
         self._pointer = pointer
         self._installed = installed
-        self._by_delta = False
+        self._dry_run = dry_run
+        self._link = Link(latency_s=objects.latency_s)
+        self._hops = [hop.object for hop in pointer.chain(installed.manifest_sha256)]
+        self._packs: dict[str, Packs] = {}
+        self._where: _Where = lambda digest: None
+        self._over: set[tuple[str, str]] = set()  # routes and variants that have brought what they can, or failed
+        self._error: PerfkitError | None = None  # the last failure
+        self._taken: list[str] = []
 
     def unchanged(self) -> bool:
         """Whether the very files are installed that the pointer speaks of, under whatever version."""
-        return self._installed.manifest.sha256.hex() == self._pointer.manifest_sha256
+        return self._installed.manifest_sha256 == self._pointer.manifest_sha256
 
     def record(self) -> dict[str, object]:
         return {"pointer": self._pointer.encode().decode()}
 
-    def manifest(self, held: Mapping[str, Held], where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
-        if hops := self._pointer.chain(self._installed.manifest.sha256.hex()):
-            try:
-                manifest = self._follow([hop.object for hop in hops], where, assembly)
-            except (ManifestError, TransferError) as error:
-                _log.warning("%s: the delta does not serve: %s", self.url, error)
-            else:
-                self._by_delta = True
-                return manifest
-        raw = self._site.packed(self._pointer.manifest)
-        return Manifest.parse(raw, sha256=bytes.fromhex(self._pointer.manifest_sha256))
+    def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
+        self._where = where
+        sha256 = bytes.fromhex(self._pointer.manifest_sha256)
+        if (path := where(sha256)) is not None:  # after a rollback the history has it
+            with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
+                return Manifest.parse(file.read(), sha256=sha256)
+        if self._delta_is_best():
+            with self._trying("delta", ""):
+                return self._follow(assembly)
+        return Manifest.parse(self._objects.packed(self._pointer.manifest), sha256=sha256)
+
+    def _delta_is_best(self) -> bool:
+        """Whether the pointer alone tells.
+
+        The publisher offers a delta only if it beats the blocks, but a chain of several may not. What is missing, and
+        its price in blocks, is known only with the manifest and an index: these are asked for where they cost little.
+        """
+        asking = self._pointer.manifest.object.bytes + self._pointer.fine.object.bytes
+        alone = len(self._hops) == 1 or asking > _ASKING * sum(hop.bytes for hop in self._hops)
+        return bool(self._hops) and alone and not self._dry_run
+
+    def _follow(self, assembly: Assembly) -> Manifest:
+        """The release's manifest, and what is new in it, by the deltas that lead from what is installed."""
+        self._over.add(("delta", ""))
+        made = follow(self._objects.get(self._hops), self._installed.manifest, self._where, assembly)
+        if made.sha256.hex() != self._pointer.manifest_sha256:
+            raise ManifestError("delta: it does not lead to this release")
+        self._taken.append("delta")
+        return made
 
     def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        return ()
+        while True:
+            over = len(self._over)
+            try:
+                return choose(missing, lambda left: list(self._offers(left, manifest)), self._link)
+            except UpdateError:
+                if over == len(self._over):
+                    raise
+            # an index could not be had: the other one may have what is missing
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
-        route = ("delta",) if self._by_delta else ()
-        if not missing:
-            return route
-        self._unpack(missing, manifest, assembly)
-        return (*route, "blocks")
+        while left := missing.difference(assembly.done):
+            offers = self._offers_or_error(left, manifest)
+            with self._trying(offers[0].route, offers[0].variant):
+                self._take(offers[0], manifest, assembly)
+        return tuple(dict.fromkeys(self._taken))
 
-    def _follow(self, objects: list[ObjectRef], where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
-        """The release's manifest, and its new contents, by the deltas that lead from what is installed."""
-        old = self._installed.manifest
-        for path in self._site.objects(objects):
-            old = _apply(path, old, where, assembly)
-        if old.sha256.hex() != self._pointer.manifest_sha256:
-            raise ManifestError("delta: it does not lead to this release")
-        return old
-
-    def _unpack(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> None:
-        """Make the missing contents from frames of packs."""
-        entries = [entry for entry, digest in enumerate(manifest.digests()) if digest in missing]
-        most = 2 * sum(map(manifest.size, entries)) > manifest.total_bytes
-        index = Index.parse(self._site.packed(self._pointer.solid if most else self._pointer.fine), manifest)
-        pieces = index.pieces(entries)
-        ranges = index.ranges(pieces)
-        shared = {number: self._site.packed(packed) for number in {each.pack for each in ranges}
-                  if (packed := index.packs[number].dictionary) is not None}  # fmt: skip
-        write = assembly.writer(manifest)
+    def _offers_or_error(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+        """At least one; where all routes are at their end, what was wrong with the last."""
         try:
-            for each, path in zip(ranges, self._site.ranges(index, ranges), strict=True):
-                file: BinaryIO
-                with open(path, "rb") as file:
-                    try:
-                        unpack(index, each, file, write, wanted=pieces, shared=shared.get(each.pack))
-                    except ManifestError:
-                        os.unlink(path)
-                        raise
-        finally:
-            assembly.forget_parts()
-        if lacking := missing.difference(assembly.done):
-            for path in self._site.ranges(index, ranges):
-                os.unlink(path)
-            raise TransferError(self.url, f"{len(lacking)} contents are not what the manifest says; nothing was done")
+            return self.offers(missing, manifest)
+        except PerfkitError as error:
+            reason = f"{len(missing)} contents are not to be had as the manifest has them; nothing was done"
+            raise self._error or TransferError(self.url, reason) from error
 
-
-def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
-    """Follow one delta; returns the manifest that it leads to.
-
-    Raises:
-        ManifestError: it is damaged, or the tree has not the old content.
-    """
-
-    def read(span: Span) -> bytes:
-        digest = old.digest(span.entry)
-        source = assembly.done.get(digest) or where(digest)
-        if source is None:
-            raise ManifestError(f"delta: the tree does not have the old content of {old.name(span.entry)}")
-        with open(source, "rb") as content:
-            return os.pread(content.fileno(), span.length, span.offset)
-
-    with open(path, "rb") as file:
-        delta = Delta.open(file)
-        new = delta.new_manifest(old)
+    @contextlib.contextmanager
+    def _trying(self, route: str, variant: str) -> Iterator[None]:
+        """A route whose failure leads to the next; but that nothing answers at all is no route's fault."""
         try:
-            delta.apply(delta.groups(old, new), read, assembly.writer(new))
-        finally:
-            assembly.forget_parts()
-    return new
+            yield
+        except (ManifestError, TransferError) as error:
+            silent = isinstance(error, TransferError) and error.transient and not isinstance(error, HTTPStatusError)
+            if silent or isinstance(error, CancelledError):
+                raise
+            self._over.add((route, variant))
+            self._error = error
+            _log.warning("%s: the route by %s fails: %s", masked(self.url), variant or route, error)
 
+    def _take(self, offer: Offer, manifest: Manifest, assembly: Assembly) -> None:
+        if offer.route == "delta":
+            self._follow(assembly)
+            return
+        self._packs[offer.variant].fetch(offer.contents, assembly)
+        self._taken.append(offer.route)
+        if lacking := offer.contents.difference(assembly.done):
+            raise ManifestError(f"{len(lacking)} contents are not what the manifest says")
 
-class _Site:
-    """The files of a site, by their URLs; what is in the stage already is not fetched again."""
+    def _offers(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[Offer]:
+        """What the routes that are left ask for these contents; indexes are fetched for it where they matter."""
+        delta = self._delta_offer(missing)
+        if delta is not None:
+            yield delta
+            if delta.contents == missing and delta.bytes <= self._pointer.fine.object.bytes:
+                return  # the index alone would cost more
+        for variant, packed in self._variants(missing, manifest):
+            if variant not in self._packs:
+                with self._trying("blocks", variant):
+                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant)
+            if variant in self._packs:
+                yield self._packs[variant].offer(missing)
 
-    def __init__(self, fetcher: Fetcher, url: str) -> None:
-        self.url = url
-        self._fetcher = fetcher
+    def _delta_offer(self, missing: frozenset[bytes]) -> Offer | None:
+        """A delta makes all that the old tree does not have."""
+        if not self._hops or ("delta", "") in self._over:
+            return None
+        contents = missing.difference(self._installed.manifest.digests())
+        hops = self._objects.lacks(self._hops)
+        size = sum(hop.bytes for hop in hops)
+        return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
 
-    def pointer(self) -> Pointer:
-        """The pointer as it is now."""
-        (found,) = self._fetcher.get([Request(self.url + POINTER_NAME, POINTER_NAME)])
-        try:
-            with open(found.path, "rb") as file:
-                return Pointer.parse(file.read(MAX_POINTER_BYTES + 1))
-        except ManifestError:
-            os.unlink(found.path)
-            raise
-
-    def objects(self, refs: Iterable[ObjectRef]) -> list[str]:
-        """Paths of these objects, verified."""
-        wanted = list(refs)
-        unique = {ref.sha256: ref for ref in wanted}.values()
-        self._fetcher.get([Request(self.url + r.path, r.sha256, checksum=f"sha256:{r.sha256}") for r in unique])
-        return [self._fetcher.path(ref.sha256) for ref in wanted]
-
-    def packed(self, packed: PackedRef) -> bytes:
-        """What a compressed object holds."""
-        (path,) = self.objects([packed.object])
-        with open(path, "rb") as file:
-            return expand(file.read(packed.object.bytes + 1), packed.size)
-
-    def ranges(self, index: Index, ranges: list[PackRange]) -> list[str]:
-        """Paths of these ranges; nothing says yet that their bytes are right."""
-        requests, paths = [], []
-        for each in ranges:
-            ref = index.packs[each.pack].object
-            name = f"{ref.sha256}.{each.start}-{each.end}"
-            paths.append(self._fetcher.path(name))
-            try:
-                there = os.path.getsize(paths[-1]) == each.end - each.start
-            except FileNotFoundError:
-                there = False
-            if not there:
-                requests.append(Request(self.url + ref.path, name, byte_range=(each.start, each.end)))
-        self._fetcher.get(requests)
-        return paths
+    def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
+        """The indexes worth asking: by how much is missing, or since they are here already."""
+        wanted = sum(manifest.size(at) for at, digest in enumerate(manifest.digests()) if digest in missing)
+        share = wanted / max(1, manifest.total_bytes)
+        left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._over]
+        for variant in left:
+            packed = self._pointer.fine if variant == _FINE else self._pointer.solid
+            suits = share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
+            if suits or len(left) == 1 or not self._objects.lacks([packed.object]):
+                yield variant, packed

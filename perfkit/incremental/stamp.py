@@ -1,0 +1,67 @@
+"""The stat cache after a change of our own: renames and links change ctime, and new files have no row yet."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from collections.abc import Callable, Collection, Iterable
+from typing import NamedTuple
+
+from perfkit.filesystem.commit import OWN
+from perfkit.filesystem.records import Change
+from perfkit.incremental.statcache import Patch, next_tick_ns
+
+__all__ = ["stamp"]
+
+
+class _Status(NamedTuple):
+    size: int
+    mtime_ns: int
+    ctime_ns: int
+    inode: int
+    mode: int
+
+
+def stamp(
+    patch: Patch,
+    root: str,
+    changes: Iterable[Change],
+    *,
+    but: Collection[str],
+    certain_ns: Callable[[str], int],
+    probe: str,
+) -> None:
+    """Note what a commit put under each name, where a change by others since can't hide.
+
+    Args:
+        but: names of files that are none of the release.
+        certain_ns: by name, `clock_ns` when the content was certain, as in `Patch.record`: for what we wrote, after
+            that and before the commit; for what was hashed, before it was.
+        probe: the file for `clock_ns`.
+    """
+    mine = [change for change in changes if not change.name.startswith(f"{OWN}/")]
+    if not mine:
+        return
+    seen_ns = 0
+    with contextlib.suppress(OSError):  # without a clock nothing is certain, and the files are read again
+        seen_ns = next_tick_ns(probe)  # later than our own renames
+    for change in mine:
+        status = _lstat(os.path.join(root, change.name))
+        if change.after is None or status is None or status != _then(change) or change.name in but:
+            patch.forget(change.name)
+        else:
+            patch.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
+
+
+def _then(change: Change) -> _Status | None:
+    found = change.stat
+    return None if found is None else _Status(found.size, found.mtime_ns, found.ctime_ns, found.ino, found.mode)
+
+
+def _lstat(path: str) -> _Status | None:
+    try:
+        found = os.lstat(path)
+    except OSError:
+        return None
+    return _Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, stat.S_IMODE(found.st_mode))
