@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager, Item
@@ -42,20 +42,26 @@ class Toolkit:
     Args:
         config: settings; the defaults suit most callers.
         progress: where progress is shown, such as `Bars()`; by default nowhere.
-        transport: makes another `Transport` than requests and urllib3.
+        transport: makes another `Transport`; by default `default_transport` does.
+
+    Attributes:
+        default_transport: requests and urllib3, for every Toolkit; `perfkit.testing` puts a fake here.
     """
+
+    default_transport: ClassVar[Callable[[Config], Transport]] = HttpTransport
 
     def __init__(
         self,
         config: Config | None = None,
         *,
         progress: Progress | None = None,
-        transport: Callable[[Config], Transport] = HttpTransport,
+        transport: Callable[[Config], Transport] | None = None,
     ) -> None:
         self.config = config or Config()
         self._progress = progress
+        make = transport or type(self).default_transport
         self._patient = Patient(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=transport, progress=self._patient)
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._patient)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -318,6 +324,9 @@ class Toolkit:
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
+
+        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
+        release had there; the report's `as_found` names it.
 
         Args:
             to: its number, as `history` tells; by default the one before the current one.
