@@ -211,10 +211,11 @@ def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
     """Nothing of what was fetched is needed any more, but what the next sync asks about."""
-    for name in os.listdir(stage):
-        if name not in keep:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(stage, name))
+    with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
+        for name in os.listdir(stage):
+            if name not in keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(stage, name))
 
 
 def _own(root: str, name: str) -> str:
@@ -231,7 +232,7 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         probe = _own(tree.root, "clock")
         began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
-        after = read_installed(tree.root)
+        after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
             stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
@@ -249,6 +250,15 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             overwritten=commit.overwritten, as_found=commit.as_found,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
+
+
+def _read_afterwards(root: str) -> Installed:
+    """What is installed now; the change is made, and that this can't be read must not look as if it were not."""
+    try:
+        return read_installed(root)
+    except OSError as error:
+        _log.warning("%s: rolled back, but what is installed now can't be read: %s", root, error)
+        return Installed(root)
 
 
 def history(dest: str) -> list[Generation]:
