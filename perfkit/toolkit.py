@@ -6,14 +6,15 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.transport import HttpTransport, Transport
 from perfkit.errors import BatchError
-from perfkit.progress.meter import Progress
+from perfkit.progress.meter import Progress, Silent
+from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
@@ -41,19 +42,26 @@ class Toolkit:
     Args:
         config: settings; the defaults suit most callers.
         progress: where progress is shown, such as `Bars()`; by default nowhere.
-        transport: makes another `Transport` than requests and urllib3.
+        transport: makes another `Transport`; by default `default_transport` does.
+
+    Attributes:
+        default_transport: requests and urllib3, for every Toolkit; `perfkit.testing` puts a fake here.
     """
+
+    default_transport: ClassVar[Callable[[Config], Transport]] = HttpTransport
 
     def __init__(
         self,
         config: Config | None = None,
         *,
         progress: Progress | None = None,
-        transport: Callable[[Config], Transport] = HttpTransport,
+        transport: Callable[[Config], Transport] | None = None,
     ) -> None:
         self.config = config or Config()
         self._progress = progress
-        self._downloads = DownloadManager(self.config, transport=transport, progress=progress)
+        make = transport or type(self).default_transport
+        self._patient = Patient(progress or Silent())
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._patient)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -279,8 +287,9 @@ class Toolkit:
         from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import plan
 
-        return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                    selection=selection)  # fmt: skip
+        with self._patient.waiting():
+            return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                        selection=selection, progress=self._progress)  # fmt: skip
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -309,11 +318,15 @@ class Toolkit:
         from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import sync
 
-        return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                    selection=selection)  # fmt: skip
+        with self._patient.waiting():
+            return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                        selection=selection, progress=self._progress)  # fmt: skip
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
+
+        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
+        release had there; the report's `as_found` names it.
 
         Args:
             to: its number, as `history` tells; by default the one before the current one.
@@ -351,4 +364,5 @@ class Toolkit:
         """
         from perfkit.incremental.updater import verify
 
-        return verify(self.config, self._downloads, os.fspath(dest), repair)
+        with self._patient.waiting():
+            return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

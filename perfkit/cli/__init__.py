@@ -17,17 +17,31 @@ from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.progress.lines import say
 
-__all__ = ["main"]
+__all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what the list of commands says of it
     ("get", "get", "download files"),
     ("publish", "updates", "publish a directory"),
     ("sync", "updates", "update a tree"),
-    ("rollback", "updates", "go back to an earlier generation, without the network"),
+    ("rollback", "updates", "go back to an earlier generation of a tree"),
     ("history", "updates", "list the generations of a tree"),
     ("verify", "updates", "hash every file of a tree again"),
-    ("serve", "serve", "serve a directory"),
+    ("serve", "serve", "serve a directory, for development"),
+    ("completion", "completion", "print a completion script for a shell"),
 )
+
+_ABOUT = "Fast parallel downloads, and trees that follow a release; whole or absent."
+_EXAMPLES = """\
+examples:
+  perfkit get -d out https://example.org/a.iso https://example.org/b.iso
+  perfkit publish rules site --version 2026.11
+  perfkit sync https://example.org/rules rules
+  perfkit rollback rules
+
+Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PROXY,
+NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are heeded too.
+perfkit COMMAND --help tells more.
+"""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -37,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         SystemExit: arguments that can't be parsed (code 2), `--help` and `--version` (code 0).
     """
     try:
-        arguments = _parser().parse_args(argv)
+        arguments = command_parser().parse_args(argv)
         code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
@@ -51,8 +65,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
 
 
-def _parser() -> Parser:
-    parser = Parser(prog="perfkit", description="Fast parallel downloads that are whole or absent.")
+def command_parser() -> Parser:
+    """The parser of the whole command line; a command's options are added when it is asked for."""
+    parser = Parser(prog="perfkit", description=_ABOUT, epilog=_EXAMPLES)
+    parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
     for name, module, about in _COMMANDS:

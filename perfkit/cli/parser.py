@@ -34,6 +34,11 @@ class Parser(argparse.ArgumentParser):
             fill(self)
         return self
 
+    def filled_commands(self) -> list[Parser]:
+        """The parsers of all commands, with all their options."""
+        (commands,) = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
+        return [command.filled() for command in commands.choices.values()]
+
     def _print_message(self, message: str, file: object = None) -> None:
         print_text(message)  # of --help and --version
 

@@ -19,13 +19,47 @@ __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify
 
 _ONE_OBJECT = "print one JSON object on standard output"
 
+_PUBLISH_EXAMPLES = """\
+examples:
+  perfkit publish rules site --version 2026.11
+  perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
+uploading it, the pointer last:
+  rsync -a --exclude perfkit.json site/ web:/srv/rules/
+  rsync -a site/perfkit.json web:/srv/rules/
+"""
+_SYNC_EXAMPLES = """\
+examples:
+  perfkit sync https://example.org/rules rules
+  perfkit sync https://example.org/rules rules --dry-run
+  perfkit sync https://example.org/rules rules --quiet --json    for programs
+  perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
+  perfkit sync https://example.org/disk.img.zsync images
+  perfkit sync urls.txt mirror
+  PERFKIT_LOCAL_CHANGES=refuse perfkit sync https://example.org/rules rules
+"""
+_ROLLBACK_EXAMPLES = """\
+examples:
+  perfkit rollback rules             to the generation before
+  perfkit rollback rules --to 3      to one that `perfkit history rules` lists
+"""
+_HISTORY_EXAMPLES = """\
+examples:
+  perfkit history rules
+  perfkit history rules --json
+"""
+_VERIFY_EXAMPLES = """\
+examples:
+  perfkit verify rules               tells what is missing, changed or extra
+  perfkit verify rules --repair      and fetches what is missing or changed
+"""
+
 # -- publish ----------------------------------------------------------------------------------------------------------
 
 
 def add_publish(publish: Parser) -> None:
     """The options of `perfkit publish`."""
     publish.description = "Make a directory the release that a static site offers."
-    publish.epilog = "examples:\n  perfkit publish rules site --version 2026.11\n"
+    publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the tree to publish")
     publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
     publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
@@ -56,13 +90,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 def add_sync(sync: Parser) -> None:
     """The options of `perfkit sync`."""
     sync.description = "Bring a tree to what a release, an archive, a .zsync or a list offers, fetching what differs."
-    sync.epilog = (
-        "examples:\n"
-        "  perfkit sync https://example.org/rules rules\n"
-        "  perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1 --exclude docs\n"
-        "  perfkit sync https://example.org/disk.img.zsync images\n"
-        "  perfkit sync urls.txt mirror\n"
-    )
+    sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
     sync.add_argument("--type", metavar="KIND", help="release, zip, tar, zsync, urls, metalink (default: recognised)")
@@ -114,7 +142,8 @@ def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
 
 def add_rollback(rollback: Parser) -> None:
     """The options of `perfkit rollback`."""
-    rollback.epilog = "examples:\n  perfkit rollback rules --to 3\n"
+    rollback.description = "Go back to an earlier generation of a tree, or forward again, without the network."
+    rollback.epilog = _ROLLBACK_EXAMPLES
     rollback.add_argument("dest", metavar="DEST", help="the tree")
     rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
     add_output(rollback, _ONE_OBJECT)
@@ -126,13 +155,17 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    tell(arguments, dataclasses.asdict(report), f"generation {report.generation}, {report.version}")
+    note = f"generation {report.generation}, {report.version}"
+    if report.as_found:
+        note += f"; as it had been edited, since the release's own is not kept: {', '.join(report.as_found)}"
+    tell(arguments, dataclasses.asdict(report), note)
     return 0
 
 
 def add_history(history: Parser) -> None:
     """The options of `perfkit history`."""
-    history.epilog = "examples:\n  perfkit history rules\n"
+    history.description = "List the generations that rollback can reach; a star marks the current one."
+    history.epilog = _HISTORY_EXAMPLES
     history.add_argument("dest", metavar="DEST", help="the tree")
     add_output(history, _ONE_OBJECT)
     history.set_defaults(run=_history)
@@ -151,7 +184,8 @@ def _history(arguments: argparse.Namespace) -> int:
 
 def add_verify(verify: Parser) -> None:
     """The options of `perfkit verify`."""
-    verify.epilog = "examples:\n  perfkit verify rules --repair\n"
+    verify.description = "Hash every file of a tree again; the exit code is 1 unless all is as installed."
+    verify.epilog = _VERIFY_EXAMPLES
     verify.add_argument("dest", metavar="DEST", help="the tree")
     verify.add_argument("--repair", action="store_true", help="fetch what is missing or changed")
     add_output(verify, _ONE_OBJECT)

@@ -43,13 +43,16 @@ def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: b
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
-    """The release that is installed, whatever the site offers now.
+    """The release that is installed, even if the site offers another one now.
 
     Raises:
-        ManifestError: what the tree says of it is damaged.
+        ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
     """
-    pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
-    return ReleaseSource(Objects(fetcher, installed.source), pointer, installed)
+    objects = Objects(fetcher, installed.source)
+    pointer = objects.pointer()
+    if pointer.manifest_sha256 != installed.manifest_sha256:
+        pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
+    return ReleaseSource(objects, pointer, installed)
 
 
 class ReleaseSource:
