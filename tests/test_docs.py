@@ -118,6 +118,16 @@ def test_every_how_to_is_listed() -> None:
             assert f"\n{page.stem}\n" in index
 
 
+@pytest.mark.parametrize("page", [
+    pytest.param(page, id=page.stem) for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+])  # fmt: skip
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each that is not of the web names a file that is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
+
+
 def test_every_error_is_explained() -> None:
     """Each class has a heading on the errors page, with why it comes and what to do."""
     text = (DOCS / "errors.md").read_text(encoding="utf-8")
