@@ -146,6 +146,8 @@ def _decide(
     root: str, source: Source, wanted: Manifest, installed: Installed, look: Look, policy: LocalChanges
 ) -> Plan:
     """Only what differs from one manifest to the other, or in the tree, is decided upon, and what has its content."""
+    if wanted.sha256 == installed.manifest.sha256 and look.as_installed:
+        return Plan(version=source.version, installed_version=installed.version, unchanged=len(wanted))
     before, after = _differing(installed.manifest, wanted, look)
     for digest in {entry.sha256 for entry in after.values() if entry.size}:
         for at in islice(look.having(digest), 1):
@@ -193,8 +195,8 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
 
 def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
     """The contents of these files, and how large they are; empty ones left out."""
-    chosen = frozenset(names)
-    return {entry.sha256: entry.size for entry in wanted if entry.size and entry.name in chosen}
+    places = (wanted.find(name) for name in names)
+    return {wanted.digest(at): wanted.size(at) for at in places if at is not None and wanted.size(at)}
 
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
