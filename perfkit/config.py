@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
+import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from perfkit.errors import ConfigError
 
@@ -86,9 +89,9 @@ class Config:
     retry_after_cap_s: float = 120.0  # a server that asks for a longer wait ends the transfer
 
     # To whom, and as whom
-    headers: Mapping[str, str] = field(default_factory=dict)
-    auth: tuple[str, str] | None = None  # HTTP Basic user and password; otherwise netrc is asked
-    proxies: Mapping[str, str] = field(default_factory=dict)  # as requests takes them
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auth: tuple[str, str] | None = field(default=None, repr=False)  # HTTP Basic user, password; else netrc is asked
+    proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # as requests takes them
     trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
     verify: bool = True  # False accepts any certificate
     ca_bundle: str | None = None  # PEM file or directory, instead of certifi's
@@ -111,7 +114,7 @@ class Config:
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
         for name in ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s",
-                     "max_redirects"):
+                     "max_redirects"):  # fmt: skip
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
         _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
@@ -119,26 +122,31 @@ class Config:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
 
     @classmethod
-    def from_env(cls, environ: Mapping[str, str] | None = None, **overrides: object) -> Config:
-        """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; overrides win.
+    def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: Any) -> Config:
+        """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; an empty one counts as not set.
 
-        Numbers, sizes (`5M`), booleans (`1/0`, `true/false`, `yes/no`) and strings are read; mappings, pairs and
-        certificates are given in code.
+        Written as: counts `8`; sizes and rates `500K`, `5M`; times in seconds, `1.5`, or `90s`, `2m`, `1h`; switches
+        `1`, `true`, `yes`, `on` and their opposites; `headers` and `proxies` a JSON object of strings; `auth`
+        `user:password`; `client_cert` a path, or `CERT:KEY`. `none` is None where that is allowed.
+
+        Args:
+            environ: by default `os.environ`.
+            overrides: fields that are given whatever the environment says.
 
         Raises:
-            ConfigError: a variable that names no such field, or whose value doesn't fit it.
+            ConfigError: a variable that names no such field, or whose value doesn't fit it; its name is told.
         """
-        environ = os.environ if environ is None else environ
-        types = {item.name: str(item.type) for item in dataclasses.fields(cls)}
-        values: dict[str, object] = {}
-        for variable, text in environ.items():
-            if not variable.startswith("PERFKIT_"):
+        fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
+        values: dict[str, Any] = {}
+        for variable, text in (os.environ if environ is None else environ).items():
+            if not variable.startswith("PERFKIT_") or not text:
                 continue
-            name = variable.removeprefix("PERFKIT_").lower()
-            if name not in types:
-                raise ConfigError(f"{variable} is set, and Config has no field {name!r}")
-            values[name] = _read(variable, text, types[name])
-        return cls(**{**values, **overrides})  # type: ignore[arg-type]
+            if variable not in fields:
+                near = difflib.get_close_matches(variable, fields, n=1)
+                raise ConfigError(f"{variable} is set, and perfkit has no such setting"
+                                  + (f"; {near[0]} is one" if near else ""))  # fmt: skip
+            values[fields[variable].name] = _read(cls, variable, text, fields[variable])
+        return cls(**{**values, **overrides})
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
@@ -146,20 +154,71 @@ def _require(holds: bool, name: str, rule: str, value: object) -> None:
         raise ConfigError(f"Config.{name} must be {rule}; got {value!r}")
 
 
-def _read(variable: str, text: str, kind: str) -> object:
+def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[Any]) -> object:
+    """The value of a field as a variable has it; checked here, while the variable's name is at hand."""
+    shown = variable if not item.repr else f"{variable}={text!r}"  # what repr leaves out is secret
+    kind = str(item.type)
+    optional = kind.endswith(" | None")
+    if optional and text.lower() == "none":
+        return None
+    kind = kind.removesuffix(" | None")
+    read, form = _READERS["size" if kind == "int" and _is_size(item.name) else kind]
     try:
-        if kind == "bool":
-            return {"1": True, "true": True, "yes": True, "0": False, "false": False, "no": False}[text.lower()]
-        if kind == "int | None":
-            return None if text.lower() in ("", "none") else parse_size(text)
-        if kind == "int":
-            return parse_size(text) if text.strip() != "0" else 0
-        if kind == "float":
-            return float(text)
-        if kind == "str | None":
-            return text or None
-        if kind == "str":
-            return text
-    except (KeyError, ValueError) as error:
-        raise ConfigError(f"{variable}={text!r} is not a {kind}") from error
-    raise ConfigError(f"{variable}: a {kind} can't be read from the environment; pass it to Config")
+        value: Any = read(text.strip())
+    except (ValueError, KeyError):
+        raise ConfigError(f"{shown} is not {form}{' or none' if optional else ''}") from None
+    try:
+        cls(**{item.name: value})
+    except ConfigError as error:
+        raise ConfigError(f"{shown}: {error}") from None
+    return value
+
+
+def _is_size(name: str) -> bool:
+    return "bytes" in name or name == "rate_limit"
+
+
+def _switch(text: str) -> bool:
+    return {"1": True, "true": True, "yes": True, "on": True,
+            "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+
+
+def _size(text: str) -> int:
+    return 0 if text == "0" else parse_size(text)
+
+
+def _seconds(text: str) -> float:
+    unit = text[-1:].lower()
+    return float(text[:-1]) * _SECONDS[unit] if unit in _SECONDS else float(text)
+
+
+def _mapping(text: str) -> dict[str, str]:
+    value = json.loads(text)
+    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
+        raise ValueError
+    return value
+
+
+def _pair(text: str) -> tuple[str, str]:
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise ValueError
+    return user, password
+
+
+def _certificate(text: str) -> str | tuple[str, str]:
+    certificate, separator, key = text.partition(os.pathsep)
+    return (certificate, key) if separator else certificate
+
+
+_SECONDS = {"s": 1, "m": 60, "h": 3600}
+_READERS: dict[str, tuple[Callable[[str], object], str]] = {  # by the type of a field; and what its text should be
+    "bool": (_switch, "1 or 0, true or false, yes or no, on or off"),
+    "int": (int, "a whole number"),
+    "size": (_size, "a number of bytes, such as 500K or 5M"),
+    "float": (_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
+    "str": (str, "text"),
+    "Mapping[str, str]": (_mapping, "a JSON object whose values are strings"),
+    "tuple[str, str]": (_pair, "user:password"),
+    "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),
+}

@@ -12,23 +12,21 @@ import http.server
 import logging
 import mimetypes
 import os
-import re
 import socket
 import socketserver
 import stat
 import threading
 import time
-from email.utils import formatdate, parsedate_to_datetime
 from types import TracebackType
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
+from perfkit.conditional import Representation, part_for, refusal_for
 from perfkit.errors import ConfigError
 
 __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
 
-_RANGE = re.compile(r"bytes=(?:(\d{1,99})-(\d{0,99})|-(\d{1,99}))", re.ASCII | re.IGNORECASE)
 _SLICE_BYTES = 1 << 20
 _SLICES_PER_S = 20  # of a limited connection
 
@@ -183,53 +181,16 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def _file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
         size = status.st_size
         etag = f'"{status.st_mtime_ns:x}-{size:x}-{status.st_ino:x}"'
-        headers = {
-            "ETag": etag,
-            "Last-Modified": formatdate(status.st_mtime, usegmt=True),
-            "Accept-Ranges": "bytes",
-            "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream",
-        }
-        if (refusal := self._condition(etag, status.st_mtime)) is not None:
+        file = Representation(size, etag, status.st_mtime)
+        headers = {**file.headers, "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream"}
+        asked = {name.lower(): value for name, value in self.headers.items()}
+        if (refusal := refusal_for(asked, file)) is not None:
             self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
             return
-        start, end, code = self._range(etag, headers["Last-Modified"], size) if with_body else (0, size, 200)
-        if code == 416:
-            self._head(416, {"Content-Range": f"bytes */{size}", "Content-Length": "0"})
-            return
-        if code == 206:
-            headers["Content-Range"] = f"bytes {start}-{end - 1}/{size}"
-        self._head(code, {**headers, "Content-Length": str(end - start)})
-        if with_body:
-            self._send(descriptor, start, end)
-
-    def _condition(self, etag: str, modified_s: float) -> int | None:
-        """The status that ends the request, by RFC 9110 section 13.2.2; None if it goes on."""
-        if (wanted := self.headers.get("If-Match")) is not None:
-            if not _lists(wanted, etag, weakly=False):
-                return 412
-        elif (since := _seconds(self.headers.get("If-Unmodified-Since"))) is not None and int(modified_s) > since:
-            return 412
-        if (unwanted := self.headers.get("If-None-Match")) is not None:
-            return 304 if _lists(unwanted, etag, weakly=True) else None
-        since = _seconds(self.headers.get("If-Modified-Since"))
-        return 304 if since is not None and int(modified_s) <= since else None
-
-    def _range(self, etag: str, modified: str, size: int) -> tuple[int, int, int]:
-        """Start, end and status of a GET. Anything but one valid range asks for the whole file (section 14.2)."""
-        condition = self.headers.get("If-Range")
-        match = _RANGE.fullmatch(self.headers.get("Range", "").replace(" ", ""))
-        if match is None or (condition is not None and condition not in (etag, modified)):
-            return 0, size, 200
-        first, last, suffix = match.groups()
-        if suffix is not None:
-            start, end = max(0, size - int(suffix)), size
-            satisfiable = int(suffix) > 0 and size > 0
-        else:
-            start, end = int(first), min(size, int(last) + 1) if last else size
-            if last and int(last) < start:
-                return 0, size, 200
-            satisfiable = start < size
-        return (start, end, 206) if satisfiable else (0, 0, 416)
+        part = part_for(asked if with_body else {}, file)
+        self._head(part.status, part.headers if part.status == 416 else {**headers, **part.headers})
+        if with_body and part.status != 416:
+            self._send(descriptor, part.start, part.end)
 
     def _send(self, descriptor: int, start: int, end: int) -> None:
         limit = self.server.bytes_per_s
@@ -269,16 +230,3 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-
-
-def _lists(field: str, etag: str, *, weakly: bool) -> bool:
-    """Whether a list of entity tags has this strong one, by weak or strong comparison (section 8.8.3.2)."""
-    tags = [tag.strip() for tag in field.split(",")]
-    return field.strip() == "*" or etag in tags or (weakly and f"W/{etag}" in tags)
-
-
-def _seconds(date: str | None) -> float | None:
-    try:
-        return parsedate_to_datetime(date).timestamp() if date else None
-    except ValueError:
-        return None

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager, Item
@@ -41,19 +41,25 @@ class Toolkit:
     Args:
         config: settings; the defaults suit most callers.
         progress: where progress is shown, such as `Bars()`; by default nowhere.
-        transport: makes another `Transport` than requests and urllib3.
+        transport: makes another `Transport`; by default `default_transport` does.
+
+    Attributes:
+        default_transport: requests and urllib3, for every Toolkit; `perfkit.testing` puts a fake here.
     """
+
+    default_transport: ClassVar[Callable[[Config], Transport]] = HttpTransport
 
     def __init__(
         self,
         config: Config | None = None,
         *,
         progress: Progress | None = None,
-        transport: Callable[[Config], Transport] = HttpTransport,
+        transport: Callable[[Config], Transport] | None = None,
     ) -> None:
         self.config = config or Config()
         self._progress = progress
-        self._downloads = DownloadManager(self.config, transport=transport, progress=progress)
+        make = transport or type(self).default_transport
+        self._downloads = DownloadManager(self.config, transport=make, progress=progress)
 
     def __enter__(self) -> Toolkit:
         return self

@@ -20,7 +20,6 @@ from typing import Any
 
 import pytest
 
-import perfkit
 from perfkit.cli import main
 from perfkit.downloads.listing import RequestList
 from perfkit.downloads.request import Download, Request
@@ -580,47 +579,3 @@ def test_serve_tells_its_address(tmp_path: Path) -> None:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
         assert interrupt(server) == (b"", b"")
-
-
-# -- what it says of itself -------------------------------------------------------------------------------------------
-
-
-def says(capsys: Capture, *arguments: str) -> str:
-    with pytest.raises(SystemExit) as ended:
-        main(arguments)
-    assert ended.value.code == 0
-    out, err = capsys.readouterr()
-    assert err == ""
-    return out
-
-
-def test_version(capsys: Capture) -> None:
-    """The package's, as metadata has it too."""
-    assert says(capsys, "--version") == f"perfkit {perfkit.__version__}\n"
-
-
-def test_help(capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Every command is told of, and every option of a command, in lines that fit a terminal; with examples."""
-    monkeypatch.setenv("COLUMNS", "80")
-    told = says(capsys, "--help")
-    assert "get" in told
-    assert "serve" in told
-    told = says(capsys, "get", "--help")
-    for option in ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header",
-                   "--retries", "--no-resume", "--quiet", "--json"):  # fmt: skip
-        assert re.search(rf"^  (-\w \w+, )?{option}\b", told, re.MULTILINE), option
-    assert "\nexamples:\n  perfkit get https://" in told
-    assert max(map(len, told.splitlines())) <= 80
-    assert told.isascii()  # so that any terminal can show it
-    told = says(capsys, "serve", "--help")
-    for option in ("SITE", "--port", "--quiet", "--json"):
-        assert re.search(rf"^  {option}\b", told, re.MULTILINE), option
-
-
-def test_two_names_for_it() -> None:
-    """`perfkit`, as installed, and `python -m perfkit` are the same."""
-    installed = Path(sys.executable).with_name("perfkit")
-    told = {subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=10).stdout
-            for command in (PERFKIT, [str(installed)])}  # fmt: skip
-    assert len(told) == 1
-    assert b"usage: perfkit get " in told.pop()

@@ -45,6 +45,13 @@ def test_the_rest_is_cheap_too(statement: str) -> None:
     assert not loaded_by(statement) & {*HEAVY, *NETWORK}
 
 
+def test_a_command_loads_only_itself() -> None:
+    """What the other commands need is no cost of this one."""
+    loaded = loaded_by("import perfkit.cli, sys; sys.stderr = None; perfkit.cli.main(['get'])")
+    assert "perfkit.cli.get" in loaded
+    assert not loaded & {"perfkit.cli.updates", "perfkit.cli.serve"}
+
+
 def test_all_names_are_there() -> None:
     """`__all__` is sorted, every name in it leads somewhere, and the same object is behind both of its names."""
     assert perfkit.__all__ == sorted(perfkit.__all__)

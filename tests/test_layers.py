@@ -15,13 +15,14 @@ ROOT = Path(perfkit.__file__).parent
 # Lower rooms first; rooms that stand in one row don't know each other.
 FLOORS = (
     {"errors"},
-    {"config"},
+    {"config", "conditional"},
     {"progress"},
     {"filesystem"},  # shows what it does through progress
     {"downloads"},
     {"incremental"},
     {"toolkit", "serve"},
     {"cli", "contrib", "testing"},
+    {"pytest_plugin"},
 )
 FRONT = {"__init__", "__main__"}  # the package's own lazy names point everywhere; nobody inside needs them
 DOORS = {

@@ -22,7 +22,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.downloads.protocol import Validator
+from perfkit.downloads.protocol import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.downloads.verify import Checksum, RunningDigest
 from perfkit.errors import TransferError
@@ -70,11 +70,8 @@ class Origin:
     mtime_ns: int
 
     @property
-    def condition(self) -> dict[str, str]:
-        """RFC 9110 sections 13.1.2 and 13.1.3; a weak ETag will do here."""
-        if self.etag:
-            return {"If-None-Match": self.etag}
-        return {"If-Modified-Since": self.last_modified} if self.last_modified else {}
+    def version(self) -> Version:
+        return Version(self.etag, self.last_modified)
 
 
 def read_origin(path: str, url: str) -> Origin | None:

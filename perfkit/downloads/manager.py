@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 import weakref
@@ -16,6 +17,8 @@ from queue import Empty, SimpleQueue
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.peek import Peek, peek
+from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Task, Tools, Transfer
@@ -137,6 +140,31 @@ class DownloadManager:
             return download
         raise CancelledError(request.url, "cancelled")
 
+    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
+        """The first `most` bytes of a file, and what the origin says of it, unless it is the version `known`.
+
+        Raises:
+            ConfigError: the manager is closed.
+            HTTPStatusError, TransferError, TransferTimeoutError: no answer that can be used.
+            CancelledError: the manager was closed meanwhile.
+        """
+        self._check_open()
+        with self._lock:
+            executor, transport = self._start()
+        done: SimpleQueue[None] = SimpleQueue()
+        with self._root.child() as cancel:
+            future = executor.submit(peek, transport, self._config, url, most=most, known=known, cancel=cancel)
+            future.add_done_callback(lambda _: done.put(None))
+            try:
+                while not future.done():
+                    with contextlib.suppress(Empty):  # as in `_Batch.wait`
+                        done.get(timeout=_TICK_S)
+                    transport.expire()
+            finally:
+                cancel.cancel()
+        self._throttle.charge(len(future.result().first), self._root)
+        return future.result()
+
     def run(self, items: Iterable[Item | None], dest: str | None) -> Iterator[tuple[int, Download]]:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
@@ -221,19 +249,27 @@ class DownloadManager:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this Toolkit is closed; make a new one")
+        if SimpleQueue is not queue.SimpleQueue:  # greenlets would wait for each other in real, blocking queues
+            raise ConfigError("gevent patched this process after perfkit was imported: have it patched first "
+                              "(gunicorn: without --preload, or patch in its configuration file)")  # fmt: skip
 
     def _join(self, batch: _Batch, total: int | None) -> None:
         with self._lock:
             if not self._batches:
                 self._meter = Meter()
                 self._controller.restart()
-            if self._transport is None:
-                self._transport = self._make_transport(self._config)
-                self._transport.limit_changed(self._rate_limit)
-            if self._executor is None:
-                self._executor = ThreadPoolExecutor(self._config.workers + _HELPERS, thread_name_prefix="perfkit")
+            self._start()
             self._batches.append(batch)
             self._meter.expect(total)
+
+    def _start(self) -> tuple[ThreadPoolExecutor, Transport]:
+        """What the first request needs. Under the lock."""
+        if self._transport is None:
+            self._transport = self._make_transport(self._config)
+            self._transport.limit_changed(self._rate_limit)
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._config.workers + _HELPERS, thread_name_prefix="perfkit")
+        return self._executor, self._transport
 
     def _part(self, batch: _Batch) -> None:
         with self._lock:

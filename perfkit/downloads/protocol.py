@@ -15,6 +15,7 @@ __all__ = [
     "Answer",
     "ContentRange",
     "Validator",
+    "Version",
     "content_disposition_name",
     "judge",
     "judge_part",
@@ -22,6 +23,7 @@ __all__ = [
     "parse_repr_digest",
     "parse_retry_after",
     "validator_of",
+    "version_of",
 ]
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
@@ -53,6 +55,29 @@ def parse_content_range(text: str | None) -> ContentRange | None:
     if start >= end or (total is not None and end > total):
         return None
     return ContentRange(start, end, total)
+
+
+@dataclass(frozen=True, slots=True)
+class Version:
+    """What an origin calls one version of a file, as sent: enough to ask whether it changed, and for nothing else."""
+
+    etag: str | None = None  # may be weak
+    last_modified: str | None = None
+
+    def __bool__(self) -> bool:
+        return bool(self.etag or self.last_modified)
+
+    @property
+    def condition(self) -> Mapping[str, str]:
+        """RFC 9110 sections 13.1.2 and 13.1.3: 304 if unchanged."""
+        if self.etag:
+            return {"If-None-Match": self.etag}
+        return {"If-Modified-Since": self.last_modified} if self.last_modified else {}
+
+
+def version_of(headers: Headers) -> Version:
+    """The version that a response is of."""
+    return Version(headers.get("etag"), headers.get("last-modified"))
 
 
 @dataclass(frozen=True, slots=True)

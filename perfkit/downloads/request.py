@@ -7,10 +7,14 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from perfkit.config import check_headers
+from perfkit.downloads.protocol import Validator, Version
 from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError
 
 __all__ = ["Download", "Request"]
+
+
+_NO_VERSION = Version()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,6 +27,8 @@ class _Options:
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
+    known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
+    only: Validator | None = None  # bytes of another version of `url` than this are an error
 
 
 @dataclass(frozen=True, slots=True)
@@ -91,4 +97,5 @@ class Download:
     seconds: float = 0.0
     length_known: bool = True  # False: nothing but the end of the connection told where the file ends
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
+    version: Version = _NO_VERSION  # what the origin calls it; empty for a part, and without an answer
     error: Exception | None = None

@@ -19,12 +19,15 @@ from perfkit.downloads.concurrency import AdaptiveController, HostGates
 from perfkit.downloads.draft import Draft, Origin, read_origin
 from perfkit.downloads.protocol import (
     Answer,
+    Validator,
+    Version,
     content_disposition_name,
     judge,
     judge_part,
     parse_repr_digest,
     parse_retry_after,
     validator_of,
+    version_of,
 )
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.segments import Runner
@@ -119,8 +122,9 @@ class Transfer:
         self._sources = (request.url, *request.mirrors)
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
-        self._origin: Origin | None = None  # of the file that is at the destination now
+        self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._started_s = 0.0
+        self._version = Version()
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
 
@@ -256,11 +260,15 @@ class Transfer:
         draft.ranges = self._ranges or draft.part is not None
         if first and _is_file(self.dest) and self.request.resume:
             if self._checksum is None:
-                self._origin = read_origin(self.dest, source) if draft.part is None else None
+                origin = read_origin(self.dest, source) if draft.part is None else None
+                self._known = origin.version if origin else self._known
             elif matches(self.dest, self._checksum, self.cancel):
                 self._unchanged = True
                 return
         if first and self.request.resume and draft.resume():
+            if self._only and draft.validator != self._only:
+                draft.discard()
+                draft = Draft(self.dest, source, self._checksum, self.request.byte_range)
             self._meter.resumed(draft.resumed_bytes)
         task.draft, task.runner = draft, draft.map.claim()
         with self._lock:
@@ -310,9 +318,16 @@ class Transfer:
     def _conditions(self, draft: Draft) -> dict[str, str]:
         if draft.settled:
             return dict(draft.validator.if_same)
+        if self._only:
+            return dict(self._only.if_same)
         if draft.resumed_bytes:
             return dict(draft.validator.if_range)
-        return dict(self._origin.condition) if self._origin and self._restarts == 0 else {}
+        return dict(self._known.condition) if self._source == 0 and self._restarts == 0 else {}
+
+    @property
+    def _only(self) -> Validator:
+        """The one version that will do. Other servers than the first have names of their own for it."""
+        return (self.request.only if self._source == 0 else None) or Validator()
 
     def _refused(self, task: Task, response: Response, answer: Answer) -> None:
         """An error status: what it means for the file, and for everybody who wants something of that host."""
@@ -345,7 +360,7 @@ class Transfer:
         assert runner is not None
         if task.source != self._source:
             raise CancelledError(url, "superseded")
-        if answer.verdict == "current" and self._origin is not None and not draft.settled:
+        if answer.verdict == "current" and self._known and not draft.settled:
             self._unchanged = True
             return False
         if answer.verdict in ("unranged", "coded") and draft.ranges:
@@ -356,6 +371,8 @@ class Transfer:
             return False
         if answer.verdict == "changed":
             raise _Changed(answer.reason)
+        if self._only.differs(response.headers):
+            raise _Changed("its validator is another one now")
         if answer.verdict == "partless":
             if response.status == 200 and draft.resumed_bytes and not draft.settled:
                 raise _Changed("the condition of the range does not hold any more")
@@ -410,11 +427,11 @@ class Transfer:
     def _settle(self, task: Task, draft: Draft, response: Response, answer: Answer) -> None:
         """The first good answer tells version, size, name and digest; now the partial file is made."""
         source = self._sources[task.source]
-        etag, modified = response.headers.get("etag"), response.headers.get("last-modified")
+        version = version_of(response.headers)
         draft.total = answer.total if draft.total is None else draft.total
         size = draft.total if draft.part is None else draft.map.size
-        if draft.part is None and (etag or modified):
-            draft.origin = Origin(source, etag, modified, size or 0, 0)
+        if draft.part is None and version:
+            draft.origin = Origin(source, version.etag, version.last_modified, size or 0, 0)
         if not self._named:
             self._take_name(source, content_disposition_name(response.headers.get("content-disposition")))
         promised = parse_repr_digest(response.headers.get("repr-digest")) if draft.part is None else None
@@ -432,6 +449,7 @@ class Transfer:
             if task.source != self._source:
                 raise CancelledError(source, "superseded")
             self._at = response.url if response.url != source else None
+            self._version = version if draft.part is None and task.source == 0 else Version()
             draft.validator = validator_of(response.headers)
             draft.settled = True
             self._chase(draft)
@@ -513,6 +531,9 @@ class Transfer:
             if draft is None or draft is not self._draft or task.source != self._source or self._closing:
                 return
             self._restarts += 1
+            if self._only:
+                self._error = RemoteChangedError(self.request.url, f"it is another version now: {reason}")
+                return
             if self._restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
@@ -673,7 +694,11 @@ class Transfer:
         else:
             self._meter.failed()
         verified = draft.digest.checksums[0] if draft and draft.digest else self._checksum
-        size = os.path.getsize(self.path) if self._unchanged else (draft.map.size if draft else 0) or 0
+        size = (draft.map.size if draft else 0) or 0
+        version = self._version
+        if self._unchanged:
+            size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
+            version = self._known
         self._on_end(
             Download(
                 url=self.request.url,
@@ -688,6 +713,7 @@ class Transfer:
                 seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
                 length_known=self._length_known,
                 unchanged=self._unchanged,
+                version=version,
                 error=self._error,
             )
         )

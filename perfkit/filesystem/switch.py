@@ -29,13 +29,15 @@ _SHOWN = 5  # names in an error
 class Switch:
     """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
 
-    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes.
+    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes; `overwritten` the
+    edited names that are not kept.
     """
 
     target: int
     changes: list[Change]
     aside: dict[str, str]
     kept: list[Change]
+    overwritten: tuple[str, ...]
     sources: dict[str, str]
 
 
@@ -81,7 +83,8 @@ def plan_switch(
         sources[fresh] = _linked(beneath, committer, change.name)
         aside[change.name] = fresh
         kept.append(Change(fresh, None, change.before))
-    return Switch(target, changes, aside, kept, sources)
+    overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
+    return Switch(target, changes, aside, kept, overwritten, sources)
 
 
 def _holds(found: Content, content: Content | None) -> bool:

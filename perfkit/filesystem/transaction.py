@@ -28,12 +28,14 @@ _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
 class Commit:
     """What came of a transaction or a switch: the generation the tree is in, and every name that changed.
 
-    `aside` has the edited files that a switch kept, by name, and the names they are kept under.
+    `aside` has the edited files that a switch kept, by name, and the names they are kept under; `overwritten` those
+    that it did not keep.
     """
 
     generation: int
     changes: tuple[Change, ...] = ()
     aside: Mapping[str, str] = field(default_factory=dict)
+    overwritten: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,11 +6,14 @@ import contextlib
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
+from perfkit.downloads.peek import Peek
+from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing import hash_file
-from perfkit.filesystem.store import copy_into, write_all
+from perfkit.filesystem.store import copy_into
 from perfkit.incremental.manifest import Manifest
 
 __all__ = ["Assembly", "Fetcher"]
@@ -32,6 +35,17 @@ class Fetcher:
     def path(self, name: str) -> str:
         """Where a request of this name leaves its file."""
         return os.path.join(self.stage, name)
+
+    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
+        """The first `most` bytes of a file, and what its origin says of it, unless it is the version `known`.
+
+        Raises:
+            TransferError: no answer that can be used.
+        """
+        seen = self._downloads.peek(url, most=most, known=known)
+        self.requests += seen.requests
+        self.bytes_received += len(seen.first)
+        return seen
 
     def get(self, requests: Sequence[Request]) -> list[Download]:
         """What came of these, in their order; each must have a name.
@@ -87,17 +101,31 @@ class Assembly:
 
     def add(self, pieces: Iterable[bytes]) -> tuple[bytes, int]:
         """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
-        path = os.path.join(self._stage, "content~")
         digest, size = hashlib.sha256(), 0
-        with open(_create(path), "wb", buffering=0) as file:
+        with self.begin() as file:
             for piece in pieces:
-                write_all(file.fileno(), piece)
+                file.write(piece)
                 digest.update(piece)
                 size += len(piece)
-        found = digest.digest()
-        os.rename(path, self._path(found))
-        self.done[found] = self._path(found)
-        return found, size
+        self.end(digest.digest())
+        return digest.digest(), size
+
+    def begin(self) -> BinaryIO:
+        """A new file for a content whose digest isn't known before; one at a time. `end` takes it in."""
+        return open(_create(self._fresh), "wb")
+
+    def end(self, digest: bytes) -> None:
+        """The file of `begin` is written and closed; its content has this SHA-256."""
+        self.adopt(self._fresh, digest)
+
+    def adopt(self, path: str, digest: bytes) -> None:
+        """Take in a file of the stage, which has this SHA-256."""
+        os.rename(path, self._path(digest))
+        self.done[digest] = self._path(digest)
+
+    @property
+    def _fresh(self) -> str:
+        return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest) -> Callable[[int, int, memoryview], None]:
         """Takes parts of the files of this manifest."""

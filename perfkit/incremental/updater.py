@@ -250,6 +250,7 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
             unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            overwritten=commit.overwritten,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
 

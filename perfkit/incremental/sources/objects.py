@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 
 from perfkit.downloads.request import Request
 from perfkit.errors import ManifestError
@@ -14,9 +15,29 @@ from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.release import MAX_POINTER_BYTES, POINTER_NAME, ObjectRef, PackedRef, Pointer
 
-__all__ = ["Objects"]
+__all__ = ["Objects", "Staged"]
 
-_RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)  # how ranges are called in the stage
+_RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
+
+
+def _range_name(sha256: str, start: int, end: int) -> str:
+    return f"{sha256}.{start}-{end}"  # what _RANGE reads
+
+
+@dataclass(frozen=True, slots=True)
+class Staged:
+    """Parts of packs in the stage, by the pack's digest; an interrupted run may have left wider ones than wanted."""
+
+    stage: str
+    ranges: Mapping[str, list[tuple[int, int]]]
+
+    def find(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
+        """A file with the bytes of this range, and where in the pack it begins."""
+        sha256 = index.packs[wanted.pack].object.sha256
+        for start, end in self.ranges.get(sha256, ()):
+            if start <= wanted.start and wanted.end <= end:
+                return os.path.join(self.stage, _range_name(sha256, start, end)), start
+        return None
 
 
 class Objects:
@@ -61,29 +82,26 @@ class Objects:
         """Those of the objects that are not in the stage."""
         return [ref for ref in refs if self._size(ref.sha256) != ref.bytes]
 
-    def staged(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
-        """A file in the stage with the bytes of this range, and where in the pack it begins.
-
-        What an interrupted run left may be wider than what is wanted of it now.
-        """
-        sha256 = index.packs[wanted.pack].object.sha256
+    def staged(self) -> Staged:
+        """The ranges that are in the stage now."""
+        found: dict[str, list[tuple[int, int]]] = {}
         for name in os.listdir(self._fetcher.stage):
-            found = _RANGE.fullmatch(name)
-            if found and found[1] == sha256:
-                start, end = int(found[2]), int(found[3])
-                if start <= wanted.start and wanted.end <= end and self._size(name) == end - start:
-                    return self._fetcher.path(name), start
-        return None
+            match = _RANGE.fullmatch(name)
+            if match and self._size(name) == int(match[3]) - int(match[2]):
+                found.setdefault(match[1], []).append((int(match[2]), int(match[3])))
+        return Staged(self._fetcher.stage, found)
 
-    def ranges(self, index: Index, ranges: Iterable[PackRange]) -> None:
+    def fetch_ranges(self, index: Index, ranges: Iterable[PackRange]) -> Staged:
         """Have all of these in the stage; nothing says yet that their bytes are right."""
+        staged = self.staged()
         requests = []
         for each in ranges:
-            if self.staged(index, each) is None:
+            if staged.find(index, each) is None:
                 ref = index.packs[each.pack].object
-                name = f"{ref.sha256}.{each.start}-{each.end}"
+                name = _range_name(ref.sha256, each.start, each.end)
                 requests.append(Request(self.url + ref.path, name, byte_range=(each.start, each.end)))
         self._fetcher.get(requests)
+        return self.staged()
 
     def _size(self, name: str) -> int | None:
         with contextlib.suppress(FileNotFoundError):

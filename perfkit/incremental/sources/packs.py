@@ -13,7 +13,7 @@ from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Offer
 from perfkit.incremental.release import PackedRef
 from perfkit.incremental.routes.blocks import unpack
-from perfkit.incremental.sources.objects import Objects
+from perfkit.incremental.sources.objects import Objects, Staged
 
 __all__ = ["Packs"]
 
@@ -34,7 +34,8 @@ class Packs:
     def offer(self, missing: frozenset[bytes]) -> Offer:
         """What it takes to make these contents from frames."""
         ranges = self._index.ranges(self._pieces(missing))
-        lacking = [each for each in ranges if self._objects.staged(self._index, each) is None]
+        staged = self._objects.staged()
+        lacking = [each for each in ranges if staged.find(self._index, each) is None]
         dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
         decoded = sum(self._index.content_bytes(frame) for each in ranges for frame in each.frames)
         return Offer(
@@ -53,16 +54,16 @@ class Packs:
         ranges = self._index.ranges(pieces)
         dictionaries = self._dictionaries(ranges)
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
-        self._objects.ranges(self._index, ranges)
+        staged = self._objects.fetch_ranges(self._index, ranges)
         failure: ManifestError | None = None
         for each in ranges:
             try:
-                self._unpack(each, pieces, assembly, shared.get(each.pack))
+                self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
             except ManifestError as error:
                 failure = error
         assembly.forget_parts()
         if failure is not None or missing.difference(assembly.done):
-            self._discard(ranges)
+            self._discard(ranges, staged)
         if failure is not None:
             raise failure
 
@@ -74,18 +75,19 @@ class Packs:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}
         return {number: pack.dictionary for number, pack in packs.items() if pack.dictionary is not None}
 
-    def _unpack(self, each: PackRange, pieces: Collection[int], assembly: Assembly, shared: bytes | None) -> None:
-        staged = self._objects.staged(self._index, each)
-        if staged is None:
+    def _unpack(
+        self, each: PackRange, staged: Staged, pieces: Collection[int], assembly: Assembly, shared: bytes | None
+    ) -> None:
+        if (found := staged.find(self._index, each)) is None:
             raise ManifestError("a range of a pack is gone from the stage")
-        path, start = staged
+        path, start = found
         with open(path, "rb") as file:
             file.seek(each.start - start)
             unpack(self._index, each, file, assembly.writer(self._manifest), wanted=pieces, shared=shared)
 
-    def _discard(self, ranges: Collection[PackRange]) -> None:
+    def _discard(self, ranges: Collection[PackRange], staged: Staged) -> None:
         """Nobody can tell which of them is damaged: none is to be used again."""
         for each in ranges:
-            if (staged := self._objects.staged(self._index, each)) is not None:
+            if (found := staged.find(self._index, each)) is not None:
                 with contextlib.suppress(OSError):
-                    os.unlink(staged[0])
+                    os.unlink(found[0])

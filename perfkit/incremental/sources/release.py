@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
-from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError
+from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.manifest import Manifest
@@ -116,7 +116,14 @@ class ReleaseSource:
         return made
 
     def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        return choose(missing, lambda left: list(self._offers(left, manifest)), self._link)
+        while True:
+            over = len(self._over)
+            try:
+                return choose(missing, lambda left: list(self._offers(left, manifest)), self._link)
+            except UpdateError:
+                if over == len(self._over):
+                    raise
+            # an index could not be had: the other one may have what is missing
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         while left := missing.difference(assembly.done):
@@ -178,14 +185,13 @@ class ReleaseSource:
         size = sum(hop.bytes for hop in hops)
         return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
 
-    def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> list[tuple[str, PackedRef]]:
-        """The indexes worth asking."""
+    def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
+        """The indexes worth asking: by how much is missing, or since they are here already."""
         wanted = sum(manifest.size(at) for at, digest in enumerate(manifest.digests()) if digest in missing)
         share = wanted / max(1, manifest.total_bytes)
-        fine, solid = ("blocks", _FINE) not in self._over, ("blocks", _SOLID) not in self._over
-        variants = []
-        if fine and (share < _FINE_UP_TO or not solid):
-            variants.append((_FINE, self._pointer.fine))
-        if solid and (share >= _SOLID_FROM or not fine):
-            variants.append((_SOLID, self._pointer.solid))
-        return variants
+        left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._over]
+        for variant in left:
+            packed = self._pointer.fine if variant == _FINE else self._pointer.solid
+            suits = share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
+            if suits or len(left) == 1 or not self._objects.lacks([packed.object]):
+                yield variant, packed

@@ -1,0 +1,81 @@
+"""The `perfkit` command: arguments in, Toolkit calls, text or JSON out.
+
+Each command is two functions in one of the modules here: `add_COMMAND` gives its options, and the one that these name
+as `run` does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 bad usage, 130
+interrupted. Results go to standard output, all else to standard error, an error a line.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from importlib import import_module
+
+from perfkit import __version__
+from perfkit.cli.output import INTERRUPTED, complain
+from perfkit.cli.parser import Parser
+from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.lines import say
+
+__all__ = ["command_parser", "main"]
+
+_COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what the list of commands says of it
+    ("get", "get", "download files"),
+    ("publish", "updates", "publish a directory"),
+    ("sync", "updates", "update a tree"),
+    ("rollback", "updates", "go back to an earlier generation of a tree"),
+    ("history", "updates", "list the generations of a tree"),
+    ("verify", "updates", "hash every file of a tree again"),
+    ("serve", "serve", "serve a directory, for development"),
+    ("completion", "completion", "print a completion script for a shell"),
+)
+
+_ABOUT = "Fast parallel downloads, and trees that follow a release; whole or absent."
+_EXAMPLES = """\
+examples:
+  perfkit get -d out https://example.org/a.iso https://example.org/b.iso
+  perfkit publish rules site --version 2026.11
+  perfkit sync https://example.org/rules rules
+  perfkit rollback rules
+
+Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PROXY,
+NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are heeded too.
+perfkit COMMAND --help tells more.
+"""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv`, `sys.argv[1:]` by default; returns the exit code.
+
+    Raises:
+        SystemExit: arguments that can't be parsed (code 2), `--help` and `--version` (code 0).
+    """
+    try:
+        arguments = command_parser().parse_args(argv)
+        code: int = arguments.run(arguments)
+        return code
+    except ConfigError as error:
+        complain(str(error))
+        return 2
+    except (PerfkitError, OSError) as error:
+        complain(str(error))
+        return 1
+    except KeyboardInterrupt:
+        say("perfkit: interrupted; the same command again goes on from here")
+        return INTERRUPTED
+
+
+def command_parser() -> Parser:
+    """The parser of the whole command line; a command's options are added when it is asked for."""
+    parser = Parser(prog="perfkit", description=_ABOUT, epilog=_EXAMPLES)
+    parser.set_defaults(parser=parser)
+    parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
+    commands = parser.add_subparsers(title="commands", metavar="COMMAND", required=True)
+    for name, module, about in _COMMANDS:
+        commands.add_parser(name, help=about).fill = partial(_fill, name, module)
+    return parser
+
+
+def _fill(name: str, module: str, command: Parser) -> None:
+    """Give a command its options; its module is imported only now."""
+    getattr(import_module(f"perfkit.cli.{module}"), f"add_{name}")(command)

@@ -1,0 +1,45 @@
+"""`perfkit completion`: scripts made from the very parser that reads the command line, by shtab."""
+
+from __future__ import annotations
+
+import argparse
+
+from perfkit.cli.output import print_text
+from perfkit.cli.parser import Parser
+from perfkit.errors import ConfigError
+
+__all__ = ["add_completion"]
+
+_EXAMPLES = """\
+examples:
+  perfkit completion bash > ~/.local/share/bash-completion/completions/perfkit
+  perfkit completion zsh > "${fpath[1]}/_perfkit"
+  perfkit completion fish > ~/.config/fish/completions/perfkit.fish
+"""
+_SHELLS = ("bash", "zsh", "fish")
+_FILES, _DIRECTORIES = {"FILE"}, {"DIR", "DEST", "SRC", "SITE"}  # what an option takes, by its metavar
+
+
+def add_completion(completion: Parser) -> None:
+    """The options of `perfkit completion`."""
+    completion.description = "Print a script with which a shell completes perfkit's commands, options and files."
+    completion.epilog = _EXAMPLES
+    completion.add_argument("shell", choices=_SHELLS, help=" or ".join(_SHELLS))
+    completion.set_defaults(run=_completion)
+
+
+def _completion(arguments: argparse.Namespace) -> int:
+    try:
+        import shtab
+    except ImportError as error:
+        raise ConfigError("completion needs shtab: pip install 'perfkit[completion]'") from error
+
+    parser: Parser = arguments.parser
+    for command in parser.filled_commands():
+        for action in command._actions:
+            if action.metavar in _FILES:
+                action.complete = shtab.FILE  # type: ignore[attr-defined]
+            elif action.metavar in _DIRECTORIES:
+                action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
+    print_text(shtab.complete(parser, arguments.shell))
+    return 0

@@ -1,0 +1,195 @@
+"""`perfkit get`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import time
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from perfkit.cli.output import complain, print_text, progress_for
+from perfkit.cli.parser import Parser, add_output
+from perfkit.cli.settings import add_rates, config_for
+from perfkit.errors import ConfigError, PerfkitError
+
+if TYPE_CHECKING:
+    from perfkit.downloads.request import Download, Request
+    from perfkit.toolkit import Toolkit
+
+__all__ = ["add_get"]
+
+_EXAMPLES = """\
+examples:
+  perfkit get https://example.org/a.iso          into the current directory
+  perfkit get -o b.iso --checksum sha256:... URL under another name, verified
+  perfkit get -d out -j 4 --limit-rate 5M URL URL
+  producer | perfkit get -i - -d out --json      a list still being written
+"""
+
+
+def add_get(get: Parser) -> None:
+    """The options of `perfkit get`."""
+    get.description = "Download files, in parallel and in parts; go on with what an earlier run left."
+    get.epilog = _EXAMPLES
+    get.add_argument("urls", nargs="*", metavar="URL")
+    listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
+    get.add_argument("-i", "--input", metavar="FILE", help=listed)
+    where = get.add_mutually_exclusive_group()
+    where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
+    where.add_argument("-d", "--directory", metavar="DIR", help="the directory to write into (default: here)")
+    add_rates(get)
+    get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:..., for a single URL")
+    get.add_argument("--mirror", action="append", default=[], metavar="URL", help="another URL of the same file")
+    get.add_argument("--header", action="append", default=[], metavar="'K: V'", help="sent to the URLs' own origins")
+    get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
+    get.add_argument("--no-resume", action="store_true", help="ignore what is there already and fetch everything")
+    add_output(get, "print one JSON object with the results on standard output")
+    get.set_defaults(run=_get)
+
+
+def _get(arguments: argparse.Namespace) -> int:
+    from perfkit.toolkit import Toolkit
+
+    # Whatever is wrong with the arguments is found before the first byte is asked for, or written.
+    if not arguments.urls and arguments.input is None:
+        raise ConfigError("no URL given, and no -i FILE with URLs")
+    for name in ("output", "checksum", "mirror"):
+        if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
+            raise ConfigError(f"--{name} goes with a single URL")
+    headers, config = _headers(arguments.header), config_for(arguments)
+    with (
+        _listed(arguments, headers) as listed,
+        _Results(as_json=arguments.json) as results,
+        Toolkit(config, progress=progress_for(arguments)) as kit,
+        contextlib.closing(_downloads(kit, arguments, headers, listed)) as downloads,
+    ):
+        for download in downloads:
+            results.add(download)
+    return 1 if results.failed else 0
+
+
+def _listed(
+    arguments: argparse.Namespace, headers: dict[str, str]
+) -> contextlib.AbstractContextManager[Iterable[Request | Download | None]]:
+    """What `-i` gives; the URLs on the command line come before it."""
+    from perfkit.downloads.listing import RequestList
+
+    if arguments.input is None:
+        return contextlib.nullcontext(())
+    return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume)
+
+
+def _downloads(
+    kit: Toolkit,
+    arguments: argparse.Namespace,
+    headers: dict[str, str],
+    listed: Iterable[Request | Download | None],
+) -> Generator[Download, None, None]:
+    """The results, as they end; failures are results too."""
+    from perfkit.downloads.request import Download, Request
+
+    options = {"checksum": arguments.checksum, "mirrors": tuple(arguments.mirror), "headers": headers,
+               "resume": not arguments.no_resume}  # fmt: skip
+    requests = [Request(url, **options) for url in arguments.urls]
+    if arguments.output is not None:
+        try:
+            yield kit.download(arguments.urls[0], arguments.output, **options)
+        except ConfigError:
+            raise
+        except (PerfkitError, OSError) as error:
+            yield Download(url=arguments.urls[0], path=arguments.output, error=error)
+        return
+
+    refused: deque[Download] = deque()
+
+    def accepted() -> Iterator[Request | None]:
+        yield from requests
+        for item in listed:
+            if isinstance(item, Download):
+                refused.append(item)  # one bad line is not the end of the others
+            else:
+                yield item
+
+    for _, download in kit.iter_downloads(accepted(), arguments.directory):
+        yield download
+        while refused:
+            yield refused.popleft()
+    yield from refused
+
+
+class _Results:
+    """What came of each file: errors on standard error and, if asked for, one JSON object on standard output.
+
+    The object is written as the results come, and is whole however the run ends; `error` tells what ended it early.
+    """
+
+    def __init__(self, *, as_json: bool) -> None:
+        self._as_json = as_json
+        self._began_s = time.monotonic()
+        self._received = 0
+        self._separator = ""
+        self.failed = 0
+
+    def __enter__(self) -> _Results:
+        if self._as_json:
+            print_text('{"files":[')
+        return self
+
+    def add(self, download: Download) -> None:
+        self._received += download.bytes_received
+        error = download.error
+        if error is not None:
+            self.failed += 1
+            complain(str(error) if isinstance(error, PerfkitError) else f"{download.url}: {error}")
+        if self._as_json:
+            print_text(self._separator + json.dumps(_as_json(download)))
+            self._separator = ","
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        if not self._as_json:
+            return
+        end: dict[str, object] = {
+            "bytes_received": self._received,
+            "seconds": round(time.monotonic() - self._began_s, 3),
+        }
+        if value is not None:
+            end["error"] = _error_as_json(value)
+        with contextlib.nullcontext() if value is None else contextlib.suppress(OSError):
+            print_text(f"],{json.dumps(end)[1:]}\n")
+
+
+def _as_json(download: Download) -> dict[str, object]:
+    record: dict[str, object] = {
+        "url": download.url,
+        "path": download.path,
+        "bytes": download.bytes,
+        "bytes_received": download.bytes_received,
+        "resumed_from": download.resumed_from,
+        "segments": download.segments,
+        "retries": download.retries,
+        "checksum": download.checksum,
+        "seconds": round(download.seconds, 3),
+        "unchanged": download.unchanged,
+    }
+    if download.error is not None:
+        record["error"] = _error_as_json(download.error)
+    return record
+
+
+def _error_as_json(error: BaseException) -> dict[str, str]:
+    return {"type": type(error).__name__, "message": str(error)}
+
+
+def _headers(lines: list[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, separator, value = line.partition(":")
+        if not separator or not name.strip():
+            raise ConfigError(f"--header {line!r} is not of the form 'Name: value'")
+        headers[name.strip()] = value.strip()
+    return headers

@@ -1,0 +1,293 @@
+"""`settings.PERFKIT`, read and checked.
+
+`read` is pure and tells everything that is wrong at once, for the system checks; `load` and `tree_settings` are for
+those who want to work, and raise. Nothing is cached, so that `override_settings` works.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import os
+import re
+import types
+import typing
+from collections.abc import Collection, Iterator, Mapping
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+from django.conf import settings
+
+from perfkit.config import Config, parse_size
+from perfkit.errors import ConfigError
+from perfkit.incremental.recognise import kind_of
+from perfkit.incremental.routes.members import Selection
+
+__all__ = ["Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
+
+_HINTS = typing.get_type_hints(Config)
+_SIZES = frozenset({"rate_limit", "buffer_bytes", "min_segment_bytes", "stall_bytes_per_s"})  # may be "5M"
+_OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
+_NAME = re.compile(r"\w[\w.-]*")  # what a command line takes for a name, and not for an option
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeSettings:
+    """One entry of `PERFKIT["TREES"]`."""
+
+    name: str
+    source: str  # a URL, or the absolute path of a list
+    dest: str  # absolute path
+    type: str | None = None  # what the source is, as `Toolkit.sync` takes it; None: that is recognised
+    selection: Selection | None = None  # of an archive's files
+    config: Config = field(default_factory=Config)  # PERFKIT's own, with what the tree says
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is wrong in the settings, where, and what to do about it."""
+
+    id: str  # such as `E003`
+    where: str  # such as `PERFKIT["TREES"]["rules"]["DEST"]`
+    what: str
+    hint: str
+
+
+@dataclass(frozen=True)
+class Settings:
+    """`settings.PERFKIT`, as far as it could be read."""
+
+    config: Config
+    trees: Mapping[str, TreeSettings]
+    problems: tuple[Problem, ...]
+
+
+def load() -> Settings:
+    """The settings, all of them right.
+
+    Raises:
+        ConfigError: something is wrong; `manage.py check` tells all of it.
+    """
+    found = read(getattr(settings, "PERFKIT", {}))
+    if found.problems:
+        first = found.problems[0]
+        raise ConfigError(f"settings.{first.where} {first.what}. {first.hint}")
+    return found
+
+
+def tree_settings(name: str) -> TreeSettings:
+    """The tree of that name.
+
+    Raises:
+        ConfigError: there is none in the settings, or the settings are wrong.
+    """
+    trees = load().trees
+    if name not in trees:
+        known = f"there are: {', '.join(trees)}" if trees else "there are none"
+        raise ConfigError(f'no tree {name!r} in settings.PERFKIT["TREES"]; {known}')
+    return trees[name]
+
+
+def convert(field_name: str, value: object) -> object:
+    """A setting as the field of `Config` wants it: sizes may be text, paths `Path`s, and pairs lists.
+
+    Raises:
+        ConfigError: it has another type.
+    """
+    hint = _HINTS[field_name]
+    if field_name in _SIZES and isinstance(value, str):
+        return parse_size(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    if not _fits(value, hint):
+        raise ConfigError(f"must be {_in_words(hint)}; got {value!r}")
+    return value
+
+
+def read(raw: object) -> Settings:
+    """What `settings.PERFKIT` says, and everything that is wrong with it."""
+    problems: list[Problem] = []
+    if not isinstance(raw, Mapping):
+        hint = 'Write PERFKIT = {"TREES": {}}.'
+        problems.append(Problem("E001", "PERFKIT", f"must be a dictionary; got {raw!r}", hint))
+        raw = {}
+    values = _config_values("PERFKIT", raw, {"TREES"}, problems)
+    config = _config("PERFKIT", values, problems)
+    entries = raw.get("TREES", {})
+    if not isinstance(entries, Mapping):
+        hint = 'Write "TREES": {"NAME": {"SOURCE": "https://…", "DEST": "/…"}}.'
+        problems.append(Problem("E001", 'PERFKIT["TREES"]', f"must be a dictionary; got {entries!r}", hint))
+        entries = {}
+    trees = {}
+    for name, entry in entries.items():
+        tree = _tree(name, entry, values, problems)
+        if tree is not None:
+            trees[tree.name] = tree
+    problems += _overlaps(trees.values())
+    return Settings(config, trees, tuple(problems))
+
+
+def _tree(name: object, entry: object, inherited: Mapping[str, object], problems: list[Problem]) -> TreeSettings | None:
+    """One tree; None if what is wrong with it leaves no tree."""
+    where = f'PERFKIT["TREES"][{_quoted(name)}]'
+    if not isinstance(name, str) or not _NAME.fullmatch(name):
+        hint = "Use letters, digits, dots, dashes and underscores, and begin with a letter or a digit."
+        problems.append(Problem("E004", where, "has a name that no command line can give", hint))
+        return None
+    if not isinstance(entry, Mapping):
+        hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
+        problems.append(Problem("E001", where, f"must be a dictionary; got {entry!r}", hint))
+        return None
+    values = _config_values(where, entry, _OF_A_TREE, problems)
+    source = _source(f'{where}["SOURCE"]', entry.get("SOURCE"), problems)
+    dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
+    kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
+    selection = _selection(where, entry, problems)
+    config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
+    if source is None or dest is None:
+        return None
+    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, config=config)
+
+
+def _source(where: str, value: object, problems: list[Problem]) -> str | None:
+    if value is None:
+        problems.append(Problem("E005", where, "is missing", "Give the URL of the site that `perfkit publish` made."))
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str):
+        if os.path.isabs(value):
+            return value
+        try:
+            parts = urlsplit(value)
+            if parts.scheme in ("http", "https") and parts.hostname:
+                return value
+        except ValueError:
+            pass
+    hint = "Begin it with https://, or give the absolute path of a list of URLs."
+    problems.append(Problem("E006", where, f"must be an http or https URL; got {value!r}", hint))
+    return None
+
+
+def _type(where: str, value: object, problems: list[Problem]) -> str | None:
+    try:
+        kind = kind_of(value if value is None else str(value))
+        return None if kind is None else str(kind)
+    except ConfigError as error:
+        problems.append(Problem("E009", where, f"can't be: {error}", "Leave it out to have it recognised."))
+        return None
+
+
+def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:
+    """Which files of an archive are wanted, if the tree says so."""
+    strip = entry.get("STRIP_COMPONENTS", 0)
+    if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
+        what = f"must be a number, 0 or more; got {strip!r}"
+        problems.append(Problem("E009", f'{where}["STRIP_COMPONENTS"]', what, "It cuts off that many directories."))
+        strip = 0
+    patterns: dict[str, tuple[str, ...]] = {}
+    for key in ("INCLUDE", "EXCLUDE"):
+        value = entry.get(key, ())
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            what = f"must be a list of patterns; got {value!r}"
+            problems.append(Problem("E009", f"{where}[{_quoted(key)}]", what, 'Write ["*.rules"].'))
+            value = ()
+        patterns[key] = tuple(value)
+    if not strip and not any(patterns.values()):
+        return None
+    return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"])
+
+
+def _dest(where: str, value: object, problems: list[Problem]) -> str | None:
+    if value is None:
+        problems.append(Problem("E005", where, "is missing", 'Give the directory to keep in step: BASE_DIR / "rules".'))
+        return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
+        return value
+    hint = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
+    problems.append(Problem("E007", where, f"must be an absolute path; got {value!r}", hint))
+    return None
+
+
+def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
+    """Two trees in one place, or one in the other, would undo each other's work."""
+    places = sorted((os.path.join(os.path.realpath(tree.dest), ""), tree.name) for tree in trees)
+    for number, (outer, outer_name) in enumerate(places):
+        for inner, inner_name in places[number + 1 :]:
+            if inner.startswith(outer):
+                how = "is the same directory as" if inner == outer else "lies inside"
+                what = f'{how} the "DEST" of the tree {_quoted(outer_name)}'
+                yield Problem("E008", f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]', what,
+                              "Give each tree a directory of its own.")  # fmt: skip
+
+
+def _config_values(
+    where: str, raw: Mapping[object, object], others: Collection[str], problems: list[Problem]
+) -> dict[str, object]:
+    """The fields of `Config` among these settings, by their names there."""
+    values: dict[str, object] = {}
+    known = {name.upper(): name for name in _HINTS}
+    for key, value in raw.items():
+        if key in others:
+            continue
+        name = known.get(key) if isinstance(key, str) else None
+        if name is None:
+            hint = _nearest(key, [*known, *others])
+            problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is no setting", hint))
+            continue
+        try:
+            values[name] = convert(name, value)
+        except ConfigError as error:
+            hint = f"The default is {_default(name)!r}; leave the key out for that."
+            problems.append(Problem("E003", f"{where}[{_quoted(key)}]", str(error), hint))
+    return values
+
+
+def _config(where: str, values: Mapping[str, object], problems: list[Problem]) -> Config:
+    try:
+        return Config(**values)  # type: ignore[arg-type]
+    except ConfigError as error:
+        hint = "See perfkit.Config: a setting here is a field there, in capitals."
+        problems.append(Problem("E003", where, f"has a value out of its range: {error}", hint))
+        return Config()
+
+
+def _config_or_default(values: Mapping[str, object]) -> Config:
+    """What PERFKIT itself says; where that is wrong, it has been told already."""
+    return _config("", values, [])
+
+
+def _fits(value: object, hint: object) -> bool:
+    """Whether a value has one of the types that Config's fields have."""
+    if isinstance(hint, types.UnionType):
+        return any(_fits(value, each) for each in typing.get_args(hint))
+    if typing.get_origin(hint) is tuple:
+        return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
+    if typing.get_origin(hint) is not None:
+        texts = (*value.keys(), *value.values()) if isinstance(value, Mapping) else (None,)
+        return all(isinstance(each, str) for each in texts)
+    if isinstance(value, bool) or hint is bool:
+        return hint is bool and isinstance(value, bool)
+    return isinstance(value, (int, float) if hint is float else typing.cast(type, hint))
+
+
+def _in_words(hint: object) -> str:
+    return getattr(hint, "__name__", "") if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
+
+
+def _default(name: str) -> object:
+    (found,) = (each for each in dataclasses.fields(Config) if each.name == name)
+    return {} if found.default is dataclasses.MISSING else found.default
+
+
+def _nearest(key: object, known: Collection[str]) -> str:
+    near = difflib.get_close_matches(str(key).upper(), known, n=1)
+    return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
+
+
+def _quoted(key: object) -> str:
+    return f'"{key}"' if isinstance(key, str) else repr(key)

@@ -1,0 +1,25 @@
+"""Download files, with the project's settings."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from perfkit.contrib.django.management import ToolkitCommand
+from perfkit.toolkit import Toolkit
+
+
+class Command(ToolkitCommand):
+    help = "Download files, in parallel and in parts; go on with what an earlier run left."
+    requires_system_checks = ("perfkit",)
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        parser.add_argument("urls", nargs="+", metavar="URL")
+        parser.add_argument("-d", "--directory", default=os.curdir, metavar="DIR", help="where to (default: here)")
+
+    def run(self, kit: Toolkit, **options: Any) -> None:
+        for download in kit.download_many(options["urls"], options["directory"]):
+            what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
+            self.note(f"{self.style.SUCCESS(download.path)}  {what}", options)

@@ -1,0 +1,22 @@
+"""The pytest fixture `perfkit_origin`; see `perfkit.testing`. Nothing is loaded until a test asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+import pytest
+
+if TYPE_CHECKING:
+    from perfkit.testing import FakeOrigin
+
+__all__ = ["perfkit_origin"]
+
+
+@pytest.fixture
+def perfkit_origin() -> Iterator[FakeOrigin]:
+    """A `perfkit.testing.FakeOrigin`, which every Toolkit that is made during the test talks to."""
+    from perfkit.testing import FakeOrigin
+
+    with FakeOrigin() as origin, origin.installed():
+        yield origin

@@ -1,0 +1,192 @@
+"""The Django app under what runs Django in production: gunicorn, Celery, gevent; and in a process that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import urllib.request
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit import Toolkit
+from perfkit.serve import Server
+from tests.release_client import Tree, write_tree
+from tests.test_updater import tree_of
+
+ROOT = Path(__file__).parent.parent
+FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in range(40)}
+SECOND: Tree = {**FIRST, "07.rules": b"deny 7\n" * 50, "new.rules": b"allow all\n"}
+
+
+class Project:
+    """`tests/django_project.py`, with a site that it follows."""
+
+    def __init__(self, root: Path, url: str) -> None:
+        self.root = root
+        self.tree = root / "tree"
+        self.environment = {
+            **os.environ,
+            "DJANGO_TREE": str(self.tree),
+            "DJANGO_SOURCE": url,
+            "CELERY_DIR": str(root / "celery"),
+            "PYTHONPATH": str(ROOT),
+        }
+
+    def publish(self, kit: Toolkit, version: str, tree: Tree) -> None:
+        kit.publish(write_tree(self.root / "src", tree), self.root / "site", version=version)
+
+    def told(self) -> list[str]:
+        """The versions that the receiver has been told of."""
+        return [line.split()[0] for line in (self.root / "told").read_text(encoding="utf-8").splitlines()]
+
+    def python(self, program: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-c", program]
+        return subprocess.run(
+            command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=60
+        )
+
+    @contextmanager
+    def running(self, *command: str, **options: Any) -> Iterator[subprocess.Popen[str]]:
+        """A program with a log, ended by SIGTERM at the end."""
+        log = self.root / "log"
+        with log.open("w", encoding="utf-8") as file:
+            program = subprocess.Popen(
+                [sys.executable, "-m", *command], env=self.environment, cwd=self.root, stdout=file,
+                stderr=subprocess.STDOUT, text=True, **options,
+            )  # fmt: skip
+            try:
+                yield program
+            except BaseException:
+                print(log.read_text(encoding="utf-8"))
+                raise
+            finally:
+                program.terminate()
+                program.wait(30)
+
+
+@pytest.fixture
+def project(tmp_path: Path, kit: Toolkit) -> Iterator[Project]:
+    (tmp_path / "site").mkdir()
+    (tmp_path / "celery/control").mkdir(parents=True)
+    (tmp_path / "celery/results").mkdir()
+    with Server(tmp_path / "site") as server:
+        project = Project(tmp_path, server.url)
+        project.publish(kit, "1", FIRST)
+        yield project
+
+
+def ask(url: str) -> dict[str, Any]:
+    """A request, answered with JSON, whatever its status."""
+    try:
+        with urllib.request.urlopen(url, timeout=30) as answer:
+            return dict(json.load(answer))
+    except urllib.error.HTTPError as error:
+        return dict(json.load(error))
+
+
+@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+def test_gunicorn(project: Project, kind: str) -> None:
+    """Three workers, forked after a Toolkit was used: all sync at once, one of them changes the tree, and once."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+        command = ["gunicorn", "--workers", "3", "--worker-class", kind, "--bind", f"fd://{listener.fileno()}"]
+        if kind != "gevent":  # which has to patch first
+            command += ["--preload"]
+        with project.running(*command, "tests.django_project:application", pass_fds=[listener.fileno()]):
+            answers: list[dict[str, Any]] = []
+            with ThreadPoolExecutor(6) as pool:
+                while len({answer["pid"] for answer in answers}) < 3:
+                    assert len(answers) < 120, f"three workers never answered: {answers[-1]}"
+                    answers += pool.map(ask, [f"http://127.0.0.1:{port}/sync"] * 6)
+    assert {answer.get("version") for answer in answers} == {"1"}, answers
+    assert Counter(answer["route"] for answer in answers)["blocks"] == 1
+    assert {answer["bytes"] for answer in answers} == {(project.root / "site/perfkit.json").stat().st_size}
+    assert {answer["thread"].partition(".")[0] for answer in answers} == {"gevent" if kind == "gevent" else "threading"}
+    assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
+
+
+def test_celery(project: Project) -> None:
+    """A prefork worker whose parent has used a Toolkit: two tasks at once, of which one changes the tree."""
+    program = """
+import json, sys
+from tests.django_project import celery, sync
+results = [sync.delay("rules") for _ in range(4)]
+print(json.dumps([result.get(timeout=40, interval=0.05) for result in results]))
+"""
+    command = ["celery", "--app", "tests.django_project", "worker", "--pool", "prefork", "--concurrency", "2"]
+    with project.running(*command, "--without-mingle", "--without-gossip", "--without-heartbeat"):
+        ended = project.python(program)
+    assert ended.returncode == 0, ended.stderr
+    answers = json.loads(ended.stdout)
+    assert [answer["version"] for answer in answers] == ["1"] * 4
+    assert sorted(answer["route"] for answer in answers) == ["blocks", "none", "none", "none"]
+    assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
+
+
+def test_gevent(project: Project) -> None:
+    """Where gevent has patched everything: two syncs at once, a download, and other greenlets that run meanwhile."""
+    (project.root / "site/large").write_bytes(os.urandom(1 << 20))
+    program = """
+from gevent import monkey; monkey.patch_all()
+import gevent, json
+from tests.django_project import DEST, SOURCE, kit, trees
+
+ticks = 0
+def tick():
+    global ticks
+    while True:
+        gevent.sleep(0.01)
+        ticks += 1
+gevent.spawn(tick)
+
+both = [gevent.spawn(trees.sync, "rules", wait_s=20) for _ in range(2)]
+gevent.joinall(both, raise_error=True)
+kit.set_rate_limit(2 << 20)
+before = ticks
+done = kit.download(f"{SOURCE}large", DEST.with_name("large"))
+kit.close()
+print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": done.bytes, "ticks": ticks - before}))
+"""
+    ended = project.python(program)
+    assert ended.returncode == 0, ended.stderr
+    answer = json.loads(ended.stdout)
+    assert (answer["routes"], answer["bytes"]) == (["blocks", "none"], 1 << 20)
+    assert answer["ticks"] > 10  # of some 50 in the half second that it takes
+    assert (project.told(), tree_of(project.tree)) == (["1"], FIRST)
+
+
+def test_gevent_that_came_too_late(project: Project) -> None:
+    """Patching after perfkit was imported would have its threads wait for each other forever; that is said instead."""
+    program = """
+from perfkit import Toolkit
+from gevent import monkey; monkey.patch_all()
+Toolkit().download("http://127.0.0.1:9/", "file")
+"""
+    ended = project.python(program)
+    assert "perfkit.errors.ConfigError: gevent patched this process after perfkit was imported" in ended.stderr
+
+
+def test_killed_before_the_receivers_were_done(project: Project) -> None:
+    """SIGKILL within a receiver: the tree is whole, and the next sync calls the receivers again, once."""
+    program = """
+import os, signal
+from tests.django_project import trees, tree_updated
+def die(**_): os.kill(os.getpid(), signal.SIGKILL)
+tree_updated.connect(die)
+trees.sync("rules")
+"""
+    assert project.python(program).returncode == -signal.SIGKILL
+    assert tree_of(project.tree) == FIRST
+    sync = 'from tests.django_project import trees; print(trees.status("rules").told, trees.sync("rules").route)'
+    assert [project.python(sync).stdout for _ in range(2)] == ["False none\n", "True none\n"]
+    assert project.told() == ["1", "1"]
