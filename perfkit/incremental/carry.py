@@ -57,10 +57,9 @@ def carry_out(
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
-    entries = {entry.name: entry for entry in wanted}
     label = {"version": source.version, "source": source.url}
     with tree.transaction(label, known=look.known(), meant=_meant(installed)) as tx:
-        work = _Work(tree.root, tx, entries, assembly)
+        work = _Work(tree.root, tx, wanted, assembly)
         for name, fresh in plan.aside.items():
             tx.set_aside(name, fresh)
         for name in plan.noted:
@@ -96,11 +95,11 @@ def _meant(installed: Manifest) -> Meant:
 class _Work:
     """The files of one transaction, put in place."""
 
-    def __init__(self, root: str, tx: Transaction, entries: dict[str, Entry], assembly: Assembly) -> None:
+    def __init__(self, root: str, tx: Transaction, wanted: Manifest, assembly: Assembly) -> None:
         self.bytes_written = 0
         self._root = root
         self._tx = tx
-        self._entries = entries
+        self._wanted = wanted
         self._assembly = assembly
 
     def place_local(self, local: Iterable[Local]) -> None:
@@ -115,19 +114,24 @@ class _Work:
         """What was fetched or kept: the first file of each content is adopted, others are copies."""
         first: dict[bytes, str] = {}
         for name in names:
-            entry = self._entries[name]
+            entry = self._entry(name)
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))
             elif first.setdefault(entry.sha256, name) != name:
                 self.copy(name, self._assembly.done[entry.sha256])
         for digest, name in first.items():
-            entry = self._entries[name]
+            entry = self._entry(name)
             self._tx.adopt(name, self._assembly.done[digest], sha256=digest.hex(), mode=_mode(entry))
             self.bytes_written += entry.size
 
+    def _entry(self, name: str) -> Entry:
+        at = self._wanted.find(name)
+        assert at is not None, name
+        return self._wanted[at]
+
     def copy(self, name: str, path: str) -> None:
         """The content of another file, if it is the right one."""
-        entry = self._entries[name]
+        entry = self._entry(name)
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")

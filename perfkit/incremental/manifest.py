@@ -12,14 +12,14 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.incremental.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Contents", "Entry", "Manifest", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Contents", "Entry", "Manifest", "Part", "side_by_side"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -223,6 +223,47 @@ class Manifest:
         except UnicodeDecodeError as error:
             raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
         return [fold_name(check_name(name)) for name in names]
+
+
+class Part(Mapping[str, Entry]):
+    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._names: list[str] = []
+        self._places = array("I")
+        self._next = 0  # which is likely to be asked for
+
+    def add(self, name: str, index: int) -> None:
+        """One more; it must follow the others in the order of names."""
+        self._names.append(name)
+        self._places.append(index)
+
+    def __getitem__(self, name: str) -> Entry:
+        at = self._find(name)
+        if at < 0:
+            raise KeyError(name)
+        index = self._places[at]
+        manifest = self._manifest
+        return Entry(self._names[at], manifest.size(index), manifest.digest(index), manifest.executable(index))
+
+    def _find(self, name: str) -> int:
+        at = self._next
+        if at == len(self._names) or self._names[at] != name:
+            at = bisect_left(self._names, name)
+            if at == len(self._names) or self._names[at] != name:
+                return -1
+        self._next = at + 1
+        return at
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) >= 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 class Contents:

@@ -23,7 +23,7 @@ from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import Look, entries
-from perfkit.incremental.manifest import Entry, Manifest, side_by_side
+from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
@@ -149,11 +149,6 @@ def _decide(
     if wanted.sha256 == installed.manifest.sha256 and look.as_installed:
         return Plan(version=source.version, installed_version=installed.version, unchanged=len(wanted))
     before, after = _differing(installed.manifest, wanted, look)
-    for digest in {entry.sha256 for entry in after.values() if entry.size}:
-        for at in islice(look.having(digest), 1):
-            entry = installed.manifest[at]
-            if entry.name not in before:
-                before[entry.name] = after[entry.name] = entry
     stored = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         stored = {bytes.fromhex(name) for name in os.listdir(_own(root, "objects")) if len(name) == 64}
@@ -165,17 +160,24 @@ def _decide(
     return replace(plan, unchanged=len(wanted) - len(plan.added) - len(plan.changed))
 
 
-def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[dict[str, Entry], dict[str, Entry]]:
-    """The entries of both that differ, or that the tree does not have as they were."""
-    before: dict[str, Entry] = {}
-    after: dict[str, Entry] = {}
+def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part, Part]:
+    """The entries of both that differ, or that the tree does not have as they were; and one that has each content."""
+
+    def stays(here: int | None, there: int | None) -> bool:
+        return here is not None and there is not None and look.is_as_said(here) and installed.same(here, wanted, there)
+
+    sources: set[int] = set()
+    if len(installed):
+        pairs = side_by_side(installed, wanted)
+        sought = {wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there)}
+        sources.update(at for digest in sought for at in islice(look.having(digest), 1))
+    before, after = Part(installed), Part(wanted)
     for name, here, there in side_by_side(installed, wanted):
-        if here is not None and there is not None and look.is_as_said(here) and installed.same(here, wanted, there):
-            continue
-        if here is not None:
-            before[name] = installed[here]
-        if there is not None:
-            after[name] = wanted[there]
+        if here in sources or not stays(here, there):
+            if here is not None:
+                before.add(name, here)
+            if there is not None:
+                after.add(name, there)
     return before, after
 
 
