@@ -142,7 +142,7 @@ class Assembly:
             else:
                 os.unlink(fresh)
 
-    def add(self, pieces: Iterable[bytes]) -> tuple[bytes, int]:
+    def add(self, pieces: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
         """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
         digest, size = hashlib.sha256(), 0
         with self.begin() as file:

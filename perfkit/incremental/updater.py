@@ -28,9 +28,11 @@ from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
-from perfkit.incremental.sources import Source, open_source, reopen_source
+from perfkit.incremental.sources import Source
+from perfkit.incremental.sources.opening import open_source, reopen_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.masking import masked
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
@@ -107,7 +109,7 @@ def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
         newer = ask()
         if newer.record() == source.record():
             raise
-        _log.info("%s: it changed while it was fetched, and %s is taken instead", source.url, newer.version)
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
     _refuse_older(newer, job.installed)
     return _bring(job, newer)
 
@@ -120,7 +122,12 @@ def _bring(job: _Job, source: Source) -> SyncReport:
     assembly = Assembly(tree.stage, progress=job.progress)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
+    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
+               tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
+               len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
+    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
+               "+".join(routes) or "no route")  # fmt: skip
     cache = look.cache
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=plan.unchanged)  # fmt: skip
@@ -233,10 +240,11 @@ def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncRepo
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
     """Nothing of what was fetched is needed any more, but what the next sync asks about."""
-    for name in os.listdir(stage):
-        if name not in keep:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(stage, name))
+    with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
+        for name in os.listdir(stage):
+            if name not in keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(stage, name))
 
 
 def _own(root: str, name: str) -> str:

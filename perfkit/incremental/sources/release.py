@@ -16,6 +16,7 @@ from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs
+from perfkit.masking import masked
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
@@ -154,7 +155,7 @@ class ReleaseSource:
                 raise
             self._over.add((route, variant))
             self._error = error
-            _log.warning("%s: the route by %s fails: %s", self.url, variant or route, error)
+            _log.warning("%s: the route by %s fails: %s", masked(self.url), variant or route, error)
 
     def _take(self, offer: Offer, manifest: Manifest, assembly: Assembly) -> None:
         if offer.route == "delta":
