@@ -18,7 +18,7 @@ from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
-    from perfkit.filesystem.hashing import FileHash
+    from perfkit.filesystem.filehash import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.transaction import Transaction
     from perfkit.filesystem.tree import Generation
@@ -181,7 +181,7 @@ class Toolkit:
         Raises:
             ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
         """
-        from perfkit.filesystem.hashing import hash_tree
+        from perfkit.filesystem.hashtree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
