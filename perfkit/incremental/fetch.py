@@ -15,6 +15,8 @@ from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.store import copy_into
 from perfkit.incremental.manifest import Manifest
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Assembly", "Fetcher"]
 
@@ -97,11 +99,26 @@ class Assembly:
         done: the paths of contents that are whole.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
         self._stage = stage
+        self._progress = progress
+        self._shown: Stage | None = None
         self.done = Done(self._path)
         self._left: dict[bytes, int] = {}
         self._writing: _Writing | None = None
+
+    @contextlib.contextmanager
+    def making(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
+        """Show, inside this block, what is made: so many contents of so many bytes, where that is known."""
+        with Stage(self._progress, "apply", files=files, total_bytes=total_bytes) as self._shown:
+            try:
+                yield
+            finally:
+                self._shown = None
+
+    def _count(self, *, files: int = 0, count_bytes: int = 0) -> None:
+        if self._shown is not None:
+            self._shown.count(files=files, count_bytes=count_bytes)
 
     def take_up(self, sizes: Mapping[bytes, int]) -> None:
         """Find what an earlier run made of these contents."""
@@ -125,7 +142,7 @@ class Assembly:
             else:
                 os.unlink(fresh)
 
-    def add(self, pieces: Iterable[bytes]) -> tuple[bytes, int]:
+    def add(self, pieces: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
         """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
         digest, size = hashlib.sha256(), 0
         with self.begin() as file:
@@ -133,6 +150,7 @@ class Assembly:
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
+                self._count(count_bytes=len(piece))
         self.end(digest.digest())
         return digest.digest(), size
 
@@ -148,6 +166,7 @@ class Assembly:
         """Take in a file of the stage, which has this SHA-256."""
         os.rename(path, self._path(digest))
         self.done.add(digest)
+        self._count(files=1)
 
     @property
     def _fresh(self) -> str:
@@ -172,6 +191,7 @@ class Assembly:
             writing = self._writing = _Writing(digest, _create(self._path(digest) + "~", empty=not begun), begun=begun)
         writing.put(offset, data)
         self._left[digest] -= len(data)
+        self._count(count_bytes=len(data))
         if self._left[digest] <= 0:
             self._close()
             self._finish(writing)
@@ -185,6 +205,7 @@ class Assembly:
             return  # it stays missing, and another route may bring it
         os.rename(path + "~", path)
         self.done.add(digest)
+        self._count(files=1)
 
     def _close(self) -> None:
         if self._writing is not None:

@@ -15,6 +15,8 @@ from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.manifest import Contents, Manifest
 from perfkit.incremental.plan import Held
 from perfkit.incremental.statcache import StatCache
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Look", "entries"]
 
@@ -47,7 +49,7 @@ class Look(Mapping[str, Held]):
         FileChangedError: a file changed while it was.
     """
 
-    def __init__(self, root: str, cache: StatCache, *, now_ns: int) -> None:
+    def __init__(self, root: str, cache: StatCache, *, now_ns: int, progress: Progress | None = None) -> None:
         self.cache = cache
         self.now_ns = now_ns
         self._root = root
@@ -57,13 +59,16 @@ class Look(Mapping[str, Held]):
         self._unread: dict[str, ScanEntry] = {}  # unmanaged ones
         self._at_rest: list[ScanEntry] = []  # of them, that were read
         if os.path.isdir(root):
-            self._compare()
+            with Stage(progress, "look") as shown:
+                self._compare(shown)
 
-    def _compare(self) -> None:
+    def _compare(self, shown: Stage) -> None:
         flying: deque[tuple[int, ScanEntry]] = deque()
 
         def doubtful() -> Iterator[ScanEntry]:
             for at, entry in self._join():
+                if at is not None:
+                    shown.count(files=1, count_bytes=entry.size)
                 if at is None:
                     self._unread[entry.name] = entry
                 elif entry.kind != "file":

@@ -12,7 +12,8 @@ from typing import Any, BinaryIO, Protocol
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 
-__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "refresh"]
+__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "Writable",
+           "refresh"]  # fmt: skip
 
 CHUNK_BYTES = 256 << 10
 
@@ -22,6 +23,14 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
+        ...
+
+
+class Writable(Protocol):
+    """A binary stream, written forwards."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write all of it."""
         ...
 
 

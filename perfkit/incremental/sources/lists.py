@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
+from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing import hash_file
 from perfkit.incremental.fetch import Assembly, Fetcher
@@ -17,16 +18,15 @@ from perfkit.incremental.lists import LIST_BYTES, Listed, parse_metalink, parse_
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
 from perfkit.incremental.recognise import Kind
+from perfkit.incremental.sources import Where
 
 __all__ = ["ListSource", "open_list", "reopen_list"]
 
 _NAME = "list"  # in the stage, where it stays: the next sync asks whether it changed
 
-Where = Callable[[bytes], str | None]
-
 
 def open_list(fetcher: Fetcher, source: str, kind: Kind, installed: Installed) -> ListSource:
-    """Read a list: a local one, or that of a URL, which is asked for conditionally where an earlier one is in the stage.
+    """Read a list: a local one, or that of a URL, conditionally where an earlier one is in the stage.
 
     Raises:
         ConfigError: there is no such file.
@@ -113,7 +113,7 @@ class ListSource:
         for each in self._listed:
             there = held.get(each.name)
             known = self._known(each, there)
-            if there is not None and each.request.checksum == f"sha256:{there.sha256.hex()}":
+            if there is not None and _promised_sha256(each) == there.sha256.hex():
                 entries[each.name] = Entry(each.name, there.size, there.sha256, there.executable)
                 versions[each.name] = known
             else:
@@ -171,6 +171,11 @@ class ListSource:
         assembly.adopt(found.path, digest)
         self._fetched = True
         return digest, size
+
+
+def _promised_sha256(each: Listed) -> str | None:
+    checksum = parse_checksum(each.request.checksum) if each.request.checksum else None
+    return checksum.hex if checksum is not None and checksum.algorithm == "sha256" else None
 
 
 def _record_of(each: Listed, version: Version) -> dict[str, object]:

@@ -17,8 +17,11 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
+from perfkit.masking import masked
 
 __all__ = ["Origin", "known_version", "label"]
+
+_TAG_CHARACTERS = 40
 
 _log = logging.getLogger(__name__)
 
@@ -30,14 +33,15 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
 
 
 def label(url: str, version: Version) -> str:
-    """What to call a version of a file for people: its name, and its date or its ETag."""
+    """What to call a version of a file: its name, and its date and ETag, as far as there are any."""
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
     date = None
     try:
         date = parsedate_to_datetime(version.last_modified or "").strftime("%Y-%m-%dT%H:%M:%SZ")
     except (ValueError, IndexError, OverflowError):
         pass
-    return f"{name} {date or version.etag or ''}".rstrip()
+    tag = (version.etag or "").removeprefix("W/").strip('"')[:_TAG_CHARACTERS]
+    return " ".join(part for part in (name, date, tag) if part)
 
 
 class Origin:
@@ -56,15 +60,6 @@ class Origin:
         self._seen = seen
         self._again = again
         self._mine = False  # this run has seen to the whole file in the stage
-
-    def refresh(self) -> None:
-        """Take the version that is there now.
-
-        Raises:
-            TransferError: no answer that can be used.
-        """
-        self._seen = self._again()
-        self.version = self._seen.version
 
     def told(self) -> Peek:
         """What the origin says of the file.
@@ -130,7 +125,7 @@ class Origin:
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
-            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", self.url, error)
+            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
             return None
 
     def read(self, start: int, end: int) -> bytes:

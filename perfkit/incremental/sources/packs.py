@@ -58,11 +58,12 @@ class Packs:
         staged = self._objects.fetch_ranges(self._index, ranges)
         chosen = frozenset(pieces)
         failure: ManifestError | None = None
-        for each in ranges:
-            try:
-                self._unpack(each, staged, chosen, assembly, shared.get(each.pack))
-            except ManifestError as error:
-                failure = error
+        with assembly.making(files=len(missing)):
+            for each in ranges:
+                try:
+                    self._unpack(each, staged, chosen, assembly, shared.get(each.pack))
+                except ManifestError as error:
+                    failure = error
         assembly.forget_parts()
         give_back()
         if failure is not None or missing.difference(assembly.done):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
-from perfkit.errors import ManifestError, RemoteChangedError, UnsafePathError
+from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.manifest import Entry, Manifest
@@ -15,13 +15,12 @@ from perfkit.incremental.plan import Held, Offer
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.members import Member, Selection, refresh
 from perfkit.incremental.routes.tar import Content, read_members
+from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
 
 __all__ = ["TarSource"]
 
 _SMALL_BYTES = 1 << 20  # members up to this size are held in memory until their digest is known
-
-Where = Callable[[bytes], str | None]
 
 
 class TarSource:
@@ -48,10 +47,6 @@ class TarSource:
         return {"origin": self._origin.record(), "selection": self._selection.record()}
 
     def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        try:
-            self._origin.whole()
-        except RemoteChangedError:
-            self._origin.refresh()
         with self._archive() as members:
             entries = []
             for member, content in members:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 
-from perfkit.errors import FileChangedError, ManifestError, RemoteChangedError
+from perfkit.errors import FileChangedError, ManifestError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.manifest import Entry, Manifest
@@ -21,14 +21,13 @@ from perfkit.incremental.routes.zip import (
     read_directory,
     read_members,
 )
+from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
 
 __all__ = ["ZipSource"]
 
 _GAP_BYTES = 64 << 10  # what is rather fetched than stepped over; `coalesce` bounds the sum
 _MOST = 0.8  # of an archive: whoever wants more of it takes all
-
-Where = Callable[[bytes], str | None]
 
 
 class ZipSource:
@@ -48,6 +47,7 @@ class ZipSource:
         self._selection = selection
         self._installed = installed
         self._members: dict[str, ZipMember] | None = None
+        self._sums = str(installed.state.get("crc32", "")) if origin.unchanged else ""
         self._routes: list[str] = []
 
     @property
@@ -58,24 +58,10 @@ class ZipSource:
         return self._origin.unchanged
 
     def record(self) -> dict[str, object]:
-        if self._members is None:
-            return dict(self._installed.state)
-        names = sorted(self._members, key=str.encode)  # as a manifest has them
-        sums = "".join(f"{self._members[name].crc32:08x}" for name in names)
-        return {"origin": self._origin.record(), "selection": self._selection.record(), "crc32": sums}
+        return {"origin": self._origin.record(), "selection": self._selection.record(), "crc32": self._sums}
 
     def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        for attempt in (1, 2):
-            try:
-                return self._manifest(held, where, assembly)
-            except RemoteChangedError:
-                if attempt == 2:
-                    raise
-                self._origin.refresh()
-        raise AssertionError
-
-    def _manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        members = self._members = self._directory()
+        members = self._directory()
         installed = self._installed_sums()
         digests: dict[str, bytes] = {}
         missing = []
@@ -86,22 +72,24 @@ class ZipSource:
             else:
                 digests[name] = digest
         digests.update(self._read(missing, assembly))
-        return Manifest.of(
-            Entry(name, member.size, digests[name], member.executable) for name, member in members.items()
-        )
+        manifest = Manifest.of(Entry(name, each.size, digests[name], each.executable) for name, each in members.items())
+        self._sums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
+        return manifest
 
     def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         return ()
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         if missing:
-            members = self._directory() if self._members is None else self._members
+            members = self._directory()
             self._read([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], assembly)
         return tuple(dict.fromkeys(self._routes))
 
     def _directory(self) -> dict[str, ZipMember]:
-        members = read_directory(self._origin.read, self._origin.size, selection=self._selection)
-        return {member.name: member for member in members}
+        if self._members is None:
+            members = read_directory(self._origin.read, self._origin.size, selection=self._selection)
+            self._members = {member.name: member for member in members}
+        return self._members
 
     def _installed_sums(self) -> dict[tuple[int, int], bytes]:
         """The SHA-256 of what is installed, by size and CRC-32."""

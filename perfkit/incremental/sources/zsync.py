@@ -1,11 +1,11 @@
-"""One file that a `.zsync` control file describes: made of the one that stands in the tree, and of ranges of the new."""
+"""One file that a `.zsync` control file describes: made of the one that stands in the tree, and ranges of the new."""
 
 from __future__ import annotations
 
 import hashlib
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import BinaryIO
 
 from perfkit.downloads.protocol import Version
@@ -26,14 +26,14 @@ from perfkit.incremental.routes.zsync import (
     parse_control,
     unpack_whole,
 )
+from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
+from perfkit.masking import masked
 
 __all__ = ["ZsyncSource"]
 
 _log = logging.getLogger(__name__)
 _GAP_BYTES = 4 << 10
-
-Where = Callable[[bytes], str | None]
 
 
 class ZsyncSource:
@@ -49,15 +49,12 @@ class ZsyncSource:
         self._fetcher = fetcher
         self._installed = installed
         self._control: Control | None = None
+        self._sha1 = str(installed.state.get("sha1", "")) if origin.unchanged else ""
         self._routes: tuple[str, ...] = ()
 
     @property
     def version(self) -> str:
         return label(self.url, Version(etag=self._sha1[:12]))
-
-    @property
-    def _sha1(self) -> str:
-        return self._control.sha1 if self._control else str(self._installed.state.get("sha1", ""))
 
     def unchanged(self) -> bool:
         return self._origin.unchanged
@@ -69,13 +66,13 @@ class ZsyncSource:
         control = self._read_control()
         name = control.filename
         entry = self._installed_entry(control)
-        if entry is not None:  # the control file was made anew, for the same file
-            return Manifest.of([entry])
-        seed = held[name] if name in held else self._former(held)
-        path = where(seed.sha256) if seed is not None and seed.sha256 else None
-        digest, size = self._make(control, path, assembly)
-        executable = seed is not None and seed.executable
-        return Manifest.of([Entry(name, size, digest, executable)])
+        if entry is None:  # else the control file was made anew, for the same file
+            seed = held[name] if name in held else self._former(held)
+            path = where(seed.sha256) if seed is not None and seed.sha256 else None
+            digest, size = self._make(control, path, assembly)
+            entry = Entry(name, size, digest, seed is not None and seed.executable)
+        self._sha1 = control.sha1
+        return Manifest.of([entry])
 
     def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         return ()
@@ -115,7 +112,7 @@ class ZsyncSource:
             except CancelledError:
                 raise
             except (ManifestError, TransferError, ConfigError) as error:
-                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", self.url, error)
+                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
         self._routes = ("whole",)
         return self._whole(control, assembly)
 
