@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.hashing import hash_many
+from perfkit.filesystem.hashing import FileHash, hash_many
 from perfkit.filesystem.ordered import scan_in_order
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.store import OBJECTS
@@ -53,6 +53,7 @@ class Look(Mapping[str, Held]):
         self.cache = cache
         self.now_ns = now_ns
         self._root = root
+        self._progress = progress
         self._installed = cache.manifest
         self._as_said = bytearray(len(cache.manifest))  # 1 for each entry that the tree has just so
         self._others: dict[str, Held] = {}
@@ -79,13 +80,14 @@ class Look(Mapping[str, Held]):
                     flying.append((at, entry))
                     yield entry
 
-        for found in hash_many(self._root, doubtful()):
-            at, entry = flying.popleft()
-            if found.error is None and found.sha256 is not None:
-                at_rest = (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns)
-                self._note(at, entry, bytes.fromhex(found.sha256), at_rest)
-            elif found.error is not None and not isinstance(found.error, FileNotFoundError):
-                raise found.error
+        with Stage(self._progress, "look") as shown:
+            for found in hash_many(self._root, doubtful()):
+                at, entry = flying.popleft()
+                if found.error is None and found.sha256 is not None:
+                    self._note(at, entry, bytes.fromhex(found.sha256), at_rest=_same_times(entry, found))
+                elif found.error is not None and not isinstance(found.error, FileNotFoundError):
+                    raise found.error
+                shown.count(files=1, count_bytes=entry.size)
 
     def _join(self) -> Iterator[tuple[int | None, ScanEntry]]:
         """Everything in the tree, with its place in the manifest."""
@@ -96,7 +98,7 @@ class Look(Mapping[str, Held]):
                 at, name = next(names, (None, None))
             yield at if name == entry.name else None, entry
 
-    def _note(self, at: int, entry: ScanEntry, sha256: bytes, at_rest: bool) -> None:
+    def _note(self, at: int, entry: ScanEntry, sha256: bytes, *, at_rest: bool) -> None:
         """A managed file was read."""
         executable = bool(entry.mode & 0o100)
         if sha256 == self._installed.digest(at) and executable == self._installed.executable(at):
@@ -151,13 +153,16 @@ class Look(Mapping[str, Held]):
         chosen = [self._unread.pop(name) for name in names]
         self._others.update((entry.name, Held(b"", entry.size)) for entry in chosen if entry.kind != "file")
         files = [entry for entry in chosen if entry.kind == "file"]
-        for entry, found in zip(files, hash_many(self._root, files), strict=True):
-            if found.error is None:
-                self._others[entry.name] = Held(bytes.fromhex(found.sha256 or ""), entry.size, bool(entry.mode & 0o100))
-                if (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns):
-                    self._at_rest.append(entry)
-            elif not isinstance(found.error, FileNotFoundError):
-                raise found.error
+        with Stage(self._progress, "look", files=len(files)) as shown:
+            for entry, found in zip(files, hash_many(self._root, files), strict=True):
+                if found.error is None:
+                    sha256 = bytes.fromhex(found.sha256 or "")
+                    self._others[entry.name] = Held(sha256, entry.size, bool(entry.mode & 0o100))
+                    if _same_times(entry, found):
+                        self._at_rest.append(entry)
+                elif not isinstance(found.error, FileNotFoundError):
+                    raise found.error
+                shown.count(files=1, count_bytes=entry.size)
 
     def cache_for(self, manifest: Manifest) -> StatCache:
         """The rows for another manifest, with those of unmanaged files that it has."""
@@ -188,6 +193,11 @@ class Look(Mapping[str, Held]):
     def known(self) -> Mapping[str, str]:
         """The SHA-256 of each file that was read, in hexadecimal."""
         return _Digests(self)
+
+
+def _same_times(entry: ScanEntry, found: FileHash) -> bool:
+    """Whether a file was still as it had been seen when it was read."""
+    return (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns)
 
 
 class _Digests(Mapping[str, str]):

@@ -65,7 +65,7 @@ def plan(
         installed = read_installed(root)
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
-        look = _look(root, installed, now_ns=0)
+        look = _look(root, installed, now_ns=0, progress=progress)
         assembly = Assembly(stage, progress=progress)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
@@ -133,7 +133,7 @@ def _bring(job: _Job, source: Source) -> SyncReport:
                         unchanged=plan.unchanged)  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
         installed.note(installed.source, installed.serial)
-        done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
                          progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
         cache = look.cache_for(wanted)
@@ -148,7 +148,7 @@ def _bring(job: _Job, source: Source) -> SyncReport:
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
-def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | None = None) -> Look:
+def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | None) -> Look:
     """The tree beside what is installed."""
 
     def earlier(digest: str) -> Manifest | None:
