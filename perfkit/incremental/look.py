@@ -60,16 +60,13 @@ class Look(Mapping[str, Held]):
         self._unread: dict[str, ScanEntry] = {}  # unmanaged ones
         self._at_rest: list[ScanEntry] = []  # of them, that were read
         if os.path.isdir(root):
-            with Stage(progress, "look") as shown:
-                self._compare(shown)
+            self._compare()
 
-    def _compare(self, shown: Stage) -> None:
+    def _compare(self) -> None:
         flying: deque[tuple[int, ScanEntry]] = deque()
 
         def doubtful() -> Iterator[ScanEntry]:
             for at, entry in self._join():
-                if at is not None:
-                    shown.count(files=1, count_bytes=entry.size)
                 if at is None:
                     self._unread[entry.name] = entry
                 elif entry.kind != "file":
