@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 1 << 50
 
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
-_BATCH = 4096
+_BATCH = 512
 _LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}

@@ -24,7 +24,7 @@ MAX_GROUP_BYTES = 3 << 20  # of a group's old content, and of its new content
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 1\n"
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
