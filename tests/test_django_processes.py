@@ -126,7 +126,7 @@ print(json.dumps([result.get(timeout=40, interval=0.05) for result in results]))
     command = ["celery", "--app", "tests.django_project", "worker", "--pool", "prefork", "--concurrency", "2"]
     with project.running(*command, "--without-mingle", "--without-gossip", "--without-heartbeat"):
         ended = project.python(program)
-    assert ended.returncode == 0, ended.stderr
+        assert ended.returncode == 0, ended.stderr
     answers = json.loads(ended.stdout)
     assert [answer["version"] for answer in answers] == ["1"] * 4
     assert sorted(answer["route"] for answer in answers) == ["blocks", "none", "none", "none"]

@@ -14,6 +14,7 @@ ROOT = Path(perfkit.__file__).parent
 
 # Lower rooms first; rooms that stand in one row don't know each other.
 FLOORS = (
+    {"masking"},
     {"errors"},
     {"config", "conditional"},
     {"progress"},

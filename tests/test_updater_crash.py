@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import errno
+import os
 import shutil
 import signal
 import subprocess
@@ -21,14 +23,14 @@ from perfkit import Toolkit
 from perfkit.filesystem.history import needed_objects, read_timeline
 from perfkit.filesystem.store import EMPTY
 from perfkit.filesystem.tree import Tree
-from tests.crash_server import DONE, IDLE
-from tests.sites import ONE, TWO, Origin, edit
+from tests.crash_server import DONE, FAILED, IDLE, UNFINISHED
+from tests.sites import ONE, TWO, Origin, edit, text, tree_of
 from tests.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, snapshot
 from tests.tools import need
 
 Counts = dict[str, tuple[int, int]]
 
-SAMPLE = 4  # cases per system call and action
+SAMPLE = 2  # cases per system call and action
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
 LOCAL = "pkg/same.py.perfkit-local"
 
@@ -127,8 +129,11 @@ class Case:
         assert set(counts) <= set(IDLE), "a mutating call that is not swept"
         return counts
 
-    def check(self, root: Path) -> bool:
-        """Open it, and see that it is old or new; go on, and see that it becomes the new one. True if it was new."""
+    def check(self, root: Path, *, tidy: bool = False) -> bool:
+        """Open it, and see that it is old or new; go on, and see that it becomes the new one. True if it was new.
+
+        With `tidy`, contents that nothing needs may have stayed, and the next change removes them.
+        """
         if (root / ".perfkit").exists():  # or the kill came before anything
             self.kit.history(root)
         found = snapshot(root)
@@ -141,6 +146,8 @@ class Case:
         assert {entry.name for entry in (root / ".perfkit").iterdir()} <= OWN
         assert {entry.name for entry in (root / ".perfkit/fetch").iterdir()} <= {"perfkit.json", ".perfkit-parts"}
         with Tree(root) as tree:
+            if tidy:
+                tree.prune(99)
             timeline = read_timeline(tree._beneath)
             needed = needed_objects(tree._beneath, timeline) - {EMPTY}
         assert {entry.name for entry in (root / ".perfkit/objects").glob("*")} == needed
@@ -189,3 +196,87 @@ def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     print(f"\n{action}: {ends[False]} kills left the old tree, {ends[True]} the new one")
     assert ends[True]
     assert ends[False]
+
+
+FAILURES = {
+    "fsync": "EIO", "fdatasync": "EIO", "syncfs": "EIO", "write": "ENOSPC", "pwrite64": "ENOSPC", "mkdir": "ENOSPC",
+    "fallocate": "ENOSPC", "openat": "ENOSPC", "rename": "ENOSPC", "renameat": "ENOSPC", "linkat": "ENOSPC",
+    "unlink": "EIO", "unlinkat": "EIO", "fchmod": "EIO", "ftruncate": "EIO", "copy_file_range": "EIO",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.parametrize("action", ["install", "update", "rollback"])
+def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
+    """A failing disk: the tree is at once as it was, or the change is done, or the next run completes it."""
+    this = case(action)
+    ends = Counter[int]()
+    for what, root, code in sweep(this, lambda kind: f"error={FAILURES[kind]}" if kind in FAILURES else None):
+        assert code in (DONE, FAILED, UNFINISHED), (what, code)
+        ends[code] += 1
+        if code == DONE:
+            assert snapshot(root) == this.new, what
+        elif code == FAILED:
+            assert snapshot(root) == this.old, what
+        assert this.check(root, tidy=True) == (code != FAILED), what
+    print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
+          f"{ends[DONE]} did not matter")  # fmt: skip
+    assert ends[FAILED]
+    assert ends[UNFINISHED]
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of one megabyte."""
+    need("mount", "umount")
+    mounted = tmp_path / "small"
+    mounted.mkdir()
+    made = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True, check=False
+    )
+    if made.returncode:
+        pytest.skip("mounting needs root")
+    try:
+        yield mounted
+    finally:
+        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
+
+
+def test_a_full_disk(make_kit: Callable[..., Toolkit], small_disk: Path, tmp_path: Path) -> None:
+    """At every fill level the update is whole or not there at all, says why, and works when there is space again."""
+    kit, dest, stuffing = make_kit(), small_disk / "tree", small_disk / "stuffing"
+    outcomes = Counter[str]()
+    with Origin(tmp_path) as origin:
+        origin.publish(ONE, "1")
+        kit.sync(origin.url, dest)
+        three = {**TWO, **{f"pkg/more-{number}.py": text(50 + number, 300) for number in range(12)}}
+        origin.publish(three, "3")
+        for free_kib in (0, 4, 8, 16, 24, 32, 48, 64, 80, 96, 128, 160, 200, 260):
+            fill(stuffing, free_kib << 10)
+            try:
+                kit.sync(origin.url, dest)
+            except OSError as error:
+                assert error.errno == errno.ENOSPC  # noqa: PT017
+                outcomes["full"] += 1
+                assert tree_of(dest) == ONE
+            else:
+                outcomes["done"] += 1
+            stuffing.unlink()
+            kit.sync(origin.url, dest)
+            assert tree_of(dest) == three
+            fill(stuffing, free_kib << 10)
+            with contextlib.suppress(OSError):  # it needs a little, for its journal
+                kit.rollback(dest, to=1)
+            assert tree_of(dest) in (ONE, three)
+            stuffing.unlink()
+            kit.rollback(dest, to=1)
+            assert tree_of(dest) == ONE
+    assert outcomes["full"] >= 5
+    assert outcomes["done"]
+
+
+def fill(stuffing: Path, free: int) -> None:
+    """Leave just so many bytes."""
+    space = os.statvfs(stuffing.parent)
+    with stuffing.open("wb") as file:
+        os.posix_fallocate(file.fileno(), 0, max(1, space.f_bavail * space.f_frsize - free))

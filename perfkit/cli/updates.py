@@ -89,7 +89,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def add_sync(sync: Parser) -> None:
     """The options of `perfkit sync`."""
-    sync.description = "Bring a tree to what a release, an archive, a .zsync or a list offers, fetching what differs."
+    sync.description = "Bring a tree to what a release, an archive or a list offers; moves what differs."
     sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")

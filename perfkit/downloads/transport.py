@@ -36,6 +36,7 @@ from perfkit.config import Config
 from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
+from perfkit.masking import masked
 
 __all__ = ["HttpTransport", "Response", "Transport", "origin_of"]
 
@@ -460,7 +461,7 @@ class HttpTransport:
                 response.drain()
             hops += 1
             if hops > (most := self._config.max_redirects):
-                raise TransferError(url, f"more than {most} redirects, the last to {location[:99]}")
+                raise TransferError(url, f"more than {most} redirects, the last to {masked(location)[:99]}")
             at = self._redirect(url, response.url, location)
 
     def _redirect(self, url: str, at: str, location: str) -> str:
@@ -473,11 +474,12 @@ class HttpTransport:
             target = urljoin(at, location)
             scheme = origin_of(target)[0]
         except ValueError as error:
-            raise TransferError(url, f"redirected to {location[:200]!r}, which is no URL") from error
+            raise TransferError(url, f"redirected to {masked(location)[:200]!r}, which is no URL") from error
         if scheme not in ("http", "https"):
-            raise TransferError(url, f"redirected to {location[:99]!r}, which is neither http nor https")
+            raise TransferError(url, f"redirected to {masked(location)[:99]!r}, which is neither http nor https")
         if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
-            raise TransferError(url, f"redirected from https to {target[:99]}; Config(allow_downgrade=True) follows it")
+            shown = masked(target)[:99]
+            raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
         return target
 
     def _send(

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from perfkit.errors import FileChangedError, UpdateError
+from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
@@ -379,7 +380,9 @@ def with_stats(beneath: Beneath, changes: Iterable[Change]) -> tuple[Change, ...
     """The changes, each with what stat(2) says of its file now."""
     done = []
     for change in changes:
-        found = beneath.lstat(change.name) if change.after is not None else None
+        found = None
+        with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
+            found = beneath.lstat(change.name) if change.after is not None else None
         if found is not None:
             times = (found.st_mtime_ns, found.st_ctime_ns)
             change = replace(change, stat=FileStat(found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), *times))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
@@ -15,6 +15,8 @@ from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.store import copy_into
 from perfkit.incremental.manifest import Manifest
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Assembly", "Fetcher"]
 
@@ -71,11 +73,26 @@ class Assembly:
         done: the paths of contents that are whole.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
         self._stage = stage
+        self._progress = progress
+        self._shown: Stage | None = None
         self.done: dict[bytes, str] = {}
         self._left: dict[bytes, int] = {}
         self._open: tuple[bytes, int] | None = None
+
+    @contextlib.contextmanager
+    def making(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
+        """Show, inside this block, what is made: so many contents of so many bytes, where that is known."""
+        with Stage(self._progress, "apply", files=files, total_bytes=total_bytes) as self._shown:
+            try:
+                yield
+            finally:
+                self._shown = None
+
+    def _count(self, *, files: int = 0, count_bytes: int = 0) -> None:
+        if self._shown is not None:
+            self._shown.count(files=files, count_bytes=count_bytes)
 
     def take_up(self, sizes: Mapping[bytes, int]) -> None:
         """Find what an earlier run made of these contents."""
@@ -107,6 +124,7 @@ class Assembly:
                 file.write(piece)
                 digest.update(piece)
                 size += len(piece)
+                self._count(count_bytes=len(piece))
         self.end(digest.digest())
         return digest.digest(), size
 
@@ -122,6 +140,7 @@ class Assembly:
         """Take in a file of the stage, which has this SHA-256."""
         os.rename(path, self._path(digest))
         self.done[digest] = self._path(digest)
+        self._count(files=1)
 
     @property
     def _fresh(self) -> str:
@@ -146,6 +165,7 @@ class Assembly:
             count = os.pwrite(self._open[1], data, offset)
             data, offset = data[count:], offset + count
             self._left[digest] -= count
+            self._count(count_bytes=count)
         if self._left[digest] <= 0:
             self._close()
             self._finish(digest)
@@ -158,6 +178,7 @@ class Assembly:
             return  # it stays missing, and another route may bring it
         os.rename(path + "~", path)
         self.done[digest] = path
+        self._count(files=1)
 
     def _close(self) -> None:
         if self._open is not None:

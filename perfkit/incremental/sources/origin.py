@@ -17,6 +17,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
+from perfkit.masking import masked
 
 __all__ = ["Origin", "known_version", "label"]
 
@@ -124,7 +125,7 @@ class Origin:
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
-            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", self.url, error)
+            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
             return None
 
     def read(self, start: int, end: int) -> bytes:

@@ -28,6 +28,7 @@ from perfkit.incremental.routes.zsync import (
 )
 from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
+from perfkit.masking import masked
 
 __all__ = ["ZsyncSource"]
 
@@ -112,7 +113,7 @@ class ZsyncSource:
                 raise
             except (ManifestError, TransferError, ConfigError) as error:
                 assembly.forget_parts()
-                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", self.url, error)
+                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
         self._routes = ("whole",)
         return self._whole(control, assembly)
 
