@@ -31,11 +31,9 @@ from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.opening import open_source, reopen_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
-<<<<<<< HEAD
+from perfkit.masking import masked
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
-=======
-from perfkit.masking import masked
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
@@ -123,8 +121,9 @@ def _bring(job: _Job, source: Source) -> SyncReport:
     assembly = Assembly(tree.stage, progress=job.progress)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
-    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove", tree.root, source.kind,
-               source.version, len(plan.keep), len(plan.local) + len(plan.stored), len(plan.fetch), len(plan.remove))  # fmt: skip
+    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
+               tree.root, source.kind, source.version, len(plan.keep), len(plan.local) + len(plan.stored),
+               len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip
