@@ -32,12 +32,13 @@ SYNC = (sys.executable, "-m", "perfkit", "sync", "--quiet")
 
 
 class Offer:
-    """Two versions of some files, of which a site offers one: the file NAME is a copy of NAME.0 or NAME.1 in `store`."""
+    """Two versions of some files, of which a site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
 
     def __init__(self, store: Path, site: Path, names: Sequence[str]) -> None:
         self.store = store
         self.current = 0
         self._site = site
+        self._began_s = int(time.time()) - 1000
         self._names = names
         self.put(0)
 
@@ -45,7 +46,8 @@ class Offer:
         """Offer this one."""
         self.current = version
         for name in self._names:
-            shutil.copy2(self.store / f"{name}.{version}", self._site / f"{name}~")
+            shutil.copy(self.store / f"{name}.{version}", self._site / f"{name}~")
+            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # nginx makes the ETag of it
             os.replace(self._site / f"{name}~", self._site / name)
 
 
@@ -63,7 +65,8 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     name, *releases = WHEEL
     note(f"zip: {name} {releases[0]} to {releases[1]}")
     for number, release in enumerate(releases):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory), f"{name}=={release}"]
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory),
+                   f"{name}=={release}"]  # fmt: skip
         subprocess.run(command, check=True)
         [wheel] = directory.glob("*.whl")
         wheel.rename(directory / f"pack.whl.{number}")
@@ -120,7 +123,9 @@ def pack(tree: Path, archive: Path, mode: str) -> None:
         tar.add(tree, arcname="")
 
 
-def tar_contest(bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, scale: float) -> None:
+def tar_contest(
+    bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, scale: float
+) -> None:
     rng = random.Random(7)
     note("tar: making the tree")
     source, tree, empty = directory / "source", directory / "tree", directory / "empty"
@@ -167,7 +172,9 @@ def tar_contest(bench: Bench, report: Report, directory: Path, site: Path, serve
         raise RunFailedError(f"not {CHANGED} files were written: {told}")
 
 
-def zsync_contest(bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, size: int) -> None:
+def zsync_contest(
+    bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, size: int
+) -> None:
     rng = random.Random(size)
     name = f"zsync{size}.tar"
     note(f"{name}: making the tars")
