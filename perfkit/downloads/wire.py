@@ -18,7 +18,7 @@ _TRAILER_FIELDS = 100
 
 _HEAD_END = re.compile(rb"\r?\n\r?\n")  # section 2.2: a lone LF may end a line
 _FOLD = re.compile(r"\n[ \t]+")  # section 5.2: a value that goes on in the next line
-_FIELD = re.compile(r"^([^:\s]+)[ \t]*:[ \t]*(.*?)[ \t]*$", re.MULTILINE)
+_FIELD = re.compile(r"^([^:\s]+)[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: .*)?", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;.*)?\r?\n", re.DOTALL)
 _LENGTH = re.compile(r"\d{1,19}", re.ASCII)
@@ -208,7 +208,7 @@ def _parse(head: bytes) -> tuple[int, int, dict[str, str], list[str]]:
     headers: dict[str, str] = {}
     cookies: list[str] = []
     for name, value in _FIELD.findall(fields):  # a line that is no field is passed over, as browsers do
-        name = name.lower()
+        name, value = name.lower(), value.rstrip(" \t")
         if name == "set-cookie":
             cookies.append(value)
         headers[name] = f"{headers[name]}, {value}" if name in headers else value
