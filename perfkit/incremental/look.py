@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.hashing import hash_file
+from perfkit.filesystem.records import Seen
 from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.plan import Held
@@ -82,9 +83,17 @@ class Look(Mapping[str, Held]):
         kept = os.path.join(self._root, OBJECTS, digest.hex())
         return kept if os.path.exists(kept) else None
 
-    def known(self) -> dict[str, str]:
-        """The SHA-256 of each file that was asked for, in hexadecimal."""
-        return {name: held.sha256.hex() for name, held in self._held.items() if held.sha256}
+    def seen(self, name: str) -> Seen | None:
+        """What a file was when it was asked for, for the commit to see that it still is; None: there was none."""
+        held = self._held.get(name)
+        if held is None or not held.sha256:
+            return None
+        entry = self._entries[name]
+        return Seen(held.sha256.hex(), entry.inode, entry.size, entry.mtime_ns)
+
+    def holder(self, sha256: str) -> str | None:
+        """The name of a file that has this content (hexadecimal), among those that were asked for."""
+        return self._holders.get(bytes.fromhex(sha256))
 
     def _look(self, name: str, entry: ScanEntry) -> Held:
         if entry.kind != "file":
