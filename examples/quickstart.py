@@ -1,4 +1,7 @@
-"""Download real files in parallel, with live bars, from a server that this script starts itself.
+"""Download real files in parallel, with live bars, from a server that this script starts itself. It prints:
+
+    304 files, 117 MiB, every SHA-256 verified
+    asked again: 304 files unchanged, 0 bytes received
 
 No internet and no root needed:  python examples/quickstart.py
 """

@@ -1,13 +1,16 @@
 """Every error perfkit raises of its own: one tree with one root, `PerfkitError`.
 
 Local `OSError` (disk full, permission denied) passes through unchanged, so that "the disk is full" and "the network
-is down" never look alike. Fields survive pickling, so errors cross process pools and task queues whole.
+is down" never look alike. Fields survive pickling, so errors cross process pools and task queues whole. What is shown
+of an error has no passwords and no tokens of URLs; its fields have the URLs as they were given.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from typing import Any
+
+from perfkit.masking import masked, masked_text
 
 __all__ = [
     "BatchError",
@@ -32,6 +35,12 @@ __all__ = [
 class PerfkitError(Exception):
     """Root of the tree: `except PerfkitError` catches all that perfkit raises of its own."""
 
+    def __str__(self) -> str:
+        return masked_text(super().__str__())
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({str(self)!r})"
+
 
 class ConfigError(PerfkitError, ValueError):
     """The caller asked for something that can't be: a bad setting, a bad argument, a closed Toolkit."""
@@ -53,7 +62,7 @@ class TransferError(PerfkitError):
         self.transient = transient
 
     def __str__(self) -> str:
-        return f"{_without_password(self.url)}: {self.reason}"
+        return f"{masked(self.url)}: {masked_text(self.reason)}"
 
 
 class HTTPStatusError(TransferError):
@@ -134,14 +143,6 @@ class FileChangedError(PerfkitError):
 
     def __str__(self) -> str:
         return f"{self.path}: {self.reason}"
-
-
-def _without_password(url: str) -> str:
-    """The URL as it may stand in a log."""
-    scheme, separator, rest = url.partition("://")
-    authority, slash, path = rest.partition("/")
-    user, at, host = authority.rpartition("@")
-    return f"{scheme}{separator}{user.partition(':')[0]}:***@{host}{slash}{path}" if at and ":" in user else url
 
 
 class ManifestError(PerfkitError):

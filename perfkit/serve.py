@@ -22,6 +22,7 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from perfkit.conditional import Representation, part_for, refusal_for
 from perfkit.errors import ConfigError
+from perfkit.masking import masked, masked_text
 
 __all__ = ["Server"]
 
@@ -133,8 +134,11 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._answer(with_body=False)
 
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        _log.debug("%s %s: %s", self.command, masked(self.path), code)
+
     def log_message(self, format: str, *args: object) -> None:
-        _log.debug(format, *args)
+        _log.debug(masked_text(format % args))
 
     def _answer(self, *, with_body: bool) -> None:
         path = self._path()

@@ -13,7 +13,8 @@ from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.transport import HttpTransport, Transport
 from perfkit.errors import BatchError
-from perfkit.progress.meter import Progress
+from perfkit.progress.meter import Progress, Silent
+from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
@@ -59,7 +60,8 @@ class Toolkit:
         self.config = config or Config()
         self._progress = progress
         make = transport or type(self).default_transport
-        self._downloads = DownloadManager(self.config, transport=make, progress=progress)
+        self._patient = Patient(progress or Silent())
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._patient)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -285,8 +287,9 @@ class Toolkit:
         from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import plan
 
-        return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                    selection=selection)  # fmt: skip
+        with self._patient.waiting():
+            return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                        selection=selection, progress=self._progress)  # fmt: skip
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -315,11 +318,15 @@ class Toolkit:
         from perfkit.incremental.recognise import kind_of
         from perfkit.incremental.updater import sync
 
-        return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                    selection=selection)  # fmt: skip
+        with self._patient.waiting():
+            return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
+                        selection=selection, progress=self._progress)  # fmt: skip
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
+
+        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
+        release had there; the report's `as_found` names it.
 
         Args:
             to: its number, as `history` tells; by default the one before the current one.
@@ -357,4 +364,5 @@ class Toolkit:
         """
         from perfkit.incremental.updater import verify
 
-        return verify(self.config, self._downloads, os.fspath(dest), repair)
+        with self._patient.waiting():
+            return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

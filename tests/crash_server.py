@@ -3,7 +3,7 @@
 `when=W` of strace counts each process's calls by itself. So a child that is to die at its K-th call of a kind first
 makes W-K calls of that kind that fail and change nothing: one strace, one start of Python, and any number of cases.
 
-Lines on standard input: `K ACTION ROOT`. Answers on standard output: how the child ended.
+Lines on standard input: `K ACTION ROOT [KIND WHEN]`. Answers on standard output: how the child ended, and its PID.
 """
 
 from __future__ import annotations
@@ -13,9 +13,10 @@ import ctypes
 import fcntl
 import os
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Mapping
 
-from perfkit.errors import RecoveryError
+from perfkit.errors import PerfkitError, RecoveryError
 from perfkit.filesystem.tree import Tree
 
 DONE, FAILED, UNFINISHED = 0, 3, 4
@@ -41,6 +42,13 @@ IDLE: dict[str, Callable[[], object]] = {
     "fchmod": lambda: os.fchmod(_BAD, 0),
     "ioctl": lambda: fcntl.ioctl(_BAD, 0),
     "utimensat": lambda: os.utime("x", dir_fd=_BAD),
+    "rename": lambda: os.rename("/nowhere/at/all", "/nowhere/else"),
+    "unlink": lambda: os.unlink("/nowhere/at/all"),
+    "pwrite64": lambda: os.pwrite(_BAD, b"", 0),
+    "ftruncate": lambda: os.ftruncate(_BAD, 0),
+    "fallocate": lambda: os.posix_fallocate(_BAD, 0, 1),
+    "fsetxattr": lambda: os.setxattr(_BAD, "user.x", b""),
+    "copy_file_range": lambda: os.copy_file_range(_BAD, _BAD, 1),
 }
 
 
@@ -100,27 +108,47 @@ def prune(root: str) -> None:
 ACTIONS = {"change": change, "back": back, "prune": prune, "recover": lambda root: Tree(root).__enter__()}
 
 
-def main(kind: str, when: int) -> None:
+def _idle_in_threads(kind: str, count: int) -> None:
+    """Every thread that is started from now on begins with idle calls: strace counts each thread's calls by itself."""
+    run = threading.Thread.run
+
+    def idle_first(thread: threading.Thread) -> None:
+        idle(kind, count)
+        run(thread)
+
+    threading.Thread.run = idle_first  # type: ignore[method-assign]
+
+
+def idle(kind: str, count: int) -> None:
+    """So many calls of a kind that change nothing."""
+    for _ in range(count if kind in IDLE else 0):
+        with contextlib.suppress(OSError):
+            IDLE[kind]()
+
+
+def main(kind: str, when: int, actions: Mapping[str, Callable[[str], object]] = ACTIONS) -> None:
+    """Serve cases until standard input ends; an action whose name ends in `-threads` dies in a thread of its own."""
     for line in sys.stdin:
-        number, action, root = line.split()
+        number, action, root, *changed = line.split()
+        kind, when = (changed[0], int(changed[1])) if changed else (kind, when)
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
-                if kind in IDLE:
-                    for _ in range(when - int(number)):
-                        with contextlib.suppress(OSError):
-                            IDLE[kind]()
-                ACTIONS[action](root)
+                if action.endswith("-threads"):
+                    _idle_in_threads(kind, when - int(number))
+                else:
+                    idle(kind, when - int(number))
+                actions[action](root)
                 code = DONE
             except RecoveryError:
                 code = UNFINISHED
-            except OSError:
+            except (OSError, PerfkitError):
                 code = FAILED
             finally:
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)}\n")
+        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)} {pid}\n")
         sys.stdout.flush()
 
 

@@ -5,9 +5,9 @@ The environment says where things are: DJANGO_TREE (the tree), DJANGO_SOURCE (th
 
 from __future__ import annotations
 
-import json
 import os
 import threading
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,12 @@ settings.configure(
     ALLOWED_HOSTS=["*"],
     ROOT_URLCONF=__name__,
     INSTALLED_APPS=["perfkit.contrib.django"],
+    LOGGING={
+        "version": 1,
+        "disable_existing_loggers": False,
+        "handlers": {"log": {"class": "logging.StreamHandler"}},
+        "root": {"handlers": ["log"]},
+    },
     PERFKIT={"TREES": {"rules": {"SOURCE": SOURCE, "DEST": DEST}}, "WORKERS": 2, "RETRIES": 1},
 )
 django.setup()
@@ -35,7 +41,6 @@ from django.core.wsgi import get_wsgi_application  # noqa: E402
 
 from perfkit.contrib.django import trees  # noqa: E402
 from perfkit.contrib.django.signals import tree_updated  # noqa: E402
-from perfkit.contrib.django.tasks import sync_tree  # noqa: E402
 
 kit = Toolkit()  # made before the fork, and used on both sides of it
 kit.download(f"{SOURCE}perfkit.json", DEST.with_name("before-the-fork"), resume=False)
@@ -52,7 +57,7 @@ tree_updated.connect(note)
 
 def sync_view(request: HttpRequest) -> JsonResponse:
     """Syncs, waiting for others that do so, and downloads with a Toolkit that has been through a fork."""
-    own = kit.download(f"{SOURCE}perfkit.json", DEST.with_name(f"of-{os.getpid()}"), resume=False)
+    own = kit.download(f"{SOURCE}perfkit.json", DEST.with_name(f"own-{uuid.uuid4()}"), resume=False)
     try:
         report = trees.sync("rules", wait_s=float(request.GET.get("wait", "20")))
     except LockedError as error:
@@ -69,18 +74,20 @@ application = get_wsgi_application()
 celery = Celery("project", broker="filesystem://")
 queue = os.environ.get("CELERY_DIR", ".")
 celery.conf.update(
-    broker_transport_options={"data_folder_in": queue, "data_folder_out": queue, "control_folder": f"{queue}/control"},
-    result_backend=f"file://{queue}/results",
+    broker_transport_options={
+        "data_folder_in": queue,
+        "data_folder_out": queue,
+        "control_folder": f"{queue}/control",
+        "polling_interval": 0.1,
+    },
     worker_prefetch_multiplier=1,
 )
 celery.autodiscover_tasks(["perfkit.contrib.django"])
 
 
 @celery.task
-def sync(name: str) -> dict[str, object]:
-    """What a project's own task would be."""
+def sync(name: str) -> None:
+    """What a project's own task would be; leaves a line with what came of it."""
     report = trees.sync(name, wait_s=20)
-    return {"pid": os.getpid(), "version": report.version, "route": report.route}
-
-
-__all__ = ["json", "sync_tree"]
+    with open(DEST.with_name("answers"), "a", encoding="utf-8") as file:
+        file.write(f"{report.version} {report.route}\n")

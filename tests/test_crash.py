@@ -37,7 +37,7 @@ MUTATING = frozenset(IDLE) | {
 }  # fmt: skip
 
 _SERVER = [sys.executable, "-m", "tests.crash_server"]
-_ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parent.parent)}
 
 Snapshot = dict[str, tuple[int, bytes]]
 
@@ -56,7 +56,7 @@ def snapshot(root: Path) -> Snapshot:
     """Names, permissions and contents of all that is not perfkit's own, and of its manifest, which is part of it."""
     found: Snapshot = {}
     for directory, names, files in os.walk(root):
-        if directory == str(root):
+        if directory == str(root) and ".perfkit" in names:
             names.remove(".perfkit")
         for name in names:
             found[os.path.relpath(os.path.join(directory, name), root)] = (0, b"directory")
@@ -118,7 +118,7 @@ class Server:
         command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={kind}", *inject]
         self._process = subprocess.Popen(
             [*command, *_SERVER, kind, str(when)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=_ENVIRONMENT,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
         )  # fmt: skip
 
     def run(self, number: int, action: str, root: Path) -> int:
@@ -126,7 +126,7 @@ class Server:
         assert self._process.stdout is not None
         self._process.stdin.write(f"{number} {action} {root}\n")
         self._process.stdin.flush()
-        return int(self._process.stdout.readline())
+        return int(self._process.stdout.readline().split()[0])
 
     def close(self) -> None:
         self._process.communicate(timeout=10)
@@ -181,7 +181,7 @@ class Case:
         calls = ",".join(f"?{name}" for name in sorted(MUTATING))
         subprocess.run(
             ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}", *_SERVER, "none", "0"],
-            input=f"0 {self.action} {root}\n", text=True, check=True, capture_output=True, env=_ENVIRONMENT,
+            input=f"0 {self.action} {root}\n", text=True, check=True, capture_output=True, env=ENVIRONMENT,
         )  # fmt: skip
         lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
         parent = lines[0][0]

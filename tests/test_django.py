@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
+from perfkit.incremental.routes.members import Selection
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree
 from tests.terminal import Terminal
@@ -104,16 +106,20 @@ def test_settings_become_configs(tmp_path: Path) -> None:
         "WORKERS": 3, "RATE_LIMIT": "5M", "CA_BUNDLE": tmp_path / "ca.pem", "HEADERS": {"X-Of": "us"}, "VERIFY": True,
         "TREES": {
             "rules": {"SOURCE": "https://example.org/rules/", "DEST": tmp_path / "rules", "WORKERS": 1},
-            "geo": {"SOURCE": "https://example.org/geo/", "DEST": f"{tmp_path}/geo", "AUTH": ["user", "word"]},
+            "geo": {"SOURCE": "https://example.org/geo/", "DEST": f"{tmp_path}/geo", "AUTH": ["user", "word"],
+                    "TYPE": "zip", "STRIP_COMPONENTS": 1, "INCLUDE": ["*.mmdb"]},
+            "list": {"SOURCE": tmp_path / "list.txt", "DEST": tmp_path / "list"},
         },
     })  # fmt: skip
     assert found.problems == ()
     base = Config(workers=3, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
     assert found.config == base
-    rules, geo = found.trees.values()
+    rules, geo, listed = found.trees.values()
     assert (rules.name, rules.source, rules.dest) == ("rules", "https://example.org/rules/", f"{tmp_path}/rules")
     assert rules.config == Config(workers=1, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
-    assert geo.config.auth == ("user", "word")
+    assert (geo.config.auth, geo.type) == (("user", "word"), "zip")
+    assert geo.selection == Selection(strip_components=1, include=("*.mmdb",))
+    assert (listed.source, listed.type, listed.selection) == (f"{tmp_path}/list.txt", None, None)
 
 
 GOOD = {"SOURCE": "https://example.org/", "DEST": "/srv/rules"}
@@ -142,7 +148,13 @@ WRONG = [
     ("E006", {"TREES": {"rules": {**GOOD, "SOURCE": "http://[/"}}}, "https://"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": "rules"}}}, "BASE_DIR"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": 7}}}, "BASE_DIR"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/rules/geo"}}}, "of its own"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 
@@ -225,8 +237,8 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
     assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is there already; nothing to do\n"
 
     site.publish("2", SECOND)
-    (site.dest / "07.rules").write_bytes(b"mine\n")
-    assert "07.rules was edited here; that is kept as 07.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
+    (site.dest / "03.rules").write_bytes(b"mine\n")
+    assert "03.rules was edited here; that is kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
     assert (record["version"], record["generation"], record["told"], record["state"]) == ("2", 2, True, "installed")
     assert record["changed"].endswith("+00:00")
@@ -405,7 +417,7 @@ def test_a_command_of_ones_own(site: Site) -> None:
         with pytest.raises(CommandError) as caught:
             call_command(command, **wrong)
         assert caught.value.returncode == 2
-    with pytest.raises(CommandError, match="1 of 1 failed:\n  .*404") as caught:
+    with pytest.raises(CommandError, match=r"1 of 1 failed:\n  .*404") as caught:
         call_command(command, f"{site.url}missing", where=site.root)
     assert caught.value.returncode == 1
     assert type(caught.value.__cause__).__name__ == "BatchError"
@@ -480,3 +492,16 @@ def test_errors_cross_processes(site: Site) -> None:
     error = ReceiverError("rules", SyncReport(version="1", generation=1), [("app.load", ValueError("x"))])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.report) == (str(error), error.report)
+
+
+def test_the_page_about_django_has_every_check_and_setting() -> None:
+    """docs/django.md and the program agree."""
+    page = (Path(__file__).parent.parent / "docs/django.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `perfkit\.(\w+)` \|", page, re.MULTILINE))
+    assert listed == {number for number, _, _ in WRONG} | {"W001", "W002"}
+    tree = page.partition("Each tree is")[2].partition("###")[0]
+    keys = set(re.findall(r"`([A-Z_]+)`", tree.replace("PERFKIT", "")))
+    known = {name.upper() for name in Config.__dataclass_fields__}
+    assert keys - known == set(conf.OF_A_TREE)
+    for word in re.findall(r"`([A-Z][A-Z_]+)`", page.partition("Each tree is")[0]):
+        assert word in known | {"PERFKIT", "TREES"}, word

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ast
+import itertools
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +16,25 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 @pytest.mark.parametrize("script", [pytest.param(script, id=script.stem) for script in EXAMPLES])
 def test_example(script: Path, tmp_path: Path) -> None:
-    """It ends well, from a directory that is not its own, and says nothing on standard error but progress."""
+    """It prints what its top shows, from a directory that is not its own, and nothing else but progress."""
     command = [sys.executable, str(script)]
     ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
-    assert ended.stdout.strip()
+    assert ended.stdout == shown_at_its_top(script)
+    assert not list(tmp_path.iterdir())
+
+
+def shown_at_its_top(script: Path) -> str:
+    """The indented block after "It prints:" in an example's docstring."""
+    told = (ast.get_docstring(ast.parse(script.read_text(encoding="utf-8"))) or "").partition("It prints:\n\n")[2]
+    return "".join(f"{line.strip()}\n" for line in itertools.takewhile(str.strip, told.splitlines()))
+
+
+def test_examples_can_be_read_at_once() -> None:
+    """None is long."""
+    for script in EXAMPLES:
+        assert len(script.read_text(encoding="utf-8").splitlines()) <= 75, script
 
 
 def test_readme_has_the_commands_that_ci_runs() -> None:

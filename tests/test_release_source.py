@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import itertools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from perfkit import IntegrityError, ManifestError, Toolkit, TransferError
+from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.incremental.release import MAX_POINTER_BYTES, Pointer
 from perfkit.serve import Server
 from tests.fakes import Exchange, WrongServer
@@ -32,7 +33,7 @@ def serving(site: Path, hook: Hook) -> Callable[[Exchange], None]:
             return
         try:
             body = (site / name).read_bytes()
-        except FileNotFoundError:
+        except (FileNotFoundError, IsADirectoryError):
             exchange.respond("404 Not Found")
             return
         etag = f'"{hashlib.sha256(body).hexdigest()}"'
@@ -44,13 +45,22 @@ def serving(site: Path, hook: Hook) -> Callable[[Exchange], None]:
     return handle
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A site with two releases, and a tree in which the first is installed."""
+    home = tmp_path_factory.mktemp("made")
+    with Toolkit() as kit:
+        with Server(publish(kit, home, FIRST, "1")) as server:
+            kit.sync(server.url, home / "tree")
+        publish(kit, home, SECOND, "2")
+    return home
+
+
 @pytest.fixture
-def second(kit: Toolkit, tmp_path: Path) -> Path:
-    """A site with two releases; the first is installed in `tree`."""
-    site = publish(kit, tmp_path, FIRST, "1")
-    with Server(site) as server:
-        kit.sync(server.url, tmp_path / "tree")
-    return publish(kit, tmp_path, SECOND, "2")
+def second(made: Path, tmp_path: Path) -> Path:
+    """The same, for one test; returns the site."""
+    shutil.copytree(made / "tree", tmp_path / "tree", symlinks=True)
+    return shutil.copytree(made / "site", tmp_path / "site")
 
 
 def test_one_edited_file_does_not_end_the_delta(kit: Toolkit, tmp_path: Path) -> None:
@@ -95,17 +105,21 @@ def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: P
 
 def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """The old release's objects are gone when they are asked for: the new release is installed, and no mixture."""
-    client = Client(second)
-    objects = [hop.object.path for hop in client.pointer.hops] + [client.pointer.manifest.object.path]
+    pointer = Client(second).pointer
+    objects = {hop.object.path for hop in pointer.hops} | {pointer.manifest.object.path}
+    before = shutil.copytree(second, tmp_path / "before")
+    publish(kit, tmp_path, THIRD, "3")
+    for path in objects:
+        (second / path).unlink()
+    sites = {"now": before}
 
-    def publish_the_third(name: str, exchange: Exchange) -> bool:
-        if name in objects and Client(second).pointer.serial == 2:
-            publish(kit, tmp_path, THIRD, "3")
-            for path in objects:
-                (second / path).unlink(missing_ok=True)
-        return False
+    def replace_the_site(name: str, exchange: Exchange) -> bool:
+        if name in objects:
+            sites["now"] = second
+        serving(sites["now"], lambda name, exchange: False)(exchange)
+        return True
 
-    with WrongServer(serving(second, publish_the_third)) as server:
+    with WrongServer(serving(before, replace_the_site)) as server:
         report = kit.sync(server.url, tmp_path / "tree")
     assert report.version == "3"
     assert tree_of(tmp_path / "tree") == THIRD
@@ -139,7 +153,7 @@ def test_a_pointer_without_end_is_refused(
         nonlocal sent
         exchange.head("200 OK", **({"Content_Length": str(1 << 40)} if told else {"Connection": "close"}))
         try:
-            while sent < 100 * MAX_POINTER_BYTES:
+            while sent < 1000 * MAX_POINTER_BYTES:
                 exchange.send(b" " * MAX_POINTER_BYTES)
                 sent += MAX_POINTER_BYTES
         except OSError:
@@ -148,7 +162,7 @@ def test_a_pointer_without_end_is_refused(
 
     with pytest.raises(IntegrityError, match="too large"):
         kit.sync(wrong(endless).url, tmp_path / "tree")
-    assert sent < 100 * MAX_POINTER_BYTES
+    assert sent < 1000 * MAX_POINTER_BYTES
 
 
 def test_forward_again_after_a_rollback_costs_the_pointer(kit: Toolkit, tmp_path: Path, second: Path) -> None:
@@ -229,3 +243,33 @@ def test_a_plan_tells_the_price_of_a_delta(kit: Toolkit, tmp_path: Path, second:
     assert (plan.route, plan.bytes, plan.requests) == ("delta", hop.bytes, 1)
     assert plan.seconds > 0
     assert report.route == "delta"
+
+
+def test_a_release_published_again_counts(kit: Toolkit, tmp_path: Path) -> None:
+    """Back at the first tree under its old name, and nothing to do: the pointer between is old all the same."""
+    site = publish(kit, tmp_path, FIRST, "1")
+    with Server(site) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        between = (site / "perfkit.json").read_bytes()
+        publish(kit, tmp_path, FIRST, "1")
+        report = kit.sync(server.url, tmp_path / "tree")
+        assert (report.route, report.generation) == ("none", 1)
+        (site / "perfkit.json").write_bytes(between)
+        with pytest.raises(UpdateError, match="old pointer"):
+            kit.sync(server.url, tmp_path / "tree")
+
+
+def test_a_repair_brings_the_installed_release(kit: Toolkit, tmp_path: Path) -> None:
+    """And not the newer one that the site offers by now."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        (tmp_path / "tree/pkg/b.py").write_bytes(b"damaged")
+        (tmp_path / "tree/README").unlink()
+        report = kit.verify(tmp_path / "tree", repair=True)
+    assert (report.version, report.changed, report.missing) == ("1", ("pkg/b.py",), ("README",))
+    assert report.repaired is not None
+    assert report.repaired.version == "1"
+    assert tree_of(tmp_path / "tree") == {**FIRST, "pkg/b.py.perfkit-local": b"damaged"}
+    assert kit.verify(tmp_path / "tree").intact

@@ -84,19 +84,19 @@ def test_a_repair_is_no_generation(release: Release, tmp_path: Path) -> None:
     assert back(tmp_path, 2) == TWO
 
 
-def test_what_was_edited_and_overwritten_is_refused(release: Release, tmp_path: Path) -> None:
-    """The content before is nowhere: going back says of which files, and leaves the tree as it is."""
+def test_what_was_edited_comes_back_as_it_was(release: Release, tmp_path: Path) -> None:
+    """The content before is nowhere: the way back leads to what the update found, and tells of which files."""
     edit(tmp_path / "a", b"edited")
     (tmp_path / "gone").unlink()
     release.bring(TWO)
-    with pytest.raises(RollbackError, match=r"^a, gone: its content is kept nowhere.*generation 1 can't be restored"):
-        back(tmp_path)
-    assert files(tmp_path) == TWO
-    assert not litter(tmp_path)
     with Tree(tmp_path) as tree:
-        assert tree.history()[-1].bytes_kept == 0
-    assert release.bring({**TWO, "a": b"a of 3"}) == 3
-    assert back(tmp_path) == TWO
+        assert sorted(tree.switch().as_found) == ["a"]
+    assert files(tmp_path) == {name: b"edited" if name == "a" else data for name, data in ONE.items() if name != "gone"}
+    assert back(tmp_path, 2) == TWO
+    with Tree(tmp_path) as tree:
+        assert tree.switch(1).as_found == ("a",)
+        assert tree.switch(0, edits="keep").aside == {"a": "a.perfkit-local"}
+    assert files(tmp_path) == {"a.perfkit-local": b"edited"}
 
 
 def test_what_was_edited_has_a_twin(release: Release, tmp_path: Path) -> None:

@@ -31,13 +31,15 @@ def add_serve(serve: Parser) -> None:
 def _serve(arguments: argparse.Namespace) -> int:
     from perfkit.serve import Server
 
+    server = Server(arguments.site, port=arguments.port)
     try:
-        with Server(arguments.site, port=arguments.port) as server:
+        with server:
             if arguments.json:
                 print_text(json.dumps({"url": server.url}) + "\n")
             elif not arguments.quiet:
                 say(f"perfkit: serving {arguments.site} at {server.url}; Ctrl-C ends it")
             server.wait()
     except KeyboardInterrupt:
+        server.close()  # it may have come before the block was entered
         return INTERRUPTED
     return 0

@@ -89,7 +89,7 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def add_sync(sync: Parser) -> None:
     """The options of `perfkit sync`."""
-    sync.description = "Bring a tree to what a release, an archive, a .zsync or a list offers, fetching what differs."
+    sync.description = "Bring a tree to what a release, an archive or a list offers; moves what differs."
     sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
@@ -155,7 +155,10 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    tell(arguments, dataclasses.asdict(report), f"generation {report.generation}, {report.version}")
+    note = f"generation {report.generation}, {report.version}"
+    if report.as_found:
+        note += f"; as it had been edited, since the release's own is not kept: {', '.join(report.as_found)}"
+    tell(arguments, dataclasses.asdict(report), note)
     return 0
 
 

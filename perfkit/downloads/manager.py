@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import queue
 import threading
 import time
 import weakref
@@ -248,6 +249,9 @@ class DownloadManager:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this Toolkit is closed; make a new one")
+        if SimpleQueue is not queue.SimpleQueue:  # greenlets would wait for each other in real, blocking queues
+            raise ConfigError("gevent patched this process after perfkit was imported: have it patched first "
+                              "(gunicorn: without --preload, or patch in its configuration file)")  # fmt: skip
 
     def _join(self, batch: _Batch, total: int | None) -> None:
         with self._lock:

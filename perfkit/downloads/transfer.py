@@ -44,6 +44,7 @@ from perfkit.errors import (
     TransferTimeoutError,
 )
 from perfkit.filesystem.paths import safe_basename
+from perfkit.masking import masked
 from perfkit.progress.meter import FileMeter
 
 __all__ = ["Tools", "Transfer"]
@@ -239,7 +240,7 @@ class Transfer:
             self._changed(task, str(change))
         except Exception as error:
             if not isinstance(error, PerfkitError | OSError | _GiveUp):
-                _log.exception("%s: a bug in perfkit", self.request.url)
+                _log.exception("%s: a bug in perfkit", masked(self.request.url))
             self._failed(task, error)
         finally:
             if task.draft is not None and task.runner is not None:
@@ -303,6 +304,8 @@ class Transfer:
                 cancel=runner.cancel,
             ) as response:
                 self._tools.controller.answered(time.monotonic() - asked_s)
+                if _log.isEnabledFor(logging.DEBUG):  # these two texts cost more than they look
+                    _log.debug("GET %s, %s: status %d", masked(source), headers.get("Range", "all"), response.status)
                 answer = judge(
                     response.status, response.headers, start=start, end=end, total=draft.total, ranged=draft.ranges
                 )
@@ -537,7 +540,7 @@ class Transfer:
             if self._restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
-        _log.info("%s: starts over: %s", self.request.url, reason)
+        _log.info("%s: starts over: %s", masked(self.request.url), reason)
         self._replace(draft, None)
         draft.retire(but=task.runner)
 
@@ -560,8 +563,9 @@ class Transfer:
                 return
             if error.transient and self._count_failure(runner, now):
                 wait_s = _backoff_s(self._tools.config, self._failures)
+                _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
             elif self._source + 1 < len(self._sources):
-                _log.info("%s: on to the next mirror: %s", self._sources[self._source], error)
+                _log.info("%s: on to the next mirror: %s", masked(self._sources[self._source]), error)
                 self._source, self._at, self._failures, wait_s = self._source + 1, None, 0, 0.0
                 if draft is not None:
                     draft.change_source(self._sources[self._source])
@@ -683,7 +687,7 @@ class Transfer:
             else:
                 return False
             self._ended = False
-        _log.info("%s: starts over: %s", self.request.url, error)
+        _log.info("%s: starts over: %s", masked(self.request.url), error)
         self._replace(draft, None)
         draft.retire()
         return True
@@ -699,6 +703,9 @@ class Transfer:
         if self._unchanged:
             size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
             version = self._known
+        if _log.isEnabledFor(logging.DEBUG):
+            came = "left alone" if self._unchanged else f"{self._received} bytes in {self._requests} requests"
+            _log.debug("%s: %s", masked(self.request.url), came if self._error is None else f"gave up: {self._error}")
         self._on_end(
             Download(
                 url=self.request.url,

@@ -113,6 +113,7 @@ class Committer:
             abandon()
             self.discard()
             raise done
+        _log.debug("%s: %d steps committed", self._beneath.root, len(firm) + len(rest))
 
     def _write_journal(self, firm: Sequence[Step], rest: Sequence[Step]) -> None:
         name, fd = self.stage_file()

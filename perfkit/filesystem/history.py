@@ -17,6 +17,7 @@ __all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "for
 
 HISTORY = ".perfkit/history"
 STATE = ".perfkit/state"
+_OURS = ".perfkit/"  # what `write_private` wrote rides along, and is no file of the tree's
 
 
 @dataclass(frozen=True, slots=True)
@@ -102,24 +103,25 @@ def record_name(number: int) -> str:
 
 
 def record_of(
-    number: int, label: Mapping[str, str], changes: Sequence[Change], lacking: Collection[str] = ()
+    number: int, label: Mapping[str, str], changes: Sequence[Change], as_found: Collection[str] = ()
 ) -> Iterator[bytes]:
     """The header, the contents that undoing needs, and the changes; so that most readers stop early.
 
     Args:
-        lacking: contents that undoing would need, and that are kept nowhere.
+        as_found: names whose content before is what others had made of it, since what it should have been is not kept.
     """
-    before = {change.before.sha256: change.before.size for change in changes
-              if change.before is not None and change.before.sha256 not in lacking}  # fmt: skip
+    before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
+    files = [change for change in changes if not change.name.startswith(_OURS)]
     head = {
         "format": FORMAT,
         "generation": number,
         "label": dict(label),
         "created_s": time.time(),
-        "added": sum(change.before is None for change in changes),
-        "changed": sum(change.before is not None and change.after is not None for change in changes),
-        "removed": sum(change.after is None for change in changes),
+        "added": sum(change.before is None for change in files),
+        "changed": sum(change.before is not None and change.after is not None for change in files),
+        "removed": sum(change.after is None for change in files),
         "bytes_before": sum(before.values()),
+        "as_found": list(as_found),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
     return seal(itertools.chain([head, list(before)], rows))
@@ -137,8 +139,14 @@ def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], list[str]]:
         raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
 
-def changes_of(beneath: Beneath, number: int) -> list[Change]:
-    """What this generation changed.
+@dataclass(frozen=True, slots=True)
+class _Record:
+    changes: list[Change]
+    as_found: list[str]
+
+
+def _record(beneath: Beneath, number: int) -> _Record:
+    """What this generation changed, and of which names it found something else before than should have been.
 
     Raises:
         RollbackError: the record is damaged or gone.
@@ -148,23 +156,32 @@ def changes_of(beneath: Beneath, number: int) -> list[Change]:
             head, _before, *rows = unseal(file)
         if head["format"] != FORMAT:
             raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
-        return [Change(name, unpack(before), unpack(after)) for name, before, after in rows]
+        return _Record([Change(name, unpack(before), unpack(after)) for name, before, after in rows], head["as_found"])
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
 
-def changes_between(beneath: Beneath, numbers: Sequence[int], *, undo: bool) -> Iterator[Change]:
-    """These records as one: `before` is what the tree should hold now, `after` what it is to hold."""
+def changes_between(beneath: Beneath, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
+    """These records as one: `before` is what the tree should hold now, `after` what it is to hold.
+
+    The names beside them are those whose `after` is what others had made of the file, and not what it should have been.
+
+    Raises:
+        RollbackError: a record is damaged or gone.
+    """
     first: dict[str, Content | None] = {}
     last: dict[str, Content | None] = {}
+    as_found: set[str] = set()
     for number in numbers:
-        for change in changes_of(beneath, number):
+        record = _record(beneath, number)
+        for change in record.changes:
             before, after = (change.after, change.before) if undo else (change.before, change.after)
             first.setdefault(change.name, before)
             last[change.name] = after
-    for name, before in first.items():
-        if before != last[name]:
-            yield Change(name, before, last[name])
+            as_found.discard(change.name)
+        if undo:
+            as_found.update(record.as_found)
+    return [Change(name, before, last[name]) for name, before in first.items() if before != last[name]], as_found
 
 
 def needed_objects(beneath: Beneath, timeline: Timeline) -> set[str]:
@@ -174,7 +191,7 @@ def needed_objects(beneath: Beneath, timeline: Timeline) -> set[str]:
     for number in timeline.chain[1 : here + 1]:
         needed.update(_head(beneath, number)[1])
     for number in timeline.chain[here + 1 :]:
-        needed.update(change.after.sha256 for change in changes_of(beneath, number) if change.after is not None)
+        needed.update(change.after.sha256 for change in _record(beneath, number).changes if change.after is not None)
     return needed
 
 
@@ -199,7 +216,7 @@ def generations(beneath: Beneath, timeline: Timeline) -> list[Generation]:
         if 0 < place <= here:
             kept = head["bytes_before"]
         elif place > here:
-            sizes = {c.after.sha256: c.after.size for c in changes_of(beneath, number) if c.after is not None}
+            sizes = {c.after.sha256: c.after.size for c in _record(beneath, number).changes if c.after is not None}
             kept = sum(sizes.values())
         found.append(
             Generation(

@@ -29,13 +29,16 @@ _SHOWN = 5  # names in an error
 class Switch:
     """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
 
-    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes.
+    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes; `overwritten` the
+    edited names that are not kept; `as_found` the names that get back what others had made of them.
     """
 
     target: int
     changes: list[Change]
     aside: dict[str, str]
     kept: list[Change]
+    overwritten: tuple[str, ...]
+    as_found: tuple[str, ...]
     sources: dict[str, str]
 
 
@@ -56,7 +59,8 @@ def plan_switch(
     changes: list[Change] = []
     edited: list[Change] = []
     leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
-    for wanted in changes_between(beneath, numbers, undo=undo):
+    between, as_found = changes_between(beneath, numbers, undo=undo)
+    for wanted in between:
         found = beneath.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
@@ -81,7 +85,9 @@ def plan_switch(
         sources[fresh] = _linked(beneath, committer, change.name)
         aside[change.name] = fresh
         kept.append(Change(fresh, None, change.before))
-    return Switch(target, changes, aside, kept, sources)
+    overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
+    left = tuple(change.name for change in changes if change.name in as_found)
+    return Switch(target, changes, aside, kept, overwritten, left, sources)
 
 
 def _holds(found: Content, content: Content | None) -> bool:
@@ -147,7 +153,7 @@ class _Staging:
         try:
             fd = open_regular(self._beneath, kept)
         except (FileNotFoundError, UpdateError):
-            raise _LostError("its content is kept nowhere, since others changed or removed it before") from None
+            raise _LostError("its kept content is gone, or no regular file") from None
         try:
             if digest_of(fd, kept) != content.sha256:
                 raise _LostError("its kept content was changed by others, through a hard link")

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 
-from perfkit.errors import FileChangedError, UpdateError
+from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
@@ -28,12 +29,15 @@ _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
 class Commit:
     """What came of a transaction or a switch: the generation the tree is in, and every name that changed.
 
-    `aside` has the edited files that a switch kept, by name, and the names they are kept under.
+    `aside` has the edited files that a switch kept, by name, and the names they are kept under; `overwritten` those
+    that it did not keep; `as_found` those that came back as others had left them, for want of what they should be.
     """
 
     generation: int
     changes: tuple[Change, ...] = ()
     aside: Mapping[str, str] = field(default_factory=dict)
+    overwritten: tuple[str, ...] = ()
+    as_found: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,12 +45,12 @@ class Prepared:
     """What is to be done to the disk, and what the generation's record says of it.
 
     They differ where others changed a file: `told` then has as `before` what the generation before had, not what they
-    made of it. `lacking` are contents of that kind that nothing has any more.
+    made of it; but for the names in `as_found`, where what it had is kept nowhere, and the way back leads to theirs.
     """
 
     changes: list[Change]
     told: list[Change]
-    lacking: set[str]
+    as_found: list[str]
 
 
 @dataclass(frozen=True, slots=True)
@@ -302,7 +306,7 @@ class Transaction:
         """Look at what is to be replaced, and keep what the way back needs."""
         check_places(self._beneath, self._final)
         changes: list[Change] = []
-        told: list[Change] = []
+        told: list[tuple[Change, Content | None]] = []  # beside what was found
         lost: dict[str, Content] = {}
         for name in sorted(self._final.keys() | self._noted):
             found = self._found(name)
@@ -315,10 +319,13 @@ class Transaction:
             before = self._meant(name) or found
             if name in self._aside or before == after:
                 continue
-            told.append(Change(name, before, after))
+            told.append((Change(name, before, after), found))
             if before is not None and (found is None or before.sha256 != found.sha256):
                 lost[before.sha256] = before
-        return Prepared(changes, told, self._lacking(lost))
+        lacking = self._lacking(lost)
+        as_found = {each.name: found for each, found in told if each.before and each.before.sha256 in lacking}
+        kept = [replace(each, before=as_found.get(each.name, each.before)) for each, _ in told]
+        return Prepared(changes, [each for each in kept if each.before != each.after], list(as_found))
 
     def _found(self, name: str) -> Content | None:
         """What stands there; it is kept if it is to go."""
@@ -373,7 +380,9 @@ def with_stats(beneath: Beneath, changes: Iterable[Change]) -> tuple[Change, ...
     """The changes, each with what stat(2) says of its file now."""
     done = []
     for change in changes:
-        found = beneath.lstat(change.name) if change.after is not None else None
+        found = None
+        with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
+            found = beneath.lstat(change.name) if change.after is not None else None
         if found is not None:
             times = (found.st_mtime_ns, found.st_ctime_ns)
             change = replace(change, stat=FileStat(found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), *times))

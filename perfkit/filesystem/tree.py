@@ -166,7 +166,7 @@ class Tree:
             way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits)
             firm, rest = self._steps([*way.changes, *way.kept], way.sources, replace(timeline, current=way.target))
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(way.target, with_stats(self._beneath, way.changes), way.aside)
+        return Commit(way.target, with_stats(self._beneath, way.changes), way.aside, way.overwritten, way.as_found)
 
     def history(self) -> list[Generation]:
         """The generations that `switch` can reach, oldest first.
@@ -214,7 +214,7 @@ class Tree:
             if prepared.told:
                 record, fd = self._committer.stage_file()
                 with open(fd, "wb") as file:
-                    file.writelines(record_of(timeline.current, label, prepared.told, prepared.lacking))
+                    file.writelines(record_of(timeline.current, label, prepared.told, prepared.as_found))
                 firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(timeline.current, with_stats(self._beneath, changes))

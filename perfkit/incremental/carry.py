@@ -17,6 +17,8 @@ from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Local, Plan
 from perfkit.incremental.sources import Source
 from perfkit.incremental.statcache import next_tick_ns
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Done", "carry_out"]
 
@@ -47,6 +49,7 @@ def carry_out(
     source: Source,
     *,
     probe: str,
+    progress: Progress | None = None,
 ) -> Done:
     """Change the tree as planned, all of it or nothing.
 
@@ -57,20 +60,12 @@ def carry_out(
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
-    entries = {entry.name: entry for entry in wanted}
     label = {"version": source.version, "source": source.url}
-    with tree.transaction(label, known=look.known(), meant=_meant(installed)) as tx:
-        work = _Work(tree.root, tx, entries, assembly)
-        for name, fresh in plan.aside.items():
-            tx.set_aside(name, fresh)
-        for name in plan.noted:
-            tx.note(name)
-        work.place_local(plan.local)
-        for name in plan.modes:
-            work.copy(name, os.path.join(tree.root, name))
-        work.place_assembled((*plan.stored, *plan.fetch))
-        for name in plan.remove:
-            tx.remove(name, missing_ok=True)
+    transaction = tree.transaction(label, known=look.known(), meant=_meant(installed))
+    todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
+    with Stage(progress, "commit", files=todo) as shown, transaction as tx:
+        work = _Work(tree.root, tx, {entry.name: entry for entry in wanted}, assembly, shown)
+        work.carry(plan)
         tx.write_private(MANIFEST, wanted.raw)
         tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
                                             serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
@@ -96,42 +91,63 @@ def _meant(installed: Manifest) -> Meant:
 class _Work:
     """The files of one transaction, put in place."""
 
-    def __init__(self, root: str, tx: Transaction, entries: dict[str, Entry], assembly: Assembly) -> None:
+    def __init__(self, root: str, tx: Transaction, entries: dict[str, Entry], assembly: Assembly, shown: Stage) -> None:
         self.bytes_written = 0
+        self._shown = shown
         self._root = root
         self._tx = tx
         self._entries = entries
         self._assembly = assembly
 
-    def place_local(self, local: Iterable[Local]) -> None:
+    def carry(self, plan: Plan) -> None:
+        """All of the plan."""
+        for name, fresh in plan.aside.items():
+            self._tx.set_aside(name, fresh)
+        for name in plan.noted:
+            self._tx.note(name)
+        self._place_local(plan.local)
+        for name in plan.modes:
+            self._copy(name, os.path.join(self._root, name))
+        self._place_assembled((*plan.stored, *plan.fetch))
+        for name in plan.remove:
+            self._tx.remove(name, missing_ok=True)
+            self._shown.count(files=1)
+
+    def _place_local(self, local: Iterable[Local]) -> None:
         """What is made of contents that the tree has already."""
         for each in local:
             if each.move:
                 self._tx.move(each.source, each.name)
+                self._shown.count(files=1)
             else:
-                self.copy(each.name, os.path.join(self._root, each.source))
+                self._copy(each.name, os.path.join(self._root, each.source))
 
-    def place_assembled(self, names: Iterable[str]) -> None:
+    def _place_assembled(self, names: Iterable[str]) -> None:
         """What was fetched or kept: the first file of each content is adopted, others are copies."""
         first: dict[bytes, str] = {}
         for name in names:
             entry = self._entries[name]
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))
+                self._shown.count(files=1)
             elif first.setdefault(entry.sha256, name) != name:
-                self.copy(name, self._assembly.done[entry.sha256])
+                self._copy(name, self._assembly.done[entry.sha256])
         for digest, name in first.items():
             entry = self._entries[name]
             self._tx.adopt(name, self._assembly.done[digest], sha256=digest.hex(), mode=_mode(entry))
-            self.bytes_written += entry.size
+            self._done(entry)
 
-    def copy(self, name: str, path: str) -> None:
+    def _copy(self, name: str, path: str) -> None:
         """The content of another file, if it is the right one."""
         entry = self._entries[name]
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")
-        self.bytes_written += content.size
+        self._done(entry)
+
+    def _done(self, entry: Entry) -> None:
+        self.bytes_written += entry.size
+        self._shown.count(files=1, count_bytes=entry.size)
 
 
 def _mode(entry: Entry) -> int:

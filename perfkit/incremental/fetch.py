@@ -5,13 +5,18 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
+from perfkit.downloads.peek import Peek
+from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing import hash_file
-from perfkit.filesystem.store import copy_into, write_all
+from perfkit.filesystem.store import copy_into
 from perfkit.incremental.manifest import Manifest
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Assembly", "Fetcher"]
 
@@ -32,6 +37,17 @@ class Fetcher:
     def path(self, name: str) -> str:
         """Where a request of this name leaves its file."""
         return os.path.join(self.stage, name)
+
+    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
+        """The first `most` bytes of a file, and what its origin says of it, unless it is the version `known`.
+
+        Raises:
+            TransferError: no answer that can be used.
+        """
+        seen = self._downloads.peek(url, most=most, known=known)
+        self.requests += seen.requests
+        self.bytes_received += len(seen.first)
+        return seen
 
     def get(self, requests: Sequence[Request]) -> list[Download]:
         """What came of these, in their order; each must have a name.
@@ -57,11 +73,26 @@ class Assembly:
         done: the paths of contents that are whole.
     """
 
-    def __init__(self, stage: str) -> None:
+    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
         self._stage = stage
+        self._progress = progress
+        self._shown: Stage | None = None
         self.done: dict[bytes, str] = {}
         self._left: dict[bytes, int] = {}
         self._open: tuple[bytes, int] | None = None
+
+    @contextlib.contextmanager
+    def making(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
+        """Show, inside this block, what is made: so many contents of so many bytes, where that is known."""
+        with Stage(self._progress, "apply", files=files, total_bytes=total_bytes) as self._shown:
+            try:
+                yield
+            finally:
+                self._shown = None
+
+    def _count(self, *, files: int = 0, count_bytes: int = 0) -> None:
+        if self._shown is not None:
+            self._shown.count(files=files, count_bytes=count_bytes)
 
     def take_up(self, sizes: Mapping[bytes, int]) -> None:
         """Find what an earlier run made of these contents."""
@@ -85,19 +116,35 @@ class Assembly:
             else:
                 os.unlink(fresh)
 
-    def add(self, pieces: Iterable[bytes]) -> tuple[bytes, int]:
+    def add(self, pieces: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
         """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
-        path = os.path.join(self._stage, "content~")
         digest, size = hashlib.sha256(), 0
-        with open(_create(path), "wb", buffering=0) as file:
+        with self.begin() as file:
             for piece in pieces:
-                write_all(file.fileno(), piece)
+                file.write(piece)
                 digest.update(piece)
                 size += len(piece)
-        found = digest.digest()
-        os.rename(path, self._path(found))
-        self.done[found] = self._path(found)
-        return found, size
+                self._count(count_bytes=len(piece))
+        self.end(digest.digest())
+        return digest.digest(), size
+
+    def begin(self) -> BinaryIO:
+        """A new file for a content whose digest isn't known before; one at a time. `end` takes it in."""
+        return open(_create(self._fresh), "wb")
+
+    def end(self, digest: bytes) -> None:
+        """The file of `begin` is written and closed; its content has this SHA-256."""
+        self.adopt(self._fresh, digest)
+
+    def adopt(self, path: str, digest: bytes) -> None:
+        """Take in a file of the stage, which has this SHA-256."""
+        os.rename(path, self._path(digest))
+        self.done[digest] = self._path(digest)
+        self._count(files=1)
+
+    @property
+    def _fresh(self) -> str:
+        return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest) -> Callable[[int, int, memoryview], None]:
         """Takes parts of the files of this manifest."""
@@ -118,6 +165,7 @@ class Assembly:
             count = os.pwrite(self._open[1], data, offset)
             data, offset = data[count:], offset + count
             self._left[digest] -= count
+            self._count(count_bytes=count)
         if self._left[digest] <= 0:
             self._close()
             self._finish(digest)
@@ -130,6 +178,7 @@ class Assembly:
             return  # it stays missing, and another route may bring it
         os.rename(path + "~", path)
         self.done[digest] = path
+        self._count(files=1)
 
     def _close(self) -> None:
         if self._open is not None:

@@ -64,17 +64,17 @@ class Installed:
         installed = self.serial if self.source == source else 0
         return max(installed, self.serials.get(source, 0))
 
-    def note_serial(self) -> None:
-        """See that the serial outlives this installation; to be called before another takes its place.
+    def note(self, source: str, serial: int) -> None:
+        """Write down that this serial was installed, so that no rollback and no other source makes it forgotten.
 
         Raises:
             OSError: it can't be written.
         """
-        if self.serial <= self.serials.get(self.source, 0):
+        if serial <= self.serials.get(source, 0):
             return
         path = os.path.join(self.root, OWN, _SERIALS)
         with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self.serials, self.source: self.serial}, file)
+            json.dump({**self.serials, source: serial}, file)
         os.replace(f"{path}~", path)
 
 

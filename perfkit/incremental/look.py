@@ -11,6 +11,8 @@ from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.plan import Held
 from perfkit.incremental.statcache import Patch, StatCache
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["Look", "entries"]
 
@@ -36,9 +38,10 @@ class Look(Mapping[str, Held]):
         now_ns: the file system's clock, before anything was.
     """
 
-    def __init__(self, root: str, cache: StatCache, *, now_ns: int) -> None:
+    def __init__(self, root: str, cache: StatCache, *, now_ns: int, progress: Progress | None = None) -> None:
         self.patch = Patch()
         self._root = root
+        self._progress = progress
         self._cache = cache
         self.now_ns = now_ns
         self._entries = {entry.name: entry for entry in entries(root)} if os.path.isdir(root) else {}
@@ -64,7 +67,13 @@ class Look(Mapping[str, Held]):
 
     def of(self, names: Iterable[str]) -> dict[str, Held]:
         """What stands under these names; those under which nothing does are left out."""
-        return {name: self[name] for name in names if name in self._entries}
+        found = {}
+        with Stage(self._progress, "look") as shown:
+            for name in names:
+                if name in self._entries:
+                    found[name] = self[name]
+                    shown.count(files=1, count_bytes=found[name].size)
+        return found
 
     def where(self, digest: bytes) -> str | None:
         """The path of a file that has this content, among those that were asked for; or else of the history."""

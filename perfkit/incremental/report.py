@@ -25,6 +25,7 @@ class SyncReport:
     unchanged: int = 0
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
     overwritten: tuple[str, ...] = ()  # edited files that were not kept
+    as_found: tuple[str, ...] = ()  # that came back as others had left them, as what the release had is kept nowhere
     seconds: float = 0.0
 
 

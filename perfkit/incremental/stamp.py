@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable
@@ -38,14 +39,13 @@ def stamp(
         certain_ns: by name, `clock_ns` when the content was certain, as in `Patch.record`: for what we wrote, after
             that and before the commit; for what was hashed, before it was.
         probe: the file for `clock_ns`.
-
-    Raises:
-        OSError: the clock can't be read.
     """
     mine = [change for change in changes if not change.name.startswith(f"{OWN}/")]
     if not mine:
         return
-    seen_ns = next_tick_ns(probe)  # later than our own renames
+    seen_ns = 0
+    with contextlib.suppress(OSError):  # without a clock nothing is certain, and the files are read again
+        seen_ns = next_tick_ns(probe)  # later than our own renames
     for change in mine:
         status = _lstat(os.path.join(root, change.name))
         if change.after is None or status is None or status != _then(change) or change.name in but:

@@ -27,9 +27,13 @@ from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.routes.members import Selection
-from perfkit.incremental.sources import Source, open_source, reopen_source
+from perfkit.incremental.sources import Source
+from perfkit.incremental.sources.opening import open_source, reopen_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.masking import masked
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["history", "plan", "rollback", "sync", "verify"]
 
@@ -38,7 +42,7 @@ _log = logging.getLogger(__name__)
 
 def sync(
     config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None,
+    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
 ) -> SyncReport:  # fmt: skip
     """Bring `dest` to what `origin` offers. See `Toolkit.sync`."""
     began_s = time.monotonic()
@@ -46,13 +50,13 @@ def sync(
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.stage)
         ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
-        report = _bring_newest(tree, fetcher, ask, installed, _policy(config))
+        report = _bring_newest(_Job(tree, fetcher, installed, _policy(config), progress), ask)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
 def plan(
     config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None,
+    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
 ) -> Plan:  # fmt: skip
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
@@ -61,7 +65,7 @@ def plan(
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
-        assembly = Assembly(stage)
+        assembly = Assembly(stage, progress=progress)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
         missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
@@ -81,44 +85,62 @@ def _policy(config: Config) -> LocalChanges:
     raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
 
 
-def _bring_newest(
-    tree: Tree, fetcher: Fetcher, ask: Callable[[], Source], installed: Installed, policy: LocalChanges
-) -> SyncReport:
+@dataclass(frozen=True, slots=True)
+class _Job:
+    """What one sync or repair works on and with."""
+
+    tree: Tree
+    fetcher: Fetcher
+    installed: Installed
+    policy: LocalChanges
+    progress: Progress | None
+
+
+def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
     """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
     source = ask()
-    _refuse_older(source, installed)
+    _refuse_older(source, job.installed)
     try:
-        return _bring(tree, fetcher, source, installed, policy)
+        return _bring(job, source)
     except (ManifestError, TransferError) as error:
         if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
             raise
         newer = ask()
         if newer.record() == source.record():
             raise
-        _log.info("%s: it changed while it was fetched, and %s is taken instead", source.url, newer.version)
-    _refuse_older(newer, installed)
-    return _bring(tree, fetcher, newer, installed, policy)
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
+    _refuse_older(newer, job.installed)
+    return _bring(job, newer)
 
 
-def _bring(tree: Tree, fetcher: Fetcher, source: Source, installed: Installed, policy: LocalChanges) -> SyncReport:
+def _bring(job: _Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
+    tree, installed = job.tree, job.installed
     cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
-    look = Look(tree.root, cache, now_ns=clock_ns(probe))
-    assembly = Assembly(tree.stage)
+    look = Look(tree.root, cache, now_ns=clock_ns(probe), progress=job.progress)
+    assembly = Assembly(tree.stage, progress=job.progress)
     wanted = _wanted(source, installed, look, assembly)
-    plan = _decide(tree.root, source, wanted, installed, look, policy)
+    plan = _decide(tree.root, source, wanted, installed, look, job.policy)
+    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
+               tree.root, source.kind, source.version, len(plan.keep), len(plan.local) + len(plan.stored),
+               len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
+    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
+               "+".join(routes) or "no route")  # fmt: skip
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
                         unchanged=len(plan.keep))  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
-        installed.note_serial()
-        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe)
+        installed.note(installed.source, installed.serial)
+        done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
+                         progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
         stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+    elif source.serial > installed.highest(source.url):
+        installed.note(source.url, source.serial)
     _remember(tree.root, cache, look, wanted)
     _tidy(tree.stage, source.keeps)
-    return replace(report, requests=fetcher.requests, bytes_received=fetcher.bytes_received)
+    return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
 def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
@@ -196,10 +218,11 @@ def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
     """Nothing of what was fetched is needed any more, but what the next sync asks about."""
-    for name in os.listdir(stage):
-        if name not in keep:
-            with contextlib.suppress(OSError):
-                os.unlink(os.path.join(stage, name))
+    with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
+        for name in os.listdir(stage):
+            if name not in keep:
+                with contextlib.suppress(OSError):
+                    os.unlink(os.path.join(stage, name))
 
 
 def _own(root: str, name: str) -> str:
@@ -212,11 +235,11 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     _must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
-        before.note_serial()
+        before.note(before.source, before.serial)
         probe = _own(tree.root, "clock")
         began_ns = clock_ns(probe)
         commit = tree.switch(to, edits=_policy(config))
-        after = read_installed(tree.root)
+        after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
             stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
@@ -231,8 +254,18 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
             unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
+            overwritten=commit.overwritten, as_found=commit.as_found,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
+
+
+def _read_afterwards(root: str) -> Installed:
+    """What is installed now; the change is made, and that this can't be read must not look as if it were not."""
+    try:
+        return read_installed(root)
+    except OSError as error:
+        _log.warning("%s: rolled back, but what is installed now can't be read: %s", root, error)
+        return Installed(root)
 
 
 def history(dest: str) -> list[Generation]:
@@ -242,7 +275,9 @@ def history(dest: str) -> list[Generation]:
         return tree.history()
 
 
-def verify(config: Config, downloads: DownloadManager, dest: str, repair: bool) -> VerifyReport:
+def verify(
+    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: Progress | None = None
+) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
     _must_be_managed(dest)
@@ -250,14 +285,15 @@ def verify(config: Config, downloads: DownloadManager, dest: str, repair: bool) 
         installed = read_installed(tree.root)
         if installed.kind is None:
             raise UpdateError(f"{dest}: nothing is installed here; sync first")
-        found = _compare(tree.root, installed.manifest)
+        found = _compare(tree.root, installed.manifest, progress)
         repaired = None
         if repair and (found.missing or found.changed):
             with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
                 os.unlink(_own(tree.root, "statcache"))
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
             fetcher = Fetcher(downloads, tree.stage)
-            repaired = _bring(tree, fetcher, reopen_source(fetcher, installed), installed, policy)
+            job = _Job(tree, fetcher, installed, policy, progress)
+            repaired = _bring(job, reopen_source(fetcher, installed))
         return VerifyReport(
             version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
             bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
@@ -275,22 +311,24 @@ class _Compared:
     hashed: int = 0
 
 
-def _compare(root: str, manifest: Manifest) -> _Compared:
+def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compared:
     """Read every file of the manifest."""
     expected = {entry.name: entry for entry in manifest}
     found = _Compared(set(expected), [], [])
-    for each in entries(root):
-        entry = expected.get(each.name)
-        if entry is None:
-            found.extra.append(each.name)
-            continue
-        found.missing.discard(each.name)
-        right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
-        if stat.S_ISREG(each.mode):
-            found.hashed += each.size
-            right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
-        if not right:
-            found.changed.append(each.name)
+    with Stage(progress, "verify", files=len(expected), total_bytes=manifest.total_bytes) as shown:
+        for each in entries(root):
+            entry = expected.get(each.name)
+            if entry is None:
+                found.extra.append(each.name)
+                continue
+            found.missing.discard(each.name)
+            right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
+            if stat.S_ISREG(each.mode):
+                found.hashed += each.size
+                right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
+            if not right:
+                found.changed.append(each.name)
+            shown.count(files=1, count_bytes=each.size)
     return found
 
 

@@ -143,7 +143,9 @@ def _total_row(snapshot: Snapshot) -> _Row:
     value, total = snapshot.received_bytes, snapshot.total_bytes
     if total is None and snapshot.files_total:
         value, total = snapshot.files_done + snapshot.files_failed, snapshot.files_total
-    return _Row("total", value, total, details, f"{_pace(snapshot):>20}")
+    return _Row(
+        "total" if snapshot.phase == "download" else snapshot.phase, value, total, details, f"{_pace(snapshot):>20}"
+    )
 
 
 def _sizes(received_bytes: int, total_bytes: int | None) -> str:

@@ -97,8 +97,9 @@ def _line(snapshot: Snapshot, share: float | None) -> str:
     total = f"/{amount(snapshot.total_bytes)}" if snapshot.total_bytes is not None else ""
     files = f"{snapshot.files_done}" + (f"/{snapshot.files_total}" if snapshot.files_total is not None else "")
     failed = f", {snapshot.files_failed} failed" if snapshot.files_failed else ""
+    what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
     return (
-        f"{percent}{amount(snapshot.received_bytes)}{total}  {amount(snapshot.speed_bytes_per_s)}/s"
+        f"{what}{percent}{amount(snapshot.received_bytes)}{total}  {amount(snapshot.speed_bytes_per_s)}/s"
         f"  ETA {clock(snapshot.eta_s)}  {files} files{failed}"
     )
 

@@ -37,7 +37,8 @@ def summary(snapshot: Snapshot) -> str:
     came = snapshot.received_bytes - snapshot.resumed_bytes
     speed = came / snapshot.elapsed_s if snapshot.elapsed_s > 0 else 0.0
     files = f"{snapshot.files_done} file{'' if snapshot.files_done == 1 else 's'}"
-    parts = [f"{files}, {amount(snapshot.received_bytes)} in {clock(snapshot.elapsed_s)}, {amount(speed)}/s"]
+    what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
+    parts = [f"{what}{files}, {amount(snapshot.received_bytes)} in {clock(snapshot.elapsed_s)}, {amount(speed)}/s"]
     if snapshot.resumed_bytes:
         parts.append(f"{amount(snapshot.resumed_bytes)} were there already")
     if snapshot.files_failed:

@@ -20,7 +20,7 @@ __all__ = ["check_deployment", "check_settings"]
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[checks.CheckMessage]:
-    """`perfkit.E001` to `E008`: settings that can't work; `W001`: a tree that this user can't change."""
+    """`perfkit.E001` to `E009`: settings that can't work; `W001`: a tree that this user can't change."""
     found = read(getattr(settings, "PERFKIT", {}))
     messages: list[checks.CheckMessage] = [
         checks.Error(f"{each.where} {each.what}.", hint=each.hint, id=f"perfkit.{each.id}") for each in found.problems

@@ -20,11 +20,14 @@ from django.conf import settings
 
 from perfkit.config import Config, parse_size
 from perfkit.errors import ConfigError
+from perfkit.incremental.recognise import kind_of
+from perfkit.incremental.routes.members import Selection
 
-__all__ = ["Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
+__all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
 _SIZES = frozenset({"rate_limit", "buffer_bytes", "min_segment_bytes", "stall_bytes_per_s"})  # may be "5M"
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
 _NAME = re.compile(r"\w[\w.-]*")  # what a command line takes for a name, and not for an option
 
 
@@ -33,8 +36,10 @@ class TreeSettings:
     """One entry of `PERFKIT["TREES"]`."""
 
     name: str
-    source: str  # URL
+    source: str  # a URL, or the absolute path of a list
     dest: str  # absolute path
+    type: str | None = None  # what the source is, as `Toolkit.sync` takes it; None: that is recognised
+    selection: Selection | None = None  # of an archive's files
     config: Config = field(default_factory=Config)  # PERFKIT's own, with what the tree says
 
 
@@ -135,28 +140,64 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
         problems.append(Problem("E001", where, f"must be a dictionary; got {entry!r}", hint))
         return None
-    values = _config_values(where, entry, {"SOURCE", "DEST"}, problems)
+    values = _config_values(where, entry, OF_A_TREE, problems)
     source = _source(f'{where}["SOURCE"]', entry.get("SOURCE"), problems)
     dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
+    kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
+    selection = _selection(where, entry, problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
-    return TreeSettings(name=name, source=source, dest=dest, config=config)
+    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, config=config)
 
 
 def _source(where: str, value: object, problems: list[Problem]) -> str | None:
     if value is None:
         problems.append(Problem("E005", where, "is missing", "Give the URL of the site that `perfkit publish` made."))
         return None
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
     if isinstance(value, str):
+        if os.path.isabs(value):
+            return value
         try:
             parts = urlsplit(value)
             if parts.scheme in ("http", "https") and parts.hostname:
                 return value
         except ValueError:
             pass
-    problems.append(Problem("E006", where, f"must be an http or https URL; got {value!r}", "Begin it with https://."))
+    hint = "Begin it with https://, or give the absolute path of a list of URLs."
+    problems.append(Problem("E006", where, f"must be an http or https URL; got {value!r}", hint))
     return None
+
+
+def _type(where: str, value: object, problems: list[Problem]) -> str | None:
+    try:
+        kind = kind_of(value if value is None else str(value))
+        return None if kind is None else str(kind)
+    except ConfigError as error:
+        problems.append(Problem("E009", where, f"can't be: {error}", "Leave it out to have it recognised."))
+        return None
+
+
+def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:
+    """Which files of an archive are wanted, if the tree says so."""
+    strip = entry.get("STRIP_COMPONENTS", 0)
+    if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
+        what = f"must be a number, 0 or more; got {strip!r}"
+        problems.append(Problem("E009", f'{where}["STRIP_COMPONENTS"]', what, "It cuts off that many directories."))
+        strip = 0
+    patterns: dict[str, tuple[str, ...]] = {}
+    for key in ("INCLUDE", "EXCLUDE"):
+        value = entry.get(key, ())
+        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+            what = f"must be a list of patterns; got {value!r}"
+            problems.append(Problem("E009", f"{where}[{_quoted(key)}]", what, 'Write ["*.rules"].'))
+            value = ()
+        patterns[key] = tuple(value)
+    if not strip and not any(patterns.values()):
+        return None
+    return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"])
 
 
 def _dest(where: str, value: object, problems: list[Problem]) -> str | None:

@@ -53,7 +53,11 @@ def sync(
     """
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
-    return _change(tree, wait_s, config, progress, lambda kit: kit.sync(tree.source, tree.dest))
+
+    def bring(kit: Toolkit) -> SyncReport:
+        return kit.sync(tree.source, tree.dest, type=tree.type, selection=tree.selection)
+
+    return _change(tree, wait_s, config, progress, bring)
 
 
 def rollback(name: str, *, to: int | None = None, wait_s: float = 0.0, config: Config | None = None) -> SyncReport:
@@ -83,7 +87,7 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
-        return kit.plan(tree.source, tree.dest)
+        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol
 
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 
-__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "refresh"]
+__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "Writable",
+           "refresh"]  # fmt: skip
 
 CHUNK_BYTES = 256 << 10
 
@@ -22,6 +23,14 @@ class Readable(Protocol):
 
     def read(self, size: int, /) -> bytes:
         """At most `size` bytes; none at the end."""
+        ...
+
+
+class Writable(Protocol):
+    """A binary stream, written forwards."""
+
+    def write(self, data: bytes, /) -> object:
+        """Write all of it."""
         ...
 
 
@@ -70,6 +79,21 @@ class Selection:
     def __post_init__(self) -> None:
         if self.strip_components < 0:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
+
+    @classmethod
+    def of(cls, record: Mapping[str, Any]) -> Selection:
+        """What `record` gave."""
+        return cls(strip_components=int(record.get("strip_components", 0)), include=tuple(record.get("include", ())),
+                   exclude=tuple(record.get("exclude", ())))  # fmt: skip
+
+    def record(self) -> dict[str, object]:
+        """As JSON has it."""
+        return {"strip_components": self.strip_components, "include": [*self.include], "exclude": [*self.exclude]}
+
+    def __str__(self) -> str:
+        words = [f"strip {self.strip_components}"] if self.strip_components else []
+        words += [f"+{pattern}" for pattern in self.include] + [f"-{pattern}" for pattern in self.exclude]
+        return " ".join(words)
 
     def name(self, member: str) -> str | None:
         """The name in the tree of what an archive calls `member`; None if it isn't wanted. Not yet a safe name.

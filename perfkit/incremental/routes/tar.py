@@ -13,7 +13,7 @@ from perfkit.errors import ManifestError
 from perfkit.incremental.routes.codecs import Unpacked
 from perfkit.incremental.routes.members import Limits, Member, Readable, Roster, Selection
 
-__all__ = ["is_header", "read_members"]
+__all__ = ["Content", "is_header", "read_members"]
 
 _BLOCK = 512
 _EXTENSION_BYTES = 256 << 10  # the most that one PAX header or long name may have

@@ -17,7 +17,7 @@ from urllib.parse import urljoin
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name
 from perfkit.incremental.routes.codecs import Unpacked
-from perfkit.incremental.routes.members import CHUNK_BYTES, Limits, Readable
+from perfkit.incremental.routes.members import CHUNK_BYTES, Limits, Readable, Writable
 from perfkit.incremental.routes.ranges import coalesce
 
 __all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "make_recipe", "parse_control",
@@ -221,7 +221,7 @@ def _recipe(where: list[int], size: int, block_size: int, old_size: int, gap: in
 
 
 def assemble(
-    control: Control, recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Readable], out: BinaryIO
+    control: Control, recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Readable], out: Writable
 ) -> None:
     """Write the new file to `out`, and see that it is the right one.
 
@@ -267,7 +267,7 @@ def _read_old(old: BinaryIO, step: Copy) -> Iterator[bytes]:
         yield piece
 
 
-def unpack_whole(control: Control, downloaded: BinaryIO, out: BinaryIO | None) -> None:
+def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -> None:
     """Verify a whole download of one of `control.urls`, and write what it unpacks to.
 
     Args:

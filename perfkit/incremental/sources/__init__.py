@@ -9,7 +9,7 @@ the tree. What it needs to know the next time, such as validators, it gives to `
 A release knows every digest beforehand. An archive or a list does not: its `manifest` fetches what may differ from
 what is `held` into the assembly, takes the digests there, and so finds little or nothing left to do in `fetch`.
 
-A new kind of source is a class with these members, and a line in `open_source`.
+A new kind of source is a class with these members, and a line in `opening`.
 """
 
 from __future__ import annotations
@@ -17,16 +17,12 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from perfkit.errors import ConfigError, UpdateError
-from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed
+from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held, Offer
 from perfkit.incremental.recognise import Kind
-from perfkit.incremental.routes.members import Selection
-from perfkit.incremental.sources.release import open_release, reopen_release
 
-__all__ = ["Source", "Where", "open_source", "reopen_source"]
+__all__ = ["Source", "Where"]
 
 Where = Callable[[bytes], str | None]
 
@@ -92,46 +88,3 @@ class Source(Protocol):
     def record(self) -> dict[str, object]:
         """JSON kept in the tree as `Installed.state`: what `unchanged`, the next sync and a repair need."""
         ...
-
-
-def open_source(
-    fetcher: Fetcher,
-    source: str,
-    installed: Installed,
-    *,
-    kind: Kind | None = None,
-    selection: Selection | None = None,
-    dry_run: bool = False,
-) -> Source:
-    """Ask the origin what it has now, in one conditional request where something is installed from it.
-
-    Args:
-        source: a URL, or the path of a list.
-        kind: what it is; by default it is recognised by what is there.
-        selection: which files of an archive are wanted, and their names in the tree.
-        dry_run: content is not wanted, if the manifest can be had without.
-
-    Raises:
-        ConfigError: it is of no kind that is known, or `kind` and `selection` don't fit.
-        ManifestError, TransferError, OSError: as the methods of `Source`.
-    """
-    if kind not in (None, Kind.RELEASE):
-        raise ConfigError(f"{source}: a {kind} can't be synchronised yet")
-    if selection is not None:
-        raise ConfigError("a release has no members to choose from; a selection is for archives")
-    return open_release(fetcher, source, installed, dry_run=dry_run)
-
-
-def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
-    """The source as it was when `installed` was made, to repair the tree from it.
-
-    Raises:
-        UpdateError: it has something else now.
-        ManifestError, TransferError, OSError: as the methods of `Source`.
-    """
-    if installed.kind is Kind.RELEASE:
-        return reopen_release(fetcher, installed)
-    found = open_source(fetcher, installed.source, installed, kind=installed.kind)
-    if not found.unchanged():
-        raise UpdateError(f"{installed.source} has something else by now; sync brings that, and mends what is damaged")
-    return found

@@ -27,8 +27,9 @@ def follow(paths: Iterable[str], old: Manifest, where: Callable[[bytes], str | N
     Raises:
         ManifestError: a delta is damaged so that the manifest it leads to can't be told.
     """
-    for path in paths:
-        old = _apply(path, old, where, assembly)
+    with assembly.making():
+        for path in paths:
+            old = _apply(path, old, where, assembly)
     return old
 
 

@@ -56,11 +56,12 @@ class Packs:
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
         staged = self._objects.fetch_ranges(self._index, ranges)
         failure: ManifestError | None = None
-        for each in ranges:
-            try:
-                self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
-            except ManifestError as error:
-                failure = error
+        with assembly.making(files=len(missing)):
+            for each in ranges:
+                try:
+                    self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
+                except ManifestError as error:
+                    failure = error
         assembly.forget_parts()
         if failure is not None or missing.difference(assembly.done):
             self._discard(ranges, staged)

@@ -16,6 +16,7 @@ from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs
+from perfkit.masking import masked
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
@@ -43,13 +44,16 @@ def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: b
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
-    """The release that is installed, whatever the site offers now.
+    """The release that is installed, even if the site offers another one now.
 
     Raises:
-        ManifestError: what the tree says of it is damaged.
+        ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
     """
-    pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
-    return ReleaseSource(Objects(fetcher, installed.source), pointer, installed)
+    objects = Objects(fetcher, installed.source)
+    pointer = objects.pointer()
+    if pointer.manifest_sha256 != installed.manifest_sha256:
+        pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
+    return ReleaseSource(objects, pointer, installed)
 
 
 class ReleaseSource:
@@ -151,7 +155,7 @@ class ReleaseSource:
                 raise
             self._over.add((route, variant))
             self._error = error
-            _log.warning("%s: the route by %s fails: %s", self.url, variant or route, error)
+            _log.warning("%s: the route by %s fails: %s", masked(self.url), variant or route, error)
 
     def _take(self, offer: Offer, manifest: Manifest, assembly: Assembly) -> None:
         if offer.route == "delta":

@@ -1,0 +1,19 @@
+"""A command of one's own: it is given a Toolkit, and has --workers, --limit-rate and --no-progress."""
+
+from typing import Any
+
+from django.core.management.base import CommandError
+
+from perfkit import Toolkit
+from perfkit.contrib.django.conf import tree_settings
+from perfkit.contrib.django.management import ToolkitCommand
+
+
+class Command(ToolkitCommand):
+    help = "Hash every file of the ruleset again."
+
+    def run(self, kit: Toolkit, **options: Any) -> None:
+        report = kit.verify(tree_settings("rules").dest)
+        if not report.intact:
+            raise CommandError(f"missing: {report.missing}; changed: {report.changed}; `perfkit_sync rules` mends that")
+        self.stdout.write(self.style.SUCCESS(f"{report.files} files are as {report.version} has them"))

@@ -1,0 +1,69 @@
+"""A server that is busy, one that is gone, one that lies, and a mirror that saves the day. It prints:
+
+    busy: whole after 2 retries
+    gone and lying, but mirrored: sha256 verified
+    no mirror left: IntegrityError, and no file: True
+
+To run it:  python examples/retry_and_mirrors.py
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import http.server
+import os
+import tempfile
+import threading
+from pathlib import Path
+
+from perfkit import Config, IntegrityError, Toolkit
+from perfkit.serve import Server
+
+DATA = os.urandom(1 << 20)
+CHECKSUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"
+
+
+class Busy(http.server.SimpleHTTPRequestHandler):
+    """Answers 503 twice, then as it should."""
+
+    refusals = 2
+
+    def do_GET(self) -> None:
+        if Busy.refusals:
+            Busy.refusals -= 1
+            self.send_error(503)
+        else:
+            super().do_GET()
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        site, dest = Path(scratch, "site"), Path(scratch, "f.bin")
+        site.mkdir()
+        (site / "f.bin").write_bytes(DATA)
+        (site / "lie.bin").write_bytes(b"not at all what was promised")
+        handler = functools.partial(Busy, directory=str(site))
+        with Server(site) as server, Toolkit(Config(retries=3, backoff_base_s=0.01)) as kit, \
+                http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as busy:  # fmt: skip
+            threading.Thread(target=busy.serve_forever, args=(0.05,), daemon=True).start()
+            done = kit.download(f"http://127.0.0.1:{busy.server_port}/f.bin", dest)
+            print(f"busy: whole after {done.retries} retries")
+            busy.shutdown()
+
+            mirrors = [f"{server.url}lie.bin", f"{server.url}f.bin"]  # a mirror needs a checksum to be trusted
+            done = kit.download(f"{server.url}gone.bin", dest, mirrors=mirrors, checksum=CHECKSUM, resume=False)
+            print(f"gone and lying, but mirrored: {(done.checksum or '').partition(':')[0]} verified")
+
+            other = Path(scratch, "other.bin")
+            try:
+                kit.download(f"{server.url}lie.bin", other, checksum=CHECKSUM)
+            except IntegrityError as error:
+                print(f"no mirror left: {type(error).__name__}, and no file: {not other.exists()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""Leave the line to others by day: the limit of running downloads follows the clock. It prints:
+
+    07:00  no limit
+    08:00  16 MiB/s
+    18:00  no limit
+    24.0 MiB came, and the limit was changed under way
+
+A day passes in a second here. In earnest, yield `datetime.now().hour` every minute instead of `quick_day()`.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from perfkit import Toolkit
+from perfkit.serve import Server
+
+BY_DAY = 16 << 20  # bytes per second
+
+
+def limit_at(hour: int) -> int | None:
+    return BY_DAY if 8 <= hour < 18 else None
+
+
+def quick_day() -> Iterator[int]:
+    """The hour, now and again."""
+    for hour in range(7, 20):
+        yield hour
+        time.sleep(0.08)
+
+
+def follow_the_clock(kit: Toolkit, hours: Iterator[int]) -> None:
+    """Set the limit whenever it becomes another; downloads under way heed it at once."""
+    last: int | None = -1
+    for hour in hours:
+        limit = limit_at(hour)
+        if limit != last:
+            kit.set_rate_limit(limit)
+            print(f"{hour:02}:00  {'no limit' if limit is None else f'{limit >> 20} MiB/s'}")
+            last = limit
+
+
+def main() -> None:
+    with tempfile.TemporaryDirectory() as scratch:
+        Path(scratch, "big.bin").write_bytes(os.urandom(24 << 20))
+        # The server sends 16 MiB a second on each connection, so that there is something to slow down.
+        with Server(scratch, bytes_per_s=16 << 20) as server, Toolkit() as kit:
+            clock = threading.Thread(target=follow_the_clock, args=(kit, quick_day()))
+            clock.start()
+            done = kit.download(f"{server.url}big.bin", Path(scratch, "copy.bin"))
+            clock.join()
+        print(f"{done.bytes / (1 << 20):.1f} MiB came, and the limit was changed under way")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,136 @@
+"""Which kind a source is of, and its opening. What can't be told for certain is an error, and not guessed."""
+
+from __future__ import annotations
+
+from perfkit.downloads.peek import Peek
+from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
+from perfkit.incremental.fetch import Fetcher
+from perfkit.incremental.installed import Installed
+from perfkit.incremental.recognise import FIRST_BYTES, Kind, recognise
+from perfkit.incremental.release import POINTER_NAME
+from perfkit.incremental.routes.members import Selection
+from perfkit.incremental.sources import Source
+from perfkit.incremental.sources.origin import Origin, known_version
+from perfkit.incremental.sources.release import open_release, reopen_release
+
+__all__ = ["open_source", "reopen_source"]
+
+_ARCHIVES = (Kind.ZIP, Kind.TAR)
+_LISTS = (Kind.URLS, Kind.METALINK)
+_PEEK_BYTES = {Kind.ZIP: 1024, Kind.TAR: 1024}  # of a kind that is known: more would be fetched twice
+
+
+def open_source(
+    fetcher: Fetcher,
+    source: str,
+    installed: Installed,
+    *,
+    kind: Kind | None = None,
+    selection: Selection | None = None,
+    dry_run: bool = False,
+) -> Source:
+    """Ask the origin what it has now, in one conditional request where something is installed from it.
+
+    Args:
+        source: a URL, or the path of a list.
+        kind: what it is; by default what it was when it was installed from before, or else what its content says.
+        selection: which files of an archive are wanted, and their names in the tree.
+        dry_run: content is not wanted, if the manifest can be had without.
+
+    Raises:
+        ConfigError: it is of no kind that is known, or `kind` and `selection` don't fit.
+        ManifestError, TransferError, OSError: as the methods of `Source`.
+    """
+    seen = None
+    if not source.startswith(("http://", "https://")):
+        kind = _local_kind(source, kind)
+    elif kind is None:
+        kind = _kind_before(source, installed)
+    if kind is None and source.endswith(("/", POINTER_NAME)):
+        kind = Kind.RELEASE
+    if kind is None:
+        kind, seen = _recognised(fetcher, source)
+    if selection is not None and kind not in _ARCHIVES:
+        raise ConfigError(f"{source} is {kind}: only archives (zip, tar) have members to choose from")
+    if kind is Kind.RELEASE:
+        return open_release(fetcher, source, installed, dry_run=dry_run)
+    return _open(fetcher, source, installed, kind, selection or Selection(), seen)
+
+
+def _local_kind(source: str, kind: Kind | None) -> Kind:
+    """The kind of a list in a file of this machine."""
+    try:
+        with open(source, "rb") as file:
+            found = kind or recognise(source, file.read(FIRST_BYTES))
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+        raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+    if found is None or found not in _LISTS:
+        what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"{found}, and no list"
+        raise ConfigError(f"{source} is {what}; other sources than lists are given by their URL")
+    return found
+
+
+def _kind_before(source: str, installed: Installed) -> Kind | None:
+    same = source == installed.source or f"{source.removesuffix(POINTER_NAME).rstrip('/')}/" == installed.source
+    return installed.kind if same else None
+
+
+def _recognised(fetcher: Fetcher, source: str) -> tuple[Kind, Peek | None]:
+    """The kind of what is at a URL, by its content; a site's URL need not end in a slash."""
+    try:
+        seen = fetcher.peek(source, most=FIRST_BYTES)
+    except HTTPStatusError as error:
+        if error.transient:
+            raise
+        return Kind.RELEASE, None  # the pointer tells: a site needs no index
+    kind = recognise(source, seen.first, seen.content_type)
+    return (Kind.RELEASE, None) if kind is None else (kind, seen)
+
+
+def _open(
+    fetcher: Fetcher, source: str, installed: Installed, kind: Kind, selection: Selection, seen: Peek | None
+) -> Source:
+    if kind in _LISTS:
+        from perfkit.incremental.sources.lists import open_list
+
+        return open_list(fetcher, source, kind, installed)
+    most = _PEEK_BYTES.get(kind, FIRST_BYTES)
+    if seen is None:
+        before = installed.state if (installed.kind, installed.source) == (kind, source) else {}
+        same = selection == Selection.of(before.get("selection", {}))
+        known = known_version(before.get("origin", {})) if same else None
+        seen = fetcher.peek(source, most=most, known=known)
+    origin = Origin(fetcher, seen, lambda: fetcher.peek(source, most=most))
+    if kind is Kind.ZIP:
+        from perfkit.incremental.sources.zip import ZipSource
+
+        return ZipSource(origin, selection, installed)
+    if kind is Kind.TAR:
+        from perfkit.incremental.sources.tar import TarSource
+
+        return TarSource(origin, selection, installed)
+    from perfkit.incremental.sources.zsync import ZsyncSource
+
+    return ZsyncSource(origin, fetcher, installed)
+
+
+def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
+    """The source as it was when `installed` was made, to repair the tree from it.
+
+    Raises:
+        UpdateError: it has something else now.
+        ManifestError, TransferError, OSError: as the methods of `Source`.
+    """
+    kind = installed.kind
+    assert kind is not None
+    if kind is Kind.RELEASE:
+        return reopen_release(fetcher, installed)
+    if kind in _LISTS:
+        from perfkit.incremental.sources.lists import reopen_list
+
+        return reopen_list(fetcher, installed)
+    selection = Selection.of(installed.state.get("selection", {}))
+    found = _open(fetcher, installed.source, installed, kind, selection, None)
+    if not found.unchanged():
+        raise UpdateError(f"{installed.source} has something else by now; sync brings that, and mends what is damaged")
+    return found

@@ -1,0 +1,99 @@
+"""A tar archive, compressed or not: fetched as one file, which can be resumed, and read once, forwards."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+from collections.abc import Iterator, Mapping
+
+from perfkit.errors import ManifestError, UnsafePathError
+from perfkit.incremental.fetch import Assembly
+from perfkit.incremental.installed import Installed
+from perfkit.incremental.manifest import Entry, Manifest
+from perfkit.incremental.plan import Held, Offer
+from perfkit.incremental.recognise import Kind
+from perfkit.incremental.routes.members import Member, Selection, refresh
+from perfkit.incremental.routes.tar import Content, read_members
+from perfkit.incremental.sources import Where
+from perfkit.incremental.sources.origin import Origin, label
+
+__all__ = ["TarSource"]
+
+_SMALL_BYTES = 1 << 20  # members up to this size are held in memory until their digest is known
+
+
+class TarSource:
+    """One version of a tar archive. See `Source` for what the methods do."""
+
+    kind = Kind.TAR
+    serial = 0
+    keeps: frozenset[str] = frozenset()
+
+    def __init__(self, origin: Origin, selection: Selection, installed: Installed) -> None:
+        self.url = origin.url
+        self._origin = origin
+        self._selection = selection
+        self._routes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
+
+    def unchanged(self) -> bool:
+        return self._origin.unchanged
+
+    def record(self) -> dict[str, object]:
+        return {"origin": self._origin.record(), "selection": self._selection.record()}
+
+    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
+        with self._archive() as members:
+            entries = []
+            for member, content in members:
+                there = held.get(member.name)
+                digest = _digest(member, content, there, where, assembly)
+                entries.append(Entry(member.name, member.size, digest, member.executable))
+        return Manifest.of(entries)
+
+    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+        return ()
+
+    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+        names = {entry.name for entry in manifest if entry.sha256 in missing}
+        if names:
+            with self._archive() as members:
+                for member, content in members:
+                    if member.name in names:
+                        assembly.add(content)
+        return self._routes
+
+    @contextlib.contextmanager
+    def _archive(self) -> Iterator[Iterator[tuple[Member, Content]]]:
+        """The wanted members. A damaged archive is removed from the stage, and fetched anew the next time."""
+        path = self._origin.whole()
+        self._routes = ("tar",)
+        try:
+            with open(path, "rb", buffering=0) as source:
+                yield read_members(source, selection=self._selection)
+        except (ManifestError, UnsafePathError):
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)
+            raise
+
+
+def _digest(member: Member, content: Content, held: Held | None, where: Where, assembly: Assembly) -> bytes:
+    """The SHA-256 of a member, which is in the assembly then unless the tree has it under this name."""
+    if member.size <= _SMALL_BYTES:
+        data = b"".join(content)
+        digest = hashlib.sha256(data).digest()
+        if held is None or held.sha256 != digest:
+            assembly.add((data,))
+        return digest
+    path = where(held.sha256) if held is not None and held.sha256 and held.size == member.size else None
+    with contextlib.ExitStack() as stack:
+        old = None if path is None else stack.enter_context(open(path, "rb", buffering=0))
+        result = refresh(member, content, old, assembly.begin)
+    digest = bytes.fromhex(result.sha256)
+    if result.changed:
+        assembly.end(digest)
+    return digest
