@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from perfkit import BatchError, ConfigError, FileChangedError
-from perfkit.filesystem import batch, hashing
-from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many
+from perfkit.filesystem import hashing
+from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.hashtree import hash_tree
 from perfkit.filesystem.scan import scan, scan_batches
@@ -586,5 +586,5 @@ def test_the_toolkit_wires_it(tree: Path, tmp_path: Path, kit: Any) -> None:
 
 def test_pieces_of_a_batch_are_bounded() -> None:
     """A batch of writes is cut by number and by size."""
-    portions = [len(each) for each in batch._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
+    portions = [len(each) for each in writing._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
     assert portions == [64, 37, 1]
