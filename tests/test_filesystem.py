@@ -128,7 +128,8 @@ def test_what_vanishes_is_told_in_place(tmp_path: Path) -> None:
 
 
 _AS_SOMEBODY = """
-import json, os, sys
+import concurrent.futures.thread, json, os, sys
+import perfkit.filesystem.hashing  # all of it now: where Python is, somebody may not read either
 from perfkit.filesystem.hashtree import hash_tree
 from perfkit.filesystem.scan import scan
 os.chdir(sys.argv[1])
