@@ -27,8 +27,8 @@ FLOORS = (
 )
 FRONT = {"__init__", "__main__"}  # the package's own lazy names point everywhere; nobody inside needs them
 DOORS = {
-    "requests": "downloads/transport.py",
-    "urllib3": "downloads/transport.py",
+    "requests": "downloads/conventions.py",
+    "urllib3": "downloads/conventions.py",
     "progressbar": "progress/bars.py",
     "watchdog": "filesystem/watch.py",
 }

@@ -15,6 +15,8 @@ import trustme
 import urllib3
 
 from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
+from perfkit.downloads.conventions import Conventions
+from perfkit.downloads.transport import _PLAIN_URL
 from tests.fakes import Exchange, WrongServer
 
 BODY = b"bytes" * 1000
@@ -309,15 +311,56 @@ def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pyt
                     "Basic " + base64.b64encode(b"other:one").decode(), None]  # fmt: skip
 
 
-def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """urllib3-future, which takes urllib3's place when niquests is installed, has no such connection."""
+def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path: Path) -> None:
+    """urllib3-future, which takes urllib3's place when niquests is installed, has no such connection: only proxies
+    need one.
+    """
 
     class Other:
         pass
 
     monkeypatch.setattr(urllib3.connection, "HTTPConnection", Other)
+    server = wrong(lambda x: x.serve(BODY))
+    with Toolkit(Config()) as kit:
+        assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
     with Toolkit(Config()) as kit, pytest.raises(ConfigError, match="urllib3-future"):
-        kit.download("http://127.0.0.1:9/f", tmp_path / "f")
+        kit.download(f"{server.url}/f", tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [("/f", True), ("/a/b.c/d-e_f~", True), ("/a/", True), ("/", True), ("/f?a=b&c=d/e", True), ("/f?", True),
+     ("/a//b", True), ("", False), ("/a/../b", False), ("/./a", False), ("/a b", False), ("/%7e", False), ("/ä", False),
+     ("/f#g", False), ("/f?a=%41", False), ("/.hidden", False)],
+)  # fmt: skip
+def test_plain_urls_are_sent_as_requests_would(url: str, plain: bool) -> None:
+    """What the short way takes for plain needs no quoting; requests says so."""
+    whole = f"http://example.org:8080{url}"
+    assert bool(_PLAIN_URL.fullmatch(whole)) == plain
+    if plain:
+        sent = Conventions(Config()).quoted(whole)
+        assert sent.removesuffix("?") == whole.removesuffix("?")
+
+
+def test_a_url_to_be_quoted(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """Spaces, umlauts and dots go out as requests sends them."""
+    server = wrong(lambda x: x.serve(BODY))
+    fetch(kit, f"{server.url}/a/../b ä?q=ö#part", tmp_path)
+    assert server.requests[0].path == "/b%20%C3%A4?q=%C3%B6"
+
+
+def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """One that its server ended without a word is no place to send the next request to."""
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY)
+        x.hang_up()
+
+    server = wrong(handler)
+    for _ in range(3):
+        assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    assert len(server.requests) == 3
 
 
 def test_ipv6(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:

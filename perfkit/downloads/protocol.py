@@ -8,8 +8,6 @@ import datetime
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from email.message import Message
-from email.utils import collapse_rfc2231_value, parsedate_to_datetime
 
 __all__ = [
     "Answer",
@@ -124,6 +122,8 @@ def validator_of(headers: Headers) -> Validator:
 
 
 def _date(text: str | None) -> datetime.datetime | None:
+    from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
+
     try:
         date = parsedate_to_datetime(text or "")
     except (ValueError, IndexError, OverflowError):
@@ -162,6 +162,9 @@ def content_disposition_name(text: str | None) -> str | None:
     """The file name in a Content-Disposition (RFC 6266, RFC 8187), as sent and not yet safe."""
     if not text or len(text) > 4096:
         return None
+    from email.message import Message
+    from email.utils import collapse_rfc2231_value
+
     message = Message()
     message["Content-Disposition"] = text
     try:
