@@ -173,7 +173,7 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
     pointer = forge.pointer
     if part == "delta":
         (hop,) = pointer.hops
-        data = damaged(forge.good[forge.origin.site / hop.object.path], how)
+        data = damaged(forge.good[forge.origin.site / hop.object.path], how) or b"x"
         forge.offer(dataclasses.replace(pointer, hops=(dataclasses.replace(hop, object=forge.put(data)),)))
         assert forge.sync(start) is None
         return
