@@ -18,7 +18,7 @@ from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
-    from perfkit.filesystem.hashing import FileHash
+    from perfkit.filesystem.filehash import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.transaction import Transaction
     from perfkit.filesystem.tree import Generation
@@ -181,7 +181,7 @@ class Toolkit:
         Raises:
             ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
         """
-        from perfkit.filesystem.hashing import hash_tree
+        from perfkit.filesystem.hashtree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
@@ -334,6 +334,7 @@ class Toolkit:
             TransferError: it can't be fetched; the tree is as it was.
             UpdateError: there are local changes that are to be refused, or the source offers an older release than was
                 installed from it; the tree is as it was.
+            FileChangedError: a file that the release changes was edited meanwhile; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.

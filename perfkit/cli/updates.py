@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.output import INTERRUPTED, print_text, progress_for, tell
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
+from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
+    from perfkit.filesystem.history import Generation
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
+    from perfkit.incremental.report import SyncReport
     from perfkit.incremental.routes.members import Selection
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
@@ -129,9 +133,20 @@ def _sync(arguments: argparse.Namespace) -> int:
             _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
             return 0
         report = kit.sync(arguments.source, arguments.dest, **chosen)
-    tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
-         f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
+    tell(arguments, dataclasses.asdict(report), f"{report.version}, generation {report.generation}: {report.added} "
+         f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
+         f"{report.route}{_edits(report)}")  # fmt: skip
     return 0
+
+
+def _edits(report: SyncReport) -> str:
+    """What became of files that others had edited."""
+    kept = "".join(f"; {name} had been edited, and is kept as {fresh}" for name, fresh in report.aside.items())
+    lost = "".join(f"; {name} had been edited, and was overwritten" for name in report.overwritten)
+    back = "".join(
+        f"; {name} is as it had been edited, since the release's own is not kept" for name in report.as_found
+    )
+    return kept + lost + back
 
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:
@@ -172,10 +187,9 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    note = f"generation {report.generation}, {report.version}"
-    if report.as_found:
-        note += f"; as it had been edited, since the release's own is not kept: {', '.join(report.as_found)}"
-    tell(arguments, dataclasses.asdict(report), note)
+    version = report.version or "as it was before the first one"
+    tell(arguments, dataclasses.asdict(report), f"{version}, generation {report.generation}: {report.added} added, "
+         f"{report.changed} changed, {report.removed} removed{_edits(report)}")  # fmt: skip
     return 0
 
 
@@ -192,11 +206,21 @@ def _history(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with Toolkit(config_for(arguments)) as kit:
-        found = [dataclasses.asdict(each) for each in kit.history(arguments.dest)]
-    lines = "".join(f"{'*' if each['current'] else ' '} {each['number']} {each['label'].get('version', '')} "
-                    f"+{each['added']} ~{each['changed']} -{each['removed']}\n" for each in found)  # fmt: skip
-    print_text(json.dumps({"generations": found}) + "\n" if arguments.json else lines)
+        found = kit.history(arguments.dest)
+    if arguments.json:
+        print_text(json.dumps({"generations": [dataclasses.asdict(each) for each in found]}) + "\n")
+    else:
+        print_text("".join(map(_generation_line, found)))
     return 0
+
+
+def _generation_line(each: Generation) -> str:
+    mark = "*" if each.current else " "
+    if each.number == 0:
+        return f"{mark} {each.number:>4}  before the first change\n"
+    made = datetime.datetime.fromtimestamp(each.created_s).strftime("%Y-%m-%d %H:%M")
+    version, kept = printable(each.label.get("version", "-")), amount(each.bytes_kept)
+    return f"{mark} {each.number:>4}  {made}  {version}  +{each.added} ~{each.changed} -{each.removed}  {kept} kept\n"
 
 
 def add_verify(verify: Parser) -> None:
@@ -214,6 +238,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         report = kit.verify(arguments.dest, repair=arguments.repair)
+    if not (arguments.json or arguments.quiet):
+        for what, names in (("missing", report.missing), ("changed", report.changed), ("extra", report.extra)):
+            print_text("".join(f"{what} {printable(name)}\n" for name in names))
     tell(arguments, {**dataclasses.asdict(report), "intact": report.intact}, f"{report.files} files: "
-         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra")  # fmt: skip
+         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
+         f"{'; repaired' if report.repaired else ''}")  # fmt: skip
     return 0 if report.intact else 1
