@@ -57,7 +57,7 @@ class Installed:
         if self.kind is None:
             return _NOTHING
         with open(os.path.join(self.root, OWN, MANIFEST), "rb") as file:
-            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256))
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
     def highest(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""

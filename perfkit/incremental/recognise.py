@@ -9,13 +9,13 @@ from urllib.parse import urlsplit
 
 from perfkit.downloads.listing import split_line
 from perfkit.errors import ConfigError, ManifestError
-from perfkit.incremental.lists import METALINK_NAMESPACE
 from perfkit.incremental.routes.codecs import Unpacked, compression
 from perfkit.incremental.routes.members import Limits
 from perfkit.incremental.routes.tar import is_header
 
-__all__ = ["FIRST_BYTES", "Kind", "kind_of", "recognise"]
+__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "Kind", "kind_of", "recognise"]
 
+METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # how many of them should be there, if the source has them
 _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)

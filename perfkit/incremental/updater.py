@@ -8,9 +8,10 @@ import os
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
@@ -22,7 +23,7 @@ from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import Look, entries
-from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
 from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport, VerifyReport
@@ -64,7 +65,7 @@ def plan(
         installed = read_installed(root)
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
-        look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
+        look = _look(root, installed, now_ns=0, progress=progress)
         assembly = Assembly(stage, progress=progress)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
@@ -116,57 +117,91 @@ def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
 def _bring(job: _Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
     tree, installed = job.tree, job.installed
-    cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
-    look = Look(tree.root, cache, now_ns=clock_ns(probe), progress=job.progress)
+    probe = _own(tree.root, "clock")
+    look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
     assembly = Assembly(tree.stage, progress=job.progress)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
-               tree.root, source.kind, source.version, len(plan.keep), len(plan.local) + len(plan.stored),
+               tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
                len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip
+    cache = look.cache
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
-                        unchanged=len(plan.keep))  # fmt: skip
+                        unchanged=plan.unchanged)  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
         installed.note(installed.source, installed.serial)
-        done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
                          progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
-        stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
+        cache = look.cache_for(wanted)
+        stamp(cache, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
     elif source.serial > installed.highest(source.url):
         installed.note(source.url, source.serial)
-    _remember(tree.root, cache, look, wanted)
+    if cache.dirty:
+        with contextlib.suppress(OSError):  # a cache: without it files are read again
+            cache.save(_own(tree.root, "statcache"))
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
+def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | None) -> Look:
+    """The tree beside what is installed."""
+
+    def earlier(digest: str) -> Manifest | None:
+        with contextlib.suppress(OSError, ManifestError), open(_own(root, f"objects/{digest}"), "rb") as file:
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
+        return None
+
+    cache = StatCache.load(_own(root, "statcache"), installed.manifest, earlier)
+    return Look(root, cache, now_ns=now_ns, progress=progress)
+
+
 def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
     """The manifest to be brought about."""
-    look.of(_names(installed.manifest))  # so that the source finds what the tree has by its content
-    if source.unchanged():
-        return installed.manifest
-    return source.manifest(look, look.where, assembly)
-
-
-def _names(manifest: Manifest) -> Iterator[str]:
-    return (manifest.name(at) for at in range(len(manifest)))
+    return installed.manifest if source.unchanged() else source.manifest(look, look.where, assembly)
 
 
 def _decide(
     root: str, source: Source, wanted: Manifest, installed: Installed, look: Look, policy: LocalChanges
 ) -> Plan:
+    """Only what differs from one manifest to the other, or in the tree, is decided upon, and what has its content."""
+    if wanted.sha256 == installed.manifest.sha256 and look.as_installed:
+        return Plan(version=source.version, installed_version=installed.version, unchanged=len(wanted))
+    before, after = _differing(installed.manifest, wanted, look)
     stored = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         stored = {bytes.fromhex(name) for name in os.listdir(_own(root, "objects")) if len(name) == 64}
-    return decide(
-        version=source.version, wanted={entry.name: entry for entry in wanted},
-        installed=look.of({*_names(wanted), *_names(installed.manifest)}),
-        before={entry.name: entry for entry in installed.manifest}, installed_version=installed.version,
-        stored=stored, taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
+    plan = decide(
+        version=source.version, wanted=after, installed=look.of({*before, *after}), before=before,
+        installed_version=installed.version, stored=stored,
+        taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
     )  # fmt: skip
+    return replace(plan, unchanged=len(wanted) - len(plan.added) - len(plan.changed))
+
+
+def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part, Part]:
+    """The entries of both that differ, or that the tree does not have as they were; and one that has each content."""
+
+    def stays(here: int | None, there: int | None) -> bool:
+        return here is not None and there is not None and look.is_as_said(here) and installed.same(here, wanted, there)
+
+    sources: set[int] = set()
+    if len(installed):
+        pairs = side_by_side(installed, wanted)
+        sought = {wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there)}
+        sources.update(at for digest in sought for at in islice(look.having(digest), 1))
+    before, after = Part(installed), Part(wanted)
+    for name, here, there in side_by_side(installed, wanted):
+        if here in sources or not stays(here, there):
+            if here is not None:
+                before.add(name, here)
+            if there is not None:
+                after.add(name, there)
+    return before, after
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
@@ -185,8 +220,8 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
 
 def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
     """The contents of these files, and how large they are; empty ones left out."""
-    chosen = frozenset(names)
-    return {entry.sha256: entry.size for entry in wanted if entry.size and entry.name in chosen}
+    places = (wanted.find(name) for name in names)
+    return {wanted.digest(at): wanted.size(at) for at in places if at is not None and wanted.size(at)}
 
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
@@ -201,19 +236,6 @@ def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncRepo
     return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
                    added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
                    overwritten=plan.overwritten)  # fmt: skip
-
-
-def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None:
-    """Write down what was found out about files, and nothing of others than are wanted."""
-    patch, manifest = look.patch, wanted.sha256.hex()
-    if cache.manifest == manifest and not (patch.rows or patch.gone):
-        return
-    names = frozenset(_names(wanted))
-    for name in [*cache.rows, *patch.rows]:
-        if name not in names:
-            patch.forget(name)
-    with contextlib.suppress(OSError):  # a cache: without it files are read again
-        cache.apply(patch, _own(root, "statcache"), manifest=manifest)
 
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
@@ -244,7 +266,7 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             patch = Patch()
             stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
                   certain_ns=lambda name: began_ns)  # fmt: skip
-            append(patch, _own(tree.root, "statcache"), base=before.manifest_sha256, manifest=after.manifest_sha256)
+            append(patch, _own(tree.root, "statcache"))
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)

@@ -7,6 +7,7 @@ import os
 from collections.abc import Collection
 
 from perfkit.errors import ManifestError
+from perfkit.incremental.codec import give_back
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.manifest import Manifest
@@ -55,14 +56,16 @@ class Packs:
         dictionaries = self._dictionaries(ranges)
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
         staged = self._objects.fetch_ranges(self._index, ranges)
+        chosen = frozenset(pieces)
         failure: ManifestError | None = None
         with assembly.making(files=len(missing)):
             for each in ranges:
                 try:
-                    self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
+                    self._unpack(each, staged, chosen, assembly, shared.get(each.pack))
                 except ManifestError as error:
                     failure = error
         assembly.forget_parts()
+        give_back()
         if failure is not None or missing.difference(assembly.done):
             self._discard(ranges, staged)
         if failure is not None:
