@@ -6,6 +6,7 @@ import contextlib
 import io
 import json
 import os
+import re
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -491,3 +492,16 @@ def test_errors_cross_processes(site: Site) -> None:
     error = ReceiverError("rules", SyncReport(version="1", generation=1), [("app.load", ValueError("x"))])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.report) == (str(error), error.report)
+
+
+def test_the_page_about_django_has_every_check_and_setting() -> None:
+    """docs/django.md and the program agree."""
+    page = (Path(__file__).parent.parent / "docs/django.md").read_text(encoding="utf-8")
+    listed = set(re.findall(r"^\| `perfkit\.(\w+)` \|", page, re.MULTILINE))
+    assert listed == {number for number, _, _ in WRONG} | {"W001", "W002"}
+    tree = page.partition("Each tree is")[2].partition("###")[0]
+    keys = set(re.findall(r"`([A-Z_]+)`", tree.replace("PERFKIT", "")))
+    known = {name.upper() for name in Config.__dataclass_fields__}
+    assert keys - known == set(conf.OF_A_TREE)
+    for word in re.findall(r"`([A-Z][A-Z_]+)`", page.partition("Each tree is")[0]):
+        assert word in known | {"PERFKIT", "TREES"}, word

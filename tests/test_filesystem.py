@@ -19,7 +19,8 @@ import pytest
 from perfkit import BatchError, ConfigError, FileChangedError
 from perfkit.filesystem import batch, hashing
 from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many
-from perfkit.filesystem.hashing import hash_file, hash_tree
+from perfkit.filesystem.hashing import hash_file
+from perfkit.filesystem.hashtree import hash_tree
 from perfkit.filesystem.scan import scan, scan_batches
 from perfkit.filesystem.watch import ALL, watch
 from tests.tools import need
@@ -260,23 +261,6 @@ def test_sparse_and_special_files(tmp_path: Path) -> None:
         hash_file(tmp_path)
     with pytest.raises(ConfigError):
         hash_file(path, chunk_bytes=0)
-
-
-def test_a_tree_is_hashed_in_order_past_errors(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Results come in the order of the scan; what is lost meanwhile is a result with an error."""
-    files = {f"d{number % 7}/{number}": os.urandom(number * 100) for number in range(300)}
-    make(tmp_path, files)
-    os.symlink("d1", tmp_path / "link")
-    entries = list(scan(tmp_path))
-    lost = next(entry.name for entry in entries if entry.kind == "file")
-    (tmp_path / lost).unlink()
-    found = list(hashing.hash_many(tmp_path, [entry for entry in entries if entry.kind == "file"]))
-    assert [each.name for each in found] == [entry.name for entry in entries if entry.kind == "file"]
-    assert {each.name: each.sha256 for each in found if not each.error} == {
-        name: sha(data) for name, data in files.items() if name != lost
-    }
-    assert [type(each.error) for each in found if each.error] == [FileNotFoundError]
-    assert "link" not in {each.name for each in hash_tree(tmp_path)}
 
 
 def test_hashing_stays_below_50_mb(tmp_path: Path) -> None:

@@ -90,9 +90,7 @@ def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, dest: Path) 
 
 
 @pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])
-def test_edits_in_the_way_back(
-    make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, policy: str
-) -> None:
+def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, policy: str) -> None:
     """The policy holds for a rollback too, and its report tells what is kept, by the same names as a sync."""
     kit = make_kit(local_changes=policy)
     edit(dest / "README", b"mine\n")

@@ -725,6 +725,14 @@ def test_a_megabyte_of_headers(kit: Toolkit, wrong: Start, tmp_path: Path, shape
     assert_fails(kit, wrong(handler), tmp_path, TransferError)
 
 
+def test_headers_that_take_long_to_read(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """As many blanks as a head may have are read in no time, and the file is whole."""
+    began_s = time.process_time()
+    url = wrong(lambda x: x.serve(BODY, **{"X-Blank": "a" + " " * 60_000 + "b"})).url
+    assert Path(kit.download(url, tmp_path / "file").path).read_bytes() == BODY
+    assert time.process_time() - began_s < 2.0
+
+
 @pytest.mark.parametrize("what", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 100 Continue\r\n\r\n"])
 def test_headers_that_never_end(make_kit: Callable[..., Toolkit], wrong: Start, tmp_path: Path, what: bytes) -> None:
     """Headers that drip, or interim answers without end, are a time-out."""

@@ -1,4 +1,4 @@
-"""Hashing: SHA-256 of files, whole and by chunks, of bytes that were one version of the file. See docs/adr/0002."""
+"""Hashing: SHA-256 of a file, whole and by chunks, of bytes that were one version of it. See docs/adr/0002."""
 
 from __future__ import annotations
 
@@ -9,39 +9,23 @@ import mmap
 import os
 import signal
 import stat
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from itertools import count
 from types import TracebackType
 
 from perfkit.errors import ConfigError, FileChangedError
+from perfkit.filesystem.digests import LARGE_BYTES, READ_BYTES
+from perfkit.filesystem.filehash import FileHash
 from perfkit.filesystem.pool import pooled, usable_cpus
-from perfkit.filesystem.scan import ScanEntry, scan_batches
+from perfkit.filesystem.scan import ScanEntry
 
-__all__ = ["FileHash", "hash_file", "hash_many", "hash_tree"]
+__all__ = ["FileHash", "hash_file", "hash_one"]
 
 _WINDOW_BYTES = 2 << 20  # mapped at once by a thread: mapped pages are resident memory
-_READ_BYTES = 256 << 10  # stays in the processor's cache between the copy and the hash
-_MAP_FROM_BYTES = 8 << 20  # of a file
+_MAP_FROM_BYTES = LARGE_BYTES  # of a file
 _MAP_LEAST_BYTES = _WINDOW_BYTES  # of what is asked for: mapping less costs more than copying it
-_BATCH_FILES = 64
-_BATCH_BYTES = 4 << 20
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a pipe in a file's place must not block
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; Python has no name for it
-
-
-@dataclass(frozen=True, slots=True)
-class FileHash:
-    """The digests of a file, and which version of it they belong to."""
-
-    name: str  # as it was given, or relative to the root
-    size: int = 0
-    mtime_ns: int = 0
-    ctime_ns: int = 0
-    sha256: str | None = None  # hexadecimal, of the whole file
-    chunk_bytes: int | None = None
-    chunks: tuple[str, ...] = ()  # hexadecimal SHA-256 of each chunk; the last one may be short, an empty file has none
-    error: Exception | None = None  # FileChangedError or OSError, where files are hashed by the many
 
 
 def hash_file(
@@ -79,63 +63,12 @@ def hash_file(
         return source.confirmed(digest, chunk_bytes, tuple(chunks))
 
 
-def hash_tree(
-    root: str | os.PathLike[str],
-    *,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    without: Iterable[str] = (),
-    threads: int | None = None,
-) -> Iterator[FileHash]:
-    """SHA-256 of every regular file of a tree, as `scan` finds them (and its patterns); links are not followed.
-
-    What can't be read, or changed while it was, is a result with `error` set, and the rest goes on. Closing the
-    iterator ends the work.
-
-    Raises:
-        ConfigError, OSError: as `scan`.
-    """
-    found = scan_batches(root, include=include, exclude=exclude, without=frozenset(without))
-    return hash_many(root, (entry for batch in found for entry in batch if entry.kind == "file" or entry.error),
-                     threads=threads)  # fmt: skip
-
-
-def hash_many(
-    root: str | os.PathLike[str], entries: Iterable[ScanEntry], *, threads: int | None = None
-) -> Iterator[FileHash]:
-    """SHA-256 of these files of a tree, in their order: batches of small ones, and large ones each by itself.
-
-    Only the names and sizes of the entries are used, the sizes as a hint of how much work there is.
-    """
-    base = os.path.join(os.fspath(root), "")
-
-    def work(batch: list[ScanEntry]) -> list[FileHash]:
-        buffer = memoryview(bytearray(_READ_BYTES))
-        return [_one(base, entry, buffer) for entry in batch]
-
-    for done in pooled(work, _batches(entries), threads or usable_cpus()):
-        yield from done
-
-
-def _batches(entries: Iterable[ScanEntry]) -> Iterator[list[ScanEntry]]:
-    batch: list[ScanEntry] = []
-    weight = 0
-    for entry in entries:
-        batch.append(entry)
-        weight += entry.size
-        if weight >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
-            yield batch
-            batch, weight = [], 0
-    if batch:
-        yield batch
-
-
-def _one(base: str, entry: ScanEntry, buffer: memoryview) -> FileHash:
-    """One file of many: an error is its result."""
+def hash_one(base: str, entry: ScanEntry) -> FileHash:
+    """One file of many, below `base`: an error is its result."""
     if entry.error is not None:
         return FileHash(entry.name, error=entry.error)
     try:
-        with _Source(base + entry.name, entry.name, buffer, os.O_NOFOLLOW) as source:
+        with _Source(base + entry.name, entry.name, os.O_NOFOLLOW) as source:
             return source.confirmed(_whole(source), None, ())
     except (OSError, FileChangedError) as error:
         return FileHash(entry.name, error=error)
@@ -144,10 +77,9 @@ def _one(base: str, entry: ScanEntry, buffer: memoryview) -> FileHash:
 class _Source:
     """An open file whose bytes can be had a window at a time, mapped where that is safe."""
 
-    def __init__(self, path: str, name: str, buffer: memoryview | None = None, flags: int = 0) -> None:
+    def __init__(self, path: str, name: str, flags: int = 0) -> None:
         self.path = path
         self.name = name
-        self._buffer = buffer
         self._leased = False
         self.descriptor = os.open(path, _FLAGS | flags)
         try:
@@ -219,10 +151,6 @@ class _Source:
             self._leased = False
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
-    @property
-    def buffer(self) -> memoryview:
-        return self._buffer if self._buffer is not None else memoryview(bytearray(_READ_BYTES))
-
     def confirmed(self, sha256: str | None, chunk_bytes: int | None, chunks: tuple[str, ...]) -> FileHash:
         """The result, if the file is still the one that was opened.
 
@@ -253,7 +181,7 @@ def _lease(descriptor: int) -> bool:
 
 def _whole(source: _Source) -> str:
     digest = hashlib.sha256()
-    source.feed(digest.update, 0, source.size, source.buffer)
+    source.feed(digest.update, 0, source.size, memoryview(bytearray(READ_BYTES)))
     return digest.hexdigest()
 
 
@@ -309,7 +237,7 @@ def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
     numbers = count()  # `next` of it is atomic
 
     def work(_: int) -> None:
-        buffer = memoryview(bytearray(min(_READ_BYTES, chunk_bytes)))
+        buffer = memoryview(bytearray(min(READ_BYTES, chunk_bytes)))
         while (number := next(numbers)) < total:
             digest = hashlib.sha256()
             start = number * chunk_bytes

@@ -17,6 +17,7 @@ __all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "for
 
 HISTORY = ".perfkit/history"
 STATE = ".perfkit/state"
+_OURS = ".perfkit/"  # what `write_private` wrote rides along, and is no file of the tree's
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,14 +111,15 @@ def record_of(
         as_found: names whose content before is what others had made of it, since what it should have been is not kept.
     """
     before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
+    files = [change for change in changes if not change.name.startswith(_OURS)]
     head = {
         "format": FORMAT,
         "generation": number,
         "label": dict(label),
         "created_s": time.time(),
-        "added": sum(change.before is None for change in changes),
-        "changed": sum(change.before is not None and change.after is not None for change in changes),
-        "removed": sum(change.after is None for change in changes),
+        "added": sum(change.before is None for change in files),
+        "changed": sum(change.before is not None and change.after is not None for change in files),
+        "removed": sum(change.after is None for change in files),
         "bytes_before": sum(before.values()),
         "as_found": list(as_found),
     }

@@ -82,8 +82,13 @@ def scan_batches(
     exclude: Iterable[str] = (),
     without: Collection[str] = (),
     batch: int = _BATCH,
+    bare: bool = False,
 ) -> Iterator[list[ScanEntry]]:
-    """As `scan`, in lists of about `batch` entries: no list is empty, and only one that an error ends is longer."""
+    """As `scan`, in lists of about `batch` entries: no list is empty, and only one that an error ends is longer.
+
+    Args:
+        bare: names and types only, which takes half the time: all numbers are 0, and `mode` has the type alone.
+    """
     included, excluded = _matcher(include), _matcher(exclude)
     flags = DIRECTORY if follow_symlinks else DIRECTORY | os.O_NOFOLLOW
     make = tuple.__new__
@@ -111,13 +116,16 @@ def scan_batches(
                                     continue
                             if included is not None and not included(f"{name}/" if is_directory else name):
                                 continue
-                            status = entry.stat(follow_symlinks=follow_symlinks)
+                            if bare:
+                                out.append(_bare(entry, name, is_directory, follow_symlinks))
+                            else:
+                                status = entry.stat(follow_symlinks=follow_symlinks)
+                                mode, inode, device, _, _, _, size, _, _, _ = status
+                                out.append(make(ScanEntry, (name, size, status.st_mtime_ns, status.st_ctime_ns, inode,
+                                                            device, mode, None)))  # fmt: skip
                         except OSError as error:
                             out.append(_failed(name, error))
                             continue
-                        mode, inode, device, _, _, _, size, _, _, _ = status
-                        out.append(make(ScanEntry, (name, size, status.st_mtime_ns, status.st_ctime_ns, inode, device,
-                                                    mode, None)))  # fmt: skip
                         if len(out) >= batch:
                             yield out
                             out = []
@@ -191,6 +199,16 @@ def open_below(root: int, name: str, flags: int = DIRECTORY | os.O_NOFOLLOW) -> 
                 os.close(descriptor)
             descriptor = below
     return descriptor
+
+
+def _bare(entry: os.DirEntry[str], name: str, is_directory: bool, follow_symlinks: bool) -> ScanEntry:
+    if is_directory:
+        mode = stat.S_IFDIR
+    elif entry.is_file(follow_symlinks=follow_symlinks):
+        mode = stat.S_IFREG
+    else:
+        mode = stat.S_IFLNK if entry.is_symlink() else 0
+    return tuple.__new__(ScanEntry, (name, 0, 0, 0, 0, 0, mode, None))
 
 
 def _failed(name: str, error: OSError) -> ScanEntry:

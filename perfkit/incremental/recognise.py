@@ -19,7 +19,7 @@ METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # how many of them should be there, if the source has them
 _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
-_XML_ROOT = re.compile(rb"\s*(?:<\?xml[^>]*\?>)?(?:\s|<!--.*?-->)*<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
+_XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
 _HTML = ("text/html", "application/xhtml+xml")
 
 

@@ -19,9 +19,7 @@ def load_rules(name: str, dest: str, report: SyncReport, **kwargs: object) -> No
     with transaction.atomic():
         Rule.objects.all().delete()
         Rule.objects.bulk_create(rules)
-        Release.objects.update_or_create(
-            pk=1, defaults={"version": report.version, "generation": report.generation}
-        )
+        Release.objects.update_or_create(pk=1, defaults={"version": report.version, "generation": report.generation})
 
 
 def parse(path: Path) -> list[Rule]:

@@ -23,11 +23,11 @@ from perfkit.errors import ConfigError
 from perfkit.incremental.recognise import kind_of
 from perfkit.incremental.routes.members import Selection
 
-__all__ = ["Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
+__all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
 _SIZES = frozenset({"rate_limit", "buffer_bytes", "min_segment_bytes", "stall_bytes_per_s"})  # may be "5M"
-_OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
 _NAME = re.compile(r"\w[\w.-]*")  # what a command line takes for a name, and not for an option
 
 
@@ -140,7 +140,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
         problems.append(Problem("E001", where, f"must be a dictionary; got {entry!r}", hint))
         return None
-    values = _config_values(where, entry, _OF_A_TREE, problems)
+    values = _config_values(where, entry, OF_A_TREE, problems)
     source = _source(f'{where}["SOURCE"]', entry.get("SOURCE"), problems)
     dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)

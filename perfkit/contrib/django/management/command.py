@@ -44,7 +44,7 @@ class ToolkitCommand(BaseCommand):
         with failures_told():
             config = self.config(conf.load().config, options)
             with Toolkit(config, progress=self.progress(options)) as kit:
-                return self.run(kit, *args, **options)
+                return self.run(kit, **options)
 
     def config(self, config: Config, options: dict[str, Any]) -> Config:
         """These settings, with what the options say instead.

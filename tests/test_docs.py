@@ -1,0 +1,141 @@
+"""The documentation is true: its pages are copied and pasted, and what they promise is there."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+
+from perfkit import errors
+from tests.tools import need
+
+DOCS = Path(__file__).parent.parent / "docs"
+TRIED = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
+_BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+
+
+@dataclass
+class Block:
+    language: str
+    code: str
+    promised: list[str] = field(default_factory=list)  # lines that it prints, in this order, among others
+
+
+def blocks(page: Path) -> Iterator[Block]:
+    """What a reader would paste, block by block."""
+    last: Block | None = None
+    for language, code in _BLOCK.findall(page.read_text(encoding="utf-8")):
+        assert language in LANGUAGES, f"{page}: {language}"
+        if language == "text":
+            assert last is not None
+            last.promised = code.splitlines()
+        elif language in ("sh", "python"):
+            if last is not None:
+                yield last
+            last = Block(language, code)
+    if last is not None:
+        yield last
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+# A server in the background is there a moment after it was begun; readers don't type that fast.
+WAIT = """
+wait_for_server() {{ until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2> /dev/null; do sleep 0.02; done; }}
+"""
+
+
+def run(block: Block, where: Path, port: int) -> str:
+    """What it prints; in a process group of its own, which may leave a server behind."""
+    code = block.code.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("--port 8000", f"--port {port}")
+    if block.language == "sh":
+        code = re.sub(r"^perfkit serve (?!.*--port)", f"perfkit serve --port {port} ", code, flags=re.MULTILINE)
+        code = re.sub(r"^(perfkit serve .*)&$", r"\1> /dev/null 2>&1 &\nwait_for_server", code, flags=re.MULTILINE)
+    command = ["bash", "-ec", WAIT.format(port=port) + code] if block.language == "sh" else [sys.executable, "-c", code]
+    bin = str(Path(sys.executable).parent)
+    environ = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(where), "PYTHONUNBUFFERED": "1"}
+    ended = subprocess.run(command, cwd=where, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+                           timeout=60, check=False)  # fmt: skip
+    assert ended.returncode == 0, f"{code}\n{ended.stdout}"
+    return ended.stdout.replace(f":{port}", ":8000")
+
+
+@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in TRIED])
+def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
+    """In an empty directory, top to bottom, each block prints what the page says."""
+    need("bash")
+    port = free_port()
+    servers = []
+    try:
+        for block in blocks(page):
+            printed = run(block, tmp_path, port)
+            servers = listeners(port)
+            at = 0
+            lines = printed.splitlines()
+            for promise in block.promised:
+                found = [number for number, line in enumerate(lines[at:], at) if promise.strip() in line]
+                assert found, f"{page.name} promises {promise!r}; printed was\n{printed}"
+                at = found[0] + 1
+    finally:
+        for pid in servers:
+            os.kill(pid, signal.SIGINT)
+
+
+def listeners(port: int) -> list[int]:
+    """The processes that serve on it: those begun by a page that has `serve` and this port in their command."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if b"serve" in words and str(port).encode() in words:
+                found.append(int(entry.name))
+    return found
+
+
+def test_every_how_to_is_listed() -> None:
+    """In the index, and in its table of contents."""
+    index = (DOCS / "howto/index.md").read_text(encoding="utf-8")
+    for page in (DOCS / "howto").glob("*.md"):
+        if page.stem != "index":
+            assert f"({page.name})" in index
+            assert f"\n{page.stem}\n" in index
+
+
+def test_every_error_is_explained() -> None:
+    """Each class has a heading on the errors page, with why it comes and what to do."""
+    text = (DOCS / "errors.md").read_text(encoding="utf-8")
+    sections = {part.partition("\n")[0].strip("` "): part for part in text.split("\n## ")[1:]}
+    for name in errors.__all__:
+        assert "**Why.**" in sections[name], name
+        assert "**What to do.**" in sections[name], name
+
+
+def test_every_setting_is_explained() -> None:
+    """Each field has a row on the settings page, with its default."""
+    import dataclasses
+
+    from perfkit import Config
+
+    text = (DOCS / "reference/settings.md").read_text(encoding="utf-8")
+    for item in dataclasses.fields(Config):
+        row = re.search(rf"^\| `{item.name}` \| `([^`]*)` \|", text, re.MULTILINE)
+        assert row, item.name
+        default = item.default if item.default is not dataclasses.MISSING else item.default_factory()  # type: ignore[misc]
+        assert row[1] == repr(default), item.name
