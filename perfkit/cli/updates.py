@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.output import print_text, progress_for, tell
+from perfkit.cli.output import INTERRUPTED, print_text, progress_for, tell
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.progress.text import amount, printable
@@ -16,6 +17,7 @@ from perfkit.progress.text import amount, printable
 if TYPE_CHECKING:
     from perfkit.filesystem.history import Generation
     from perfkit.incremental.plan import Plan
+    from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport
     from perfkit.incremental.routes.members import Selection
 
@@ -27,6 +29,7 @@ _PUBLISH_EXAMPLES = """\
 examples:
   perfkit publish rules site --version 2026.11
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
+  perfkit publish rules site --version 'r{n}' --watch    again whenever files change
 uploading it, the pointer last:
   rsync -a --exclude perfkit.json site/ web:/srv/rules/
   rsync -a site/perfkit.json web:/srv/rules/
@@ -66,26 +69,40 @@ def add_publish(publish: Parser) -> None:
     publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the tree to publish")
     publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
-    publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
+    what = "what to call the release; {n} in it is its number, {time} its time"
+    publish.add_argument("--version", required=True, metavar="V", help=what)
+    publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
     publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
     publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
-    add_output(publish, "print one JSON object about the release", quiet="no notes; errors are still shown")
+    add_output(publish, "print one JSON object about each release", quiet="no notes; errors are still shown")
     publish.set_defaults(run=_publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
+    options: dict[str, Any] = {"version": arguments.version, "keep_deltas": arguments.keep_deltas,
+                               "exclude": arguments.exclude}  # fmt: skip
     with Toolkit(config_for(arguments)) as kit:
-        release = kit.publish(arguments.src, arguments.site, version=arguments.version,
-                              keep_deltas=arguments.keep_deltas, exclude=arguments.exclude)  # fmt: skip
+        if not arguments.watch:
+            _tell_release(arguments, kit.publish(arguments.src, arguments.site, **options))
+            return 0
+        with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
+            try:
+                for release in releases:
+                    _tell_release(arguments, release)
+            except KeyboardInterrupt:  # the way to end it
+                return INTERRUPTED
+    return 0
+
+
+def _tell_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
         note = f"{release.version} is what {arguments.site} offers already"
     else:
         note = (f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
                 f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
     tell(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
-    return 0
 
 
 # -- sync -------------------------------------------------------------------------------------------------------------

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import select
 import socket
 import threading
@@ -19,7 +18,9 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Connection", "Exchange", "Killer", "Origin", "Pool", "dial", "origin_of", "tls_context"]
+    from perfkit.downloads.tls import TlsSocket
+
+__all__ = ["Connection", "Exchange", "Killer", "Origin", "Pool", "dial", "origin_of"]
 
 Origin = tuple[str, str, int]  # scheme, host, port
 
@@ -141,47 +142,19 @@ def _resolve(host: str, port: int, exchange: Exchange) -> list[Any]:
     raise OSError("ended while the name was being resolved")
 
 
-def tls_context(*, verify: bool, ca_bundle: str | None, client_cert: str | tuple[str, str] | None) -> ssl.SSLContext:
-    """How to speak TLS. Parsing the CA bundle takes some 15 ms: make one for all connections.
-
-    Args:
-        ca_bundle: a PEM file or a directory; None is certifi's.
-
-    Raises:
-        OSError: a file can't be read, or is no certificate.
-    """
-    import ssl
-
-    if ca_bundle is None and verify:
-        import certifi
-
-        ca_bundle = certifi.where()
-    if verify:
-        is_directory = os.path.isdir(ca_bundle or "")
-        context = ssl.create_default_context(
-            cafile=None if is_directory else ca_bundle, capath=ca_bundle if is_directory else None
-        )
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    context.set_alpn_protocols(["http/1.1"])
-    if client_cert is not None:
-        context.load_cert_chain(*((client_cert,) if isinstance(client_cert, str) else client_cert))
-    return context
-
-
 class Connection:
     """One to an origin, open until it is closed."""
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None, timeout_s: float, exchange: Exchange) -> None:
         _, host, port = origin
+        self.sock: socket.socket | TlsSocket
         self.sock, self._killer = dial(host, port, timeout_s, exchange)
         self._uses = 0
         if tls is not None:
+            from perfkit.downloads.tls import TlsSocket
+
             try:
-                self.sock = tls.wrap_socket(self.sock, server_hostname=host.rstrip("."))
+                self.sock = TlsSocket(self.sock, tls, host.rstrip("."))
             except BaseException:
                 self.close()
                 raise

@@ -24,7 +24,7 @@ from perfkit import __version__
 from perfkit.config import Config
 from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.connection import Exchange, Origin, Pool, origin_of, tls_context
+from perfkit.downloads.connection import Exchange, Origin, Pool, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
 from perfkit.masking import masked
 
@@ -282,6 +282,8 @@ class HttpTransport:
         Raises:
             ConfigError: a certificate file is not there.
         """
+        from perfkit.downloads.tls import make_context
+
         config = self._config
         with self._lock:
             if self._tls is None:
@@ -294,7 +296,7 @@ class HttpTransport:
                         raise ConfigError(f"the certificate file {path} does not exist")
                 if not config.verify:
                     warnings.warn("Config.verify is False: whoever answers is believed", RuntimeWarning, stacklevel=2)
-                self._tls = tls_context(verify=config.verify, ca_bundle=bundle, client_cert=config.client_cert)
+                self._tls = make_context(verify=config.verify, ca_bundle=bundle, client_cert=config.client_cert)
             return self._tls
 
     def _conventions(self) -> Conventions:

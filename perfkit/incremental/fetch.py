@@ -216,6 +216,8 @@ class Assembly:
         """A route has ended: what it began and didn't finish is begun anew by the next."""
         self._close()
         self._left.clear()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._fresh)
 
     def _path(self, digest: bytes) -> str:
         return os.path.join(self._stage, f"content-{digest.hex()}")

@@ -121,6 +121,7 @@ class ZipSource:
                 for member, content in self._contents(each, path):
                     digests[member.name], _ = assembly.add(content)
         except ManifestError:
+            assembly.forget_parts()
             for path in set(paths):  # or the next sync would find the same
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

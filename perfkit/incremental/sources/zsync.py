@@ -112,6 +112,7 @@ class ZsyncSource:
             except CancelledError:
                 raise
             except (ManifestError, TransferError, ConfigError) as error:
+                assembly.forget_parts()
                 _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
         self._routes = ("whole",)
         return self._whole(control, assembly)
