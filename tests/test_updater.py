@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.filesystem.hashing import FileHash, hash_many
+from perfkit.filesystem.filehash import FileHash
+from perfkit.filesystem.hashtree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree

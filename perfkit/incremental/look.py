@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.hashing import FileHash, hash_many
+from perfkit.filesystem.filehash import FileHash
+from perfkit.filesystem.hashtree import hash_many
 from perfkit.filesystem.ordered import scan_in_order
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.store import OBJECTS
@@ -63,7 +63,7 @@ class Look(Mapping[str, Held]):
             self._compare()
 
     def _compare(self) -> None:
-        flying: deque[tuple[int, ScanEntry]] = deque()
+        flying: dict[str, tuple[int, ScanEntry]] = {}  # being read
 
         def doubtful() -> Iterator[ScanEntry]:
             for at, entry in self._join():
@@ -74,12 +74,12 @@ class Look(Mapping[str, Held]):
                 elif self.cache.fits(at, entry):
                     self._as_said[at] = 1
                 else:
-                    flying.append((at, entry))
+                    flying[entry.name] = at, entry
                     yield entry
 
         with Stage(self._progress, "look") as shown:
             for found in hash_many(self._root, doubtful()):
-                at, entry = flying.popleft()
+                at, entry = flying.pop(found.name)
                 if found.error is None and found.sha256 is not None:
                     self._note(at, entry, bytes.fromhex(found.sha256), at_rest=_same_times(entry, found))
                 elif found.error is not None and not isinstance(found.error, FileNotFoundError):
@@ -149,9 +149,12 @@ class Look(Mapping[str, Held]):
         """Read unmanaged files; what vanished meanwhile is none."""
         chosen = [self._unread.pop(name) for name in names]
         self._others.update((entry.name, Held(b"", entry.size)) for entry in chosen if entry.kind != "file")
-        files = [entry for entry in chosen if entry.kind == "file"]
+        files = {entry.name: entry for entry in chosen if entry.kind == "file"}
+        if not files:
+            return
         with Stage(self._progress, "look", files=len(files)) as shown:
-            for entry, found in zip(files, hash_many(self._root, files), strict=True):
+            for found in hash_many(self._root, files.values()):
+                entry = files[found.name]
                 if found.error is None:
                     sha256 = bytes.fromhex(found.sha256 or "")
                     self._others[entry.name] = Held(sha256, entry.size, bool(entry.mode & 0o100))
