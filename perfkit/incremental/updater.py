@@ -21,7 +21,7 @@ from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed
+from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.look import Look, entries
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
@@ -260,7 +260,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         before.note(before.source, before.serial)
         probe = _own(tree.root, "clock")
         began_ns = clock_ns(probe)
-        commit = tree.switch(to, edits=_policy(config))
+        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
+        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
