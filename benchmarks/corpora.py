@@ -123,7 +123,8 @@ def zchunk(tars: list[Path]) -> float:
 def zsync(tars: list[Path], work: Path) -> float:
     run(["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
         cwd=work)  # fmt: skip
-    with Nginx(work, work / "nginx", limit="1m") as server:  # zsync asks for several ranges at once
+    shutil.rmtree(work / "nginx", ignore_errors=True)  # of a run that was interrupted
+    with Nginx(work, work / "nginx") as server:  # zsync asks for several ranges at once
         said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])
     fetched = re.findall(r"fetched (\d+)", said)
     return Path(f"{tars[1]}.zsync").stat().st_size + float(fetched[-1])

@@ -190,6 +190,12 @@ class Look(Mapping[str, Held]):
         kept = os.path.join(self._root, OBJECTS, digest.hex())
         return kept if os.path.exists(kept) else None
 
+    def path(self, name: str) -> str | None:
+        """The path of the file of this name, whatever it holds."""
+        held = self._others.get(name)
+        there = name in self if held is None else bool(held.sha256)
+        return os.path.join(self._root, name) if there else None
+
     def known(self) -> Mapping[str, str]:
         """The SHA-256 of each file that was read, in hexadecimal."""
         return _Digests(self)

@@ -63,7 +63,7 @@ def plan(
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = _look(root, installed, now_ns=0, progress=progress)
-        assembly = Assembly(stage, progress=progress)
+        assembly = Assembly(stage, progress=progress, standing=look.path)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
         missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
@@ -116,7 +116,7 @@ def bring(job: Job, source: Source) -> SyncReport:
     tree, installed = job.tree, job.installed
     probe = own(tree.root, "clock")
     look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.stage, progress=job.progress)
+    assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
