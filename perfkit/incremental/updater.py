@@ -21,7 +21,7 @@ from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed
+from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.look import Look, entries
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
@@ -66,7 +66,7 @@ def plan(
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
         look = _look(root, installed, now_ns=0, progress=progress)
-        assembly = Assembly(stage, progress=progress)
+        assembly = Assembly(stage, progress=progress, standing=look.path)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
         missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
@@ -119,7 +119,7 @@ def _bring(job: _Job, source: Source) -> SyncReport:
     tree, installed = job.tree, job.installed
     probe = _own(tree.root, "clock")
     look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.stage, progress=job.progress)
+    assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
@@ -260,7 +260,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         before.note(before.source, before.serial)
         probe = _own(tree.root, "clock")
         began_ns = clock_ns(probe)
-        commit = tree.switch(to, edits=_policy(config))
+        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
+        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
