@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.filesystem.hashing import FileHash
+from perfkit.filesystem.filehash import FileHash
 from perfkit.filesystem.hashtree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.serve import Server

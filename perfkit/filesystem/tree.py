@@ -138,13 +138,18 @@ class Tree:
         )
         return self._transaction
 
-    def switch(self, to: int | None = None, *, edits: Edits = "refuse") -> Commit:
+    def switch(
+        self, to: int | None = None, *, edits: Edits = "refuse", unchecked: Mapping[str, str] | None = None
+    ) -> Commit:
         """Go back to a generation, or forward again, touching only what differs.
 
         Args:
             to: its number; by default the one before the current one.
             edits: what becomes of files that were changed since, by others, and that this would replace or remove:
                 refuse to go, keep them aside as NAME.perfkit-local, or overwrite them.
+            unchecked: files by name, with the SHA-256 in hex that they have now, which are not hashed on their way,
+                since whoever reads them checks them: large ones that say something of the whole tree would make the
+                way longer the larger that is.
 
         Returns:
             What changed. Later generations stay reachable until the next transaction.
@@ -157,7 +162,8 @@ class Tree:
         timeline = read_timeline(self._beneath)
         self._begin()
         with self._preparing():
-            way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits)
+            way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits,
+                              unchecked=unchecked or {})  # fmt: skip
             firm, rest = self._steps([*way.changes, *way.kept], way.sources, replace(timeline, current=way.target))
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(way.target, with_stats(self._beneath, way.changes), way.aside, way.overwritten, way.as_found)

@@ -97,9 +97,14 @@ class Assembly:
 
     Attributes:
         done: the paths of contents that are whole.
+        standing: the path of what stands in the tree under a name; contents may be made of parts of it.
     """
 
-    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, stage: str, *, progress: Progress | None = None,
+        standing: Callable[[str], str | None] = lambda name: None,
+    ) -> None:  # fmt: skip
+        self.standing = standing
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None

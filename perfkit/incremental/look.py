@@ -65,7 +65,7 @@ class Look(Mapping[str, Held]):
             self._compare()
 
     def _compare(self) -> None:
-        flying: dict[str, tuple[int, ScanEntry]] = {}
+        flying: dict[str, tuple[int, ScanEntry]] = {}  # being read
 
         def doubtful() -> Iterator[ScanEntry]:
             for at, entry in self._join():
@@ -154,11 +154,12 @@ class Look(Mapping[str, Held]):
         """Read unmanaged files; what vanished meanwhile is none."""
         chosen = [self._unread.pop(name) for name in names]
         self._others.update((entry.name, Held(b"", entry.size)) for entry in chosen if entry.kind != "file")
-        files = [entry for entry in chosen if entry.kind == "file"]
+        files = {entry.name: entry for entry in chosen if entry.kind == "file"}
+        if not files:
+            return
         with Stage(self._progress, "look", files=len(files)) as shown:
-            by_name = {entry.name: entry for entry in files}
-            for found in hash_many(self._root, files):
-                entry = by_name[found.name]
+            for found in hash_many(self._root, files.values()):
+                entry = files[found.name]
                 if found.error is None:
                     self._rowless[entry.name] = entry
                     sha256 = bytes.fromhex(found.sha256 or "")
@@ -209,6 +210,12 @@ class Look(Mapping[str, Held]):
         for at in self.having(digest):
             return self._installed.name(at)
         return next((name for name, held in self._others.items() if held.sha256 == digest), None)
+
+    def path(self, name: str) -> str | None:
+        """The path of the file of this name, whatever it holds."""
+        held = self._others.get(name)
+        there = name in self if held is None else bool(held.sha256)
+        return os.path.join(self._root, name) if there else None
 
 
 def _same_times(entry: ScanEntry, found: FileHash) -> bool:

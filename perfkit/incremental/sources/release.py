@@ -78,6 +78,7 @@ class ReleaseSource:
         self._hops = [hop.object for hop in pointer.chain(installed.manifest_sha256)]
         self._packs: dict[str, Packs] = {}
         self._where: _Where = lambda digest: None
+        self._standing: Callable[[str], str | None] = lambda name: None
         self._over: set[tuple[str, str]] = set()  # routes and variants that have brought what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
@@ -91,6 +92,7 @@ class ReleaseSource:
 
     def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
         self._where = where
+        self._standing = assembly.standing
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
         if (path := where(sha256)) is not None:  # after a rollback the history has it
             with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
@@ -130,6 +132,7 @@ class ReleaseSource:
             # an index could not be had: the other one may have what is missing
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+        self._standing = assembly.standing
         while left := missing.difference(assembly.done):
             offers = self._offers_or_error(left, manifest)
             with self._trying(offers[0].route, offers[0].variant):
@@ -176,7 +179,8 @@ class ReleaseSource:
         for variant, packed in self._variants(missing, manifest):
             if variant not in self._packs:
                 with self._trying("blocks", variant):
-                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant)
+                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant,
+                                                 standing=self._standing)  # fmt: skip
             if variant in self._packs:
                 yield self._packs[variant].offer(missing)
 
@@ -190,12 +194,17 @@ class ReleaseSource:
         return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
 
     def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
-        """The indexes worth asking: by how much is missing, or since they are here already."""
-        wanted = sum(manifest.size(at) for at, digest in enumerate(manifest.digests()) if digest in missing)
-        share = wanted / max(1, manifest.total_bytes)
+        """The indexes worth asking: by how much is missing, or since they are here already.
+
+        Of a file that stands in the tree with other content, small frames may be needed only in part.
+        """
+        entries = [at for at, digest in enumerate(manifest.digests()) if digest in missing]
+        fresh = sum(manifest.size(at) for at in entries if self._standing(manifest.name(at)) is None)
+        total = max(1, manifest.total_bytes)
+        fresh_share, share = fresh / total, sum(map(manifest.size, entries)) / total
         left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._over]
         for variant in left:
             packed = self._pointer.fine if variant == _FINE else self._pointer.solid
-            suits = share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
+            suits = fresh_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
             if suits or len(left) == 1 or not self._objects.lacks([packed.object]):
                 yield variant, packed
