@@ -385,7 +385,7 @@ class Toolkit:
             UpdateError: no release is installed in `dest`.
             as `sync`, with `repair`.
         """
-        from perfkit.incremental.updater import verify
+        from perfkit.incremental.verify import verify
 
         with self._patient.waiting():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

@@ -195,7 +195,7 @@ class Tree:
         self._begin()
         timeline = read_timeline(self._beneath)
         with self._preparing():
-            firm, rest = self._steps([], {}.__getitem__, timeline.prune(keep))
+            firm, rest = self._steps([], lambda name: name, timeline.prune(keep))
         self._committer.run(firm, rest, self._store.take_back)
 
     def _begin(self) -> None:
