@@ -30,7 +30,7 @@ class Switch:
     """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
 
     `aside` has the edited names, and what each is kept under; `kept` the new files that this makes; `overwritten` the
-    edited names that are not kept; `as_found` the names that get back what others had made of them.
+    edited names that are not kept; `as_found` the names that have again, or still, what others had made of them.
     """
 
     target: int
@@ -96,8 +96,7 @@ def plan_switch(
         aside[change.name] = fresh
         kept.append(Change(fresh, None, change.before))
     overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
-    left = tuple(change.name for change in changes if change.name in as_found)
-    return Switch(target, changes, aside, kept, overwritten, left, sources)
+    return Switch(target, changes, aside, kept, overwritten, tuple(sorted(as_found)), sources)
 
 
 def _holds(found: Content, content: Content | None) -> bool:

@@ -30,9 +30,9 @@ from perfkit.filesystem.records import Change, Step
 from perfkit.filesystem.steps import steps
 from perfkit.filesystem.store import Store
 from perfkit.filesystem.switch import Edits, plan_switch
-from perfkit.filesystem.transaction import FETCH, Commit, Meant, Transaction, need_space, with_stats
+from perfkit.filesystem.transaction import FETCH, Commit, Known, Transaction, need_space, with_stats
 
-__all__ = ["Commit", "Edits", "Generation", "Transaction", "Tree"]
+__all__ = ["Commit", "Edits", "Generation", "Known", "Transaction", "Tree"]
 
 _log = logging.getLogger(__name__)
 
@@ -112,18 +112,13 @@ class Tree:
         self,
         label: Mapping[str, str] | None = None,
         *,
-        known: Mapping[str, str] | None = None,
-        meant: Meant = lambda name: None,
+        known: Known | None = None,
     ) -> Transaction:
         """A change, to be used in a `with` block: committed at its end, given up if an exception leaves it.
 
         Args:
             label: stored with the generation, such as a version.
-            known: SHA-256 in hex of present files, by name, where the caller vouches for it; others are hashed when
-                they are replaced. A wrong one makes the rollback of that file fail.
-            meant: what the current generation has under a name, where the caller can tell. If others have changed the
-                file since, the way back restores this and not what they made of it. A change that only brings such
-                files back makes no generation.
+            known: what the caller knows of the tree; without it, files are hashed when they are replaced.
 
         Raises, at the end of the block:
             UpdateError: a file can't have its place.
@@ -138,8 +133,7 @@ class Tree:
             self._beneath,
             self._committer,
             self._store,
-            known=known or {},
-            meant=meant,
+            known=known or Known(),
             finish=lambda transaction: self._commit(transaction, given),
         )
         return self._transaction
