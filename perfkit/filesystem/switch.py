@@ -14,7 +14,7 @@ from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import Committer
 from perfkit.filesystem.history import Timeline, changes_between
 from perfkit.filesystem.paths import aside_name
-from perfkit.filesystem.records import Change, Content
+from perfkit.filesystem.records import Change, Content, Seen
 from perfkit.filesystem.steps import check_places
 from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
 
@@ -74,7 +74,9 @@ def plan_switch(
         found = beneath.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            before = store.keep(wanted.name, unchecked.get(wanted.name))
+            sha256 = unchecked.get(wanted.name)
+            seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
+            before = store.keep(wanted.name, seen)
             leaving[found.st_ino] += 1
         if before == wanted.after:
             continue
