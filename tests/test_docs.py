@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,11 +82,9 @@ def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
     """In an empty directory, top to bottom, each block prints what the page says."""
     need("bash")
     port = free_port()
-    servers = []
     try:
         for block in blocks(page):
             printed = run(block, tmp_path, port)
-            servers = listeners(port)
             at = 0
             lines = _VARIES.sub("#", printed).splitlines()
             for promise in block.promised:
@@ -94,8 +93,12 @@ def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
                 assert found, f"{page.name} promises {promise!r}; printed was\n{printed}"
                 at = found[0] + 1
     finally:
-        for pid in servers:
-            os.kill(pid, signal.SIGINT)
+        for pid in listeners(port):
+            os.kill(pid, signal.SIGTERM)  # shells have what they run in the background ignore SIGINT
+        deadline = time.monotonic() + 5
+        while listeners(port):
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
 
 
 def listeners(port: int) -> list[int]:
