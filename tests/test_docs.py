@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import signal
@@ -15,7 +16,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import errors
+from perfkit import Config, errors
 from tests.tools import need
 
 DOCS = Path(__file__).parent.parent / "docs"
@@ -145,10 +146,6 @@ def test_every_error_is_explained() -> None:
 
 def test_every_setting_is_explained() -> None:
     """Each field has a row on the settings page, with its default."""
-    import dataclasses
-
-    from perfkit import Config
-
     text = (DOCS / "reference/settings.md").read_text(encoding="utf-8")
     for item in dataclasses.fields(Config):
         row = re.search(rf"^\| `{item.name}` \| `([^`]*)` \|", text, re.MULTILINE)
