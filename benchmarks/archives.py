@@ -1,14 +1,14 @@
 """How updates from archives and `.zsync` fare: `python benchmarks/archives.py`, from perfkit[bench,zsync].
 
-zip: two adjacent releases of a real wheel (from PyPI, by pip), bytes by ranges. tar: a tar.gz of 150 MB against
-`tar xzf`. zsync: tars of 20 and 150 MB against the reference client, nginx on loopback. Whole processes are measured.
+All through the command line, from nginx on loopback, whole processes. zip: two adjacent releases of a real wheel (from
+PyPI, by pip), bytes by nginx's log. tar: a tar.gz of 150 MB against `tar xzf`. zsync: tars of 20 and 150 MB against the
+reference client. Each run of ours brings the tree from one version to the other; the next one brings it back.
 """
 
 from __future__ import annotations
 
 import argparse
-import http.client
-import io
+import filecmp
 import json
 import os
 import random
@@ -18,118 +18,82 @@ import sys
 import tarfile
 import tempfile
 import time
+import zipfile
 from collections.abc import Sequence
 from pathlib import Path
-from urllib.parse import urlsplit
+
+from measure import MB, Bar, Bench, Contest, Contestant, Figure, Report, RunFailedError, note, versions
+from origin import Nginx
 
 HERE = Path(__file__).resolve().parent
 WHEEL = ("django", "5.1.3", "5.1.4")
 FILES, CHANGED = 3500, 45
-GAP = 4096  # bytes; loopback
+SYNC = (sys.executable, "-m", "perfkit", "sync", "--quiet")
 
 
-# The clients: what a process does whose time counts. They import nothing of the bench.
+class Offer:
+    """Two versions of some files, of which a site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
+
+    def __init__(self, store: Path, site: Path, names: Sequence[str]) -> None:
+        self.store = store
+        self.current = 0
+        self._site = site
+        self._began_s = int(time.time()) - 1000
+        self._names = names
+        self.put(0)
+
+    def put(self, version: int) -> None:
+        """Offer this one."""
+        self.current = version
+        for name in self._names:
+            shutil.copy(self.store / f"{name}.{version}", self._site / f"{name}~")
+            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # nginx makes the ETag of it
+            os.replace(self._site / f"{name}~", self._site / name)
 
 
-def client_tar(archive: str, dest: str) -> None:
-    """Take from the archive what differs from the files in `dest`, as an update does before it commits."""
-    from perfkit.incremental.routes.members import refresh
-    from perfkit.incremental.routes.tar import read_members
-
-    stage = Path(dest) / ".stage"
-    stage.mkdir()
-    staged = []
-    with open(archive, "rb", buffering=0) as source:
-        for member, content in read_members(source):
-            path = os.path.join(dest, member.name)
-            place = stage / str(len(staged))
-            try:
-                old = open(path, "rb", buffering=0)  # noqa: SIM115
-            except FileNotFoundError:
-                old = None
-            result = refresh(member, content, old, lambda place=place: place.open("wb"))
-            if old is not None:
-                old.close()
-            if result.changed:
-                staged.append((place, path))
-    for place, path in staged:
-        os.replace(place, path)
-    stage.rmdir()
-    print(len(staged))
+def sync(url: str, tree: Path) -> dict[str, object]:
+    """One run that is not measured; its report."""
+    env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
+    run = subprocess.run([*SYNC, "--json", url, str(tree)], capture_output=True, text=True, env=env, check=False)
+    if run.returncode:
+        raise RunFailedError(f"perfkit sync ended with {run.returncode}: {run.stderr[-500:]}")
+    report: dict[str, object] = json.loads(run.stdout)
+    return report
 
 
-def client_zsync(url: str, old: str, out: str) -> None:
-    """Read the control file, fetch what `old` doesn't have, and make the file."""
-    from perfkit.incremental.routes.zsync import Fetch, assemble, make_recipe, parse_control
-
-    parts = urlsplit(url)
-    connection = http.client.HTTPConnection(parts.hostname or "", parts.port)
-
-    def get(path: str, headers: dict[str, str]) -> bytes:
-        connection.request("GET", path, headers=headers)
-        return connection.getresponse().read()
-
-    data = get(parts.path, {})
-    control = parse_control(data, url=url)
-    path = urlsplit(control.urls[0]).path
-
-    def fetched(step: Fetch) -> io.BytesIO:
-        return io.BytesIO(get(path, {"Range": f"bytes={step.start}-{step.end - 1}"}))
-
-    with open(old, "rb", buffering=0) as seed, open(out, "wb") as made:
-        recipe = make_recipe(control, seed, gap=GAP)
-        assemble(control, recipe, seed, fetched, made)
-    connection.close()
-    print(recipe.fetched_bytes, len(recipe.fetches))
-
-
-# The bench
-
-
-def zip_figures(directory: Path, report: object) -> None:
-    from measure import Figure, note
-
-    from perfkit.incremental.routes.zip import is_current, plan_ranges, read_directory, read_members
-
-    name, old, new = WHEEL
-    note(f"zip: {name} {old} to {new}")
-    wheels = {}
-    for version in (old, new):
-        place = directory / version
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(place), f"{name}=={version}"]
+def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> None:
+    name, *releases = WHEEL
+    note(f"zip: {name} {releases[0]} to {releases[1]}")
+    for number, release in enumerate(releases):
+        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory),
+                   f"{name}=={release}"]  # fmt: skip
         subprocess.run(command, check=True)
-        [wheels[version]] = place.glob("*.whl")
-    tree = directory / "tree"
-    shutil.unpack_archive(wheels[old], tree, "zip")
-    data = wheels[new].read_bytes()
-    fetched_bytes = requests = 0
-
-    def read_range(start: int, end: int) -> bytes:
-        nonlocal fetched_bytes, requests
-        fetched_bytes += end - start
-        requests += 1
-        return data[start:end]
-
-    members = read_directory(read_range, len(data))
-    wanted = []
-    for member in members:
-        path = tree / member.name
-        if path.is_file():
-            with path.open("rb") as file:
-                if is_current(member, file):
-                    continue
-        wanted.append(member)
-    for each in plan_ranges(wanted, gap=64 << 10):
-        for member, content in read_members(each, io.BytesIO(read_range(each.start, each.end))):
-            (tree / member.name).parent.mkdir(parents=True, exist_ok=True)
-            (tree / member.name).write_bytes(b"".join(content))
-    central = len(data) - max(member.end for member in members)
-    allowed = sum(member.packed for member in wanted) + central + (64 << 10)
-    title = f"zip by ranges: {name} {old} to {new}, {len(wanted)} of {len(members)} members, wheel of {len(data)} bytes"
-    report.figures.append(  # type: ignore[attr-defined]
-        Figure(contest="zip", title=title, name="bytes / (changed + directory + 64 KiB)", value=fetched_bytes / allowed,
-               unit="", bar="<= 1.10", holds=fetched_bytes <= 1.1 * allowed,
-               details={"bytes": fetched_bytes, "requests": requests, "allowed": allowed})
+        [wheel] = directory.glob("*.whl")
+        wheel.rename(directory / f"pack.whl.{number}")
+    offer = Offer(directory, site, ["pack.whl"])
+    url, tree = f"{server.http}/pack.whl", directory / "wheel"
+    sync(url, tree)
+    server.traffic()
+    offer.put(1)
+    told = sync(url, tree)
+    seen = server.traffic()
+    sync(url, tree)
+    idle = server.traffic()
+    archives = [zipfile.ZipFile(directory / f"pack.whl.{number}") for number in range(2)]
+    before = {each.filename: (each.CRC, each.file_size) for each in archives[0].infolist()}
+    changed = [each for each in archives[1].infolist() if before.get(each.filename) != (each.CRC, each.file_size)]
+    size = (directory / "pack.whl.1").stat().st_size
+    allowed = sum(each.compress_size for each in changed) + size - archives[1].start_dir + (64 << 10)
+    for each in archives[1].infolist():
+        if (tree / each.filename).read_bytes() != archives[1].read(each):
+            raise RunFailedError(f"{each.filename} is another one")
+    title = (f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
+             f"wheel of {size} bytes")  # fmt: skip
+    details = {"bytes": seen.bytes, "requests": seen.requests, "bodies": told["bytes_received"], "allowed": allowed,
+               "seconds": told["seconds"], "idle_requests": idle.requests, "idle_bytes": idle.bytes}  # fmt: skip
+    report.figures.append(
+        Figure(contest="zip", title=title, name="bytes on the wire / (changed + directory + 64 KiB)",
+               value=seen.bytes / allowed, unit="", bar="<= 1.10", holds=seen.bytes <= 1.1 * allowed, details=details)
     )  # fmt: skip
 
 
@@ -159,92 +123,114 @@ def pack(tree: Path, archive: Path, mode: str) -> None:
         tar.add(tree, arcname="")
 
 
-def tar_contest(bench: object, report: object, directory: Path, pairs: int, scale: float) -> None:
-    from measure import MB, Bar, Contest, Contestant, RunFailedError, note
-
+def tar_contest(
+    bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, scale: float
+) -> None:
     rng = random.Random(7)
     note("tar: making the tree")
-    new, old = directory / "new", directory / "old"
-    paths = make_tree(rng, new, int(150e6 * scale), FILES)
-    shutil.copytree(new, old)
+    source, tree, empty = directory / "source", directory / "tree", directory / "empty"
+    paths = make_tree(rng, source, int(150e6 * scale), FILES)
     changed = rng.sample(paths, CHANGED)
-    edit(rng, changed)
-    pack(new, directory / "new.tar.gz", "w:gz")
-    empty = directory / "empty"
+    contents: list[dict[Path, bytes]] = []
+    for number in range(2):
+        pack(source, directory / f"pack.tar.gz.{number}", "w:gz")
+        contents.append({path.relative_to(source): path.read_bytes() for path in changed})
+        edit(rng, changed)
+    shutil.rmtree(source)
+    offer = Offer(directory, site, ["pack.tar.gz"])
+    url = f"{server.http}/pack.tar.gz"
+    sync(url, tree)
+    offer.put(1)
     empty.mkdir()
 
-    def after() -> None:
-        for path in changed:
-            made, theirs = old / path.relative_to(new), empty / path.relative_to(new)
-            if made.read_bytes() != path.read_bytes() and not theirs.exists():
-                raise RunFailedError("a changed file was not updated")
-        shutil.rmtree(empty)
-        empty.mkdir()
-        edit(rng, [old / path.relative_to(new) for path in changed])  # so that the next run has something to do
+    def has(root: Path) -> bool:
+        return all((root / name).read_bytes() == data for name, data in contents[offer.current].items())
 
+    def after() -> None:
+        """Ours leaves the tree as offered, and the next has the other version to fetch; theirs fills a directory."""
+        if os.listdir(empty):
+            if not has(empty):
+                raise RunFailedError("tar unpacked something else")
+            shutil.rmtree(empty)
+            empty.mkdir()
+        elif has(tree):
+            offer.put(1 - offer.current)
+        else:
+            raise RunFailedError("the tree is not as it should be")
+
+    unpack = ("tar", "xzf", str(site / "pack.tar.gz"), "-C", str(empty))
     contest = Contest(
-        name="tar",
-        title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
-        ours=Contestant(name="perfkit", command=(sys.executable, str(HERE / "archives.py"), "--client", "tar",
-                                                 str(directory / "new.tar.gz"), str(old))),
-        bars=(Bar(limit=1.3, peers=(Contestant(name="tar xzf, to an empty directory", command=(
-            "tar", "xzf", str(directory / "new.tar.gz"), "-C", str(empty))),)),),
+        name="tar", title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
+        ours=Contestant(name="perfkit", command=(*SYNC, url, str(tree))),
+        bars=(Bar(limit=1.3, peers=(Contestant(name="tar xzf, to an empty directory", command=unpack),)),),
         after=after,
     )  # fmt: skip
-    report.add(bench.compare(contest, pairs), rss_limit=50 * MB)  # type: ignore[attr-defined]
+    report.add(bench.compare(contest, pairs), rss_limit=50 * MB)
+    told = sync(url, tree)
+    after()
+    if told["changed"] != CHANGED or told["added"] or told["removed"]:
+        raise RunFailedError(f"not {CHANGED} files were written: {told}")
 
 
-def zsync_contest(bench: object, report: object, directory: Path, site: Path, url: str, pairs: int, size: int) -> None:
-    from measure import MB, Bar, Contest, Contestant, Figure, RunFailedError, note
-
+def zsync_contest(
+    bench: Bench, report: Report, directory: Path, site: Path, server: Nginx, pairs: int, size: int
+) -> None:
     rng = random.Random(size)
-    name = f"zsync{size}"
+    name = f"zsync{size}.tar"
     note(f"{name}: making the tars")
-    tree = directory / name
-    paths = make_tree(rng, tree, size * MB, 40 * size)
-    seed, new, made = directory / f"{name}.old.tar", site / f"{name}.tar", directory / f"{name}.made"
-    pack(tree, seed, "w")
-    edit(rng, rng.sample(paths, max(4, len(paths) // 25)))
-    pack(tree, new, "w")
-    shutil.rmtree(tree)
-    control = site / f"{name}.zsync"
-    subprocess.run(["zsyncmake", "-u", f"{name}.tar", "-o", str(control), str(new)], check=True, capture_output=True)
-    where = f"{url}/{control.name}"
-    ours = (sys.executable, str(HERE / "archives.py"), "--client", "zsync", where, str(seed), str(made))
-    theirs = ("zsync", "-i", str(seed), "-o", str(made), where)
+    source, tree = directory / f"{name}.source", directory / f"{name}.tree"
+    paths = make_tree(rng, source, size * MB, 40 * size)
+    changed = rng.sample(paths, max(4, len(paths) // 25))
+    for number in range(2):
+        pack(source, directory / f"{name}.{number}", "w")
+        command = ["zsyncmake", "-f", name, "-u", name, "-o", f"{name}.zsync.{number}", f"{name}.{number}"]
+        subprocess.run(command, check=True, capture_output=True, cwd=directory)
+        edit(rng, changed)
+    shutil.rmtree(source)
+    offer = Offer(directory, site, [name, f"{name}.zsync"])
+    url, made, seed = f"{server.http}/{name}.zsync", directory / f"{name}.made", directory / f"{name}.seed"
+    sync(url, tree)
+
+    def other() -> None:
+        os.replace(shutil.copy2(directory / f"{name}.{offer.current}", f"{seed}~"), seed)
+        offer.put(1 - offer.current)
 
     def after() -> None:
-        same = subprocess.run(["cmp", "-s", made, new], check=False).returncode == 0
-        for left in directory.glob(f"{name}.made*"):
+        theirs, wanted = made.exists(), site / name
+        same = filecmp.cmp(made if theirs else tree / name, wanted, shallow=False)
+        for left in directory.glob(f"{made.name}*"):
             left.unlink()
         if not same:
             raise RunFailedError("the file that was made is another one")
+        if not theirs:
+            other()
 
+    other()
+    ours, theirs = (*SYNC, url, str(tree)), ("zsync", "-q", "-i", str(seed), "-o", str(made), url)
     title = f"zsync: a tar of {size} MB, 1 file in 25 changed"
     bar = Bar(limit=3.0, peers=(Contestant(name="zsync", command=theirs),))
-    contest = Contest(name=name, title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,), after=after)
-    report.add(bench.compare(contest, pairs), rss_limit=120 * MB)  # type: ignore[attr-defined]
-    env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
-    told = []
-    for command in (ours, theirs):
-        run = subprocess.run(command, check=False, capture_output=True, text=True, env=env, cwd=directory)
-        told.append(run)
-        if told[-1].returncode:
-            raise RunFailedError(f"{command[0]} ended with {told[-1].returncode}: {told[-1].stderr[-500:]}")
-        after()
-    fetched, ranges = map(int, told[0].stdout.split())
-    reference = int((told[1].stdout + told[1].stderr).rpartition("fetched ")[2].split()[0])
-    report.figures.append(  # type: ignore[attr-defined]
-        Figure(contest=name, title=title, name="bytes fetched / zsync's", value=fetched / reference, unit="",
-               bar="<= 1.10", holds=fetched <= 1.1 * reference,
-               details={"bytes": fetched, "ranges": ranges, "zsync": reference, "control": control.stat().st_size})
+    contest = Contest(name=f"zsync{size}", title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,),
+                      after=after)  # fmt: skip
+    report.add(bench.compare(contest, pairs), rss_limit=120 * MB)
+    server.traffic()
+    loud = tuple(word for word in theirs if word != "-q")
+    run = subprocess.run(loud, check=True, capture_output=True, text=True, cwd=directory)
+    theirs_seen = server.traffic()
+    after()
+    told = sync(url, tree)
+    seen = server.traffic()
+    control = (site / f"{name}.zsync").stat().st_size
+    reference = control + int((run.stdout + run.stderr).rpartition("fetched ")[2].split()[0])
+    received = int(str(told["bytes_received"]))
+    details = {"bytes": received, "zsync": reference, "control": control, "wire": seen.bytes, "requests": seen.requests,
+               "zsync_wire": theirs_seen.bytes, "zsync_requests": theirs_seen.requests}  # fmt: skip
+    report.figures.append(
+        Figure(contest=f"zsync{size}", title=title, name="bytes fetched / zsync's", unit="", bar="<= 1.10",
+               value=received / reference, holds=received <= 1.1 * reference, details=details)
     )  # fmt: skip
 
 
 def main() -> int:
-    from measure import Bench, Report, note, versions
-    from origin import Nginx
-
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--only", action="append", choices=["zip", "tar", "zsync20", "zsync150"])
@@ -261,14 +247,14 @@ def main() -> int:
             benchmark="archives", settings={"pairs": arguments.pairs, "scale": arguments.scale},
             versions=versions({"nginx": "-v", "tar": "--version", "zsync": "-V"}, ("perfkit", "numpy")),
         )  # fmt: skip
-        if "zip" in only:
-            zip_figures(directory, report)
-        with Bench(directory / "bench") as bench, Nginx(site, directory / "nginx", limit="8m") as server:
+        with Bench(directory / "bench") as bench, Nginx(site, directory / "nginx", counted=True) as server:
+            if "zip" in only:
+                zip_figures(report, directory, site, server)
             if "tar" in only:
-                tar_contest(bench, report, directory, arguments.pairs, arguments.scale)
+                tar_contest(bench, report, directory, site, server, arguments.pairs, arguments.scale)
             for size in (20, 150):
                 if f"zsync{size}" in only:
-                    zsync_contest(bench, report, directory, site, server.http, arguments.pairs, size)
+                    zsync_contest(bench, report, directory, site, server, arguments.pairs, size)
         print(report.table())
         report.write(arguments.out, "archives")
         note(f"{time.strftime('%F %T')}: {json.dumps(report.missed)}\n")
@@ -276,7 +262,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    if sys.argv[1:2] == ["--client"]:
-        {"tar": client_tar, "zsync": client_zsync}[sys.argv[2]](*sys.argv[3:])
-    else:
-        sys.exit(main())
+    sys.exit(main())

@@ -19,6 +19,7 @@ from origin import Nginx
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import check_name
 from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.survey import Survey
 
 CORPORA = {  # the releases, oldest first; the last pair is the update
     "django": ("django", [f"4.2.{number}" for number in range(6, 17)], "text, thousands of files, point releases"),
@@ -83,9 +84,9 @@ def timed(command: list[str]) -> tuple[float, int]:
 
 
 def manifest_of(tree: Path) -> Manifest:
-    from perfkit.incremental.publish import hashed
-
-    return Manifest.of(hashed(str(tree)))
+    survey = Survey(str(tree))
+    survey.read_all()
+    return Manifest.of(survey.entries.values())
 
 
 def patch_bytes(tars: list[Path]) -> int:
@@ -123,7 +124,8 @@ def zchunk(tars: list[Path]) -> float:
 def zsync(tars: list[Path], work: Path) -> float:
     run(["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
         cwd=work)  # fmt: skip
-    with Nginx(work, work / "nginx", limit="1m") as server:  # zsync asks for several ranges at once
+    shutil.rmtree(work / "nginx", ignore_errors=True)  # of a run that was interrupted
+    with Nginx(work, work / "nginx") as server:  # zsync asks for several ranges at once
         said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])
     fetched = re.findall(r"fetched (\d+)", said)
     return Path(f"{tars[1]}.zsync").stat().st_size + float(fetched[-1])

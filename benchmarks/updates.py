@@ -292,15 +292,25 @@ class Updates:
     def peers(self, site: Site, releases: Sequence[str]) -> dict[str, float]:
         """What the others need, measured once for each site."""
         record = site.root / "peers.json"
-        if not record.exists():
-            note(f"{site.root.name}: the peers")
-            trees = [site.tree(release) for release in releases]
-            tars = [make_tar(tree, site.root / f"{tree.name}.tar") for tree in trees[-2:]]
-            found: dict[str, float] = {"patch": patch_bytes(tars), **block_bytes(tars, site.root)}
-            found |= archive_bytes(tars[1])
-            found |= {f"rsync {tree.name}": rsync_bytes(tree, trees[-1]) for tree in trees[:-1]}
-            record.write_text(json.dumps(found), encoding="utf-8")
-        return {str(name): float(value) for name, value in json.loads(record.read_text(encoding="utf-8")).items()}
+        found: dict[str, float] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
+        trees = [site.tree(release) for release in releases]
+        tars = [make_tar(tree, site.root / f"{tree.name}.tar") for tree in trees[-2:]]
+        measures: dict[str, Callable[[], dict[str, float]]] = {
+            "patch": lambda: {"patch": patch_bytes(tars)},
+            "zchunk": lambda: block_bytes(tars, site.root),
+            "tar.gz": lambda: dict(archive_bytes(tars[1])),
+            **{f"rsync {tree.name}": partial(_rsync, tree, trees[-1]) for tree in trees[:-1]},
+        }
+        for name, measured in measures.items():
+            if name not in found:
+                note(f"{site.root.name}: {name}")
+                found |= measured()
+                record.write_text(json.dumps(found), encoding="utf-8")
+        return found
+
+
+def _rsync(old: Path, new: Path) -> dict[str, float]:
+    return {f"rsync {old.name}": rsync_bytes(old, new)}
 
 
 def _unpacked(cache: Path, project: str, release: str, root: Path) -> None:

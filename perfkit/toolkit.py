@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
@@ -262,7 +262,9 @@ class Toolkit:
 
         Args:
             site: a directory for any static file server; everything in it but one small file never changes.
-            version: what to call the release; one line of at most 200 characters.
+            version: what to call the release; one line of at most 200 characters. `{n}` in it becomes the release's
+                serial, and `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer is not released
+                again then.
             keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
             exclude: patterns (fnmatch) of names in `src` to leave out; of a directory, with all in it.
 
@@ -278,13 +280,34 @@ class Toolkit:
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
+    def republish(
+        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+    ) -> Generator[Release, None, None]:
+        """Publish a tree now, and again whenever its files change: yields each release, and goes on until closed.
+
+        Files are hashed once, and then only those that the kernel tells of, when nothing has changed for half a
+        second. What can't be published, such as a file that is still being written, is logged, and tried again at the
+        next change.
+
+        Args:
+            version: as for `publish`; with `{n}` or `{time}` in it each release has a version of its own.
+
+        Raises:
+            as `publish`, for the first release.
+            OSError: `src` can't be watched.
+        """
+        from perfkit.incremental.republish import republish
+
+        return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
+                         exclude=tuple(exclude))  # fmt: skip
+
     def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
             as `sync`.
         """
-        from perfkit.incremental.recognise import kind_of
+        from perfkit.incremental.kinds import kind_of
         from perfkit.incremental.updater import plan
 
         with self._patient.waiting():
@@ -311,11 +334,12 @@ class Toolkit:
             TransferError: it can't be fetched; the tree is as it was.
             UpdateError: there are local changes that are to be refused, or the source offers an older release than was
                 installed from it; the tree is as it was.
+            FileChangedError: a file that the release changes was edited meanwhile; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
-        from perfkit.incremental.recognise import kind_of
+        from perfkit.incremental.kinds import kind_of
         from perfkit.incremental.updater import sync
 
         with self._patient.waiting():
@@ -362,7 +386,7 @@ class Toolkit:
             UpdateError: no release is installed in `dest`.
             as `sync`, with `repair`.
         """
-        from perfkit.incremental.updater import verify
+        from perfkit.incremental.verify import verify
 
         with self._patient.waiting():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 
 from perfkit.filesystem.scan import ScanEntry, scan
+from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 
-RELEASE = "a" * 64
+
+def manifest(**files: bytes) -> Manifest:
+    return Manifest.of(Entry(name, len(data), hashlib.sha256(data).digest()) for name, data in files.items())
 
 
 class Tree:
@@ -37,14 +40,18 @@ class Tree:
         return next(each for each in scan(self.home) if each.name == "file")
 
     def note(self) -> None:
-        cache, patch = StatCache.load(self.log), Patch()
+        """What the file holds now is certain, and is what the release says."""
+        self.data = self.file.read_bytes()
+        cache = self.load()
         now = clock_ns(self.probe)
-        digest = hashlib.sha256(self.file.read_bytes()).hexdigest()
-        patch.record("file", self.look(), digest, content_ns=now, seen_ns=now)
-        cache.apply(patch, self.log, manifest=RELEASE)
+        cache.record_at(0, self.look(), content_ns=now, seen_ns=now)
+        cache.save(self.log)
 
-    def known(self) -> str | None:
-        return StatCache.load(self.log).sha256("file", self.look())
+    def load(self) -> StatCache:
+        return StatCache.load(self.log, manifest(file=self.data), lambda digest: None)
+
+    def known(self) -> bytes | None:
+        return self.data if self.load().fits(0, self.look()) else None
 
 
 @pytest.fixture
@@ -54,7 +61,7 @@ def tree(tmp_path: Path) -> Tree:
 
 def test_a_file_at_rest_is_known(tree: Tree) -> None:
     """What was hashed once and has not changed needs no second hash."""
-    assert tree.known() == hashlib.sha256(b"first").hexdigest()
+    assert tree.known() == b"first"
 
 
 def test_chmod(tree: Tree) -> None:
@@ -106,10 +113,10 @@ def test_a_swapped_inode(tree: Tree) -> None:
 def test_a_write_within_the_same_tick(tree: Tree) -> None:
     """A file changed in the tick in which it was hashed gets no row, since a further change could not be seen."""
     frozen = tree.file.stat().st_mtime_ns  # the clock has not moved since the write
-    patch = Patch()
-    patch.record("file", tree.look(), "0" * 64, content_ns=frozen, seen_ns=frozen)
-    assert patch.rows == {}
-    assert patch.gone == {"file"}
+    cache = tree.load()
+    assert cache.fits(0, tree.look())
+    cache.record_at(0, tree.look(), content_ns=frozen, seen_ns=frozen)
+    assert not cache.fits(0, tree.look())
 
 
 def test_in_place_edits_in_quick_succession_are_never_missed(tree: Tree) -> None:
@@ -121,8 +128,7 @@ def test_in_place_edits_in_quick_succession_are_never_missed(tree: Tree) -> None
         changed = b"%05d" % (number + 50000)
         with open(tree.file, "r+b") as file:
             file.write(changed)
-        known = tree.known()
-        assert known in (None, hashlib.sha256(changed).hexdigest()), number
+        assert tree.known() is None, number
 
 
 def test_a_published_file_is_known_though_its_name_is_new(tree: Tree) -> None:
@@ -134,63 +140,65 @@ def test_a_published_file_is_known_though_its_name_is_new(tree: Tree) -> None:
         content_ns = clock_ns(tree.probe)
     os.replace(fresh, tree.file)
     tree.rest()
+    cache = StatCache(manifest(file=b"second"))
+    cache.record_at(0, tree.look(), content_ns=content_ns, seen_ns=clock_ns(tree.probe))
+    assert cache.fits(0, tree.look())
+
+
+def rows(cache: StatCache) -> list[int]:
+    return [entry.ctime_ns for entry in map(Seen, range(1, 9)) for at in range(len(cache.manifest))
+            if cache.fits(at, entry)]  # fmt: skip
+
+
+class Seen:
+    """What stat(2) might say of a file of one byte; each differs from all others."""
+
+    def __init__(self, number: int) -> None:
+        self.size, self.mtime_ns, self.ctime_ns, self.inode, self.mode = 1, number, number, number, 0o100644
+
+
+def remember(cache: StatCache, **numbers: int) -> StatCache:
+    for name, number in numbers.items():
+        digest = cache.manifest.digest(cache.manifest.find(name) or 0).hex()
+        cache.record(name, Seen(number), digest, content_ns=1000, seen_ns=1000)
+    return cache
+
+
+def test_rows_follow_files_that_stay_the_same(tmp_path: Path) -> None:
+    """Another release has the rows of what it has in common with the one before, and no others."""
+    old = remember(StatCache(manifest(a=b"1", b=b"2", d=b"4")), a=1, b=2, d=4)
+    new = old.for_manifest(manifest(a=b"1", b=b"x", c=b"3", d=b"4"))
+    assert [new.fits(at, Seen(number)) for at, number in ((0, 1), (1, 2), (3, 4))] == [True, False, True]
+    assert rows(new) == [1, 4]
+
+
+def test_after_a_rollback_its_rows_are_taken_over(tmp_path: Path) -> None:
+    """A rollback only appends; the next reader puts that together with the rows of the release before."""
+    path, newer, older = str(tmp_path / "cache"), manifest(a=b"1", b=b"n"), manifest(a=b"1", b=b"o")
+    remember(StatCache(newer), a=1, b=2).save(path)
     patch = Patch()
-    patch.record("file", tree.look(), "5" * 64, content_ns=content_ns, seen_ns=clock_ns(tree.probe))
-    assert "file" in patch.rows
+    patch.record("b", Seen(3), hashlib.sha256(b"o").hexdigest(), content_ns=1000, seen_ns=1000)
+    append(patch, path)
+    cache = StatCache.load(path, older, {newer.sha256.hex(): newer}.get)
+    assert rows(cache) == [1, 3]
+    assert rows(StatCache.load(path, newer, lambda digest: None)) == [1, 2]
+    assert rows(StatCache.load(path, older, lambda digest: None)) == [3], "without the release before"
 
 
-def test_a_log_grows_with_the_change_and_is_compacted(tmp_path: Path) -> None:
-    """A patch is appended as a line; when most of the log is history it is written anew, with the same rows."""
-    path = str(tmp_path / "log")
-    cache, patch = StatCache(), Patch()
-    patch.rows = {f"name{number}": f"{number} sha" for number in range(10000)}
-    cache.apply(patch, path, manifest="m0")
-    whole = os.path.getsize(path)
-    change = Patch()
-    change.rows, change.gone = {"name1": "new sha"}, {"name2"}
-    append(change, path, base="m0", manifest="m1")
-    assert os.path.getsize(path) - whole < 200
-    loaded = StatCache.load(path)
-    assert loaded.manifest == "m1"
-    assert len(loaded.rows) == 9999
-    assert loaded.rows["name1"] == "new sha"
-    for number in range(4):
-        loaded.apply(patch, path, manifest=f"n{number}")
-    assert os.path.getsize(path) < 3.2 * whole
-    assert StatCache.load(path).rows == loaded.rows
-    assert StatCache.load(path).manifest == "n3"
+def test_a_content_that_is_not_the_releases_has_no_row() -> None:
+    """Rows say that a file is as the manifest has it; of an edited one there is nothing to say."""
+    cache = remember(StatCache(manifest(a=b"1")), a=1)
+    cache.record("a", Seen(2), hashlib.sha256(b"edited").hexdigest(), content_ns=1000, seen_ns=1000)
+    assert rows(cache) == []
 
 
-def test_a_patch_to_another_base_leaves_rows_of_no_release(tmp_path: Path) -> None:
-    """Rows are true each for itself; whether they are a whole release is only known along an unbroken chain."""
-    path = str(tmp_path / "log")
-    patch = Patch()
-    patch.rows = {"a": "1 sha"}
-    StatCache().apply(patch, path, manifest="m0")
-    append(Patch(), path, base="elsewhere", manifest="m1")
-    assert StatCache.load(path).manifest is None
-    assert StatCache.load(path).rows == {"a": "1 sha"}
-    loaded = StatCache.load(path)
-    loaded.apply(Patch(), path, manifest="m2")
-    assert StatCache.load(path).manifest == "m2"
-
-
-@pytest.mark.parametrize("damage", ["cut", "garbage", "other format", "zeros", "wrong types"])
-def test_a_damaged_log_costs_hashes_and_nothing_else(tmp_path: Path, damage: str) -> None:
-    """Whatever stands in the log, loading it gives the rows before the damage and no claim to be whole."""
-    path = tmp_path / "log"
-    first, second = Patch(), Patch()
-    first.rows, second.rows = {"a": "1 sha"}, {"b": "2 sha"}
-    StatCache().apply(first, str(path), manifest="m0")
-    whole = path.read_bytes()
-    append(second, str(path), base="m0", manifest="m1")
-    tail = {"cut": path.read_bytes()[len(whole) : -9], "garbage": b"\xff\xfe{]\n", "zeros": b"\0" * 4096,
-            "other format": path.read_bytes()[len(whole) :].replace(b'"format":1', b'"format":2'),
-            "wrong types": b'{"format":1,"base":"m0","manifest":"m1","rows":{"a":5},"gone":[]}\n'}[damage]  # fmt: skip
-    path.write_bytes(whole + tail)
-    loaded = StatCache.load(str(path))
-    assert loaded.rows == {"a": "1 sha"}
-    assert loaded.manifest is None
-    loaded.apply(second, str(path), manifest="m1")  # writes the log anew
-    assert StatCache.load(str(path)).rows == {"a": "1 sha", "b": "2 sha"}
-    assert StatCache.load(str(path)).manifest == "m1"
+@pytest.mark.parametrize("cut", [0, 1, 40, 150, -1])
+def test_a_damaged_cache_costs_hashes(tmp_path: Path, cut: int) -> None:
+    """What can't be read is as if it were not there."""
+    path, release = str(tmp_path / "cache"), manifest(a=b"1", b=b"2")
+    remember(StatCache(release), a=1, b=2).save(path)
+    data = Path(path).read_bytes()
+    Path(path).write_bytes(data[:cut])
+    assert rows(StatCache.load(path, release, lambda digest: None)) == []
+    Path(path).write_bytes(b"\0" * len(data))
+    assert rows(StatCache.load(path, release, lambda digest: None)) == []

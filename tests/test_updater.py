@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.filesystem.hashing import FileHash, hash_file
+from perfkit.filesystem.filehash import FileHash
+from perfkit.filesystem.hashtree import hash_many
+from perfkit.filesystem.scan import ScanEntry
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree
 from tests.test_publish import FIRST, edited
@@ -60,11 +62,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that a sync reads to find out what they hold."""
     names: list[str] = []
 
-    def hash_and_tell(path: str) -> FileHash:
-        names.append(path.rpartition("/tree/")[2])
-        return hash_file(path)
+    def hash_and_tell(root: str, entries: Iterable[ScanEntry]) -> Iterator[FileHash]:
+        for found in hash_many(root, entries):
+            names.append(found.name)
+            yield found
 
-    monkeypatch.setattr("perfkit.incremental.look.hash_file", hash_and_tell)
+    monkeypatch.setattr("perfkit.incremental.look.hash_many", hash_and_tell)
     return names
 
 

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
+import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.output import print_text, progress_for, tell
+from perfkit.cli.output import INTERRUPTED, print_text, progress_for, tell
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
+from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
+    from perfkit.filesystem.history import Generation
     from perfkit.incremental.plan import Plan
+    from perfkit.incremental.publish import Release
+    from perfkit.incremental.report import SyncReport
     from perfkit.incremental.routes.members import Selection
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
@@ -23,6 +29,7 @@ _PUBLISH_EXAMPLES = """\
 examples:
   perfkit publish rules site --version 2026.11
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
+  perfkit publish rules site --version 'r{n}' --watch    again whenever files change
 uploading it, the pointer last:
   rsync -a --exclude perfkit.json site/ web:/srv/rules/
   rsync -a site/perfkit.json web:/srv/rules/
@@ -62,26 +69,40 @@ def add_publish(publish: Parser) -> None:
     publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the tree to publish")
     publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
-    publish.add_argument("--version", required=True, metavar="V", help="what to call the release")
+    what = "what to call the release; {n} in it is its number, {time} its time"
+    publish.add_argument("--version", required=True, metavar="V", help=what)
+    publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
     publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
     publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
-    add_output(publish, "print one JSON object about the release", quiet="no notes; errors are still shown")
+    add_output(publish, "print one JSON object about each release", quiet="no notes; errors are still shown")
     publish.set_defaults(run=_publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
+    options: dict[str, Any] = {"version": arguments.version, "keep_deltas": arguments.keep_deltas,
+                               "exclude": arguments.exclude}  # fmt: skip
     with Toolkit(config_for(arguments)) as kit:
-        release = kit.publish(arguments.src, arguments.site, version=arguments.version,
-                              keep_deltas=arguments.keep_deltas, exclude=arguments.exclude)  # fmt: skip
+        if not arguments.watch:
+            _tell_release(arguments, kit.publish(arguments.src, arguments.site, **options))
+            return 0
+        with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
+            try:
+                for release in releases:
+                    _tell_release(arguments, release)
+            except KeyboardInterrupt:  # the way to end it
+                return INTERRUPTED
+    return 0
+
+
+def _tell_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
         note = f"{release.version} is what {arguments.site} offers already"
     else:
         note = (f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
                 f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
     tell(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
-    return 0
 
 
 # -- sync -------------------------------------------------------------------------------------------------------------
@@ -112,9 +133,20 @@ def _sync(arguments: argparse.Namespace) -> int:
             _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
             return 0
         report = kit.sync(arguments.source, arguments.dest, **chosen)
-    tell(arguments, dataclasses.asdict(report), f"{report.version}: {report.added} added, {report.changed} "
-         f"changed, {report.removed} removed; {report.bytes_received} bytes received")  # fmt: skip
+    tell(arguments, dataclasses.asdict(report), f"{report.version}, generation {report.generation}: {report.added} "
+         f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
+         f"{report.route}{_edits(report)}")  # fmt: skip
     return 0
+
+
+def _edits(report: SyncReport) -> str:
+    """What became of files that others had edited."""
+    kept = "".join(f"; {name} had been edited, and is kept as {fresh}" for name, fresh in report.aside.items())
+    lost = "".join(f"; {name} had been edited, and was overwritten" for name in report.overwritten)
+    back = "".join(
+        f"; {name} is as it had been edited, since the release's own is not kept" for name in report.as_found
+    )
+    return kept + lost + back
 
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:
@@ -155,10 +187,9 @@ def _rollback(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    note = f"generation {report.generation}, {report.version}"
-    if report.as_found:
-        note += f"; as it had been edited, since the release's own is not kept: {', '.join(report.as_found)}"
-    tell(arguments, dataclasses.asdict(report), note)
+    version = report.version or "as it was before the first one"
+    tell(arguments, dataclasses.asdict(report), f"{version}, generation {report.generation}: {report.added} added, "
+         f"{report.changed} changed, {report.removed} removed{_edits(report)}")  # fmt: skip
     return 0
 
 
@@ -175,11 +206,21 @@ def _history(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with Toolkit(config_for(arguments)) as kit:
-        found = [dataclasses.asdict(each) for each in kit.history(arguments.dest)]
-    lines = "".join(f"{'*' if each['current'] else ' '} {each['number']} {each['label'].get('version', '')} "
-                    f"+{each['added']} ~{each['changed']} -{each['removed']}\n" for each in found)  # fmt: skip
-    print_text(json.dumps({"generations": found}) + "\n" if arguments.json else lines)
+        found = kit.history(arguments.dest)
+    if arguments.json:
+        print_text(json.dumps({"generations": [dataclasses.asdict(each) for each in found]}) + "\n")
+    else:
+        print_text("".join(map(_generation_line, found)))
     return 0
+
+
+def _generation_line(each: Generation) -> str:
+    mark = "*" if each.current else " "
+    if each.number == 0:
+        return f"{mark} {each.number:>4}  before the first change\n"
+    made = datetime.datetime.fromtimestamp(each.created_s).strftime("%Y-%m-%d %H:%M")
+    version, kept = printable(each.label.get("version", "-")), amount(each.bytes_kept)
+    return f"{mark} {each.number:>4}  {made}  {version}  +{each.added} ~{each.changed} -{each.removed}  {kept} kept\n"
 
 
 def add_verify(verify: Parser) -> None:
@@ -197,6 +238,10 @@ def _verify(arguments: argparse.Namespace) -> int:
 
     with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         report = kit.verify(arguments.dest, repair=arguments.repair)
+    if not (arguments.json or arguments.quiet):
+        for what, names in (("missing", report.missing), ("changed", report.changed), ("extra", report.extra)):
+            print_text("".join(f"{what} {printable(name)}\n" for name in names))
     tell(arguments, {**dataclasses.asdict(report), "intact": report.intact}, f"{report.files} files: "
-         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra")  # fmt: skip
+         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
+         f"{'; repaired' if report.repaired else ''}")  # fmt: skip
     return 0 if report.intact else 1

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import os
 import select
 import socket
+import struct
+import sys
 import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -19,11 +20,16 @@ from urllib.parse import urlsplit
 if TYPE_CHECKING:
     import ssl
 
-__all__ = ["Connection", "Exchange", "Killer", "Origin", "Pool", "dial", "origin_of", "tls_context"]
+    from perfkit.downloads.tls import TlsSocket
+
+__all__ = ["Connection", "Exchange", "Killer", "Origin", "Pool", "dial", "origin_of"]
 
 Origin = tuple[str, str, int]  # scheme, host, port
 
 _RESOLVE_CHECK_S = 0.05
+_LEAST_WINDOW = 32 << 10
+_AHEAD_S = 1 / 128  # of the limit, for each connection
+_UNKNOWN_ROUND_TRIP_S = 0.05
 
 
 def origin_of(url: str) -> Origin:
@@ -63,9 +69,9 @@ class Killer:
 class Exchange:
     """One request on its way to an answer: what `kill` must wake, and by when the answer must be here."""
 
-    def __init__(self, deadline_s: float, rcvbuf: int | None = None) -> None:
+    def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
         self.deadline_s = deadline_s
-        self.rcvbuf = rcvbuf
+        self.rate_limit = rate_limit  # bytes per second; None: as much as comes
         self.expired = False
         self.reused = False  # the connection had carried a request before
         self.killed = False
@@ -99,10 +105,10 @@ def dial(host: str, port: int, timeout_s: float, exchange: Exchange) -> tuple[so
         exchange.attach(killer)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if exchange.rcvbuf is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, exchange.rcvbuf)
             sock.settimeout(timeout_s)
             sock.connect(address)
+            if exchange.rate_limit is not None:
+                _narrow(sock, exchange.rate_limit)
             return sock, killer
         except OSError as error:
             failure = error
@@ -111,6 +117,18 @@ def dial(host: str, port: int, timeout_s: float, exchange: Exchange) -> tuple[so
     if isinstance(failure, TimeoutError):
         raise TimeoutError(f"{host} port {port}: no connection in time") from failure
     raise ConnectionError(f"{host} port {port}: {failure.strerror or failure}") from failure
+
+
+def _narrow(sock: socket.socket, rate_limit: int) -> None:
+    """Have the kernel take no more ahead of us than the way to the server needs: what it took came over the network
+    too, and each new answer would begin with a burst. Linux makes the window twice as large as asked for.
+    """
+    round_trip_s = _UNKNOWN_ROUND_TRIP_S
+    if sys.platform == "linux":
+        (round_trip_us,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
+        round_trip_s = round_trip_us / 1e6
+    size = max(_LEAST_WINDOW, int(rate_limit * (_AHEAD_S + round_trip_s)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def _resolve(host: str, port: int, exchange: Exchange) -> list[Any]:
@@ -141,47 +159,19 @@ def _resolve(host: str, port: int, exchange: Exchange) -> list[Any]:
     raise OSError("ended while the name was being resolved")
 
 
-def tls_context(*, verify: bool, ca_bundle: str | None, client_cert: str | tuple[str, str] | None) -> ssl.SSLContext:
-    """How to speak TLS. Parsing the CA bundle takes some 15 ms: make one for all connections.
-
-    Args:
-        ca_bundle: a PEM file or a directory; None is certifi's.
-
-    Raises:
-        OSError: a file can't be read, or is no certificate.
-    """
-    import ssl
-
-    if ca_bundle is None and verify:
-        import certifi
-
-        ca_bundle = certifi.where()
-    if verify:
-        is_directory = os.path.isdir(ca_bundle or "")
-        context = ssl.create_default_context(
-            cafile=None if is_directory else ca_bundle, capath=ca_bundle if is_directory else None
-        )
-    else:
-        context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-        context.check_hostname = False
-        context.verify_mode = ssl.CERT_NONE
-    context.minimum_version = max(context.minimum_version, ssl.TLSVersion.TLSv1_2)
-    context.set_alpn_protocols(["http/1.1"])
-    if client_cert is not None:
-        context.load_cert_chain(*((client_cert,) if isinstance(client_cert, str) else client_cert))
-    return context
-
-
 class Connection:
     """One to an origin, open until it is closed."""
 
     def __init__(self, origin: Origin, tls: ssl.SSLContext | None, timeout_s: float, exchange: Exchange) -> None:
         _, host, port = origin
+        self.sock: socket.socket | TlsSocket
         self.sock, self._killer = dial(host, port, timeout_s, exchange)
         self._uses = 0
         if tls is not None:
+            from perfkit.downloads.tls import TlsSocket
+
             try:
-                self.sock = tls.wrap_socket(self.sock, server_hostname=host.rstrip("."))
+                self.sock = TlsSocket(self.sock, tls, host.rstrip("."))
             except BaseException:
                 self.close()
                 raise

@@ -7,9 +7,9 @@ buffered streams would copy the bytes of a large one; and to import it costs a f
 from __future__ import annotations
 
 import re
-import socket
+from typing import Protocol
 
-__all__ = ["Answer", "ConnectionEnded", "IncompleteBody", "ProtocolError", "TooLong"]
+__all__ = ["Answer", "ConnectionEnded", "IncompleteBody", "ProtocolError", "Sock", "TooLong"]
 
 _RECEIVE_BYTES = 16 << 10
 _HEAD_BYTES = 64 << 10
@@ -22,6 +22,15 @@ _FIELD = re.compile(r"^([^:\s]+)[ \t]*:[ \t]*(.*)$", re.MULTILINE)
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: .*)?", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"([0-9a-fA-F]{1,16})[ \t]*(?:;.*)?\r?\n", re.DOTALL)
 _LENGTH = re.compile(r"\d{1,19}", re.ASCII)
+
+
+class Sock(Protocol):
+    """What is used of a socket."""
+
+    def recv(self, most: int, /) -> bytes: ...
+    def recv_into(self, view: memoryview, /) -> int: ...
+    def gettimeout(self) -> float | None: ...
+    def settimeout(self, seconds: float | None, /) -> None: ...
 
 
 class ProtocolError(Exception):
@@ -43,7 +52,7 @@ class ConnectionEnded(ProtocolError, ConnectionResetError):
 class _Incoming:
     """What has come from a socket and was not taken yet, and what will come."""
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Sock) -> None:
         self._sock = sock
         self.rest = b""
 
@@ -83,7 +92,7 @@ class _Incoming:
         return count + _arrived(self._sock, view[count:]) if 0 < count < len(view) else count
 
 
-def _arrived(sock: socket.socket, view: memoryview) -> int:
+def _arrived(sock: Sock, view: memoryview) -> int:
     """What else is here by now: TLS gives a record, 16 KiB, at once at the most (RFC 8446 section 5.1), and a fast link
     sends on while we read. What is done with the bytes costs less in large pieces.
     """
@@ -115,7 +124,7 @@ class Answer:
         OSError: of the socket, TimeoutError included.
     """
 
-    def __init__(self, sock: socket.socket) -> None:
+    def __init__(self, sock: Sock) -> None:
         self._incoming = incoming = _Incoming(sock)
         while True:
             minor, self.status, self.headers, self.cookies = _parse(incoming.head())

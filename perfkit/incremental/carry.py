@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.records import Content
-from perfkit.filesystem.transaction import Commit, Meant, Transaction
+from perfkit.filesystem.transaction import Commit, Known, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
@@ -61,10 +61,11 @@ def carry_out(
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
     label = {"version": source.version, "source": source.url}
-    transaction = tree.transaction(label, known=look.known(), meant=_meant(installed))
+    known = Known(meant=_meant(installed), seen=look.seen, holder=look.holder)
+    transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
     with Stage(progress, "commit", files=todo) as shown, transaction as tx:
-        work = _Work(tree.root, tx, {entry.name: entry for entry in wanted}, assembly, shown)
+        work = _Work(tree.root, tx, wanted, assembly, shown)
         work.carry(plan)
         tx.write_private(MANIFEST, wanted.raw)
         tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
@@ -75,7 +76,7 @@ def carry_out(
     return Done(tx.result, work.bytes_written, written_ns, moved)
 
 
-def _meant(installed: Manifest) -> Meant:
+def _meant(installed: Manifest) -> Callable[[str], Content | None]:
     """What the installed release has under a name."""
 
     def meant(name: str) -> Content | None:
@@ -91,12 +92,12 @@ def _meant(installed: Manifest) -> Meant:
 class _Work:
     """The files of one transaction, put in place."""
 
-    def __init__(self, root: str, tx: Transaction, entries: dict[str, Entry], assembly: Assembly, shown: Stage) -> None:
+    def __init__(self, root: str, tx: Transaction, wanted: Manifest, assembly: Assembly, shown: Stage) -> None:
         self.bytes_written = 0
         self._shown = shown
         self._root = root
         self._tx = tx
-        self._entries = entries
+        self._wanted = wanted
         self._assembly = assembly
 
     def carry(self, plan: Plan) -> None:
@@ -126,20 +127,25 @@ class _Work:
         """What was fetched or kept: the first file of each content is adopted, others are copies."""
         first: dict[bytes, str] = {}
         for name in names:
-            entry = self._entries[name]
+            entry = self._entry(name)
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))
                 self._shown.count(files=1)
             elif first.setdefault(entry.sha256, name) != name:
                 self._copy(name, self._assembly.done[entry.sha256])
         for digest, name in first.items():
-            entry = self._entries[name]
+            entry = self._entry(name)
             self._tx.adopt(name, self._assembly.done[digest], sha256=digest.hex(), mode=_mode(entry))
             self._done(entry)
 
+    def _entry(self, name: str) -> Entry:
+        at = self._wanted.find(name)
+        assert at is not None, name
+        return self._wanted[at]
+
     def _copy(self, name: str, path: str) -> None:
         """The content of another file, if it is the right one."""
-        entry = self._entries[name]
+        entry = self._entry(name)
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")

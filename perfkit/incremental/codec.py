@@ -5,8 +5,10 @@ What a frame says of itself is never believed: the caller gives the size, and an
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from perfkit.errors import ManifestError
 
@@ -24,6 +26,7 @@ __all__ = [
     "dictionary",
     "expand",
     "expand_stream",
+    "give_back",
     "train",
     "zstd",
 ]
@@ -85,7 +88,7 @@ def expand_stream(
         raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
 
 
-def against(prefix: bytes) -> Base:
+def against(prefix: bytes | bytearray) -> Base:
     """A copy of raw content, to decode a frame that was made against it; it counts for one frame."""
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
 
@@ -125,4 +128,24 @@ def train(samples: list[bytes], size: int) -> bytes | None:
     try:
         return zstd.train_dict(samples, size).dict_content
     except (ValueError, zstd.ZstdError):
+        return None
+
+
+def give_back() -> None:
+    """Return to the system what decoders have freed; call it when the last of many is done.
+
+    glibc keeps a window of 8 MiB for the next allocation of that size, which Python's own allocator never makes: it
+    would stay resident beside all that follows.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    """malloc_trim(3), where the C library has it."""
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
         return None

@@ -66,20 +66,51 @@ class Fetcher:
         return [found[index] for index in range(len(requests))]
 
 
+class Done(Mapping[bytes, str]):
+    """Contents that are whole, and their paths, which are made when they are asked for."""
+
+    def __init__(self, path: Callable[[bytes], str]) -> None:
+        self._path = path
+        self._digests: set[bytes] = set()
+
+    def add(self, digest: bytes) -> None:
+        """This content is whole now."""
+        self._digests.add(digest)
+
+    def __getitem__(self, digest: bytes) -> str:
+        if digest not in self._digests:
+            raise KeyError(digest)
+        return self._path(digest)
+
+    def __contains__(self, digest: object) -> bool:
+        return digest in self._digests
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self._digests)
+
+    def __len__(self) -> int:
+        return len(self._digests)
+
+
 class Assembly:
     """Contents in `stage`, by digest: written in parts, in any order, and there when their SHA-256 is right.
 
     Attributes:
         done: the paths of contents that are whole.
+        standing: the path of what stands in the tree under a name; contents may be made of parts of it.
     """
 
-    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
+    def __init__(
+        self, stage: str, *, progress: Progress | None = None,
+        standing: Callable[[str], str | None] = lambda name: None,
+    ) -> None:  # fmt: skip
+        self.standing = standing
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.done: dict[bytes, str] = {}
+        self.done = Done(self._path)
         self._left: dict[bytes, int] = {}
-        self._open: tuple[bytes, int] | None = None
+        self._writing: _Writing | None = None
 
     @contextlib.contextmanager
     def making(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
@@ -100,7 +131,7 @@ class Assembly:
             path = self._path(digest)
             with contextlib.suppress(FileNotFoundError):
                 if os.path.getsize(path) == size and hash_file(path).sha256 == digest.hex():
-                    self.done[digest] = path
+                    self.done.add(digest)
                 else:
                     os.unlink(path)
 
@@ -112,7 +143,7 @@ class Assembly:
                 found = copy_into(file.fileno(), copy.fileno())
             if found == digest.hex():
                 os.rename(fresh, self._path(digest))
-                self.done[digest] = self._path(digest)
+                self.done.add(digest)
             else:
                 os.unlink(fresh)
 
@@ -139,7 +170,7 @@ class Assembly:
     def adopt(self, path: str, digest: bytes) -> None:
         """Take in a file of the stage, which has this SHA-256."""
         os.rename(path, self._path(digest))
-        self.done[digest] = self._path(digest)
+        self.done.add(digest)
         self._count(files=1)
 
     @property
@@ -157,38 +188,41 @@ class Assembly:
         return write
 
     def _write(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
-        if self._open is None or self._open[0] != digest:
+        writing = self._writing
+        if writing is None or writing.digest != digest:
             self._close()
-            self._open = digest, _create(self._path(digest) + "~", empty=digest not in self._left)
+            begun = digest in self._left
             self._left.setdefault(digest, size)
-        while data:
-            count = os.pwrite(self._open[1], data, offset)
-            data, offset = data[count:], offset + count
-            self._left[digest] -= count
-            self._count(count_bytes=count)
+            writing = self._writing = _Writing(digest, _create(self._path(digest) + "~", empty=not begun), begun=begun)
+        writing.put(offset, data)
+        self._left[digest] -= len(data)
+        self._count(count_bytes=len(data))
         if self._left[digest] <= 0:
             self._close()
-            self._finish(digest)
+            self._finish(writing)
 
-    def _finish(self, digest: bytes) -> None:
+    def _finish(self, writing: _Writing) -> None:
+        digest = writing.digest
         del self._left[digest]
         path = self._path(digest)
-        if hash_file(path + "~").sha256 != digest.hex():
+        if (writing.sha256 or hash_file(path + "~").sha256) != digest.hex():
             os.unlink(path + "~")
             return  # it stays missing, and another route may bring it
         os.rename(path + "~", path)
-        self.done[digest] = path
+        self.done.add(digest)
         self._count(files=1)
 
     def _close(self) -> None:
-        if self._open is not None:
-            os.close(self._open[1])
-            self._open = None
+        if self._writing is not None:
+            os.close(self._writing.descriptor)
+            self._writing = None
 
     def forget_parts(self) -> None:
         """A route has ended: what it began and didn't finish is begun anew by the next."""
         self._close()
         self._left.clear()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._fresh)
 
     def _path(self, digest: bytes) -> str:
         return os.path.join(self._stage, f"content-{digest.hex()}")
@@ -197,3 +231,30 @@ class Assembly:
 def _create(path: str, *, empty: bool = True) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     return os.open(path, flags | os.O_TRUNC if empty else flags, 0o600)
+
+
+class _Writing:
+    """A content as it is written; hashed on the way if it comes in one go from its beginning to its end."""
+
+    __slots__ = ("_end", "_hash", "descriptor", "digest")
+
+    def __init__(self, digest: bytes, descriptor: int, *, begun: bool) -> None:
+        self.digest = digest
+        self.descriptor = descriptor
+        self._hash = None if begun else hashlib.sha256()
+        self._end = 0
+
+    def put(self, offset: int, data: memoryview) -> None:
+        if self._hash is not None and offset == self._end:
+            self._hash.update(data)
+            self._end += len(data)
+        else:
+            self._hash = None
+        while data:
+            count = os.pwrite(self.descriptor, data, offset)
+            data, offset = data[count:], offset + count
+
+    @property
+    def sha256(self) -> str | None:
+        """In hexadecimal; None if only reading it will tell."""
+        return None if self._hash is None else self._hash.hexdigest()

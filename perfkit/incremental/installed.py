@@ -11,8 +11,8 @@ from typing import Any
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.commit import OWN
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.recognise import Kind
 
 __all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
 
@@ -57,7 +57,7 @@ class Installed:
         if self.kind is None:
             return _NOTHING
         with open(os.path.join(self.root, OWN, MANIFEST), "rb") as file:
-            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256))
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
     def highest(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""

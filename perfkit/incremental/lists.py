@@ -11,13 +11,13 @@ from perfkit.downloads.listing import split_line
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, safe_basename
+from perfkit.incremental.recognise import METALINK_NAMESPACE
 
-__all__ = ["LIST_BYTES", "METALINK_NAMESPACE", "Listed", "parse_metalink", "parse_urls"]
+__all__ = ["LIST_BYTES", "Listed", "parse_metalink", "parse_urls"]
 
 LIST_BYTES = 64 << 20  # the longest list that is read
 _FILES = 200_000
 _DEPTH = 32  # of XML elements
-METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
 _HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, the best first
 _LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the first, without one a URL is the last

@@ -12,14 +12,14 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.incremental.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Contents", "Entry", "Manifest", "Part", "side_by_side"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -28,7 +28,7 @@ MAX_FILE_BYTES = 1 << 50
 
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
-_BATCH = 4096
+_BATCH = 512
 _LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
@@ -95,11 +95,12 @@ class Manifest:
         )  # fmt: skip
 
     @classmethod
-    def parse(cls, raw: bytes, *, sha256: bytes | None = None) -> Manifest:
+    def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
         """Read canonical bytes.
 
         Args:
             sha256: what their digest must be.
+            known: bytes of this digest were read before, so that their names need no second check.
 
         Raises:
             ManifestError: they are not canonical, beyond a limit, of another format version, or have another digest.
@@ -129,7 +130,8 @@ class Manifest:
         if len(ends) != count + 1 or ends[-1] != len(raw):
             raise ManifestError("manifest: not as many names as entries")
         manifest = cls(raw, digest, sizes, flags_at, ends)
-        manifest._check_names()
+        if not known or sha256 is None:
+            manifest._check_names()
         return manifest
 
     def __len__(self) -> int:
@@ -147,6 +149,16 @@ class Manifest:
         """The name of one entry."""
         return self.raw[self._name_ends[index] : self._name_ends[index + 1] - 1].decode()
 
+    def names(self) -> Iterator[str]:
+        """The names of all entries, in order."""
+        for start in range(0, len(self), _BATCH):
+            stop = min(start + _BATCH, len(self))
+            yield from self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode().split("\n")
+
+    def executable(self, index: int) -> bool:
+        """Whether one entry may be executed."""
+        return self.raw[self._flags_at + index] == 1
+
     def size(self, index: int) -> int:
         """The size of one entry."""
         return self._sizes[index]
@@ -160,6 +172,10 @@ class Manifest:
         """The SHA-256 of each entry, in order."""
         start = self._flags_at + len(self)
         return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+
+    def same(self, index: int, other: Manifest, there: int) -> bool:
+        """Whether an entry has the content and the mode of an entry of another manifest."""
+        return self.digest(index) == other.digest(there) and self.executable(index) == other.executable(there)
 
     @property
     def total_bytes(self) -> int:
@@ -207,3 +223,80 @@ class Manifest:
         except UnicodeDecodeError as error:
             raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
         return [fold_name(check_name(name)) for name in names]
+
+
+class Part(Mapping[str, Entry]):
+    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        self._names: list[str] = []
+        self._places = array("I")
+        self._next = 0  # which is likely to be asked for
+
+    def add(self, name: str, index: int) -> None:
+        """One more; it must follow the others in the order of names."""
+        self._names.append(name)
+        self._places.append(index)
+
+    def __getitem__(self, name: str) -> Entry:
+        at = self._find(name)
+        if at < 0:
+            raise KeyError(name)
+        index = self._places[at]
+        manifest = self._manifest
+        return Entry(self._names[at], manifest.size(index), manifest.digest(index), manifest.executable(index))
+
+    def _find(self, name: str) -> int:
+        at = self._next
+        if at == len(self._names) or self._names[at] != name:
+            at = bisect_left(self._names, name)
+            if at == len(self._names) or self._names[at] != name:
+                return -1
+        self._next = at + 1
+        return at
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) >= 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+
+class Contents:
+    """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred."""
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._manifest = manifest
+        keys = array("Q", (int.from_bytes(digest[:8], "big") for digest in manifest.digests()))
+        self._order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        self._keys = array("Q", (keys[index] for index in self._order))
+
+    def find(self, digest: bytes) -> Iterator[int]:
+        """The indexes of the entries with this SHA-256, in order."""
+        key = int.from_bytes(digest[:8], "big")
+        for at in range(bisect_left(self._keys, key), len(self._keys)):
+            if self._keys[at] != key:
+                return
+            if self._manifest.digest(self._order[at]) == digest:
+                yield self._order[at]
+
+
+def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
+    """Every name of either manifest, in order, with its index in both; None where it is not."""
+    olds, news = enumerate(old.names()), enumerate(new.names())
+    here, there = next(olds, None), next(news, None)
+    while here is not None or there is not None:
+        if there is None or (here is not None and here[1] < there[1]):
+            assert here is not None
+            yield here[1], here[0], None
+            here = next(olds, None)
+        elif here is None or there[1] < here[1]:
+            yield there[1], None, there[0]
+            there = next(news, None)
+        else:
+            yield there[1], here[0], there[0]
+            here, there = next(olds, None), next(news, None)

@@ -85,7 +85,8 @@ class Plan:
 
     version: str
     installed_version: str | None = None  # None: nothing is installed
-    keep: frozenset[str] = frozenset()  # names that are as wanted
+    keep: frozenset[str] = frozenset()  # names that are as wanted, of those that were given to `decide`
+    unchanged: int = 0  # files that are as wanted, of all
     local: tuple[Local, ...] = ()
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
     stored: tuple[str, ...] = ()  # names whose content only the history has
@@ -168,6 +169,7 @@ def decide(
         version=version,
         installed_version=installed_version,
         keep=keep,
+        unchanged=len(keep),
         local=tuple(local),
         stored=tuple(kept),
         modes=modes,

@@ -7,22 +7,19 @@ the last releases; replace the pointer. Until that last step nothing that a clie
 from __future__ import annotations
 
 import contextlib
-import fnmatch
-import hashlib
 import heapq
 import itertools
 import os
-import stat
 import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
-from perfkit.errors import ConfigError, UnsafePathError
+from perfkit.errors import ConfigError
 from perfkit.incremental.encode import encode_delta, needed
 from perfkit.incremental.index import Index
-from perfkit.incremental.manifest import Entry, Manifest
+from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.packing import (
     FINE_LEVEL,
     SOLID_LEVEL,
@@ -37,8 +34,9 @@ from perfkit.incremental.packing import (
 )
 from perfkit.incremental.release import Hop, PackedRef, Pointer, short
 from perfkit.incremental.site import Contents, History, Record, Site
+from perfkit.incremental.survey import Survey
 
-__all__ = ["GRACE_S", "Release", "hashed", "publish"]
+__all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
 
 GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
 _KEPT_RELEASES = 16
@@ -46,7 +44,6 @@ _OFFERED = 10  # earlier releases that the pointer has a delta for
 _HOP_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
 _LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
 _SOLID_PACKS = 12  # a first install asks for each
-_READ_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +81,8 @@ def publish(
     """Make the tree `src` the release that `site` offers.
 
     Args:
-        version: what to call it; one line of at most 200 characters.
+        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the serial of the release,
+            `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer already is then not released anew.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
         exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
         grace_s: how long objects are kept that no kept release needs.
@@ -97,7 +95,21 @@ def publish(
         ManifestError: the site is damaged.
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
-    began = time.monotonic()
+    check_arguments(src, site, version, keep_deltas)
+    survey = Survey(src, tuple(exclude))
+    began_s = time.monotonic()
+    survey.read_all()
+    release = publish_manifest(src, site, Manifest.of(survey.entries.values()), version=version,
+                               keep_deltas=keep_deltas, grace_s=grace_s)  # fmt: skip
+    return replace(release, seconds=time.monotonic() - began_s)
+
+
+def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
+    """See that these can be.
+
+    Raises:
+        ConfigError: one can't.
+    """
     if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
         raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
     if keep_deltas < 0:
@@ -106,43 +118,26 @@ def publish(
         raise ConfigError(f"{src} is not a directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
         raise ConfigError(f"the site {site} lies in the tree {src} that is to be published")
-    manifest = Manifest.of(hashed(src, exclude))
-    with Site(site) as place, contextlib.ExitStack() as stack:
-        publisher = _Publisher(src, place, manifest, stack)
-        return publisher.run(version, keep_deltas, grace_s, began)
 
 
-def hashed(src: str, exclude: Iterable[str] = ()) -> Iterator[Entry]:
-    """The entries of a tree on the disk, as `publish` takes them.
+def publish_manifest(
+    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, grace_s: float = GRACE_S
+) -> Release:
+    """As `publish`, of a tree that is known to hold this. Only what the site lacks is read.
 
     Raises:
-        UnsafePathError: a symbolic link or special file.
-        OSError: something can't be read.
+        FileChangedError: a file that is read is another one; the site is as it was.
+        Otherwise as `publish`.
     """
-    for name, status in _walk(src, "", tuple(exclude)):
-        size, digest = 0, hashlib.sha256()
-        with open(os.path.join(src, name), "rb") as file:
-            while data := file.read(_READ_BYTES):
-                digest.update(data)
-                size += len(data)
-        yield Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+    began_s = time.monotonic()
+    with Site(site) as place, contextlib.ExitStack() as stack:
+        publisher = _Publisher(src, place, manifest, stack)
+        return publisher.run(version, keep_deltas, grace_s, began_s)
 
 
-def _walk(src: str, directory: str, exclude: tuple[str, ...]) -> Iterator[tuple[str, os.stat_result]]:
-    with os.scandir(os.path.join(src, directory)) as found:
-        items = sorted(found, key=lambda item: item.name)
-    for item in items:
-        name = f"{directory}/{item.name}" if directory else item.name
-        if name == ".perfkit" or any(fnmatch.fnmatchcase(name, pattern) for pattern in exclude):
-            continue  # a client's own records are no part of the tree that it keeps
-        status = item.stat(follow_symlinks=False)
-        if stat.S_ISDIR(status.st_mode):
-            yield from _walk(src, name, exclude)
-        elif stat.S_ISREG(status.st_mode):
-            yield name, status
-        else:
-            kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
-            raise UnsafePathError(name, f"it is {kind}; releases have regular files only. Exclude or replace it")
+def _versioned(template: str, serial: int) -> str:
+    """A version, with `{n}` and `{time}` in it filled in."""
+    return template.replace("{n}", str(serial)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
 
 class _Publisher:
@@ -160,14 +155,14 @@ class _Publisher:
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
 
-    def run(self, version: str, keep_deltas: int, grace_s: float, began: float) -> Release:
+    def run(self, version: str, keep_deltas: int, grace_s: float, began_s: float) -> Release:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         serial = previous.serial + 1 if previous else 1
         hops = {(hop.origin, hop.target): hop for hop in self._history.hops}
         if previous is not None and same:
-            if previous.version == version:
-                return self._release(previous, began, unchanged=True)
+            if previous.version == version or version != _versioned(version, serial):
+                return self._release(previous, began_s, unchanged=True)
             packed, solid, fine = previous.manifest, previous.solid, previous.fine
         else:
             threads = self._stack.enter_context(pool())
@@ -176,6 +171,7 @@ class _Publisher:
             for hop in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
                 hops[hop.origin, hop.target] = hop
         sha256 = manifest.sha256.hex()
+        version = _versioned(version, serial)
         record = Record(version, serial, sha256, packed, fine)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         records = records[-_KEPT_RELEASES:]
@@ -188,14 +184,14 @@ class _Publisher:
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
         self._site.replace_pointer(pointer)
         self._site.prune(used | {history.sha256}, retired, grace_s=grace_s)
-        return self._release(pointer, began)
+        return self._release(pointer, began_s)
 
-    def _release(self, pointer: Pointer, began: float, *, unchanged: bool = False) -> Release:
+    def _release(self, pointer: Pointer, began_s: float, *, unchanged: bool = False) -> Release:
         return Release(
             version=pointer.version, serial=pointer.serial, manifest_sha256=pointer.manifest_sha256,
             files=len(self._manifest), bytes=self._manifest.total_bytes, objects_written=len(self._site.written),
             bytes_written=sum(ref.bytes for ref in self._site.written), deltas=len(pointer.hops), unchanged=unchanged,
-            seconds=time.monotonic() - began,
+            seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
     def _open(self, entry: int) -> BinaryIO:

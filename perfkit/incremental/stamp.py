@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.records import Change
-from perfkit.incremental.statcache import Patch, next_tick_ns
+from perfkit.incremental.statcache import Rows, next_tick_ns
 
 __all__ = ["stamp"]
 
@@ -24,7 +24,7 @@ class _Status(NamedTuple):
 
 
 def stamp(
-    patch: Patch,
+    rows: Rows,
     root: str,
     changes: Iterable[Change],
     *,
@@ -36,7 +36,7 @@ def stamp(
 
     Args:
         but: names of files that are none of the release.
-        certain_ns: by name, `clock_ns` when the content was certain, as in `Patch.record`: for what we wrote, after
+        certain_ns: by name, `clock_ns` when the content was certain, as in `Rows.record`: for what we wrote, after
             that and before the commit; for what was hashed, before it was.
         probe: the file for `clock_ns`.
     """
@@ -49,9 +49,9 @@ def stamp(
     for change in mine:
         status = _lstat(os.path.join(root, change.name))
         if change.after is None or status is None or status != _then(change) or change.name in but:
-            patch.forget(change.name)
+            rows.forget(change.name)
         else:
-            patch.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
+            rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
 
 
 def _then(change: Change) -> _Status | None:

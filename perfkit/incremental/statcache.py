@@ -8,8 +8,10 @@ the file had come to rest before: its times are less than those of a probe file 
 Both stamps come from the same clock with the same granularity, whatever that is (git calls the others "racily clean"
 and hashes them again, as happens here to a file without a row).
 
-The store is a log of JSON lines: a commit adds a line for what it changed, so that its cost follows the change and not
-the tree. It is a cache: a line that can't be read ends the reading, and a lost or stale row only costs a hash.
+The rows are columns beside those of a manifest: a row says of an entry "the file that looked like this is as the
+manifest has it". After a rollback, which must not cost more the larger the tree is, they are still those of the
+manifest before, with a line for what is new; the next reader takes over what both manifests have in common. It is a
+cache: what can't be read is left out, and a lost or stale row only costs a hash.
 """
 
 from __future__ import annotations
@@ -17,15 +19,17 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import stat
 import time
-from collections.abc import Iterable, Mapping
-from itertools import islice
-from typing import Any, Protocol
+from array import array
+from collections.abc import Callable
+from typing import IO, Protocol
 
-__all__ = ["Patch", "StatCache", "Status", "append", "clock_ns", "next_tick_ns", "signature"]
+from perfkit.incremental.manifest import Manifest, side_by_side
 
-_LINE_ROWS = 4096  # rows in one line: what is parsed at once
-_FORMAT = 1
+__all__ = ["Patch", "Rows", "StatCache", "Status", "append", "clock_ns", "next_tick_ns"]
+
+_FORMAT = 2
 _TICK_S = 0.025  # Linux stamps files with the time of its last tick: every 1 to 10 ms
 
 
@@ -42,11 +46,6 @@ class Status(Protocol):
     def inode(self) -> int: ...
     @property
     def mode(self) -> int: ...
-
-
-def signature(status: Status) -> str:
-    """All that changes when a file does, access time apart."""
-    return f"{status.size} {status.mtime_ns} {status.ctime_ns} {status.inode} {status.mode & 0o7777:o}"
 
 
 def clock_ns(probe: str) -> int:
@@ -79,12 +78,8 @@ def next_tick_ns(probe: str) -> int:
     return now
 
 
-class Patch:
-    """Rows that come, and names whose rows go."""
-
-    def __init__(self) -> None:
-        self.rows: dict[str, str] = {}
-        self.gone: set[str] = set()
+class Rows(Protocol):
+    """Takes rows by the names of files."""
 
     def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
         """Note what a file holds, if a later change can't hide.
@@ -94,105 +89,178 @@ class Patch:
                 could write was given its name. A write after that has this mtime or a later one.
             seen_ns: `clock_ns` no later than `status` was taken; any change after that has this ctime or a later one.
         """
-        if status.mtime_ns < content_ns and status.ctime_ns < seen_ns:
-            self.rows[name] = f"{signature(status)} {sha256}"
-            self.gone.discard(name)
+        ...
+
+    def forget(self, name: str) -> None:
+        """The file is gone, or what it holds is not certain."""
+        ...
+
+
+def _at_rest(status: Status, content_ns: int, seen_ns: int) -> bool:
+    return status.mtime_ns < content_ns and status.ctime_ns < seen_ns
+
+
+class Patch:
+    """`Rows` to be appended to a cache that isn't read."""
+
+    def __init__(self) -> None:
+        self.rows: dict[str, tuple[str, int, int, int, int]] = {}
+
+    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        if _at_rest(status, content_ns, seen_ns):
+            mode = stat.S_IMODE(status.mode)
+            self.rows[name] = (sha256, status.mtime_ns, status.ctime_ns, status.inode, mode)
+
+    def forget(self, name: str) -> None:
+        self.rows.pop(name, None)
+
+
+class StatCache:
+    """A row for each entry of a manifest, or none where only reading the file will tell.
+
+    Attributes:
+        dirty: whether it is another than the one that was read.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self.manifest = manifest
+        self.dirty = True
+        count = len(manifest)
+        self._mtimes, self._ctimes = array("q", bytes(8 * count)), array("q", bytes(8 * count))
+        self._inodes, self._modes = array("Q", bytes(8 * count)), array("H", bytes(2 * count))
+
+    @classmethod
+    def load(cls, path: str, manifest: Manifest, earlier: Callable[[str], Manifest | None]) -> StatCache:
+        """The rows for the files of this manifest.
+
+        Args:
+            earlier: gives the manifest of this digest, in hexadecimal, if it is still there.
+        """
+        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(path, "rb") as file:
+            head = json.loads(file.readline())
+            if head["format"] != _FORMAT:
+                return cls(manifest)
+            same = head["manifest"] == manifest.sha256.hex()
+            base = manifest if same else earlier(head["manifest"])
+            cache = cls(base if base is not None else manifest)
+            if base is None:
+                file.seek(head["bytes"], os.SEEK_CUR)
+            else:
+                cache._read(file)
+            cache = cache.for_manifest(manifest)
+            cache.dirty = not same
+            cache._patch(file)
+            return cache
+        return cls(manifest)
+
+    @property
+    def _columns(self) -> tuple[array[int], ...]:
+        return self._mtimes, self._ctimes, self._inodes, self._modes
+
+    def _read(self, file: IO[bytes]) -> None:
+        for column in self._columns:
+            size = len(column) * column.itemsize
+            data = file.read(size)
+            if len(data) != size:
+                raise ValueError("cut short")
+            del column[:]
+            column.frombytes(data)
+
+    def _patch(self, file: IO[bytes]) -> None:
+        """Take what rollbacks have appended, as far as it is whole and of contents that are there now."""
+        with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):
+            for line in file:
+                for name, (sha256, mtime_ns, ctime_ns, inode, mode) in json.loads(line)["rows"].items():
+                    at = self._found(name, sha256, mode)
+                    if at is not None:
+                        self._set(at, mtime_ns, ctime_ns, inode, mode)
+
+    def _found(self, name: str, sha256: str, mode: int) -> int | None:
+        """The entry of this name, if it has this content and mode."""
+        at = self.manifest.find(name)
+        if at is None or self.manifest.digest(at).hex() != sha256:
+            return None
+        return at if self.manifest.executable(at) == bool(mode & 0o100) else None
+
+    def _set(self, at: int, mtime_ns: int, ctime_ns: int, inode: int, mode: int) -> None:
+        self._mtimes[at], self._ctimes[at], self._inodes[at], self._modes[at] = mtime_ns, ctime_ns, inode, mode
+        self.dirty = True
+
+    def for_manifest(self, manifest: Manifest) -> StatCache:
+        """The rows of the files that are the same in another manifest."""
+        if manifest.sha256 == self.manifest.sha256:
+            return self
+        fresh = StatCache(manifest)
+        for _, here, there in side_by_side(self.manifest, manifest):
+            if here is not None and there is not None and self.manifest.same(here, manifest, there):
+                for old, new in zip(self._columns, fresh._columns, strict=True):
+                    new[there] = old[here]
+        return fresh
+
+    def fits(self, at: int, status: Status) -> bool:
+        """Whether a file that looks like this is known to be as the manifest has the entry."""
+        return (
+            status.ctime_ns == self._ctimes[at] != 0
+            and status.mtime_ns == self._mtimes[at]
+            and status.size == self.manifest.size(at)
+            and status.inode == self._inodes[at]
+            and status.mode & 0o7777 == self._modes[at]
+        )
+
+    def identity_at(self, at: int) -> tuple[int, int]:
+        """The inode of the file that the row is of, and its mtime in nanoseconds."""
+        return self._inodes[at], self._mtimes[at]
+
+    def record_at(self, at: int, status: Status, *, content_ns: int, seen_ns: int) -> None:
+        """As `Rows.record`, of a file that is as the manifest has this entry."""
+        if _at_rest(status, content_ns, seen_ns):
+            self._set(at, status.mtime_ns, status.ctime_ns, status.inode, stat.S_IMODE(status.mode))
+        else:
+            self.forget_at(at)
+
+    def forget_at(self, at: int) -> None:
+        """As `Rows.forget`."""
+        if self._ctimes[at]:
+            self._set(at, 0, 0, 0, 0)
+
+    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """See `Rows`; what is not as the manifest has it has no row."""
+        at = self._found(name, sha256, status.mode)
+        if at is not None:
+            self.record_at(at, status, content_ns=content_ns, seen_ns=seen_ns)
         else:
             self.forget(name)
 
     def forget(self, name: str) -> None:
-        """The file is gone, or what it holds is not certain."""
-        self.rows.pop(name, None)
-        self.gone.add(name)
+        """See `Rows`."""
+        at = self.manifest.find(name)
+        if at is not None:
+            self.forget_at(at)
 
-
-class StatCache:
-    """The rows that one tree's log holds.
-
-    `manifest` is the digest of the release that they are the rows of: every file of it has its row, unless what it
-    holds was not certain, and no other file has one. None if that can't be told.
-    """
-
-    def __init__(self) -> None:
-        self.rows: dict[str, str] = {}
-        self.manifest: str | None = None
-        self._lines = 0
-        self._logged_rows = 0
-        self._damaged = False
-
-    @classmethod
-    def load(cls, path: str) -> StatCache:
-        """Read the log, as far as it goes; empty if there is none, or one of another format."""
-        cache = cls()
-        with contextlib.suppress(FileNotFoundError), open(path, "rb") as lines:
-            for line in lines:
-                try:
-                    cache._take(json.loads(line))
-                except (ValueError, TypeError, KeyError):
-                    cache._damaged, cache.manifest = True, None
-                    break
-        return cache
-
-    def _take(self, line: Mapping[str, Any]) -> None:
-        rows, gone, base, manifest = line["rows"], line["gone"], line["base"], line["manifest"]
-        if line["format"] != _FORMAT or not set(map(type, rows.values())) <= {str}:
-            raise ValueError("not a line of this format")
-        self.rows.update(rows)
-        for name in gone:
-            self.rows.pop(name, None)
-        self.manifest = manifest if base == self.manifest else None
-        self._lines += 1
-        self._logged_rows += len(rows) + len(gone)
-
-    def sha256(self, name: str, status: Status) -> str | None:
-        """The digest of a file that looks like this, in hexadecimal; None if only reading it will tell."""
-        known, _, digest = self.rows.get(name, "").rpartition(" ")
-        return digest if known == signature(status) else None
-
-    def apply(self, patch: Patch, path: str, *, manifest: str) -> None:
-        """Take the patch in, after which the rows are those of `manifest`, and write it.
-
-        It goes to the end of the log, or a new log replaces one that has grown long.
+    def save(self, path: str) -> None:
+        """Write it, in place of what is there.
 
         Raises:
-            OSError: it can't be written; the old log, or none, is left.
+            OSError: it can't be written; the old one, or none, is left.
         """
-        base, self.manifest = self.manifest, manifest
-        self.rows.update(patch.rows)
-        for name in patch.gone:
-            self.rows.pop(name, None)
-        self._logged_rows += len(patch.rows) + len(patch.gone)
-        if self._damaged or self._lines == 0 or self._logged_rows > 2 * len(self.rows) + _LINE_ROWS:
-            self._rewrite(path)
-        else:
-            self._lines += 1
-            append(patch, path, base=base, manifest=manifest)
-
-    def _rewrite(self, path: str) -> None:
         fresh = f"{path}~"
-        names = iter(self.rows)
-        base: str | None = None
-        with open(fresh, "w", encoding="utf-8") as log:
-            while True:
-                rows = {name: self.rows[name] for name in islice(names, _LINE_ROWS)}
-                log.write(_line(rows, (), base, self.manifest))
-                base = self.manifest
-                if len(rows) < _LINE_ROWS:
-                    break
+        size = sum(len(column) * column.itemsize for column in self._columns)
+        head = {"format": _FORMAT, "manifest": self.manifest.sha256.hex(), "bytes": size}
+        with open(fresh, "wb") as file:
+            file.write(json.dumps(head).encode() + b"\n")
+            for column in self._columns:
+                file.write(column)
         os.replace(fresh, path)
-        self._lines, self._logged_rows, self._damaged = 1, len(self.rows), False
+        self.dirty = False
 
 
-def append(patch: Patch, path: str, *, base: str | None, manifest: str | None) -> None:
-    """Write a patch to the end of a log without reading it; it turns the rows of `base` into those of `manifest`.
+def append(patch: Patch, path: str) -> None:
+    """Add rows of whatever manifest to a cache, without reading it.
 
     Raises:
-        OSError: it can't be written.
+        OSError: it can't be written, or there is none.
     """
-    with open(path, "a", encoding="utf-8") as log:
-        log.write(_line(patch.rows, patch.gone, base, manifest))
-
-
-def _line(rows: Mapping[str, str], gone: Iterable[str], base: str | None, manifest: str | None) -> str:
-    line = {"format": _FORMAT, "base": base, "manifest": manifest, "rows": rows, "gone": sorted(gone)}
-    return json.dumps(line, separators=(",", ":")) + "\n"
+    if patch.rows:
+        with open(path, "r+b") as log:
+            log.seek(0, os.SEEK_END)
+            log.write(json.dumps({"rows": patch.rows}, separators=(",", ":")).encode() + b"\n")

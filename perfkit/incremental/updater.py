@@ -5,37 +5,35 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
+from itertools import islice
 
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed
-from perfkit.incremental.look import Look, entries
-from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.installed import MANIFEST, Installed, read_installed
+from perfkit.incremental.kinds import Kind
+from perfkit.incremental.look import Look
+from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
-from perfkit.incremental.recognise import Kind
-from perfkit.incremental.report import SyncReport, VerifyReport
+from perfkit.incremental.report import SyncReport
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source
-from perfkit.incremental.sources.opening import open_source, reopen_source
+from perfkit.incremental.sources.opening import open_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 from perfkit.masking import masked
 from perfkit.progress.meter import Progress
-from perfkit.progress.stage import Stage
 
-__all__ = ["history", "plan", "rollback", "sync", "verify"]
+__all__ = ["Job", "bring", "history", "must_be_managed", "own", "plan", "rollback", "sync"]
 
 _log = logging.getLogger(__name__)
 
@@ -50,7 +48,7 @@ def sync(
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.stage)
         ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
-        report = _bring_newest(_Job(tree, fetcher, installed, _policy(config), progress), ask)
+        report = _bring_newest(Job(tree, fetcher, installed, _policy(config), progress), ask)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -64,8 +62,8 @@ def plan(
         installed = read_installed(root)
         source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
         _refuse_older(source, installed)
-        look = Look(root, StatCache.load(_own(root, "statcache")), now_ns=0)
-        assembly = Assembly(stage, progress=progress)
+        look = _look(root, installed, now_ns=0, progress=progress)
+        assembly = Assembly(stage, progress=progress, standing=look.path)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
         missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
@@ -86,7 +84,7 @@ def _policy(config: Config) -> LocalChanges:
 
 
 @dataclass(frozen=True, slots=True)
-class _Job:
+class Job:
     """What one sync or repair works on and with."""
 
     tree: Tree
@@ -96,12 +94,12 @@ class _Job:
     progress: Progress | None
 
 
-def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
+def _bring_newest(job: Job, ask: Callable[[], Source]) -> SyncReport:
     """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
     source = ask()
     _refuse_older(source, job.installed)
     try:
-        return _bring(job, source)
+        return bring(job, source)
     except (ManifestError, TransferError) as error:
         if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
             raise
@@ -110,63 +108,97 @@ def _bring_newest(job: _Job, ask: Callable[[], Source]) -> SyncReport:
             raise
         _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
     _refuse_older(newer, job.installed)
-    return _bring(job, newer)
+    return bring(job, newer)
 
 
-def _bring(job: _Job, source: Source) -> SyncReport:
+def bring(job: Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
     tree, installed = job.tree, job.installed
-    cache, probe = StatCache.load(_own(tree.root, "statcache")), _own(tree.root, "clock")
-    look = Look(tree.root, cache, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.stage, progress=job.progress)
+    probe = own(tree.root, "clock")
+    look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
+    assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
-               tree.root, source.kind, source.version, len(plan.keep), len(plan.local) + len(plan.stored),
+               tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
                len(plan.fetch), len(plan.remove))  # fmt: skip
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip
+    cache = look.cache
     report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
-                        unchanged=len(plan.keep))  # fmt: skip
+                        unchanged=plan.unchanged)  # fmt: skip
     if not plan.empty or _is_news(source, wanted, installed):
         installed.note(installed.source, installed.serial)
-        done = carry_out(job.tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
+        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
                          progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
-        stamp(look.patch, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
+        cache = look.cache_for(wanted)
+        stamp(cache, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
     elif source.serial > installed.highest(source.url):
         installed.note(source.url, source.serial)
-    _remember(tree.root, cache, look, wanted)
+    if cache.dirty:
+        with contextlib.suppress(OSError):  # a cache: without it files are read again
+            cache.save(own(tree.root, "statcache"))
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
+def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | None) -> Look:
+    """The tree beside what is installed."""
+
+    def earlier(digest: str) -> Manifest | None:
+        with contextlib.suppress(OSError, ManifestError), open(own(root, f"objects/{digest}"), "rb") as file:
+            return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
+        return None
+
+    cache = StatCache.load(own(root, "statcache"), installed.manifest, earlier)
+    return Look(root, cache, now_ns=now_ns, progress=progress)
+
+
 def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
     """The manifest to be brought about."""
-    look.of(_names(installed.manifest))  # so that the source finds what the tree has by its content
-    if source.unchanged():
-        return installed.manifest
-    return source.manifest(look, look.where, assembly)
-
-
-def _names(manifest: Manifest) -> Iterator[str]:
-    return (manifest.name(at) for at in range(len(manifest)))
+    return installed.manifest if source.unchanged() else source.manifest(look, look.where, assembly)
 
 
 def _decide(
     root: str, source: Source, wanted: Manifest, installed: Installed, look: Look, policy: LocalChanges
 ) -> Plan:
+    """Only what differs from one manifest to the other, or in the tree, is decided upon, and what has its content."""
+    if wanted.sha256 == installed.manifest.sha256 and look.as_installed:
+        return Plan(version=source.version, installed_version=installed.version, unchanged=len(wanted))
+    before, after = _differing(installed.manifest, wanted, look)
     stored = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        stored = {bytes.fromhex(name) for name in os.listdir(_own(root, "objects")) if len(name) == 64}
-    return decide(
-        version=source.version, wanted={entry.name: entry for entry in wanted},
-        installed=look.of({*_names(wanted), *_names(installed.manifest)}),
-        before={entry.name: entry for entry in installed.manifest}, installed_version=installed.version,
-        stored=stored, taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
+        stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
+    plan = decide(
+        version=source.version, wanted=after, installed=look.of({*before, *after}), before=before,
+        installed_version=installed.version, stored=stored,
+        taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
     )  # fmt: skip
+    return replace(plan, unchanged=len(wanted) - len(plan.added) - len(plan.changed))
+
+
+def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part, Part]:
+    """The entries of both that differ, or that the tree does not have as they were; and one that has each content."""
+
+    def stays(here: int | None, there: int | None) -> bool:
+        return here is not None and there is not None and look.is_as_said(here) and installed.same(here, wanted, there)
+
+    sources: set[int] = set()
+    if len(installed):
+        pairs = side_by_side(installed, wanted)
+        sought = {wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there)}
+        sources.update(at for digest in sought for at in islice(look.having(digest), 1))
+    before, after = Part(installed), Part(wanted)
+    for name, here, there in side_by_side(installed, wanted):
+        if here in sources or not stays(here, there):
+            if here is not None:
+                before.add(name, here)
+            if there is not None:
+                after.add(name, there)
+    return before, after
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
@@ -174,7 +206,7 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     sizes = _sizes(wanted, (*plan.stored, *plan.fetch))
     assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
     for digest in _sizes(wanted, plan.stored).keys() - assembly.done.keys():
-        assembly.copy(digest, os.path.join(_own(tree.root, "objects"), digest.hex()))  # if it is still what it was
+        assembly.copy(digest, os.path.join(own(tree.root, "objects"), digest.hex()))  # if it is still what it was
     missing = frozenset(sizes).difference(assembly.done)
     tree.need_space(sum(sizes[digest] for digest in missing))
     routes = source.fetch(missing, wanted, assembly)
@@ -185,8 +217,8 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
 
 def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
     """The contents of these files, and how large they are; empty ones left out."""
-    chosen = frozenset(names)
-    return {entry.sha256: entry.size for entry in wanted if entry.size and entry.name in chosen}
+    places = (wanted.find(name) for name in names)
+    return {wanted.digest(at): wanted.size(at) for at in places if at is not None and wanted.size(at)}
 
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
@@ -203,19 +235,6 @@ def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncRepo
                    overwritten=plan.overwritten)  # fmt: skip
 
 
-def _remember(root: str, cache: StatCache, look: Look, wanted: Manifest) -> None:
-    """Write down what was found out about files, and nothing of others than are wanted."""
-    patch, manifest = look.patch, wanted.sha256.hex()
-    if cache.manifest == manifest and not (patch.rows or patch.gone):
-        return
-    names = frozenset(_names(wanted))
-    for name in [*cache.rows, *patch.rows]:
-        if name not in names:
-            patch.forget(name)
-    with contextlib.suppress(OSError):  # a cache: without it files are read again
-        cache.apply(patch, _own(root, "statcache"), manifest=manifest)
-
-
 def _tidy(stage: str, keep: frozenset[str]) -> None:
     """Nothing of what was fetched is needed any more, but what the next sync asks about."""
     with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
@@ -225,26 +244,28 @@ def _tidy(stage: str, keep: frozenset[str]) -> None:
                     os.unlink(os.path.join(stage, name))
 
 
-def _own(root: str, name: str) -> str:
+def own(root: str, name: str) -> str:
+    """The path of one of perfkit's own files."""
     return os.path.join(root, OWN, name)
 
 
 def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     """Go back, or forward again, without the network. See `Toolkit.rollback`."""
     began_s = time.monotonic()
-    _must_be_managed(dest)
+    must_be_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
         before.note(before.source, before.serial)
-        probe = _own(tree.root, "clock")
+        probe = own(tree.root, "clock")
         began_ns = clock_ns(probe)
-        commit = tree.switch(to, edits=_policy(config))
+        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
+        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
             stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
                   certain_ns=lambda name: began_ns)  # fmt: skip
-            append(patch, _own(tree.root, "statcache"), base=before.manifest_sha256, manifest=after.manifest_sha256)
+            append(patch, own(tree.root, "statcache"))
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
@@ -270,68 +291,16 @@ def _read_afterwards(root: str) -> Installed:
 
 def history(dest: str) -> list[Generation]:
     """The generations that `rollback` can reach, oldest first."""
-    _must_be_managed(dest)
+    must_be_managed(dest)
     with Tree(dest) as tree:
         return tree.history()
 
 
-def verify(
-    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: Progress | None = None
-) -> VerifyReport:
-    """Hash everything again. See `Toolkit.verify`."""
-    began_s = time.monotonic()
-    _must_be_managed(dest)
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
-        installed = read_installed(tree.root)
-        if installed.kind is None:
-            raise UpdateError(f"{dest}: nothing is installed here; sync first")
-        found = _compare(tree.root, installed.manifest, progress)
-        repaired = None
-        if repair and (found.missing or found.changed):
-            with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
-                os.unlink(_own(tree.root, "statcache"))
-            policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            fetcher = Fetcher(downloads, tree.stage)
-            job = _Job(tree, fetcher, installed, policy, progress)
-            repaired = _bring(job, reopen_source(fetcher, installed))
-        return VerifyReport(
-            version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
-            bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
-            extra=tuple(sorted(found.extra)), repaired=repaired, seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+def must_be_managed(dest: str) -> None:
+    """See that there is something to go back in, or to look at.
 
-
-@dataclass(slots=True)
-class _Compared:
-    """What every file was found to be; `hashed` is in bytes."""
-
-    missing: set[str]
-    changed: list[str]
-    extra: list[str]
-    hashed: int = 0
-
-
-def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compared:
-    """Read every file of the manifest."""
-    expected = {entry.name: entry for entry in manifest}
-    found = _Compared(set(expected), [], [])
-    with Stage(progress, "verify", files=len(expected), total_bytes=manifest.total_bytes) as shown:
-        for each in entries(root):
-            entry = expected.get(each.name)
-            if entry is None:
-                found.extra.append(each.name)
-                continue
-            found.missing.discard(each.name)
-            right = stat.S_ISREG(each.mode) and bool(each.mode & 0o100) == entry.executable
-            if stat.S_ISREG(each.mode):
-                found.hashed += each.size
-                right = hash_file(os.path.join(root, each.name)).sha256 == entry.sha256.hex() and right
-            if not right:
-                found.changed.append(each.name)
-            shown.count(files=1, count_bytes=each.size)
-    return found
-
-
-def _must_be_managed(dest: str) -> None:
+    Raises:
+        UpdateError: there is not.
+    """
     if not os.path.isdir(os.path.join(dest, OWN)):
         raise UpdateError(f"{dest} is not a tree that perfkit manages; sync makes one")

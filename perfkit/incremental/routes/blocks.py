@@ -25,7 +25,7 @@ _MOST_BYTES = 128 << 10
 _MEAN_BYTES = 24 << 10
 _LONG_LINE_BYTES = 1 << 10
 _LINES = re.compile(rb"[^\n]{0,1023}\n|[^\n]{1,1024}")
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 
 
 def unpack(

@@ -13,7 +13,7 @@ from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.incremental.codec import Base, against, compress, expand, expand_stream
+from perfkit.incremental.codec import against, compress, expand, expand_stream
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest
 from perfkit.incremental.routes.blocks import Write
@@ -24,7 +24,7 @@ MAX_GROUP_BYTES = 3 << 20  # of a group's old content, and of its new content
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 1\n"
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
-_READ_BYTES = 256 << 10
+_READ_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,12 +156,8 @@ class Delta:
         for group in groups:
             frame = _chunks(self._file, group.bytes)
             try:
-                sources = [read(span) for span in group.sources]
-                if None in sources:
+                if not _make(group, frame, read, write):
                     lacking += 1
-                else:
-                    base = _base(group, [source for source in sources if source is not None])
-                    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
             except ManifestError as error:
                 damage = error
             for _ in frame:  # to the next group, whatever came of this one
@@ -173,11 +169,30 @@ class Delta:
         return lacking
 
 
-def _base(group: Group, sources: list[bytes]) -> Base:
-    prefix = b"".join(sources)
-    if len(prefix) != sum(span.length for span in group.sources):
-        _refuse("an old file is shorter than the manifest says")
-    return against(prefix)  # a copy: this one goes when we return
+def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> bool:
+    """Make the contents of one group; False if its sources are not here."""
+    prefix = _prefix(group, read)
+    if prefix is None:
+        return False
+    base = against(prefix)
+    del prefix  # of which that is a copy
+    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
+    return True
+
+
+def _prefix(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
+    """The sources of a group, one after the other; None if one is not here."""
+    prefix = bytearray(sum(span.length for span in group.sources))
+    place = 0
+    for span in group.sources:
+        data = read(span)
+        if data is None:
+            return None
+        if len(data) != span.length:
+            _refuse("an old file is shorter than the manifest says")
+        prefix[place : place + span.length] = data
+        place += span.length
+    return prefix
 
 
 def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["find_blocks", "md4", "rsum"]
 
-_WINDOW_BYTES = 8 << 20  # offsets looked at before their candidates are hashed
+_WINDOW_BYTES = 16 << 20  # offsets looked at before their candidates are hashed
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
 _TRIES = 4  # candidates for the same blocks in one stride

@@ -7,6 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from perfkit.errors import ManifestError
+from perfkit.incremental.codec import give_back
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.routes.delta import Delta, Span
@@ -57,4 +58,5 @@ def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assem
             _log.warning("%s: made in part only: %s", path, error)
         finally:
             assembly.forget_parts()
+            give_back()
     return new

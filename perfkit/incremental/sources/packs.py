@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
 
 from perfkit.errors import ManifestError
+from perfkit.incremental.codec import give_back
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.manifest import Manifest
@@ -14,26 +15,38 @@ from perfkit.incremental.plan import Offer
 from perfkit.incremental.release import PackedRef
 from perfkit.incremental.routes.blocks import unpack
 from perfkit.incremental.sources.objects import Objects, Staged
+from perfkit.incremental.sources.salvage import Salvage
 
 __all__ = ["Packs"]
+
+Standing = Callable[[str], str | None]
 
 
 class Packs:
     """The packs that one index tells of.
 
+    Args:
+        standing: the path of what stands in the tree under a name, to take pieces of.
+
     Raises:
         ManifestError, TransferError, OSError: the index can't be had, or is damaged.
     """
 
-    def __init__(self, objects: Objects, index: PackedRef, manifest: Manifest, *, variant: str) -> None:
+    def __init__(
+        self, objects: Objects, index: PackedRef, manifest: Manifest, *, variant: str, standing: Standing
+    ) -> None:
         self._objects = objects
+        self._standing = standing
+        self._salvage: Salvage | None = None
         self._manifest = manifest
         self._index = Index.parse(objects.packed(index), manifest)
         self._variant = variant
 
     def offer(self, missing: frozenset[bytes]) -> Offer:
         """What it takes to make these contents from frames."""
-        ranges = self._index.ranges(self._pieces(missing))
+        pieces = self._pieces(missing)
+        salvage = self._salvaged(pieces)
+        ranges = self._index.ranges([number for number in pieces if number not in salvage])
         staged = self._objects.staged()
         lacking = [each for each in ranges if staged.find(self._index, each) is None]
         dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
@@ -51,18 +64,38 @@ class Packs:
             TransferError, OSError: as they are fetched.
         """
         pieces = self._pieces(missing)
+        salvage = self._salvaged(pieces)
+        kept = [number for number in pieces if number in salvage]
+        self._fetch([number for number in pieces if number not in salvage], kept, missing, assembly)
+        if kept and (lacking := missing.difference(assembly.done)):
+            salvage.give_up()
+            self._fetch(self._pieces(lacking), (), lacking, assembly)
+
+    def _salvaged(self, pieces: Collection[int]) -> Salvage:
+        """What the tree has of them, looked for once: what is asked for later is some of the same."""
+        if self._salvage is None:
+            self._salvage = Salvage(self._index, self._manifest, pieces, self._standing)
+        return self._salvage
+
+    def _fetch(
+        self, pieces: Sequence[int], kept: Collection[int], missing: frozenset[bytes], assembly: Assembly
+    ) -> None:
+        """Fetch these pieces, and with what the tree has of others make the missing contents."""
         ranges = self._index.ranges(pieces)
         dictionaries = self._dictionaries(ranges)
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
         staged = self._objects.fetch_ranges(self._index, ranges)
+        chosen = frozenset(pieces)
         failure: ManifestError | None = None
         with assembly.making(files=len(missing)):
+            self._salvaged(kept).write(kept, self._manifest, assembly)
             for each in ranges:
                 try:
-                    self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
+                    self._unpack(each, staged, chosen, assembly, shared.get(each.pack))
                 except ManifestError as error:
                     failure = error
         assembly.forget_parts()
+        give_back()
         if failure is not None or missing.difference(assembly.done):
             self._discard(ranges, staged)
         if failure is not None:

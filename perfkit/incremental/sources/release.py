@@ -6,12 +6,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
+from perfkit.downloads.protocol import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held, Link, Offer, choose
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
@@ -30,7 +31,7 @@ _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, 
 
 
 def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
-    """Ask a site for its pointer, conditionally where an earlier one is in the stage.
+    """Ask a site for its pointer, conditionally where an earlier one is in the stage, or was installed.
 
     Args:
         url: of the site, or of its pointer.
@@ -40,7 +41,8 @@ def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: b
         ManifestError, TransferError, OSError: there is no pointer that can be used.
     """
     objects = Objects(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
-    return ReleaseSource(objects, objects.pointer(), installed, dry_run=dry_run)
+    before = _recorded(installed) if installed.source == objects.url else None
+    return ReleaseSource(objects, *objects.pointer(before), installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
@@ -50,10 +52,22 @@ def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
         ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
     """
     objects = Objects(fetcher, installed.source)
-    pointer = objects.pointer()
+    before = _recorded(installed)
+    pointer, version = objects.pointer(before)
     if pointer.manifest_sha256 != installed.manifest_sha256:
-        pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
-    return ReleaseSource(objects, pointer, installed)
+        if before is None:
+            raise ManifestError(f"{installed.root}: what it records of its release is damaged; sync mends it")
+        pointer, version = before
+    return ReleaseSource(objects, pointer, version, installed)
+
+
+def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
+    """The pointer that led to what is installed, and its version; None if none can be read."""
+    try:
+        origin = installed.state["origin"]
+        return Pointer.parse(installed.state["pointer"].encode()), Version(origin["etag"], origin["last_modified"])
+    except (KeyError, TypeError, AttributeError, ManifestError):
+        return None
 
 
 class ReleaseSource:
@@ -66,18 +80,22 @@ class ReleaseSource:
     kind = Kind.RELEASE
     keeps = frozenset({POINTER_NAME})
 
-    def __init__(self, objects: Objects, pointer: Pointer, installed: Installed, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, objects: Objects, pointer: Pointer, version: Version, installed: Installed, *, dry_run: bool = False
+    ) -> None:
         self.url = objects.url
         self.version = pointer.version
         self.serial = pointer.serial
         self._objects = objects
         self._pointer = pointer
+        self._origin = version  # of the pointer, by the origin's word
         self._installed = installed
         self._dry_run = dry_run
         self._link = Link(latency_s=objects.latency_s)
         self._hops = [hop.object for hop in pointer.chain(installed.manifest_sha256)]
         self._packs: dict[str, Packs] = {}
         self._where: _Where = lambda digest: None
+        self._standing: Callable[[str], str | None] = lambda name: None
         self._over: set[tuple[str, str]] = set()  # routes and variants that have brought what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
@@ -87,10 +105,12 @@ class ReleaseSource:
         return self._installed.manifest_sha256 == self._pointer.manifest_sha256
 
     def record(self) -> dict[str, object]:
-        return {"pointer": self._pointer.encode().decode()}
+        origin = {"etag": self._origin.etag, "last_modified": self._origin.last_modified}
+        return {"pointer": self._pointer.encode().decode(), "origin": origin}
 
     def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
         self._where = where
+        self._standing = assembly.standing
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
         if (path := where(sha256)) is not None:  # after a rollback the history has it
             with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
@@ -130,6 +150,7 @@ class ReleaseSource:
             # an index could not be had: the other one may have what is missing
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+        self._standing = assembly.standing
         while left := missing.difference(assembly.done):
             offers = self._offers_or_error(left, manifest)
             with self._trying(offers[0].route, offers[0].variant):
@@ -176,7 +197,8 @@ class ReleaseSource:
         for variant, packed in self._variants(missing, manifest):
             if variant not in self._packs:
                 with self._trying("blocks", variant):
-                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant)
+                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant,
+                                                 standing=self._standing)  # fmt: skip
             if variant in self._packs:
                 yield self._packs[variant].offer(missing)
 
@@ -190,12 +212,17 @@ class ReleaseSource:
         return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
 
     def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
-        """The indexes worth asking: by how much is missing, or since they are here already."""
-        wanted = sum(manifest.size(at) for at, digest in enumerate(manifest.digests()) if digest in missing)
-        share = wanted / max(1, manifest.total_bytes)
+        """The indexes worth asking: by how much is missing, or since they are here already.
+
+        Of a file that stands in the tree with other content, small frames may be needed only in part.
+        """
+        entries = [at for at, digest in enumerate(manifest.digests()) if digest in missing]
+        fresh = sum(manifest.size(at) for at in entries if self._standing(manifest.name(at)) is None)
+        total = max(1, manifest.total_bytes)
+        fresh_share, share = fresh / total, sum(map(manifest.size, entries)) / total
         left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._over]
         for variant in left:
             packed = self._pointer.fine if variant == _FINE else self._pointer.solid
-            suits = share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
+            suits = fresh_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
             if suits or len(left) == 1 or not self._objects.lacks([packed.object]):
                 yield variant, packed

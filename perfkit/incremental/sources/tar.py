@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.members import Member, Selection, refresh
 from perfkit.incremental.routes.tar import Content, read_members
 from perfkit.incremental.sources import Where
@@ -47,7 +47,7 @@ class TarSource:
         return {"origin": self._origin.record(), "selection": self._selection.record()}
 
     def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        with self._archive() as members:
+        with self._archive(assembly) as members:
             entries = []
             for member, content in members:
                 there = held.get(member.name)
@@ -61,14 +61,14 @@ class TarSource:
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
         if names:
-            with self._archive() as members:
+            with self._archive(assembly) as members:
                 for member, content in members:
                     if member.name in names:
                         assembly.add(content)
         return self._routes
 
     @contextlib.contextmanager
-    def _archive(self) -> Iterator[Iterator[tuple[Member, Content]]]:
+    def _archive(self, assembly: Assembly) -> Iterator[Iterator[tuple[Member, Content]]]:
         """The wanted members. A damaged archive is removed from the stage, and fetched anew the next time."""
         path = self._origin.whole()
         self._routes = ("tar",)
@@ -76,6 +76,7 @@ class TarSource:
             with open(path, "rb", buffering=0) as source:
                 yield read_members(source, selection=self._selection)
         except (ManifestError, UnsafePathError):
+            assembly.forget_parts()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             raise

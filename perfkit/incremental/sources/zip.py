@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.routes.zip import (
     FetchRange,
@@ -121,6 +121,7 @@ class ZipSource:
                 for member, content in self._contents(each, path):
                     digests[member.name], _ = assembly.add(content)
         except ManifestError:
+            assembly.forget_parts()
             for path in set(paths):  # or the next sync would find the same
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
