@@ -30,6 +30,7 @@ RSS_LIMIT = 50 * MB
 WORKERS = 8
 TOOLS = {"nginx": "-v", "curl": "--version", "aria2c": "--version", "wget2": "--version", "openssl": "version"}
 PACKAGES = ("perfkit", "requests", "urllib3", "aiohttp", "parfive", "pooch", "pypdl")
+PROGRAMS = ("curl", "aria2c", "wget2")
 SEGMENTING = ("pypdl", "parfive")
 LIBRARIES = (*SEGMENTING, "pooch", "requests")  # clients in clients.py, named like the package they need
 
@@ -114,7 +115,11 @@ class Site:
 class Downloads:
     """The rows, by name. Each adds what it found to the report."""
 
-    def __init__(self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int) -> None:
+    def __init__(
+        self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int,
+        against: Sequence[str],
+    ) -> None:  # fmt: skip
+        self.against = against  # only these peers, or all
         self.directory = directory
         self.nginx = nginx
         self.site = site
@@ -248,7 +253,9 @@ class Downloads:
                           env=env or {})  # fmt: skip
 
     def tool(self, program: str, *arguments: str, name: str = "") -> tuple[Contestant, ...]:
-        """The contestant; none, and a note about it, where the program is not installed."""
+        """The contestant; none if it was not asked for, nor, with a note about it, where it is not installed."""
+        if self.against and program not in self.against:
+            return ()
         if shutil.which(program) is None:
             self.missing(program)
             return ()
@@ -260,6 +267,8 @@ class Downloads:
     ) -> Iterator[Bar]:  # fmt: skip
         """The other Python libraries: we are to be ahead of each, with the number of segments that suits it best."""
         for library in LIBRARIES:
+            if self.against and library not in self.against:
+                continue
             if util.find_spec(library) is None:
                 self.missing(library)
                 continue
@@ -325,6 +334,8 @@ def main() -> int:
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs for each comparison (default 5)")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"only these rows: {', '.join(names)}")  # fmt: skip
+    parser.add_argument("--against", nargs="+", default=(), choices=(*PROGRAMS, *LIBRARIES), metavar="PEER",
+                        help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}")  # fmt: skip
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and counts; 0.01 is a smoke test")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")
     arguments = parser.parse_args()
@@ -348,7 +359,7 @@ def main() -> int:
         nginx = Nginx(site.root, directory / "nginx", limit="8m")
         bench = Bench(directory, without=("PERFKIT_", "PARFIVE_"))
         with nginx, bench:
-            rows = Downloads(directory, bench, nginx, site, report, arguments.pairs)
+            rows = Downloads(directory, bench, nginx, site, report, arguments.pairs, arguments.against)
             for name in arguments.only:
                 rows.rows[name](name)
     print(report.table())

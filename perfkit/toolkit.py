@@ -334,6 +334,7 @@ class Toolkit:
             TransferError: it can't be fetched; the tree is as it was.
             UpdateError: there are local changes that are to be refused, or the source offers an older release than was
                 installed from it; the tree is as it was.
+            FileChangedError: a file that the release changes was edited meanwhile; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.

@@ -18,7 +18,7 @@ from perfkit import errors
 from tests.tools import need
 
 DOCS = Path(__file__).parent.parent / "docs"
-TRIED = [DOCS / "tutorial.md", *sorted((DOCS / "howto").glob("*.md"))]
+TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -116,6 +116,16 @@ def test_every_how_to_is_listed() -> None:
         if page.stem != "index":
             assert f"({page.name})" in index
             assert f"\n{page.stem}\n" in index
+
+
+@pytest.mark.parametrize("page", [
+    pytest.param(page, id=page.stem) for page in [DOCS.parent / "README.md", *sorted(DOCS.rglob("*.md"))]
+])  # fmt: skip
+def test_links_lead_somewhere(page: Path) -> None:
+    """Each that is not of the web names a file that is there."""
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
+        if "://" not in target and not target.startswith("#"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
 
 
 def test_every_error_is_explained() -> None:

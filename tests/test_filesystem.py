@@ -5,11 +5,13 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import json
 import os
 import subprocess
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -17,8 +19,8 @@ from typing import Any
 import pytest
 
 from perfkit import BatchError, ConfigError, FileChangedError
-from perfkit.filesystem import batch, hashing
-from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many
+from perfkit.filesystem import hashing
+from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.hashtree import hash_tree
 from perfkit.filesystem.scan import scan, scan_batches
@@ -123,6 +125,49 @@ def test_what_vanishes_is_told_in_place(tmp_path: Path) -> None:
     found = [entry for each in batches for entry in each]
     assert [entry.name for entry in found if entry.error] == [gone]
     assert len([entry for entry in found if not entry.error]) == 5
+
+
+_AS_SOMEBODY = """
+import concurrent.futures.thread, json, os, sys
+import perfkit.filesystem.hashing  # all of it now: where Python is, somebody may not read either
+from perfkit.filesystem.hashtree import hash_tree
+from perfkit.filesystem.scan import scan
+os.chdir(sys.argv[1])
+if os.geteuid() == 0:  # root may read everything: step down
+    os.setegid(65534), os.seteuid(65534)
+told = {}
+told["scan"] = {each.name: each.error and each.error.errno for each in scan(".", directories=True)}
+told["hash"] = {each.name: each.error and each.error.errno for each in hash_tree(".")}
+print(json.dumps(told))
+"""
+
+
+def test_what_may_not_be_read_is_told_in_place(tmp_path: Path) -> None:
+    """A directory and a file that somebody may not read are entries with EACCES, and all the rest comes."""
+    make(tmp_path / "tree", {"a/1": b"1", "closed/2": b"2", "z/3": b"3", "secret": b"4"})
+    for name, mode in (("", 0o755), ("a", 0o755), ("a/1", 0o644), ("z", 0o755), ("z/3", 0o644), ("closed", 0),
+                       ("secret", 0)):  # fmt: skip
+        (tmp_path / "tree" / name).chmod(mode)
+    command = [sys.executable, "-c", _AS_SOMEBODY, tmp_path / "tree"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    (tmp_path / "tree/closed").chmod(0o755)
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    listed: dict[str, int | None] = dict.fromkeys(["a", "a/1", "z", "z/3", "secret"])
+    # The directory is an entry of its own, as one that can be listed is, and then its failure is told under its name.
+    assert told["scan"] == {**listed, "closed": errno.EACCES}
+    assert told["hash"] == {"a/1": None, "z/3": None, "secret": errno.EACCES, "closed": errno.EACCES}
+
+
+def test_patterns_without_pathspec_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where the optional package is missing, patterns are an error that says what to install; the rest works."""
+    make(tmp_path, {"a": b""})
+    monkeypatch.setitem(sys.modules, "pathspec", None)
+    with pytest.raises(ConfigError, match=r"pip install 'perfkit\[patterns\]'"):
+        next(scan(tmp_path, exclude=["*.py"]))
+    with pytest.raises(ConfigError, match="patterns"):
+        next(hash_tree(tmp_path, include=["*.py"]))
+    assert [entry.name for entry in scan(tmp_path)] == ["a"]
 
 
 def test_patterns_choose(tmp_path: Path) -> None:
@@ -261,6 +306,26 @@ def test_sparse_and_special_files(tmp_path: Path) -> None:
         hash_file(tmp_path)
     with pytest.raises(ConfigError):
         hash_file(path, chunk_bytes=0)
+
+
+def test_a_file_larger_than_memory(tmp_path: Path) -> None:
+    """A process that may have 160 MiB in all, its code included, hashes a sparse file of 256 MiB, also in a tree."""
+    with (tmp_path / "sparse").open("wb") as file:
+        file.seek(150 * MIB)
+        file.write(b"in the middle")
+        file.truncate(256 * MIB)
+    code = (
+        "import resource, sys\nfrom perfkit.filesystem.hashing import hash_file\n"
+        "from perfkit.filesystem.hashtree import hash_tree\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (160 << 20, 160 << 20))\n"
+        "try:\n    bytearray(160 << 20)\nexcept MemoryError:\n    pass\nelse:\n    sys.exit('no limit')\n"
+        "print(hash_file(sys.argv[1] + '/sparse').sha256)\n"
+        "print(*[each.sha256 for each in hash_tree(sys.argv[1])])\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=False)
+    with (tmp_path / "sparse").open("rb") as file:
+        expected = hashlib.file_digest(file, "sha256").hexdigest()
+    assert done.stdout.split() == [expected] * 2, done.stderr
 
 
 def test_hashing_stays_below_50_mb(tmp_path: Path) -> None:
@@ -527,6 +592,17 @@ def _queue_of(events: int) -> Iterator[None]:
         path.write_text(before)
 
 
+def test_directories_made_meanwhile_cause_no_warning(tmp_path: Path) -> None:
+    """watchdog finds directories made quickly one in the other twice; nobody is told of that."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with watch(tmp_path) as dirty:
+            for number in range(30):
+                (tmp_path / f"{number}/a/b/c/d/e/f").mkdir(parents=True)
+    assert told == []
+    assert {f"{number}" for number in range(30)} <= dirty.take()  # type: ignore[operator]
+
+
 def test_overflow_dirties_everything(tmp_path: Path) -> None:
     """The kernel's queue really overflows: everything is dirty once, and later changes are seen by name again."""
     with _queue_of(4):
@@ -586,5 +662,5 @@ def test_the_toolkit_wires_it(tree: Path, tmp_path: Path, kit: Any) -> None:
 
 def test_pieces_of_a_batch_are_bounded() -> None:
     """A batch of writes is cut by number and by size."""
-    portions = [len(each) for each in batch._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
+    portions = [len(each) for each in writing._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
     assert portions == [64, 37, 1]

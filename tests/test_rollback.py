@@ -10,7 +10,7 @@ import pytest
 
 from perfkit.errors import RollbackError
 from perfkit.filesystem.records import Content
-from perfkit.filesystem.tree import Transaction, Tree
+from perfkit.filesystem.tree import Known, Transaction, Tree
 from tests.test_transaction import files, litter
 
 Files = dict[str, bytes]
@@ -28,8 +28,9 @@ class Release:
 
     def bring(self, wanted: Files, *, aside: dict[str, str] | None = None) -> int:
         """As the updater does it: edited files aside, then the files of the release; returns the generation."""
-        known = {name: hashlib.sha256(data).hexdigest() for name, data in files(self.root).items()}
-        with Tree(self.root) as tree, tree.transaction(known=known, meant=self.meant) as tx:
+        holders = {hashlib.sha256(data).hexdigest(): name for name, data in files(self.root).items()}
+        known = Known(meant=self.meant, holder=holders.get)
+        with Tree(self.root) as tree, tree.transaction(known=known) as tx:
             for name, fresh in (aside or {}).items():
                 tx.set_aside(name, fresh)
             for name in self.now.keys() | wanted.keys():
@@ -90,11 +91,11 @@ def test_what_was_edited_comes_back_as_it_was(release: Release, tmp_path: Path) 
     (tmp_path / "gone").unlink()
     release.bring(TWO)
     with Tree(tmp_path) as tree:
-        assert sorted(tree.switch().as_found) == ["a"]
+        assert tree.switch().as_found == ("a", "gone")
     assert files(tmp_path) == {name: b"edited" if name == "a" else data for name, data in ONE.items() if name != "gone"}
     assert back(tmp_path, 2) == TWO
     with Tree(tmp_path) as tree:
-        assert tree.switch(1).as_found == ("a",)
+        assert tree.switch(1).as_found == ("a", "gone")
         assert tree.switch(0, edits="keep").aside == {"a": "a.perfkit-local"}
     assert files(tmp_path) == {"a.perfkit-local": b"edited"}
 

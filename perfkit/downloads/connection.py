@@ -10,6 +10,8 @@ import contextlib
 import functools
 import select
 import socket
+import struct
+import sys
 import threading
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any
@@ -25,6 +27,9 @@ __all__ = ["Connection", "Exchange", "Killer", "Origin", "Pool", "dial", "origin
 Origin = tuple[str, str, int]  # scheme, host, port
 
 _RESOLVE_CHECK_S = 0.05
+_LEAST_WINDOW = 32 << 10
+_AHEAD_S = 1 / 128  # of the limit, for each connection
+_UNKNOWN_ROUND_TRIP_S = 0.05
 
 
 def origin_of(url: str) -> Origin:
@@ -64,9 +69,9 @@ class Killer:
 class Exchange:
     """One request on its way to an answer: what `kill` must wake, and by when the answer must be here."""
 
-    def __init__(self, deadline_s: float, rcvbuf: int | None = None) -> None:
+    def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
         self.deadline_s = deadline_s
-        self.rcvbuf = rcvbuf
+        self.rate_limit = rate_limit  # bytes per second; None: as much as comes
         self.expired = False
         self.reused = False  # the connection had carried a request before
         self.killed = False
@@ -100,10 +105,10 @@ def dial(host: str, port: int, timeout_s: float, exchange: Exchange) -> tuple[so
         exchange.attach(killer)
         try:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-            if exchange.rcvbuf is not None:
-                sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, exchange.rcvbuf)
             sock.settimeout(timeout_s)
             sock.connect(address)
+            if exchange.rate_limit is not None:
+                _narrow(sock, exchange.rate_limit)
             return sock, killer
         except OSError as error:
             failure = error
@@ -112,6 +117,18 @@ def dial(host: str, port: int, timeout_s: float, exchange: Exchange) -> tuple[so
     if isinstance(failure, TimeoutError):
         raise TimeoutError(f"{host} port {port}: no connection in time") from failure
     raise ConnectionError(f"{host} port {port}: {failure.strerror or failure}") from failure
+
+
+def _narrow(sock: socket.socket, rate_limit: int) -> None:
+    """Have the kernel take no more ahead of us than the way to the server needs: what it took came over the network
+    too, and each new answer would begin with a burst. Linux makes the window twice as large as asked for.
+    """
+    round_trip_s = _UNKNOWN_ROUND_TRIP_S
+    if sys.platform == "linux":
+        (round_trip_us,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
+        round_trip_s = round_trip_us / 1e6
+    size = max(_LEAST_WINDOW, int(rate_limit * (_AHEAD_S + round_trip_s)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
 def _resolve(host: str, port: int, exchange: Exchange) -> list[Any]:

@@ -42,7 +42,6 @@ _HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control
 _PLAIN_URL = re.compile(r"https?://[a-z0-9.-]+(:[0-9]+)?(?![^?]*/\.)/[A-Za-z0-9._~/-]*(\?[A-Za-z0-9._~/=&+:,-]*)?")
 _POOLS = 256  # origins whose connections are kept
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
-_SMALL_RCVBUF_BELOW = 16 << 20  # bytes per second; below, the kernel's buffer would hide bursts
 
 
 class Response(Protocol):
@@ -126,13 +125,12 @@ class HttpTransport:
         self._tls: ssl.SSLContext | None = None
         self._asked: Conventions | None = None
         self._has_cookies = False
-        self._rcvbuf: int | None = None
+        self._rate_limit: int | None = None
         self._common = {"User-Agent": f"perfkit/{__version__}", "Accept": "*/*", "Connection": "keep-alive"}
         self._configured = _canonical(config.headers)
 
     def limit_changed(self, bytes_per_second: int | None) -> None:
-        slow = bytes_per_second is not None and bytes_per_second < _SMALL_RCVBUF_BELOW
-        self._rcvbuf = max(32 << 10, (bytes_per_second or 0) // 8) if slow else None
+        self._rate_limit = bytes_per_second
 
     def expire(self) -> None:
         now = time.monotonic()
@@ -208,7 +206,7 @@ class HttpTransport:
             head = self._head(at, sent, pool, headers, auth)
         while True:
             deadline_s = time.monotonic() + self._config.connect_timeout_s + self._config.read_timeout_s
-            exchange = Exchange(deadline_s, self._rcvbuf)
+            exchange = Exchange(deadline_s, self._rate_limit)
             with self._lock:
                 self._waiting.add(exchange)
             cancel.add(exchange.kill)

@@ -8,7 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
-from hashlib import sha256
+
+try:
+    from _hashlib import openssl_sha256 as sha256  # what hashlib would give, without the time it takes to load
+except ImportError:
+    from hashlib import sha256
 
 __all__ = ["DIRECTORY", "LARGE_BYTES", "READ_BYTES", "SOCKET", "Digest", "digests"]
 

@@ -21,7 +21,7 @@ from perfkit.filesystem.scan import ScanEntry
 
 __all__ = ["Hasher"]
 
-_AHEAD = 2  # portions given and not answered: one in work, one waiting
+_AHEAD = 4  # portions given and not answered: it must not run dry while we hash one ourselves
 _IDLE_S = 60  # then it ends by itself
 _KILL = 9  # the module `signal` takes longer to import than a thousand files to hash
 _RECEIVE = 1 << 16

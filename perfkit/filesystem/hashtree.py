@@ -55,6 +55,8 @@ def hash_many(
     cpus = cpus or usable_cpus()
     more = iter(entries)
     waiting = deque(islice(more, _WAITING_FILES))  # first of all, so that the scan's errors come first
+    if not waiting:
+        return
     work = _Work(waiting)
     buffer = memoryview(bytearray(READ_BYTES))
     directory = os.open(root, DIRECTORY)

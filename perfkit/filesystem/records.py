@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Change", "Content", "FileStat", "Step", "seal", "unseal"]
+__all__ = ["Change", "Content", "FileStat", "Seen", "Step", "seal", "unseal"]
 
 FORMAT = 1
 
@@ -31,6 +31,18 @@ class FileStat:
     mode: int
     mtime_ns: int
     ctime_ns: int
+
+
+class Seen(NamedTuple):
+    """What a file was found to be when it was hashed, and what it looked like then: the SHA-256 in hex, and its stat.
+
+    Not its ctime, which links and renames of our own change.
+    """
+
+    sha256: str
+    ino: int
+    size: int
+    mtime_ns: int
 
 
 @dataclass(frozen=True, slots=True)

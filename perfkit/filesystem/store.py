@@ -11,9 +11,9 @@ import stat
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.records import Content
+from perfkit.filesystem.records import Content, Seen
 
-__all__ = ["EMPTY", "OBJECTS", "Store", "copy_into", "digest_of", "write_all"]
+__all__ = ["EMPTY", "OBJECTS", "Store", "content_of", "copy_into", "digest_of", "write_all"]
 
 OBJECTS = ".perfkit/objects"
 EMPTY = hashlib.sha256().hexdigest()
@@ -74,26 +74,23 @@ class Store:
     def begin(self) -> None:
         self.added = []
 
-    def look(self, name: str, known: str | None = None) -> Content:
+    def look(self, name: str, seen: Seen | None = None) -> Content:
         """What a name holds.
-
-        Args:
-            known: its SHA-256, where the caller vouches for it.
 
         Raises:
             as `keep`.
         """
         fd = open_regular(self._beneath, name)
         try:
-            return _content(fd, name, known)
+            return content_of(fd, name, seen)
         finally:
             os.close(fd)
 
-    def keep(self, name: str, known: str | None = None) -> Content:
+    def keep(self, name: str, seen: Seen | None = None) -> Content:
         """Keep what a name holds, by a hard link if possible, so that it outlives the name.
 
         Args:
-            known: its SHA-256, where the caller vouches for it.
+            seen: what it was found to be before; without, it is hashed.
 
         Raises:
             FileNotFoundError: nothing has this name.
@@ -102,7 +99,7 @@ class Store:
         """
         fd = open_regular(self._beneath, name)
         try:
-            content = _content(fd, name, known)
+            content = content_of(fd, name, seen)
             if content.sha256 != EMPTY and not self._holds(content, os.fstat(fd).st_ino):
                 self._beneath.mkdir(OBJECTS, 0o700)
                 target = f"{OBJECTS}/{content.sha256}"
@@ -146,9 +143,19 @@ class Store:
                 self._beneath.unlink(f"{OBJECTS}/{digest}")
 
 
-def _content(fd: int, name: str, known: str | None) -> Content:
+def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:
+    """What an open file holds: what was seen before, if it still looks so; else it is hashed.
+
+    Raises:
+        FileChangedError: it is not what was seen, or was written to while it was read.
+    """
     found = os.fstat(fd)
-    return Content(known or digest_of(fd, name), found.st_size, stat.S_IMODE(found.st_mode))
+    if seen is not None and (found.st_ino, found.st_size, found.st_mtime_ns) == (seen.ino, seen.size, seen.mtime_ns):
+        return Content(seen.sha256, found.st_size, stat.S_IMODE(found.st_mode))
+    digest = digest_of(fd, name)
+    if seen is not None and digest != seen.sha256:
+        raise FileChangedError(name, "it was changed by others meanwhile; nothing was done, try again")
+    return Content(digest, found.st_size, stat.S_IMODE(found.st_mode))
 
 
 def open_regular(beneath: Beneath, name: str) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -14,7 +14,7 @@ from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import Committer
 from perfkit.filesystem.history import Timeline, changes_between
 from perfkit.filesystem.paths import aside_name
-from perfkit.filesystem.records import Change, Content
+from perfkit.filesystem.records import Change, Content, Seen
 from perfkit.filesystem.steps import check_places
 from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
 
@@ -30,7 +30,7 @@ class Switch:
     """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
 
     `aside` has the edited names, and what each is kept under; `kept` the new files that this makes; `overwritten` the
-    edited names that are not kept; `as_found` the names that get back what others had made of them.
+    edited names that are not kept; `as_found` the names that have again, or still, what others had made of them.
     """
 
     target: int
@@ -43,9 +43,19 @@ class Switch:
 
 
 def plan_switch(
-    beneath: Beneath, committer: Committer, store: Store, timeline: Timeline, *, to: int | None, edits: Edits
+    beneath: Beneath,
+    committer: Committer,
+    store: Store,
+    timeline: Timeline,
+    *,
+    to: int | None,
+    edits: Edits,
+    unchecked: Mapping[str, str],
 ) -> Switch:
     """Decide, and stage, how to get from the current generation to another; it costs as much as they differ.
+
+    Args:
+        unchecked: as in `Tree.switch`.
 
     Raises:
         RollbackError: there is no such generation, its contents are not all kept, or there are edits to be refused.
@@ -64,7 +74,9 @@ def plan_switch(
         found = beneath.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            before = store.keep(wanted.name)
+            vouched = unchecked.get(wanted.name)
+            seen = Seen(vouched, found.st_ino, found.st_size, found.st_mtime_ns) if vouched else None
+            before = store.keep(wanted.name, seen)
             leaving[found.st_ino] += 1
         if before == wanted.after:
             continue
@@ -77,7 +89,7 @@ def plan_switch(
         raise RollbackError(f"{names}: changed since by others; keep it aside, or overwrite it")
     changes.sort(key=lambda change: change.name)
     check_places(beneath, {change.name: change.after for change in changes})
-    sources = _Staging(beneath, committer, leaving).restore(changes, target)
+    sources = _Staging(beneath, committer, leaving, unchecked).restore(changes, target)
     aside: dict[str, str] = {}
     kept: list[Change] = []
     for change in edited if edits == "keep" else ():
@@ -86,8 +98,7 @@ def plan_switch(
         aside[change.name] = fresh
         kept.append(Change(fresh, None, change.before))
     overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
-    left = tuple(change.name for change in changes if change.name in as_found)
-    return Switch(target, changes, aside, kept, overwritten, left, sources)
+    return Switch(target, changes, aside, kept, overwritten, tuple(sorted(as_found)), sources)
 
 
 def _holds(found: Content, content: Content | None) -> bool:
@@ -111,9 +122,12 @@ def _linked(beneath: Beneath, committer: Committer, name: str) -> str:
 
 
 class _Staging:
-    """Kept contents on their way back into the tree, each hashed again before."""
+    """Kept contents on their way back into the tree, each hashed again before, but for those of `unchecked` names."""
 
-    def __init__(self, beneath: Beneath, committer: Committer, leaving: Mapping[int, int]) -> None:
+    def __init__(
+        self, beneath: Beneath, committer: Committer, leaving: Mapping[int, int], unchecked: Collection[str]
+    ) -> None:
+        self._unchecked = unchecked
         self._beneath = beneath
         self._committer = committer
         self._leaving = leaving
@@ -130,7 +144,7 @@ class _Staging:
         for change in changes:
             if change.after is not None:
                 try:
-                    sources[change.name] = self._stage(change.after)
+                    sources[change.name] = self._stage(change.after, checked=change.name not in self._unchecked)
                 except _LostError as error:
                     lost.setdefault(str(error), []).append(change.name)
         if lost:
@@ -138,7 +152,7 @@ class _Staging:
             raise RollbackError(f"{told}; generation {target} can't be restored, and nothing was done")
         return sources
 
-    def _stage(self, content: Content) -> str:
+    def _stage(self, content: Content, *, checked: bool) -> str:
         """Stage a kept content.
 
         Its object is linked, and loses its own name when nothing needs it any more. Where another file of the tree
@@ -155,7 +169,7 @@ class _Staging:
         except (FileNotFoundError, UpdateError):
             raise _LostError("its kept content is gone, or no regular file") from None
         try:
-            if digest_of(fd, kept) != content.sha256:
+            if checked and digest_of(fd, kept) != content.sha256:
                 raise _LostError("its kept content was changed by others, through a hard link")
             found = os.fstat(fd)
             alone = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode

@@ -13,13 +13,21 @@ from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.records import Change, Content, FileStat
+from perfkit.filesystem.records import Change, Content, FileStat, Seen
 from perfkit.filesystem.steps import check_places
-from perfkit.filesystem.store import EMPTY, Store, copy_into, digest_of, link_or_copy, open_regular, write_all
+from perfkit.filesystem.store import (
+    EMPTY,
+    Store,
+    content_of,
+    copy_into,
+    digest_of,
+    link_or_copy,
+    open_regular,
+    write_all,
+)
 
-__all__ = ["Commit", "Meant", "Prepared", "Transaction"]
+__all__ = ["Commit", "Known", "Prepared", "Transaction"]
 
-Meant = Callable[[str], Content | None]
 
 FETCH = f"{OWN}/fetch"
 _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
@@ -38,6 +46,28 @@ class Commit:
     aside: Mapping[str, str] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
     as_found: tuple[str, ...] = ()
+
+
+def _nothing(name: str) -> None:
+    return None
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """What a caller knows of a tree that it is about to change; without it, what is found there is taken as it is.
+
+    Attributes:
+        meant: what the current generation has under a name, where the caller can tell. If others have changed the file
+            since, the way back restores this and not what they made of it. A change that only brings such files back
+            makes no generation.
+        seen: what the caller found under a name when it decided on the change; None: nothing. A file that is something
+            else by now is not touched, and the change given up.
+        holder: a name that has this content (its SHA-256 in hex).
+    """
+
+    meant: Callable[[str], Content | None] = _nothing
+    seen: Callable[[str], Seen | None] | None = None
+    holder: Callable[[str], str | None] = _nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,15 +105,13 @@ class Transaction:
         committer: Committer,
         store: Store,
         *,
-        known: Mapping[str, str],
-        meant: Meant,
+        known: Known,
         finish: Callable[[Transaction], Commit],
     ) -> None:
         self._beneath = beneath
         self._committer = committer
         self._store = store
         self._known = known
-        self._meant = meant
         self._finish = finish
         self._final: dict[str, _Put | None] = {}
         self._adopted: set[str] = set()
@@ -257,11 +285,10 @@ class Transaction:
         """Another name in the stage for a file of the tree."""
         fd = open_regular(self._beneath, name)
         try:
-            found = os.fstat(fd)
             source = self._committer.stage()
-            digest = self._known.get(name) or digest_of(fd, name)
+            content = content_of(fd, name, self._seen(name))
             link_or_copy(self._beneath, name, fd, source)
-            return _Put(source, Content(digest, found.st_size, stat.S_IMODE(found.st_mode)))
+            return _Put(source, content)
         finally:
             os.close(fd)
 
@@ -316,7 +343,7 @@ class Transaction:
                 after = None if put is None else put.content
             if found != after:
                 changes.append(Change(name, found, after))
-            before = self._meant(name) or found
+            before = self._known.meant(name) or found
             if name in self._aside or before == after:
                 continue
             told.append((Change(name, before, after), found))
@@ -332,20 +359,27 @@ class Transaction:
         found = self._beneath.lstat(name)
         if found is None or stat.S_ISDIR(found.st_mode):
             return None
-        if name in self._final:
-            return self._store.keep(name, self._known.get(name))
-        return self._store.look(name, self._known.get(name))
+        look = self._store.keep if name in self._final else self._store.look
+        return look(name, self._seen(name))
+
+    def _seen(self, name: str) -> Seen | None:
+        """What the caller saw there; None: it may be anything."""
+        if self._known.seen is None or name.startswith(f"{OWN}/"):
+            return None
+        seen = self._known.seen(name)
+        if seen is None:
+            raise FileChangedError(name, "it came meanwhile; nothing was done, try again")
+        return seen
 
     def _lacking(self, lost: Mapping[str, Content]) -> set[str]:
         """Which of these contents, whose own files others changed, the store has not and no known file can give it."""
         if not lost:
             return set()
-        holders = {digest: name for name, digest in self._known.items() if digest in lost}
         lacking = set()
         for digest, content in lost.items():
             if digest == EMPTY or self._store.has(content):
                 continue
-            holder = holders.get(digest)
+            holder = self._known.holder(digest)
             if holder is None or self._beneath.lstat(holder) is None or self._store.keep(holder).sha256 != digest:
                 lacking.add(digest)
         return lacking

@@ -30,9 +30,9 @@ from perfkit.filesystem.records import Change, Step
 from perfkit.filesystem.steps import steps
 from perfkit.filesystem.store import Store
 from perfkit.filesystem.switch import Edits, plan_switch
-from perfkit.filesystem.transaction import FETCH, Commit, Meant, Transaction, need_space, with_stats
+from perfkit.filesystem.transaction import FETCH, Commit, Known, Transaction, need_space, with_stats
 
-__all__ = ["Commit", "Edits", "Generation", "Transaction", "Tree"]
+__all__ = ["Commit", "Edits", "Generation", "Known", "Transaction", "Tree"]
 
 _log = logging.getLogger(__name__)
 
@@ -112,18 +112,13 @@ class Tree:
         self,
         label: Mapping[str, str] | None = None,
         *,
-        known: Mapping[str, str] | None = None,
-        meant: Meant = lambda name: None,
+        known: Known | None = None,
     ) -> Transaction:
         """A change, to be used in a `with` block: committed at its end, given up if an exception leaves it.
 
         Args:
             label: stored with the generation, such as a version.
-            known: SHA-256 in hex of present files, by name, where the caller vouches for it; others are hashed when
-                they are replaced. A wrong one makes the rollback of that file fail.
-            meant: what the current generation has under a name, where the caller can tell. If others have changed the
-                file since, the way back restores this and not what they made of it. A change that only brings such
-                files back makes no generation.
+            known: what the caller knows of the tree; without it, files are hashed when they are replaced.
 
         Raises, at the end of the block:
             UpdateError: a file can't have its place.
@@ -138,19 +133,23 @@ class Tree:
             self._beneath,
             self._committer,
             self._store,
-            known=known or {},
-            meant=meant,
+            known=known or Known(),
             finish=lambda transaction: self._commit(transaction, given),
         )
         return self._transaction
 
-    def switch(self, to: int | None = None, *, edits: Edits = "refuse") -> Commit:
+    def switch(
+        self, to: int | None = None, *, edits: Edits = "refuse", unchecked: Mapping[str, str] | None = None
+    ) -> Commit:
         """Go back to a generation, or forward again, touching only what differs.
 
         Args:
             to: its number; by default the one before the current one.
             edits: what becomes of files that were changed since, by others, and that this would replace or remove:
                 refuse to go, keep them aside as NAME.perfkit-local, or overwrite them.
+            unchecked: files by name, with the SHA-256 in hex that they have now, which are not hashed on their way,
+                since whoever reads them checks them: large ones that say something of the whole tree would make the
+                way longer the larger that is.
 
         Returns:
             What changed. Later generations stay reachable until the next transaction.
@@ -163,7 +162,8 @@ class Tree:
         timeline = read_timeline(self._beneath)
         self._begin()
         with self._preparing():
-            way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits)
+            way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits,
+                              unchecked=unchecked or {})  # fmt: skip
             firm, rest = self._steps([*way.changes, *way.kept], way.sources, replace(timeline, current=way.target))
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(way.target, with_stats(self._beneath, way.changes), way.aside, way.overwritten, way.as_found)

@@ -8,6 +8,7 @@ import logging
 import os
 import secrets
 import threading
+import warnings
 import weakref
 from types import TracebackType
 from typing import Any, Final
@@ -126,6 +127,9 @@ class DirtySet:
     def _start(self) -> None:
         from watchdog.observers import Observer
 
+        # watchdog 7 walks a new directory after it has begun to watch it: what is made in between it finds twice, adds
+        # to the same watch again, which changes nothing, and warns of that in its thread.
+        warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
         observer: Any = Observer()
         try:
             observer.schedule(_Handler(self), self.root, recursive=True)

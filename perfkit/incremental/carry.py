@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.records import Content
-from perfkit.filesystem.transaction import Commit, Meant, Transaction
+from perfkit.filesystem.transaction import Commit, Known, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
@@ -61,7 +61,8 @@ def carry_out(
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
     label = {"version": source.version, "source": source.url}
-    transaction = tree.transaction(label, known=look.known(), meant=_meant(installed))
+    known = Known(meant=_meant(installed), seen=look.seen, holder=look.holder)
+    transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
     with Stage(progress, "commit", files=todo) as shown, transaction as tx:
         work = _Work(tree.root, tx, wanted, assembly, shown)
@@ -75,7 +76,7 @@ def carry_out(
     return Done(tx.result, work.bytes_written, written_ns, moved)
 
 
-def _meant(installed: Manifest) -> Meant:
+def _meant(installed: Manifest) -> Callable[[str], Content | None]:
     """What the installed release has under a name."""
 
     def meant(name: str) -> Content | None:

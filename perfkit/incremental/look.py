@@ -10,6 +10,7 @@ from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.filehash import FileHash
 from perfkit.filesystem.hashtree import hash_many
 from perfkit.filesystem.ordered import scan_in_order
+from perfkit.filesystem.records import Seen
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.manifest import Contents, Manifest
@@ -57,6 +58,7 @@ class Look(Mapping[str, Held]):
         self._installed = cache.manifest
         self._as_said = bytearray(len(cache.manifest))  # 1 for each entry that the tree has just so
         self._others: dict[str, Held] = {}
+        self._rowless: dict[str, ScanEntry] = {}  # what was read and has no row
         self._unread: dict[str, ScanEntry] = {}  # unmanaged ones
         self._at_rest: list[ScanEntry] = []  # of them, that were read
         if os.path.isdir(root):
@@ -98,10 +100,13 @@ class Look(Mapping[str, Held]):
     def _note(self, at: int, entry: ScanEntry, sha256: bytes, *, at_rest: bool) -> None:
         """A managed file was read."""
         executable = bool(entry.mode & 0o100)
+        self._rowless[entry.name] = entry
         if sha256 == self._installed.digest(at) and executable == self._installed.executable(at):
             self._as_said[at] = 1
             if at_rest:
                 self.cache.record_at(at, entry, content_ns=self.now_ns, seen_ns=self.now_ns)
+                if self.cache.fits(at, entry):
+                    del self._rowless[entry.name]
         else:
             self._others[entry.name] = Held(sha256, entry.size, executable)
             self.cache.forget_at(at)
@@ -156,6 +161,7 @@ class Look(Mapping[str, Held]):
             for found in hash_many(self._root, files.values()):
                 entry = files[found.name]
                 if found.error is None:
+                    self._rowless[entry.name] = entry
                     sha256 = bytes.fromhex(found.sha256 or "")
                     self._others[entry.name] = Held(sha256, entry.size, bool(entry.mode & 0o100))
                     if _same_times(entry, found):
@@ -182,13 +188,28 @@ class Look(Mapping[str, Held]):
 
     def where(self, digest: bytes) -> str | None:
         """The path of a file that has this content, among those that were read; or else of the history."""
-        for at in self.having(digest):
-            return os.path.join(self._root, self._installed.name(at))
-        for name, held in self._others.items():
-            if held.sha256 == digest:
-                return os.path.join(self._root, name)
+        holder = self.holder(digest.hex())
+        if holder is not None:
+            return os.path.join(self._root, holder)
         kept = os.path.join(self._root, OBJECTS, digest.hex())
         return kept if os.path.exists(kept) else None
+
+    def seen(self, name: str) -> Seen | None:
+        """What a file was when it was looked at, for the commit to see that it still is; None: there was none."""
+        if (entry := self._rowless.get(name)) is not None:
+            return Seen(self[name].sha256.hex(), entry.inode, entry.size, entry.mtime_ns)
+        at = self._installed.find(name)
+        if name in self._others or at is None or not self._as_said[at]:
+            return None
+        inode, mtime_ns = self.cache.identity_at(at)
+        return Seen(self._installed.digest(at).hex(), inode, self._installed.size(at), mtime_ns)
+
+    def holder(self, sha256: str) -> str | None:
+        """The name of a file that has this content (hexadecimal), among those that were read."""
+        digest = bytes.fromhex(sha256)
+        for at in self.having(digest):
+            return self._installed.name(at)
+        return next((name for name, held in self._others.items() if held.sha256 == digest), None)
 
     def path(self, name: str) -> str | None:
         """The path of the file of this name, whatever it holds."""
@@ -196,29 +217,7 @@ class Look(Mapping[str, Held]):
         there = name in self if held is None else bool(held.sha256)
         return os.path.join(self._root, name) if there else None
 
-    def known(self) -> Mapping[str, str]:
-        """The SHA-256 of each file that was read, in hexadecimal."""
-        return _Digests(self)
-
 
 def _same_times(entry: ScanEntry, found: FileHash) -> bool:
     """Whether a file was still as it had been seen when it was read."""
     return (found.size, found.mtime_ns, found.ctime_ns) == (entry.size, entry.mtime_ns, entry.ctime_ns)
-
-
-class _Digests(Mapping[str, str]):
-    """The digests of a look, made when they are asked for; nothing is read for it."""
-
-    def __init__(self, look: Look) -> None:
-        self._look = look
-
-    def __getitem__(self, name: str) -> str:
-        if name in self._look._unread or not (digest := self._look[name].sha256):
-            raise KeyError(name)
-        return digest.hex()
-
-    def __iter__(self) -> Iterator[str]:
-        return (name for name in self._look if name not in self._look._unread)
-
-    def __len__(self) -> int:
-        return sum(1 for _ in self)

@@ -207,6 +207,10 @@ class StatCache:
             and status.mode & 0o7777 == self._modes[at]
         )
 
+    def identity_at(self, at: int) -> tuple[int, int]:
+        """The inode of the file that the row is of, and its mtime in nanoseconds."""
+        return self._inodes[at], self._mtimes[at]
+
     def record_at(self, at: int, status: Status, *, content_ns: int, seen_ns: int) -> None:
         """As `Rows.record`, of a file that is as the manifest has this entry."""
         if _at_rest(status, content_ns, seen_ns):

@@ -19,7 +19,7 @@ from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
-from perfkit.incremental.installed import Installed, read_installed
+from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.look import Look
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
@@ -258,7 +258,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         before.note(before.source, before.serial)
         probe = own(tree.root, "clock")
         began_ns = clock_ns(probe)
-        commit = tree.switch(to, edits=_policy(config))
+        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
+        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()

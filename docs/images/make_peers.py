@@ -1,0 +1,53 @@
+"""Draw docs/images/peers.png from the table "Figures of downloads" in benchmarks/README.md, and from nothing else.
+
+Needs matplotlib:  python docs/images/make_peers.py
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import matplotlib
+
+matplotlib.use("Agg")
+import matplotlib.pyplot as plt
+
+HERE = Path(__file__).parent
+WORK = {"http": "one file of 1 GiB", "https": "the same over TLS", "eight": "8 files of 256 MiB",
+        "small": "2,000 small files"}  # fmt: skip
+
+
+def figures() -> list[tuple[str, str, float]]:
+    """Row, peer and median ratio, as the table has them."""
+    text = (HERE.parent.parent / "benchmarks/README.md").read_text(encoding="utf-8")
+    table = text.partition("## Figures of downloads")[2].partition("\n## ")[0]
+    found = []
+    for row, against, ratio in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", table, re.MULTILINE):
+        ratios = [float(each) for each in re.sub(r"\(.*?\)", "", ratio).split(",")]
+        peers = [each.strip() for each in against.split(",")] if len(ratios) > 1 else [against.strip()]
+        found += [(row, peer, each) for peer, each in zip(peers, ratios, strict=True)]
+    return found
+
+
+def main() -> None:
+    rows = [each for each in figures() if each[0] in WORK]
+    rows.sort(key=lambda each: (list(WORK).index(each[0]), each[2]))
+    labels = [f"{WORK[row]} · {peer}" for row, peer, _ in rows]
+    ratios = [ratio for _, _, ratio in rows]
+    figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.2), dpi=110)
+    bars = axes.barh(labels, ratios, color=["#4c8c6b" if ratio <= 1 else "#c0773c" for ratio in ratios])
+    axes.bar_label(bars, [f"{ratio:.2f}" for ratio in ratios], padding=3, fontsize=8)
+    axes.axvline(1, color="#333", linewidth=1)
+    axes.invert_yaxis()
+    axes.tick_params(labelsize=8)
+    axes.set_xlim(0, max(1.2, *ratios) * 1.08)
+    axes.set_xlabel("perfkit's wall time divided by the other's: left of the line perfkit is faster", fontsize=8)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    figure.tight_layout()
+    figure.savefig(HERE / "peers.png", metadata={"Software": None})
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,103 @@
+"""The copy of one file: blocks shared where the file system can, else copied in the kernel, else through a buffer."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import stat
+from collections.abc import Iterator
+
+from perfkit.filesystem.batch.run import forget
+
+__all__ = ["copy_file"]
+
+_FICLONE = 0x40049409  # ioctl_ficlonerange(2)
+_STEP_BYTES = 64 << 20  # of copy_file_range at once
+_BUFFER_BYTES = 256 << 10
+_NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY})
+_NO_CLONE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM,
+                       errno.ETXTBSY})  # fmt: skip
+
+
+def copy_file(source: str, path: str, *, clone: bool = True) -> str:
+    """Copy one file to a name that is not there yet, with its rwx bits and mtime; says `reflink` or `copy`.
+
+    Raises:
+        OSError: either can't be; nothing is left at `path` then.
+    """
+    reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        status = os.fstat(reading)
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(errno.EINVAL, "not a regular file any more", source)
+        writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        try:
+            try:
+                how = _fill(reading, writing, status, clone)
+                os.fchmod(writing, status.st_mode & 0o777)
+                os.utime(writing, ns=(status.st_mtime_ns, status.st_mtime_ns))
+            finally:
+                os.close(writing)
+        except BaseException:
+            forget(path)
+            raise
+        return how
+    finally:
+        os.close(reading)
+
+
+def _fill(reading: int, writing: int, status: os.stat_result, clone: bool) -> str:
+    if clone and status.st_size:
+        try:
+            fcntl.ioctl(writing, _FICLONE, reading)
+            return "reflink"
+        except OSError as error:
+            if error.errno not in _NO_CLONE:
+                raise
+    if status.st_blocks * 512 < status.st_size:
+        for start, end in _extents(reading, status.st_size):
+            _copy_range(reading, writing, start, end)
+        os.ftruncate(writing, status.st_size)
+    else:
+        _copy_range(reading, writing, 0, status.st_size)
+    return "copy"
+
+
+def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
+    """Where a sparse file has data (lseek(2), SEEK_DATA)."""
+    end = 0
+    while end < size:
+        try:
+            start = os.lseek(descriptor, end, os.SEEK_DATA)
+            end = min(size, os.lseek(descriptor, start, os.SEEK_HOLE))
+        except OSError as error:
+            if error.errno == errno.ENXIO:  # a hole up to the end
+                return
+            raise
+        yield start, end
+
+
+def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
+    """These bytes to the same place, as far as the source has them: inside the kernel, or through a buffer."""
+    position = start
+    try:
+        while position < end:
+            count = os.copy_file_range(reading, writing, min(_STEP_BYTES, end - position), position, position)
+            if count == 0:
+                break
+            position += count
+    except OSError as error:
+        if error.errno not in _NO_RANGE_COPY:
+            raise
+    if position >= end > 0:
+        return
+    buffer = memoryview(bytearray(_BUFFER_BYTES))
+    # A size of 0 may be that of a file made up as it is read, as in /proc: read those to their end.
+    while (end == 0 or position < end) and (
+        count := os.preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
+    ):
+        done = 0
+        while done < count:
+            done += os.pwrite(writing, buffer[done:count], position + done)
+        position += count

@@ -1,0 +1,89 @@
+"""Removal of whole trees."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from itertools import chain, groupby
+
+from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run
+from perfkit.filesystem.scan import DIRECTORY, open_below, scan_batches
+from perfkit.progress.meter import Progress
+
+__all__ = ["remove_tree"]
+
+
+def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | None = None) -> int:
+    """Remove a directory and all below; says how many names. No symlink is followed, in the path's last part neither.
+
+    Args:
+        on_error: `stop` at the first failure, leaving the rest; `continue` and remove what can be.
+
+    Raises:
+        BatchError: some paths could not be removed; `results` has those.
+        OSError: it does not exist, is no directory, or is a link (ENOTDIR).
+    """
+    run = Run(on_error, progress, "remove")
+    root = os.open(path, DIRECTORY | os.O_NOFOLLOW)
+    try:
+        directories: list[str] = []
+        run.each(lambda names: _unlink(root, names), _removals(path, directories, run))
+        while directories and not run.over:
+            name = directories.pop()
+            parent, _, last = name.rpartition("/")
+            try:
+                below = open_below(root, parent)
+                try:
+                    os.rmdir(last, dir_fd=below)
+                finally:
+                    os.close(below)
+                run.see(BatchResult(name, how="remove"))
+            except OSError as error:
+                run.see(BatchResult(name, error=error))
+        if not run.failed:
+            os.rmdir(path)
+    finally:
+        os.close(root)
+    run.close()
+    return run.files + 1
+
+
+def _removals(path: Path, directories: list[str], run: Run) -> Iterator[list[str]]:
+    batch: list[str] = []
+    for entry in chain.from_iterable(scan_batches(path, directories=True)):
+        if entry.kind == "directory":
+            directories.append(entry.name)
+        elif entry.error is None:
+            batch.append(entry.name)
+        elif not isinstance(entry.error, FileNotFoundError):
+            run.see(BatchResult(entry.name, error=entry.error))
+        if len(batch) >= BATCH_FILES:
+            yield batch
+            batch = []
+        if run.over:
+            return
+    if batch:
+        yield batch
+
+
+def _unlink(root: int, names: list[str]) -> list[BatchResult]:
+    results = []
+    for parent, group in groupby(names, key=lambda name: name.rpartition("/")[0]):
+        here = list(group)
+        try:
+            below = open_below(root, parent)
+        except OSError as error:
+            results += [BatchResult(name, error=error) for name in here]
+            continue
+        try:
+            for name in here:
+                try:
+                    os.unlink(name.rpartition("/")[2], dir_fd=below)
+                    results.append(BatchResult(name, how="remove"))
+                except FileNotFoundError:
+                    results.append(BatchResult(name, how="remove"))  # somebody was faster
+                except OSError as error:
+                    results.append(BatchResult(name, error=error))
+        finally:
+            os.close(below)
+    return results

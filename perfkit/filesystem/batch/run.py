@@ -1,0 +1,116 @@
+"""What all batches share: a result for each path, counting and progress, and temporary names."""
+
+from __future__ import annotations
+
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable
+from typing import Literal, NamedTuple, TypeVar
+
+from perfkit.errors import BatchError, ConfigError
+from perfkit.filesystem.pool import pooled, usable_cpus
+from perfkit.progress.meter import Meter, Progress
+
+__all__ = ["BATCH_FILES", "BatchResult", "OnError", "Path", "Run", "beside", "forget", "temporary"]
+
+BATCH_FILES = 64
+_PROGRESS_EVERY_S = 0.1
+
+T = TypeVar("T")
+OnError = Literal["stop", "continue"]
+Path = str | os.PathLike[str]
+
+
+class BatchResult(NamedTuple):
+    """What came of one path."""
+
+    name: str  # relative to the tree, or as it was given
+    size: int = 0  # bytes, of what was written
+    how: str = ""  # reflink, copy, link, symlink, move, remove or write
+    error: Exception | None = None
+
+
+class Run:
+    """Counts results, keeps the failed ones, and shows progress. In the calling thread only."""
+
+    def __init__(self, on_error: OnError, progress: Progress | None, phase: str, *, keep: bool = False) -> None:
+        if on_error not in ("stop", "continue"):
+            raise ConfigError(f"on_error must be 'stop' or 'continue'; got {on_error!r}")
+        self._stop = on_error == "stop"
+        self._progress = progress
+        self._meter = Meter(phase=phase) if progress is not None else None
+        self._shown_s = time.monotonic()
+        self._keep = keep
+        self.results: list[BatchResult] = []  # all of them, or those that failed
+        self.failed = 0
+        self.files = 0
+        self.bytes = 0
+        self.how: dict[str, int] = {}
+        if self._meter is not None:
+            self._meter.expect(None)
+
+    @property
+    def over(self) -> bool:
+        return self._stop and self.failed > 0
+
+    def each(self, work: Callable[[T], list[BatchResult]], items: Iterable[T], *, threads: int | None = None) -> None:
+        batches = pooled(work, items, threads or usable_cpus())
+        try:
+            for batch in batches:
+                for result in batch:
+                    self.see(result)
+                if self.over:
+                    break
+        finally:
+            batches.close()
+
+    def see(self, result: BatchResult) -> None:
+        if result.error is not None:
+            self.failed += 1
+        else:
+            self.files += 1
+            self.how[result.how] = self.how.get(result.how, 0) + 1
+            self.bytes += result.size if result.how in ("reflink", "copy") else 0
+        if self._keep or result.error is not None:
+            self.results.append(result)
+        if self._meter is not None and self._progress is not None:
+            meter = self._meter.file(result.name)
+            meter.start(result.size)
+            if result.error is not None:
+                meter.failed()
+            else:
+                meter.advance(result.size)
+                meter.done()
+            if time.monotonic() - self._shown_s >= _PROGRESS_EVERY_S:
+                self._shown_s = time.monotonic()
+                self._progress.update(self._meter.snapshot())
+
+    def close(self) -> None:
+        """The last word of the progress.
+
+        Raises:
+            BatchError: something failed.
+        """
+        if self._meter is not None and self._progress is not None:
+            self._meter.expect(self.files + self.failed)
+            self._meter.all_known()
+            self._progress.finish(self._meter.snapshot())
+        if self.failed:
+            raise BatchError(self.results)
+
+
+def temporary() -> str:
+    return f".perfkit-{secrets.token_hex(8)}~"
+
+
+def beside(path: str) -> str:
+    """A name that is free, in the same directory."""
+    return os.path.join(os.path.dirname(path.rstrip("/")), temporary())
+
+
+def forget(path: str, directory: int | None = None) -> None:
+    try:
+        os.unlink(path, dir_fd=directory)
+    except OSError:
+        pass
