@@ -333,25 +333,29 @@ class Transaction:
         """Look at what is to be replaced, and keep what the way back needs."""
         check_places(self._beneath, self._final)
         changes: list[Change] = []
-        told: list[tuple[Change, Content | None]] = []  # beside what was found
+        told: list[Change] = []
         lost: dict[str, Content] = {}
+        others: dict[str, Content | None] = {}  # what was found where others changed what was meant
         for name in sorted(self._final.keys() | self._noted):
             found = self._found(name)
             after = found
             if name in self._final:
                 put = self._final[name]
                 after = None if put is None else put.content
+            change = Change(name, found, after)
             if found != after:
-                changes.append(Change(name, found, after))
+                changes.append(change)
             before = self._known.meant(name) or found
             if name in self._aside or before == after:
                 continue
-            told.append((Change(name, before, after), found))
+            told.append(change if before == found else Change(name, before, after))
             if before is not None and (found is None or before.sha256 != found.sha256):
                 lost[before.sha256] = before
+                others[name] = found
         lacking = self._lacking(lost)
-        as_found = {each.name: found for each, found in told if each.before and each.before.sha256 in lacking}
-        kept = [replace(each, before=as_found.get(each.name, each.before)) for each, _ in told]
+        as_found = {each.name: others[each.name] for each in told
+                    if each.name in others and each.before and each.before.sha256 in lacking}  # fmt: skip
+        kept = [replace(each, before=as_found[each.name]) if each.name in as_found else each for each in told]
         return Prepared(changes, [each for each in kept if each.before != each.after], list(as_found))
 
     def _found(self, name: str) -> Content | None:
