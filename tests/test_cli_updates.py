@@ -1,98 +1,181 @@
-"""`perfkit sync`, `rollback`, `history` and `verify` as people and scripts see them, in one story."""
+"""`perfkit publish`, `sync`, `rollback`, `history` and `verify`: what they print where, and how they end."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from perfkit import Toolkit
 from perfkit.cli import main
-from perfkit.serve import Server
-from tests.test_publish import FIRST, edited
-from tests.test_updater import publish, tree_of
+from tests.release_client import write_tree
+from tests.sites import ONE, TWO, Origin, edit, tree_of
+from tests.test_crash import ENVIRONMENT
 
-SECOND = edited(FIRST, 1)
-REPORT = {"version", "generation", "route", "requests", "bytes_received", "bytes_written", "added", "changed",
-          "removed", "unchanged", "seconds"}  # fmt: skip
+Capture = pytest.CaptureFixture[str]
+Run = Callable[..., dict[str, Any]]
+
+SYNC_KEYS = {"version", "generation", "route", "requests", "bytes_received", "bytes_written", "added", "changed",
+             "removed", "unchanged", "seconds"}  # fmt: skip
 
 
 @pytest.fixture
-def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., tuple[int, str, str]]:
-    """A command line: its exit code, what it wrote to standard output, and to standard error."""
-
-    def command(*arguments: object) -> tuple[int, str, str]:
-        code = main([str(argument) for argument in arguments])
-        written = capsys.readouterr()
-        return code, written.out, written.err
-
-    return command
-
-
-def test_the_life_of_a_tree_in_words(kit: Toolkit, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    """Install, look, damage, verify, repair, update past an edit, go back: each tells what it did."""
-    tree = tmp_path / "tree"
-    with Server(publish(kit, tmp_path, FIRST, "one")) as server:
-        code, out, err = run("sync", server.url, tree)
-        assert (code, out) == (0, "")
-        assert err.startswith(f"perfkit: one, generation 1: {len(FIRST)} added, 0 changed, 0 removed; ")
-        (tree / "README").unlink()
-        (tree / "pkg/a.py").write_bytes(b"mine\n")
-        (tree / "extra").write_bytes(b"")
-        assert run("verify", tree)[:2] == (1, "missing README\nchanged pkg/a.py\nextra extra\n")
-        code, _, err = run("verify", tree, "--repair")
-        assert (code, err) == (0, f"perfkit: {len(FIRST)} files: 1 missing, 1 changed, 1 extra; repaired\n")
-        (tree / "pkg/a.py").write_bytes(b"mine again\n")
-        publish(kit, tmp_path, SECOND, "two")
-        code, _, err = run("sync", server.url, tree)
-        assert "; pkg/a.py had been edited, and is kept as pkg/a.py.perfkit-local-2\n" in err
-    code, out, _ = run("history", tree)
-    lines = out.splitlines()
-    assert lines[0] == "     0  before the first change"
-    assert [line.split()[0] for line in lines[-1:]] == ["*"]
-    assert "two" in lines[-1]
-    assert lines[-1].endswith("kept")
-    code, _, err = run("rollback", tree)
-    assert (code, err.split(",")[0]) == (0, "perfkit: one")
-    assert "; pkg/a.py is as it had been edited, since the release's own is not kept\n" in err
-    assert tree_of(tree).items() >= {**FIRST, "pkg/a.py": b"mine again\n"}.items()
-    assert run("rollback", tree, "--to", 0)[2].startswith("perfkit: as it was before the first one, generation 0: ")
+def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
+    """A site that has version 1; the working directory is beside it."""
+    monkeypatch.setenv("PERFKIT_BACKOFF_BASE_S", "0.01")
+    monkeypatch.setenv("PERFKIT_RETRIES", "1")
+    monkeypatch.chdir(tmp_path)
+    with Origin(tmp_path) as origin:
+        origin.publish(ONE, "1")
+        yield origin
 
 
-def test_the_same_as_json(kit: Toolkit, tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    """One object on standard output and nothing else anywhere; the fields that scripts rely on."""
-    tree = tmp_path / "tree"
+@pytest.fixture
+def run(capsys: Capture) -> Run:
+    """Run a command with `--json`: one object on standard output and nothing else, and this exit code."""
 
-    def told(*arguments: object) -> Any:
-        code, out, err = run(*arguments, "--json", "--quiet")
-        assert (code, err) == (0, "")
-        return json.loads(out)
+    def run(*arguments: str, code: int = 0) -> dict[str, Any]:
+        assert main([*arguments, "--json"]) == code
+        out = capsys.readouterr().out
+        assert out.endswith("\n")
+        assert out.count("\n") == 1
+        found: dict[str, Any] = json.loads(out)
+        return found
 
-    with Server(publish(kit, tmp_path, FIRST, "one")) as server:
-        report = told("sync", server.url, tree)
-        assert report.keys() >= REPORT
-        assert (report["version"], report["route"], report["added"]) == ("one", "blocks", len(FIRST))
-        publish(kit, tmp_path, SECOND, "two")
-        assert told("sync", server.url, tree)["route"] == "delta"
-    report = told("rollback", tree)
-    assert report.keys() >= REPORT
-    assert (report["version"], report["generation"], report["requests"]) == ("one", 1, 0)
-    generations = told("history", tree)["generations"]
-    assert [(each["number"], each["current"]) for each in generations] == [(0, False), (1, True), (2, False)]
-    assert generations[2].keys() >= {"label", "created_s", "added", "changed", "removed", "bytes_kept"}
-    assert told("verify", tree)["intact"] is True
+    return run
 
 
-def test_what_can_not_be_done_is_an_error_in_a_line(tmp_path: Path, run: Callable[..., tuple[int, str, str]]) -> None:
-    """Exit code 1 for the work, 2 for the usage."""
-    (tmp_path / "plain").mkdir()
-    for command in ("rollback", "history", "verify"):
-        code, out, err = run(command, tmp_path / "plain")
-        assert (code, out) == (1, "")
-        assert err.startswith("perfkit: error: ")
-        assert err.count("\n") == 1
-    code, _, err = run("sync", "http://127.0.0.1:1/", tmp_path / "tree", "--type", "nonsense")
-    assert (code, err.count("\n")) == (2, 1)
+def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None:
+    """Publish, dry run, sync, edit, verify, repair, roll back, history: the keys that scripts rely on."""
+    write_tree(tmp_path / "src", TWO)
+    assert run("sync", origin.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
+    release = run("publish", "src", "site", "--version", "2")
+    assert release.items() >= {"version": "2", "serial": 2, "files": len(TWO), "unchanged": False}.items()
+    assert run("publish", "src", "site", "--version", "2")["unchanged"] is True
+    planned = run("sync", origin.url, "tree", "--dry-run")
+    assert (planned["version"], planned["installed_version"]) == ("2", "1")
+    assert sorted(planned["added"]) == ["moved/b.py", "pkg/new.py"]
+    assert tree_of(tmp_path / "tree") == ONE
+    done = run("sync", origin.url, "tree")
+    assert done.keys() >= SYNC_KEYS | {"previous_version", "aside", "overwritten"}
+    assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
+                            "removed": 2, "unchanged": 3}.items()  # fmt: skip
+    assert done["bytes_received"] > 0
+    assert run("sync", origin.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
+    edit(tmp_path / "tree/README", b"mine\n")
+    report = run("verify", "tree", code=1)
+    assert (report["changed"], report["missing"], report["extra"], report["intact"]) == (["README"], [], [], False)
+    report = run("verify", "tree", "--repair")
+    assert report["repaired"].keys() >= SYNC_KEYS
+    assert report["repaired"]["aside"] == {"README": "README.perfkit-local"}
+    assert report["intact"] is True
+    assert run("verify", "tree")["extra"] == ["README.perfkit-local"]
+    back = run("rollback", "tree")
+    assert back.keys() >= SYNC_KEYS
+    assert back.items() >= {"version": "1", "generation": 1, "route": "rollback", "requests": 0}.items()
+    assert tree_of(tmp_path / "tree") == {**ONE, "README.perfkit-local": b"mine\n"}
+    assert run("rollback", "tree", "--to", "2")["version"] == "2"
+    generations = run("history", "tree")["generations"]
+    assert [each["number"] for each in generations] == [0, 1, 2]
+    assert generations[2].keys() >= {"number", "label", "created_s", "current", "added", "changed", "removed"}
+    assert generations[2]["label"]["version"] == "2"
+    assert generations[2]["current"] is True
+
+
+def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
+    """Results of history and verify on standard output, all notes on standard error; `--quiet` silences these."""
+    assert main(["sync", origin.url, "tree"]) == 0
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert f"1, generation 1: {len(ONE)} added" in shown.err
+    origin.publish(TWO, "2")
+    edit(tmp_path / "tree/pkg/a.py", b"mine\n")
+    assert main(["sync", origin.url, "tree"]) == 0
+    assert "pkg/a.py had been edited, and is kept as pkg/a.py.perfkit-local" in capsys.readouterr().err
+    assert main(["history", "tree"]) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    assert [line[:6].split() for line in shown.out.splitlines()] == [["0"], ["1"], ["*", "2"]]
+    assert "2  +2 ~" in shown.out
+    edit(tmp_path / "tree/README", b"mine\n")
+    (tmp_path / "tree/pkg/new.py").unlink()
+    assert main(["verify", "tree"]) == 1
+    assert capsys.readouterr().out == "missing pkg/new.py\nchanged README\nextra pkg/a.py.perfkit-local\n"
+    for command in (["verify", "tree", "--repair"], ["rollback", "tree"], ["sync", origin.url, "tree"]):
+        assert main([*command, "--quiet"]) == 0
+        shown = capsys.readouterr()
+        assert (shown.out, shown.err) == ("", "")
+
+
+@pytest.mark.parametrize(
+    ("command", "told"),
+    [(["rollback", "nothing"], "nothing is not a tree that perfkit manages"),
+     (["history", "nothing"], "nothing is not a tree that perfkit manages"),
+     (["verify", "nothing"], "nothing is not a tree that perfkit manages"),
+     (["rollback", "tree", "--to", "7"], "generation 7 is not kept; there are 0, 1"),
+     (["sync", "URL/elsewhere", "tree"], "404")],
+)  # fmt: skip
+def test_what_fails(origin: Origin, capsys: Capture, command: list[str], told: str) -> None:
+    """Exit code 1, and one line that says what and where, also with `--quiet`; the tree is as it was."""
+    assert main(["sync", origin.url, "tree", "--quiet"]) == 0
+    capsys.readouterr()
+    command = [word.replace("URL", origin.url) for word in command]
+    assert main([*command, "--quiet"]) == 1
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert len(shown.err.splitlines()) == 1
+    assert shown.err.startswith("perfkit: error: ")
+    assert told in shown.err
+    assert tree_of(origin.root / "tree") == ONE
+
+
+@pytest.mark.parametrize(
+    "command", [["sync"], ["sync", "URL"], ["rollback", "tree", "--to", "x"], ["history"], ["publish", "src", "site"],
+                ["sync", "URL", "tree", "--limit-rate", "fast"], ["publish", "src", "src/site", "--version", "1"],
+                ["publish", "nothing", "site", "--version", "1"]],
+)  # fmt: skip
+def test_bad_usage(origin: Origin, capsys: Capture, command: list[str]) -> None:
+    """Exit code 2, and one line."""
+    try:
+        code = main([word.replace("URL", origin.url) for word in command])
+    except SystemExit as error:
+        code = int(str(error.code))
+    assert code == 2
+    assert len(capsys.readouterr().err.splitlines()) == 1
+
+
+def test_an_edit_can_be_refused(origin: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the environment, as the help says."""
+    main(["sync", origin.url, "tree", "--quiet"])
+    edit(origin.root / "tree/README", b"mine\n")
+    monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "refuse")
+    for command in (["sync", origin.url, "tree"], ["rollback", "tree"]):
+        capsys.readouterr()
+        assert main([*command, "--quiet"]) == 1
+        assert "README" in capsys.readouterr().err
+    assert tree_of(origin.root / "tree") == {**ONE, "README": b"mine\n"}
+
+
+def test_ctrl_c(origin: Origin) -> None:
+    """Exit code 130 in under two seconds; the tree is as it was, and the same command goes on."""
+    origin.publish(TWO, "2")
+    origin.stall_at = 5000
+    command = [sys.executable, "-m", "perfkit", "sync", origin.url, "tree", "--quiet"]
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    assert origin.stalled.wait(30)
+    began_s = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert time.monotonic() - began_s < 2
+    assert "Traceback" not in err
+    assert tree_of(origin.root / "tree") == {}
+    origin.stall_at = None
+    assert main(command[3:]) == 0
+    assert tree_of(origin.root / "tree") == TWO

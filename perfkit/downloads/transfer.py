@@ -456,8 +456,8 @@ class Transfer:
             draft.validator = validator_of(response.headers)
             draft.settled = True
             self._chase(draft)
-        if size is not None and size >= _LARGE_BYTES:
-            self._tools.controller.large_body()
+        if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
+            self._tools.controller.decrypts()
         if draft.ranges:
             self._tools.notify()
 

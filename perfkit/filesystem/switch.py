@@ -74,8 +74,8 @@ def plan_switch(
         found = beneath.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            sha256 = unchecked.get(wanted.name)
-            seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
+            vouched = unchecked.get(wanted.name)
+            seen = Seen(vouched, found.st_ino, found.st_size, found.st_mtime_ns) if vouched else None
             before = store.keep(wanted.name, seen)
             leaving[found.st_ino] += 1
         if before == wanted.after:

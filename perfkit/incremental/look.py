@@ -194,12 +194,6 @@ class Look(Mapping[str, Held]):
         kept = os.path.join(self._root, OBJECTS, digest.hex())
         return kept if os.path.exists(kept) else None
 
-    def path(self, name: str) -> str | None:
-        """The path of the file of this name, whatever it holds."""
-        held = self._others.get(name)
-        there = name in self if held is None else bool(held.sha256)
-        return os.path.join(self._root, name) if there else None
-
     def seen(self, name: str) -> Seen | None:
         """What a file was when it was looked at, for the commit to see that it still is; None: there was none."""
         if (entry := self._rowless.get(name)) is not None:
@@ -216,6 +210,12 @@ class Look(Mapping[str, Held]):
         for at in self.having(digest):
             return self._installed.name(at)
         return next((name for name, held in self._others.items() if held.sha256 == digest), None)
+
+    def path(self, name: str) -> str | None:
+        """The path of the file of this name, whatever it holds."""
+        held = self._others.get(name)
+        there = name in self if held is None else bool(held.sha256)
+        return os.path.join(self._root, name) if there else None
 
 
 def _same_times(entry: ScanEntry, found: FileHash) -> bool:

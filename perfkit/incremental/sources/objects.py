@@ -8,6 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
+from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Request
 from perfkit.errors import ManifestError
 from perfkit.incremental.codec import expand
@@ -56,13 +57,21 @@ class Objects:
         self.latency_s = 0.05
         self._fetcher = fetcher
 
-    def pointer(self) -> Pointer:
-        """The pointer as it is now."""
-        (found,) = self._fetcher.get([Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES)])
+    def pointer(self, before: tuple[Pointer, Version] | None = None) -> tuple[Pointer, Version]:
+        """The pointer as it is now, and what the origin calls this version of it.
+
+        Args:
+            before: the same of an earlier one, for where the stage has none, or can't keep its version with it.
+        """
+        known = before[1] if before else None
+        (found,) = self._fetcher.get([Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES,
+                                              known=known)])  # fmt: skip
         self.latency_s = found.seconds
+        if before is not None and found.unchanged and found.version == known:
+            return before
         try:
             with open(found.path, "rb") as file:
-                return Pointer.parse(file.read(MAX_POINTER_BYTES + 1))
+                return Pointer.parse(file.read(MAX_POINTER_BYTES + 1)), found.version
         except ManifestError:
             os.unlink(found.path)
             raise
