@@ -202,7 +202,7 @@ class Transfer:
         if self._closing or draft is None or not (draft.settled and draft.ranges):
             return None
         safe = bool(draft.validator or self._checksum)
-        return draft if safe and 0 < self._busy < self._tools.config.segments else None
+        return draft if safe and 0 < self._busy < (self.request.segments or self._tools.config.segments) else None
 
     @property
     def _closing(self) -> bool:
