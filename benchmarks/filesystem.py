@@ -77,6 +77,26 @@ def python(name: str, code: str, *arguments: object, own_clock: bool = False) ->
     return Contestant(name=name, command=(sys.executable, "-c", code, *map(str, arguments)), own_clock=own_clock)
 
 
+def million(root: Path) -> Path:
+    """A tree of a million empty files, a thousand in a directory."""
+    for number in range(1000):
+        directory = os.path.join(root, f"{number // 32}/{number}")
+        os.makedirs(directory)
+        for index in range(1000):
+            os.mknod(f"{directory}/file-{index}", 0o100644)
+    return root
+
+
+def scans(name: str, title: str, tree: Path, limit: float | None) -> list[Contest]:
+    return [
+        Contest(name=name, title=f"{title}: files", ours=python("scan", _SCAN, tree, own_clock=True),
+                bars=(Bar(limit=limit, peers=(python("os.walk + os.stat", _WALK, tree, own_clock=True),)),)),
+        Contest(name=f"{name}-all", title=f"{title}: files and directories",
+                ours=python("scan", _SCAN_ALL, tree, own_clock=True),
+                bars=(Bar(limit=limit, peers=(python("os.walk + os.stat", _WALK_ALL, tree, own_clock=True),)),)),
+    ]  # fmt: skip
+
+
 def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
     """The rows, by name. All work is shorter than the start of Python with the Toolkit or not much longer, so bars are
     judged on ours timed inside the process; the whole process is shown beside. Scans are timed inside on both sides."""
@@ -97,13 +117,7 @@ def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
     find = f"find {tree} -type f -print0 | xargs -0 -P2 -n500 sha256sum"
     clear = same(tree, out)
     return {
-        "scan": [
-            Contest(name="scan", title="scan with stat: files", ours=python("scan", _SCAN, tree, own_clock=True),
-                    bars=(Bar(limit=0.8, peers=(python("os.walk + os.stat", _WALK, tree, own_clock=True),)),)),
-            Contest(name="scan-all", title="scan with stat: files and directories",
-                    ours=python("scan", _SCAN_ALL, tree, own_clock=True),
-                    bars=(Bar(limit=0.8, peers=(python("os.walk + os.stat", _WALK_ALL, tree, own_clock=True),)),)),
-        ],
+        "scan": scans("scan", "scan with stat", tree, 0.8),
         "hash-tree": both("hash-tree", "SHA-256 of the tree", "[each for each in kit.hash_tree(sys.argv[1])]", (tree,),
                           (Bar(limit=0.4, peers=(Contestant(name="find | xargs -P2 sha256sum",
                                                             command=("sh", "-c", find)),)),)),
@@ -122,7 +136,8 @@ def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--only", nargs="*", metavar="ROW", help="scan hash-tree hash-file copy link")
+    parser.add_argument("--only", nargs="*", metavar="ROW", help="scan hash-tree hash-file copy link; and million, a "
+                        "scan of so many files, which takes place only if it is named")  # fmt: skip
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("/var/tmp/perfkit-bench"), help="where the archive is kept")
     parser.add_argument("--dir", type=Path, help="where the trees are made (default: the temporary directory)")
@@ -138,12 +153,15 @@ def main() -> int:
             for _ in range(1024 if not options.only or "hash-file" in options.only else 1):
                 file.write(os.urandom(1 << 20))
         os.sync()
+        rows = contests(directory / "tree", directory / "copy", big)
+        if options.only and "million" in options.only:
+            rows["million"] = scans("million", "scan of a million files", million(directory / "million"), None)
         settings = {"pairs": options.pairs, "tree": SOURCE, "directory": os.fspath(directory)}
         report = Report("filesystem", settings, versions({"cp": "--version", "xargs": "--version"}, ("perfkit",)))
         with Bench(directory) as bench:
-            for name, rows in contests(directory / "tree", directory / "copy", big).items():
+            for name, row in rows.items():
                 if not options.only or name in options.only:
-                    for contest in rows:
+                    for contest in row:
                         report.add(bench.compare(contest, options.pairs), rss_limit=RSS_LIMIT)
         report.write(options.out, "filesystem")
     print(report.table())

@@ -2,6 +2,7 @@
 
     python benchmarks/transactions.py [--pairs 7] [--directory DIR] [--output DIR]
 
+The tree is botocore's source archive from PyPI, as in filesystem.py; the large one has others besides, up to 100,000.
 The directory should be on the disk to measure, not in memory. Times are taken in the process, around the work alone.
 """
 
@@ -12,6 +13,7 @@ import json
 import os
 import shutil
 import sys
+import tarfile
 import tempfile
 import time
 from pathlib import Path
@@ -21,39 +23,44 @@ sys.path.insert(0, str(Path(__file__).parent))
 if __name__ == "__main__" and len(sys.argv) > 1 and sys.argv[1] == "--work":
     sys.path.insert(0, str(Path(__file__).parent.parent))
 else:
+    from filesystem import SOURCE, fetch
     from measure import Bar, Bench, Contest, Contestant, Figure, Report, note, versions
 
-SMALL, LARGE = 3_500, 100_000  # files
+LARGE = 100_000  # files
 CHANGED, BACK = 300, 45
 SIZE = 4096
 PER_DIRECTORY = 35
 RSS_LIMIT = 50_000_000
 
 
-def names(count: int) -> list[str]:
-    """Evenly spread over the first hundred directories, however large the tree is."""
-    step = SMALL // count
-    return [name(index * step) for index in range(count)]
+def names(listing: str, count: int) -> list[str]:
+    """So many of the names in this file, evenly spread."""
+    lines = Path(listing).read_text(encoding="utf-8").splitlines()
+    return [lines[index * len(lines) // count] for index in range(count)]
 
 
-def name(index: int) -> str:
-    return f"part-{index // PER_DIRECTORY // 10}/d{index // PER_DIRECTORY}/file-{index}.bin"
-
-
-def build(root: Path, files: int) -> None:
-    for index in range(files):
-        path = root / name(index)
+def build(scratch: Path, archive: Path) -> int:
+    """The trees `small`, `plain` and `large`, and the file `names` of what the small ones have; says how many files."""
+    for tree in ("small", "plain", "large"):
+        with tarfile.open(archive) as packed:
+            packed.extractall(scratch / tree, filter="data")
+    found = sorted(path.relative_to(scratch / "small").as_posix() for path in (scratch / "small").rglob("*")
+                   if path.is_file())  # fmt: skip
+    (scratch / "names").write_text("\n".join(found), encoding="utf-8")
+    for index in range(LARGE - len(found)):
+        path = scratch / f"large/more-{index // PER_DIRECTORY // 10}/d{index // PER_DIRECTORY}/file-{index}.bin"
         if index % PER_DIRECTORY == 0:
             path.parent.mkdir(parents=True)
         path.write_bytes(os.urandom(SIZE))
     os.sync()
+    return len(found)
 
 
-def work(kind: str, root: str) -> float:
+def work(kind: str, root: str, listing: str) -> float:
     """Do it, and return the seconds it took."""
     from perfkit.filesystem.tree import Tree
 
-    contents = {name: os.urandom(SIZE) for name in names(BACK if kind == "back" else CHANGED)}
+    contents = {name: os.urandom(SIZE) for name in names(listing, BACK if kind == "back" else CHANGED)}
     if kind == "each":
         began = time.perf_counter()
         for name, data in contents.items():
@@ -81,26 +88,27 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=7)
     parser.add_argument("--directory", type=Path, default=Path.cwd(), help="on the disk to measure")
+    parser.add_argument("--cache", type=Path, default=Path("/var/tmp/perfkit-bench"), help="where the archive is kept")
     parser.add_argument("--output", type=Path, default=Path("bench-results"))
     options = parser.parse_args()
-    report = Report("transactions", {"pairs": options.pairs}, versions({}, ["perfkit"]))
+    archive = fetch(options.cache)
+    report = Report("transactions", {"pairs": options.pairs, "tree": SOURCE}, versions({}, ["perfkit"]))
     scratch = Path(tempfile.mkdtemp(prefix="perfkit-bench-", dir=options.directory))
     try:
-        for tree, files in (("small", SMALL), ("large", LARGE), ("plain", SMALL)):
-            note(f"making a tree of {files} files")
-            build(scratch / tree, files)
+        note("making the trees")
+        files = build(scratch, archive)
 
         def run(label: str, kind: str, tree: str) -> Contestant:
-            command = (sys.executable, str(Path(__file__).resolve()), "--work", kind, str(scratch / tree))
-            return Contestant(name=label, command=command, own_clock=True)
+            command = (sys.executable, Path(__file__).resolve(), "--work", kind, scratch / tree, scratch / "names")
+            return Contestant(name=label, command=tuple(map(str, command)), own_clock=True)
 
         small = run("ours", "change", "small")
         contests = [
-            Contest(name="change", title=f"change {CHANGED} files of 4 KiB in a tree of {SMALL}", ours=small,
+            Contest(name="change", title=f"change {CHANGED} files of 4 KiB in a tree of {files}", ours=small,
                     bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),)),
             Contest(name="large tree", title=f"the same in a tree of {LARGE}", ours=run("ours", "change", "large"),
-                    bars=(Bar(limit=1.2, peers=(run(f"ours, {SMALL} files", "change", "small"),)),)),
-            Contest(name="back", title=f"back by {BACK} files in a tree of {SMALL}", ours=run("ours", "back", "small"),
+                    bars=(Bar(limit=1.2, peers=(run(f"ours, {files} files", "change", "small"),)),)),
+            Contest(name="back", title=f"back by {BACK} files in a tree of {files}", ours=run("ours", "back", "small"),
                     bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),)),
         ]  # fmt: skip
         (scratch / "bench").mkdir()
@@ -123,6 +131,6 @@ def main() -> int:
 
 if __name__ == "__main__":
     if len(sys.argv) > 1 and sys.argv[1] == "--work":
-        print(json.dumps({"seconds": work(sys.argv[2], sys.argv[3])}))
+        print(json.dumps({"seconds": work(*sys.argv[2:5])}))
     else:
         sys.exit(main())

@@ -307,7 +307,7 @@ class Toolkit:
         Raises:
             as `sync`.
         """
-        from perfkit.incremental.recognise import kind_of
+        from perfkit.incremental.kinds import kind_of
         from perfkit.incremental.updater import plan
 
         with self._patient.waiting():
@@ -339,7 +339,7 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
-        from perfkit.incremental.recognise import kind_of
+        from perfkit.incremental.kinds import kind_of
         from perfkit.incremental.updater import sync
 
         with self._patient.waiting():

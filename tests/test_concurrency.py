@@ -127,10 +127,10 @@ def test_it_tries_fewer_while_the_processor_limits() -> None:
         assert bench.run(5) == targets
 
 
-def test_large_files_have_two_streams() -> None:
-    """However busy the processor is: the kernel copies their bytes without the interpreter's lock."""
+def test_large_files_over_tls_have_two_streams() -> None:
+    """However busy the processor is: they are decrypted without the interpreter's lock, on any core."""
     bench = Bench(lambda streams: 1e6, cpu=1.0)
-    bench.controller.large_body()
+    bench.controller.decrypts()
     assert bench.run(30) == [2]
 
 

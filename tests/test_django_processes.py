@@ -22,6 +22,7 @@ import pytest
 from perfkit import Toolkit
 from perfkit.serve import Server
 from tests.release_client import Tree, write_tree
+from tests.test_resume import held
 from tests.test_updater import tree_of
 
 ROOT = Path(__file__).parent.parent
@@ -104,9 +105,10 @@ def test_gunicorn(project: Project, kind: str) -> None:
             command += ["--preload"]
         with project.running(*command, "tests.django_project:application", pass_fds=[listener.fileno()]):
             answers: list[dict[str, Any]] = []
+            until = time.monotonic() + 60
             with ThreadPoolExecutor(6) as pool:
                 while len({answer["pid"] for answer in answers}) < 3:
-                    assert len(answers) < 120, f"three workers never answered: {answers[-1]}"
+                    assert time.monotonic() < until, f"three workers never answered: {answers[-1]}"
                     answers += pool.map(ask, [f"http://127.0.0.1:{port}/sync"] * 6)
     assert {answer.get("version") for answer in answers} == {"1"}, answers
     assert Counter(answer["route"] for answer in answers)["blocks"] == 1
@@ -203,10 +205,10 @@ execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *s
 """
     command = [sys.executable, "-c", program]
     with subprocess.Popen(
-        [*command, "--limit-rate", "1M"], env=project.environment, cwd=project.root, stderr=subprocess.PIPE, text=True
+        [*command, "--limit-rate", "200K"], env=project.environment, cwd=project.root, stderr=subprocess.PIPE, text=True
     ) as first:
         until = time.monotonic() + 20
-        while not (project.root / "large.perfkit-part.json").exists():
+        while held(project.root / "large") < 50_000:
             assert time.monotonic() < until
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)

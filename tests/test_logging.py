@@ -121,6 +121,16 @@ def test_an_update_can_be_followed(kit: Toolkit, log: pytest.LogCaptureFixture, 
     assert "steps committed" in log.text
 
 
+def test_no_secret_in_the_history(kit: Toolkit, tmp_path: Path) -> None:
+    """Which is shown by `perfkit history --json`."""
+    (tmp_path / "src").mkdir()
+    (tmp_path / "src/a").write_text("a")
+    kit.publish(tmp_path / "src", tmp_path / "site", version="7")
+    with Server(tmp_path / "site") as server:
+        kit.sync(server.url.replace("//", f"//me:{HUSH}@"), tmp_path / "tree")
+    assert kit.history(tmp_path / "tree")[-1].label["source"] == server.url.replace("//", "//***@")
+
+
 def test_silent_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """No handler of our own, and no print."""
     assert logging.getLogger("perfkit").handlers == []

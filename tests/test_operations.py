@@ -99,3 +99,9 @@ def test_recovering_by_hand(damage: Callable[[Path], None], name: str, kit: Tool
     found = kit.verify(tmp_path, repair=True)
     assert (found.missing, found.changed) == ((), ("9.rules",)) or found.intact
     assert (tmp_path / "9.rules").read_text() == FILES["9.rules"]
+
+
+def test_the_history_counts_files(kit: Toolkit, tmp_path: Path) -> None:
+    """Those of the tree, and not perfkit's own records, which change with them."""
+    told = [(each.label.get("version"), each.added, each.changed, each.removed) for each in kit.history(tmp_path)]
+    assert told == [(None, 0, 0, 0), ("1", 30, 0, 0), ("2", 0, 1, 0)]

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import itertools
+import json
+import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -273,3 +276,42 @@ def test_a_repair_brings_the_installed_release(kit: Toolkit, tmp_path: Path) -> 
     assert report.repaired.version == "1"
     assert tree_of(tmp_path / "tree") == {**FIRST, "pkg/b.py.perfkit-local": b"damaged"}
     assert kit.verify(tmp_path / "tree").intact
+
+
+def test_a_pointer_is_asked_for_conditionally_without_extended_attributes(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The record has its version too; also for a dry run, whose stage is empty, and after the stage was cleared."""
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.EOPNOTSUPP, "no extended attributes here")
+
+    tree = tmp_path / "tree"
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tree)
+        monkeypatch.setattr(os, "setxattr", refuse)
+        monkeypatch.setattr(os, "getxattr", refuse)
+        for _ in range(2):
+            report = kit.sync(server.url, tree)
+            assert (report.route, report.requests, report.bytes_received) == ("none", 1, 0)
+            shutil.rmtree(tree / ".perfkit/fetch")
+        publish(kit, tmp_path, SECOND, "2")
+        assert kit.sync(server.url, tree).version == "2"
+        assert kit.sync(server.url, tree).bytes_received == 0
+        kit.rollback(tree)
+        assert kit.sync(server.url, tree).version == "2"
+        assert tree_of(tree) == SECOND
+
+
+def test_a_damaged_record_is_asked_about_again(kit: Toolkit, tmp_path: Path) -> None:
+    """What is recorded of the pointer is not needed for a sync, which mends it."""
+    tree = tmp_path / "tree"
+    record = tree / ".perfkit/release"
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tree)
+        good = json.loads(record.read_bytes())
+        record.write_text(json.dumps({**good, "state": {"pointer": "{}", "origin": good["state"]["origin"]}}))
+        (tree / "README").unlink()
+        assert kit.sync(server.url, tree).version == "1"
+        assert json.loads(record.read_bytes())["state"]["pointer"] == good["state"]["pointer"]
+    assert tree_of(tree) == FIRST

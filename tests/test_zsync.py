@@ -70,10 +70,11 @@ def test_an_edited_file_is_updated_by_few_bytes(tmp_path: Path, block_size: int)
     assert fetched <= 8 * 5 * block_size + 8 * 300
 
 
-def test_a_match_over_windows_is_found(tmp_path: Path) -> None:
-    """The input is looked at in windows of 8 MiB; nothing is lost at their borders."""
+def test_a_match_over_windows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The input is looked at in windows; nothing is lost at their borders."""
+    monkeypatch.setattr("perfkit.incremental.routes.matcher._WINDOW_BYTES", 1 << 20)
     rng = random.Random(3)
-    new = rng.randbytes(9 << 20)
+    new = rng.randbytes(3 << 20)
     (tmp_path / "old").write_bytes(rng.randbytes(777) + new)
     made, fetched = update(control_of(tmp_path, new), tmp_path / "old", new)
     assert made == new

@@ -68,10 +68,10 @@ class HostGates:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one, or two for large files, and doubles while that pays, then tries one more from time to time.
-    While the processor is what limits, it tries fewer: threads that fight for the interpreter are slower than one. A
-    step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there is too
-    little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
+    It starts with one, or two for large files over TLS, and doubles while that pays, then tries one more from time to
+    time. While the processor is what limits, it tries fewer: threads that fight for the interpreter are slower than
+    one. A step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there
+    is too little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
 
     Args:
         ceiling: the most streams ever.
@@ -110,8 +110,8 @@ class AdaptiveController:
             self._from_s = None
             self._least = 1
 
-    def large_body(self) -> None:
-        """A body has begun whose bytes keep a thread in the kernel: two of those don't fight for the interpreter."""
+    def decrypts(self) -> None:
+        """A large body has begun that keeps a core at decrypting, without the interpreter's lock: there is another."""
         with self._lock:
             self._least = min(2, self._ceiling)
             if self.target < self._least:

@@ -26,6 +26,7 @@ class _Options:
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
+    segments: int | None = None  # the most connections for this file; None: `Config.segments`
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
     known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
     only: Validator | None = None  # bytes of another version of `url` than this are an error
@@ -59,6 +60,8 @@ class Request(_Options):
         check_headers(self.headers)
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
+        if self.segments is not None and self.segments < 1:
+            raise ConfigError(f"segments must be at least 1, or None; got {self.segments!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 

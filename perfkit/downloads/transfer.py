@@ -202,7 +202,7 @@ class Transfer:
         if self._closing or draft is None or not (draft.settled and draft.ranges):
             return None
         safe = bool(draft.validator or self._checksum)
-        return draft if safe and 0 < self._busy < self._tools.config.segments else None
+        return draft if safe and 0 < self._busy < (self.request.segments or self._tools.config.segments) else None
 
     @property
     def _closing(self) -> bool:
@@ -456,8 +456,8 @@ class Transfer:
             draft.validator = validator_of(response.headers)
             draft.settled = True
             self._chase(draft)
-        if size is not None and size >= _LARGE_BYTES:
-            self._tools.controller.large_body()
+        if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
+            self._tools.controller.decrypts()
         if draft.ranges:
             self._tools.notify()
 

@@ -13,7 +13,7 @@ from perfkit.filesystem.records import Change, Content, Seen
 from perfkit.filesystem.steps import check_places
 from perfkit.filesystem.store import EMPTY, Store
 
-__all__ = ["Known", "Prepared", "prepare"]
+__all__ = ["Known", "Prepared", "Put", "prepare"]
 
 
 def _nothing(name: str) -> None:
@@ -52,6 +52,14 @@ class Known:
 
 
 @dataclass(frozen=True, slots=True)
+class Put:
+    """What a name is to hold, and the staged file that has it."""
+
+    source: str
+    content: Content
+
+
+@dataclass(frozen=True, slots=True)
 class Prepared:
     """What is to be done to the disk, and what the generation's record says of it.
 
@@ -68,7 +76,7 @@ def prepare(
     beneath: Beneath,
     store: Store,
     known: Known,
-    final: Mapping[str, Content | None],
+    final: Mapping[str, Put | None],
     *,
     noted: Collection[str],
     aside: Collection[str],
@@ -86,28 +94,33 @@ def prepare(
     """
     check_places(beneath, final)
     changes: list[Change] = []
-    told: list[tuple[Change, Content | None]] = []  # beside what was found
+    told: list[Change] = []
     lost: dict[str, Content] = {}
+    others: dict[str, Content | None] = {}  # what was found where others changed what was meant
     for name in sorted(final.keys() | noted):
         found = _found(beneath, name, known, store.keep if name in final else store.look)
-        after = final.get(name, found)
+        after = found
+        if name in final:
+            put = final[name]
+            after = None if put is None else put.content
+        change = Change(name, found, after)
         if found != after:
-            changes.append(Change(name, found, after))
+            changes.append(change)
         before = known.meant(name) or found
         if name in aside or before == after:
             continue
-        told.append((Change(name, before, after), found))
+        told.append(change if before == found else Change(name, before, after))
         if before is not None and (found is None or before.sha256 != found.sha256):
             lost[before.sha256] = before
+            others[name] = found
     lacking = _lacking(beneath, store, known, lost)
-    as_found = {each.name: found for each, found in told if each.before and each.before.sha256 in lacking}
-    kept = [replace(each, before=as_found.get(each.name, each.before)) for each, _ in told]
+    as_found = {each.name: others[each.name] for each in told
+                if each.name in others and each.before and each.before.sha256 in lacking}  # fmt: skip
+    kept = [replace(each, before=as_found[each.name]) if each.name in as_found else each for each in told]
     return Prepared(changes, [each for each in kept if each.before != each.after], list(as_found))
 
 
-def _found(
-    beneath: Beneath, name: str, known: Known, look: Callable[[str, Seen | None], Content]
-) -> Content | None:  # fmt: skip
+def _found(beneath: Beneath, name: str, known: Known, look: Callable[[str, Seen | None], Content]) -> Content | None:
     found = beneath.lstat(name)
     if found is None or stat.S_ISDIR(found.st_mode):
         return None

@@ -13,7 +13,7 @@ from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.prepare import Known, Prepared, prepare
+from perfkit.filesystem.prepare import Known, Prepared, Put, prepare
 from perfkit.filesystem.records import Change, Content, FileStat
 from perfkit.filesystem.store import Store, content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
 
@@ -36,12 +36,6 @@ class Commit:
     aside: Mapping[str, str] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
     as_found: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class _Put:
-    source: str
-    content: Content
 
 
 class Transaction:
@@ -68,7 +62,7 @@ class Transaction:
         self._store = store
         self._known = known
         self._finish = finish
-        self._final: dict[str, _Put | None] = {}
+        self._final: dict[str, Put | None] = {}
         self._adopted: set[str] = set()
         self._noted: set[str] = set()
         self._aside: set[str] = set()
@@ -192,7 +186,7 @@ class Transaction:
         os.fchmod(fd, mode & 0o777)
         digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
-        self._final[name] = _Put(source, content)
+        self._final[name] = Put(source, content)
         return content
 
     def move(self, name: str, to: str) -> None:
@@ -236,14 +230,14 @@ class Transaction:
         self._check_open()
         self._noted.add(check_name(name))
 
-    def _link(self, name: str) -> _Put:
+    def _link(self, name: str) -> Put:
         """Another name in the stage for a file of the tree."""
         fd = open_regular(self._beneath, name)
         try:
             source = self._committer.stage()
             content = content_of(fd, name, self._known.seen_at(name))
             link_or_copy(self._beneath, name, fd, source)
-            return _Put(source, content)
+            return Put(source, content)
         finally:
             os.close(fd)
 
@@ -286,8 +280,7 @@ class Transaction:
 
     def prepare(self) -> Prepared:
         """Look at what is to be replaced, and keep what the way back needs."""
-        final = {name: None if put is None else put.content for name, put in self._final.items()}
-        return prepare(self._beneath, self._store, self._known, final, noted=self._noted, aside=self._aside)
+        return prepare(self._beneath, self._store, self._known, self._final, noted=self._noted, aside=self._aside)
 
     def source(self, name: str) -> str:
         put = self._final[name]

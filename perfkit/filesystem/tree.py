@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
@@ -166,7 +166,8 @@ class Tree:
         with self._preparing():
             way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits,
                               unchecked=unchecked or {})  # fmt: skip
-            firm, rest = self._steps([*way.changes, *way.kept], way.sources, replace(timeline, current=way.target))
+            after = replace(timeline, current=way.target)
+            firm, rest = self._steps([*way.changes, *way.kept], way.sources.__getitem__, after)
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(way.target, with_stats(self._beneath, way.changes), way.aside, way.overwritten, way.as_found)
 
@@ -190,7 +191,7 @@ class Tree:
         self._begin()
         timeline = read_timeline(self._beneath)
         with self._preparing():
-            firm, rest = self._steps([], {}, timeline.prune(keep))
+            firm, rest = self._steps([], lambda name: name, timeline.prune(keep))
         self._committer.run(firm, rest, self._store.take_back)
 
     def _begin(self) -> None:
@@ -209,10 +210,9 @@ class Tree:
             if not changes and not prepared.told:
                 self._give_up()
                 return Commit(timeline.current)
-            sources = {change.name: transaction.source(change.name) for change in changes if change.after is not None}
             if prepared.told:
                 timeline = timeline.commit(self._keep)
-            firm, rest = self._steps(changes, sources, timeline)
+            firm, rest = self._steps(changes, transaction.source, timeline)
             if prepared.told:
                 record, fd = self._committer.stage_file()
                 with open(fd, "wb") as file:
@@ -222,10 +222,10 @@ class Tree:
         return Commit(timeline.current, with_stats(self._beneath, changes))
 
     def _steps(
-        self, changes: Sequence[Change], sources: Mapping[str, str], timeline: Timeline
+        self, changes: Sequence[Change], source: Callable[[str], str], timeline: Timeline
     ) -> tuple[list[Step], list[Step]]:
         """How to make these changes, and to note where on the timeline the tree then is."""
-        firm, rest = steps(self._beneath, changes, sources.__getitem__)
+        firm, rest = steps(self._beneath, changes, source)
         state, fd = self._committer.stage_file()
         with open(fd, "wb") as file:
             file.writelines(state_of(timeline))

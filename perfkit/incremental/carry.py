@@ -18,6 +18,7 @@ from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Local, Plan
 from perfkit.incremental.sources import Source
 from perfkit.incremental.statcache import next_tick_ns
+from perfkit.masking import masked
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
@@ -61,7 +62,7 @@ def carry_out(
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
-    label = {"version": source.version, "source": source.url}
+    label = {"version": source.version, "source": masked(source.url)}  # history is shown, and logged
     known = Known(meant=_meant(installed), seen=look.seen, holder=look.holder)
     transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)

@@ -142,12 +142,13 @@ class Index:
         wanted = frozenset(entries)
         return [number for number, entry in enumerate(self._entries) if entry in wanted]
 
-    def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096) -> list[PackRange]:
+    def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
         """What to fetch for these pieces.
 
         Args:
             pieces: in ascending order, as from `pieces`.
             max_gap: so many bytes of no use are fetched rather than another request made.
+            max_bytes: of one range, unless a single frame is larger; None: no limit.
         """
         ranges: list[PackRange] = []
         frame = 0
@@ -158,7 +159,8 @@ class Index:
             last = ranges[-1] if ranges else None
             if last is not None and last.frames[-1] == frame:
                 continue
-            if last is not None and last.pack == pack and start - last.end <= max_gap:
+            fits = last is not None and (max_bytes is None or end - last.start <= max_bytes)
+            if fits and last is not None and last.pack == pack and start - last.end <= max_gap:
                 ranges[-1] = PackRange(pack, last.start, end, (*last.frames, frame))
             else:
                 ranges.append(PackRange(pack, start, end, (frame,)))

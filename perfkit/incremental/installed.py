@@ -11,8 +11,8 @@ from typing import Any
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.commit import OWN
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.recognise import Kind
 
 __all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
 

@@ -3,17 +3,17 @@
 from __future__ import annotations
 
 import re
-from enum import StrEnum
 from io import BytesIO
 from urllib.parse import urlsplit
 
 from perfkit.downloads.listing import split_line
 from perfkit.errors import ConfigError, ManifestError
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.routes.codecs import Unpacked, compression
 from perfkit.incremental.routes.members import Limits
 from perfkit.incremental.routes.tar import is_header
 
-__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "Kind", "kind_of", "recognise"]
+__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "recognise"]
 
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # how many of them should be there, if the source has them
@@ -21,31 +21,6 @@ _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
 _HTML = ("text/html", "application/xhtml+xml")
-
-
-class Kind(StrEnum):
-    """The kinds of sources, by the names that `--type` takes."""
-
-    RELEASE = "release"
-    ZIP = "zip"
-    TAR = "tar"
-    ZSYNC = "zsync"
-    URLS = "urls"
-    METALINK = "metalink"
-
-
-def kind_of(name: str | None) -> Kind | None:
-    """The kind that a user calls by this name; None for none.
-
-    Raises:
-        ConfigError: there is no such kind.
-    """
-    if name is None:
-        return None
-    try:
-        return Kind(name)
-    except ValueError as error:
-        raise ConfigError(f"{name!r} is no type of source; there are {', '.join(Kind)}") from error
 
 
 def recognise(url: str, first: bytes, content_type: str | None = None) -> Kind | None:

@@ -20,10 +20,10 @@ from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import MANIFEST, Installed, read_installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.look import Look
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import LocalChanges, Plan, decide
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.report import SyncReport
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source

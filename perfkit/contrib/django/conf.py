@@ -20,7 +20,7 @@ from django.conf import settings
 
 from perfkit.config import Config, parse_size
 from perfkit.errors import ConfigError
-from perfkit.incremental.recognise import kind_of
+from perfkit.incremental.kinds import kind_of
 from perfkit.incremental.routes.members import Selection
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]

@@ -8,9 +8,6 @@ A Bloom filter picks the offsets worth a closer look, and MD4 (RFC 1320), comput
 from __future__ import annotations
 
 import os
-from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,8 +15,7 @@ from numpy.typing import NDArray
 
 __all__ = ["find_blocks", "md4", "rsum"]
 
-_THREADS = 2
-_WINDOW_BYTES = 4 << 20  # offsets looked at before their candidates are hashed
+_WINDOW_BYTES = 16 << 20  # offsets looked at before their candidates are hashed
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
 _TRIES = 4  # candidates for the same blocks in one stride
@@ -49,49 +45,28 @@ def find_blocks(
     target = _Target(table, rsum_bytes, sequence)
     size = os.fstat(descriptor).st_size
     budget = 4 * size + (64 << 20)  # bytes to hash: a control file made to slow us down gets no further
-    starts = deque(range(0, size, _WINDOW_BYTES))
-    idle = [_Window(descriptor, size, block_size, sequence, rsum_bytes, strong_bytes) for _ in range(_THREADS)]
-    busy: deque[tuple[_Window, Future[tuple[_I64, list[Any]]]]] = deque()
-    with ThreadPoolExecutor(_THREADS, thread_name_prefix="perfkit-zsync") as threads:
-        while (starts and target.open and budget > 0) or busy:
-            if starts and idle and target.open and budget > 0:
-                window = idle.pop()
-                busy.append((window, threads.submit(window.look, starts.popleft(), target)))
-                continue
-            window, future = busy.popleft()  # in order: which of several offsets is taken depends on no clock
-            idle.append(window)
-            offsets, names = future.result()
-            budget -= len(names) * len(offsets) * block_size
-            target.found(offsets, names, block_size)
+    reach = block_size * sequence
+    buffer = np.zeros(min(_WINDOW_BYTES, size) + reach, np.uint8)
+    scanner = _Scanner(block_size, sequence, rsum_bytes)
+    for start in range(0, size, _WINDOW_BYTES):
+        if not target.open or budget <= 0:
+            break
+        filled = _read(descriptor, buffer, start)
+        buffer[filled:] = 0
+        count = min(_WINDOW_BYTES, size - start)
+        offsets = scanner.candidates(buffer[: count + reach], target)
+        if sequence == 2:
+            budget -= 2 * len(offsets) * block_size
+            both = np.unique(np.concatenate((offsets, offsets + block_size)))
+            names = _names(buffer, both, block_size, rsum_bytes, strong_bytes)
+            at = np.searchsorted(both, offsets)
+            after = np.searchsorted(both, offsets + block_size)
+            target.found(offsets + start, [names[at], names[after]], block_size)
+        else:
+            budget -= len(offsets) * block_size
+            names = _names(buffer, offsets, block_size, rsum_bytes, strong_bytes)
+            target.found(offsets + start, [names], block_size)
     return target.where
-
-
-class _Window:
-    """A piece of the file at a time, from one thread at a time, in arrays that are used again."""
-
-    def __init__(
-        self, descriptor: int, size: int, block_size: int, sequence: int, rsum_bytes: int, strong_bytes: int
-    ) -> None:
-        self._descriptor = descriptor
-        self._size = size
-        self._block_size = block_size
-        self._lengths = rsum_bytes, strong_bytes
-        self._reach = block_size * sequence
-        self._buffer = np.zeros(min(_WINDOW_BYTES, size) + self._reach, np.uint8)
-        self._scanner = _Scanner(block_size, sequence, rsum_bytes)
-
-    def look(self, start: int, target: _Target) -> tuple[_I64, list[Any]]:
-        """Offsets in the file where blocks may stand, and the rows of what does; with the rows of what follows it."""
-        filled = _read(self._descriptor, self._buffer, start)
-        self._buffer[filled:] = 0
-        count = min(_WINDOW_BYTES, self._size - start)
-        offsets = self._scanner.candidates(self._buffer[: count + self._reach], target)
-        if self._reach == self._block_size:
-            return offsets + start, [_names(self._buffer, offsets, self._block_size, *self._lengths)]
-        following = offsets + self._block_size
-        both = np.unique(np.concatenate((offsets, following)))
-        names = _names(self._buffer, both, self._block_size, *self._lengths)
-        return offsets + start, [names[np.searchsorted(both, offsets)], names[np.searchsorted(both, following)]]
 
 
 def _read(descriptor: int, buffer: _U8, position: int) -> int:
@@ -100,16 +75,6 @@ def _read(descriptor: int, buffer: _U8, position: int) -> int:
     while filled < len(buffer) and (count := os.preadv(descriptor, [view[filled:]], position + filled)):
         filled += count
     return filled
-
-
-@dataclass(frozen=True, slots=True)
-class _Sieve:
-    """The weak checksums that are still wanted, and two Bloom filters of them, of 2**bits bytes each."""
-
-    keys: _U32
-    bits: int
-    first: NDArray[np.bool_]
-    second: NDArray[np.bool_]
 
 
 class _Target:
@@ -139,15 +104,14 @@ class _Target:
     def _fill_filter(self) -> None:
         missing = self._unit_keys[self._offsets < 0]
         self.open = len(missing)
-        keys = np.unique(missing)
+        self.keys = np.unique(missing)
         least, most = _FILTER_BITS
-        bits = min(max(len(keys).bit_length() + 6, least), most)
-        filters = []
+        self.filter_bits = min(max(len(self.keys).bit_length() + 6, least), most)
+        self.filters = []
         for multiplier in _MULTIPLIERS:
-            one = np.zeros(1 << bits, np.bool_)
-            one[_slots(keys, multiplier, bits)] = True
-            filters.append(one)
-        self.sieve = _Sieve(keys, bits, filters[0], filters[1])
+            one = np.zeros(1 << self.filter_bits, np.bool_)
+            one[_slots(self.keys, multiplier, self.filter_bits)] = True
+            self.filters.append(one)
 
     def block(self, key: np.uint32) -> int:
         """One of the blocks that have this key, which is there."""
@@ -165,7 +129,7 @@ class _Target:
         known = numbers[0] >= 0 if len(numbers) == 1 else (numbers[0] >= 0) & (numbers[1] >= 0)
         units, offsets = units[known], offsets[known]
         index = np.minimum(np.searchsorted(self._units, units), len(self._units) - 1)
-        right = (self._units[index] == units) & (self._offsets[index] < 0)
+        right = self._units[index] == units
         self._offsets[index[right][::-1]] = offsets[right][::-1]  # the first of several stays
         places = self._offsets[self._unit_of]
         hit = np.flatnonzero(places >= 0)
@@ -209,7 +173,6 @@ class _Scanner:
         """The offsets in `data` whose weak checksums are among the wanted; what follows the last one is its block."""
         reach = self._block_size * self._sequence
         count = len(data) - reach
-        sieve = target.sieve
         kept: list[_I64] = [np.empty(0, np.int64)]
         predicted: list[_I64] = []
         offset = block = -1  # the last candidate in `data`, and a block that it may be
@@ -222,10 +185,10 @@ class _Scanner:
                     predicted.append(run)
                     continue
             keys = self._weak_keys(data[start : end + reach])
-            offsets = np.flatnonzero(self._filtered(keys, sieve.first, sieve.bits))
+            offsets = np.flatnonzero(self._filtered(keys, target.filters[0], target.filter_bits))
             keys = keys[offsets]
-            again = sieve.second.take(_slots(keys, _MULTIPLIERS[1], sieve.bits))
-            offsets, keys = _exact(offsets[again] + start, keys[again], sieve.keys)
+            again = target.filters[1].take(_slots(keys, _MULTIPLIERS[1], target.filter_bits))
+            offsets, keys = _exact(offsets[again] + start, keys[again], target.keys)
             if len(offsets):
                 offset, block = int(offsets[-1]), target.block(keys[-1])
                 kept.append(_first_of_each(offsets, keys))

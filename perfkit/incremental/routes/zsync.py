@@ -11,6 +11,8 @@ import os
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
+from operator import itemgetter
 from typing import BinaryIO
 from urllib.parse import urljoin
 
@@ -190,34 +192,41 @@ def make_recipe(control: Control, old: BinaryIO | None, *, gap: int) -> Recipe:
         old.fileno(), control.sums, block_size=control.block_size, rsum_bytes=control.rsum_bytes,
         strong_bytes=control.strong_bytes, sequence=control.sequence,
     )  # fmt: skip
-    old_size = os.fstat(old.fileno()).st_size
-    return _recipe(where.tolist(), control.size, control.block_size, old_size, gap)
+    runs = _runs(where.tolist(), control.size, control.block_size, os.fstat(old.fileno()).st_size)
+    return _recipe(runs, control.size, gap)
 
 
-def _recipe(where: list[int], size: int, block_size: int, old_size: int, gap: int) -> Recipe:
-    missing = []
-    for index, offset in enumerate(where):
-        start, end = index * block_size, min((index + 1) * block_size, size)
-        if offset < 0 or offset + end - start > old_size:  # the matcher reads zeros beyond the end, we can't
-            where[index] = -1
-            missing.append((start, end))
-    fetches = coalesce(missing, gap=max(gap, 0))
-    steps: list[Copy | Fetch] = []
-    position = 0
-    for start, end in [*fetches, (size, size)]:
-        while position < start:
-            index = position // block_size
-            length = min(block_size, start - position)
-            last = steps[-1] if steps else None
-            if isinstance(last, Copy) and last.offset + last.size == where[index]:
-                steps[-1] = Copy(last.offset, last.size + length)
-            else:
-                steps.append(Copy(where[index], length))
-            position += length
-        if start < end:
-            steps.append(Fetch(start, end))
-            position = end
-    return Recipe(tuple(steps))
+def _runs(where: list[int], size: int, block_size: int, old_size: int) -> list[tuple[int, Copy]]:
+    """Blocks in a row that stand in a row in the old file too, and where in the new one they begin."""
+    runs = []
+    first, expected = 0, -1  # block of the run, and the old file's offset where the next one would stand
+    for index, offset in enumerate([*where, -1]):
+        if offset == expected:
+            expected += block_size if offset >= 0 else 0
+            continue
+        if expected >= 0:
+            end = min(index * block_size, size)
+            while end - first * block_size > old_size - where[first]:  # the matcher reads zeros beyond, we can't
+                end = (end - 1) // block_size * block_size
+            if end > first * block_size:
+                runs.append((first * block_size, Copy(where[first], end - first * block_size)))
+        first, expected = index, offset + block_size if offset >= 0 else -1
+    return runs
+
+
+def _recipe(runs: list[tuple[int, Copy]], size: int, gap: int) -> Recipe:
+    """What is between the runs is fetched; so is a run that is not worth stepping over."""
+    bounds = [(0, 0), *((start, start + run.size) for start, run in runs), (size, size)]
+    fetches = coalesce([(end, start) for (_, end), (start, _) in pairwise(bounds)], gap=gap)
+    steps: list[tuple[int, Copy | Fetch]] = [(start, Fetch(start, end)) for start, end in fetches]
+    covered = iter([*fetches, (size, size)])
+    start, end = next(covered)
+    for position, run in runs:
+        while end <= position < size:
+            start, end = next(covered)
+        if position < start or not fetches:
+            steps.append((position, run))
+    return Recipe(tuple(step for _, step in sorted(steps, key=itemgetter(0))))
 
 
 def assemble(

@@ -18,9 +18,9 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from perfkit.incremental.fetch import Assembly
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 
 __all__ = ["Source", "Where"]
 

@@ -14,10 +14,10 @@ from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing import hash_file
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.lists import LIST_BYTES, Listed, parse_metalink, parse_urls
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.sources import Where
 
 __all__ = ["ListSource", "open_list", "reopen_list"]

@@ -1,4 +1,7 @@
-"""Which kind a source is of, and its opening. What can't be told for certain is an error, and not guessed."""
+"""Which kind a source is of, and its opening. What can't be told for certain is an error, and not guessed.
+
+Modules of a kind, and what tells kinds apart, are imported when they are needed: a sync is a short run.
+"""
 
 from __future__ import annotations
 
@@ -6,18 +9,17 @@ from perfkit.downloads.peek import Peek
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
 from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.installed import Installed
-from perfkit.incremental.recognise import FIRST_BYTES, Kind, recognise
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.release import POINTER_NAME
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.origin import Origin, known_version
-from perfkit.incremental.sources.release import open_release, reopen_release
 
 __all__ = ["open_source", "reopen_source"]
 
 _ARCHIVES = (Kind.ZIP, Kind.TAR)
 _LISTS = (Kind.URLS, Kind.METALINK)
-_PEEK_BYTES = {Kind.ZIP: 1024, Kind.TAR: 1024}  # of a kind that is known: more would be fetched twice
+_PEEK_BYTES = {Kind.ZIP: 1024, Kind.TAR: 1024, Kind.ZSYNC: 16 << 10}  # where the kind is known: more comes twice
 
 
 def open_source(
@@ -53,12 +55,16 @@ def open_source(
     if selection is not None and kind not in _ARCHIVES:
         raise ConfigError(f"{source} is {kind}: only archives (zip, tar) have members to choose from")
     if kind is Kind.RELEASE:
+        from perfkit.incremental.sources.release import open_release
+
         return open_release(fetcher, source, installed, dry_run=dry_run)
     return _open(fetcher, source, installed, kind, selection or Selection(), seen)
 
 
 def _local_kind(source: str, kind: Kind | None) -> Kind:
     """The kind of a list in a file of this machine."""
+    from perfkit.incremental.recognise import FIRST_BYTES, recognise
+
     try:
         with open(source, "rb") as file:
             found = kind or recognise(source, file.read(FIRST_BYTES))
@@ -77,6 +83,8 @@ def _kind_before(source: str, installed: Installed) -> Kind | None:
 
 def _recognised(fetcher: Fetcher, source: str) -> tuple[Kind, Peek | None]:
     """The kind of what is at a URL, by its content; a site's URL need not end in a slash."""
+    from perfkit.incremental.recognise import FIRST_BYTES, recognise
+
     try:
         seen = fetcher.peek(source, most=FIRST_BYTES)
     except HTTPStatusError as error:
@@ -94,7 +102,7 @@ def _open(
         from perfkit.incremental.sources.lists import open_list
 
         return open_list(fetcher, source, kind, installed)
-    most = _PEEK_BYTES.get(kind, FIRST_BYTES)
+    most = _PEEK_BYTES[kind]
     if seen is None:
         before = installed.state if (installed.kind, installed.source) == (kind, source) else {}
         same = selection == Selection.of(before.get("selection", {}))
@@ -124,6 +132,8 @@ def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
     kind = installed.kind
     assert kind is not None
     if kind is Kind.RELEASE:
+        from perfkit.incremental.sources.release import reopen_release
+
         return reopen_release(fetcher, installed)
     if kind in _LISTS:
         from perfkit.incremental.sources.lists import reopen_list

@@ -19,6 +19,9 @@ from perfkit.incremental.sources.salvage import Salvage
 
 __all__ = ["Packs"]
 
+_RANGE_BYTES = 4 << 20  # what is worth a connection of its own
+_MOST_RANGES = 24  # of this size or larger: whoever fetches more makes larger ones
+
 Standing = Callable[[str], str | None]
 
 
@@ -46,7 +49,7 @@ class Packs:
         """What it takes to make these contents from frames."""
         pieces = self._pieces(missing)
         salvage = self._salvaged(pieces)
-        ranges = self._index.ranges([number for number in pieces if number not in salvage])
+        ranges = self._ranges([number for number in pieces if number not in salvage])
         staged = self._objects.staged()
         lacking = [each for each in ranges if staged.find(self._index, each) is None]
         dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
@@ -71,6 +74,11 @@ class Packs:
             salvage.give_up()
             self._fetch(self._pieces(lacking), (), lacking, assembly)
 
+    def _ranges(self, pieces: Sequence[int]) -> list[PackRange]:
+        """What to fetch for these pieces: several requests for much, since none of them is split under way."""
+        total = sum(each.end - each.start for each in self._index.ranges(pieces))
+        return self._index.ranges(pieces, max_bytes=max(_RANGE_BYTES, total // _MOST_RANGES))
+
     def _salvaged(self, pieces: Collection[int]) -> Salvage:
         """What the tree has of them, looked for once: what is asked for later is some of the same."""
         if self._salvage is None:
@@ -81,7 +89,7 @@ class Packs:
         self, pieces: Sequence[int], kept: Collection[int], missing: frozenset[bytes], assembly: Assembly
     ) -> None:
         """Fetch these pieces, and with what the tree has of others make the missing contents."""
-        ranges = self._index.ranges(pieces)
+        ranges = self._ranges(pieces)
         dictionaries = self._dictionaries(ranges)
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
         staged = self._objects.fetch_ranges(self._index, ranges)

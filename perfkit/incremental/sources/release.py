@@ -6,12 +6,13 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping
 
+from perfkit.downloads.protocol import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held, Link, Offer, choose
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
@@ -30,7 +31,7 @@ _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, 
 
 
 def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
-    """Ask a site for its pointer, conditionally where an earlier one is in the stage.
+    """Ask a site for its pointer, conditionally where an earlier one is in the stage, or was installed.
 
     Args:
         url: of the site, or of its pointer.
@@ -40,7 +41,8 @@ def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: b
         ManifestError, TransferError, OSError: there is no pointer that can be used.
     """
     objects = Objects(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
-    return ReleaseSource(objects, objects.pointer(), installed, dry_run=dry_run)
+    before = _recorded(installed) if installed.source == objects.url else None
+    return ReleaseSource(objects, *objects.pointer(before), installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
@@ -50,10 +52,22 @@ def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
         ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
     """
     objects = Objects(fetcher, installed.source)
-    pointer = objects.pointer()
+    before = _recorded(installed)
+    pointer, version = objects.pointer(before)
     if pointer.manifest_sha256 != installed.manifest_sha256:
-        pointer = Pointer.parse(str(installed.state.get("pointer", "")).encode())
-    return ReleaseSource(objects, pointer, installed)
+        if before is None:
+            raise ManifestError(f"{installed.root}: what it records of its release is damaged; sync mends it")
+        pointer, version = before
+    return ReleaseSource(objects, pointer, version, installed)
+
+
+def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
+    """The pointer that led to what is installed, and its version; None if none can be read."""
+    try:
+        origin = installed.state["origin"]
+        return Pointer.parse(installed.state["pointer"].encode()), Version(origin["etag"], origin["last_modified"])
+    except (KeyError, TypeError, AttributeError, ManifestError):
+        return None
 
 
 class ReleaseSource:
@@ -66,12 +80,15 @@ class ReleaseSource:
     kind = Kind.RELEASE
     keeps = frozenset({POINTER_NAME})
 
-    def __init__(self, objects: Objects, pointer: Pointer, installed: Installed, *, dry_run: bool = False) -> None:
+    def __init__(
+        self, objects: Objects, pointer: Pointer, version: Version, installed: Installed, *, dry_run: bool = False
+    ) -> None:
         self.url = objects.url
         self.version = pointer.version
         self.serial = pointer.serial
         self._objects = objects
         self._pointer = pointer
+        self._origin = version  # of the pointer, by the origin's word
         self._installed = installed
         self._dry_run = dry_run
         self._link = Link(latency_s=objects.latency_s)
@@ -88,7 +105,8 @@ class ReleaseSource:
         return self._installed.manifest_sha256 == self._pointer.manifest_sha256
 
     def record(self) -> dict[str, object]:
-        return {"pointer": self._pointer.encode().decode()}
+        origin = {"etag": self._origin.etag, "last_modified": self._origin.last_modified}
+        return {"pointer": self._pointer.encode().decode(), "origin": origin}
 
     def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
         self._where = where

@@ -10,9 +10,9 @@ from collections.abc import Iterator, Mapping
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.members import Member, Selection, refresh
 from perfkit.incremental.routes.tar import Content, read_members
 from perfkit.incremental.sources import Where

@@ -9,9 +9,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.routes.zip import (
     FetchRange,

@@ -13,9 +13,9 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
+from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Held, Offer
-from perfkit.incremental.recognise import Kind
 from perfkit.incremental.routes.zsync import (
     CONTROL_BYTES,
     Control,

@@ -6,7 +6,7 @@ import contextlib
 import dataclasses
 import sys
 from collections.abc import Iterator
-from typing import Any, NoReturn, TextIO, cast
+from typing import Any, TextIO, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
@@ -18,7 +18,7 @@ from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ToolkitCommand", "failures_told"]
+__all__ = ["ToolkitCommand", "command_error", "failures_told", "returncode_of"]
 
 _FAILED, _BAD_USAGE, _RECEIVER_FAILED, _INTERRUPTED = 1, 2, 3, 130
 
@@ -107,16 +107,16 @@ def failures_told() -> Iterator[None]:
     try:
         yield
     except (PerfkitError, OSError) as error:
-        _fail(error)
+        raise command_error(error) from error
 
 
-def _fail(error: Exception) -> NoReturn:
-    """One line, or one for each failure of a batch."""
+def command_error(error: Exception) -> CommandError:
+    """What Django prints, in one line, or one for each failure of a batch; with its return code."""
     told = str(error)
     if isinstance(error, BatchError):
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
         told = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
-    raise CommandError(told, returncode=returncode_of(error)) from error
+    return CommandError(told, returncode=returncode_of(error))
 
 
 def returncode_of(error: Exception) -> int:

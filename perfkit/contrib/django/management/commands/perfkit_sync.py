@@ -7,7 +7,7 @@ from typing import Any
 from django.core.management.base import CommandError, CommandParser
 
 from perfkit.contrib.django import conf, trees
-from perfkit.contrib.django.management.command import ToolkitCommand, failures_told, returncode_of
+from perfkit.contrib.django.management.command import ToolkitCommand, command_error, failures_told, returncode_of
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.incremental.plan import Plan
 from perfkit.incremental.report import SyncReport
@@ -33,8 +33,7 @@ class Command(ToolkitCommand):
                 self._sync(name, options)
             except (PerfkitError, OSError) as error:
                 if len(names) == 1:
-                    with failures_told():
-                        raise
+                    raise command_error(error) from error
                 self.stderr.write(f"{name}: {error}")  # and the others have their turn
                 failed.append(error)
         if failed:
