@@ -69,6 +69,10 @@ class Lock:
         note = self._beneath.open(_OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_all(note, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
+        except BaseException:
+            with contextlib.suppress(OSError):  # on a full disk an empty note would stay
+                self._beneath.unlink(_OWNER)
+            raise
         finally:
             os.close(note)
 

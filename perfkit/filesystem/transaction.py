@@ -13,21 +13,11 @@ from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.records import Change, Content, FileStat, Seen
-from perfkit.filesystem.steps import check_places
-from perfkit.filesystem.store import (
-    EMPTY,
-    Store,
-    content_of,
-    copy_into,
-    digest_of,
-    link_or_copy,
-    open_regular,
-    write_all,
-)
+from perfkit.filesystem.prepare import Known, Prepared, Put, prepare
+from perfkit.filesystem.records import Change, Content, FileStat
+from perfkit.filesystem.store import Store, content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
 
-__all__ = ["Commit", "Known", "Prepared", "Transaction"]
-
+__all__ = ["Commit", "Transaction"]
 
 FETCH = f"{OWN}/fetch"
 _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
@@ -46,47 +36,6 @@ class Commit:
     aside: Mapping[str, str] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
     as_found: tuple[str, ...] = ()
-
-
-def _nothing(name: str) -> None:
-    return None
-
-
-@dataclass(frozen=True, slots=True)
-class Known:
-    """What a caller knows of a tree that it is about to change; without it, what is found there is taken as it is.
-
-    Attributes:
-        meant: what the current generation has under a name, where the caller can tell. If others have changed the file
-            since, the way back restores this and not what they made of it. A change that only brings such files back
-            makes no generation.
-        seen: what the caller found under a name when it decided on the change; None: nothing. A file that is something
-            else by now is not touched, and the change given up.
-        holder: a name that has this content (its SHA-256 in hex).
-    """
-
-    meant: Callable[[str], Content | None] = _nothing
-    seen: Callable[[str], Seen | None] | None = None
-    holder: Callable[[str], str | None] = _nothing
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What is to be done to the disk, and what the generation's record says of it.
-
-    They differ where others changed a file: `told` then has as `before` what the generation before had, not what they
-    made of it; but for the names in `as_found`, where what it had is kept nowhere, and the way back leads to theirs.
-    """
-
-    changes: list[Change]
-    told: list[Change]
-    as_found: list[str]
-
-
-@dataclass(frozen=True, slots=True)
-class _Put:
-    source: str
-    content: Content
 
 
 class Transaction:
@@ -113,7 +62,7 @@ class Transaction:
         self._store = store
         self._known = known
         self._finish = finish
-        self._final: dict[str, _Put | None] = {}
+        self._final: dict[str, Put | None] = {}
         self._adopted: set[str] = set()
         self._noted: set[str] = set()
         self._aside: set[str] = set()
@@ -237,7 +186,7 @@ class Transaction:
         os.fchmod(fd, mode & 0o777)
         digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
-        self._final[name] = _Put(source, content)
+        self._final[name] = Put(source, content)
         return content
 
     def move(self, name: str, to: str) -> None:
@@ -281,14 +230,14 @@ class Transaction:
         self._check_open()
         self._noted.add(check_name(name))
 
-    def _link(self, name: str) -> _Put:
+    def _link(self, name: str) -> Put:
         """Another name in the stage for a file of the tree."""
         fd = open_regular(self._beneath, name)
         try:
             source = self._committer.stage()
-            content = content_of(fd, name, self._seen(name))
+            content = content_of(fd, name, self._known.seen_at(name))
             link_or_copy(self._beneath, name, fd, source)
-            return _Put(source, content)
+            return Put(source, content)
         finally:
             os.close(fd)
 
@@ -331,62 +280,7 @@ class Transaction:
 
     def prepare(self) -> Prepared:
         """Look at what is to be replaced, and keep what the way back needs."""
-        check_places(self._beneath, self._final)
-        changes: list[Change] = []
-        told: list[Change] = []
-        lost: dict[str, Content] = {}
-        others: dict[str, Content | None] = {}  # what was found where others changed what was meant
-        for name in sorted(self._final.keys() | self._noted):
-            found = self._found(name)
-            after = found
-            if name in self._final:
-                put = self._final[name]
-                after = None if put is None else put.content
-            change = Change(name, found, after)
-            if found != after:
-                changes.append(change)
-            before = self._known.meant(name) or found
-            if name in self._aside or before == after:
-                continue
-            told.append(change if before == found else Change(name, before, after))
-            if before is not None and (found is None or before.sha256 != found.sha256):
-                lost[before.sha256] = before
-                others[name] = found
-        lacking = self._lacking(lost)
-        as_found = {each.name: others[each.name] for each in told
-                    if each.name in others and each.before and each.before.sha256 in lacking}  # fmt: skip
-        kept = [replace(each, before=as_found[each.name]) if each.name in as_found else each for each in told]
-        return Prepared(changes, [each for each in kept if each.before != each.after], list(as_found))
-
-    def _found(self, name: str) -> Content | None:
-        """What stands there; it is kept if it is to go."""
-        found = self._beneath.lstat(name)
-        if found is None or stat.S_ISDIR(found.st_mode):
-            return None
-        look = self._store.keep if name in self._final else self._store.look
-        return look(name, self._seen(name))
-
-    def _seen(self, name: str) -> Seen | None:
-        """What the caller saw there; None: it may be anything."""
-        if self._known.seen is None or name.startswith(f"{OWN}/"):
-            return None
-        seen = self._known.seen(name)
-        if seen is None:
-            raise FileChangedError(name, "it came meanwhile; nothing was done, try again")
-        return seen
-
-    def _lacking(self, lost: Mapping[str, Content]) -> set[str]:
-        """Which of these contents, whose own files others changed, the store has not and no known file can give it."""
-        if not lost:
-            return set()
-        lacking = set()
-        for digest, content in lost.items():
-            if digest == EMPTY or self._store.has(content):
-                continue
-            holder = self._known.holder(digest)
-            if holder is None or self._beneath.lstat(holder) is None or self._store.keep(holder).sha256 != digest:
-                lacking.add(digest)
-        return lacking
+        return prepare(self._beneath, self._store, self._known, self._final, noted=self._noted, aside=self._aside)
 
     def source(self, name: str) -> str:
         put = self._final[name]

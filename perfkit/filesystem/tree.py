@@ -26,15 +26,17 @@ from perfkit.filesystem.history import (
     state_of,
 )
 from perfkit.filesystem.lock import Lock
+from perfkit.filesystem.prepare import Known
 from perfkit.filesystem.records import Change, Step
 from perfkit.filesystem.steps import steps
 from perfkit.filesystem.store import Store
 from perfkit.filesystem.switch import Edits, plan_switch
-from perfkit.filesystem.transaction import FETCH, Commit, Known, Transaction, need_space, with_stats
+from perfkit.filesystem.transaction import FETCH, Commit, Transaction, need_space, with_stats
 
 __all__ = ["Commit", "Edits", "Generation", "Known", "Transaction", "Tree"]
 
 _log = logging.getLogger(__name__)
+
 
 class Tree:
     """A directory that changes only as a whole; its lock is held inside the `with` block, from one thread.

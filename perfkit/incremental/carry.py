@@ -7,8 +7,9 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.errors import UpdateError
+from perfkit.filesystem.prepare import Known
 from perfkit.filesystem.records import Content
-from perfkit.filesystem.transaction import Commit, Known, Transaction
+from perfkit.filesystem.transaction import Commit, Transaction
 from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
