@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import base64
+import importlib.util
 import os
+import signal
 import socket
 import ssl
+import subprocess
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -272,6 +277,38 @@ def test_a_tunnel_for_https(make_kit: MakeKit, secure: WrongServer, ca_file: str
     proxy.password = "Basic other"
     with pytest.raises(TransferError, match="407"):
         make_kit(ca_bundle=ca_file).download(f"{secure.url}/f", tmp_path / "g")
+
+
+@pytest.fixture
+def real_proxy(tmp_path: Path) -> Iterator[str]:
+    """proxy.py, somebody else's proxy."""
+    if importlib.util.find_spec("proxy") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs proxy.py")
+    port = tmp_path / "port"
+    command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--port-file", str(port),
+               "--num-workers", "1", "--num-acceptors", "1", "--log-level", "c",
+               "--data-dir", str(tmp_path / "data")]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            deadline_s = time.monotonic() + 20
+            while not (port.exists() and port.read_text().strip()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{port.read_text().split()[0]}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its own children with it; asked to end, it takes ten seconds
+
+
+def test_a_real_proxy(make_kit: MakeKit, wrong: Start, secure: WrongServer, ca_file: str, real_proxy: str,
+                      tmp_path: Path) -> None:  # fmt: skip
+    """Forwarding and a tunnel, with segments, through proxy.py."""
+    body = os.urandom(3 << 20)
+    server = wrong(lambda x: x.serve(body))
+    kit = make_kit(ca_bundle=ca_file, proxies={"http": real_proxy, "https": real_proxy}, min_segment_bytes=1 << 18)
+    assert fetch(kit, f"{server.url}/f", tmp_path) == body
+    assert fetch(kit, f"{secure.url}/f", tmp_path) == BODY
+    assert any("proxy.py" in each.headers.get("via", "") for each in server.requests)
 
 
 def test_proxy_authentication_in_the_clear(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path) -> None:

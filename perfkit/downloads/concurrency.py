@@ -69,9 +69,9 @@ class AdaptiveController:
     """How many streams to run at once.
 
     It starts with one, or two for large files over TLS, and doubles while that pays, then tries one more from time to
-    time. While the processor is what limits, it tries fewer: threads that fight for the interpreter are slower than
-    one. A step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there
-    is too little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
+    time. While the processor limits, it tries fewer: threads that fight for the interpreter are slower than one.
+    A step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there is
+    too little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
 
     Args:
         ceiling: the most streams ever.
