@@ -349,14 +349,8 @@ def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pyt
 
 
 def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path: Path) -> None:
-    """urllib3-future, which takes urllib3's place when niquests is installed, has no such connection: only proxies
-    need one.
-    """
-
-    class Other:
-        pass
-
-    monkeypatch.setattr(urllib3.connection, "HTTPConnection", Other)
+    """urllib3-future, which takes urllib3's place when niquests is installed: only proxies need the real one."""
+    monkeypatch.setattr(urllib3, "AsyncPoolManager", object, raising=False)
     server = wrong(lambda x: x.serve(BODY))
     with Toolkit(Config()) as kit:
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY

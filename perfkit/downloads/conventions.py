@@ -36,18 +36,10 @@ _here = threading.local()  # .exchange: the one the current thread is busy with
 
 
 class Conventions:
-    """Answers such questions by asking requests. For all threads.
-
-    Raises:
-        ConfigError: the installed urllib3 is not urllib3.
-    """
+    """Answers such questions by asking requests. For all threads."""
 
     def __init__(self, config: Config) -> None:
-        if not hasattr(urllib3.connection.HTTPConnection, "_new_conn"):
-            raise ConfigError(
-                "the installed urllib3 has other insides (urllib3-future replaces it when niquests is installed);"
-                " reinstall with: pip uninstall urllib3-future && pip install --force-reinstall urllib3"
-            )
+        self._foreign = hasattr(urllib3, "AsyncPoolManager")  # urllib3-future, in the place of urllib3
         self._config = config
         self._lock = threading.Lock()  # guards the session and the adapter
         self._session = requests.Session()
@@ -88,12 +80,18 @@ class Conventions:
 
         Raises:
             ValueError: the proxy's URL is none, or of a kind that is not supported here.
+            ConfigError: there is one, and the installed urllib3 is not urllib3.
         """
         with self._lock, _told_plainly():
             settings = self._session.merge_environment_settings(url, {}, None, None, None)
             proxy = select_proxy(url, settings["proxies"])
             if not proxy:
                 return None
+            if self._foreign:
+                raise ConfigError(
+                    "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
+                    " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
+                )
             proxy = prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
             manager = self._adapter.proxy_manager_for(proxy)
             socks = proxy.lower().startswith("socks")
