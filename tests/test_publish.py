@@ -139,6 +139,16 @@ def test_a_tree_under_another_version_costs_no_content(tmp_path: Path) -> None:
     assert Client(site).follow(FIRST) == second
 
 
+def test_each_pointer_is_of_another_second(tmp_path: Path) -> None:
+    """nginx makes its ETag of a file's size and the second of its change; pointers tend to be of one size."""
+    src, pointer = write_tree(tmp_path / "src", FIRST), tmp_path / "site/perfkit.json"
+    seconds = []
+    for version in "123":
+        publish(str(src), str(tmp_path / "site"), version=version)
+        seconds.append(int(pointer.stat().st_mtime))
+    assert seconds == sorted(set(seconds))
+
+
 def test_going_back_to_an_earlier_tree_is_a_release_too(tmp_path: Path) -> None:
     """The pointer's deltas never lead in a circle."""
     site = tmp_path / "site"

@@ -96,7 +96,7 @@ class Transaction:
 
     def write_private(self, name: str, data: bytes | Iterable[bytes]) -> Content:
         """`write` for perfkit's own files: `.perfkit/NAME`, which is committed and rolled back with all else."""
-        return self._write(_private(name), data, 0o644)
+        return self._write(_private(name), data, 0o600)  # a source's URL may have a password in it
 
     def remove_private(self, name: str) -> None:
         """`remove` for perfkit's own files."""
