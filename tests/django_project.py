@@ -43,7 +43,7 @@ from perfkit.contrib.django import trees  # noqa: E402
 from perfkit.contrib.django.signals import tree_updated  # noqa: E402
 
 kit = Toolkit()  # made before the fork, and used on both sides of it
-kit.download(f"{SOURCE}perfkit.json", DEST.with_name("before-the-fork"), resume=False)
+kit.download(f"{SOURCE}perfkit.json", DEST.with_name(f"before-the-fork-{os.getpid()}"), resume=False)
 
 
 def note(dest: str, report: Any, **_: Any) -> None:
