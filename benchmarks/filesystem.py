@@ -18,6 +18,7 @@ from pathlib import Path
 
 from measure import MB, Bar, Bench, Contest, Contestant, Report, RunFailedError, versions
 
+_MEMORY = Path("/dev/shm")
 RSS_LIMIT = 50 * MB
 SOURCE = "botocore==1.43.0"
 _TIMED = """\
@@ -97,9 +98,14 @@ def scans(name: str, title: str, tree: Path, limit: float | None) -> list[Contes
     ]  # fmt: skip
 
 
-def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
+def contests(tree: Path, big: Path, src: Path, out: Path) -> dict[str, list[Contest]]:
     """The rows, by name. All work is shorter than the start of Python with the Toolkit or not much longer, so bars are
-    judged on ours timed inside the process; the whole process is shown beside. Scans are timed inside on both sides."""
+    judged on ours timed inside the process; the whole process is shown beside. Scans are timed inside on both sides.
+
+    Args:
+        tree, big: what is read.
+        src, out: what is copied, and where to.
+    """
     kit = "import sys\nfrom perfkit import Toolkit\nwith Toolkit() as kit: "
     inside = "import sys\nfrom perfkit import Toolkit\nkit = Toolkit()\n"
 
@@ -115,7 +121,7 @@ def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
         ]  # fmt: skip
 
     find = f"find {tree} -type f -print0 | xargs -0 -P2 -n500 sha256sum"
-    clear = same(tree, out)
+    clear = same(src, out)
     return {
         "scan": scans("scan", "scan with stat", tree, 0.8),
         "hash-tree": both("hash-tree", "SHA-256 of the tree", "[each for each in kit.hash_tree(sys.argv[1])]", (tree,),
@@ -124,12 +130,12 @@ def contests(tree: Path, out: Path, big: Path) -> dict[str, list[Contest]]:
         "hash-file": both("hash-file", "SHA-256 of the chunks of 1 GiB",
                           "kit.hash_file(sys.argv[1], chunk_bytes=1 << 20, whole=False)", (big,),
                           (Bar(limit=0.2, peers=(Contestant(name="sha256sum", command=("sha256sum", str(big))),)),)),
-        "copy": both("copy", "copy_tree", "kit.copy_tree(*sys.argv[1:])", (tree, out),
-                     (Bar(limit=1.0, peers=(Contestant(name="cp -r", command=("cp", "-r", str(tree), str(out))),)),
+        "copy": both("copy", "copy_tree", "kit.copy_tree(*sys.argv[1:])", (src, out),
+                     (Bar(limit=1.0, peers=(Contestant(name="cp -r", command=("cp", "-r", str(src), str(out))),)),
                       Bar(limit=0.8, peers=(python("shutil.copytree",
-                          "import shutil, sys; shutil.copytree(*sys.argv[1:])", tree, out),))), clear),
-        "link": both("link", "link_tree", "kit.link_tree(*sys.argv[1:])", (tree, out),
-                     (Bar(limit=1.3, peers=(Contestant(name="cp -rl", command=("cp", "-rl", str(tree), str(out))),)),),
+                          "import shutil, sys; shutil.copytree(*sys.argv[1:])", src, out),))), clear),
+        "link": both("link", "link_tree", "kit.link_tree(*sys.argv[1:])", (src, out),
+                     (Bar(limit=1.3, peers=(Contestant(name="cp -rl", command=("cp", "-rl", str(src), str(out))),)),),
                      clear),
     }  # fmt: skip
 
@@ -140,23 +146,29 @@ def main() -> int:
                         "scan of so many files, which takes place only if it is named")  # fmt: skip
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("/var/tmp/perfkit-bench"), help="where the archive is kept")
-    parser.add_argument("--dir", type=Path, help="where the trees are made (default: the temporary directory)")
+    parser.add_argument("--dir", type=Path, help="where the trees are made (default: in memory, /dev/shm, what is "
+                        "read, and in the temporary directory what is copied)")  # fmt: skip
     parser.add_argument("--out", type=Path, default=Path(__file__).resolve().parent / "results")
     options = parser.parse_args()
     archive = fetch(options.cache)
-    with tempfile.TemporaryDirectory(prefix="perfkit-bench-", dir=options.dir) as home:
-        directory = Path(home)
-        with tarfile.open(archive) as packed:
-            packed.extractall(directory / "tree", filter="data")
+    memory = options.dir or (_MEMORY if _MEMORY.is_dir() else None)
+    with (
+        tempfile.TemporaryDirectory(prefix="perfkit-bench-", dir=memory) as home,
+        tempfile.TemporaryDirectory(prefix="perfkit-bench-", dir=options.dir) as other,
+    ):
+        directory, disk = Path(home), Path(other)
+        for place in (directory, disk):
+            with tarfile.open(archive) as packed:
+                packed.extractall(place / "tree", filter="data")
         big = directory / "big"
         with big.open("wb") as file:
             for _ in range(1024 if not options.only or "hash-file" in options.only else 1):
                 file.write(os.urandom(1 << 20))
         os.sync()
-        rows = contests(directory / "tree", directory / "copy", big)
+        rows = contests(directory / "tree", big, disk / "tree", disk / "copy")
         if options.only and "million" in options.only:
             rows["million"] = scans("million", "scan of a million files", million(directory / "million"), None)
-        settings = {"pairs": options.pairs, "tree": SOURCE, "directory": os.fspath(directory)}
+        settings = {"pairs": options.pairs, "tree": SOURCE, "read": home, "copied": other}
         report = Report("filesystem", settings, versions({"cp": "--version", "xargs": "--version"}, ("perfkit",)))
         with Bench(directory) as bench:
             for name, row in rows.items():
