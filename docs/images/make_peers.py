@@ -15,15 +15,17 @@ import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
 WORK = {"http": "one file of 1 GiB", "https": "the same over TLS", "eight": "8 files of 256 MiB",
-        "small": "2,000 small files"}  # fmt: skip
+        "small": "2,000 small files", "limited": "256 MiB, 8 MiB/s for each connection"}  # fmt: skip
 
 
 def figures() -> list[tuple[str, str, float]]:
-    """Row, peer and median ratio, as the table has them."""
+    """Work, peer and median ratio, as the table has them."""
     text = (HERE.parent.parent / "benchmarks/README.md").read_text(encoding="utf-8")
     table = text.partition("## Figures of downloads")[2].partition("\n## ")[0]
     found = []
     for row, against, ratio in re.findall(r"^\| `(\w+)` \| ([^|]+) \| ([^|]+) \|", table, re.MULTILINE):
+        if row not in WORK:
+            continue
         ratios = [float(each) for each in re.sub(r"\(.*?\)", "", ratio).split(",")]
         peers = [each.strip() for each in against.split(",")] if len(ratios) > 1 else [against.strip()]
         found += [(row, peer, each) for peer, each in zip(peers, ratios, strict=True)]
@@ -31,8 +33,7 @@ def figures() -> list[tuple[str, str, float]]:
 
 
 def main() -> None:
-    rows = [each for each in figures() if each[0] in WORK]
-    rows.sort(key=lambda each: (list(WORK).index(each[0]), each[2]))
+    rows = sorted(figures(), key=lambda each: (list(WORK).index(each[0]), each[2]))
     labels = [f"{WORK[row]} · {peer}" for row, peer, _ in rows]
     ratios = [ratio for _, _, ratio in rows]
     figure, axes = plt.subplots(figsize=(8, 0.3 * len(rows) + 1.2), dpi=110)
