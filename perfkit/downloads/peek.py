@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import datetime
-import random
 from dataclasses import dataclass
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.protocol import Answer, Validator, Version, judge, parse_retry_after, validator_of, version_of
+from perfkit.downloads.retry import RETRY_STATUSES, backoff_s
 from perfkit.downloads.transport import Response, Transport
 from perfkit.errors import CancelledError, HTTPStatusError, TransferError
 
 __all__ = ["Peek", "peek"]
 
-_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _NO_VERSION, _NO_VALIDATOR = Version(), Validator()
 
 
@@ -56,7 +55,7 @@ def peek(transport: Transport, config: Config, url: str, *, most: int, known: Ve
                 answer = judge(response.status, response.headers, start=0, end=most, total=None, ranged=True)
                 if answer.verdict != "status":
                     return _seen(url, response, answer, most, known, requests)
-                transient = response.status in _RETRY_STATUSES
+                transient = response.status in RETRY_STATUSES
                 failure: TransferError = HTTPStatusError(url, answer.reason, response.status, transient=transient)
                 now = datetime.datetime.now(datetime.UTC)
                 wait_s = parse_retry_after(response.headers.get("retry-after"), now=now)
@@ -65,8 +64,7 @@ def peek(transport: Transport, config: Config, url: str, *, most: int, known: Ve
         if not failure.transient or requests > config.retries or (wait_s or 0) > config.retry_after_cap_s:
             raise failure
         if wait_s is None:
-            bound_s = min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** (requests - 1))
-            wait_s = random.uniform(0.0, bound_s)
+            wait_s = backoff_s(config, requests)
         if cancel.wait(wait_s):
             raise CancelledError(url, "cancelled")
 

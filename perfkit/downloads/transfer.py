@@ -30,6 +30,7 @@ from perfkit.downloads.protocol import (
     version_of,
 )
 from perfkit.downloads.request import Download, Request
+from perfkit.downloads.retry import RETRY_STATUSES, backoff_s
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transport import Response, Transport, origin_of
@@ -51,7 +52,6 @@ __all__ = ["Tools", "Transfer"]
 
 _log = logging.getLogger(__name__)
 
-_RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _PROGRESS_BYTES = 1 << 20  # after this much, earlier failures are forgiven
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
@@ -340,7 +340,7 @@ class Transfer:
                 if self._at == task.at:
                     self._at = None  # the link has expired; the original URL may lead to a new one
             raise TransferError(url, f"the redirect's target answers with status {status}", transient=True)
-        error = HTTPStatusError(url, answer.reason, status, transient=status in _RETRY_STATUSES)
+        error = HTTPStatusError(url, answer.reason, status, transient=status in RETRY_STATUSES)
         if status in (429, 503):
             hosts = {task.host, _gate(response.url)}  # who asked us to wait, and whoever would send us there again
             for host in hosts:
@@ -562,7 +562,7 @@ class Transfer:
                 self._error = error.error
                 return
             if error.transient and self._count_failure(runner, now):
-                wait_s = _backoff_s(self._tools.config, self._failures)
+                wait_s = backoff_s(self._tools.config, self._failures)
                 _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
             elif self._source + 1 < len(self._sources):
                 _log.info("%s: on to the next mirror: %s", masked(self._sources[self._source]), error)
@@ -778,8 +778,3 @@ def _buffer(size: int) -> memoryview:
     if view is None or len(view) != size:
         view = _here.view = memoryview(bytearray(size))
     return view
-
-
-def _backoff_s(config: Config, failures: int) -> float:
-    """Full jitter: uniform between 0 and a bound that doubles with each failure."""
-    return random.uniform(0.0, min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** max(0, failures - 1)))
