@@ -18,6 +18,7 @@ __all__ = [
     "judge",
     "judge_part",
     "parse_content_range",
+    "parse_date",
     "parse_repr_digest",
     "parse_retry_after",
     "validator_of",
@@ -115,13 +116,14 @@ def validator_of(headers: Headers) -> Validator:
     etag = headers.get("etag", "")
     if len(etag) >= 2 and etag[0] == etag[-1] == '"':
         return Validator(etag=etag)
-    modified, sent = _date(headers.get("last-modified")), _date(headers.get("date"))
+    modified, sent = parse_date(headers.get("last-modified")), parse_date(headers.get("date"))
     if modified and sent and sent - modified >= datetime.timedelta(seconds=1):
         return Validator(last_modified=headers["last-modified"])
     return Validator()
 
 
-def _date(text: str | None) -> datetime.datetime | None:
+def parse_date(text: str | None) -> datetime.datetime | None:
+    """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
     from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
 
     try:
@@ -137,7 +139,7 @@ def parse_retry_after(text: str | None, *, now: datetime.datetime) -> float | No
         return None
     if _DIGITS.fullmatch(text.strip()):
         return float(text)
-    date = _date(text)
+    date = parse_date(text)
     return max(0.0, (date - now).total_seconds()) if date else None
 
 

@@ -7,12 +7,11 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from email.utils import parsedate_to_datetime
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from perfkit.downloads.peek import Peek
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.protocol import Version, parse_date
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
@@ -35,11 +34,8 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
 def label(url: str, version: Version) -> str:
     """What to call a version of a file: its name, and its date and ETag, as far as there are any."""
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
-    date = None
-    try:
-        date = parsedate_to_datetime(version.last_modified or "").strftime("%Y-%m-%dT%H:%M:%SZ")
-    except (ValueError, IndexError, OverflowError):
-        pass
+    modified = parse_date(version.last_modified)
+    date = modified and modified.strftime("%Y-%m-%dT%H:%M:%SZ")
     tag = (version.etag or "").removeprefix("W/").strip('"')[:_TAG_CHARACTERS]
     return " ".join(part for part in (name, date, tag) if part)
 
