@@ -116,7 +116,7 @@ def _open(
     if kind is Kind.TAR:
         from perfkit.incremental.sources.tar import TarSource
 
-        return TarSource(origin, selection, installed)
+        return TarSource(origin, selection)
     from perfkit.incremental.sources.zsync import ZsyncSource
 
     return ZsyncSource(origin, fetcher, installed)

@@ -9,42 +9,28 @@ from collections.abc import Iterator, Mapping
 
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.incremental.fetch import Assembly
-from perfkit.incremental.installed import Installed
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.plan import Held, Offer
+from perfkit.incremental.plan import Held
 from perfkit.incremental.routes.members import Member, Selection, refresh
 from perfkit.incremental.routes.tar import Content, read_members
 from perfkit.incremental.sources import Where
-from perfkit.incremental.sources.origin import Origin, label
+from perfkit.incremental.sources.archive import ArchiveSource
+from perfkit.incremental.sources.origin import Origin
 
 __all__ = ["TarSource"]
 
 _SMALL_BYTES = 1 << 20  # members up to this size are held in memory until their digest is known
 
 
-class TarSource:
+class TarSource(ArchiveSource):
     """One version of a tar archive. See `Source` for what the methods do."""
 
     kind = Kind.TAR
-    serial = 0
-    keeps: frozenset[str] = frozenset()
 
-    def __init__(self, origin: Origin, selection: Selection, installed: Installed) -> None:
-        self.url = origin.url
-        self._origin = origin
-        self._selection = selection
+    def __init__(self, origin: Origin, selection: Selection) -> None:
+        super().__init__(origin, selection)
         self._routes: tuple[str, ...] = ()
-
-    @property
-    def version(self) -> str:
-        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
-
-    def unchanged(self) -> bool:
-        return self._origin.unchanged
-
-    def record(self) -> dict[str, object]:
-        return {"origin": self._origin.record(), "selection": self._selection.record()}
 
     def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
         with self._archive(assembly) as members:
@@ -54,9 +40,6 @@ class TarSource:
                 digest = _digest(member, content, there, where, assembly)
                 entries.append(Entry(member.name, member.size, digest, member.executable))
         return Manifest.of(entries)
-
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        return ()
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}

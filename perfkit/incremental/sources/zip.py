@@ -11,7 +11,7 @@ from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.plan import Held, Offer
+from perfkit.incremental.plan import Held
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.routes.zip import (
     FetchRange,
@@ -22,7 +22,8 @@ from perfkit.incremental.routes.zip import (
     read_members,
 )
 from perfkit.incremental.sources import Where
-from perfkit.incremental.sources.origin import Origin, label
+from perfkit.incremental.sources.archive import ArchiveSource
+from perfkit.incremental.sources.origin import Origin
 
 __all__ = ["ZipSource"]
 
@@ -30,7 +31,7 @@ _GAP_BYTES = 64 << 10  # what is rather fetched than stepped over; `coalesce` bo
 _MOST = 0.8  # of an archive: whoever wants more of it takes all
 
 
-class ZipSource:
+class ZipSource(ArchiveSource):
     """One version of a zip archive. See `Source` for what the methods do.
 
     The CRC-32 of each installed file is kept in the tree, in the order of the manifest: with name and size it tells
@@ -38,27 +39,16 @@ class ZipSource:
     """
 
     kind = Kind.ZIP
-    serial = 0
-    keeps: frozenset[str] = frozenset()
 
     def __init__(self, origin: Origin, selection: Selection, installed: Installed) -> None:
-        self.url = origin.url
-        self._origin = origin
-        self._selection = selection
+        super().__init__(origin, selection)
         self._installed = installed
         self._members: dict[str, ZipMember] | None = None
         self._sums = str(installed.state.get("crc32", "")) if origin.unchanged else ""
         self._routes: list[str] = []
 
-    @property
-    def version(self) -> str:
-        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
-
-    def unchanged(self) -> bool:
-        return self._origin.unchanged
-
     def record(self) -> dict[str, object]:
-        return {"origin": self._origin.record(), "selection": self._selection.record(), "crc32": self._sums}
+        return {**super().record(), "crc32": self._sums}
 
     def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
         members = self._directory()
@@ -75,9 +65,6 @@ class ZipSource:
         manifest = Manifest.of(Entry(name, each.size, digests[name], each.executable) for name, each in members.items())
         self._sums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
         return manifest
-
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        return ()
 
     def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         if missing:
