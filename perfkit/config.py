@@ -9,13 +9,14 @@ import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, get_args
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Config", "check_headers", "parse_size"]
+__all__ = ["Config", "LocalChanges", "check_headers", "is_size", "parse_size"]
 
-_LOCAL_CHANGES = ("keep", "overwrite", "refuse")
+LocalChanges = Literal["keep", "overwrite", "refuse"]
+_LOCAL_CHANGES = get_args(LocalChanges)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -162,7 +163,7 @@ def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[A
     if optional and text.lower() == "none":
         return None
     kind = kind.removesuffix(" | None")
-    read, form = _READERS["size" if kind == "int" and _is_size(item.name) else kind]
+    read, form = _READERS["size" if kind == "int" and is_size(item.name) else kind]
     try:
         value: Any = read(text.strip())
     except (ValueError, KeyError):
@@ -174,7 +175,8 @@ def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[A
     return value
 
 
-def _is_size(name: str) -> bool:
+def is_size(name: str) -> bool:
+    """Whether the field of this name may be written as `parse_size` reads it."""
     return "bytes" in name or name == "rate_limit"
 
 

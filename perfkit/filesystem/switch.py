@@ -7,8 +7,8 @@ import stat
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
 
+from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import Committer
@@ -18,9 +18,8 @@ from perfkit.filesystem.records import Change, Content, Seen
 from perfkit.filesystem.steps import check_places
 from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
 
-__all__ = ["Edits", "Switch", "plan_switch"]
+__all__ = ["Switch", "plan_switch"]
 
-Edits = Literal["refuse", "keep", "overwrite"]
 
 _SHOWN = 5  # names in an error
 
@@ -49,7 +48,7 @@ def plan_switch(
     timeline: Timeline,
     *,
     to: int | None,
-    edits: Edits,
+    edits: LocalChanges,
     unchecked: Mapping[str, str],
 ) -> Switch:
     """Decide, and stage, how to get from the current generation to another; it costs as much as they differ.

@@ -98,10 +98,6 @@ class Transaction:
         """`write` for perfkit's own files: `.perfkit/NAME`, which is committed and rolled back with all else."""
         return self._write(_private(name), data, 0o600)  # a source's URL may have a password in it
 
-    def remove_private(self, name: str) -> None:
-        """`remove` for perfkit's own files."""
-        self._remove(_private(name))
-
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
         chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data

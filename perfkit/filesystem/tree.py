@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from types import TracebackType
 
+from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.commit import OWN, Committer
@@ -30,10 +31,10 @@ from perfkit.filesystem.prepare import Known
 from perfkit.filesystem.records import Change, Step
 from perfkit.filesystem.steps import steps
 from perfkit.filesystem.store import Store
-from perfkit.filesystem.switch import Edits, plan_switch
+from perfkit.filesystem.switch import plan_switch
 from perfkit.filesystem.transaction import FETCH, Commit, Transaction, need_space, with_stats
 
-__all__ = ["Commit", "Edits", "Generation", "Known", "Transaction", "Tree"]
+__all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
 
 _log = logging.getLogger(__name__)
 
@@ -141,7 +142,7 @@ class Tree:
         return self._transaction
 
     def switch(
-        self, to: int | None = None, *, edits: Edits = "refuse", unchecked: Mapping[str, str] | None = None
+        self, to: int | None = None, *, edits: LocalChanges = "refuse", unchecked: Mapping[str, str] | None = None
     ) -> Commit:
         """Go back to a generation, or forward again, touching only what differs.
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, Protocol
+from typing import Protocol
 
+from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
 from perfkit.filesystem.paths import aside_name
 
-__all__ = ["Content", "Held", "Link", "Local", "LocalChanges", "Offer", "Plan", "choose", "decide"]
+__all__ = ["Content", "Held", "Link", "Local", "Offer", "Plan", "choose", "decide"]
 
-LocalChanges = Literal["keep", "overwrite", "refuse"]
 
 _SHOWN = 5  # names in an error
 

@@ -11,10 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
+from typing import cast
 
-from perfkit.config import Config
+from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError, UpdateError
+from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
@@ -23,7 +24,7 @@ from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.look import Look
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
-from perfkit.incremental.plan import LocalChanges, Plan, decide
+from perfkit.incremental.plan import Plan, decide
 from perfkit.incremental.report import SyncReport
 from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source
@@ -77,10 +78,7 @@ def _refuse_older(source: Source, installed: Installed) -> None:
 
 
 def _policy(config: Config) -> LocalChanges:
-    for policy in ("keep", "overwrite", "refuse"):
-        if policy == config.local_changes:
-            return policy
-    raise ConfigError(f"Config.local_changes can't be {config.local_changes!r}")
+    return cast(LocalChanges, config.local_changes)  # Config has seen to it
 
 
 @dataclass(frozen=True, slots=True)

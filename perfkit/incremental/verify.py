@@ -9,7 +9,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from perfkit.config import Config
+from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
 from perfkit.filesystem.hashtree import hash_many
@@ -19,7 +19,6 @@ from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import entries
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.plan import LocalChanges
 from perfkit.incremental.report import SyncReport, VerifyReport
 from perfkit.incremental.sources.opening import reopen_source
 from perfkit.incremental.updater import Job, bring, must_be_managed, own

@@ -18,7 +18,7 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
-from perfkit.config import Config, parse_size
+from perfkit.config import Config, is_size, parse_size
 from perfkit.errors import ConfigError
 from perfkit.incremental.kinds import kind_of
 from perfkit.incremental.routes.members import Selection
@@ -26,7 +26,6 @@ from perfkit.incremental.routes.members import Selection
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-_SIZES = frozenset({"rate_limit", "buffer_bytes", "min_segment_bytes", "stall_bytes_per_s"})  # may be "5M"
 OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
 _NAME = re.compile(r"\w[\w.-]*")  # what a command line takes for a name, and not for an option
 
@@ -95,7 +94,7 @@ def convert(field_name: str, value: object) -> object:
         ConfigError: it has another type.
     """
     hint = _HINTS[field_name]
-    if field_name in _SIZES and isinstance(value, str):
+    if is_size(field_name) and isinstance(value, str):
         return parse_size(value)
     if isinstance(value, os.PathLike):
         value = os.fspath(value)
