@@ -7,12 +7,14 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perfkit import Config, Toolkit
 from tests.fakes import Handler, WrongServer
+from tests.sites import Origin
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
@@ -76,3 +78,10 @@ def wrong() -> Iterator[Callable[..., WrongServer]]:
             return stack.enter_context(WrongServer(handler, **options))
 
         yield start
+
+
+@pytest.fixture
+def origin(tmp_path: Path) -> Iterator[Origin]:
+    """A server of a site that nothing is published to yet."""
+    with Origin(tmp_path) as origin:
+        yield origin

@@ -6,7 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -18,10 +18,10 @@ MINE = {"mine": b"mine\n", "pkg/mine": b"mine too\n"}
 
 
 @pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Origin]:
-    with Origin(tmp_path) as origin:
-        origin.publish(ONE, "1")
-        yield origin
+def origin(origin: Origin) -> Origin:
+    """With version 1 on offer."""
+    origin.publish(ONE, "1")
+    return origin
 
 
 @pytest.fixture

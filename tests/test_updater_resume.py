@@ -5,10 +5,8 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-
-import pytest
 
 from perfkit import Toolkit
 from tests.release_client import Tree
@@ -18,12 +16,6 @@ from tests.test_publish import noise
 
 LARGE: Tree = {f"part-{number}": noise(number, 600_000) for number in range(5)} | {"README": b"hello\n"}
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Origin]:
-    with Origin(tmp_path) as origin:
-        yield origin
 
 
 def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -16,12 +16,6 @@ from perfkit.incremental.manifest import Manifest
 from tests.sites import ONE, TWO, Origin, damage, edit, text, tree_of
 
 LOCAL = "README.perfkit-local"
-
-
-@pytest.fixture
-def origin(tmp_path: Path) -> Iterator[Origin]:
-    with Origin(tmp_path) as origin:
-        yield origin
 
 
 @pytest.fixture
