@@ -13,16 +13,21 @@ import functools
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
+from itertools import chain, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.records import FORMAT, Step, seal, unseal
+from perfkit.filesystem.changeset import ChangeSet
+from perfkit.filesystem.journal import Journal
+from perfkit.filesystem.records import Step
 from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
 
-__all__ = ["OWN", "Committer"]
+__all__ = ["FETCH", "FETCHED", "OWN", "Committer"]
 
 OWN = ".perfkit"
+FETCH = f"{OWN}/fetch"
+FETCHED = f"{FETCH}/content-"  # before the SHA-256, in hex, of what a fetched file holds
 _JOURNAL = f"{OWN}/journal"
 _STAGE_PREFIX = "stage-"
 _FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
@@ -67,6 +72,10 @@ class Committer:
             self._still_ours()  # another took the tree over, and threw our stage away
             raise
 
+    def change_set(self) -> ChangeSet:
+        """For changes whose new files are staged here, or were fetched."""
+        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED)
+
     def discard(self) -> None:
         """Remove the stage; what can't be removed now waits for the next opening."""
         self._remove_stage(self._stage)
@@ -79,12 +88,12 @@ class Committer:
         except OSError as error:
             _log.warning("%s: leftovers could not be removed: %s", self._beneath.root, error)
 
-    def run(self, firm: Sequence[Step], rest: Sequence[Step], abandon: Callable[[], None]) -> None:
+    def run(self, firm: Iterable[Step], rest: Iterable[Step], abandon: Callable[[], None]) -> None:
         """Carry out these steps, all or none.
 
         Args:
             firm: steps that can be taken back: new directories and files, and what must go to make room for them.
-            rest: steps that need no space: replacements and removals.
+            rest: steps that need no space: replacements and removals. Both are read once.
             abandon: takes back what was prepared outside the stage, when the change is given up.
 
         Raises:
@@ -95,7 +104,7 @@ class Committer:
         self._retiring = False
         try:
             self._write_journal(firm, rest)
-            done = self._carry_out(firm, rest)
+            done = self._carry_out(self._journal())
         except RecoveryError:
             raise
         except LockedError:
@@ -113,15 +122,18 @@ class Committer:
             abandon()
             self.discard()
             raise done
-        _log.debug("%s: %d steps committed", self._beneath.root, len(firm) + len(rest))
+        _log.debug("%s: committed", self._beneath.root)
 
-    def _write_journal(self, firm: Sequence[Step], rest: Sequence[Step]) -> None:
+    def _journal(self, name: str = _JOURNAL) -> Journal:
+        return Journal(lambda: open(open_regular(self._beneath, name), "rb"))
+
+    def _write_journal(self, firm: Iterable[Step], rest: Iterable[Step]) -> None:
         name, fd = self.stage_file()
         with open(fd, "wb") as file:
-            file.writelines(seal([["perfkit-journal", FORMAT, len(firm)], *firm, *rest]))
-        sources = [step.source for step in (*firm, *rest) if step.kind == "put"]
-        kept = [step.source for step in (*firm, *rest) if step.kind == "drop" and step.source]
-        self._sync([*sources, *kept, name], ["", OWN, OBJECTS, self._stage, *{os.path.dirname(s) for s in sources}])
+            Journal.write(file, firm, rest)
+        journal = self._journal(name)
+        sources = (step.source for step in chain(journal.firm(), journal.rest()) if step.source)
+        self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
         self._still_ours()
         # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
         try:
@@ -155,8 +167,15 @@ class Committer:
         found = self._beneath.lstat(_JOURNAL) is not None
         if found:
             _log.info("%s: completing an interrupted change", self._beneath.root)
-            firm, rest = self._read_journal()
-            if (failed := self._carry_out(firm, rest)) is not None:
+            journal = self._journal()
+            try:
+                journal.check()
+            except (ValueError, TypeError) as error:
+                raise RecoveryError(
+                    f"{self._beneath.root}: an interrupted change can't be completed, its journal is {error}; "
+                    f"remove {_JOURNAL} to give it up, and check the files"
+                ) from error
+            if (failed := self._carry_out(journal)) is not None:
                 _log.warning("%s: an interrupted change was given up: %s", self._beneath.root, failed)
         litter = [entry for entry in self._beneath.names(OWN) if entry.startswith(_STAGE_PREFIX)]
         if litter and not found:
@@ -164,36 +183,26 @@ class Committer:
         for entry in litter:
             self._remove_stage(f"{OWN}/{entry}")
 
-    def _read_journal(self) -> tuple[list[Step], list[Step]]:
-        try:
-            with open(open_regular(self._beneath, _JOURNAL), "rb") as file:
-                (kind, version, firm), *rows = unseal(file)
-            if (kind, version) != ("perfkit-journal", FORMAT):
-                raise ValueError(f"of format {version!r}, and this perfkit knows {FORMAT}")
-            steps = [Step(*row) for row in rows]
-        except (ValueError, TypeError) as error:
-            raise RecoveryError(
-                f"{self._beneath.root}: an interrupted change can't be completed, its journal is {error}; "
-                f"remove {_JOURNAL} to give it up, and check the files"
-            ) from error
-        return steps[:firm], steps[firm:]
-
-    def _carry_out(self, firm: Sequence[Step], rest: Sequence[Step]) -> Exception | None:
+    def _carry_out(self, journal: Journal) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
         failed: Exception | None = None
+        touched = {"", OWN}  # directories whose entries the steps change
         try:
-            for step in firm:
+            for step in journal.firm():
+                touched.update(_touched(step))
                 self._do(step)
         except (OSError, UnsafePathError) as error:
             failed = error
         try:
             if failed is None:
-                for step in rest:
+                for step in journal.rest():
+                    touched.update(_touched(step))
                     self._do(step)
             else:
-                for step in reversed(firm):
+                for step in reversed(list(journal.firm())):
+                    touched.update(_touched(step))
                     self._undo(step)
-            self._sync((), _touched([*firm, *rest]))
+            self._sync((), touched)
             self._tidy()
             self._retiring = True
             self._beneath.unlink(_JOURNAL)
@@ -244,18 +253,19 @@ class Committer:
         elif beneath.lstat(step.source) is None and beneath.lstat(step.name) is not None:
             beneath.rename(step.name, step.source)
 
-    def _sync(self, files: Iterable[str], directories: Iterable[str]) -> None:
+    def _sync(self, files: Iterable[str], directories: set[str]) -> None:
         """See that these are on disk. An error is final: it is reported once, and the pages may be lost."""
-        files, directories = list(files), sorted(set(directories))
-        if len(files) + len(directories) > _FEW and _syncfs(self._beneath.fd):
+        few = list(islice(files, _FEW + 1))
+        directories = {*directories, *map(os.path.dirname, few)}
+        if len(few) + len(directories) > _FEW and _syncfs(self._beneath.fd):
             return
-        for name in files:
+        for name in chain(few, files):
             fd = self._beneath.open(name)
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
-        for name in directories:
+        for name in sorted(directories):
             try:
                 os.fsync(self._beneath.directory(name))
             except (FileNotFoundError, NotADirectoryError):
@@ -267,10 +277,10 @@ def _is(found: os.stat_result, step: Step) -> bool:
     return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (step.size, step.mtime_ns)
 
 
-def _touched(steps: Iterable[Step]) -> set[str]:
-    """The directories whose entries these steps change."""
-    names = {step.name.rpartition("/")[0] for step in steps}
-    return names | {step.name for step in steps if step.kind == "mkdir"} | {"", OWN}
+def _touched(step: Step) -> tuple[str, ...]:
+    """The directories whose entries a step changes."""
+    directory = step.name.rpartition("/")[0]
+    return (directory, step.name) if step.kind == "mkdir" else (directory,)
 
 
 @functools.cache

@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -103,23 +103,31 @@ def record_name(number: int) -> str:
 
 
 def record_of(
-    number: int, label: Mapping[str, str], changes: Sequence[Change], as_found: Collection[str] = ()
+    number: int, label: Mapping[str, str], changes: Iterable[Change], as_found: Collection[str] = ()
 ) -> Iterator[bytes]:
     """The header, the contents that undoing needs, and the changes; so that most readers stop early.
 
     Args:
+        changes: gone through twice.
         as_found: names whose content before is what others had made of it, since what it should have been is not kept.
     """
-    before = {change.before.sha256: change.before.size for change in changes if change.before is not None}
-    files = [change for change in changes if not change.name.startswith(_OURS)]
+    before: dict[str, int] = {}  # sizes of contents
+    added = changed = removed = 0
+    for change in changes:
+        if change.before is not None:
+            before[change.before.sha256] = change.before.size
+        if not change.name.startswith(_OURS):
+            added += change.before is None
+            changed += change.before is not None and change.after is not None
+            removed += change.after is None
     head = {
         "format": FORMAT,
         "generation": number,
         "label": dict(label),
         "created_s": time.time(),
-        "added": sum(change.before is None for change in files),
-        "changed": sum(change.before is not None and change.after is not None for change in files),
-        "removed": sum(change.after is None for change in files),
+        "added": added,
+        "changed": changed,
+        "removed": removed,
         "bytes_before": sum(before.values()),
         "as_found": list(as_found),
     }

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.changeset import ChangeSet
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Change, Content, Seen
+from perfkit.filesystem.records import Content, Seen
 from perfkit.filesystem.steps import check_places
 from perfkit.filesystem.store import EMPTY, Store
 
-__all__ = ["Known", "Prepared", "Put", "prepare"]
+__all__ = ["Known", "prepare"]
 
 
 def _nothing(name: str) -> None:
@@ -51,73 +52,31 @@ class Known:
         return seen
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
-    """What a name is to hold, and the staged file that has it."""
+def prepare(beneath: Beneath, store: Store, known: Known, changes: ChangeSet) -> tuple[str, ...]:
+    """Look at what is to be replaced, keep what the way back needs, and take both down in `changes`.
 
-    source: str
-    content: Content
-
-
-@dataclass(frozen=True, slots=True)
-class Prepared:
-    """What is to be done to the disk, and what the generation's record says of it.
-
-    They differ where others changed a file: `told` then has as `before` what the generation before had, not what they
-    made of it; but for the names in `as_found`, where what it had is kept nowhere, and the way back leads to theirs.
-    """
-
-    changes: list[Change]
-    told: list[Change]
-    as_found: list[str]
-
-
-def prepare(
-    beneath: Beneath,
-    store: Store,
-    known: Known,
-    final: Mapping[str, Put | None],
-    *,
-    noted: Collection[str],
-    aside: Collection[str],
-) -> Prepared:
-    """Look at what is to be replaced, and keep what the way back needs.
-
-    Args:
-        final: what each name is to hold; None: nothing.
-        noted: names that are left as they are, and told of.
-        aside: names that no record tells of.
+    What the record tells differs from what is done where others changed a file: it then says that the name held what
+    the generation before had, and not what they made of it; but for the names that this returns, where what it had is
+    kept nowhere, and the way back leads to theirs.
 
     Raises:
         UpdateError, UnsafePathError: a file can't have its place.
         FileChangedError: a file is not what the caller saw.
     """
-    check_places(beneath, final)
-    changes: list[Change] = []
-    told: list[Change] = []
-    lost: dict[str, Content] = {}
-    others: dict[str, Content | None] = {}  # what was found where others changed what was meant
-    for name in sorted(final.keys() | noted):
-        found = _found(beneath, name, known, store.keep if name in final else store.look)
-        after = found
-        if name in final:
-            put = final[name]
-            after = None if put is None else put.content
-        change = Change(name, found, after)
-        if found != after:
-            changes.append(change)
-        before = known.meant(name) or found
-        if name in aside or before == after:
-            continue
-        told.append(change if before == found else Change(name, before, after))
-        if before is not None and (found is None or before.sha256 != found.sha256):
-            lost[before.sha256] = before
-            others[name] = found
-    lacking = _lacking(beneath, store, known, lost)
-    as_found = {each.name: others[each.name] for each in told
-                if each.name in others and each.before and each.before.sha256 in lacking}  # fmt: skip
-    kept = [replace(each, before=as_found[each.name]) if each.name in as_found else each for each in told]
-    return Prepared(changes, [each for each in kept if each.before != each.after], list(as_found))
+    check_places(beneath, changes)
+    lost: dict[str, Content] = {}  # by the names whose file others changed, what was meant
+    for row in changes.rows():
+        name = changes.name(row)
+        found = _found(beneath, name, known, store.keep if changes.acts(row) else store.look)
+        meant = known.meant(name) or found
+        changes.found(name, found, meant)
+        if meant is not None and (found is None or meant.sha256 != found.sha256) and changes.is_told(row):
+            lost[name] = meant
+    lacking = _lacking(beneath, store, known, {content.sha256: content for content in lost.values()})
+    as_found = [name for name, content in lost.items() if content.sha256 in lacking]
+    for name in as_found:
+        changes.tell_found(name)
+    return tuple(as_found)
 
 
 def _found(beneath: Beneath, name: str, known: Known, look: Callable[[str, Seen | None], Content]) -> Content | None:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Change", "Content", "FileStat", "Seen", "Step", "seal", "unseal"]
+__all__ = ["Change", "Content", "FileStat", "Seen", "Step", "is_sealed", "seal", "unseal"]
 
 FORMAT = 1
 
@@ -97,6 +97,16 @@ def unseal(file: IO[bytes]) -> Iterator[Any]:
         held = line
     if held is None or held.decode(errors="replace") != digest.hexdigest() + "\n":
         raise ValueError("cut short or damaged")
+
+
+def is_sealed(file: IO[bytes]) -> bool:
+    """Whether this is all of what `seal` wrote."""
+    digest = hashlib.sha256()
+    held = b""
+    for line in file:
+        digest.update(held)
+        held = line
+    return held.decode(errors="replace") == digest.hexdigest() + "\n"
 
 
 def pack(content: Content | None) -> list[object] | None:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from array import array
+from collections.abc import Collection, Iterable, Iterator, Mapping
+from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.changeset import ChangeSet
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Change, Step
+from perfkit.filesystem.records import Content, Step
 from perfkit.filesystem.store import EMPTY, OBJECTS
 
 __all__ = ["check_places", "steps"]
@@ -22,23 +25,24 @@ def check_places(beneath: Beneath, final: Mapping[str, object | None]) -> None:
         UpdateError: a file stands where a directory is needed, a directory where a file is, and the change doesn't
             clear them away; or two names of the change do that to each other.
     """
-    puts = {name for name, put in final.items() if put is not None}
     seen: set[str] = set()
-    for name in puts:
+    for name in final:
+        if final[name] is None:
+            continue
         found = beneath.lstat(name)
         if found is not None and stat.S_ISDIR(found.st_mode):
             _check_leaves(beneath, name, final)
         elif found is not None and not stat.S_ISREG(found.st_mode):
             raise UpdateError(f"{name}: not a regular file; move it away first")
-        parent = name.rpartition("/")[0]
-        while parent and parent not in seen:
+        for parent in _parents(name):
+            if parent in seen:
+                break
             seen.add(parent)
-            if parent in puts:
+            if final.get(parent) is not None:
                 raise UpdateError(f"{parent} can't be both a file and the directory of {name}")
             found = beneath.lstat(parent)
             if found is not None and not stat.S_ISDIR(found.st_mode) and final.get(parent, ...) is not None:
                 raise UpdateError(f"{parent}: it is a file, and must go before {name} can be made")
-            parent = parent.rpartition("/")[0]
 
 
 def _check_leaves(beneath: Beneath, directory: str, final: Mapping[str, object | None]) -> None:
@@ -52,41 +56,55 @@ def _check_leaves(beneath: Beneath, directory: str, final: Mapping[str, object |
             raise UpdateError(f"{directory}: it is a directory, and {name} must go before it can be a file")
 
 
-def steps(beneath: Beneath, changes: Iterable[Change], source: Callable[[str], str]) -> tuple[list[Step], list[Step]]:
+def steps(beneath: Beneath, changes: ChangeSet, changed: Collection[int]) -> tuple[Iterator[Step], Iterator[Step]]:
     """How to make these changes: first what can be taken back, then what needs no space.
 
     Only adding can fail for want of space, so additions come first, after the removals that make room for a name: a
     file whose name a directory is to have, or the files of a directory whose name a file is to have.
+
+    Args:
+        changed: the rows that differ from what is there.
     """
-    puts = [change for change in changes if change.after is not None]
-    drops = {change.name: change for change in changes if change.after is None}
-    above = {parent for change in puts for parent in _parents(change.name)}
-    names = {change.name for change in puts}
-    first: list[Step] = []
-    later: list[Step] = []
-    for name, change in drops.items():
-        blocks = name in above or not names.isdisjoint(_parents(name))
-        (first if blocks else later).append(_drop(beneath, change))
-    emptied: set[str] = set()
-    for name in names:
-        found = beneath.lstat(name)
+    drops = array("I", (row for row in changed if not changes.puts(row)))
+    puts = array("I", (row for row in changed if changes.puts(row)))
+    above: set[str] = set()  # directories that new files need
+    emptied: set[str] = set()  # directories whose names files are to have
+    for row in puts:
+        name = changes.name(row)
+        above.update(_until(_parents(name), above))
+        found = beneath.lstat(name) if changes.is_new(row) else None
         if found is not None and stat.S_ISDIR(found.st_mode):
             emptied.update(_directories(beneath, name))
-    firm = first + [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
-    firm += [Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name)]
-    firm += [Step("put", change.name, source(change.name)) for change in puts if change.before is None]
-    rest = [Step("put", change.name, source(change.name)) for change in puts if change.before is not None]
-    emptied = {parent for name in drops for parent in _parents(name)} - above - names - emptied - {OWN}
-    return firm, rest + later + [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
+    first: list[Step] = []
+    later: list[Step] = []
+    left: set[str] = set()  # directories that files leave
+    for row in drops:
+        name = changes.name(row)
+        blocks = name in above or any(parent in emptied for parent in _parents(name))
+        (first if blocks else later).append(_drop(beneath, name, changes.before(row)))
+        left.update(_until(_parents(name), left))
+    first += [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
+    first += [Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name)]
+    later += [Step("rmdir", name) for name in sorted(left - above - emptied - {OWN}, reverse=True)]
+
+    def placed(*, new: bool) -> Iterator[Step]:
+        return (Step("put", changes.name(r), changes.source(r)) for r in puts if changes.is_new(r) == new)
+
+    return chain(first, placed(new=True)), chain(placed(new=False), later)
 
 
-def _drop(beneath: Beneath, change: Change) -> Step:
-    found = beneath.lstat(change.name)
-    assert change.before is not None
+def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:
+    """The names up to the first that is known."""
+    return takewhile(lambda name: name not in known, names)
+
+
+def _drop(beneath: Beneath, name: str, before: Content | None) -> Step:
+    found = beneath.lstat(name)
+    assert before is not None
     if found is None:
-        raise FileChangedError(change.name, "it was removed meanwhile")
-    kept = "" if change.before.sha256 == EMPTY else f"{OBJECTS}/{change.before.sha256}"
-    return Step("drop", change.name, kept, found.st_size, found.st_mtime_ns)
+        raise FileChangedError(name, "it was removed meanwhile")
+    kept = "" if before.sha256 == EMPTY else f"{OBJECTS}/{before.sha256}"
+    return Step("drop", name, kept, found.st_size, found.st_mtime_ns)
 
 
 def _parents(name: str) -> Iterable[str]:

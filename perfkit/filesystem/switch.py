@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.changeset import Changes, ChangeSet, Put
 from perfkit.filesystem.commit import Committer
 from perfkit.filesystem.history import Timeline, changes_between
 from perfkit.filesystem.paths import aside_name
@@ -26,19 +27,19 @@ _SHOWN = 5  # names in an error
 
 @dataclass(frozen=True, slots=True)
 class Switch:
-    """What is to be done: the generation that comes of it, its changes, and the staged file of each new name.
+    """What is to be done: the generation that comes of it, and how.
 
-    `aside` has the edited names, and what each is kept under; `kept` the new files that this makes; `overwritten` the
-    edited names that are not kept; `as_found` the names that have again, or still, what others had made of them.
+    `changes` are those between the generations, and `change_set` all; `aside` has the edited names, and what each is
+    kept under; `overwritten` the edited names that are not kept; `as_found` the names that have again, or still, what
+    others had made of them.
     """
 
     target: int
-    changes: list[Change]
+    change_set: ChangeSet
+    changes: Changes
     aside: dict[str, str]
-    kept: list[Change]
     overwritten: tuple[str, ...]
     as_found: tuple[str, ...]
-    sources: dict[str, str]
 
 
 def plan_switch(
@@ -68,8 +69,8 @@ def plan_switch(
     changes: list[Change] = []
     edited: list[Change] = []
     leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
-    between, as_found = changes_between(beneath, numbers, undo=undo)
-    for wanted in between:
+    recorded, as_found = changes_between(beneath, numbers, undo=undo)
+    for wanted in recorded:
         found = beneath.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
@@ -89,15 +90,19 @@ def plan_switch(
     changes.sort(key=lambda change: change.name)
     check_places(beneath, {change.name: change.after for change in changes})
     sources = _Staging(beneath, committer, leaving, unchecked).restore(changes, target)
+    change_set = committer.change_set()
+    for change in changes:
+        change_set[change.name] = None if change.after is None else Put(sources[change.name], change.after)
+        change_set.found(change.name, change.before, change.before)
+    between = change_set.changed()
     aside: dict[str, str] = {}
-    kept: list[Change] = []
     for change in edited if edits == "keep" else ():
-        fresh = aside_name(change.name, lambda name: name in sources or beneath.lstat(name) is not None)
-        sources[fresh] = _linked(beneath, committer, change.name)
+        fresh = aside_name(change.name, lambda name: name in change_set or beneath.lstat(name) is not None)
+        assert change.before is not None
+        change_set[fresh] = Put(_linked(beneath, committer, change.name), change.before)
         aside[change.name] = fresh
-        kept.append(Change(fresh, None, change.before))
     overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
-    return Switch(target, changes, aside, kept, overwritten, tuple(sorted(as_found)), sources)
+    return Switch(target, change_set, between, aside, overwritten, tuple(sorted(as_found)))
 
 
 def _holds(found: Content, content: Content | None) -> bool:

@@ -2,24 +2,23 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass, field
 from types import TracebackType
 
-from perfkit.errors import FileChangedError, UnsafePathError, UpdateError
+from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.commit import OWN, Committer
+from perfkit.filesystem.changeset import ChangeSet, Put
+from perfkit.filesystem.commit import FETCH, OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.prepare import Known, Prepared, Put, prepare
-from perfkit.filesystem.records import Change, Content, FileStat
-from perfkit.filesystem.store import Store, content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
+from perfkit.filesystem.prepare import Known
+from perfkit.filesystem.records import Change, Content
+from perfkit.filesystem.store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
 
 __all__ = ["Commit", "Transaction"]
 
-FETCH = f"{OWN}/fetch"
 _DIRECTORY_BYTES = 4096  # at least, of each directory that is made
 
 
@@ -32,7 +31,7 @@ class Commit:
     """
 
     generation: int
-    changes: tuple[Change, ...] = ()
+    changes: Collection[Change] = ()
     aside: Mapping[str, str] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
     as_found: tuple[str, ...] = ()
@@ -52,20 +51,15 @@ class Transaction:
         self,
         beneath: Beneath,
         committer: Committer,
-        store: Store,
         *,
         known: Known,
-        finish: Callable[[Transaction], Commit],
+        finish: Callable[[ChangeSet], Commit],
     ) -> None:
         self._beneath = beneath
         self._committer = committer
-        self._store = store
         self._known = known
         self._finish = finish
-        self._final: dict[str, Put | None] = {}
-        self._adopted: set[str] = set()
-        self._noted: set[str] = set()
-        self._aside: set[str] = set()
+        self._final = committer.change_set()
         self._entered = self._over = False
         self.result: Commit | None = None
 
@@ -83,7 +77,7 @@ class Transaction:
         if kind is not None:
             self._committer.discard()
         else:
-            self.result = self._finish(self)
+            self.result = self._finish(self._final)
 
     def write(self, name: str, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> Content:
         """The file is to have this content; an iterable is written as it comes.
@@ -164,18 +158,16 @@ class Transaction:
         check_name(name)
         self._check_open()
         source = os.path.relpath(os.path.abspath(os.fspath(path)), self._beneath.root)
-        if not source.startswith(f"{FETCH}/") or source in self._adopted:
+        if not source.startswith(f"{FETCH}/") or self._final.takes_fetched(source):
             raise UpdateError(f"{os.fspath(path)}: only a file in the tree's stage can be adopted, and only once")
         fd = open_regular(self._beneath, source)
         try:
             found = os.fstat(fd)
             if found.st_nlink != 1:
                 raise UpdateError(f"{os.fspath(path)}: it has other hard links, which could change it later")
-            content = self._staged(name, source, fd, mode, sha256)
+            return self._staged(name, source, fd, mode, sha256)
         finally:
             os.close(fd)
-        self._adopted.add(source)
-        return content
 
     def _staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
         """An open staged file is complete: note what it is for."""
@@ -213,7 +205,7 @@ class Transaction:
             as `move`.
         """
         self.move(name, to)
-        self._aside.add(to)
+        self._final.set_aside(to)
 
     def note(self, name: str) -> None:
         """What stands under this name, or that nothing does, is as wanted, though others saw to it.
@@ -224,7 +216,7 @@ class Transaction:
             UnsafePathError: as `write`.
         """
         self._check_open()
-        self._noted.add(check_name(name))
+        self._final.note(check_name(name))
 
     def _link(self, name: str) -> Put:
         """Another name in the stage for a file of the tree."""
@@ -272,17 +264,6 @@ class Transaction:
         if self._over:
             raise UpdateError("this transaction is over; begin another")
 
-    # What follows is the commit; Tree calls it.
-
-    def prepare(self) -> Prepared:
-        """Look at what is to be replaced, and keep what the way back needs."""
-        return prepare(self._beneath, self._store, self._known, self._final, noted=self._noted, aside=self._aside)
-
-    def source(self, name: str) -> str:
-        put = self._final[name]
-        assert put is not None
-        return put.source
-
 
 def need_space(beneath: Beneath, size: int) -> None:
     """See that so many bytes can still be written.
@@ -302,17 +283,3 @@ def _private(name: str) -> str:
     if first in ("lock", "owner", "journal", "state", "objects", "history", "fetch") or first.startswith("stage-"):
         raise UpdateError(f"{OWN}/{name} is the machinery's own")
     return f"{OWN}/{name}"
-
-
-def with_stats(beneath: Beneath, changes: Iterable[Change]) -> tuple[Change, ...]:
-    """The changes, each with what stat(2) says of its file now."""
-    done = []
-    for change in changes:
-        found = None
-        with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
-            found = beneath.lstat(change.name) if change.after is not None else None
-        if found is not None:
-            times = (found.st_mtime_ns, found.st_ctime_ns)
-            change = replace(change, stat=FileStat(found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), *times))
-        done.append(change)
-    return tuple(done)

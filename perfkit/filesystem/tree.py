@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
+from itertools import chain
 from types import TracebackType
 
 from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.commit import OWN, Committer
+from perfkit.filesystem.changeset import Changes, ChangeSet
+from perfkit.filesystem.commit import FETCH, OWN, Committer
 from perfkit.filesystem.history import (
     HISTORY,
     STATE,
@@ -27,12 +29,12 @@ from perfkit.filesystem.history import (
     state_of,
 )
 from perfkit.filesystem.lock import Lock
-from perfkit.filesystem.prepare import Known
-from perfkit.filesystem.records import Change, Step
+from perfkit.filesystem.prepare import Known, prepare
+from perfkit.filesystem.records import Step
 from perfkit.filesystem.steps import steps
 from perfkit.filesystem.store import Store
 from perfkit.filesystem.switch import plan_switch
-from perfkit.filesystem.transaction import FETCH, Commit, Transaction, need_space, with_stats
+from perfkit.filesystem.transaction import Commit, Transaction, need_space
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
 
@@ -131,13 +133,12 @@ class Tree:
             RecoveryError: the commit could not be completed; the next use of the tree tries again.
         """
         self._begin()
-        given = dict(label or {})
+        given, known = dict(label or {}), known or Known()
         self._transaction = Transaction(
             self._beneath,
             self._committer,
-            self._store,
-            known=known or Known(),
-            finish=lambda transaction: self._commit(transaction, given),
+            known=known,
+            finish=lambda change_set: self._commit(change_set, known, given),
         )
         return self._transaction
 
@@ -168,9 +169,9 @@ class Tree:
             way = plan_switch(self._beneath, self._committer, self._store, timeline, to=to, edits=edits,
                               unchecked=unchecked or {})  # fmt: skip
             after = replace(timeline, current=way.target)
-            firm, rest = self._steps([*way.changes, *way.kept], way.sources.__getitem__, after)
+            firm, rest = self._steps(way.change_set, way.change_set.changed(), after)
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(way.target, with_stats(self._beneath, way.changes), way.aside, way.overwritten, way.as_found)
+        return Commit(way.target, way.changes.with_stats(self._beneath), way.aside, way.overwritten, way.as_found)
 
     def history(self) -> list[Generation]:
         """The generations that `switch` can reach, oldest first.
@@ -192,7 +193,8 @@ class Tree:
         self._begin()
         timeline = read_timeline(self._beneath)
         with self._preparing():
-            firm, rest = self._steps([], lambda name: name, timeline.prune(keep))
+            nothing = self._committer.change_set()
+            firm, rest = self._steps(nothing, nothing.changed(), timeline.prune(keep))
         self._committer.run(firm, rest, self._store.take_back)
 
     def _begin(self) -> None:
@@ -203,35 +205,38 @@ class Tree:
         self._store.begin()
         self._committer.begin()
 
-    def _commit(self, transaction: Transaction, label: Mapping[str, str]) -> Commit:
+    def _commit(self, change_set: ChangeSet, known: Known, label: Mapping[str, str]) -> Commit:
         timeline = read_timeline(self._beneath)
         with self._preparing():
-            prepared = transaction.prepare()
-            changes = prepared.changes
-            if not changes and not prepared.told:
+            as_found = prepare(self._beneath, self._store, known, change_set)
+            changes, told = change_set.changed(), change_set.told()
+            if not changes and not told:
                 self._give_up()
                 return Commit(timeline.current)
-            if prepared.told:
+            if told:
                 timeline = timeline.commit(self._keep)
-            firm, rest = self._steps(changes, transaction.source, timeline)
-            if prepared.told:
-                record, fd = self._committer.stage_file()
-                with open(fd, "wb") as file:
-                    file.writelines(record_of(timeline.current, label, prepared.told, prepared.as_found))
-                firm += [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)]
+            firm, rest = self._steps(change_set, changes, timeline)
+            if told:
+                record = self._staged(record_of(timeline.current, label, told, as_found))
+                firm = chain(firm, [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)])
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(timeline.current, with_stats(self._beneath, changes))
+        return Commit(timeline.current, changes.with_stats(self._beneath))
 
     def _steps(
-        self, changes: Sequence[Change], source: Callable[[str], str], timeline: Timeline
-    ) -> tuple[list[Step], list[Step]]:
+        self, change_set: ChangeSet, changes: Changes, timeline: Timeline
+    ) -> tuple[Iterator[Step], Iterator[Step]]:
         """How to make these changes, and to note where on the timeline the tree then is."""
-        firm, rest = steps(self._beneath, changes, source)
-        state, fd = self._committer.stage_file()
+        firm, rest = steps(self._beneath, change_set, changes.rows)
+        state = [Step("put", STATE, self._staged(state_of(timeline)))]
+        if self._beneath.lstat(STATE) is None:
+            return chain(firm, state), rest
+        return firm, chain(rest, state)
+
+    def _staged(self, lines: Iterable[bytes]) -> str:
+        name, fd = self._committer.stage_file()
         with open(fd, "wb") as file:
-            file.writelines(state_of(timeline))
-        (firm if self._beneath.lstat(STATE) is None else rest).append(Step("put", STATE, state))
-        return firm, rest
+            file.writelines(lines)
+        return name
 
     @contextlib.contextmanager
     def _preparing(self) -> Iterator[None]:
