@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.names import Names
 from perfkit.filesystem.records import Change, Content, FileStat
 
 __all__ = ["ChangeSet", "Changes", "Put"]
@@ -37,8 +38,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
 
     def __init__(self, staged: str, fetched: str) -> None:
         self._prefixes = staged, fetched
-        self._names = bytearray()
-        self._ends = array("I", (0,))
+        self._names = Names()
         self._flags = bytearray()
         self._contents = _Contents()
         self._after, self._before, self._told = array("I"), array("I"), array("I")  # numbers of contents
@@ -53,8 +53,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         row = self._rows.find(hash(name), lambda row: self.name(row) == name)
         if row is None:
             row = len(self._flags)
-            self._names += name.encode()
-            self._ends.append(len(self._names))
+            self._names.append(name)
             self._flags.append(0)
             for column in (self._after, self._before, self._told, self._sources):
                 column.append(0)
@@ -124,20 +123,17 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def rows(self) -> Sequence[int]:
         """All that something is done or told about, by name."""
         rows = array("I", (row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED)))
-        names = map(self._name, rows)
+        names = map(self._names.encoded, rows)
         last = next(names, b"")
         for name in names:
             if name < last:
-                return array("I", sorted(rows, key=self._name))
+                return array("I", sorted(rows, key=self._names.encoded))
             last = name
         return rows
 
-    def _name(self, row: int) -> bytes:
-        return bytes(self._names[self._ends[row] : self._ends[row + 1]])
-
     def name(self, row: int) -> str:
         """The name that a row is about."""
-        return self._names[self._ends[row] : self._ends[row + 1]].decode()
+        return self._names[row]
 
     def acts(self, row: int) -> bool:
         """Whether something is done about the name, and not only told."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.prepare import Known
@@ -111,7 +112,7 @@ class _Work:
         self._place_local(plan.local)
         for name in plan.modes:
             self._copy(name, os.path.join(self._root, name))
-        self._place_assembled((*plan.stored, *plan.fetch))
+        self._place_assembled(chain(plan.stored, plan.fetch))
         for name in plan.remove:
             self._tx.remove(name, missing_ok=True)
             self._shown.count(files=1)
@@ -127,27 +128,26 @@ class _Work:
 
     def _place_assembled(self, names: Iterable[str]) -> None:
         """What was fetched or kept: the first file of each content is adopted, others are copies."""
-        first: dict[bytes, str] = {}
         for name in names:
-            entry = self._entry(name)
+            at, entry = self._find(name)
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))
                 self._shown.count(files=1)
-            elif first.setdefault(entry.sha256, name) != name:
+            elif self._assembly.expected.first(entry.sha256) == at:
+                path = self._assembly.done[entry.sha256]
+                self._tx.adopt(name, path, sha256=entry.sha256.hex(), mode=_mode(entry))
+                self._done(entry)
+            else:
                 self._copy(name, self._assembly.done[entry.sha256])
-        for digest, name in first.items():
-            entry = self._entry(name)
-            self._tx.adopt(name, self._assembly.done[digest], sha256=digest.hex(), mode=_mode(entry))
-            self._done(entry)
 
-    def _entry(self, name: str) -> Entry:
+    def _find(self, name: str) -> tuple[int, Entry]:
         at = self._wanted.find(name)
         assert at is not None, name
-        return self._wanted[at]
+        return at, self._wanted[at]
 
     def _copy(self, name: str, path: str) -> None:
         """The content of another file, if it is the right one."""
-        entry = self._entry(name)
+        _, entry = self._find(name)
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
             raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")

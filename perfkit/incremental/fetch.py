@@ -5,20 +5,25 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+import re
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
+from perfkit.filesystem.commit import FETCHED
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.store import copy_into
-from perfkit.incremental.manifest import Manifest
+from perfkit.incremental.manifest import Contents, ContentSet, Manifest
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
 __all__ = ["Assembly", "Fetcher"]
+
+_PREFIX = FETCHED.rpartition("/")[2]
+_CONTENT = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
 
 class Fetcher:
@@ -66,30 +71,35 @@ class Fetcher:
         return [found[index] for index in range(len(requests))]
 
 
-class Done(Mapping[bytes, str]):
+class Done:
     """Contents that are whole, and their paths, which are made when they are asked for."""
 
     def __init__(self, path: Callable[[bytes], str]) -> None:
         self._path = path
-        self._digests: set[bytes] = set()
+        self._wanted: ContentSet | None = None
+        self._others: set[bytes] = set()
+
+    def expect(self, contents: Contents) -> None:
+        """These are what is wanted; most of what will be done is of them."""
+        self._wanted = ContentSet(contents)
+        self._others = {digest for digest in self._others if not self._wanted.add(digest)}
 
     def add(self, digest: bytes) -> None:
         """This content is whole now."""
-        self._digests.add(digest)
+        if self._wanted is None or not self._wanted.add(digest):
+            self._others.add(digest)
 
     def __getitem__(self, digest: bytes) -> str:
-        if digest not in self._digests:
+        if digest not in self:
             raise KeyError(digest)
         return self._path(digest)
 
-    def __contains__(self, digest: object) -> bool:
-        return digest in self._digests
+    def __contains__(self, digest: bytes) -> bool:
+        return digest in self._others or (self._wanted is not None and digest in self._wanted)
 
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self._digests)
-
-    def __len__(self) -> int:
-        return len(self._digests)
+    def lacking(self, missing: Set[bytes]) -> Set[bytes]:
+        """Those of the contents that are not whole yet."""
+        return missing - (self._others if self._wanted is None else self._wanted)
 
 
 class Assembly:
@@ -97,6 +107,7 @@ class Assembly:
 
     Attributes:
         done: the paths of contents that are whole.
+        expected: the contents that are wanted.
         standing: the path of what stands in the tree under a name; contents may be made of parts of it.
     """
 
@@ -109,6 +120,7 @@ class Assembly:
         self._progress = progress
         self._shown: Stage | None = None
         self.done = Done(self._path)
+        self.expected = Contents(Manifest.of(()))
         self._left: dict[bytes, int] = {}
         self._writing: _Writing | None = None
 
@@ -125,15 +137,28 @@ class Assembly:
         if self._shown is not None:
             self._shown.count(files=files, count_bytes=count_bytes)
 
-    def take_up(self, sizes: Mapping[bytes, int]) -> None:
+    def expect(self, contents: Contents) -> None:
+        """These are what is wanted."""
+        self.expected = contents
+        self.done.expect(contents)
+
+    def lacking(self, missing: Set[bytes]) -> Set[bytes]:
+        """Those of the contents that are not there yet."""
+        return self.done.lacking(missing)
+
+    def take_up(self, missing: Set[bytes]) -> None:
         """Find what an earlier run made of these contents."""
-        for digest, size in sizes.items():
+        with os.scandir(self._stage) as found:
+            names = [each.name for each in found if _CONTENT.fullmatch(each.name)]
+        for name in names:
+            digest = bytes.fromhex(name.removeprefix(_PREFIX))
+            if digest not in missing or digest in self.done:
+                continue
             path = self._path(digest)
-            with contextlib.suppress(FileNotFoundError):
-                if os.path.getsize(path) == size and hash_file(path).sha256 == digest.hex():
-                    self.done.add(digest)
-                else:
-                    os.unlink(path)
+            if hash_file(path).sha256 == digest.hex():
+                self.done.add(digest)
+            else:
+                os.unlink(path)
 
     def copy(self, digest: bytes, path: str) -> None:
         """Take the content from another file, if that has it; by reflink where there is one."""
@@ -225,7 +250,7 @@ class Assembly:
             os.unlink(self._fresh)
 
     def _path(self, digest: bytes) -> str:
-        return os.path.join(self._stage, f"content-{digest.hex()}")
+        return os.path.join(self._stage, f"{_PREFIX}{digest.hex()}")
 
 
 def _create(path: str, *, empty: bool = True) -> int:

@@ -146,9 +146,15 @@ class Look(Mapping[str, Held]):
 
     def of(self, names: Iterable[str]) -> dict[str, Held]:
         """What stands under these names; those under which nothing does are left out."""
-        chosen = list(names)
-        self._read(name for name in chosen if name in self._unread)
-        return {name: self[name] for name in chosen if name in self}
+        found: dict[str, Held] = {}
+        unread: dict[str, None] = {}
+        for name in names:
+            if name in self._unread:
+                unread[name] = None
+            elif name not in found and name in self:
+                found[name] = self[name]
+        self._read(unread)
+        return found | {name: self[name] for name in unread if name in self}
 
     def _read(self, names: Iterable[str]) -> None:
         """Read unmanaged files; what vanished meanwhile is none."""

@@ -12,14 +12,14 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass, field
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.incremental.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Contents", "Entry", "Manifest", "Part", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "ContentSet", "Contents", "Entry", "Manifest", "Part", "side_by_side"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -230,50 +230,55 @@ class Part(Mapping[str, Entry]):
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
-        self._names: list[str] = []
         self._places = array("I")
         self._next = 0  # which is likely to be asked for
 
-    def add(self, name: str, index: int) -> None:
-        """One more; it must follow the others in the order of names."""
-        self._names.append(name)
+    def add(self, index: int) -> None:
+        """One more; it must follow the others."""
         self._places.append(index)
 
     def __getitem__(self, name: str) -> Entry:
         at = self._find(name)
         if at < 0:
             raise KeyError(name)
-        index = self._places[at]
-        manifest = self._manifest
-        return Entry(self._names[at], manifest.size(index), manifest.digest(index), manifest.executable(index))
+        return self._manifest[self._places[at]]
 
     def _find(self, name: str) -> int:
         at = self._next
-        if at == len(self._names) or self._names[at] != name:
-            at = bisect_left(self._names, name)
-            if at == len(self._names) or self._names[at] != name:
+        if at == len(self._places) or self._name(at) != name:
+            at = bisect_left(range(len(self._places)), name, key=self._name)
+            if at == len(self._places) or self._name(at) != name:
                 return -1
         self._next = at + 1
         return at
+
+    def _name(self, at: int) -> str:
+        return self._manifest.name(self._places[at])
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) >= 0
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._names)
+        return map(self._manifest.name, self._places)
 
     def __len__(self) -> int:
-        return len(self._names)
+        return len(self._places)
 
 
 class Contents:
-    """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred."""
+    """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred.
 
-    def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
-        keys = array("Q", (int.from_bytes(digest[:8], "big") for digest in manifest.digests()))
-        self._order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
-        self._keys = array("Q", (keys[index] for index in self._order))
+    Args:
+        places: the entries that count, in order; all by default.
+    """
+
+    def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
+        self.manifest = manifest
+        within = array("I", range(len(manifest)) if places is None else places)
+        keys = array("Q", (int.from_bytes(manifest.digest(at)[:8], "big") for at in within))
+        order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        self._order = array("I", (within[at] for at in order))
+        self._keys = array("Q", (keys[at] for at in order))
 
     def find(self, digest: bytes) -> Iterator[int]:
         """The indexes of the entries with this SHA-256, in order."""
@@ -281,8 +286,59 @@ class Contents:
         for at in range(bisect_left(self._keys, key), len(self._keys)):
             if self._keys[at] != key:
                 return
-            if self._manifest.digest(self._order[at]) == digest:
+            if self.manifest.digest(self._order[at]) == digest:
                 yield self._order[at]
+
+    def first(self, digest: bytes) -> int | None:
+        """The index of the first entry with this SHA-256."""
+        return next(self.find(digest), None)
+
+    def bytes_of(self, digests: Iterable[bytes]) -> int:
+        """The sizes of these contents together."""
+        return sum(self.manifest.size(at) for at in map(self.first, digests) if at is not None)
+
+
+class ContentSet(Set[bytes]):
+    """Some contents of a manifest, by SHA-256, in a byte an entry."""
+
+    def __init__(self, contents: Contents, digests: Iterable[bytes] = ()) -> None:
+        self.contents = contents
+        self._has = bytearray(len(contents.manifest))  # for the first entry of each content
+        for digest in digests:
+            self.add(digest)
+
+    def add(self, digest: bytes) -> bool:
+        """Take one in; False if the manifest does not have it."""
+        at = self.contents.first(digest)
+        if at is not None:
+            self._has[at] = 1
+        return at is not None
+
+    def __contains__(self, digest: object) -> bool:
+        at = self.contents.first(digest) if isinstance(digest, bytes) else None
+        return at is not None and self._has[at] == 1
+
+    def __iter__(self) -> Iterator[bytes]:
+        return itertools.compress(self.contents.manifest.digests(), self._has)
+
+    def __len__(self) -> int:
+        return self._has.count(1)
+
+    def __sub__(self, other: Iterable[object]) -> ContentSet:
+        left = ContentSet(self.contents)
+        if isinstance(other, ContentSet) and other.contents is self.contents:
+            bits = int.from_bytes(self._has, "big") & ~int.from_bytes(other._has, "big")
+            left._has[:] = bits.to_bytes(len(self._has), "big")
+            return left
+        left._has[:] = self._has
+        for digest in other:
+            if isinstance(digest, bytes) and (at := self.contents.first(digest)) is not None:
+                left._has[at] = 0
+        return left
+
+    @classmethod
+    def _from_iterable(cls, digests: Iterable[bytes]) -> frozenset[bytes]:  # type: ignore[override]
+        return frozenset(digests)
 
 
 def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:

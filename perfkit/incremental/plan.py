@@ -6,12 +6,13 @@ every route that could bring some of it is priced in seconds on the link at hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
+from perfkit.filesystem.names import Names
 from perfkit.filesystem.paths import aside_name
 
 __all__ = ["Content", "Held", "Link", "Local", "Offer", "Plan", "choose", "decide"]
@@ -72,7 +73,7 @@ class Offer:
     """
 
     route: str
-    contents: frozenset[bytes]  # by SHA-256
+    contents: Set[bytes]  # by SHA-256
     bytes: int  # over the network
     requests: int
     decoded_bytes: int = 0  # that have to be read and written to get there
@@ -89,14 +90,14 @@ class Plan:
     unchanged: int = 0  # files that are as wanted, of all
     local: tuple[Local, ...] = ()
     modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
-    stored: tuple[str, ...] = ()  # names whose content only the history has
-    fetch: tuple[str, ...] = ()  # names whose content is not here
+    stored: Sequence[str] = ()  # names whose content only the history has
+    fetch: Sequence[str] = ()  # names whose content is not here
     remove: tuple[str, ...] = ()
     noted: tuple[str, ...] = ()  # that are as wanted, or gone, already, though the installed release had them otherwise
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
     overwritten: tuple[str, ...] = ()  # edited files that are not kept
-    added: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()
+    added: Sequence[str] = ()
+    changed: Sequence[str] = ()
     offers: tuple[Offer, ...] = ()  # the routes to take, in order
     missing_bytes: int = 0  # of the files in `fetch`, each content once
     bytes: int = 0  # that are expected over the network
@@ -156,32 +157,43 @@ def decide(
         shown = ", ".join(sorted(edited)[:_SHOWN]) + (", …" if len(edited) > _SHOWN else "")
         raise UpdateError(f"{len(edited)} files were changed locally: {shown}; nothing was done. "
                           'local_changes="keep" moves them aside, "overwrite" replaces them')  # fmt: skip
-    names = {*wanted, *installed}
     aside: dict[str, str] = {}
+    fresh: set[str] = set()
     for name in edited if local_changes == "keep" else ():
-        aside[name] = aside_name(name, lambda fresh: fresh in names or taken(fresh))
-        names.add(aside[name])
+        aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
+        fresh.add(aside[name])
     gone = [name for name in installed if name not in wanted]
     local, kept, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
     moved = {each.source for each in local if each.move}
-    sizes = {wanted[name].sha256: wanted[name].size for name in fetch}
     return Plan(
         version=version,
         installed_version=installed_version,
         keep=keep,
         unchanged=len(keep),
         local=tuple(local),
-        stored=tuple(kept),
+        stored=kept,
         modes=modes,
-        fetch=tuple(fetch),
+        fetch=fetch,
         remove=tuple(name for name in gone if name not in moved and name not in aside),
         noted=tuple(n for n, entry in before.items() if _came_about(entry, installed.get(n), wanted.get(n))),
         aside=aside,
         overwritten=tuple(edited) if local_changes == "overwrite" else (),
-        added=tuple(name for name in wanted if name not in installed),
-        changed=tuple(name for name in wanted if name in installed and name not in keep),
-        missing_bytes=sum(sizes.values()),
+        added=Names(name for name in wanted if name not in installed),
+        changed=Names(name for name in wanted if name in installed and name not in keep),
+        missing_bytes=_total(wanted, fetch),
     )
+
+
+def _total(wanted: Mapping[str, Content], names: Iterable[str]) -> int:
+    """The bytes of these files, each content once."""
+    seen: set[bytes] = set()
+    total = 0
+    for name in names:
+        entry = wanted[name]
+        if entry.sha256 not in seen:
+            seen.add(entry.sha256)
+            total += entry.size
+    return total
 
 
 def _same(held: Held | None, entry: Content) -> bool:
@@ -206,15 +218,14 @@ def _sources(
     *,
     free: set[str],
     stored: Collection[bytes],
-) -> tuple[list[Local], list[str], list[str]]:
+) -> tuple[list[Local], Names, Names]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
     holders: dict[bytes, list[str]] = {}
     for name, held in installed.items():
         if held.sha256:
             holders.setdefault(held.sha256, []).append(name)
     local: list[Local] = []
-    kept: list[str] = []
-    fetch: list[str] = []
+    kept, fetch = Names(), Names()
     for name, entry in wanted.items():
         if name in right:
             continue
@@ -233,7 +244,7 @@ def _sources(
 
 
 def choose(
-    missing: Collection[bytes], offers: Callable[[frozenset[bytes]], Sequence[Offer]], link: Link
+    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link
 ) -> tuple[Offer, ...]:
     """The routes that together bring these contents for the least price, in the order to take them.
 
@@ -244,21 +255,21 @@ def choose(
     Raises:
         UpdateError: some content is on offer from no route.
     """
-    found = _cheapest(frozenset(missing), offers, link, used=frozenset())
+    found = _cheapest(missing, offers, link, used=frozenset())
     if found is None:
         raise UpdateError(f"no route offers all of the {len(missing)} missing contents; the release is incomplete")
     return found
 
 
 def _cheapest(
-    missing: frozenset[bytes], offers: Callable[[frozenset[bytes]], Sequence[Offer]], link: Link, used: frozenset[str]
+    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link, used: frozenset[str]
 ) -> tuple[Offer, ...] | None:
     """Each route first, and after it the best for what it leaves; there are few routes, so all orders are tried."""
     if not missing:
         return ()
     best: tuple[Offer, ...] | None = None
     for offer in offers(missing):
-        if offer.route in used or not offer.contents & missing:
+        if offer.route in used or missing.isdisjoint(offer.contents):
             continue
         rest = _cheapest(missing - offer.contents, offers, link, used | {offer.route})
         if rest is not None and (best is None or _price((offer, *rest), link) < _price(best, link)):

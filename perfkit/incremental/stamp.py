@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from perfkit.filesystem.commit import OWN
@@ -26,7 +26,7 @@ class _Status(NamedTuple):
 def stamp(
     rows: Rows,
     root: str,
-    changes: Iterable[Change],
+    changes: Collection[Change],
     *,
     but: Collection[str],
     certain_ns: Callable[[str], int],
@@ -40,13 +40,14 @@ def stamp(
             that and before the commit; for what was hashed, before it was.
         probe: the file for `clock_ns`.
     """
-    mine = [change for change in changes if not change.name.startswith(f"{OWN}/")]
-    if not mine:
+    if not changes:
         return
     seen_ns = 0
     with contextlib.suppress(OSError):  # without a clock nothing is certain, and the files are read again
         seen_ns = next_tick_ns(probe)  # later than our own renames
-    for change in mine:
+    for change in changes:
+        if change.name.startswith(f"{OWN}/"):
+            continue
         status = _lstat(os.path.join(root, change.name))
         if change.after is None or status is None or status != _then(change) or change.name in but:
             rows.forget(change.name)

@@ -7,10 +7,11 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Callable
+from array import array
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import partial
-from itertools import islice
+from itertools import chain, islice
 from typing import cast
 
 from perfkit.config import Config, LocalChanges
@@ -23,7 +24,7 @@ from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.look import Look
-from perfkit.incremental.manifest import Manifest, Part, side_by_side
+from perfkit.incremental.manifest import Contents, ContentSet, Manifest, Part, side_by_side
 from perfkit.incremental.plan import Plan, decide
 from perfkit.incremental.report import SyncReport
 from perfkit.incremental.routes.members import Selection
@@ -67,7 +68,7 @@ def plan(
         assembly = Assembly(stage, progress=progress, standing=look.path)
         wanted = _wanted(source, installed, look, assembly)
         plan = _decide(root, source, wanted, installed, look, _policy(config))
-        missing = frozenset(_sizes(wanted, plan.fetch)).difference(assembly.done)
+        missing = assembly.lacking(_contents(wanted, plan.fetch))
         return plan.by(source.offers(missing, wanted))
 
 
@@ -171,7 +172,7 @@ def _decide(
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
     plan = decide(
-        version=source.version, wanted=after, installed=look.of({*before, *after}), before=before,
+        version=source.version, wanted=after, installed=look.of(chain(before, after)), before=before,
         installed_version=installed.version, stored=stored,
         taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
     )  # fmt: skip
@@ -187,36 +188,38 @@ def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part,
     sources: set[int] = set()
     if len(installed):
         pairs = side_by_side(installed, wanted)
-        sought = {wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there)}
+        sought = (wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there))
         sources.update(at for digest in sought for at in islice(look.having(digest), 1))
     before, after = Part(installed), Part(wanted)
-    for name, here, there in side_by_side(installed, wanted):
+    for _, here, there in side_by_side(installed, wanted):
         if here in sources or not stays(here, there):
             if here is not None:
-                before.add(name, here)
+                before.add(here)
             if there is not None:
-                after.add(name, there)
+                after.add(there)
     return before, after
 
 
 def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
     """Have all contents that the tree does not have; returns the routes taken."""
-    sizes = _sizes(wanted, (*plan.stored, *plan.fetch))
-    assembly.take_up({digest: size for digest, size in sizes.items() if digest not in assembly.done})
-    for digest in _sizes(wanted, plan.stored).keys() - assembly.done.keys():
+    needed = _contents(wanted, chain(plan.stored, plan.fetch))
+    assembly.expect(needed.contents)
+    assembly.take_up(needed)
+    for digest in assembly.lacking(_contents(wanted, plan.stored, needed.contents)):
         assembly.copy(digest, os.path.join(own(tree.root, "objects"), digest.hex()))  # if it is still what it was
-    missing = frozenset(sizes).difference(assembly.done)
-    tree.need_space(sum(sizes[digest] for digest in missing))
+    missing = assembly.lacking(needed)
+    tree.need_space(needed.contents.bytes_of(missing))
     routes = source.fetch(missing, wanted, assembly)
-    if lacking := missing.difference(assembly.done):
+    if lacking := assembly.lacking(missing):
         raise TransferError(source.url, f"{len(lacking)} contents could not be had as they should be; nothing was done")
     return routes
 
 
-def _sizes(wanted: Manifest, names: tuple[str, ...]) -> dict[bytes, int]:
-    """The contents of these files, and how large they are; empty ones left out."""
-    places = (wanted.find(name) for name in names)
-    return {wanted.digest(at): wanted.size(at) for at in places if at is not None and wanted.size(at)}
+def _contents(wanted: Manifest, names: Iterable[str], of: Contents | None = None) -> ContentSet:
+    """The contents of these files; empty ones left out."""
+    found = (wanted.find(name) for name in names)
+    places = array("I", (at for at in found if at is not None and wanted.size(at)))
+    return ContentSet(of or Contents(wanted, places), map(wanted.digest, places))
 
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:

@@ -14,7 +14,7 @@ A new kind of source is a class with these members, and a line in `opening`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from typing import Protocol
 
 from perfkit.incremental.fetch import Assembly
@@ -74,11 +74,11 @@ class Source(Protocol):
         """
         ...
 
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         """What `fetch` would do for these contents, in order; for a dry run."""
         ...
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         """Bring these contents into the assembly; returns the routes taken, in a word each.
 
         What is not there afterwards could not be had, and the updater gives up.

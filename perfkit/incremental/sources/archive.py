@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Set
+
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Offer
 from perfkit.incremental.routes.members import Selection
@@ -31,5 +33,5 @@ class ArchiveSource:
     def record(self) -> dict[str, object]:
         return {"origin": self._origin.record(), "selection": self._selection.record()}
 
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         return ()

@@ -37,7 +37,7 @@ def follow(paths: Iterable[str], old: Manifest, where: Callable[[bytes], str | N
 def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
     def read(span: Span) -> bytes | None:
         digest = old.digest(span.entry)
-        source = assembly.done.get(digest) or where(digest)
+        source = assembly.done[digest] if digest in assembly.done else where(digest)
         if source is None:
             return None
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
 from perfkit.downloads.protocol import Version
@@ -132,10 +132,10 @@ class ListSource:
         self._record = {"files": {each.name: _record_of(each, versions[each.name]) for each in self._listed}}
         return manifest
 
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         return ()
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
         asked = [(each, Version()) for each in self._listed if each.name in names]
         for (each, _), found in zip(asked, self._get(asked), strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Sequence, Set
 
 from perfkit.errors import ManifestError
 from perfkit.incremental.codec import give_back
@@ -45,7 +45,7 @@ class Packs:
         self._index = Index.parse(objects.packed(index), manifest)
         self._variant = variant
 
-    def offer(self, missing: frozenset[bytes]) -> Offer:
+    def offer(self, missing: Set[bytes]) -> Offer:
         """What it takes to make these contents from frames."""
         pieces = self._pieces(missing)
         salvage = self._salvaged(pieces)
@@ -59,7 +59,7 @@ class Packs:
             bytes=sum(each.end - each.start for each in lacking) + sum(ref.bytes for ref in dictionaries),
         )  # fmt: skip
 
-    def fetch(self, missing: frozenset[bytes], assembly: Assembly) -> None:
+    def fetch(self, missing: Set[bytes], assembly: Assembly) -> None:
         """Make these contents; those that come out wrong are not in the assembly then.
 
         Raises:
@@ -70,7 +70,7 @@ class Packs:
         salvage = self._salvaged(pieces)
         kept = [number for number in pieces if number in salvage]
         self._fetch([number for number in pieces if number not in salvage], kept, missing, assembly)
-        if kept and (lacking := missing.difference(assembly.done)):
+        if kept and (lacking := assembly.lacking(missing)):
             salvage.give_up()
             self._fetch(self._pieces(lacking), (), lacking, assembly)
 
@@ -86,7 +86,7 @@ class Packs:
         return self._salvage
 
     def _fetch(
-        self, pieces: Sequence[int], kept: Collection[int], missing: frozenset[bytes], assembly: Assembly
+        self, pieces: Sequence[int], kept: Collection[int], missing: Set[bytes], assembly: Assembly
     ) -> None:
         """Fetch these pieces, and with what the tree has of others make the missing contents."""
         ranges = self._ranges(pieces)
@@ -104,7 +104,7 @@ class Packs:
                     failure = error
         assembly.forget_parts()
         give_back()
-        if failure is not None or missing.difference(assembly.done):
+        if failure is not None or assembly.lacking(missing):
             self._discard(ranges, staged)
         if failure is not None:
             raise failure

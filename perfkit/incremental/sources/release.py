@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Set
 
 from perfkit.downloads.protocol import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
@@ -139,7 +139,7 @@ class ReleaseSource:
         self._taken.append("delta")
         return made
 
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         while True:
             over = len(self._over)
             try:
@@ -149,15 +149,15 @@ class ReleaseSource:
                     raise
             # an index could not be had: the other one may have what is missing
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         self._standing = assembly.standing
-        while left := missing.difference(assembly.done):
+        while left := assembly.lacking(missing):
             offers = self._offers_or_error(left, manifest)
             with self._trying(offers[0].route, offers[0].variant):
                 self._take(offers[0], manifest, assembly)
         return tuple(dict.fromkeys(self._taken))
 
-    def _offers_or_error(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def _offers_or_error(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         """At least one; where all routes are at their end, what was wrong with the last."""
         try:
             return self.offers(missing, manifest)
@@ -184,10 +184,10 @@ class ReleaseSource:
             return
         self._packs[offer.variant].fetch(offer.contents, assembly)
         self._taken.append(offer.route)
-        if lacking := offer.contents.difference(assembly.done):
+        if lacking := assembly.lacking(offer.contents):
             raise ManifestError(f"{len(lacking)} contents are not what the manifest says")
 
-    def _offers(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[Offer]:
+    def _offers(self, missing: Set[bytes], manifest: Manifest) -> Iterator[Offer]:
         """What the routes that are left ask for these contents; indexes are fetched for it where they matter."""
         delta = self._delta_offer(missing)
         if delta is not None:
@@ -202,16 +202,16 @@ class ReleaseSource:
             if variant in self._packs:
                 yield self._packs[variant].offer(missing)
 
-    def _delta_offer(self, missing: frozenset[bytes]) -> Offer | None:
+    def _delta_offer(self, missing: Set[bytes]) -> Offer | None:
         """A delta makes all that the old tree does not have."""
         if not self._hops or ("delta", "") in self._over:
             return None
-        contents = missing.difference(self._installed.manifest.digests())
+        contents = missing - frozenset(self._installed.manifest.digests())
         hops = self._objects.lacks(self._hops)
         size = sum(hop.bytes for hop in hops)
         return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
 
-    def _variants(self, missing: frozenset[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
+    def _variants(self, missing: Set[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
         """The indexes worth asking: by how much is missing, or since they are here already.
 
         Of a file that stands in the tree with other content, small frames may be needed only in part.

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.incremental.fetch import Assembly
@@ -41,7 +41,7 @@ class TarSource(ArchiveSource):
                 entries.append(Entry(member.name, member.size, digest, member.executable))
         return Manifest.of(entries)
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
         if names:
             with self._archive(assembly) as members:

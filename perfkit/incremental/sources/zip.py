@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.incremental.fetch import Assembly
@@ -66,7 +66,7 @@ class ZipSource(ArchiveSource):
         self._sums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
         return manifest
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         if missing:
             members = self._directory()
             self._read([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], assembly)

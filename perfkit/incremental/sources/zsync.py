@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from typing import BinaryIO
 
 from perfkit.downloads.protocol import Version
@@ -74,10 +74,10 @@ class ZsyncSource:
         self._sha1 = control.sha1
         return Manifest.of([entry])
 
-    def offers(self, missing: frozenset[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
         return ()
 
-    def fetch(self, missing: frozenset[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
         if missing:
             self._make(self._read_control(), None, assembly)
         return self._routes
