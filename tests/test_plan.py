@@ -54,7 +54,7 @@ def test_nothing_to_do() -> None:
     found = plan(same, same)
     assert found.empty
     assert found.route == "none"
-    assert found.keep == {"a", "b"}
+    assert found.keep == ("a", "b")
 
 
 def test_changed_added_and_removed() -> None:
@@ -150,13 +150,13 @@ def test_an_edit_of_a_file_that_the_release_drops_is_kept_too() -> None:
 def test_an_edit_to_what_is_wanted_is_no_edit() -> None:
     """A half-updated tree: files that already are as the new release has them stay, whatever the policy."""
     found = plan(tree(a="1", b="3"), tree(a="2", b="4"), tree(a="2", b="3"), local_changes="refuse")
-    assert found.keep == {"a"}
+    assert found.keep == ("a",)
     assert found.fetch == ("b",)
 
 
 def test_an_unmanaged_file_in_the_way() -> None:
     """The same content is adopted; another is a local change."""
-    assert plan({}, tree(a="1"), tree(a="1"), local_changes="refuse").keep == {"a"}
+    assert plan({}, tree(a="1"), tree(a="1"), local_changes="refuse").keep == ("a",)
     assert plan({}, tree(a="1"), tree(a="mine")).aside == {"a": "a.perfkit-local"}
 
 

@@ -160,11 +160,12 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
 
 
 def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
-    names = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "fetch",
-             "remove", "added", "changed", "aside")  # fmt: skip
+    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "aside")
+    names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
-    tell(arguments, {**{name: getattr(plan, name) for name in names}, "offers": offers},
+    record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
+    tell(arguments, {**record, "offers": offers},
          f"{plan.version}: {len(plan.fetch)} files to fetch, {here} from here, {len(plan.remove)} to remove; by "
          f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, some {plan.seconds:.1f} s")  # fmt: skip
 

@@ -64,6 +64,10 @@ def steps(beneath: Beneath, changes: ChangeSet, changed: Collection[int]) -> tup
 
     Args:
         changed: the rows that differ from what is there.
+
+    Raises, as the steps are asked for:
+        FileChangedError: a file that is to be removed is gone.
+        OSError: a directory can't be looked at.
     """
     drops = array("I", (row for row in changed if not changes.puts(row)))
     puts = array("I", (row for row in changed if changes.puts(row)))
@@ -75,22 +79,26 @@ def steps(beneath: Beneath, changes: ChangeSet, changed: Collection[int]) -> tup
         found = beneath.lstat(name) if changes.is_new(row) else None
         if found is not None and stat.S_ISDIR(found.st_mode):
             emptied.update(_directories(beneath, name))
-    first: list[Step] = []
-    later: list[Step] = []
+    first, later = array("I"), array("I")
     left: set[str] = set()  # directories that files leave
     for row in drops:
         name = changes.name(row)
         blocks = name in above or any(parent in emptied for parent in _parents(name))
-        (first if blocks else later).append(_drop(beneath, name, changes.before(row)))
+        (first if blocks else later).append(row)
         left.update(_until(_parents(name), left))
-    first += [Step("rmdir", name) for name in sorted(emptied, reverse=True)]
-    first += [Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name)]
-    later += [Step("rmdir", name) for name in sorted(left - above - emptied - {OWN}, reverse=True)]
 
     def placed(*, new: bool) -> Iterator[Step]:
         return (Step("put", changes.name(r), changes.source(r)) for r in puts if changes.is_new(r) == new)
 
-    return chain(first, placed(new=True)), chain(placed(new=False), later)
+    def dropped(rows: Iterable[int]) -> Iterator[Step]:
+        return (_drop(beneath, changes.name(row), changes.before(row)) for row in rows)
+
+    def removed(names: set[str]) -> Iterator[Step]:
+        return (Step("rmdir", name) for name in sorted(names, reverse=True))
+
+    made = (Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name))
+    firm = chain(dropped(first), removed(emptied), made, placed(new=True))
+    return firm, chain(placed(new=False), dropped(later), removed(left - above - emptied - {OWN}))
 
 
 def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:

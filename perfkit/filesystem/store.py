@@ -11,6 +11,7 @@ import stat
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
+from perfkit.filesystem.names import Names
 from perfkit.filesystem.records import Content, Seen
 
 __all__ = ["EMPTY", "OBJECTS", "Store", "content_of", "copy_into", "digest_of", "write_all"]
@@ -69,10 +70,10 @@ class Store:
 
     def __init__(self, beneath: Beneath) -> None:
         self._beneath = beneath
-        self.added: list[str] = []  # since `begin`; what an abandoned change takes back
+        self.added = Names()  # since `begin`; what an abandoned change takes back
 
     def begin(self) -> None:
-        self.added = []
+        self.added = Names()
 
     def look(self, name: str, seen: Seen | None = None) -> Content:
         """What a name holds.
@@ -134,7 +135,7 @@ class Store:
         for target in self.added:
             with contextlib.suppress(OSError):  # then the next sweep removes it
                 self._beneath.unlink(target)
-        self.added = []
+        self.added = Names()
 
     def sweep(self, needed: set[str]) -> None:
         """Remove every object but these."""

@@ -16,7 +16,8 @@ from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.commit import FETCHED
 from perfkit.filesystem.hashing import hash_file
 from perfkit.filesystem.store import copy_into
-from perfkit.incremental.manifest import Contents, ContentSet, Manifest
+from perfkit.incremental.contents import Contents, ContentSet
+from perfkit.incremental.manifest import Manifest
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 

@@ -13,7 +13,8 @@ from perfkit.filesystem.ordered import scan_in_order
 from perfkit.filesystem.records import Seen
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.store import OBJECTS
-from perfkit.incremental.manifest import Contents, Manifest
+from perfkit.incremental.contents import Contents
+from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held
 from perfkit.incremental.statcache import StatCache
 from perfkit.progress.meter import Progress

@@ -12,14 +12,15 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import overload
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.incremental.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "ContentSet", "Contents", "Entry", "Manifest", "Part", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "side_by_side"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -226,11 +227,16 @@ class Manifest:
 
 
 class Part(Mapping[str, Entry]):
-    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order."""
+    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order.
+
+    Attributes:
+        names: of the entries, in order.
+    """
 
     def __init__(self, manifest: Manifest) -> None:
         self._manifest = manifest
         self._places = array("I")
+        self.names = _Names(manifest, self._places)
         self._next = 0  # which is likely to be asked for
 
     def add(self, index: int) -> None:
@@ -244,101 +250,47 @@ class Part(Mapping[str, Entry]):
         return self._manifest[self._places[at]]
 
     def _find(self, name: str) -> int:
-        at = self._next
-        if at == len(self._places) or self._name(at) != name:
-            at = bisect_left(range(len(self._places)), name, key=self._name)
-            if at == len(self._places) or self._name(at) != name:
-                return -1
+        for at in (self._next, self._next - 1):
+            if 0 <= at < len(self.names) and self.names[at] == name:
+                self._next = at + 1
+                return at
+        at = bisect_left(self.names, name)
+        if at == len(self.names) or self.names[at] != name:
+            return -1
         self._next = at + 1
         return at
-
-    def _name(self, at: int) -> str:
-        return self._manifest.name(self._places[at])
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) >= 0
 
     def __iter__(self) -> Iterator[str]:
-        return map(self._manifest.name, self._places)
+        return iter(self.names)
 
     def __len__(self) -> int:
         return len(self._places)
 
 
-class Contents:
-    """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred.
+class _Names(Sequence[str]):
+    """The names of some entries."""
 
-    Args:
-        places: the entries that count, in order; all by default.
-    """
-
-    def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
-        self.manifest = manifest
-        within = array("I", range(len(manifest)) if places is None else places)
-        keys = array("Q", (int.from_bytes(manifest.digest(at)[:8], "big") for at in within))
-        order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
-        self._order = array("I", (within[at] for at in order))
-        self._keys = array("Q", (keys[at] for at in order))
-
-    def find(self, digest: bytes) -> Iterator[int]:
-        """The indexes of the entries with this SHA-256, in order."""
-        key = int.from_bytes(digest[:8], "big")
-        for at in range(bisect_left(self._keys, key), len(self._keys)):
-            if self._keys[at] != key:
-                return
-            if self.manifest.digest(self._order[at]) == digest:
-                yield self._order[at]
-
-    def first(self, digest: bytes) -> int | None:
-        """The index of the first entry with this SHA-256."""
-        return next(self.find(digest), None)
-
-    def bytes_of(self, digests: Iterable[bytes]) -> int:
-        """The sizes of these contents together."""
-        return sum(self.manifest.size(at) for at in map(self.first, digests) if at is not None)
-
-
-class ContentSet(Set[bytes]):
-    """Some contents of a manifest, by SHA-256, in a byte an entry."""
-
-    def __init__(self, contents: Contents, digests: Iterable[bytes] = ()) -> None:
-        self.contents = contents
-        self._has = bytearray(len(contents.manifest))  # for the first entry of each content
-        for digest in digests:
-            self.add(digest)
-
-    def add(self, digest: bytes) -> bool:
-        """Take one in; False if the manifest does not have it."""
-        at = self.contents.first(digest)
-        if at is not None:
-            self._has[at] = 1
-        return at is not None
-
-    def __contains__(self, digest: object) -> bool:
-        at = self.contents.first(digest) if isinstance(digest, bytes) else None
-        return at is not None and self._has[at] == 1
-
-    def __iter__(self) -> Iterator[bytes]:
-        return itertools.compress(self.contents.manifest.digests(), self._has)
+    def __init__(self, manifest: Manifest, places: array[int]) -> None:
+        self._manifest = manifest
+        self._places = places
 
     def __len__(self) -> int:
-        return self._has.count(1)
+        return len(self._places)
 
-    def __sub__(self, other: Iterable[object]) -> ContentSet:
-        left = ContentSet(self.contents)
-        if isinstance(other, ContentSet) and other.contents is self.contents:
-            bits = int.from_bytes(self._has, "big") & ~int.from_bytes(other._has, "big")
-            left._has[:] = bits.to_bytes(len(self._has), "big")
-            return left
-        left._has[:] = self._has
-        for digest in other:
-            if isinstance(digest, bytes) and (at := self.contents.first(digest)) is not None:
-                left._has[at] = 0
-        return left
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            return list(map(self._manifest.name, self._places[at]))
+        return self._manifest.name(self._places[at])
 
-    @classmethod
-    def _from_iterable(cls, digests: Iterable[bytes]) -> frozenset[bytes]:  # type: ignore[override]
-        return frozenset(digests)
+    def __iter__(self) -> Iterator[str]:
+        return map(self._manifest.name, self._places)
 
 
 def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:

@@ -6,14 +6,16 @@ every route that could bring some of it is priced in seconds on the link at hand
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence, Set
+from array import array
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import Protocol, overload
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
-from perfkit.filesystem.names import Names
 from perfkit.filesystem.paths import aside_name
+from perfkit.incremental.contents import DigestIndex
+from perfkit.incremental.manifest import Part
 
 __all__ = ["Content", "Held", "Link", "Local", "Offer", "Plan", "choose", "decide"]
 
@@ -39,6 +41,55 @@ class Held:
     sha256: bytes
     size: int
     executable: bool = False
+
+
+class Chosen(Sequence[str]):
+    """Some of many names, in their order; equal to any sequence of the same ones."""
+
+    def __init__(self, names: Sequence[str]) -> None:
+        self.names = names
+        self._places = array("I")
+
+    def take(self, place: int) -> None:
+        """One more: which of the names."""
+        self._places.append(place)
+
+    def places(self) -> Iterator[tuple[int, str]]:
+        """The names, each with its place."""
+        return ((place, self.names[place]) for place in self._places)
+
+    def those(self, fits: Callable[[str], bool]) -> Chosen:
+        """Those of them that fit."""
+        found = Chosen(self.names)
+        found._places.extend(place for place, name in self.places() if fits(name))
+        return found
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, at: int) -> str: ...
+    @overload
+    def __getitem__(self, at: slice) -> Sequence[str]: ...
+    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
+        if isinstance(at, slice):
+            return [self.names[place] for place in self._places[at]]
+        return self.names[self._places[at]]
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # more can be taken
+
+    def __repr__(self) -> str:
+        return f"Chosen({list(self)!r})"
+
+
+def _in_order(files: Mapping[str, object]) -> Sequence[str]:
+    """The names of a mapping, by their places."""
+    return files.names if isinstance(files, Part) else tuple(files)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,13 +137,13 @@ class Plan:
 
     version: str
     installed_version: str | None = None  # None: nothing is installed
-    keep: frozenset[str] = frozenset()  # names that are as wanted, of those that were given to `decide`
+    keep: Sequence[str] = ()  # names that are as wanted, of those that were given to `decide`
     unchanged: int = 0  # files that are as wanted, of all
     local: tuple[Local, ...] = ()
-    modes: tuple[str, ...] = ()  # whose content is right, and whose executable bit is not
+    modes: Sequence[str] = ()  # whose content is right, and whose executable bit is not
     stored: Sequence[str] = ()  # names whose content only the history has
     fetch: Sequence[str] = ()  # names whose content is not here
-    remove: tuple[str, ...] = ()
+    remove: Sequence[str] = ()
     noted: tuple[str, ...] = ()  # that are as wanted, or gone, already, though the installed release had them otherwise
     aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
     overwritten: tuple[str, ...] = ()  # edited files that are not kept
@@ -148,22 +199,32 @@ def decide(
     Raises:
         UpdateError: there are local changes, and they are to be refused.
     """
-    keep = frozenset(name for name, entry in wanted.items() if _same(installed.get(name), entry))
-    modes = tuple(name for name, entry in wanted.items() if name not in keep and name in installed
-                  and installed[name].sha256 == entry.sha256)  # fmt: skip
-    right = keep.union(modes)
-    edited = [name for name, held in installed.items() if name not in right and _edited(held, before.get(name))]
-    if edited and local_changes == "refuse":
+    names = _in_order(wanted)
+    keep, modes, added, changed, lacking = (Chosen(names) for _ in range(5))
+    for at, name in enumerate(names):
+        entry, held = wanted[name], installed.get(name)
+        if held is None:
+            added.take(at)
+        elif _same(held, entry):
+            keep.take(at)
+        else:
+            changed.take(at)
+        if held is None or held.sha256 != entry.sha256:
+            lacking.take(at)
+        elif held.executable != entry.executable:
+            modes.take(at)
+    tree = _Tree(installed, wanted, before)
+    if tree.edited and local_changes == "refuse":
+        edited = tree.edited
         shown = ", ".join(sorted(edited)[:_SHOWN]) + (", …" if len(edited) > _SHOWN else "")
         raise UpdateError(f"{len(edited)} files were changed locally: {shown}; nothing was done. "
                           'local_changes="keep" moves them aside, "overwrite" replaces them')  # fmt: skip
     aside: dict[str, str] = {}
     fresh: set[str] = set()
-    for name in edited if local_changes == "keep" else ():
+    for name in tree.edited if local_changes == "keep" else ():
         aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
         fresh.add(aside[name])
-    gone = [name for name in installed if name not in wanted]
-    local, kept, fetch = _sources(wanted, installed, right, free={*gone}.difference(edited), stored=stored)
+    local, kept, fetch = _sources(wanted, lacking, tree, stored)
     moved = {each.source for each in local if each.move}
     return Plan(
         version=version,
@@ -174,14 +235,55 @@ def decide(
         stored=kept,
         modes=modes,
         fetch=fetch,
-        remove=tuple(name for name in gone if name not in moved and name not in aside),
+        remove=tree.gone.those(lambda name: name not in moved and name not in aside),
         noted=tuple(n for n, entry in before.items() if _came_about(entry, installed.get(n), wanted.get(n))),
         aside=aside,
-        overwritten=tuple(edited) if local_changes == "overwrite" else (),
-        added=Names(name for name in wanted if name not in installed),
-        changed=Names(name for name in wanted if name in installed and name not in keep),
+        overwritten=tuple(tree.edited) if local_changes == "overwrite" else (),
+        added=added,
+        changed=changed,
         missing_bytes=_total(wanted, fetch),
     )
+
+
+class _Tree:
+    """What stands in the tree, and what of it goes.
+
+    Attributes:
+        gone: the names that the release does not have.
+        edited: the names whose content is neither what the release before nor this one has.
+    """
+
+    def __init__(
+        self, installed: Mapping[str, Held], wanted: Mapping[str, Content], before: Mapping[str, Content]
+    ) -> None:
+        self._installed = installed
+        self._names = _in_order(installed)
+        self.gone = Chosen(self._names)
+        self.edited: list[str] = []
+        self._leaves = bytearray(len(self._names))  # 1 for each that goes, and whose file nothing else needs yet
+        for at, name in enumerate(self._names):
+            held, entry = installed[name], wanted.get(name)
+            if entry is None:
+                self.gone.take(at)
+            if (entry is None or entry.sha256 != held.sha256) and _edited(held, before.get(name)):
+                self.edited.append(name)
+            else:
+                self._leaves[at] = entry is None
+        self._index = DigestIndex(installed[name].sha256 for name in self._names)
+
+    def source(self, wanted: Content) -> tuple[str, bool] | None:
+        """A name that has this content, and whether its file can be moved; none is moved twice."""
+        first: str | None = None
+        for at in self._index.candidates(wanted.sha256):
+            name = self._names[at]
+            held = self._installed[name]
+            if held.sha256 != wanted.sha256:
+                continue
+            if self._leaves[at] and held.executable == wanted.executable:
+                self._leaves[at] = 0
+                return name, True
+            first = first or name
+        return None if first is None else (first, False)
 
 
 def _total(wanted: Mapping[str, Content], names: Iterable[str]) -> int:
@@ -212,34 +314,20 @@ def _edited(held: Held, entry: Content | None) -> bool:
 
 
 def _sources(
-    wanted: Mapping[str, Content],
-    installed: Mapping[str, Held],
-    right: Collection[str],
-    *,
-    free: set[str],
-    stored: Collection[bytes],
-) -> tuple[list[Local], Names, Names]:
+    wanted: Mapping[str, Content], lacking: Chosen, tree: _Tree, stored: Collection[bytes]
+) -> tuple[list[Local], Chosen, Chosen]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
-    holders: dict[bytes, list[str]] = {}
-    for name, held in installed.items():
-        if held.sha256:
-            holders.setdefault(held.sha256, []).append(name)
     local: list[Local] = []
-    kept, fetch = Names(), Names()
-    for name, entry in wanted.items():
-        if name in right:
-            continue
-        sources = holders.get(entry.sha256, [])
-        leaving = next((source for source in sources if source in free), None)
-        if leaving is not None and installed[leaving].executable == entry.executable:
-            free.remove(leaving)
-            local.append(Local(name, leaving, move=True))
-        elif sources:
-            local.append(Local(name, sources[0]))
+    kept, fetch = Chosen(lacking.names), Chosen(lacking.names)
+    for at, name in lacking.places():
+        entry = wanted[name]
+        if (found := tree.source(entry)) is not None:
+            source, move = found
+            local.append(Local(name, source, move=move))
         elif entry.sha256 in stored:
-            kept.append(name)
+            kept.take(at)
         else:
-            fetch.append(name)
+            fetch.take(at)
     return local, kept, fetch
 
 

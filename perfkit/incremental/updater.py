@@ -20,11 +20,12 @@ from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateE
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
+from perfkit.incremental.contents import Contents, ContentSet
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.look import Look
-from perfkit.incremental.manifest import Contents, ContentSet, Manifest, Part, side_by_side
+from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import Plan, decide
 from perfkit.incremental.report import SyncReport
 from perfkit.incremental.routes.members import Selection
