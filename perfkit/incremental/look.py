@@ -14,8 +14,8 @@ from perfkit.filesystem.records import Seen
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.contents import Contents
-from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.plan import Held
+from perfkit.incremental.manifest import Manifest, Part
+from perfkit.incremental.plan import Held, Standing
 from perfkit.incremental.statcache import StatCache
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -145,17 +145,18 @@ class Look(Mapping[str, Held]):
         at = self._installed.find(name)
         return name in self._others or name in self._unread or (at is not None and self._as_said[at] == 1)
 
-    def of(self, names: Iterable[str]) -> dict[str, Held]:
-        """What stands under these names; those under which nothing does are left out."""
-        found: dict[str, Held] = {}
-        unread: dict[str, None] = {}
-        for name in names:
-            if name in self._unread:
-                unread[name] = None
-            elif name not in found and name in self:
-                found[name] = self[name]
-        self._read(unread)
-        return found | {name: self[name] for name in unread if name in self}
+    def of(self, before: Part, after: Part) -> Standing:
+        """What stands under the names of these entries, the first being of the installed manifest."""
+        as_said = Part(self._installed)
+        others: dict[str, Held] = {}
+        for at, name in before.places():
+            if self._as_said[at]:
+                as_said.add(at)
+            elif name in self._others:
+                others[name] = self._others[name]
+        self._read([name for name in after if name in self._unread])
+        others.update((name, self._others[name]) for name in after if name in self._others)
+        return Standing(as_said, others)
 
     def _read(self, names: Iterable[str]) -> None:
         """Read unmanaged files; what vanished meanwhile is none."""

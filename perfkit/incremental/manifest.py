@@ -243,6 +243,10 @@ class Part(Mapping[str, Entry]):
         """One more; it must follow the others."""
         self._places.append(index)
 
+    def places(self) -> Iterator[tuple[int, str]]:
+        """The index of each entry, and its name."""
+        return zip(self._places, self.names, strict=True)
+
     def __getitem__(self, name: str) -> Entry:
         at = self._find(name)
         if at < 0:

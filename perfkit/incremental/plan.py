@@ -17,14 +17,14 @@ from perfkit.filesystem.paths import aside_name
 from perfkit.incremental.contents import DigestIndex
 from perfkit.incremental.manifest import Part
 
-__all__ = ["Content", "Held", "Link", "Local", "Offer", "Plan", "choose", "decide"]
+__all__ = ["Chosen", "Content", "Held", "Link", "Local", "Offer", "Plan", "Standing", "choose", "decide"]
 
 
 _SHOWN = 5  # names in an error
 
 
 class Content(Protocol):
-    """What a file is to hold; a manifest's entries are of this kind."""
+    """What a file holds, or is to hold; a manifest's entries are of this kind."""
 
     @property
     def sha256(self) -> bytes: ...
@@ -89,7 +89,32 @@ class Chosen(Sequence[str]):
 
 def _in_order(files: Mapping[str, object]) -> Sequence[str]:
     """The names of a mapping, by their places."""
-    return files.names if isinstance(files, Part) else tuple(files)
+    return files.names if isinstance(files, (Part, Standing)) else tuple(files)
+
+
+class Standing(Mapping[str, Content]):
+    """What stands under some names: entries of a manifest just as it has them, and what is otherwise."""
+
+    def __init__(self, as_said: Part, others: Mapping[str, Held]) -> None:
+        self._as_said = as_said
+        self._others = others
+
+    @property
+    def names(self) -> Sequence[str]:
+        """All of them."""
+        return (*self._as_said.names, *self._others) if self._others else self._as_said.names
+
+    def __getitem__(self, name: str) -> Content:
+        return self._others.get(name) or self._as_said[name]
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._others or name in self._as_said
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self._as_said) + len(self._others)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +203,7 @@ def decide(
     *,
     version: str,
     wanted: Mapping[str, Content],
-    installed: Mapping[str, Held],
+    installed: Mapping[str, Content],
     before: Mapping[str, Content],
     installed_version: str | None = None,
     stored: Collection[bytes] = (),
@@ -254,7 +279,7 @@ class _Tree:
     """
 
     def __init__(
-        self, installed: Mapping[str, Held], wanted: Mapping[str, Content], before: Mapping[str, Content]
+        self, installed: Mapping[str, Content], wanted: Mapping[str, Content], before: Mapping[str, Content]
     ) -> None:
         self._installed = installed
         self._names = _in_order(installed)
@@ -298,18 +323,18 @@ def _total(wanted: Mapping[str, Content], names: Iterable[str]) -> int:
     return total
 
 
-def _same(held: Held | None, entry: Content) -> bool:
+def _same(held: Content | None, entry: Content) -> bool:
     return held is not None and held.sha256 == entry.sha256 and held.executable == entry.executable
 
 
-def _came_about(before: Content, held: Held | None, wanted: Content | None) -> bool:
+def _came_about(before: Content, held: Content | None, wanted: Content | None) -> bool:
     """Whether others have already made the change that the release makes."""
     if wanted is None:
         return held is None
     return _same(held, wanted) and (before.sha256, before.executable) != (wanted.sha256, wanted.executable)
 
 
-def _edited(held: Held, entry: Content | None) -> bool:
+def _edited(held: Content, entry: Content | None) -> bool:
     return entry is None or held.sha256 != entry.sha256
 
 

@@ -173,7 +173,7 @@ def _decide(
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
     plan = decide(
-        version=source.version, wanted=after, installed=look.of(chain(before, after)), before=before,
+        version=source.version, wanted=after, installed=look.of(before, after), before=before,
         installed_version=installed.version, stored=stored,
         taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
     )  # fmt: skip
