@@ -60,7 +60,7 @@ def watched(watch: Watcher) -> Iterator[None]:
             "fsync": by_fd, "write": by_fd, "fchmod": by_fd,
         }.items():  # fmt: skip
             stack.enter_context(mock.patch.object(os, kind, wrap(kind, getattr(os, kind), paths)))
-        stack.enter_context(mock.patch.object(commit, "_syncfs", wrap("syncfs", commit._syncfs, by_fd)))
+        stack.enter_context(mock.patch.object(commit, "syncfs", wrap("syncfs", commit.syncfs, by_fd)))
         yield
 
 

@@ -49,7 +49,7 @@ class Client:
     def install(self, index_ref: PackedRef) -> Tree:
         """The whole tree, by the blocks of one index."""
         index = Index.parse(self.packed(index_ref), self.manifest)
-        pieces = index.pieces(range(len(self.manifest)))
+        pieces = index.pieces(lambda entry: True)
         contents: dict[int, bytearray] = {}
         for fetched in index.ranges(pieces):
             pack = index.packs[fetched.pack]

@@ -97,7 +97,8 @@ def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False)
         assert own <= {"lock", "owner", "state", "history", "objects", "fetch", "manifest"}
         timeline = read_timeline(tree._beneath)
         objects = {entry.name for entry in (root / ".perfkit/objects").glob("*")}
-        assert objects == needed_objects(tree._beneath, timeline) - {EMPTY}
+        needed = {digest.hex() for digest in needed_objects(tree._beneath, timeline)}
+        assert objects == needed - {EMPTY}
         numbers = {int(entry.name) for entry in (root / ".perfkit/history").glob("*")}
         assert numbers == set(timeline.chain) - {0}
         if len(timeline.chain) > 1 and timeline.current != timeline.chain[0]:

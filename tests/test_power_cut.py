@@ -149,7 +149,7 @@ def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, sy
     from perfkit.filesystem import commit
 
     if syncing == "fsync":
-        monkeypatch.setattr(commit, "_syncfs", lambda fd: False)
+        monkeypatch.setattr(commit, "syncfs", lambda fd: False)
     root = place / "root"
     crash_server.begin(str(root))
     if action != "change":

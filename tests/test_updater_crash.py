@@ -149,7 +149,7 @@ class Case:
             if tidy:
                 tree.prune(99)
             timeline = read_timeline(tree._beneath)
-            needed = needed_objects(tree._beneath, timeline) - {EMPTY}
+            needed = {digest.hex() for digest in needed_objects(tree._beneath, timeline)} - {EMPTY}
         assert {entry.name for entry in (root / ".perfkit/objects").glob("*")} == needed
         return found == self.new
 

@@ -120,16 +120,21 @@ def test_cost_follows_the_change(kit: Toolkit, origin: Origin, dest: Path, tmp_p
     origin.publish(TWO | {f"many/file-{number}": b"%d" % number for number in range(300)} | {"README": b"4\n"}, "4")
     kit.sync(origin.url, dest)
     opened: list[str] = []
-    real = os.open
+    real, real_scandir = os.open, os.scandir
 
     def watched(path: Any, *args: Any, **options: Any) -> Any:
         opened.append(str(path))
         return real(path, *args, **options)
 
+    def scandir(path: Any) -> Any:
+        assert isinstance(path, int), f"{path} is scanned"
+        assert os.readlink(f"/proc/self/fd/{path}").endswith("/.perfkit/objects")
+        return real_scandir(path)
+
     with (
         mock.patch.object(os, "open", watched),
         mock.patch.object(Manifest, "parse", side_effect=AssertionError("a manifest is parsed")),
-        mock.patch.object(os, "scandir", side_effect=AssertionError("the tree is scanned")),
+        mock.patch.object(os, "scandir", scandir),
         mock.patch.object(store, "digest_of", wraps=store.digest_of) as hashed,
     ):
         report = kit.rollback(dest)

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
 from collections import OrderedDict
+from collections.abc import Iterator
 
 from perfkit.errors import UnsafePathError
 
@@ -90,6 +92,12 @@ class Beneath:
             return os.listdir(self.directory(name))
         except FileNotFoundError:
             return []
+
+    def each(self, name: str) -> Iterator[str]:
+        """`names` one after the other, for directories that may have very many; what was told may be removed."""
+        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory(name)) as entries:
+            for entry in entries:
+                yield entry.name
 
     def mkdir(self, name: str, mode: int = 0o777) -> bool:
         """Make a directory; False if there is one already."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import heapq
 import itertools
 import os
 import stat
@@ -19,6 +20,7 @@ __all__ = ["ChangeSet", "Changes", "Put"]
 
 _PUT, _DROP, _NOTED, _ASIDE = 1, 2, 4, 8
 _NOTHING = 0  # the number of no content
+_PART = 4096  # rows that are sorted at once: the keys of all would take more memory than the rows
 
 
 class Put(NamedTuple):
@@ -123,13 +125,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def rows(self) -> Sequence[int]:
         """All that something is done or told about, by name."""
         rows = array("I", (row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED)))
-        names = map(self._names.encoded, rows)
-        last = next(names, b"")
-        for name in names:
-            if name < last:
-                return array("I", sorted(rows, key=self._names.encoded))
-            last = name
-        return rows
+        key = self._names.encoded
+        if all(before < after for before, after in itertools.pairwise(map(key, rows))):
+            return rows
+        parts = (sorted(rows[at : at + _PART], key=key) for at in range(0, len(rows), _PART))
+        return array("I", heapq.merge(*(array("I", part) for part in parts), key=key))
 
     def name(self, row: int) -> str:
         """The name that a row is about."""

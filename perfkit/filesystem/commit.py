@@ -7,9 +7,7 @@ thrown away, one after it a journal that is carried out at the next opening. Bot
 
 from __future__ import annotations
 
-import ctypes
 import errno
-import functools
 import logging
 import os
 import stat
@@ -22,6 +20,7 @@ from perfkit.filesystem.changeset import ChangeSet
 from perfkit.filesystem.journal import Journal
 from perfkit.filesystem.records import Step
 from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
+from perfkit.libc import syncfs
 
 __all__ = ["FETCH", "FETCHED", "OWN", "Committer"]
 
@@ -257,7 +256,7 @@ class Committer:
         """See that these are on disk. An error is final: it is reported once, and the pages may be lost."""
         few = list(islice(files, _FEW + 1))
         directories = {*directories, *map(os.path.dirname, few)}
-        if len(few) + len(directories) > _FEW and _syncfs(self._beneath.fd):
+        if len(few) + len(directories) > _FEW and syncfs(self._beneath.fd):
             return
         for name in chain(few, files):
             fd = self._beneath.open(name)
@@ -281,27 +280,3 @@ def _touched(step: Step) -> tuple[str, ...]:
     """The directories whose entries a step changes."""
     directory = step.name.rpartition("/")[0]
     return (directory, step.name) if step.kind == "mkdir" else (directory,)
-
-
-@functools.cache
-def _libc() -> ctypes.CDLL | None:
-    """The C library, where syncfs reports the errors of writing back: Linux 5.8 and later (syncfs(2))."""
-    system = os.uname()
-    version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
-    if system.sysname != "Linux" or version < (5, 8):
-        return None
-    library = ctypes.CDLL(None, use_errno=True)
-    return library if hasattr(library, "syncfs") else None
-
-
-def _syncfs(fd: int) -> bool:
-    """Write back a whole file system; False if that can't be done here."""
-    library = _libc()
-    if library is None:
-        return False
-    if library.syncfs(fd) != 0:
-        number = ctypes.get_errno()
-        if number == errno.ENOSYS:
-            return False
-        raise OSError(number, os.strerror(number))
-    return True

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,8 @@ __all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "for
 
 HISTORY = ".perfkit/history"
 STATE = ".perfkit/state"
+_CONTENT = re.compile(rb"[0-9a-f]{64}")
+_CONTENTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
 _OURS = ".perfkit/"  # what `write_private` wrote rides along, and is no file of the tree's
 
 
@@ -111,11 +114,11 @@ def record_of(
         changes: gone through twice.
         as_found: names whose content before is what others had made of it, since what it should have been is not kept.
     """
-    before: dict[str, int] = {}  # sizes of contents
+    before: dict[bytes, int] = {}  # sizes of contents
     added = changed = removed = 0
     for change in changes:
         if change.before is not None:
-            before[change.before.sha256] = change.before.size
+            before[bytes.fromhex(change.before.sha256)] = change.before.size
         if not change.name.startswith(_OURS):
             added += change.before is None
             changed += change.before is not None and change.after is not None
@@ -132,17 +135,19 @@ def record_of(
         "as_found": list(as_found),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
-    return seal(itertools.chain([head, list(before)], rows))
+    return seal(itertools.chain([head, [digest.hex() for digest in before]], rows))
 
 
-def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], list[str]]:
-    """Header and kept contents of a record, unverified."""
+def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], set[bytes]]:
+    """Header and kept contents (SHA-256) of a record, unverified."""
     try:
         with open(beneath.open(record_name(number)), "rb") as file:
-            head, before = json.loads(file.readline()), json.loads(file.readline())
+            head, before = json.loads(file.readline()), file.readline()
         if head["format"] != FORMAT:
             raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
-        return head, before
+        if _CONTENTS.fullmatch(before) is None:
+            raise ValueError("its list of contents is damaged")
+        return head, {bytes.fromhex(found[0].decode()) for found in _CONTENT.finditer(before)}
     except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
         raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
@@ -192,14 +197,15 @@ def changes_between(beneath: Beneath, numbers: Sequence[int], *, undo: bool) -> 
     return [Change(name, before, last[name]) for name, before in first.items() if before != last[name]], as_found
 
 
-def needed_objects(beneath: Beneath, timeline: Timeline) -> set[str]:
-    """What the store must hold: contents to undo what was done, and to do again what was undone."""
+def needed_objects(beneath: Beneath, timeline: Timeline) -> set[bytes]:
+    """What the store must hold, by SHA-256: contents to undo what was done, and to do again what was undone."""
     here = timeline.chain.index(timeline.current)
-    needed: set[str] = set()
+    needed: set[bytes] = set()
     for number in timeline.chain[1 : here + 1]:
-        needed.update(_head(beneath, number)[1])
+        needed |= _head(beneath, number)[1]
     for number in timeline.chain[here + 1 :]:
-        needed.update(change.after.sha256 for change in _record(beneath, number).changes if change.after is not None)
+        redone = (change.after for change in _record(beneath, number).changes)
+        needed.update(bytes.fromhex(content.sha256) for content in redone if content is not None)
     return needed
 
 

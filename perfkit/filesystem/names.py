@@ -8,22 +8,33 @@ from collections.abc import Iterator
 __all__ = ["Names"]
 
 
-_BLOCK = 512  # names: one row of bytes that grows would be moved again and again, and leave holes in the heap
+_BLOCK = 32  # names: one row of bytes that grows would be moved again and again, and leave holes in the heap
+_LONGEST = 255  # of what is shared, so that a byte tells how much
 
 
 class Names:
-    """Names in the order they were appended."""
+    """Names in the order they were appended, which is best the alphabet's.
+
+    In a block, the directories of the first name are kept once; the others say how many bytes of that they share.
+    """
 
     def __init__(self) -> None:
+        self._shared: list[bytes] = []
         self._blocks: list[bytearray] = []
         self._ends = array("I")  # within the block
 
     def append(self, name: str) -> None:
         """One more."""
+        data = name.encode()
         if len(self._ends) % _BLOCK == 0:
+            self._shared.append(data[: data.rfind(b"/", 0, _LONGEST) + 1])
             self._blocks.append(bytearray())
-        block = self._blocks[-1]
-        block += name.encode()
+        shared, block = self._shared[-1], self._blocks[-1]
+        size = len(shared)
+        while not data.startswith(shared[:size]):
+            size = shared.rfind(b"/", 0, size - 1) + 1
+        block.append(size)
+        block += data[size:]
         self._ends.append(len(block))
 
     def __len__(self) -> int:
@@ -37,5 +48,6 @@ class Names:
 
     def encoded(self, at: int) -> bytes:
         """The UTF-8 bytes of one, which sort as names do."""
+        block = self._blocks[at // _BLOCK]
         begin = self._ends[at - 1] if at % _BLOCK else 0
-        return bytes(self._blocks[at // _BLOCK][begin : self._ends[at]])
+        return self._shared[at // _BLOCK][: block[begin]] + block[begin + 1 : self._ends[at]]

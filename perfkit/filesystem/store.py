@@ -7,7 +7,9 @@ import errno
 import fcntl
 import hashlib
 import os
+import re
 import stat
+from collections.abc import Collection
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.beneath import Beneath
@@ -20,6 +22,7 @@ OBJECTS = ".perfkit/objects"
 EMPTY = hashlib.sha256().hexdigest()
 
 _CHUNK = 256 << 10
+_DIGEST = re.compile("[0-9a-f]{64}")
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
@@ -137,11 +140,11 @@ class Store:
                 self._beneath.unlink(target)
         self.added = Names()
 
-    def sweep(self, needed: set[str]) -> None:
+    def sweep(self, needed: Collection[bytes]) -> None:
         """Remove every object but these."""
-        for digest in self._beneath.names(OBJECTS):
-            if digest not in needed:
-                self._beneath.unlink(f"{OBJECTS}/{digest}")
+        for name in self._beneath.each(OBJECTS):
+            if not (_DIGEST.fullmatch(name) and bytes.fromhex(name) in needed):
+                self._beneath.unlink(f"{OBJECTS}/{name}")
 
 
 def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:

@@ -213,12 +213,13 @@ class Tree:
             if not changes and not told:
                 self._give_up()
                 return Commit(timeline.current)
+            record: list[Step] = []
             if told:
                 timeline = timeline.commit(self._keep)
+                staged = self._staged(record_of(timeline.current, label, told, as_found))
+                record = [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), staged)]
             firm, rest = self._steps(change_set, changes, timeline)
-            if told:
-                record = self._staged(record_of(timeline.current, label, told, as_found))
-                firm = chain(firm, [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), record)])
+        firm = chain(firm, record)
         self._committer.run(firm, rest, self._store.take_back)
         return Commit(timeline.current, changes.with_stats(self._beneath))
 

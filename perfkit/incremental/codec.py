@@ -5,10 +5,9 @@ What a frame says of itself is never believed: the caller gives the size, and an
 
 from __future__ import annotations
 
-import ctypes
-import functools
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
+from io import BytesIO
 
 from perfkit.errors import ManifestError
 
@@ -26,7 +25,6 @@ __all__ = [
     "dictionary",
     "expand",
     "expand_stream",
-    "give_back",
     "train",
     "zstd",
 ]
@@ -48,7 +46,9 @@ def expand(data: bytes, size: int, *, prefix: bytes = b"") -> bytes:
     Raises:
         ManifestError: it is no such frame, or its content has another size.
     """
-    return b"".join(expand_stream((data,), size, against(prefix)))
+    whole = BytesIO()
+    whole.writelines(expand_stream((data,), size, against(prefix)))
+    return whole.getvalue()
 
 
 def expand_stream(
@@ -128,24 +128,4 @@ def train(samples: list[bytes], size: int) -> bytes | None:
     try:
         return zstd.train_dict(samples, size).dict_content
     except (ValueError, zstd.ZstdError):
-        return None
-
-
-def give_back() -> None:
-    """Return to the system what decoders have freed; call it when the last of many is done.
-
-    glibc keeps a window of 8 MiB for the next allocation of that size, which Python's own allocator never makes: it
-    would stay resident beside all that follows.
-    """
-    trim = _malloc_trim()
-    if trim is not None:
-        trim(0)
-
-
-@functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
-    """malloc_trim(3), where the C library has it."""
-    try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
         return None

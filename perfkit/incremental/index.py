@@ -7,7 +7,7 @@ most files, within one frame. Contents that several entries share are listed onc
 from __future__ import annotations
 
 from array import array
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import NoReturn
 
@@ -121,6 +121,10 @@ class Index:
         tag = self._tags[number] if self._tags else 0
         return Piece(self._entries[number], self._offsets[number], self._starts[number], self._lengths[number], tag)
 
+    def start_of(self, number: int) -> int:
+        """Where a piece begins in its frame's content."""
+        return self._starts[number]
+
     def place(self, number: int) -> tuple[int, int]:
         """Where a frame begins in its pack, and its compressed size."""
         return self._at[number], self._bytes[number]
@@ -137,10 +141,9 @@ class Index:
         """The numbers of a frame's pieces."""
         return range(self._first[number], self._first[number + 1])
 
-    def pieces(self, entries: Collection[int]) -> list[int]:
-        """The numbers of all pieces of these files, in the order of frames."""
-        wanted = frozenset(entries)
-        return [number for number, entry in enumerate(self._entries) if entry in wanted]
+    def pieces(self, wanted: Callable[[int], bool]) -> array[int]:
+        """The numbers of all pieces of files that are wanted, in the order of frames."""
+        return array("I", (number for number, entry in enumerate(self._entries) if wanted(entry)))
 
     def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
         """What to fetch for these pieces.

@@ -311,15 +311,14 @@ class _Tree:
         return None if first is None else (first, False)
 
 
-def _total(wanted: Mapping[str, Content], names: Iterable[str]) -> int:
+def _total(wanted: Mapping[str, Content], names: Sequence[str]) -> int:
     """The bytes of these files, each content once."""
-    seen: set[bytes] = set()
+    index = DigestIndex(wanted[name].sha256 for name in names)
     total = 0
-    for name in names:
+    for at, name in enumerate(names):
         entry = wanted[name]
-        if entry.sha256 not in seen:
-            seen.add(entry.sha256)
-            total += entry.size
+        first = next(place for place in index.candidates(entry.sha256) if wanted[names[place]].sha256 == entry.sha256)
+        total += entry.size if first == at else 0
     return total
 
 

@@ -33,6 +33,7 @@ from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.opening import open_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.libc import give_back
 from perfkit.masking import masked
 from perfkit.progress.meter import Progress
 
@@ -122,6 +123,8 @@ def bring(job: Job, source: Source) -> SyncReport:
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
                tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
                len(plan.fetch), len(plan.remove))  # fmt: skip
+    if not plan.empty:
+        give_back()  # what it took to decide, before decoders want their part
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip

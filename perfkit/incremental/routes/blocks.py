@@ -8,12 +8,13 @@ from __future__ import annotations
 import hashlib
 import re
 import zlib
-from collections.abc import Callable, Collection, Iterator
+from bisect import bisect_left
+from collections.abc import Callable, Iterator, Sequence
 from typing import BinaryIO
 
 from perfkit.errors import ManifestError
 from perfkit.incremental.codec import dictionary, expand_stream, zstd
-from perfkit.incremental.index import Index, PackRange
+from perfkit.incremental.index import Index, PackRange, Piece
 
 __all__ = ["CUT_ABOVE_BYTES", "Write", "cut", "tag", "unpack"]
 
@@ -29,7 +30,7 @@ _READ_BYTES = 64 << 10
 
 
 def unpack(
-    index: Index, fetched: PackRange, file: BinaryIO, write: Write, *, wanted: Collection[int], shared: bytes | None
+    index: Index, fetched: PackRange, file: BinaryIO, write: Write, *, wanted: Sequence[int], shared: bytes | None
 ) -> None:
     """Decode a range of a pack.
 
@@ -37,33 +38,39 @@ def unpack(
         fetched: one of `index.ranges`.
         file: at the first byte of that range.
         write: called with each part of each wanted piece; parts of one file come in the order that its pieces are in.
-        wanted: numbers of pieces.
+        wanted: numbers of pieces, in ascending order.
         shared: what the pack's dictionary object holds; None if it has none.
 
     Raises:
         ManifestError: a frame is damaged, or is not what the index says.
     """
-    chosen = frozenset(wanted)
     trained = None if shared is None else dictionary(shared)
     at = fetched.start
     for number in fetched.frames:
         start, size = index.place(number)
         _skip(file, start - at)
         at = start + size
+        each = index.pieces_of(number)
+        chosen = wanted[bisect_left(wanted, each.start) : bisect_left(wanted, each.stop)]
         _unpack_frame(index, number, _take(file, size), write, chosen, trained)
 
 
 def _unpack_frame(
-    index: Index, number: int, data: Iterator[bytes], write: Write, wanted: frozenset[int], shared: zstd.ZstdDict | None
+    index: Index, number: int, data: Iterator[bytes], write: Write, wanted: Sequence[int], shared: zstd.ZstdDict | None
 ) -> None:
-    pieces = [index.piece(each) for each in index.pieces_of(number) if each in wanted]
+    later = iter(sorted(wanted, key=index.start_of))
+    following = next(later, None)
+    begun: list[Piece] = []
     position = 0
     for chunk in expand_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)
-        for piece in pieces:
+        while following is not None and index.start_of(following) < end:
+            begun.append(index.piece(following))
+            following = next(later, None)
+        for piece in begun:
             start, stop = max(piece.start, position), min(piece.start + piece.length, end)
-            if start < stop:
-                write(piece.entry, piece.offset + start - piece.start, view[start - position : stop - position])
+            write(piece.entry, piece.offset + start - piece.start, view[start - position : stop - position])
+        begun = [piece for piece in begun if piece.start + piece.length > end]
         position = end
 
 

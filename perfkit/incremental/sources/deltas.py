@@ -7,10 +7,10 @@ import os
 from collections.abc import Callable, Iterable
 
 from perfkit.errors import ManifestError
-from perfkit.incremental.codec import give_back
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.routes.delta import Delta, Span
+from perfkit.libc import give_back
 
 __all__ = ["follow"]
 

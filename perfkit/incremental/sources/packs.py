@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection, Sequence, Set
+from array import array
+from collections.abc import Callable, Collection, Iterable, Sequence, Set
 
 from perfkit.errors import ManifestError
-from perfkit.incremental.codec import give_back
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.manifest import Manifest
@@ -16,6 +16,7 @@ from perfkit.incremental.release import PackedRef
 from perfkit.incremental.routes.blocks import unpack
 from perfkit.incremental.sources.objects import Objects, Staged
 from perfkit.incremental.sources.salvage import Salvage
+from perfkit.libc import give_back
 
 __all__ = ["Packs"]
 
@@ -49,7 +50,7 @@ class Packs:
         """What it takes to make these contents from frames."""
         pieces = self._pieces(missing)
         salvage = self._salvaged(pieces)
-        ranges = self._ranges([number for number in pieces if number not in salvage])
+        ranges = self._ranges(_chosen(pieces, lambda number: number not in salvage))
         staged = self._objects.staged()
         lacking = [each for each in ranges if staged.find(self._index, each) is None]
         dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
@@ -68,8 +69,8 @@ class Packs:
         """
         pieces = self._pieces(missing)
         salvage = self._salvaged(pieces)
-        kept = [number for number in pieces if number in salvage]
-        self._fetch([number for number in pieces if number not in salvage], kept, missing, assembly)
+        kept = _chosen(pieces, salvage.__contains__)
+        self._fetch(_chosen(pieces, lambda number: number not in salvage), kept, missing, assembly)
         if kept and (lacking := assembly.lacking(missing)):
             salvage.give_up()
             self._fetch(self._pieces(lacking), (), lacking, assembly)
@@ -93,13 +94,12 @@ class Packs:
         dictionaries = self._dictionaries(ranges)
         shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
         staged = self._objects.fetch_ranges(self._index, ranges)
-        chosen = frozenset(pieces)
         failure: ManifestError | None = None
         with assembly.making(files=len(missing)):
             self._salvaged(kept).write(kept, self._manifest, assembly)
             for each in ranges:
                 try:
-                    self._unpack(each, staged, chosen, assembly, shared.get(each.pack))
+                    self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
                 except ManifestError as error:
                     failure = error
         assembly.forget_parts()
@@ -109,16 +109,15 @@ class Packs:
         if failure is not None:
             raise failure
 
-    def _pieces(self, missing: Collection[bytes]) -> list[int]:
-        entries = [entry for entry, digest in enumerate(self._manifest.digests()) if digest in missing]
-        return self._index.pieces(entries)
+    def _pieces(self, missing: Set[bytes]) -> array[int]:
+        return self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)
 
     def _dictionaries(self, ranges: Collection[PackRange]) -> dict[int, PackedRef]:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}
         return {number: pack.dictionary for number, pack in packs.items() if pack.dictionary is not None}
 
     def _unpack(
-        self, each: PackRange, staged: Staged, pieces: Collection[int], assembly: Assembly, shared: bytes | None
+        self, each: PackRange, staged: Staged, pieces: Sequence[int], assembly: Assembly, shared: bytes | None
     ) -> None:
         if (found := staged.find(self._index, each)) is None:
             raise ManifestError("a range of a pack is gone from the stage")
@@ -133,3 +132,7 @@ class Packs:
             if (found := staged.find(self._index, each)) is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(found[0])
+
+
+def _chosen(pieces: Iterable[int], fits: Callable[[int], bool]) -> array[int]:
+    return array("I", filter(fits, pieces))

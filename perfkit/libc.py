@@ -1,0 +1,58 @@
+"""What the C library has and Python does not offer."""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import functools
+import os
+from collections.abc import Callable
+
+__all__ = ["give_back", "syncfs"]
+
+
+def syncfs(descriptor: int) -> bool:
+    """Write back the file system that an open file is on: syncfs(2); False if that can't be done here.
+
+    Only Linux 5.8 and later reports the errors of writing back.
+
+    Raises:
+        OSError: the disk failed.
+    """
+    call = _syncfs()
+    if call is None:
+        return False
+    if call(descriptor) != 0:
+        number = ctypes.get_errno()
+        if number == errno.ENOSYS:
+            return False
+        raise OSError(number, os.strerror(number))
+    return True
+
+
+@functools.cache
+def _syncfs() -> Callable[[int], int] | None:
+    system = os.uname()
+    version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
+    if system.sysname != "Linux" or version < (5, 8):
+        return None
+    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+
+
+def give_back() -> None:
+    """Return to the system what was freed, if the C library can: malloc_trim(3).
+
+    glibc keeps what was freed for the next allocation of that size, such as a decoder's window of 8 MiB, which
+    Python's own allocator never asks for: it would stay resident beside all that follows.
+    """
+    trim = _malloc_trim()
+    if trim is not None:
+        trim(0)
+
+
+@functools.cache
+def _malloc_trim() -> Callable[[int], int] | None:
+    try:
+        return ctypes.CDLL(None).malloc_trim
+    except (OSError, AttributeError, TypeError):
+        return None
