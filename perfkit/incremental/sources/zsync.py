@@ -120,13 +120,23 @@ class ZsyncSource:
     def _by_ranges(self, control: Control, seed: str, assembly: Assembly) -> tuple[bytes, int]:
         with open(seed, "rb", buffering=0) as old:
             recipe = make_recipe(control, old, gap=_GAP_BYTES)
-            paths = self._parts(control, recipe)
-            with assembly.begin() as file:
-                made = _Digesting(file)
-                assemble(control, recipe, old, lambda step: _Part(paths[step]), made)
+            try:
+                digest = self._assembled(control, recipe, old, assembly)
+            except ManifestError:
+                checked = make_recipe(control, old, gap=_GAP_BYTES, strict=True)
+                if checked == recipe:
+                    raise
+                digest = self._assembled(control, checked, old, assembly)
         self._routes = ("zsync",)
-        assembly.end(made.digest)
-        return made.digest, control.size
+        assembly.end(digest)
+        return digest, control.size
+
+    def _assembled(self, control: Control, recipe: Recipe, old: BinaryIO, assembly: Assembly) -> bytes:
+        paths = self._parts(control, recipe)
+        with assembly.begin() as file:
+            made = _Digesting(file)
+            assemble(control, recipe, old, lambda step: _Part(paths[step]), made)
+        return made.digest
 
     def _parts(self, control: Control, recipe: Recipe) -> dict[Fetch, str]:
         """The bytes that the old file doesn't have, as files. SHA-1 will tell whether they are of one version."""
