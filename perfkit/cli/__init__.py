@@ -8,6 +8,7 @@ interrupted. Results go to standard output, all else to standard error, an error
 from __future__ import annotations
 
 import gc
+import os
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -47,6 +48,7 @@ perfkit COMMAND --help tells more.
 
 def run() -> int:
     """`main`, as all that a process does."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
     try:
         return main()
     finally:

@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
@@ -28,6 +30,7 @@ __all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "m
 CONTROL_BYTES = 64 << 20  # the longest control file that is read
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
+_PIECES_AHEAD = 4  # read and not yet written
 _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
@@ -238,6 +241,7 @@ def assemble(
 
     Args:
         fetched: gives the bytes of a step, as a stream; asked in order.
+        out: written to by another thread meanwhile.
 
     Raises:
         ManifestError: it is not the file that the control file describes; what was written is worthless, and a whole
@@ -247,16 +251,25 @@ def assemble(
         Anything that `fetched` and its streams raise.
     """
     digest = hashlib.sha1(usedforsecurity=False)
+    with ThreadPoolExecutor(1) as writer:
+        writing: deque[Future[object]] = deque()
+        for piece in _pieces(recipe, old, fetched):
+            if len(writing) == _PIECES_AHEAD:
+                writing.popleft().result()
+            writing.append(writer.submit(out.write, piece))
+            digest.update(piece)
+        for each in writing:
+            each.result()
+    _check_sha1(control, digest.hexdigest())
+
+
+def _pieces(recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Readable]) -> Iterator[bytes]:
     for step in recipe.steps:
         if isinstance(step, Fetch):
-            pieces = _read_stream(fetched(step), step.end - step.start)
+            yield from _read_stream(fetched(step), step.end - step.start)
         else:
             assert old is not None
-            pieces = _read_old(old, step)
-        for piece in pieces:
-            digest.update(piece)
-            out.write(piece)
-    _check_sha1(control, digest.hexdigest())
+            yield from _read_old(old, step)
 
 
 def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
