@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import re
 from collections.abc import Mapping
@@ -145,8 +143,13 @@ def parse_retry_after(text: str | None, *, now: datetime.datetime) -> float | No
 
 def parse_repr_digest(text: str | None) -> str | None:
     """The strongest digest of a `Repr-Digest` (RFC 9530) that can be checked, as `algorithm:hex`, or None."""
+    if not text:
+        return None
+    import base64
+    import binascii
+
     found: dict[str, bytes] = {}
-    for member in (text or "").split(","):
+    for member in text.split(","):
         name, _, value = member.strip().partition("=")
         value = value.partition(";")[0].strip()
         if len(value) >= 2 and value[0] == value[-1] == ":":

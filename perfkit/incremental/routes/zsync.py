@@ -12,17 +12,17 @@ import re
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
 from itertools import pairwise
 from operator import itemgetter
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO, NamedTuple
 from urllib.parse import urljoin
 
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name
-from perfkit.incremental.routes.codecs import Unpacked
-from perfkit.incremental.routes.members import CHUNK_BYTES, Limits, Readable, Writable
 from perfkit.incremental.routes.ranges import coalesce
+
+if TYPE_CHECKING:
+    from perfkit.incremental.routes.members import Readable, Writable
 
 __all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "make_recipe", "parse_control",
            "unpack_whole"]  # fmt: skip
@@ -30,12 +30,12 @@ __all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "m
 CONTROL_BYTES = 64 << 20  # the longest control file that is read
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
+_PIECE_BYTES = 256 << 10
 _PIECES_AHEAD = 4  # read and not yet written
 _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Control:
+class Control(NamedTuple):
     """What a control file says.
 
     Attributes:
@@ -143,24 +143,21 @@ def _number(headers: dict[str, list[str]], key: str, least: int, most: int) -> i
     return int(text)
 
 
-@dataclass(frozen=True, slots=True)
-class Copy:
+class Copy(NamedTuple):
     """Bytes that the old file has."""
 
     offset: int  # in the old file
     size: int
 
 
-@dataclass(frozen=True, slots=True)
-class Fetch:
+class Fetch(NamedTuple):
     """Bytes that the server has: from `start` (inclusive) to `end` (exclusive) of the new file."""
 
     start: int
     end: int
 
 
-@dataclass(frozen=True, slots=True)
-class Recipe:
+class Recipe(NamedTuple):
     """How the new file comes about, from its beginning to its end."""
 
     steps: tuple[Copy | Fetch, ...]
@@ -274,7 +271,7 @@ def _pieces(recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Rea
 
 def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
     while size:
-        piece = stream.read(min(size, CHUNK_BYTES))
+        piece = stream.read(min(size, _PIECE_BYTES))
         if not piece:
             raise ManifestError(f"a fetched range is {size} bytes short")
         size -= len(piece)
@@ -284,7 +281,7 @@ def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
 def _read_old(old: BinaryIO, step: Copy) -> Iterator[bytes]:
     position, end = step.offset, step.offset + step.size
     while position < end:
-        piece = os.pread(old.fileno(), min(end - position, CHUNK_BYTES), position)
+        piece = os.pread(old.fileno(), min(end - position, _PIECE_BYTES), position)
         if not piece:
             raise FileChangedError(str(old.name), "it became shorter while it was used for an update")
         position += len(piece)
@@ -303,8 +300,7 @@ def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -
     """
     digest = hashlib.sha1(usedforsecurity=False)
     size = 0
-    stream = Unpacked(downloaded, Limits()) if control.gzip else None
-    while piece := stream.piece() if stream else downloaded.read(CHUNK_BYTES):
+    for piece in _unpacked(downloaded) if control.gzip else iter(lambda: downloaded.read(_PIECE_BYTES), b""):
         size += len(piece)
         if size > control.size:
             raise ManifestError(f"the file is longer than the {control.size} bytes that the control file says")
@@ -312,6 +308,13 @@ def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -
         if out is not None:
             out.write(piece)
     _check_sha1(control, digest.hexdigest())
+
+
+def _unpacked(gzip: Readable) -> Iterator[bytes]:
+    from perfkit.incremental.routes.codecs import Unpacked
+    from perfkit.incremental.routes.members import Limits
+
+    return iter(Unpacked(gzip, Limits()).piece, b"")
 
 
 def _check_sha1(control: Control, found: str) -> None:
