@@ -122,10 +122,12 @@ def validator_of(headers: Headers) -> Validator:
 
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
+    if not text:
+        return None
     from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
 
     try:
-        date = parsedate_to_datetime(text or "")
+        date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
