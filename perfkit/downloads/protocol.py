@@ -5,7 +5,8 @@ from __future__ import annotations
 import datetime
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "Answer",
@@ -30,8 +31,7 @@ _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
+class ContentRange(NamedTuple):
     """RFC 9110 section 14.4. `start` and `end` (exclusive) are None in `bytes */N`; `total` is None in `a-b/*`."""
 
     start: int | None
@@ -181,8 +181,7 @@ def content_disposition_name(text: str | None) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a response to a ranged GET means.
 
     `verdict` is one of:
@@ -283,7 +282,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
         return Answer("partless", reason=f"the file has {answer.total} bytes; {wanted}")
     if answer.start < first - _OVERLAP_BYTES:
         return Answer("partless", reason=f"the server sends bytes from {answer.start}; {wanted}")
-    return replace(answer, start=answer.start - first, end=None if answer.end is None else answer.end - first)
+    return answer._replace(start=answer.start - first, end=None if answer.end is None else answer.end - first)
 
 
 def _content_length(headers: Headers) -> int | None:

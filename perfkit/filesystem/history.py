@@ -7,7 +7,7 @@ import json
 import time
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from perfkit.errors import RecoveryError, RollbackError
 from perfkit.filesystem.beneath import Beneath
@@ -139,8 +139,7 @@ def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], list[str]]:
         raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(NamedTuple):
     changes: list[Change]
     as_found: list[str]
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.beneath import Beneath
@@ -20,8 +21,7 @@ def _nothing(name: str) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a caller knows of a tree that it is about to change; without it, what is found there is taken as it is.
 
     Attributes:
@@ -51,16 +51,14 @@ class Known:
         return seen
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(NamedTuple):
     """What a name is to hold, and the staged file that has it."""
 
     source: str
     content: Content
 
 
-@dataclass(frozen=True, slots=True)
-class Prepared:
+class Prepared(NamedTuple):
     """What is to be done to the disk, and what the generation's record says of it.
 
     They differ where others changed a file: `told` then has as `before` what the generation before had, not what they

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
@@ -31,8 +31,7 @@ class Content(Protocol):
     def executable(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """What stands under a name. `sha256` is empty for what is not a regular file."""
 
     sha256: bytes
@@ -40,8 +39,7 @@ class Held:
     executable: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+class Local(NamedTuple):
     """A file made from content that the tree has already."""
 
     name: str
@@ -49,8 +47,7 @@ class Local:
     move: bool = False  # the source's own name goes, and nothing else needs it
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """The network, and this machine, as far as prices go."""
 
     bytes_per_s: float = 4e6
@@ -64,8 +61,7 @@ class Link:
         return transfer_s + offer.decoded_bytes / self.decoded_bytes_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What one route would bring, and for what.
 
     What a route does not bring, or fails to, is on offer from the others.

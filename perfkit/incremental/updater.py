@@ -7,10 +7,10 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import islice
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
@@ -84,8 +84,7 @@ def _policy(config: Config) -> LocalChanges:
     return cast(LocalChanges, config.local_changes)  # Config has seen to it
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What one sync or repair works on and with."""
 
     tree: Tree
