@@ -26,7 +26,7 @@ __all__ = ["find_blocks", "md4", "rsum"]
 
 _WINDOW_BYTES = 4 << 20  # of the old file, in memory at once
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
-_RUN_BYTES = 256 << 10  # of a run of blocks, compared in one go
+_RUN_BYTES = 128 << 10  # of a run of blocks, compared in one go
 _BATCH_BYTES = 8 << 20  # of blocks whose MD4 is computed at once: some 20,000 numpy calls, however many they are
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
 _TRIES = 4  # candidates for the same blocks in one stride; and those that are tried for a run
@@ -208,7 +208,7 @@ def _read_names(descriptor: int, offsets: _I64, target: _Target) -> _U64:
     for block, offset in zip(blocks, offsets.tolist(), strict=True):
         _read(descriptor, block, offset)
     strong = md4(blocks.reshape(-1), np.arange(len(offsets)) * size, size)[:, : target.strong_bytes]
-    return _names(rsum(blocks)[:, 4 - target.rsum_bytes :], strong)
+    return _names(rsum(blocks, target.rsum_bytes), strong)
 
 
 class _Doubts:
@@ -295,12 +295,14 @@ class _Scanner:
         """Go along a run as far as it can be seen; returns where it ends, for good or for what has changed in it."""
         same = self._same(offset, block, max(_RUN_BYTES // self._block_size, 2 * self._enough))
         if count := _leading(same):
-            return self._take(offset, block, count)
-        self._block = -1
-        if self._ahead is None and len(same) >= self._enough:
-            runs = np.lib.stride_tricks.sliding_window_view(same, self._enough)
-            if (changed := _leading(~np.all(runs, axis=1))) <= len(same) - self._enough:
-                self._ahead = (offset + changed * self._block_size, block + changed)
+            offset = self._take(offset, block, count)
+        if self._ahead is None and len(same) - count >= self._enough:
+            runs = np.lib.stride_tricks.sliding_window_view(same[count:], self._enough)
+            if (changed := _leading(~np.all(runs, axis=1))) < len(runs):
+                self._ahead = (offset + changed * self._block_size, self._block + changed)
+                count = 0
+        if not count:
+            self._block = -1
         return offset
 
     def _search(self, start: int, end: int) -> int:
@@ -336,7 +338,7 @@ class _Scanner:
         at = offset - self._base
         count = max(0, min(len(weak), -((offset - self._size) // size), (len(self._data) - at) // size))
         blocks = self._data[at : at + count * size].reshape(count, size)
-        same: _Bool = (rsum(blocks)[:, 4 - weak.shape[1] :] == weak[:count]).all(axis=1)
+        same: _Bool = (rsum(blocks, weak.shape[1]) == weak[:count]).all(axis=1)
         return same
 
     def _take(self, offset: int, block: int, count: int) -> int:
@@ -411,14 +413,15 @@ def _first_of_each(offsets: _I64, keys: _U32) -> tuple[_I64, _U32]:
     return offsets[kept], keys[kept]
 
 
-def rsum(blocks: _U8) -> _U8:
-    """The weak checksum of each row, as four bytes: a, then b, big-endian."""
+def rsum(blocks: _U8, size: int = 4) -> _U8:
+    """The weak checksum of each row: a, then b, big-endian; the last `size` bytes of these four."""
     weights = np.arange(blocks.shape[1], 0, -1).astype(np.uint16)
     sums = np.empty((len(blocks), 2), ">u2")
-    sums[:, 0] = blocks.sum(axis=1, dtype=np.uint16)
+    if size > 2:
+        sums[:, 0] = blocks.sum(axis=1, dtype=np.uint16)
     for start in range(0, len(blocks), 256):
         sums[start : start + 256, 1] = (blocks[start : start + 256] * weights).sum(axis=1, dtype=np.uint16)
-    return sums.view(np.uint8)
+    return sums.view(np.uint8)[:, 4 - size :]
 
 
 def _md4_steps() -> list[tuple[int, int, int]]:
