@@ -31,7 +31,8 @@ CONTROL_BYTES = 64 << 20  # the longest control file that is read
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
 _PIECE_BYTES = 256 << 10
-_PIECES_AHEAD = 4  # read and not yet written
+_JOINED_BYTES = 1 << 20
+_PIECES_AHEAD = 3  # read and not yet written
 _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
@@ -250,7 +251,7 @@ def assemble(
     digest = hashlib.sha1(usedforsecurity=False)
     with ThreadPoolExecutor(1) as writer:
         writing: deque[Future[object]] = deque()
-        for piece in _pieces(recipe, old, fetched):
+        for piece in _joined(_pieces(recipe, old, fetched)):
             if len(writing) == _PIECES_AHEAD:
                 writing.popleft().result()
             writing.append(writer.submit(out.write, piece))
@@ -267,6 +268,19 @@ def _pieces(recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Rea
         else:
             assert old is not None
             yield from _read_old(old, step)
+
+
+def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """The same in larger pieces: to hand one to another thread takes as long as to hash some 100 KiB."""
+    held: list[bytes] = []
+    size = 0
+    for piece in pieces:
+        held.append(piece)
+        size += len(piece)
+        if size >= _JOINED_BYTES:
+            yield b"".join(held)
+            held, size = [], 0
+    yield b"".join(held)
 
 
 def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
