@@ -1,5 +1,5 @@
 """`python -m perfkit` is the `perfkit` command."""
 
-from perfkit.cli import main
+from perfkit.cli import run
 
-raise SystemExit(main())
+raise SystemExit(run())

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
@@ -143,6 +142,8 @@ class Config:
             if not variable.startswith("PERFKIT_") or not text:
                 continue
             if variable not in fields:
+                import difflib
+
                 near = difflib.get_close_matches(variable, fields, n=1)
                 raise ConfigError(f"{variable} is set, and perfkit has no such setting"
                                   + (f"; {near[0]} is one" if near else ""))  # fmt: skip

@@ -7,6 +7,8 @@ interrupted. Results go to standard output, all else to standard error, an error
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
@@ -17,7 +19,7 @@ from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.progress.lines import say
 
-__all__ = ["command_parser", "main"]
+__all__ = ["command_parser", "main", "run"]
 
 _COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what the list of commands says of it
     ("get", "get", "download files"),
@@ -42,6 +44,15 @@ Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PR
 NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are heeded too.
 perfkit COMMAND --help tells more.
 """
+
+
+def run() -> int:
+    """`main`, as all that a process does."""
+    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
+    try:
+        return main()
+    finally:
+        gc.freeze()  # the interpreter ends by collecting garbage: of so many objects that takes 15 ms
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -19,9 +19,17 @@ class Parser(argparse.ArgumentParser):
     """
 
     fill: Callable[[Parser], None] | None = None
+    _width: int | None = 80  # None: as the terminal's, which is dear, and argparse makes a formatter for each option
 
     def __init__(self, **options: Any) -> None:
-        super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, **options)
+        super().__init__(formatter_class=self._formatter, **options)
+
+    def _formatter(self, prog: str) -> argparse.HelpFormatter:
+        return argparse.RawDescriptionHelpFormatter(prog, width=self._width)
+
+    def format_help(self) -> str:
+        self._width = None
+        return super().format_help()
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()

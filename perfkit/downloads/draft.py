@@ -19,8 +19,7 @@ import stat
 import threading
 import time
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 from perfkit.downloads.protocol import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
@@ -59,8 +58,7 @@ def _boot_id() -> str:
 _BOOT = _boot_id()
 
 
-@dataclass(frozen=True, slots=True)
-class Origin:
+class Origin(NamedTuple):
     """Where a published file came from: kept with the file, so that the next download can ask whether it changed."""
 
     url: str
@@ -284,7 +282,7 @@ class Draft:
         self.close()
 
     def _remember(self, origin: Origin) -> None:
-        record = {name: getattr(origin, name) for name in Origin.__slots__}
+        record = {name: getattr(origin, name) for name in Origin._fields}
         status = os.fstat(self.descriptor)
         record["size"], record["mtime_ns"] = status.st_size, status.st_mtime_ns
         try:

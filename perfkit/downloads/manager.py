@@ -9,7 +9,7 @@ import threading
 import time
 import weakref
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sized
+from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, SimpleQueue
@@ -165,7 +165,7 @@ class DownloadManager:
         self._throttle.charge(len(future.result().first), self._root)
         return future.result()
 
-    def run(self, items: Iterable[Item | None], dest: str | None) -> Iterator[tuple[int, Download]]:
+    def run(self, items: Iterable[Item | None], dest: str | None) -> Generator[tuple[int, Download], None, None]:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
         The stream is read as workers get free. One that has nothing to give just now may yield None, and is asked
@@ -214,7 +214,7 @@ class DownloadManager:
 
     def _run(
         self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None], total: int | None = 1
-    ) -> Iterator[tuple[int, Download]]:
+    ) -> Generator[tuple[int, Download], None, None]:
         self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:

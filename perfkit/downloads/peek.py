@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
@@ -17,8 +17,7 @@ __all__ = ["Peek", "peek"]
 _NO_VERSION, _NO_VALIDATOR = Version(), Validator()
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Peek:
+class Peek(NamedTuple):
     """What an origin says of a file. Sizes are bytes."""
 
     url: str  # as asked

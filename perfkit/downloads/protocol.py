@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import base64
-import binascii
 import datetime
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 __all__ = [
     "Answer",
@@ -32,8 +31,7 @@ _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
 
 
-@dataclass(frozen=True, slots=True)
-class ContentRange:
+class ContentRange(NamedTuple):
     """RFC 9110 section 14.4. `start` and `end` (exclusive) are None in `bytes */N`; `total` is None in `a-b/*`."""
 
     start: int | None
@@ -124,10 +122,12 @@ def validator_of(headers: Headers) -> Validator:
 
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
+    if not text:
+        return None
     from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
 
     try:
-        date = parsedate_to_datetime(text or "")
+        date = parsedate_to_datetime(text)
     except (ValueError, IndexError, OverflowError):
         return None
     return date if date.tzinfo else date.replace(tzinfo=datetime.UTC)
@@ -145,8 +145,13 @@ def parse_retry_after(text: str | None, *, now: datetime.datetime) -> float | No
 
 def parse_repr_digest(text: str | None) -> str | None:
     """The strongest digest of a `Repr-Digest` (RFC 9530) that can be checked, as `algorithm:hex`, or None."""
+    if not text:
+        return None
+    import base64
+    import binascii
+
     found: dict[str, bytes] = {}
-    for member in (text or "").split(","):
+    for member in text.split(","):
         name, _, value = member.strip().partition("=")
         value = value.partition(";")[0].strip()
         if len(value) >= 2 and value[0] == value[-1] == ":":
@@ -176,8 +181,7 @@ def content_disposition_name(text: str | None) -> str | None:
         return None
 
 
-@dataclass(frozen=True, slots=True)
-class Answer:
+class Answer(NamedTuple):
     """What a response to a ranged GET means.
 
     `verdict` is one of:
@@ -278,7 +282,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
         return Answer("partless", reason=f"the file has {answer.total} bytes; {wanted}")
     if answer.start < first - _OVERLAP_BYTES:
         return Answer("partless", reason=f"the server sends bytes from {answer.start}; {wanted}")
-    return replace(answer, start=answer.start - first, end=None if answer.end is None else answer.end - first)
+    return answer._replace(start=answer.start - first, end=None if answer.end is None else answer.end - first)
 
 
 def _content_length(headers: Headers) -> int | None:

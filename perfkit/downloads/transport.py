@@ -7,7 +7,6 @@ file, follows redirects with secrets of its own choosing, and can't be interrupt
 
 from __future__ import annotations
 
-import base64
 import contextlib
 import os
 import re
@@ -411,6 +410,8 @@ def _auth_in(url: str) -> tuple[str, str] | None:
 
 def _basic(user: str, password: str) -> str:
     """RFC 7617; Latin-1 where it can be, as requests sends it."""
+    import base64
+
     pair = f"{user}:{password}"
     try:
         return "Basic " + base64.b64encode(pair.encode("latin-1")).decode()

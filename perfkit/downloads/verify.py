@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import threading
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
@@ -18,8 +18,7 @@ _READ_BYTES = 512 << 10
 _HEX = re.compile("[0-9a-f]+")
 
 
-@dataclass(frozen=True, slots=True)
-class Checksum:
+class Checksum(NamedTuple):
     """A promised digest. Prints as `algorithm:hex`."""
 
     algorithm: str

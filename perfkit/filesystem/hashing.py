@@ -7,7 +7,6 @@ import fcntl
 import hashlib
 import mmap
 import os
-import signal
 import stat
 from collections.abc import Callable
 from itertools import count
@@ -170,6 +169,8 @@ def _lease(descriptor: int) -> bool:
 
     A lease that is to end is told by a signal, which by default (SIGIO) would kill the process. We ask instead.
     """
+    import signal
+
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # is ignored by default
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)

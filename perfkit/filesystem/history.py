@@ -8,7 +8,7 @@ import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from perfkit.errors import RecoveryError, RollbackError
 from perfkit.filesystem.beneath import Beneath
@@ -152,8 +152,7 @@ def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], set[bytes]]:
         raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
 
-@dataclass(frozen=True, slots=True)
-class _Record:
+class _Record(NamedTuple):
     changes: list[Change]
     as_found: list[str]
 

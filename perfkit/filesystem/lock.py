@@ -6,7 +6,6 @@ import contextlib
 import fcntl
 import json
 import os
-import secrets
 import time
 
 from perfkit.errors import LockedError
@@ -31,7 +30,7 @@ class Lock:
         self._beneath = beneath
         self._fd = -1
         self._pid = os.getpid()
-        self.token = secrets.token_hex(8)
+        self.token = os.urandom(8).hex()
 
     def acquire(self, wait_s: float) -> None:
         """Take it, waiting so long at most.

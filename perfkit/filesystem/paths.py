@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import unicodedata
 from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
@@ -84,6 +83,10 @@ def check_names(names: Iterable[str]) -> None:
 
 def fold_name(name: str) -> str:
     """What two names share that are one where case or normalisation don't count."""
+    if name.isascii():
+        return name.lower()
+    import unicodedata
+
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
 
 

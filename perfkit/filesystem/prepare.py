@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import stat
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.beneath import Beneath
@@ -21,8 +21,7 @@ def _nothing(name: str) -> None:
     return None
 
 
-@dataclass(frozen=True, slots=True)
-class Known:
+class Known(NamedTuple):
     """What a caller knows of a tree that it is about to change; without it, what is found there is taken as it is.
 
     Attributes:

@@ -13,8 +13,7 @@ __all__ = ["Change", "Content", "FileStat", "Seen", "Step", "is_sealed", "seal",
 FORMAT = 1
 
 
-@dataclass(frozen=True, slots=True)
-class Content:
+class Content(NamedTuple):
     """What a name holds: the SHA-256 in hex, the size in bytes, and the permission bits."""
 
     sha256: str
@@ -22,8 +21,7 @@ class Content:
     mode: int
 
 
-@dataclass(frozen=True, slots=True)
-class FileStat:
+class FileStat(NamedTuple):
     """What stat(2) says of a file, as far as it tells whether the file changed; times are nanoseconds."""
 
     ino: int

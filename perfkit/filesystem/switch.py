@@ -6,7 +6,7 @@ import os
 import stat
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
@@ -25,8 +25,7 @@ __all__ = ["Switch", "plan_switch"]
 _SHOWN = 5  # names in an error
 
 
-@dataclass(frozen=True, slots=True)
-class Switch:
+class Switch(NamedTuple):
     """What is to be done: the generation that comes of it, and how.
 
     `changes` are those between the generations, and `change_set` all; `aside` has the edited names, and what each is

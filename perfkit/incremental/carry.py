@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from itertools import chain
+from typing import NamedTuple
 
 from perfkit.errors import UpdateError
 from perfkit.filesystem.prepare import Known
@@ -26,8 +26,7 @@ from perfkit.progress.stage import Stage
 __all__ = ["Done", "carry_out"]
 
 
-@dataclass(frozen=True, slots=True)
-class Done:
+class Done(NamedTuple):
     """What came of it.
 
     Attributes:

@@ -6,7 +6,9 @@ from enum import StrEnum
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Kind", "kind_of"]
+__all__ = ["POINTER_NAME", "Kind", "kind_of"]
+
+POINTER_NAME = "perfkit.json"  # of a release; its site is known by it
 
 
 class Kind(StrEnum):

@@ -14,7 +14,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import overload
+from typing import NamedTuple, overload
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
@@ -38,8 +38,7 @@ _SUSPECT = re.compile(  # between line feeds; a name without any of this needs n
 )
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(NamedTuple):
     """One file of a tree.
 
     Attributes:

@@ -9,7 +9,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import Protocol, overload
+from typing import NamedTuple, Protocol, overload
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
@@ -34,8 +34,7 @@ class Content(Protocol):
     def executable(self) -> bool: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Held:
+class Held(NamedTuple):
     """What stands under a name. `sha256` is empty for what is not a regular file."""
 
     sha256: bytes
@@ -117,8 +116,7 @@ class Standing(Mapping[str, Content]):
         return len(self._as_said) + len(self._others)
 
 
-@dataclass(frozen=True, slots=True)
-class Local:
+class Local(NamedTuple):
     """A file made from content that the tree has already."""
 
     name: str
@@ -126,8 +124,7 @@ class Local:
     move: bool = False  # the source's own name goes, and nothing else needs it
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(NamedTuple):
     """The network, and this machine, as far as prices go."""
 
     bytes_per_s: float = 4e6
@@ -141,8 +138,7 @@ class Link:
         return transfer_s + offer.decoded_bytes / self.decoded_bytes_per_s
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+class Offer(NamedTuple):
     """What one route would bring, and for what.
 
     What a route does not bring, or fails to, is on offer from the others.

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from perfkit.errors import ManifestError
+from perfkit.incremental.kinds import POINTER_NAME
 from perfkit.incremental.manifest import MAX_MANIFEST_BYTES
 
-__all__ = ["FORMAT", "MAX_POINTER_BYTES", "POINTER_NAME", "Hop", "ObjectRef", "PackedRef", "Pointer", "short"]
+__all__ = ["FORMAT", "MAX_POINTER_BYTES", "Hop", "ObjectRef", "PackedRef", "Pointer", "short"]
 
 FORMAT = 1
-POINTER_NAME = "perfkit.json"
 MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
 MAX_HOPS = 64

@@ -20,8 +20,9 @@ from typing import Any
 from perfkit.errors import LockedError, ManifestError
 from perfkit.incremental.codec import compress, dictionary, expand, expand_stream, zstd
 from perfkit.incremental.index import Index
+from perfkit.incremental.kinds import POINTER_NAME
 from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.release import FORMAT, POINTER_NAME, Hop, ObjectRef, PackedRef, Pointer
+from perfkit.incremental.release import FORMAT, Hop, ObjectRef, PackedRef, Pointer
 
 __all__ = ["Contents", "History", "ObjectWriter", "Record", "Site"]
 

@@ -5,14 +5,13 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
-import tempfile
 import time
 from array import array
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from itertools import chain, islice
-from typing import cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
@@ -28,7 +27,6 @@ from perfkit.incremental.look import Look
 from perfkit.incremental.manifest import Manifest, Part, side_by_side
 from perfkit.incremental.plan import Plan, decide
 from perfkit.incremental.report import SyncReport
-from perfkit.incremental.routes.members import Selection
 from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.opening import open_source
 from perfkit.incremental.stamp import stamp
@@ -36,6 +34,9 @@ from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 from perfkit.libc import give_back
 from perfkit.masking import masked
 from perfkit.progress.meter import Progress
+
+if TYPE_CHECKING:
+    from perfkit.incremental.routes.members import Selection
 
 __all__ = ["Job", "bring", "history", "must_be_managed", "own", "plan", "rollback", "sync"]
 
@@ -61,6 +62,8 @@ def plan(
     kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
 ) -> Plan:  # fmt: skip
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
+    import tempfile
+
     root = os.path.abspath(dest)
     with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
         installed = read_installed(root)
@@ -84,8 +87,7 @@ def _policy(config: Config) -> LocalChanges:
     return cast(LocalChanges, config.local_changes)  # Config has seen to it
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(NamedTuple):
     """What one sync or repair works on and with."""
 
     tree: Tree

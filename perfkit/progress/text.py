@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
-
 from perfkit.progress.meter import Snapshot
 
 __all__ = ["amount", "clip", "clock", "display_width", "fit", "printable", "summary"]
@@ -54,6 +52,8 @@ def display_width(text: str) -> int:
 
 
 def _columns(character: str) -> int:
+    import unicodedata
+
     if unicodedata.combining(character) or unicodedata.category(character) in ("Cf", "Mn", "Me"):
         return 0
     return 2 if unicodedata.east_asian_width(character) in "WF" else 1

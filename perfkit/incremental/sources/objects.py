@@ -14,7 +14,8 @@ from perfkit.errors import ManifestError
 from perfkit.incremental.codec import expand
 from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.index import Index, PackRange
-from perfkit.incremental.release import MAX_POINTER_BYTES, POINTER_NAME, ObjectRef, PackedRef, Pointer
+from perfkit.incremental.kinds import POINTER_NAME
+from perfkit.incremental.release import MAX_POINTER_BYTES, ObjectRef, PackedRef, Pointer
 
 __all__ = ["Objects", "Staged"]
 

@@ -5,15 +5,19 @@ Modules of a kind, and what tells kinds apart, are imported when they are needed
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
 from perfkit.downloads.peek import Peek
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
 from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.installed import Installed
-from perfkit.incremental.kinds import Kind
-from perfkit.incremental.release import POINTER_NAME
-from perfkit.incremental.routes.members import Selection
+from perfkit.incremental.kinds import POINTER_NAME, Kind
 from perfkit.incremental.sources import Source
 from perfkit.incremental.sources.origin import Origin, known_version
+
+if TYPE_CHECKING:
+    from perfkit.incremental.routes.members import Selection
 
 __all__ = ["open_source", "reopen_source"]
 
@@ -58,7 +62,7 @@ def open_source(
         from perfkit.incremental.sources.release import open_release
 
         return open_release(fetcher, source, installed, dry_run=dry_run)
-    return _open(fetcher, source, installed, kind, selection or Selection(), seen)
+    return _open(fetcher, source, installed, kind, selection, seen)
 
 
 def _local_kind(source: str, kind: Kind | None) -> Kind:
@@ -96,30 +100,38 @@ def _recognised(fetcher: Fetcher, source: str) -> tuple[Kind, Peek | None]:
 
 
 def _open(
-    fetcher: Fetcher, source: str, installed: Installed, kind: Kind, selection: Selection, seen: Peek | None
+    fetcher: Fetcher, source: str, installed: Installed, kind: Kind, selection: Selection | None, seen: Peek | None
 ) -> Source:
     if kind in _LISTS:
         from perfkit.incremental.sources.lists import open_list
 
         return open_list(fetcher, source, kind, installed)
-    most = _PEEK_BYTES[kind]
-    if seen is None:
-        before = installed.state if (installed.kind, installed.source) == (kind, source) else {}
-        same = selection == Selection.of(before.get("selection", {}))
-        known = known_version(before.get("origin", {})) if same else None
-        seen = fetcher.peek(source, most=most, known=known)
-    origin = Origin(fetcher, seen, lambda: fetcher.peek(source, most=most))
+    before = installed.state if (installed.kind, installed.source) == (kind, source) else {}
+    if kind is Kind.ZSYNC:
+        from perfkit.incremental.sources.zsync import ZsyncSource
+
+        return ZsyncSource(_origin(fetcher, source, kind, before, seen), fetcher, installed)
+    from perfkit.incremental.routes.members import Selection
+
+    selection = selection or Selection()
+    if selection != Selection.of(before.get("selection", {})):
+        before = {}
+    origin = _origin(fetcher, source, kind, before, seen)
     if kind is Kind.ZIP:
         from perfkit.incremental.sources.zip import ZipSource
 
         return ZipSource(origin, selection, installed)
-    if kind is Kind.TAR:
-        from perfkit.incremental.sources.tar import TarSource
+    from perfkit.incremental.sources.tar import TarSource
 
-        return TarSource(origin, selection)
-    from perfkit.incremental.sources.zsync import ZsyncSource
+    return TarSource(origin, selection)
 
-    return ZsyncSource(origin, fetcher, installed)
+
+def _origin(fetcher: Fetcher, source: str, kind: Kind, before: Mapping[str, Any], seen: Peek | None) -> Origin:
+    """The file at a URL; `before` is what was recorded of it, if that version would do."""
+    most = _PEEK_BYTES[kind]
+    if seen is None:
+        seen = fetcher.peek(source, most=most, known=known_version(before.get("origin", {})))
+    return Origin(fetcher, seen, lambda: fetcher.peek(source, most=most))
 
 
 def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
@@ -139,6 +151,8 @@ def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
         from perfkit.incremental.sources.lists import reopen_list
 
         return reopen_list(fetcher, installed)
+    from perfkit.incremental.routes.members import Selection
+
     selection = Selection.of(installed.state.get("selection", {}))
     found = _open(fetcher, installed.source, installed, kind, selection, None)
     if not found.unchanged():

@@ -10,10 +10,10 @@ from perfkit.downloads.protocol import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
-from perfkit.incremental.kinds import Kind
+from perfkit.incremental.kinds import POINTER_NAME, Kind
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.plan import Held, Link, Offer, choose
-from perfkit.incremental.release import POINTER_NAME, PackedRef, Pointer
+from perfkit.incremental.release import PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs

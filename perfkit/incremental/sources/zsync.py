@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Mapping, Set
+from collections.abc import Generator, Mapping, Set
 from typing import BinaryIO
 
 from perfkit.downloads.protocol import Version
-from perfkit.downloads.request import Request
+from perfkit.downloads.request import Download, Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
@@ -19,7 +20,6 @@ from perfkit.incremental.plan import Held, Offer
 from perfkit.incremental.routes.zsync import (
     CONTROL_BYTES,
     Control,
-    Fetch,
     Recipe,
     assemble,
     make_recipe,
@@ -120,22 +120,30 @@ class ZsyncSource:
     def _by_ranges(self, control: Control, seed: str, assembly: Assembly) -> tuple[bytes, int]:
         with open(seed, "rb", buffering=0) as old:
             recipe = make_recipe(control, old, gap=_GAP_BYTES)
-            paths = self._parts(control, recipe)
-            with assembly.begin() as file:
-                made = _Digesting(file)
-                assemble(control, recipe, old, lambda step: _Part(paths[step]), made)
+            try:
+                digest = self._assembled(control, recipe, old, assembly)
+            except ManifestError:
+                checked = make_recipe(control, old, gap=_GAP_BYTES, strict=True)
+                if checked == recipe:
+                    raise
+                digest = self._assembled(control, checked, old, assembly)
         self._routes = ("zsync",)
-        assembly.end(made.digest)
-        return made.digest, control.size
+        assembly.end(digest)
+        return digest, control.size
 
-    def _parts(self, control: Control, recipe: Recipe) -> dict[Fetch, str]:
+    def _assembled(self, control: Control, recipe: Recipe, old: BinaryIO, assembly: Assembly) -> bytes:
+        with contextlib.closing(self._parts(control, recipe)) as parts, assembly.begin() as file:
+            made = _Digesting(file)
+            assemble(control, recipe, old, lambda step: _Part(next(parts).path), made)
+        return made.digest
+
+    def _parts(self, control: Control, recipe: Recipe) -> Generator[Download, None, None]:
         """The bytes that the old file doesn't have, as files. SHA-1 will tell whether they are of one version."""
         requests = []
         for step in recipe.fetches:
             name = f"zsync-{control.sha1}.{step.start}-{step.end}"
             requests.append(Request(control.urls[0], name, mirrors=control.urls[1:], byte_range=(step.start, step.end)))
-        found = self._fetcher.get(requests)
-        return {step: each.path for step, each in zip(recipe.fetches, found, strict=True)}
+        return self._fetcher.stream(requests)
 
     def _whole(self, control: Control, assembly: Assembly) -> tuple[bytes, int]:
         name = f"zsync-{control.sha1}.whole"
