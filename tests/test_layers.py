@@ -14,7 +14,7 @@ ROOT = Path(perfkit.__file__).parent
 
 # Lower rooms first; rooms that stand in one row don't know each other.
 FLOORS = (
-    {"masking"},
+    {"libc", "masking"},
     {"errors"},
     {"config", "conditional"},
     {"progress"},

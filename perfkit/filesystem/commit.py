@@ -121,7 +121,6 @@ class Committer:
             abandon()
             self.discard()
             raise done
-        _log.debug("%s: committed", self._beneath.root)
 
     def _journal(self, name: str = _JOURNAL) -> Journal:
         return Journal(lambda: open(open_regular(self._beneath, name), "rb"))
@@ -186,10 +185,12 @@ class Committer:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
         failed: Exception | None = None
         touched = {"", OWN}  # directories whose entries the steps change
+        done = 0
         try:
             for step in journal.firm():
                 touched.update(_touched(step))
                 self._do(step)
+                done += 1
         except (OSError, UnsafePathError) as error:
             failed = error
         try:
@@ -197,6 +198,7 @@ class Committer:
                 for step in journal.rest():
                     touched.update(_touched(step))
                     self._do(step)
+                    done += 1
             else:
                 for step in reversed(list(journal.firm())):
                     touched.update(_touched(step))
@@ -213,6 +215,7 @@ class Committer:
             ) from error
         if failed is None:
             self.discard()
+            _log.debug("%s: %d steps committed", self._beneath.root, done)
         return failed
 
     def _do(self, step: Step) -> None:
