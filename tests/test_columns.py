@@ -163,7 +163,7 @@ def test_parts() -> None:
     assert part.names[1:3] == ["n003", "n006"]
     for at in (99, 0, 3, 3, 60, 57):
         assert part[f"n{at:03}"] == tree[at]
-    for name in ("n001", "", "z"):
+    for name in ("n001", "", "z", "n055", "n058"):
         assert name not in part
         with pytest.raises(KeyError):
             part[name]

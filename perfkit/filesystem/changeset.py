@@ -48,6 +48,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         self._elsewhere: dict[int, str] = {}  # by row, sources that are neither
         self._rows = _Lookup(lambda row: hash(self.name(row)))
         self._adopted = _Lookup(lambda row: hash(self._sha256(row)))  # rows that have a fetched file
+        self._order: array[int] | None = None  # rows by name, once they were asked for
         self._count = 0
 
     def _row(self, name: str) -> int:
@@ -64,6 +65,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
 
     def _set(self, name: str, flag: int) -> int:
         row = self._row(name)
+        self._order = None
         self._count += (flag != 0) - (self._flags[row] & (_PUT | _DROP) != 0)
         self._flags[row] = self._flags[row] & ~(_PUT | _DROP) | flag
         return row
@@ -102,6 +104,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def note(self, name: str) -> None:
         """The record is to tell of the name, though nothing is done about it."""
         self._flags[self._row(name)] |= _NOTED
+        self._order = None
 
     def set_aside(self, name: str) -> None:
         """The record is not to tell of the name."""
@@ -124,6 +127,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
 
     def rows(self) -> Sequence[int]:
         """All that something is done or told about, by name."""
+        if self._order is None:
+            self._order = self._in_order()
+        return self._order
+
+    def _in_order(self) -> array[int]:
         rows = array("I", (row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED)))
         key = self._names.encoded
         if all(before < after for before, after in itertools.pairwise(map(key, rows))):

@@ -24,10 +24,10 @@ class DigestIndex:
         self._order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
         self._keys = array("Q", (keys[at] for at in self._order))
 
-    def candidates(self, digest: bytes) -> Iterator[int]:
-        """Where this digest may be, in order; only a look tells."""
+    def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
+        """Where this digest may be, in order, the first few left out if wished; only a look tells."""
         key = _key(digest)
-        for at in range(bisect_left(self._keys, key), len(self._keys)):
+        for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
             if self._keys[at] != key:
                 return
             yield self._order[at]

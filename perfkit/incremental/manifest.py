@@ -12,20 +12,22 @@ import operator
 import re
 from array import array
 from bisect import bisect_left
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import NamedTuple, overload
+from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.incremental.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
 MAX_NAME_BYTES = 4096  # PATH_MAX of Linux
 MAX_FILE_BYTES = 1 << 50
+
+T = TypeVar("T")
 
 _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
@@ -68,6 +70,7 @@ class Manifest:
     _sizes: array[int] = field(repr=False, compare=False)
     _flags_at: int = field(repr=False, compare=False)
     _name_ends: array[int] = field(repr=False, compare=False)  # positions in raw, the first being where names begin
+    _next: array[int] = field(repr=False, compare=False)  # the entry that is likely to be looked for
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Manifest:
@@ -129,7 +132,7 @@ class Manifest:
         ends.extend(itertools.islice((found.end() for found in _LINE_FEED.finditer(raw, names_at)), count + 1))
         if len(ends) != count + 1 or ends[-1] != len(raw):
             raise ManifestError("manifest: not as many names as entries")
-        manifest = cls(raw, digest, sizes, flags_at, ends)
+        manifest = cls(raw, digest, sizes, flags_at, ends, array("I", (0,)))
         if not known or sha256 is None:
             manifest._check_names()
         return manifest
@@ -184,10 +187,14 @@ class Manifest:
 
     def find(self, name: str) -> int | None:
         """The index of the entry with this name."""
-        wanted = name.encode()
-        ends = self._name_ends
-        index = bisect_left(range(len(self)), wanted, key=lambda at: self.raw[ends[at] : ends[at + 1] - 1])
-        return index if index < len(self) and self.name(index) == name else None
+        ends, count, wanted = self._name_ends, len(self), name.encode()
+        index = self._next[0]
+        if index >= count or self.raw[ends[index] : ends[index + 1] - 1] != wanted:
+            index = bisect_left(range(count), wanted, key=lambda at: self.raw[ends[at] : ends[at + 1] - 1])
+            if index == count or self.name(index) != name:
+                return None
+        self._next[0] = index + 1
+        return index
 
     def _check_names(self) -> None:
         """Names in order, safe, and apart where case or normalisation don't count; in little memory."""
@@ -230,12 +237,13 @@ class Part(Mapping[str, Entry]):
 
     Attributes:
         names: of the entries, in order.
+        entries: the entries.
     """
 
     def __init__(self, manifest: Manifest) -> None:
-        self._manifest = manifest
         self._places = array("I")
-        self.names = _Names(manifest, self._places)
+        self.names = View(manifest.name, self._places)
+        self.entries = View(manifest.__getitem__, self._places)
         self._next = 0  # which is likely to be asked for
 
     def add(self, index: int) -> None:
@@ -250,18 +258,22 @@ class Part(Mapping[str, Entry]):
         at = self._find(name)
         if at < 0:
             raise KeyError(name)
-        return self._manifest[self._places[at]]
+        return self.entries[at]
 
     def _find(self, name: str) -> int:
-        for at in (self._next, self._next - 1):
-            if 0 <= at < len(self.names) and self.names[at] == name:
-                self._next = at + 1
-                return at
-        at = bisect_left(self.names, name)
-        if at == len(self.names) or self.names[at] != name:
+        """The place of a name; -1 if it is not there. Looks first where it would be next."""
+        names, at = self.names, self._next
+        after = names[at] if at < len(names) else None
+        if after == name:
+            self._next = at + 1
+            return at
+        before = names[at - 1] if at else None
+        if before == name:
+            return at - 1
+        if (before is None or before < name) and (after is None or name < after):
             return -1
-        self._next = at + 1
-        return at
+        self._next = at = bisect_left(names, name)
+        return at if at < len(names) and names[at] == name else -1
 
     def __contains__(self, name: object) -> bool:
         return isinstance(name, str) and self._find(name) >= 0
@@ -273,27 +285,37 @@ class Part(Mapping[str, Entry]):
         return len(self._places)
 
 
-class _Names(Sequence[str]):
-    """The names of some entries."""
+class View(Sequence[T]):
+    """What stands at some places, made when it is asked for."""
 
-    def __init__(self, manifest: Manifest, places: array[int]) -> None:
-        self._manifest = manifest
+    def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
+        self._at = at
         self._places = places
 
     def __len__(self) -> int:
         return len(self._places)
 
     @overload
-    def __getitem__(self, at: int) -> str: ...
+    def __getitem__(self, number: int) -> T: ...
     @overload
-    def __getitem__(self, at: slice) -> Sequence[str]: ...
-    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
-        if isinstance(at, slice):
-            return list(map(self._manifest.name, self._places[at]))
-        return self._manifest.name(self._places[at])
+    def __getitem__(self, number: slice) -> Sequence[T]: ...
+    def __getitem__(self, number: int | slice) -> T | Sequence[T]:
+        if isinstance(number, slice):
+            return View(self._at, self._places[number])
+        return self._at(self._places[number])
 
-    def __iter__(self) -> Iterator[str]:
-        return map(self._manifest.name, self._places)
+    def __iter__(self) -> Iterator[T]:
+        return map(self._at, self._places)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # what stands there may change
+
+    def __repr__(self) -> str:
+        return f"View({list(self)!r})"
 
 
 def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:

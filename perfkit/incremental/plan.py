@@ -9,18 +9,19 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass, field, replace
-from typing import NamedTuple, Protocol, overload
+from typing import NamedTuple, Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
 from perfkit.filesystem.paths import aside_name
 from perfkit.incremental.contents import DigestIndex
-from perfkit.incremental.manifest import Part
+from perfkit.incremental.manifest import Part, View
 
-__all__ = ["Chosen", "Content", "Held", "Link", "Local", "Offer", "Plan", "Standing", "choose", "decide"]
+__all__ = ["Content", "Held", "Link", "Local", "Offer", "Plan", "Standing", "choose", "decide"]
 
 
 _SHOWN = 5  # names in an error
+_FEW = 3  # holders of a content that may be looked at again and again
 
 
 class Content(Protocol):
@@ -42,69 +43,24 @@ class Held(NamedTuple):
     executable: bool = False
 
 
-class Chosen(Sequence[str]):
-    """Some of many names, in their order; equal to any sequence of the same ones."""
-
-    def __init__(self, names: Sequence[str]) -> None:
-        self.names = names
-        self._places = array("I")
-
-    def take(self, place: int) -> None:
-        """One more: which of the names."""
-        self._places.append(place)
-
-    def places(self) -> Iterator[tuple[int, str]]:
-        """The names, each with its place."""
-        return ((place, self.names[place]) for place in self._places)
-
-    def those(self, fits: Callable[[str], bool]) -> Chosen:
-        """Those of them that fit."""
-        found = Chosen(self.names)
-        found._places.extend(place for place, name in self.places() if fits(name))
-        return found
-
-    def __len__(self) -> int:
-        return len(self._places)
-
-    @overload
-    def __getitem__(self, at: int) -> str: ...
-    @overload
-    def __getitem__(self, at: slice) -> Sequence[str]: ...
-    def __getitem__(self, at: int | slice) -> str | Sequence[str]:
-        if isinstance(at, slice):
-            return [self.names[place] for place in self._places[at]]
-        return self.names[self._places[at]]
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Sequence):
-            return NotImplemented
-        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
-
-    __hash__ = None  # type: ignore[assignment]  # more can be taken
-
-    def __repr__(self) -> str:
-        return f"Chosen({list(self)!r})"
-
-
-def _in_order(files: Mapping[str, object]) -> Sequence[str]:
-    """The names of a mapping, by their places."""
-    return files.names if isinstance(files, (Part, Standing)) else tuple(files)
-
-
 class Standing(Mapping[str, Content]):
     """What stands under some names: entries of a manifest just as it has them, and what is otherwise."""
 
     def __init__(self, as_said: Part, others: Mapping[str, Held]) -> None:
         self._as_said = as_said
         self._others = others
+        self._last = tuple(others)
+        self.names = View(self._name, range(len(self)))
+        self.contents = View(self._content, range(len(self)))
 
-    @property
-    def names(self) -> Sequence[str]:
-        """All of them."""
-        return (*self._as_said.names, *self._others) if self._others else self._as_said.names
+    def _name(self, at: int) -> str:
+        return self._as_said.names[at] if at < len(self._as_said) else self._last[at - len(self._as_said)]
+
+    def _content(self, at: int) -> Content:
+        return self._as_said.entries[at] if at < len(self._as_said) else self._others[self._name(at)]
 
     def __getitem__(self, name: str) -> Content:
-        return self._others.get(name) or self._as_said[name]
+        return self._others[name] if name in self._others else self._as_said[name]
 
     def __contains__(self, name: object) -> bool:
         return name in self._others or name in self._as_said
@@ -113,7 +69,25 @@ class Standing(Mapping[str, Content]):
         return iter(self.names)
 
     def __len__(self) -> int:
-        return len(self._as_said) + len(self._others)
+        return len(self._as_said) + len(self._last)
+
+
+class _Files(NamedTuple):
+    """A mapping of names, by their places in it."""
+
+    names: Sequence[str]
+    contents: Sequence[Content]
+
+    @classmethod
+    def of(cls, files: Mapping[str, Content]) -> _Files:
+        if isinstance(files, Part):
+            return cls(files.names, files.entries)
+        if isinstance(files, Standing):
+            return cls(files.names, files.contents)
+        return cls(tuple(files), tuple(files.values()))
+
+    def chosen(self, places: array[int]) -> Sequence[str]:
+        return View(self.names.__getitem__, places)
 
 
 class Local(NamedTuple):
@@ -220,21 +194,21 @@ def decide(
     Raises:
         UpdateError: there are local changes, and they are to be refused.
     """
-    names = _in_order(wanted)
-    keep, modes, added, changed, lacking = (Chosen(names) for _ in range(5))
-    for at, name in enumerate(names):
-        entry, held = wanted[name], installed.get(name)
+    files = _Files.of(wanted)
+    keep, modes, added, changed, lacking = (array("I") for _ in range(5))
+    for at, (name, entry) in enumerate(zip(*files, strict=True)):
+        held = installed.get(name)
         if held is None:
-            added.take(at)
+            added.append(at)
         elif _same(held, entry):
-            keep.take(at)
+            keep.append(at)
         else:
-            changed.take(at)
+            changed.append(at)
         if held is None or held.sha256 != entry.sha256:
-            lacking.take(at)
+            lacking.append(at)
         elif held.executable != entry.executable:
-            modes.take(at)
-    tree = _Tree(installed, wanted, before)
+            modes.append(at)
+    tree = _Tree(_Files.of(installed), wanted, before)
     if tree.edited and local_changes == "refuse":
         edited = tree.edited
         shown = ", ".join(sorted(edited)[:_SHOWN]) + (", …" if len(edited) > _SHOWN else "")
@@ -245,24 +219,24 @@ def decide(
     for name in tree.edited if local_changes == "keep" else ():
         aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
         fresh.add(aside[name])
-    local, kept, fetch = _sources(wanted, lacking, tree, stored)
+    local, kept, fetch = _sources(files, lacking, tree, stored)
     moved = {each.source for each in local if each.move}
     return Plan(
         version=version,
         installed_version=installed_version,
-        keep=keep,
+        keep=files.chosen(keep),
         unchanged=len(keep),
         local=tuple(local),
-        stored=kept,
-        modes=modes,
-        fetch=fetch,
-        remove=tree.gone.those(lambda name: name not in moved and name not in aside),
+        stored=files.chosen(kept),
+        modes=files.chosen(modes),
+        fetch=files.chosen(fetch),
+        remove=tree.gone(but={*moved, *aside}),
         noted=tuple(n for n, entry in before.items() if _came_about(entry, installed.get(n), wanted.get(n))),
         aside=aside,
         overwritten=tuple(tree.edited) if local_changes == "overwrite" else (),
-        added=added,
-        changed=changed,
-        missing_bytes=_total(wanted, fetch),
+        added=files.chosen(added),
+        changed=files.chosen(changed),
+        missing_bytes=_total(View(files.contents.__getitem__, fetch)),
     )
 
 
@@ -270,51 +244,50 @@ class _Tree:
     """What stands in the tree, and what of it goes.
 
     Attributes:
-        gone: the names that the release does not have.
         edited: the names whose content is neither what the release before nor this one has.
     """
 
-    def __init__(
-        self, installed: Mapping[str, Content], wanted: Mapping[str, Content], before: Mapping[str, Content]
-    ) -> None:
-        self._installed = installed
-        self._names = _in_order(installed)
-        self.gone = Chosen(self._names)
+    def __init__(self, files: _Files, wanted: Mapping[str, Content], before: Mapping[str, Content]) -> None:
+        self._files = files
+        self._gone = array("I")
         self.edited: list[str] = []
-        self._leaves = bytearray(len(self._names))  # 1 for each that goes, and whose file nothing else needs yet
-        for at, name in enumerate(self._names):
-            held, entry = installed[name], wanted.get(name)
+        self._leaves = bytearray(len(files.names))  # 1 for each that goes, and whose file nothing else needs yet
+        for at, (name, held) in enumerate(zip(*files, strict=True)):
+            entry = wanted.get(name)
             if entry is None:
-                self.gone.take(at)
+                self._gone.append(at)
             if (entry is None or entry.sha256 != held.sha256) and _edited(held, before.get(name)):
                 self.edited.append(name)
             else:
                 self._leaves[at] = entry is None
-        self._index = DigestIndex(installed[name].sha256 for name in self._names)
+        self._index = DigestIndex(held.sha256 for held in files.contents)
+        self._passed: dict[bytes, int] = {}  # how many of a content's holders were looked at, where many have it
+
+    def gone(self, but: Collection[str]) -> Sequence[str]:
+        """The names that the release does not have."""
+        return self._files.chosen(array("I", (at for at in self._gone if self._files.names[at] not in but)))
 
     def source(self, wanted: Content) -> tuple[str, bool] | None:
-        """A name that has this content, and whether its file can be moved; none is moved twice."""
-        first: str | None = None
-        for at in self._index.candidates(wanted.sha256):
-            name = self._names[at]
-            held = self._installed[name]
-            if held.sha256 != wanted.sha256:
-                continue
-            if self._leaves[at] and held.executable == wanted.executable:
+        """A name that has this content, and whether its file can be moved, as the name goes; none is moved twice."""
+        names, contents = self._files
+        passed = self._passed.get(wanted.sha256, 0)
+        for number, at in enumerate(self._index.candidates(wanted.sha256, skip=passed), passed + 1):
+            if number > _FEW:
+                self._passed[wanted.sha256] = number
+            if self._leaves[at] and _same(contents[at], wanted):
                 self._leaves[at] = 0
-                return name, True
-            first = first or name
-        return None if first is None else (first, False)
+                return names[at], True
+        holders = (at for at in self._index.candidates(wanted.sha256) if contents[at].sha256 == wanted.sha256)
+        return next(((names[at], False) for at in holders), None)
 
 
-def _total(wanted: Mapping[str, Content], names: Sequence[str]) -> int:
+def _total(contents: Sequence[Content]) -> int:
     """The bytes of these files, each content once."""
-    index = DigestIndex(wanted[name].sha256 for name in names)
+    index = DigestIndex(each.sha256 for each in contents)
     total = 0
-    for at, name in enumerate(names):
-        entry = wanted[name]
-        first = next(place for place in index.candidates(entry.sha256) if wanted[names[place]].sha256 == entry.sha256)
-        total += entry.size if first == at else 0
+    for at, each in enumerate(contents):
+        first = next(place for place in index.candidates(each.sha256) if contents[place].sha256 == each.sha256)
+        total += each.size if first == at else 0
     return total
 
 
@@ -334,20 +307,20 @@ def _edited(held: Content, entry: Content | None) -> bool:
 
 
 def _sources(
-    wanted: Mapping[str, Content], lacking: Chosen, tree: _Tree, stored: Collection[bytes]
-) -> tuple[list[Local], Chosen, Chosen]:
+    wanted: _Files, lacking: Iterable[int], tree: _Tree, stored: Collection[bytes]
+) -> tuple[list[Local], array[int], array[int]]:
     """Where each file that is not in place comes from: the tree itself, its history, or the network."""
     local: list[Local] = []
-    kept, fetch = Chosen(lacking.names), Chosen(lacking.names)
-    for at, name in lacking.places():
-        entry = wanted[name]
+    kept, fetch = array("I"), array("I")
+    for at in lacking:
+        entry = wanted.contents[at]
         if (found := tree.source(entry)) is not None:
             source, move = found
-            local.append(Local(name, source, move=move))
+            local.append(Local(wanted.names[at], source, move=move))
         elif entry.sha256 in stored:
-            kept.take(at)
+            kept.append(at)
         else:
-            fetch.take(at)
+            fetch.append(at)
     return local, kept, fetch
 
 
