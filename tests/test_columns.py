@@ -77,12 +77,12 @@ def test_changes_and_what_is_told_of_them() -> None:
     changes["kept"] = Put("stage/2", content("mine"))
     changes.set_aside("kept")
     changes.note("noted")
-    changes.found("new", None, None)
-    changes.found("same", content("s"), content("s"))
-    changes.found("edited", content("theirs"), content("meant"))
-    changes.found("gone", content("g"), content("g"))
-    changes.found("kept", None, None)
-    changes.found("noted", content("n2"), content("n1"))
+    changes.found(changes.row("new"), None, None)
+    changes.found(changes.row("same"), content("s"), content("s"))
+    changes.found(changes.row("edited"), content("theirs"), content("meant"))
+    changes.found(changes.row("gone"), content("g"), content("g"))
+    changes.found(changes.row("kept"), None, None)
+    changes.found(changes.row("noted"), content("n2"), content("n1"))
     assert list(changes.changed()) == [
         Change("edited", content("theirs"), content("w")), Change("gone", content("g"), None),
         Change("kept", None, content("mine")), Change("new", None, content("n")),
@@ -112,8 +112,7 @@ def test_journal_of_both_formats(firm: int) -> None:
     before = b"".join(lines)
     for data in (file.getvalue(), before + hashlib.sha256(before).hexdigest().encode() + b"\n"):
         journal(data).check()
-        assert list(journal(data).firm()) == STEPS[:firm]
-        assert list(journal(data).rest()) == STEPS[firm:]
+        assert [list(steps) for steps in journal(data).steps()] == [STEPS[:firm], STEPS[firm:]]
 
 
 def test_journal_that_is_none() -> None:

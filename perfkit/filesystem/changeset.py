@@ -51,7 +51,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         self._order: array[int] | None = None  # rows by name, once they were asked for
         self._count = 0
 
-    def _row(self, name: str) -> int:
+    def row(self, name: str) -> int:
         """The row of a name; made if need be."""
         row = self._rows.find(hash(name), lambda row: self.name(row) == name)
         if row is None:
@@ -64,7 +64,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         return row
 
     def _set(self, name: str, flag: int) -> int:
-        row = self._row(name)
+        row = self.row(name)
         self._order = None
         self._count += (flag != 0) - (self._flags[row] & (_PUT | _DROP) != 0)
         self._flags[row] = self._flags[row] & ~(_PUT | _DROP) | flag
@@ -103,12 +103,12 @@ class ChangeSet(MutableMapping[str, Put | None]):
 
     def note(self, name: str) -> None:
         """The record is to tell of the name, though nothing is done about it."""
-        self._flags[self._row(name)] |= _NOTED
+        self._flags[self.row(name)] |= _NOTED
         self._order = None
 
     def set_aside(self, name: str) -> None:
         """The record is not to tell of the name."""
-        self._flags[self._row(name)] |= _ASIDE
+        self._flags[self.row(name)] |= _ASIDE
 
     def __len__(self) -> int:
         return self._count
@@ -159,15 +159,14 @@ class ChangeSet(MutableMapping[str, Put | None]):
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
 
-    def found(self, name: str, content: Content | None, told: Content | None) -> None:
-        """Take down what a name of these held when it was looked at, and what the record is to say that it held."""
-        row = self._row(name)
+    def found(self, row: int, content: Content | None, told: Content | None) -> None:
+        """Take down what the name held when it was looked at, and what the record is to say that it held."""
         self._before[row] = self._contents.add(content)
         self._told[row] = self._before[row] if told == content else self._contents.add(told)
 
     def tell_found(self, name: str) -> None:
         """The record is to say that the name held what was found, after all."""
-        row = self._row(name)
+        row = self.row(name)
         self._told[row] = self._before[row]
 
     def before(self, row: int) -> Content | None:
@@ -181,11 +180,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def changed(self) -> Changes:
         """What is done to the disk."""
         rows = filter(self.acts, self.rows())
-        return Changes(self.change, array("I", (r for r in rows if not self._same(self._before[r], self._after[r]))))
+        return Changes(self, array("I", (r for r in rows if not self._same(self._before[r], self._after[r]))))
 
     def told(self) -> Changes:
         """What the record tells."""
-        return Changes(self._tale, array("I", filter(self.is_told, self.rows())))
+        return Changes(self, array("I", filter(self.is_told, self.rows())), told=True)
 
     def is_told(self, row: int) -> bool:
         """Whether the record tells of a row."""
@@ -197,12 +196,10 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def _same(self, one: int, other: int) -> bool:
         return self._contents.same(one, other)
 
-    def _tale(self, row: int, stat: FileStat | None = None) -> Change:
-        return Change(self.name(row), self._contents[self._told[row]], self._contents[self._stays(row)], stat)
-
-    def change(self, row: int, stat: FileStat | None = None) -> Change:
-        """What is done to the disk, of one row."""
-        return Change(self.name(row), self._contents[self._before[row]], self._contents[self._after[row]], stat)
+    def change(self, row: int, *, told: bool, stat: FileStat | None = None) -> Change:
+        """What is done to the disk, or told of it, in one row."""
+        before, after = (self._told[row], self._stays(row)) if told else (self._before[row], self._after[row])
+        return Change(self._names[row], self._contents[before], self._contents[after], stat)
 
 
 class Changes(Collection[Change]):
@@ -212,16 +209,18 @@ class Changes(Collection[Change]):
         rows: of the change set.
     """
 
-    def __init__(self, change: Callable[[int, FileStat | None], Change], rows: Sequence[int]) -> None:
+    def __init__(self, change_set: ChangeSet, rows: Sequence[int], *, told: bool = False) -> None:
         self.rows = rows
-        self._change = change
+        self._set = change_set
+        self._told = told
         self._stats: Collection[FileStat | None] = ()
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Change]:
-        return map(self._change, self.rows, self._stats or itertools.repeat(None))
+        for row, found in zip(self.rows, self._stats or itertools.repeat(None)):  # noqa: B905 - repeat has no end
+            yield self._set.change(row, told=self._told, stat=found)
 
     def __contains__(self, change: object) -> bool:
         return any(each == change for each in self)
@@ -229,12 +228,12 @@ class Changes(Collection[Change]):
     def with_stats(self, beneath: Beneath) -> Changes:
         """The same, each with what stat(2) says of its file now."""
         stats = _Stats()
-        for change in self:
+        for row in self.rows:
             found = None
             with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
-                found = beneath.lstat(change.name) if change.after is not None else None
+                found = beneath.lstat(self._set.name(row)) if self._set.puts(row) else None
             stats.add(found)
-        done = Changes(self._change, self.rows)
+        done = Changes(self._set, self.rows, told=self._told)
         done._stats = stats
         return done
 

@@ -129,8 +129,7 @@ class Committer:
         name, fd = self.stage_file()
         with open(fd, "wb") as file:
             Journal.write(file, firm, rest)
-        journal = self._journal(name)
-        sources = (step.source for step in chain(journal.firm(), journal.rest()) if step.source)
+        sources = (step.source for step in chain(*self._journal(name).steps()) if step.source)
         self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
         self._still_ours()
         # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
@@ -184,10 +183,11 @@ class Committer:
     def _carry_out(self, journal: Journal) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
         failed: Exception | None = None
+        firm, rest = journal.steps()
         touched = {"", OWN}  # directories whose entries the steps change
         done = 0
         try:
-            for step in journal.firm():
+            for step in firm:
                 touched.update(_touched(step))
                 self._do(step)
                 done += 1
@@ -195,12 +195,12 @@ class Committer:
             failed = error
         try:
             if failed is None:
-                for step in journal.rest():
+                for step in rest:
                     touched.update(_touched(step))
                     self._do(step)
                     done += 1
             else:
-                for step in reversed(list(journal.firm())):
+                for step in reversed(list(journal.steps()[0])):
                     touched.update(_touched(step))
                     self._undo(step)
             self._sync((), touched)

@@ -6,6 +6,7 @@ interrupted is completed by the very code that would have completed it without.
 
 from __future__ import annotations
 
+import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
@@ -47,23 +48,17 @@ class Journal:
         if kind != _KIND or version not in (1, _FORMAT):
             raise ValueError(f"of format {version!r}, and this perfkit knows {_FORMAT}")
 
-    def firm(self) -> Iterator[Step]:
-        """The steps that can be taken back, which come first."""
-        return (step for firm, step in self._steps() if firm)
+    def steps(self) -> tuple[Iterator[Step], Iterator[Step]]:
+        """The steps that can be taken back, and those that need no space; to be gone through one after the other."""
+        steps = self._steps()
+        return iter(functools.partial(next, steps), None), filter(None, steps)
 
-    def rest(self) -> Iterator[Step]:
-        """The steps that need no space."""
-        return (step for firm, step in self._steps() if not firm)
-
-    def _steps(self) -> Iterator[tuple[bool, Step]]:
+    def _steps(self) -> Iterator[Step | None]:
+        """All steps, and None between the two kinds."""
         with self._open() as file:
             rows: Iterator[Any] = unseal(file)
             _, version, *count = next(rows)
-            firm = True
             for number, row in enumerate(rows):
-                if version == 1:  # said in the header how many
-                    firm = number < count[0]
-                elif row == _REST:
-                    firm = False
-                    continue
-                yield firm, Step(*row)
+                if version == 1 and number == count[0]:  # said in the header how many come first
+                    yield None
+                yield None if row == _REST else Step(*row)

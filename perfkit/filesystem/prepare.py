@@ -68,7 +68,7 @@ def prepare(beneath: Beneath, store: Store, known: Known, changes: ChangeSet) ->
         name = changes.name(row)
         found = _found(beneath, name, known, store.keep if changes.acts(row) else store.look)
         meant = known.meant(name) or found
-        changes.found(name, found, meant)
+        changes.found(row, found, meant)
         if meant is not None and (found is None or meant.sha256 != found.sha256) and changes.is_told(row):
             lost[name] = meant
     lacking = _lacking(beneath, store, known, {content.sha256: content for content in lost.values()})

@@ -92,7 +92,7 @@ def plan_switch(
     change_set = committer.change_set()
     for change in changes:
         change_set[change.name] = None if change.after is None else Put(sources[change.name], change.after)
-        change_set.found(change.name, change.before, change.before)
+        change_set.found(change_set.row(change.name), change.before, change.before)
     between = change_set.changed()
     aside: dict[str, str] = {}
     for change in edited if edits == "keep" else ():
