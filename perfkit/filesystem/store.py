@@ -104,25 +104,34 @@ class Store:
         fd = open_regular(self._beneath, name)
         try:
             content = content_of(fd, name, seen)
-            if content.sha256 != EMPTY and not self._holds(content, os.fstat(fd).st_ino):
-                self._beneath.mkdir(OBJECTS, 0o700)
-                target = f"{OBJECTS}/{content.sha256}"
-                self.added.append(target)
-                link_or_copy(self._beneath, name, fd, target)
+            if content.sha256 != EMPTY:
+                self._take(name, fd, f"{OBJECTS}/{content.sha256}")
             return content
         finally:
             os.close(fd)
 
-    def has(self, content: Content) -> bool:
-        """Whether this content is kept, and undamaged."""
-        return self._holds(content, ino=-1)
+    def _take(self, name: str, fd: int, target: str) -> None:
+        """Make an open file the object `target`.
 
-    def _holds(self, content: Content, ino: int) -> bool:
-        """Whether there is such an object; one that a writer spoilt through a hard link is removed."""
+        If there is one, a writer may have spoilt it through a hard link. To read it takes longer than to replace it.
+        """
+        found = self._beneath.lstat(target)
+        if found is None:
+            self._beneath.mkdir(OBJECTS, 0o700)
+            self.added.append(target)
+            link_or_copy(self._beneath, name, fd, target)
+        elif found.st_ino != os.fstat(fd).st_ino:
+            fresh = f"{target}~"
+            self._beneath.unlink(fresh)  # of a run that crashed
+            link_or_copy(self._beneath, name, fd, fresh)
+            self._beneath.rename(fresh, target)
+
+    def has(self, content: Content) -> bool:
+        """Whether this content is kept, and undamaged; one that a writer spoilt through a hard link is removed."""
         target = f"{OBJECTS}/{content.sha256}"
         found = self._beneath.lstat(target)
-        if found is None or found.st_ino == ino:
-            return found is not None
+        if found is None:
+            return False
         if stat.S_ISREG(found.st_mode) and found.st_size == content.size:
             fd = open_regular(self._beneath, target)
             try:

@@ -26,7 +26,7 @@ __all__ = ["find_blocks", "md4", "rsum"]
 
 _WINDOW_BYTES = 4 << 20  # of the old file, in memory at once
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
-_RUN_BYTES = 128 << 10  # of a run of blocks, compared in one go
+_RUN_BYTES = 256 << 10  # of a run of blocks, compared in one go
 _BATCH_BYTES = 8 << 20  # of blocks whose MD4 is computed at once: some 20,000 numpy calls, however many they are
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
 _TRIES = 4  # candidates for the same blocks in one stride; and those that are tried for a run
