@@ -112,7 +112,8 @@ def test_journal_of_both_formats(firm: int) -> None:
     before = b"".join(lines)
     for data in (file.getvalue(), before + hashlib.sha256(before).hexdigest().encode() + b"\n"):
         journal(data).check()
-        assert [list(steps) for steps in journal(data).steps()] == [STEPS[:firm], STEPS[firm:]]
+        with journal(data).steps() as parts:
+            assert [list(steps) for steps in parts] == [STEPS[:firm], STEPS[firm:]]
 
 
 def test_journal_that_is_none() -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
-import os
-import stat
 from array import array
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
@@ -14,12 +12,13 @@ from typing import NamedTuple
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.names import Names
-from perfkit.filesystem.records import Change, Content, FileStat
+from perfkit.filesystem.records import Change, Content, signature
 
 __all__ = ["ChangeSet", "Changes", "Put"]
 
 _PUT, _DROP, _NOTED, _ASIDE = 1, 2, 4, 8
 _NOTHING = 0  # the number of no content
+_GONE = -1  # no signature is that
 _PART = 4096  # rows that are sorted at once: the keys of all would take more memory than the rows
 
 
@@ -159,6 +158,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
 
+    def freeze(self) -> None:
+        """No name will be asked for any more, and rows alone are."""
+        self.rows()
+        del self._rows, self._adopted
+
     def found(self, row: int, content: Content | None, told: Content | None) -> None:
         """Take down what the name held when it was looked at, and what the record is to say that it held."""
         self._before[row] = self._contents.add(content)
@@ -196,10 +200,10 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def _same(self, one: int, other: int) -> bool:
         return self._contents.same(one, other)
 
-    def change(self, row: int, *, told: bool, stat: FileStat | None = None) -> Change:
+    def change(self, row: int, *, told: bool, signature: int | None = None) -> Change:
         """What is done to the disk, or told of it, in one row."""
         before, after = (self._told[row], self._stays(row)) if told else (self._before[row], self._after[row])
-        return Change(self._names[row], self._contents[before], self._contents[after], stat)
+        return Change(self._names[row], self._contents[before], self._contents[after], signature)
 
 
 class Changes(Collection[Change]):
@@ -213,57 +217,25 @@ class Changes(Collection[Change]):
         self.rows = rows
         self._set = change_set
         self._told = told
-        self._stats: Collection[FileStat | None] = ()
+        self._signatures = array("q")
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __iter__(self) -> Iterator[Change]:
-        for row, found in zip(self.rows, self._stats or itertools.repeat(None)):  # noqa: B905 - repeat has no end
-            yield self._set.change(row, told=self._told, stat=found)
+        for row, found in itertools.zip_longest(self.rows, self._signatures):
+            yield self._set.change(row, told=self._told, signature=None if found == _GONE else found)
 
     def __contains__(self, change: object) -> bool:
         return any(each == change for each in self)
 
-    def with_stats(self, beneath: Beneath) -> Changes:
-        """The same, each with what stat(2) says of its file now."""
-        stats = _Stats()
+    def sign(self, beneath: Beneath) -> None:
+        """Take down the signature that each file has now."""
         for row in self.rows:
             found = None
             with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
                 found = beneath.lstat(self._set.name(row)) if self._set.puts(row) else None
-            stats.add(found)
-        done = Changes(self._set, self.rows, told=self._told)
-        done._stats = stats
-        return done
-
-
-class _Stats(Collection[FileStat | None]):
-    """Columns of `FileStat`."""
-
-    def __init__(self) -> None:
-        self._inodes, self._modes = array("Q"), array("H")
-        self._sizes, self._mtimes, self._ctimes = array("q"), array("q"), array("q")
-        self._none = bytearray()
-
-    def add(self, found: os.stat_result | None) -> None:
-        self._none.append(found is None)
-        self._inodes.append(found.st_ino if found else 0)
-        self._sizes.append(found.st_size if found else 0)
-        self._modes.append(stat.S_IMODE(found.st_mode) if found else 0)
-        self._mtimes.append(found.st_mtime_ns if found else 0)
-        self._ctimes.append(found.st_ctime_ns if found else 0)
-
-    def __len__(self) -> int:
-        return len(self._none)
-
-    def __iter__(self) -> Iterator[FileStat | None]:
-        columns = (self._inodes, self._sizes, self._modes, self._mtimes, self._ctimes)
-        for none, *values in zip(self._none, *columns, strict=True):
-            yield None if none else FileStat(*values)
-
-    def __contains__(self, wanted: object) -> bool:
-        return any(each == wanted for each in self)
+            self._signatures.append(_GONE if found is None else signature(found))
 
 
 class _Contents:

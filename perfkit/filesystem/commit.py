@@ -129,8 +129,9 @@ class Committer:
         name, fd = self.stage_file()
         with open(fd, "wb") as file:
             Journal.write(file, firm, rest)
-        sources = (step.source for step in chain(*self._journal(name).steps()) if step.source)
-        self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
+        with self._journal(name).steps() as (written_firm, written_rest):
+            sources = (step.source for step in chain(written_firm, written_rest) if step.source)
+            self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
         self._still_ours()
         # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
         try:
@@ -183,26 +184,23 @@ class Committer:
     def _carry_out(self, journal: Journal) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
         failed: Exception | None = None
-        firm, rest = journal.steps()
         touched = {"", OWN}  # directories whose entries the steps change
         done = 0
         try:
-            for step in firm:
-                touched.update(_touched(step))
-                self._do(step)
-                done += 1
-        except (OSError, UnsafePathError) as error:
-            failed = error
-        try:
-            if failed is None:
-                for step in rest:
+            with journal.steps() as (firm, rest):
+                try:
+                    for step in firm:
+                        touched.update(_touched(step))
+                        self._do(step)
+                        done += 1
+                except (OSError, UnsafePathError) as error:
+                    failed = error
+                for step in rest if failed is None else ():
                     touched.update(_touched(step))
                     self._do(step)
                     done += 1
-            else:
-                for step in reversed(list(journal.steps()[0])):
-                    touched.update(_touched(step))
-                    self._undo(step)
+            if failed is not None:
+                self._undo_all(journal, touched)
             self._sync((), touched)
             self._tidy()
             self._retiring = True
@@ -217,6 +215,12 @@ class Committer:
             self.discard()
             _log.debug("%s: %d steps committed", self._beneath.root, done)
         return failed
+
+    def _undo_all(self, journal: Journal, touched: set[str]) -> None:
+        with journal.steps() as (firm, _):
+            for step in reversed(list(firm)):
+                touched.update(_touched(step))
+                self._undo(step)
 
     def _do(self, step: Step) -> None:
         beneath = self._beneath

@@ -6,6 +6,7 @@ interrupted is completed by the very code that would have completed it without.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import itertools
 from collections.abc import Callable, Iterable, Iterator
@@ -48,17 +49,19 @@ class Journal:
         if kind != _KIND or version not in (1, _FORMAT):
             raise ValueError(f"of format {version!r}, and this perfkit knows {_FORMAT}")
 
-    def steps(self) -> tuple[Iterator[Step], Iterator[Step]]:
+    @contextlib.contextmanager
+    def steps(self) -> Iterator[tuple[Iterator[Step], Iterator[Step]]]:
         """The steps that can be taken back, and those that need no space; to be gone through one after the other."""
-        steps = self._steps()
-        return iter(functools.partial(next, steps), None), filter(None, steps)
-
-    def _steps(self) -> Iterator[Step | None]:
-        """All steps, and None between the two kinds."""
         with self._open() as file:
-            rows: Iterator[Any] = unseal(file)
-            _, version, *count = next(rows)
-            for number, row in enumerate(rows):
-                if version == 1 and number == count[0]:  # said in the header how many come first
-                    yield None
-                yield None if row == _REST else Step(*row)
+            steps = _steps(file)
+            yield iter(functools.partial(next, steps), None), filter(None, steps)
+
+
+def _steps(file: IO[bytes]) -> Iterator[Step | None]:
+    """All steps, and None between the two kinds."""
+    rows: Iterator[Any] = unseal(file)
+    _, version, *count = next(rows)
+    for number, row in enumerate(rows):
+        if version == 1 and number == count[0]:  # said in the header how many come first
+            yield None
+        yield None if row == _REST else Step(*row)

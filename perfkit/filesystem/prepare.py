@@ -75,6 +75,7 @@ def prepare(beneath: Beneath, store: Store, known: Known, changes: ChangeSet) ->
     as_found = [name for name, content in lost.items() if content.sha256 in lacking]
     for name in as_found:
         changes.tell_found(name)
+    changes.freeze()
     return tuple(as_found)
 
 

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Change", "Content", "FileStat", "Seen", "Step", "is_sealed", "seal", "unseal"]
+__all__ = ["Change", "Content", "Seen", "Step", "is_sealed", "seal", "signature", "unseal"]
 
 FORMAT = 1
 
@@ -19,16 +21,6 @@ class Content(NamedTuple):
     sha256: str
     size: int
     mode: int
-
-
-class FileStat(NamedTuple):
-    """What stat(2) says of a file, as far as it tells whether the file changed; times are nanoseconds."""
-
-    ino: int
-    size: int
-    mode: int
-    mtime_ns: int
-    ctime_ns: int
 
 
 class Seen(NamedTuple):
@@ -47,14 +39,14 @@ class Seen(NamedTuple):
 class Change:
     """One name that a commit changed.
 
-    `before` is None if the name was absent, `after` if it is now; `stat` is that of the new file, taken after the
+    `before` is None if the name was absent, `after` if it is now; `signature` is that of the new file, taken after the
     commit.
     """
 
     name: str
     before: Content | None
     after: Content | None
-    stat: FileStat | None = None
+    signature: int | None = None
 
 
 class Step(NamedTuple):
@@ -68,6 +60,11 @@ class Step(NamedTuple):
     source: str = ""  # of put: the staged file; of drop: the object that has the same content
     size: int = 0
     mtime_ns: int = 0
+
+
+def signature(found: os.stat_result) -> int:
+    """What stat(2) says of a file, as far as it tells whether the file changed, in 64 bits."""
+    return hash((found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime_ns, found.st_ctime_ns))
 
 
 def seal(rows: Iterable[object]) -> Iterator[bytes]:

@@ -171,7 +171,8 @@ class Tree:
             after = replace(timeline, current=way.target)
             firm, rest = self._steps(way.change_set, way.change_set.changed(), after)
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(way.target, way.changes.with_stats(self._beneath), way.aside, way.overwritten, way.as_found)
+        way.changes.sign(self._beneath)
+        return Commit(way.target, way.changes, way.aside, way.overwritten, way.as_found)
 
     def history(self) -> list[Generation]:
         """The generations that `switch` can reach, oldest first.
@@ -221,7 +222,8 @@ class Tree:
             firm, rest = self._steps(change_set, changes, timeline)
         firm = chain(firm, record)
         self._committer.run(firm, rest, self._store.take_back)
-        return Commit(timeline.current, changes.with_stats(self._beneath))
+        changes.sign(self._beneath)
+        return Commit(timeline.current, changes)
 
     def _steps(
         self, change_set: ChangeSet, changes: Changes, timeline: Timeline

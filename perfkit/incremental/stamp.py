@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import os
-import stat
 from collections.abc import Callable, Collection
 from typing import NamedTuple
 
 from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Change
+from perfkit.filesystem.records import Change, signature
 from perfkit.incremental.statcache import Rows, next_tick_ns
 
 __all__ = ["stamp"]
@@ -48,21 +47,11 @@ def stamp(
     for change in changes:
         if change.name.startswith(f"{OWN}/"):
             continue
-        status = _lstat(os.path.join(root, change.name))
-        if change.after is None or status is None or status != _then(change) or change.name in but:
+        found = None
+        with contextlib.suppress(OSError):
+            found = os.lstat(os.path.join(root, change.name))
+        if change.after is None or found is None or signature(found) != change.signature or change.name in but:
             rows.forget(change.name)
         else:
+            status = _Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
             rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
-
-
-def _then(change: Change) -> _Status | None:
-    found = change.stat
-    return None if found is None else _Status(found.size, found.mtime_ns, found.ctime_ns, found.ino, found.mode)
-
-
-def _lstat(path: str) -> _Status | None:
-    try:
-        found = os.lstat(path)
-    except OSError:
-        return None
-    return _Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, stat.S_IMODE(found.st_mode))

@@ -10,6 +10,7 @@ import re
 import zlib
 from bisect import bisect_left
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from typing import BinaryIO
 
 from perfkit.errors import ManifestError
@@ -58,7 +59,8 @@ def unpack(
 def _unpack_frame(
     index: Index, number: int, data: Iterator[bytes], write: Write, wanted: Sequence[int], shared: zstd.ZstdDict | None
 ) -> None:
-    later = iter(sorted(wanted, key=index.start_of))
+    in_order = all(one <= other for one, other in pairwise(map(index.start_of, wanted)))
+    later = iter(wanted if in_order else sorted(wanted, key=index.start_of))
     following = next(later, None)
     begun: list[Piece] = []
     position = 0

@@ -155,6 +155,7 @@ class ReleaseSource:
             offers = self._offers_or_error(left, manifest)
             with self._trying(offers[0].route, offers[0].variant):
                 self._take(offers[0], manifest, assembly)
+        self._packs.clear()  # megabytes, where files are many
         return tuple(dict.fromkeys(self._taken))
 
     def _offers_or_error(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
