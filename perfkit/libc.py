@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import errno
 import functools
 import os
 from collections.abc import Callable
 
-__all__ = ["give_back", "syncfs"]
+__all__ = ["give_back", "map_large_blocks", "syncfs"]
+
+_M_MMAP_THRESHOLD = -3  # malloc.h
 
 
 def syncfs(descriptor: int) -> bool:
@@ -48,6 +51,16 @@ def give_back() -> None:
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
+
+
+def map_large_blocks() -> None:
+    """Have the C library map each block of 256 KiB and more by itself: mallopt(3).
+
+    glibc raises that limit to the largest block that was freed. Columns that grow are then moved about in the heap, and
+    leave holes. It is a setting of the process, so that only a command should make it.
+    """
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 @functools.cache

@@ -125,8 +125,10 @@ def add_sync(sync: Parser) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
+    from perfkit.libc import map_large_blocks
     from perfkit.toolkit import Toolkit
 
+    map_large_blocks()
     chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
     with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if arguments.dry_run:

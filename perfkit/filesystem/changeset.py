@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import heapq
 import itertools
 from array import array
 from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
@@ -13,13 +12,13 @@ from perfkit.errors import UnsafePathError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.names import Names
 from perfkit.filesystem.records import Change, Content, signature
+from perfkit.filesystem.sorting import sort_numbers
 
 __all__ = ["ChangeSet", "Changes", "Put"]
 
 _PUT, _DROP, _NOTED, _ASIDE = 1, 2, 4, 8
 _NOTHING = 0  # the number of no content
 _GONE = -1  # no signature is that
-_PART = 4096  # rows that are sorted at once: the keys of all would take more memory than the rows
 
 
 class Put(NamedTuple):
@@ -135,8 +134,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         key = self._names.encoded
         if all(before < after for before, after in itertools.pairwise(map(key, rows))):
             return rows
-        parts = (sorted(rows[at : at + _PART], key=key) for at in range(0, len(rows), _PART))
-        return array("I", heapq.merge(*(array("I", part) for part in parts), key=key))
+        return array("I", sort_numbers(rows, key))
 
     def name(self, row: int) -> str:
         """The name that a row is about."""

@@ -67,11 +67,11 @@ def carry_out(
     transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
     with Stage(progress, "commit", files=todo) as shown, transaction as tx:
-        work = _Work(tree.root, tx, wanted, assembly, shown)
-        work.carry(plan)
         tx.write_private(MANIFEST, wanted.raw)
         tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
                                             serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
+        work = _Work(tree.root, tx, wanted, assembly, shown)
+        work.carry(plan)
         written_ns = next_tick_ns(probe)
     assert tx.result is not None
     moved = frozenset(each.name for each in plan.local if each.move)

@@ -37,7 +37,7 @@ Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 
-def expand(data: bytes, size: int, *, prefix: bytes = b"") -> bytes:
+def expand(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes:
     """The `size` bytes that `data`, exactly one frame, stands for.
 
     Args:
@@ -88,7 +88,7 @@ def expand_stream(
         raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
 
 
-def against(prefix: bytes | bytearray) -> Base:
+def against(prefix: bytes | bytearray | memoryview) -> Base:
     """A copy of raw content, to decode a frame that was made against it; it counts for one frame."""
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
 

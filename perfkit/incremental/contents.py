@@ -11,6 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Set
 
+from perfkit.filesystem.sorting import sort_numbers
 from perfkit.incremental.manifest import Manifest
 
 __all__ = ["ContentSet", "Contents", "DigestIndex"]
@@ -21,7 +22,7 @@ class DigestIndex:
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         keys = array("Q", (_key(digest) for digest in digests))
-        self._order = array("I", sorted(range(len(keys)), key=keys.__getitem__))
+        self._order = array("I", sort_numbers(range(len(keys)), keys.__getitem__))
         self._keys = array("Q", (keys[at] for at in self._order))
 
     def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:

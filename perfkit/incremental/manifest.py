@@ -18,6 +18,7 @@ from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.paths import check_name, check_names, fold_name
+from perfkit.filesystem.sorting import sort_numbers
 from perfkit.incremental.columns import Reader, pack_column
 
 __all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]
@@ -216,8 +217,8 @@ class Manifest:
                 while parent and hash(parent) not in directories:
                     directories.add(hash(parent))
                     parent = parent.rpartition("/")[0]
-        ordered = sorted(files)
-        same = any(map(operator.eq, ordered, itertools.islice(ordered, 1, None)))
+        ordered = map(files.__getitem__, sort_numbers(range(len(files)), files.__getitem__))
+        same = any(one == other for one, other in itertools.pairwise(ordered))
         if same or any(each in directories for each in files):
             check_names(map(self.name, range(len(self))))
 

@@ -138,8 +138,9 @@ def bring(job: Job, source: Source) -> SyncReport:
         done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
                          progress=job.progress)  # fmt: skip
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
+        del plan, assembly  # megabytes, where files are many
         cache = look.cache_for(wanted)
-        stamp(cache, tree.root, done.commit.changes, but=plan.aside.values(), probe=probe,
+        stamp(cache, tree.root, done.commit.changes, but=report.aside.values(), probe=probe,
               certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
     elif source.serial > installed.highest(source.url):
         installed.note(source.url, source.serial)

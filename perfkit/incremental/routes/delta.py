@@ -9,13 +9,14 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from io import BytesIO
 from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.incremental.codec import against, compress, expand, expand_stream
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
-from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest
+from perfkit.incremental.manifest import MAX_MANIFEST_BYTES, Manifest, side_by_side
 from perfkit.incremental.routes.blocks import Write
 
 __all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
@@ -113,12 +114,12 @@ class Delta:
         """
         if old.sha256 != self.origin_sha256:
             _refuse(f"it starts from manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
-        made = []
+        made, raw = BytesIO(), memoryview(old.raw)
         for length, start, source, size in self._table.manifest:
             if start + source > len(old.raw):
                 _refuse("it refers to more of the old manifest than there is")
-            made.append(expand(_exactly(self._file, size), length, prefix=old.raw[start : start + source]))
-        return Manifest.parse(b"".join(made), sha256=self.target_sha256)
+            made.write(expand(_exactly(self._file, size), length, prefix=raw[start : start + source]))
+        return Manifest.parse(made.getvalue(), sha256=self.target_sha256)
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
         """What the delta makes and needs, in order, as often as asked; checked against both manifests.
@@ -273,12 +274,17 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
             if span.offset != reached[span.entry]:
                 _refuse(f"the pieces of {new.name(span.entry)} are not in order")
             reached[span.entry] = span.offset + span.length
-    lacking: dict[bytes, int] = {}
+    unmade = bytearray(len(new))
     for entry, end in enumerate(reached):
         if end not in (0, new.size(entry)):
             _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
-        if end == 0 and new.size(entry):
-            lacking[new.digest(entry)] = new.size(entry)
+        unmade[entry] = end == 0 < new.size(entry)
+    for _, here, there in side_by_side(old, new):  # most are as they were, and need no dictionary
+        if here is not None and there is not None and (old.digest(here), old.size(here)) == (
+            new.digest(there), new.size(there)
+        ):  # fmt: skip
+            unmade[there] = 0
+    lacking = {new.digest(entry): new.size(entry) for entry, lacks in enumerate(unmade) if lacks}
     for entry, end in enumerate(reached):
         if end and lacking.pop(new.digest(entry), end) != end:
             _refuse("one digest for contents of different sizes")
