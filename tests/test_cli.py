@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import os
@@ -20,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from perfkit.cli import main
+from perfkit.cli import _collect_later, main
 from perfkit.downloads.listing import RequestList
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
@@ -579,3 +580,15 @@ def test_serve_tells_its_address(tmp_path: Path) -> None:
         client.sendall(b"GET / HTTP/1.1\r\n\r\n")
         assert client.recv(12) == b"HTTP/1.1 200"
         assert interrupt(server) == (b"", b"")
+
+
+def test_the_garbage_collector_is_as_usual_after_its_first_run() -> None:
+    """It begins late, for the sake of short commands, and then works as it does elsewhere."""
+    usual = gc.get_threshold()
+    _collect_later()
+    try:
+        assert gc.get_threshold() > usual
+        gc.collect()
+        assert gc.get_threshold() == usual
+    finally:
+        gc.set_threshold(*usual)

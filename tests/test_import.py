@@ -52,6 +52,14 @@ def test_a_plain_download_is_cheap(tmp_path: Path) -> None:
     assert not loaded & {*HEAVY, *NETWORK, "email.message"}
 
 
+def test_a_sync_loads_what_it_must() -> None:
+    """Nothing of the kinds of sources that it is not about, and of Python nothing that only some syncs need."""
+    loaded = loaded_by("import perfkit.incremental.updater, perfkit.incremental.sources.zsync")
+    seldom = {"difflib", "email.utils", "secrets", "shutil", "signal", "tempfile", "unicodedata"}
+    others = {"perfkit.incremental.release", "perfkit.incremental.routes.members"}
+    assert not loaded & {*HEAVY, *NETWORK, *seldom, *others}
+
+
 @pytest.mark.parametrize("statement", ["import perfkit.cli", "from perfkit import Config, PerfkitError, TransferError"])
 def test_the_rest_is_cheap_too(statement: str) -> None:
     """Help texts and `except` clauses need no network."""

@@ -333,6 +333,21 @@ def test_a_standing_file_is_the_seed(kit: Toolkit, server: Counting, site: Path,
     assert tree_of(tmp_path / "tree") == {"x.tar": make_tar(NEW), "x.tar.perfkit-local": make_tar(OLD)}
 
 
+def test_zsync_looks_again_where_the_file_is_wrong(
+    kit: Toolkit, server: Counting, site: Path, tmp_path: Path
+) -> None:
+    """A block that only looks like the old one costs another request, and not the whole file."""
+    pytest.importorskip("numpy")
+    old = random.Random(5).randbytes(300_000)
+    old, new = (old[:100_000] + each + old[100_004:] for each in (b"1221", b"2112"))
+    zsyncmake(site, old)
+    kit.sync(server.url + "x.tar.zsync", tmp_path / "tree")
+    zsyncmake(site, new)
+    report = kit.sync(server.url + "x.tar.zsync", tmp_path / "tree")
+    assert (report.route, tree_of(tmp_path / "tree")) == ("zsync", {"x.tar": new})
+    assert report.bytes_received < 20_000
+
+
 @pytest.mark.parametrize("case", ["no ranges", "no numpy", "other bytes"])
 def test_zsync_falls_back_to_the_whole_file(
     kit: Toolkit, wrong: Callable[..., WrongServer], site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,

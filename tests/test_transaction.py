@@ -20,7 +20,9 @@ from perfkit.errors import (
     UnsafePathError,
     UpdateError,
 )
+from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.records import signature
+from perfkit.filesystem.store import Store
 from perfkit.filesystem.tree import Tree
 from tests.tools import need
 
@@ -131,6 +133,25 @@ def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
     with Tree(tmp_path) as tree:
         tree.switch(1)
     assert files(tmp_path) == {"a": b"same", "b": b"same"}
+
+
+def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
+    """Also where the change has put another file with the same content in its place."""
+    put(tmp_path, {"a": b"same", "b": b"same", "c": b"other"})
+    put(tmp_path, {"a": b"new"})
+    (kept,) = (tmp_path / ".perfkit/objects").iterdir()
+    beneath = Beneath(os.fspath(tmp_path))
+    store = Store(beneath)
+    store.begin()
+    store.keep("b")
+    store.keep("c")
+    assert kept.samefile(tmp_path / "b")
+    store.take_back()
+    beneath.close()
+    assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
+    with Tree(tmp_path) as tree:
+        tree.switch(1)
+    assert files(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
 
 
 def test_result_tells_the_new_stat(tmp_path: Path) -> None:

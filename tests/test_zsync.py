@@ -110,6 +110,41 @@ def test_repetitions_are_one_block(tmp_path: Path) -> None:
     assert fetched <= 6 * 2048
 
 
+def test_a_period_that_shifts_is_found_twice(tmp_path: Path) -> None:
+    """What has been found is not found again instead of what has not."""
+    new = b"ab" * 100_000 + b"-" + b"ab" * 100_000
+    (tmp_path / "old").write_bytes(b"x" + b"ab" * 200_000)
+    made, fetched = update(control_of(tmp_path, new, "-b", "2048"), tmp_path / "old", new)
+    assert made == new
+    assert fetched <= 3 * 2048
+
+
+def test_what_moved_inside_a_run_is_found(tmp_path: Path) -> None:
+    """Between two stretches that stand where they did, one that does not, and one that is new."""
+    rng = random.Random(12)
+    old = rng.randbytes(500_000)
+    new = old[:200_000] + rng.randbytes(777) + old[200_000:250_000] + old[250_777:]
+    (tmp_path / "old").write_bytes(old)
+    made, fetched = update(control_of(tmp_path, new, "-b", "1024"), tmp_path / "old", new)
+    assert made == new
+    assert fetched <= 5 * 1024
+
+
+def test_a_change_that_the_weak_checksum_hides(tmp_path: Path) -> None:
+    """Inside a run it is found when SHA-1 says so, and a strict look tells the blocks where it is."""
+    old = bytearray(random.Random(13).randbytes(300_000))
+    old[150_000:150_004], new = b"1221", bytearray(old)
+    new[150_000:150_004] = b"2112"  # neither the sum of the bytes changes, nor that of the sums
+    (tmp_path / "old").write_bytes(old)
+    control = control_of(tmp_path, bytes(new), "-b", "1024")
+    with (tmp_path / "old").open("rb", buffering=0) as file:
+        assert make_recipe(control, file, gap=0).steps == (Copy(0, 300_000),)
+        with pytest.raises(ManifestError, match="SHA-1"):
+            assemble(control, make_recipe(control, file, gap=0), file, lambda _: io.BytesIO(), io.BytesIO())
+        (fetch,) = make_recipe(control, file, gap=0, strict=True).fetches
+    assert fetch == (146 * 1024, 147 * 1024)
+
+
 def test_fetches_are_coalesced(tmp_path: Path) -> None:
     """A gap that is cheaper to fetch than to skip is fetched."""
     old = random.Random(1).randbytes(400_000)

@@ -14,6 +14,8 @@ _RECOVERY_S = 10.0  # trouble-free time after which a host is allowed one connec
 
 @dataclass(slots=True)
 class _Host:
+    """The gate of one host."""
+
     limit: int
     active: int = 0
     closed_until_s: float = 0.0

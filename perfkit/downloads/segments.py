@@ -42,6 +42,8 @@ class Runner:
 
 @dataclass(slots=True)
 class _Gap:
+    """A range that nobody is on, and when it may be tried."""
+
     start: int
     end: int | None
     not_before_s: float

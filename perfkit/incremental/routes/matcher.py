@@ -27,6 +27,7 @@ __all__ = ["find_blocks", "md4", "rsum"]
 _WINDOW_BYTES = 4 << 20  # of the old file, in memory at once
 _STRIDE = 64 << 10  # offsets looked at in one go: arrays that stay in the cache
 _RUN_BYTES = 256 << 10  # of a run of blocks, compared in one go
+_WORTH_BYTES = 16 << 10  # to search each offset of this takes as long as to step over a change
 _BATCH_BYTES = 8 << 20  # of blocks whose MD4 is computed at once: some 20,000 numpy calls, however many they are
 _FILTER_BITS = (16, 22)  # log2 of a filter's size in bytes: least and most
 _TRIES = 4  # candidates for the same blocks in one stride; and those that are tried for a run
@@ -136,11 +137,13 @@ class _Target:
             self.filters.append(one)
 
     def block(self, key: np.uint32, least: int) -> int:
-        """A block with this key that has not been found, if possible soon after `least`; -1 if there is none."""
+        """A block with this key that has not been found, of a few after `least` or else of the first; -1: all have."""
         keys = self._sorted_keys
         blocks = self._blocks_by_key[keys.searchsorted(key) : keys.searchsorted(key, "right")]
-        blocks = blocks[self._places[self._unit_of[blocks]] < 0]
-        return int(blocks[blocks.searchsorted(least) % len(blocks)]) if len(blocks) else -1
+        after = int(blocks.searchsorted(least))
+        few = np.concatenate((blocks[after : after + _TRIES], blocks[:_TRIES]))
+        few = few[self._places[self._unit_of[few]] < 0]
+        return int(few[0]) if len(few) else -1
 
     def found(self, offsets: _I64, units: _U64) -> None:
         """Take what stands at these offsets: the units that it would be."""
@@ -263,7 +266,8 @@ class _Scanner:
         self._target = target
         self._doubts = doubts
         self._size = size
-        self._enough = max(2, _ENOUGH_BITS // (8 * target.rsum_bytes))  # blocks in a row
+        self._enough = max(2, _ENOUGH_BITS // (8 * target.rsum_bytes))  # blocks in a row, to believe them
+        self._worth = max(self._enough, _WORTH_BYTES // target.block_size)  # the same, to step over a change for them
         self._block = -1  # the one that follows in a run, if there is one
         self._ahead: tuple[int, int] | None = None  # where a run goes on after a change: an offset, and the block there
         self._latest = 0  # that followed in one
@@ -292,18 +296,19 @@ class _Scanner:
         return offset
 
     def _follow(self, offset: int, block: int) -> int:
-        """Go along a run as far as it can be seen; returns where it ends, for good or for what has changed in it."""
-        same = self._same(offset, block, max(_RUN_BYTES // self._block_size, 2 * self._enough))
+        """Go along a run as far as it can be seen; returns where to go on, with that run or without one."""
+        same = self._same(offset, block, max(_RUN_BYTES // self._block_size, 2 * self._worth))
         if count := _leading(same):
             offset = self._take(offset, block, count)
-        if self._ahead is None and len(same) - count >= self._enough:
-            runs = np.lib.stride_tricks.sliding_window_view(same[count:], self._enough)
+        if self._ahead is None and len(same) - count >= self._worth:
+            runs = np.lib.stride_tricks.sliding_window_view(same[count:], self._worth)
             if (changed := _leading(~np.all(runs, axis=1))) < len(runs):
                 self._ahead = (offset + changed * self._block_size, self._block + changed)
                 count = 0
-        if not count:
-            self._block = -1
-        return offset
+        if count:
+            return offset
+        self._block = -1
+        return max(self._base, offset - self._block_size + 1)  # what comes next may overlap with the last block
 
     def _search(self, start: int, end: int) -> int:
         """Look at each offset of a stride that ends at `end`, if not before; a run that is found may lead further."""
@@ -313,17 +318,19 @@ class _Scanner:
         done, tries = start, _TRIES
         doubtful = []
         for index, offset in enumerate(offsets.tolist()):
-            if offset < done:
+            if offset <= done - self._block_size:
                 continue
             if not tries:
                 rest = offsets[index:]
-                self._doubts.add(rest[rest >= done])
+                self._doubts.add(rest[rest > done - self._block_size])
                 break
             if (block := self._target.block(keys[index], self._latest)) < 0:
                 continue
-            same = self._same(offset, block, (end - offset) // self._block_size + self._enough)
-            if (count := _leading(same)) >= self._enough:
-                done = self._take(offset, block, count)
+            if _leading(self._same(offset, block, self._enough)) == self._enough:
+                done = self._take(offset, block, self._enough)
+                if done < end:
+                    more = self._same(done, self._block, -(-(end - done) // self._block_size))
+                    done = self._take(done, self._block, _leading(more))
             else:
                 tries -= 1
                 doubtful.append(offset)
