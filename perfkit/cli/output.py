@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perfkit.progress.lines import say
@@ -15,7 +16,7 @@ from perfkit.progress.lines import say
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
 
-__all__ = ["INTERRUPTED", "complain", "print_text", "progress_for", "tell"]
+__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "print_text", "progress_for", "tell"]
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -48,6 +49,23 @@ def tell(arguments: argparse.Namespace, record: dict[str, object], note: str) ->
         print_text(json.dumps(record) + "\n")
     elif not arguments.quiet:
         say(f"perfkit: {note}")
+
+
+@contextlib.contextmanager
+def error_told(arguments: argparse.Namespace) -> Iterator[None]:
+    """For a command that prints one object: what ends it early is an object too, if JSON is asked for."""
+    try:
+        yield
+    except BaseException as error:
+        if arguments.json:
+            with contextlib.suppress(OSError):  # where standard output is what failed
+                print_text(json.dumps({"error": error_as_json(error)}) + "\n")
+        raise
+
+
+def error_as_json(error: BaseException) -> dict[str, str]:
+    """An error as all JSON of the commands has it."""
+    return {"type": type(error).__name__, "message": str(error)}
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:
