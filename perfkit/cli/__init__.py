@@ -12,10 +12,9 @@ from functools import partial
 from importlib import import_module
 
 from perfkit import __version__
-from perfkit.cli.output import INTERRUPTED, complain
+from perfkit.cli.output import complain, interrupted
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError
-from perfkit.progress.lines import say
 
 __all__ = ["command_parser", "main"]
 
@@ -61,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 1
     except KeyboardInterrupt:
-        say("perfkit: interrupted; the same command again goes on from here")
-        return INTERRUPTED
+        return interrupted()
 
 
 def command_parser() -> Parser:

@@ -16,7 +16,8 @@ from perfkit.progress.lines import say
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
 
-__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "print_text", "progress_for", "tell"]
+__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "interrupted", "print_text", "progress_for",
+           "tell"]  # fmt: skip
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -24,6 +25,12 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 def complain(message: str) -> None:
     """An error, a line of standard error."""
     say(f"perfkit: error: {message}")
+
+
+def interrupted() -> int:
+    """Say so, and give the exit code."""
+    say("perfkit: interrupted; the same command again goes on from here")
+    return INTERRUPTED
 
 
 def print_text(text: str) -> None:
