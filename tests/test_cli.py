@@ -21,7 +21,8 @@ from typing import Any
 
 import pytest
 
-from perfkit.cli import _collect_later, main
+from perfkit.__main__ import _collect_later
+from perfkit.cli import main
 from perfkit.downloads.listing import RequestList
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError

@@ -136,6 +136,36 @@ def test_what_fails(origin: Origin, capsys: Capture, command: list[str], told: s
 
 
 @pytest.mark.parametrize(
+    ("command", "code", "kind"),
+    [(["rollback", "nothing"], 1, "UpdateError"),
+     (["rollback", "tree", "--to", "7"], 1, "RollbackError"),
+     (["history", "nothing"], 1, "UpdateError"),
+     (["verify", "nothing"], 1, "UpdateError"),
+     (["sync", "URL/elsewhere", "tree"], 1, "HTTPStatusError"),
+     (["sync", "URL/elsewhere", "tree", "--dry-run"], 1, "HTTPStatusError"),
+     (["sync", "URL", "tree", "--limit-rate", "fast"], 2, "ConfigError"),
+     (["sync", "URL", "tree", "--strip-components", "-1"], 2, "ConfigError"),
+     (["publish", "src", "src/site", "--version", "1"], 2, "ConfigError"),
+     (["publish", "src", "README", "--version", "1", "--watch"], 1, "NotADirectoryError"),
+     (["get"], 2, "ConfigError"),
+     (["get", "-i", "nothing"], 2, "ConfigError")],
+)  # fmt: skip
+def test_what_fails_in_json(origin: Origin, capsys: Capture, command: list[str], code: int, kind: str) -> None:
+    """One object on standard output, of one shape for all commands, that has what standard error says."""
+    assert main(["sync", origin.url, "tree", "--quiet"]) == 0
+    (origin.root / "README").touch()
+    capsys.readouterr()
+    assert main([*(word.replace("URL", origin.url) for word in command), "--json", "--quiet"]) == code
+    out, err = capsys.readouterr()
+    error = json.loads(out)["error"]
+    assert error.keys() == {"type", "message"}
+    assert error["type"] == kind
+    assert err == f"perfkit: error: {error['message']}\n"
+    if command[0] != "get":  # which tells of the files that it had, too
+        assert json.loads(out).keys() == {"error"}
+
+
+@pytest.mark.parametrize(
     "command", [["sync"], ["sync", "URL"], ["rollback", "tree", "--to", "x"], ["history"], ["publish", "src", "site"],
                 ["sync", "URL", "tree", "--limit-rate", "fast"], ["publish", "src", "src/site", "--version", "1"],
                 ["publish", "nothing", "site", "--version", "1"]],

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import signal
 import socket
 import subprocess
@@ -16,7 +18,9 @@ from typing import Any
 import pytest
 
 from perfkit import CancelledError, PerfkitError, Toolkit
+from perfkit.cli import main
 from tests.fakes import Exchange, WrongServer
+from tests.sites import ONE, Origin, tree_of
 
 PROGRAM = """
 import sys, threading, time
@@ -174,3 +178,101 @@ def test_close_while_a_name_is_resolved(
     assert time.monotonic() - began < 1.0
     assert [type(error) for error in errors] == [CancelledError]
     answer.set()
+
+
+# -- a Ctrl-C that is followed by others ------------------------------------------------------------------------------
+
+BODY = bytes(range(256)) * 4096
+BETWEEN_S = (0.0, 0.001, 0.003, 0.006, 0.011, 0.018, 0.03, 0.05, 0.1)
+SAID = "perfkit: interrupted; the same command again goes on from here\n"
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERFKIT_ADAPTIVE", "no")
+
+
+def interrupted(command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float,
+                count: int) -> tuple[int, str]:  # fmt: skip
+    """Run perfkit, and send it so many SIGINTs; its exit code, and what it said on standard error."""
+    process = subprocess.Popen([sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert under_way(), "nothing was asked for"
+        time.sleep(after_s)
+        began_s = time.monotonic()
+        for _ in range(count):
+            process.send_signal(signal.SIGINT)
+            time.sleep(between_s)
+        _, said = process.communicate(timeout=10)
+        assert time.monotonic() - began_s < 1.0 + count * between_s
+        return process.returncode, said
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    """Whenever they come: one line, and what was fetched is kept with its journal, from which the next run goes on."""
+    stalls = threading.Event()
+
+    def half(x: Exchange) -> None:
+        x.serve(BODY, pause=x.stall if stalls.is_set() else None)
+
+    with WrongServer(half) as server:
+        for number, between_s in enumerate(BETWEEN_S):
+            out, seen = Path(f"out{number}"), len(server.requests)
+            command = ["get", "-j", "4", "-d", str(out), *(f"{server.url}/{name}" for name in "abcd")]
+            stalls.set()
+            code, said = interrupted([*command, "--quiet"], lambda seen=seen: server.wait_for(seen + 4),
+                                     after_s=between_s / 2, between_s=between_s, count=count)  # fmt: skip
+            assert (code, said) == (130, SAID), between_s
+            left = {each.name for each in out.iterdir()}
+            parts = {name for name in left if name.endswith(".perfkit-part")}
+            assert left == parts | {f"{name}.json" for name in parts}, between_s
+            for name in parts:
+                journal = json.loads((out / f"{name}.json").read_text())
+                assert journal["done"], between_s
+                assert all((out / name).read_bytes()[a:b] == BODY[a:b] for a, b in journal["done"]), between_s
+            stalls.clear()
+            assert main([*command, "--json", "--quiet"]) == 0
+            files = json.loads(capsys.readouterr().out)["files"]
+            assert all((out / name).read_bytes() == BODY for name in "abcd")
+            assert sum(each["resumed_from"] > 0 for each in files) == len(parts)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) -> None:
+    """Whenever they come: one line, the tree is as it was, and the next sync makes it new."""
+    origin.publish(ONE, "1")
+    for number, between_s in enumerate(BETWEEN_S):
+        command = ["sync", origin.url, f"tree{number}", "--quiet"]
+        origin.stall_at = 100
+        origin.stalled.clear()
+        code, said = interrupted(command, lambda: origin.stalled.wait(10), after_s=between_s / 2, between_s=between_s,
+                                 count=count)  # fmt: skip
+        assert (code, said) == (130, SAID), between_s
+        assert tree_of(Path(command[2])) == {}
+        origin.stall_at = None
+        assert main(command) == 0
+        assert tree_of(Path(command[2])) == ONE
+
+
+@pytest.mark.parametrize("name", ["get", "sync"])
+def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
+    """It was in time, or all is done; the interpreter's own end is no place for a traceback."""
+    origin.publish(ONE, "1")
+    pointer = (origin.site / "perfkit.json").read_bytes()
+    for number, after_s in enumerate(BETWEEN_S):
+        asked = threading.Event()
+        origin.before = lambda path, asked=asked: asked.set()
+        dest = f"dest{number}"
+        command = ["get", "-o", dest, f"{origin.url}/perfkit.json"] if name == "get" else ["sync", origin.url, dest]
+        code, said = interrupted([*command, "--quiet"], lambda asked=asked: asked.wait(10), after_s=after_s,
+                                 between_s=0.002, count=30)  # fmt: skip
+        assert (code, said) in [(0, ""), (130, SAID)], after_s
+        there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
+        whole = pointer if name == "get" else ONE
+        assert there == whole if code == 0 else there in ({}, whole), after_s

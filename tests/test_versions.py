@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import threading
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -132,6 +133,94 @@ def test_a_peek_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
 
     seen: Peek = manager.peek(wrong(answer).url, most=100)
     assert (seen.first, seen.requests) == (BODY[:100], 3)
+
+
+@pytest.mark.parametrize("refused", ["peek", "transfer"])
+def test_peeks_and_transfers_pass_one_gate(
+    manager: DownloadManager, wrong: Start, tmp_path: Path, refused: str
+) -> None:
+    """A host that asks one of them to wait is left alone by the other too."""
+    times: list[float] = []
+    told, second = threading.Event(), threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        times.append(time.monotonic())
+        if exchange.number == 1:
+            exchange.respond("429 Too Many Requests", Retry_After="1")
+            told.set()
+        else:
+            second.set()
+            exchange.serve(BODY)
+
+    server = wrong(answer)
+    work = {"peek": lambda: manager.peek(server.url, most=100),
+            "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f"))}  # fmt: skip
+    thread = threading.Thread(target=work.pop(refused))
+    thread.start()
+    assert told.wait(5)
+    assert _eventually(lambda: manager._gates.opens_s(server.url.removeprefix("http://")) > 0)
+    work.popitem()[1]()
+    thread.join()
+    assert times[1] - times[0] >= 0.95
+
+
+def _eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return holds()
+
+
+def test_a_peek_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
+    """Where one connection is allowed, a peek waits until a transfer is done."""
+    inside: list[int] = []
+    most: list[int] = []
+    goes_on = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        inside.append(exchange.number)
+        most.append(len(inside))
+        exchange.serve(BODY, pause=lambda: goes_on.wait(5) if exchange.number == 1 else None)
+        inside.remove(exchange.number)
+
+    server = wrong(answer)
+    manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1, "read_timeout_s": 10.0}))
+    try:
+        fetching = threading.Thread(target=manager.fetch, args=(Request(server.url, segments=1), str(tmp_path / "f")))
+        fetching.start()
+        assert server.wait_for(1)
+        peeking = threading.Thread(target=manager.peek, args=(server.url,), kwargs={"most": 100})
+        peeking.start()
+        assert not server.wait_for(2, 0.2)
+        goes_on.set()
+        fetching.join()
+        peeking.join()
+    finally:
+        manager.close()
+    assert len(server.requests) == 2
+    assert max(most) == 1
+
+
+def test_a_peek_does_not_wait_for_a_day(manager: DownloadManager, wrong: Start) -> None:
+    server = wrong(lambda x: x.respond("503 Service Unavailable", Retry_After="86400"))
+    with pytest.raises(HTTPStatusError, match="86400 s, more than retry_after_cap_s"):
+        manager.peek(server.url, most=100)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_close_ends_a_peek_that_waits(manager: DownloadManager, closed: bool) -> None:
+    """At a gate that is closed, or where there is no place."""
+    if closed:
+        manager._gates.close_for("127.0.0.1:9", 60)
+    else:
+        while manager._gates.enter("127.0.0.1:9"):
+            pass
+    waits = threading.Timer(0.05, manager.close)
+    waits.start()
+    with pytest.raises(CancelledError):
+        manager.peek("http://127.0.0.1:9/", most=100)
+    waits.join()
 
 
 def test_close_ends_a_peek(manager: DownloadManager, wrong: Start) -> None:

@@ -240,7 +240,7 @@ def test_etag_that_changes_with_every_answer(kit: Toolkit, wrong: Start, tmp_pat
 
     def handler(x: Exchange) -> None:
         x.asked.headers.pop("if-match", None)
-        x.serve(BODY, etag=f'"v{x.number}"', pause=lambda: x.server.wait_for(x.number + 1, 1.0))
+        x.serve(BODY, etag=f'"v{x.number}"', pause=x.stall)
 
     assert_fails(kit, wrong(handler), tmp_path, RemoteChangedError)
 

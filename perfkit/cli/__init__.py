@@ -7,19 +7,16 @@ interrupted. Results go to standard output, all else to standard error, an error
 
 from __future__ import annotations
 
-import gc
-import os
 from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
 from perfkit import __version__
-from perfkit.cli.output import INTERRUPTED, complain
+from perfkit.cli.output import complain, interrupted
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError
-from perfkit.progress.lines import say
 
-__all__ = ["command_parser", "main", "run"]
+__all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what the list of commands says of it
     ("get", "get", "download files"),
@@ -31,8 +28,6 @@ _COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what
     ("serve", "serve", "serve a directory, for development"),
     ("completion", "completion", "print a completion script for a shell"),
 )
-
-_IMPORTED = 40_000  # objects that are there when a command has all of its modules
 
 _ABOUT = "Fast parallel downloads, and trees that follow a release; whole or absent."
 _EXAMPLES = """\
@@ -46,28 +41,6 @@ Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PR
 NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are heeded too.
 perfkit COMMAND --help tells more.
 """
-
-
-def run() -> int:
-    """`main`, as all that a process does."""
-    os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
-    _collect_later()
-    try:
-        return main()
-    finally:
-        gc.freeze()  # the interpreter ends by collecting garbage: of so many objects that takes 15 ms
-
-
-def _collect_later() -> None:
-    """Have the garbage collector begin when the modules are there: none of that is garbage, and to look takes 6 ms."""
-    usual = gc.get_threshold()
-
-    def begun(phase: str, info: object) -> None:
-        gc.set_threshold(*usual)
-        gc.callbacks.remove(begun)
-
-    gc.callbacks.append(begun)
-    gc.set_threshold(_IMPORTED)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -87,8 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(str(error))
         return 1
     except KeyboardInterrupt:
-        say("perfkit: interrupted; the same command again goes on from here")
-        return INTERRUPTED
+        return interrupted()
 
 
 def command_parser() -> Parser:

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from perfkit.cli.output import complain, print_text, progress_for
+from perfkit.cli.output import complain, error_as_json, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
@@ -55,21 +55,21 @@ def add_get(get: Parser) -> None:
 def _get(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    # Whatever is wrong with the arguments is found before the first byte is asked for, or written.
-    if not arguments.urls and arguments.input is None:
-        raise ConfigError("no URL given, and no -i FILE with URLs")
-    for name in ("output", "checksum", "mirror"):
-        if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
-            raise ConfigError(f"--{name} goes with a single URL")
-    headers, config = _headers(arguments.header), config_for(arguments)
-    with (
-        _listed(arguments, headers) as listed,
-        _Results(as_json=arguments.json) as results,
-        Toolkit(config, progress=progress_for(arguments)) as kit,
-        contextlib.closing(_downloads(kit, arguments, headers, listed)) as downloads,
-    ):
-        for download in downloads:
-            results.add(download)
+    with _Results(as_json=arguments.json) as results:
+        # Whatever is wrong with the arguments is found before the first byte is asked for, or written.
+        if not arguments.urls and arguments.input is None:
+            raise ConfigError("no URL given, and no -i FILE with URLs")
+        for name in ("output", "checksum", "mirror"):
+            if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
+                raise ConfigError(f"--{name} goes with a single URL")
+        headers, config = _headers(arguments.header), config_for(arguments)
+        with (
+            _listed(arguments, headers) as listed,
+            Toolkit(config, progress=progress_for(arguments)) as kit,
+            contextlib.closing(_downloads(kit, arguments, headers, listed)) as downloads,
+        ):
+            for download in downloads:
+                results.add(download)
     return 1 if results.failed else 0
 
 
@@ -158,7 +158,7 @@ class _Results:
             "seconds": round(time.monotonic() - self._began_s, 3),
         }
         if value is not None:
-            end["error"] = _error_as_json(value)
+            end["error"] = error_as_json(value)
         with contextlib.nullcontext() if value is None else contextlib.suppress(OSError):
             print_text(f"],{json.dumps(end)[1:]}\n")
 
@@ -177,12 +177,8 @@ def _as_json(download: Download) -> dict[str, object]:
         "unchanged": download.unchanged,
     }
     if download.error is not None:
-        record["error"] = _error_as_json(download.error)
+        record["error"] = error_as_json(download.error)
     return record
-
-
-def _error_as_json(error: BaseException) -> dict[str, str]:
-    return {"type": type(error).__name__, "message": str(error)}
 
 
 def _headers(lines: list[str]) -> dict[str, str]:

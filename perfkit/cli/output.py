@@ -8,6 +8,7 @@ import errno
 import json
 import os
 import sys
+from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perfkit.progress.lines import say
@@ -15,7 +16,8 @@ from perfkit.progress.lines import say
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
 
-__all__ = ["INTERRUPTED", "complain", "print_text", "progress_for", "tell"]
+__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "interrupted", "print_text", "progress_for",
+           "tell"]  # fmt: skip
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 
@@ -23,6 +25,12 @@ INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 def complain(message: str) -> None:
     """An error, a line of standard error."""
     say(f"perfkit: error: {message}")
+
+
+def interrupted() -> int:
+    """Say so, and give the exit code."""
+    say("perfkit: interrupted; the same command again goes on from here")
+    return INTERRUPTED
 
 
 def print_text(text: str) -> None:
@@ -48,6 +56,23 @@ def tell(arguments: argparse.Namespace, record: dict[str, object], note: str) ->
         print_text(json.dumps(record) + "\n")
     elif not arguments.quiet:
         say(f"perfkit: {note}")
+
+
+@contextlib.contextmanager
+def error_told(arguments: argparse.Namespace) -> Iterator[None]:
+    """For a command that prints one object: what ends it early is an object too, if JSON is asked for."""
+    try:
+        yield
+    except BaseException as error:
+        if arguments.json:
+            with contextlib.suppress(OSError):  # where standard output is what failed
+                print_text(json.dumps({"error": error_as_json(error)}) + "\n")
+        raise
+
+
+def error_as_json(error: BaseException) -> dict[str, str]:
+    """An error as all JSON of the commands has it."""
+    return {"type": type(error).__name__, "message": str(error)}
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:

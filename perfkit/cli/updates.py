@@ -9,7 +9,7 @@ import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.output import INTERRUPTED, print_text, progress_for, tell
+from perfkit.cli.output import INTERRUPTED, error_told, print_text, progress_for, tell
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.progress.text import amount, printable
@@ -83,16 +83,16 @@ def _publish(arguments: argparse.Namespace) -> int:
 
     options: dict[str, Any] = {"version": arguments.version, "keep_deltas": arguments.keep_deltas,
                                "exclude": arguments.exclude}  # fmt: skip
-    with Toolkit(config_for(arguments)) as kit:
-        if not arguments.watch:
-            _tell_release(arguments, kit.publish(arguments.src, arguments.site, **options))
-            return 0
-        with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
-            try:
-                for release in releases:
-                    _tell_release(arguments, release)
-            except KeyboardInterrupt:  # the way to end it
-                return INTERRUPTED
+    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
+        if arguments.watch:
+            with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
+                try:
+                    for release in releases:
+                        _tell_release(arguments, release)
+                except KeyboardInterrupt:  # the way to end it
+                    return INTERRUPTED
+        release = kit.publish(arguments.src, arguments.site, **options)
+    _tell_release(arguments, release)
     return 0
 
 
@@ -129,12 +129,15 @@ def _sync(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     map_large_blocks()
-    chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
-    with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+    with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+        chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:
-            _tell_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
-            return 0
-        report = kit.sync(arguments.source, arguments.dest, **chosen)
+            plan = kit.plan(arguments.source, arguments.dest, **chosen)
+        else:
+            report = kit.sync(arguments.source, arguments.dest, **chosen)
+    if arguments.dry_run:
+        _tell_plan(arguments, plan)
+        return 0
     tell(arguments, dataclasses.asdict(report), f"{report.version}, generation {report.generation}: {report.added} "
          f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
          f"{report.route}{_edits(report)}")  # fmt: skip
@@ -188,7 +191,7 @@ def add_rollback(rollback: Parser) -> None:
 def _rollback(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with Toolkit(config_for(arguments)) as kit:
+    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
     version = report.version or "as it was before the first one"
     tell(arguments, dataclasses.asdict(report), f"{version}, generation {report.generation}: {report.added} added, "
@@ -208,7 +211,7 @@ def add_history(history: Parser) -> None:
 def _history(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with Toolkit(config_for(arguments)) as kit:
+    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
         found = kit.history(arguments.dest)
     if arguments.json:
         print_text(json.dumps({"generations": [dataclasses.asdict(each) for each in found]}) + "\n")
@@ -239,7 +242,7 @@ def add_verify(verify: Parser) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+    with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         report = kit.verify(arguments.dest, repair=arguments.repair)
     if not (arguments.json or arguments.quiet):
         for what, names in (("missing", report.missing), ("changed", report.changed), ("extra", report.extra)):

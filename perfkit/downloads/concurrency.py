@@ -7,9 +7,19 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
-__all__ = ["AdaptiveController", "HostGates"]
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.connection import origin_of
 
+__all__ = ["AdaptiveController", "HostGates", "gate_of"]
+
+_LOOK_AGAIN_S = 0.01  # for who waits for a place at a full host
 _RECOVERY_S = 10.0  # trouble-free time after which a host is allowed one connection more
+
+
+def gate_of(url: str) -> str:
+    """The name of the gate that requests for this URL pass."""
+    _, host, port = origin_of(url)
+    return f"{host}:{port}"
 
 
 @dataclass(slots=True)
@@ -42,6 +52,13 @@ class HostGates:
                 return False
             gate.active += 1
             return True
+
+    def wait(self, host: str, cancel: Cancel) -> bool:
+        """Take a place as soon as there is one; False if cancelled before."""
+        while not self.enter(host):
+            if cancel.wait(max(_LOOK_AGAIN_S, self.opens_s(host) - self._clock())):
+                return False
+        return True
 
     def leave(self, host: str) -> None:
         with self._lock:

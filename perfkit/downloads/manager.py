@@ -153,7 +153,8 @@ class DownloadManager:
             executor, transport = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         with self._root.child() as cancel:
-            future = executor.submit(peek, transport, self._config, url, most=most, known=known, cancel=cancel)
+            future = executor.submit(peek, transport, self._config, self._gates, self._controller, url, most=most,
+                                     known=known, cancel=cancel)  # fmt: skip
             future.add_done_callback(lambda _: done.put(None))
             try:
                 while not future.done():

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import datetime
 from typing import NamedTuple
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.protocol import Answer, Validator, Version, judge, parse_retry_after, validator_of, version_of
-from perfkit.downloads.retry import RETRY_STATUSES, backoff_s
+from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
+from perfkit.downloads.protocol import Answer, Validator, Version, judge, validator_of, version_of
+from perfkit.downloads.retry import GiveUp, backoff_s, refuse
 from perfkit.downloads.transport import Response, Transport
-from perfkit.errors import CancelledError, HTTPStatusError, TransferError
+from perfkit.errors import CancelledError, TransferError
 
 __all__ = ["Peek", "peek"]
 
@@ -37,35 +37,39 @@ class Peek(NamedTuple):
         return len(self.first) == self.size
 
 
-def peek(transport: Transport, config: Config, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Peek:
-    """Ask for the first `most` bytes of a file, unless it is the version `known`. Retries as a download does.
+def peek(
+    transport: Transport, config: Config, gates: HostGates, controller: AdaptiveController, url: str, *, most: int,
+    known: Version | None, cancel: Cancel,
+) -> Peek:  # fmt: skip
+    """Ask for the first `most` bytes of a file, unless it is the version `known`.
+
+    It passes the gate of its host and retries as a transfer does, and what it is refused counts for all of them.
 
     Raises:
         HTTPStatusError, TransferError, TransferTimeoutError: no answer that can be used.
         CancelledError: cancelled meanwhile.
     """
+    host = gate_of(url)
+    headers = {"Range": f"bytes=0-{most - 1}", **(known.condition if known else {})}
     requests = 0
-    while True:
+    while gates.wait(host, cancel):
         requests += 1
-        wait_s: float | None = None
-        headers = {"Range": f"bytes=0-{most - 1}", **(known.condition if known else {})}
         try:
             with transport.open(url, headers=headers, private_headers={}, auth=None, cancel=cancel) as response:
                 answer = judge(response.status, response.headers, start=0, end=most, total=None, ranged=True)
-                if answer.verdict != "status":
-                    return _seen(url, response, answer, most, known, requests)
-                transient = response.status in RETRY_STATUSES
-                failure: TransferError = HTTPStatusError(url, answer.reason, response.status, transient=transient)
-                now = datetime.datetime.now(datetime.UTC)
-                wait_s = parse_retry_after(response.headers.get("retry-after"), now=now)
+                if answer.verdict == "status":
+                    refuse(url, response, answer.reason, host=host, config=config, gates=gates, controller=controller)
+                return _seen(url, response, answer, most, known, requests)
+        except GiveUp as end:
+            raise end.error from None
         except TransferError as error:
-            failure = error
-        if not failure.transient or requests > config.retries or (wait_s or 0) > config.retry_after_cap_s:
-            raise failure
-        if wait_s is None:
-            wait_s = backoff_s(config, requests)
-        if cancel.wait(wait_s):
-            raise CancelledError(url, "cancelled")
+            if not error.transient or requests > config.retries:
+                raise
+        finally:
+            gates.leave(host)
+        if cancel.wait(backoff_s(config, requests)):
+            break
+    raise CancelledError(url, "cancelled")
 
 
 def _seen(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Peek:

@@ -2,20 +2,19 @@
 
 from __future__ import annotations
 
-import datetime
 import errno
 import logging
 import os
-import random
 import stat
 import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NoReturn
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
 from perfkit.downloads.draft import Draft, Origin, read_origin
 from perfkit.downloads.protocol import (
     Answer,
@@ -25,12 +24,11 @@ from perfkit.downloads.protocol import (
     judge,
     judge_part,
     parse_repr_digest,
-    parse_retry_after,
     validator_of,
     version_of,
 )
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import RETRY_STATUSES, backoff_s
+from perfkit.downloads.retry import GiveUp, backoff_s, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transport import Response, Transport, origin_of
@@ -91,14 +89,6 @@ class _Changed(Exception):
     """The file is not the version the draft was begun with."""
 
 
-class _GiveUp(Exception):
-    """A failure that a retry may cure, but not one in this run."""
-
-    def __init__(self, error: TransferError) -> None:
-        super().__init__(error)
-        self.error = error
-
-
 class Transfer:
     """The state of one request, from the queue to its result.
 
@@ -154,7 +144,7 @@ class Transfer:
     @property
     def host(self) -> str:
         """Whose gate the next request has to pass."""
-        return _gate(self._at or self._sources[self._source])
+        return gate_of(self._at or self._sources[self._source])
 
     def claim(self, now: float) -> Task | None:
         """Work that is due: the first request, or a range that is missing."""
@@ -239,7 +229,7 @@ class Transfer:
         except _Changed as change:
             self._changed(task, str(change))
         except Exception as error:
-            if not isinstance(error, PerfkitError | OSError | _GiveUp):
+            if not isinstance(error, PerfkitError | OSError | GiveUp):
                 _log.exception("%s: a bug in perfkit", masked(self.request.url))
             self._failed(task, error)
         finally:
@@ -332,7 +322,7 @@ class Transfer:
         """The one version that will do. Other servers than the first have names of their own for it."""
         return (self.request.only if self._source == 0 else None) or Validator()
 
-    def _refused(self, task: Task, response: Response, answer: Answer) -> None:
+    def _refused(self, task: Task, response: Response, answer: Answer) -> NoReturn:
         """An error status: what it means for the file, and for everybody who wants something of that host."""
         status, url = response.status, self._sources[task.source]
         if task.at is not None and status in _LINK_STATUSES:
@@ -340,21 +330,9 @@ class Transfer:
                 if self._at == task.at:
                     self._at = None  # the link has expired; the original URL may lead to a new one
             raise TransferError(url, f"the redirect's target answers with status {status}", transient=True)
-        error = HTTPStatusError(url, answer.reason, status, transient=status in RETRY_STATUSES)
-        if status in (429, 503):
-            hosts = {task.host, _gate(response.url)}  # who asked us to wait, and whoever would send us there again
-            for host in hosts:
-                self._tools.gates.ease(host)
-            self._tools.controller.trouble()
-            wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
-            cap_s = self._tools.config.retry_after_cap_s
-            if wait_s is not None and wait_s > cap_s:
-                asks = f"{answer.reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
-                raise _GiveUp(HTTPStatusError(url, asks, status, transient=True))
-            if wait_s:
-                for host in hosts:
-                    self._tools.gates.close_for(host, wait_s + random.uniform(0, min(1.0, wait_s / 10)))
-        raise error
+        tools = self._tools
+        refuse(url, response, answer.reason, host=task.host, config=tools.config, gates=tools.gates,
+               controller=tools.controller)  # fmt: skip
 
     def _accept(self, task: Task, response: Response, answer: Answer) -> bool:
         """Act on a verdict; says whether the body is to be read."""
@@ -553,12 +531,12 @@ class Transfer:
                 return
             if runner is not None and runner.cancel.cancelled:
                 return  # another runner was faster
-            if not isinstance(error, TransferError | _GiveUp):
+            if not isinstance(error, TransferError | GiveUp):
                 self._error = error
                 return
             if task.source != self._source:
                 return  # others have found out before, and the next mirror is asked already
-            if isinstance(error, _GiveUp):
+            if isinstance(error, GiveUp):
                 self._error = error.error
                 return
             if error.transient and self._count_failure(runner, now):
@@ -724,12 +702,6 @@ class Transfer:
                 error=self._error,
             )
         )
-
-
-def _gate(url: str) -> str:
-    """The name of the gate that requests for this URL pass."""
-    _, host, port = origin_of(url)
-    return f"{host}:{port}"
 
 
 def _is_file(path: str) -> bool:
