@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import operator
 from array import array
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
@@ -41,12 +42,12 @@ class ChangeSet(MutableMapping[str, Put | None]):
         self._names = Names()
         self._flags = bytearray()
         self._contents = _Contents()
-        self._after, self._before, self._told = array("I"), array("I"), array("I")  # numbers of contents
-        self._sources = array("I")  # numbers of staged files; 0: the fetched one that has the content
+        self._after, self._before, self._told = (_Numbers() for _ in range(3))  # of contents
+        self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._elsewhere: dict[int, str] = {}  # by row, sources that are neither
         self._rows = _Lookup(lambda row: hash(self.name(row)))
         self._adopted = _Lookup(lambda row: hash(self._sha256(row)))  # rows that have a fetched file
-        self._order: array[int] | None = None  # rows by name, once they were asked for
+        self._order: Sequence[int] | None = None  # rows by name, once they were asked for
         self._count = 0
 
     def row(self, name: str) -> int:
@@ -56,8 +57,6 @@ class ChangeSet(MutableMapping[str, Put | None]):
             row = len(self._flags)
             self._names.append(name)
             self._flags.append(0)
-            for column in (self._after, self._before, self._told, self._sources):
-                column.append(0)
             self._rows.add(row)
         return row
 
@@ -129,8 +128,8 @@ class ChangeSet(MutableMapping[str, Put | None]):
             self._order = self._in_order()
         return self._order
 
-    def _in_order(self) -> array[int]:
-        rows = array("I", (row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED)))
+    def _in_order(self) -> Sequence[int]:
+        rows = _rows(row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED))
         key = self._names.encoded
         if all(before < after for before, after in itertools.pairwise(map(key, rows))):
             return rows
@@ -182,11 +181,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def changed(self) -> Changes:
         """What is done to the disk."""
         rows = filter(self.acts, self.rows())
-        return Changes(self, array("I", (r for r in rows if not self._same(self._before[r], self._after[r]))))
+        return Changes(self, _rows(row for row in rows if not self._same(self._before[row], self._after[row])))
 
     def told(self) -> Changes:
         """What the record tells."""
-        return Changes(self, array("I", filter(self.is_told, self.rows())), told=True)
+        return Changes(self, _rows(filter(self.is_told, self.rows())), told=True)
 
     def is_told(self, row: int) -> bool:
         """Whether the record tells of a row."""
@@ -234,6 +233,29 @@ class Changes(Collection[Change]):
             with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
                 found = beneath.lstat(self._set.name(row)) if self._set.puts(row) else None
             self._signatures.append(_GONE if found is None else signature(found))
+
+
+def _rows(rows: Iterable[int]) -> Sequence[int]:
+    """Rows in an array; in none if they are all from the first to the last, as in a first install."""
+    found = array("I", rows)
+    whole = range(len(found))
+    return whole if all(map(operator.eq, found, whole)) else found
+
+
+class _Numbers:
+    """A number for each row, of which the last may be said to be 0 by saying nothing."""
+
+    def __init__(self) -> None:
+        self._numbers = array("I")
+
+    def __getitem__(self, row: int) -> int:
+        return self._numbers[row] if row < len(self._numbers) else 0
+
+    def __setitem__(self, row: int, number: int) -> None:
+        if number and row >= len(self._numbers):
+            self._numbers.extend(itertools.repeat(0, row + 1 - len(self._numbers)))
+        if row < len(self._numbers):
+            self._numbers[row] = number
 
 
 class _Contents:

@@ -264,7 +264,9 @@ class _Pieces:
         self._tags_used = 0
         self._entry = -1
         self._expected = array("Q", bytes(8 * len(manifest)))
-        self.columns = (array("I"), array("Q"), array("I"), array("I"), array("Q"))
+        longest = max((manifest.size(entry) for entry in range(len(manifest))), default=0)
+        offsets = array("I" if longest < 1 << 32 else "Q")
+        self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
 
     def read(self, begin: int, end: int) -> int:
         """Take the pieces of one frame; returns how much of the frame they reach to."""

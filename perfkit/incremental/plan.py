@@ -220,6 +220,8 @@ def decide(
         aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
         fresh.add(aside[name])
     local, kept, fetch = _sources(files, lacking, tree, stored)
+    fetch = lacking if fetch == lacking else fetch  # one array for both, and for what is added in a first install
+    added = fetch if added == fetch else added
     moved = {each.source for each in local if each.move}
     return Plan(
         version=version,

@@ -70,7 +70,8 @@ class Packs:
         pieces = self._pieces(missing)
         salvage = self._salvaged(pieces)
         kept = _chosen(pieces, salvage.__contains__)
-        self._fetch(_chosen(pieces, lambda number: number not in salvage), kept, missing, assembly)
+        fresh = _chosen(pieces, lambda number: number not in salvage) if kept else pieces
+        self._fetch(fresh, kept, missing, assembly)
         if kept and (lacking := assembly.lacking(missing)):
             salvage.give_up()
             self._fetch(self._pieces(lacking), (), lacking, assembly)
