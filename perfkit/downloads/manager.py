@@ -1,4 +1,4 @@
-"""Many files: a pool of workers, what each does next, and the results in the callers' hands."""
+"""Many files: callers' batches fed to the workers, progress drawn meanwhile, and results in the callers' hands."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
-from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from queue import Empty, SimpleQueue
 
@@ -21,8 +20,9 @@ from perfkit.downloads.peek import Peek, peek
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.transfer import Task, Tools, Transfer
+from perfkit.downloads.transfer import Tools, Transfer
 from perfkit.downloads.transport import HttpTransport, Transport
+from perfkit.downloads.workers import Queue, Workers
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.filesystem.paths import safe_basename, safe_join
 from perfkit.progress.meter import Meter, Progress, Silent
@@ -33,10 +33,7 @@ Item = str | tuple[str, str] | Request
 
 _TICK_S = 0.1  # how often the calling thread draws progress and looks after the workers
 _QUEUED_PER_WORKER = 8
-_LOOK_AHEAD = 32  # queued files looked at for one whose host is open
-_IDLE_WAIT_S = 0.2
 _DEFAULT_NAME = "download"
-_HELPERS = 2  # threads beyond the workers, which hash behind them
 
 
 class _Batch:
@@ -44,13 +41,12 @@ class _Batch:
 
     def __init__(self, cancel: Cancel) -> None:
         self.cancel = cancel
-        self.queue: deque[Transfer] = deque()
+        self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
         self.paths: set[str] = set()
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, None] = {}  # those without a result yet
-        self.low_water = 0
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def wake(self) -> None:
@@ -96,19 +92,15 @@ class DownloadManager:
         config = self._config
         self._root = Cancel()
         self._lock = threading.RLock()  # guards the state below
-        self._changed = threading.Condition(self._lock)  # notified when there may be work
-        self._batches: deque[_Batch] = deque()
-        self._active: list[Transfer] = []
-        self._workers = 0
-        self._busy = 0
+        self._batches: set[_Batch] = set()
         self._paths: dict[str, Transfer] = {}  # whose each name is, until its transfer ends
         self._tick_lock = threading.Lock()
         self._meter = Meter()
-        self._executor: ThreadPoolExecutor | None = None
         self._transport: Transport | None = None
         self._throttle = Throttle(self._rate_limit)
         self._gates = HostGates(config.connections_per_host)
         self._controller = AdaptiveController(config.workers, adaptive=config.adaptive)
+        self._workers = Workers(config, self._gates, self._controller)
 
     # -- for callers ----------------------------------------------------------------------------------------------
 
@@ -149,12 +141,11 @@ class DownloadManager:
             CancelledError: the manager was closed meanwhile.
         """
         self._check_open()
-        with self._lock:
-            executor, transport = self._start()
+        transport = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         with self._root.child() as cancel:
-            future = executor.submit(peek, transport, self._config, self._gates, self._controller, url, most=most,
-                                     known=known, cancel=cancel)  # fmt: skip
+            future = self._workers.submit(peek, transport, self._config, self._gates, self._controller, url, most=most,
+                                          known=known, cancel=cancel)  # fmt: skip
             future.add_done_callback(lambda _: done.put(None))
             try:
                 while not future.done():
@@ -184,12 +175,9 @@ class DownloadManager:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
         self._closed = True
         self._root.cancel()
+        self._workers.close()
         with self._lock:
-            self._changed.notify_all()
-            executor, self._executor = self._executor, None
             transport, self._transport = self._transport, None
-        if executor is not None:
-            executor.shutdown(wait=True)
         if transport is not None:
             transport.close()
 
@@ -260,23 +248,23 @@ class DownloadManager:
                 self._meter = Meter()
                 self._controller.restart()
             self._start()
-            self._batches.append(batch)
+            self._workers.join(batch.queue)
+            self._batches.add(batch)
             self._meter.expect(total)
 
-    def _start(self) -> tuple[ThreadPoolExecutor, Transport]:
-        """What the first request needs. Under the lock."""
-        if self._transport is None:
-            self._transport = self._make_transport(self._config)
-            self._transport.limit_changed(self._rate_limit)
-        if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._config.workers + _HELPERS, thread_name_prefix="perfkit")
-        return self._executor, self._transport
+    def _start(self) -> Transport:
+        """What the first request needs."""
+        with self._lock:
+            if self._transport is None:
+                self._transport = self._make_transport(self._config)
+                self._transport.limit_changed(self._rate_limit)
+            return self._transport
 
     def _part(self, batch: _Batch) -> None:
+        self._workers.part(batch.queue)
         with self._lock:
             self._batches.remove(batch)
             last = not self._batches
-            self._changed.notify_all()
         if last:
             with self._tick_lock:
                 self._progress.finish(self._meter.snapshot())
@@ -304,11 +292,8 @@ class DownloadManager:
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed()
         finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
-            with self._lock:
-                batch.queue.extend(fresh)
-                batch.low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
-                self._employ()
-                self._changed.notify_all()
+            low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
+            self._workers.add(batch.queue, fresh, low_water=low_water)
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
@@ -321,7 +306,7 @@ class DownloadManager:
             self._ended(batch, index, transfer, download)
 
         tools = Tools(self._config, self._transport, self._throttle, self._gates, self._controller,
-                      self._notify, self._spawn, self._claim_path)  # fmt: skip
+                      self._workers.notify, self._workers.spawn, self._claim_path)  # fmt: skip
         transfer = Transfer(request, path, named=named, tools=tools, meter=meter, cancel=batch.cancel, on_end=end)
         batch.open[transfer] = None  # from here on it will have a result, whatever happens
         try:
@@ -348,10 +333,9 @@ class DownloadManager:
 
     def _abandon(self, batch: _Batch) -> None:
         """End what no worker is in, and wake those who wait."""
+        self._workers.clear(batch.queue)
         with self._lock:
             waiting = list(batch.open)
-            batch.queue.clear()
-            self._changed.notify_all()
         for transfer in waiting:
             transfer.abandon()
 
@@ -368,109 +352,21 @@ class DownloadManager:
             changed = self._controller.observe(
                 received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
                 files_done=snapshot.files_done,
-                busy=self._busy,
+                busy=self._workers.busy,
                 cpu_s=time.process_time(),
                 throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
             )
             if changed:
-                with self._lock:
-                    self._employ()
-                    self._changed.notify_all()
+                self._workers.notify()
             self._progress.update(snapshot)
         finally:
             self._tick_lock.release()
 
-    # -- the workers ------------------------------------------------------------------------------------------------
-
-    def _notify(self) -> None:
-        with self._lock:
-            self._employ()
-            self._changed.notify_all()
-
-    def _spawn(self, function: Callable[[], None]) -> bool:
-        executor = self._executor
-        try:
-            return executor is not None and bool(executor.submit(function))
-        except RuntimeError:
-            return False  # closing
-
-    def _employ(self) -> None:
-        """Have as many workers as may find something to do. Under the lock."""
-        while self._workers < self._controller.target and self._executor is not None and not self._closed:
-            self._executor.submit(self._work)
-            self._workers += 1  # after that, so that a Ctrl-C between the two makes one too many and not one too few
-
-    def _work(self) -> None:
-        """A worker: the next task, until there is none."""
-        while True:
-            with self._lock:
-                found = self._next()
-                while found is None:
-                    if not self._batches or self._closed or self._workers > self._controller.target:
-                        self._workers -= 1
-                        return
-                    self._changed.wait(self._idle_s())
-                    found = self._next()
-                self._busy += 1
-            transfer, task = found
-            transfer.run(task)
-            self._gates.leave(task.host)
-            with self._lock:
-                self._busy -= 1
-
-    def _idle_s(self) -> float:
-        """How long to wait for something to happen by itself, such as a retry that falls due."""
-        now = time.monotonic()
-        due = (max(due_s, self._gates.opens_s(each.host)) - now for each in self._active
-               if (due_s := each.due_s()) is not None)  # fmt: skip
-        return min(_IDLE_WAIT_S, max(0.005, min(due, default=_IDLE_WAIT_S)))
-
-    def _next(self) -> tuple[Transfer, Task] | None:
-        """What to do next: finish what is begun, begin another file, or widen the one with most left to fetch."""
-        if self._busy >= self._controller.target:
-            return None
-        now = time.monotonic()
-        for transfer in self._active:
-            if found := self._through_gate(transfer, lambda each: each.claim(now)):
-                return found
-        for _ in range(len(self._batches)):
-            batch = self._batches[0]
-            self._batches.rotate(-1)  # callers take turns
-            for transfer in islice(batch.queue, _LOOK_AHEAD):
-                if found := self._through_gate(transfer, lambda each: each.claim(now)):
-                    batch.queue.remove(transfer)
-                    self._active.append(transfer)
-                    if len(batch.queue) < batch.low_water:
-                        batch.low_water = 0
-                        batch.wake()
-                    return found
-        widest = max(self._active, key=Transfer.splittable_bytes, default=None)
-        if widest is not None and (found := self._through_gate(widest, Transfer.split)):
-            return found
-        for transfer in self._active:
-            if found := self._through_gate(transfer, Transfer.hedge):
-                return found
-        return None
-
-    def _through_gate(
-        self, transfer: Transfer, take: Callable[[Transfer], Task | None]
-    ) -> tuple[Transfer, Task] | None:
-        host = transfer.host
-        if not self._gates.enter(host):
-            return None
-        task = take(transfer)
-        if task is None:
-            self._gates.leave(host)
-            return None
-        task.host = host
-        return transfer, task
-
     def _ended(self, batch: _Batch, index: int, transfer: Transfer, download: Download) -> None:
+        self._workers.ended(transfer)
         with self._lock:
             if transfer not in batch.open:
                 return
-            if transfer in self._active:
-                self._active.remove(transfer)
             for path in transfer.claimed:
                 if self._paths.get(path) is transfer:
                     del self._paths[path]

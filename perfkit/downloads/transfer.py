@@ -13,8 +13,10 @@ from dataclasses import dataclass
 from typing import NoReturn
 
 from perfkit.config import Config
+from perfkit.downloads.attempts import Attempts
+from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
+from perfkit.downloads.concurrency import AdaptiveController, HostGates
 from perfkit.downloads.draft import Draft, Origin, read_origin
 from perfkit.downloads.protocol import (
     Answer,
@@ -28,7 +30,7 @@ from perfkit.downloads.protocol import (
     version_of,
 )
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import GiveUp, backoff_s, refuse
+from perfkit.downloads.retry import GiveUp, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transport import Response, Transport, origin_of
@@ -40,7 +42,6 @@ from perfkit.errors import (
     PerfkitError,
     RemoteChangedError,
     TransferError,
-    TransferTimeoutError,
 )
 from perfkit.filesystem.paths import safe_basename
 from perfkit.masking import masked
@@ -51,7 +52,6 @@ __all__ = ["Tools", "Transfer"]
 _log = logging.getLogger(__name__)
 
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
-_PROGRESS_BYTES = 1 << 20  # after this much, earlier failures are forgiven
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _HEDGE_AFTER_S = 2.0
 _LARGE_BYTES = 4 << 20
@@ -81,6 +81,7 @@ class Task:
     draft: Draft | None = None
     runner: Runner | None = None
     source: int = 0  # which of the transfer's sources it asks
+    url: str = ""  # of that source
     at: str | None = None  # where redirects of that source led
     retry_at_s: float = 0.0  # what the runner leaves undone may be claimed from then on
 
@@ -110,7 +111,6 @@ class Transfer:
         self._tools = tools
         self._meter = meter
         self._on_end = on_end
-        self._sources = (request.url, *request.mirrors)
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
@@ -122,21 +122,11 @@ class Transfer:
         self._lock = threading.Lock()  # guards what follows
         self._busy = 0  # workers inside
         self._chasing = False  # a helper hashes behind them
-        self._source = 0
-        self._at: str | None = None  # where redirects of the source led
+        self._attempts = Attempts(tools.config, (request.url, *request.mirrors))
         self._draft: Draft | None = None
-        self._not_before_s = 0.0
         self._error: Exception | None = None
         self._unchanged = False
         self._ended = False
-        self._restarts = 0
-        self._failures = 0  # in a row, without real progress
-        self._failed_at_s = 0.0
-        self._gained_at_failure = 0
-        self._gained = 0  # bytes put in place by this run
-        self._received = 0  # bytes that came over the network
-        self._requests = 0
-        self._retries = 0
         self._peak = 0
 
     # -- what the manager asks, quickly and under its lock ------------------------------------------------------------
@@ -144,13 +134,15 @@ class Transfer:
     @property
     def host(self) -> str:
         """Whose gate the next request has to pass."""
-        return gate_of(self._at or self._sources[self._source])
+        return self._attempts.host
 
     def claim(self, now: float) -> Task | None:
         """Work that is due: the first request, or a range that is missing."""
         with self._lock:
             draft = self._draft
-            if self._closing or now < self._not_before_s or (self._busy and (draft is None or not draft.settled)):
+            if self._closing or (self._busy and (draft is None or not draft.settled)):
+                return None
+            if now < self._attempts.not_before_s:
                 return None
             if draft is None:
                 return self._enter(Task(self.host))
@@ -164,7 +156,7 @@ class Transfer:
             if self._closing or (self._busy and (draft is None or not draft.settled)):
                 return None
             due_s = draft.map.next_claim_s() if draft else 0.0
-            return None if due_s is None else max(due_s, self._not_before_s)
+            return None if due_s is None else max(due_s, self._attempts.not_before_s)
 
     def splittable_bytes(self) -> int:
         """How much is left in the range that a further worker would share; 0 if none can be shared."""
@@ -199,7 +191,7 @@ class Transfer:
         return self._ended or self._unchanged or self._error is not None or self.cancel.cancelled
 
     def _enter(self, task: Task) -> Task:
-        task.source, task.at = self._source, self._at
+        task.source, task.url, task.at = self._attempts.source, self._attempts.url, self._attempts.at
         self._busy += 1
         self._peak = max(self._peak, self._busy)
         return task
@@ -246,7 +238,7 @@ class Transfer:
             self._meter.start(None)
             if self.request.checksum is not None:
                 self._checksum = parse_checksum(self.request.checksum)
-        source = self._sources[self._source]
+        source = self._attempts.url
         draft = Draft(self.dest, source, self._checksum, self.request.byte_range)
         draft.ranges = self._ranges or draft.part is not None
         if first and _is_file(self.dest) and self.request.resume:
@@ -270,7 +262,7 @@ class Transfer:
         draft, runner = task.draft, task.runner
         assert draft is not None
         assert runner is not None
-        source = self._sources[task.source]
+        source = task.url
         own = task.source == 0 or origin_of(source) == origin_of(self.request.url)
         start, end = runner.position, runner.segment.end
         if draft.part is None and end == draft.map.size:
@@ -283,7 +275,7 @@ class Transfer:
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()
         with self._lock:
-            self._requests += 1
+            self._attempts.requests += 1
         try:
             with self._tools.transport.open(
                 source,
@@ -315,20 +307,20 @@ class Transfer:
             return dict(self._only.if_same)
         if draft.resumed_bytes:
             return dict(draft.validator.if_range)
-        return dict(self._known.condition) if self._source == 0 and self._restarts == 0 else {}
+        return dict(self._known.condition) if self._attempts.source == 0 and self._attempts.restarts == 0 else {}
 
     @property
     def _only(self) -> Validator:
         """The one version that will do. Other servers than the first have names of their own for it."""
-        return (self.request.only if self._source == 0 else None) or Validator()
+        return (self.request.only if self._attempts.source == 0 else None) or Validator()
 
     def _refused(self, task: Task, response: Response, answer: Answer) -> NoReturn:
         """An error status: what it means for the file, and for everybody who wants something of that host."""
-        status, url = response.status, self._sources[task.source]
+        status, url = response.status, task.url
         if task.at is not None and status in _LINK_STATUSES:
             with self._lock:
-                if self._at == task.at:
-                    self._at = None  # the link has expired; the original URL may lead to a new one
+                if self._attempts.at == task.at:
+                    self._attempts.at = None  # the link has expired; the original URL may lead to a new one
             raise TransferError(url, f"the redirect's target answers with status {status}", transient=True)
         tools = self._tools
         refuse(url, response, answer.reason, host=task.host, config=tools.config, gates=tools.gates,
@@ -336,10 +328,10 @@ class Transfer:
 
     def _accept(self, task: Task, response: Response, answer: Answer) -> bool:
         """Act on a verdict; says whether the body is to be read."""
-        draft, runner, url = task.draft, task.runner, self._sources[task.source]
+        draft, runner, url = task.draft, task.runner, task.url
         assert draft is not None
         assert runner is not None
-        if task.source != self._source:
+        if task.source != self._attempts.source:
             raise CancelledError(url, "superseded")
         if answer.verdict == "current" and self._known and not draft.settled:
             self._unchanged = True
@@ -389,7 +381,7 @@ class Transfer:
         old, runner = task.draft, task.runner
         assert old is not None
         assert runner is not None
-        draft = Draft(self.dest, self._sources[task.source], self._checksum, old.part)
+        draft = Draft(self.dest, task.url, self._checksum, old.part)
         self._replace(old, draft)
         old.map.release(runner)
         task.draft, task.runner = draft, draft.map.claim(runner.cancel)
@@ -402,12 +394,12 @@ class Transfer:
             if self._draft is not old:
                 raise CancelledError(self.request.url, "superseded")
             self._draft = new
-            self._gained = self._gained_at_failure = 0
+            self._attempts.start_over()
         self._meter.reset()
 
     def _settle(self, task: Task, draft: Draft, response: Response, answer: Answer) -> None:
         """The first good answer tells version, size, name and digest; now the partial file is made."""
-        source = self._sources[task.source]
+        source = task.url
         version = version_of(response.headers)
         draft.total = answer.total if draft.total is None else draft.total
         size = draft.total if draft.part is None else draft.map.size
@@ -427,9 +419,9 @@ class Transfer:
             draft.map.set_size(size)
         self._meter.start(size)
         with self._lock:
-            if task.source != self._source:
+            if task.source != self._attempts.source:
                 raise CancelledError(source, "superseded")
-            self._at = response.url if response.url != source else None
+            self._attempts.at = response.url if response.url != source else None
             self._version = version if draft.part is None and task.source == 0 else Version()
             draft.validator = validator_of(response.headers)
             draft.settled = True
@@ -462,41 +454,24 @@ class Transfer:
         draft, runner = task.draft, task.runner
         assert draft is not None
         assert runner is not None
-        url = self._sources[task.source]
-        shared, own, view = self._tools.throttle, self._throttle, _buffer(self._tools.config.buffer_bytes)
-        stall = _StallWatch(self._tools.config)
-        skip = runner.position - answer.start
-        while (left := runner.remaining) != 0:
-            if answer.end is not None and runner.position >= answer.end:
-                break
-            most = own.quantum(shared.quantum(len(view)))
-            with stall:
-                count = response.read_into(view[:most])
-            if count == 0:
-                if left is None:
-                    self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
-                    draft.map.end_here(runner)
-                    self._meter.start(draft.map.size)
-                    break
-                raise TransferError(url, f"the body ended {left} bytes early", transient=True)
-            stall.check(url, count)
-            shared.charge(count, runner.cancel)
-            own.charge(count, runner.cancel)
-            data = view[skip:count] if skip < count else view[:0]
-            skip = max(0, skip - count)
-            data = data if left is None else data[:left]
+        url, tools = task.url, self._tools
+        throttles = (tools.throttle, self._throttle)
+        for data, count in pieces(url, response, answer, runner, config=tools.config, throttles=throttles):
             position = runner.position
-            if left is None:
+            if runner.remaining is None:
                 self._check_size(url, position + len(data))
             draft.write(data, position)
             gained = draft.map.advance(runner, len(data))
             self._meter.advance(gained)
             with self._lock:
-                self._received += count
-                self._gained += gained
+                self._attempts.arrived(count, gained)
             if draft.digest is not None and not self._chasing:
                 draft.digest.offer(position, data)
             draft.save_if_due()
+        if runner.remaining is None:
+            self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
+            draft.map.end_here(runner)
+            self._meter.start(draft.map.size)
         if runner.remaining and not draft.resumable:
             self._ranges = False  # nothing would tell if the rest came from another version: in one piece, then
             raise TransferError(url, "the server sends less than asked, without a validator", transient=True)
@@ -509,13 +484,13 @@ class Transfer:
         """The file changed at the origin: once, everything is fetched anew."""
         draft = task.draft
         with self._lock:
-            if draft is None or draft is not self._draft or task.source != self._source or self._closing:
+            if draft is None or draft is not self._draft or task.source != self._attempts.source or self._closing:
                 return
-            self._restarts += 1
+            self._attempts.restarts += 1
             if self._only:
                 self._error = RemoteChangedError(self.request.url, f"it is another version now: {reason}")
                 return
-            if self._restarts > 1:
+            if self._attempts.restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
         _log.info("%s: starts over: %s", masked(self.request.url), reason)
@@ -534,48 +509,31 @@ class Transfer:
             if not isinstance(error, TransferError | GiveUp):
                 self._error = error
                 return
-            if task.source != self._source:
+            if task.source != self._attempts.source:
                 return  # others have found out before, and the next mirror is asked already
             if isinstance(error, GiveUp):
                 self._error = error.error
                 return
-            if error.transient and self._count_failure(runner, now):
-                wait_s = backoff_s(self._tools.config, self._failures)
-                _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
-            elif self._source + 1 < len(self._sources):
-                _log.info("%s: on to the next mirror: %s", masked(self._sources[self._source]), error)
-                self._source, self._at, self._failures, wait_s = self._source + 1, None, 0, 0.0
-                if draft is not None:
-                    draft.change_source(self._sources[self._source])
-            else:
+            began_s = None if runner is None else runner.started_s
+            retry_at_s = self._attempts.retry_at_s(error, began_s, now)
+            if retry_at_s is None:
                 self._error = error
                 return
+            if draft is not None and self._attempts.source != task.source:
+                draft.change_source(self._attempts.url)
         if not isinstance(error, HTTPStatusError):
             self._tools.controller.trouble()
         self._meter.retrying()
-        task.retry_at_s = now + wait_s
+        task.retry_at_s = retry_at_s
         if draft is None:
             with self._lock:
-                self._not_before_s = task.retry_at_s
+                self._attempts.not_before_s = retry_at_s
         elif draft.descriptor >= 0 and not draft.resumable:
             # Nothing would tell if the rest came from another version: from the first byte, then.
             with self._lock:
-                self._not_before_s = task.retry_at_s
+                self._attempts.not_before_s = retry_at_s
             self._replace(draft, None)
             draft.retire(but=runner)
-
-    def _count_failure(self, runner: Runner | None, now: float) -> bool:
-        """Note a transient failure; False if that was one too many. Segments that fail together fail once."""
-        if self._gained - self._gained_at_failure >= _PROGRESS_BYTES:
-            self._failures = 0
-        if runner is None or runner.started_s >= self._failed_at_s:
-            self._failures += 1
-            self._failed_at_s = now
-        self._gained_at_failure = self._gained
-        if self._failures > self._tools.config.retries:
-            return False
-        self._retries += 1
-        return True
 
     # -- the end --------------------------------------------------------------------------------------------------
 
@@ -658,11 +616,9 @@ class Transfer:
     def _try_again(self, draft: Draft, error: IntegrityError) -> bool:
         """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
         with self._lock:
-            if draft.mixed and self._restarts == 0:
-                self._restarts += 1
-            elif self._source + 1 < len(self._sources):
-                self._source, self._at = self._source + 1, None
-            else:
+            if draft.mixed and self._attempts.restarts == 0:
+                self._attempts.restarts += 1
+            elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False
         _log.info("%s: starts over: %s", masked(self.request.url), error)
@@ -671,6 +627,7 @@ class Transfer:
         return True
 
     def _report(self, draft: Draft | None) -> None:
+        attempts = self._attempts
         if self._error is None:
             self._meter.done()
         else:
@@ -682,18 +639,18 @@ class Transfer:
             size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
-            came = "left alone" if self._unchanged else f"{self._received} bytes in {self._requests} requests"
+            came = "left alone" if self._unchanged else f"{attempts.received} bytes in {attempts.requests} requests"
             _log.debug("%s: %s", masked(self.request.url), came if self._error is None else f"gave up: {self._error}")
         self._on_end(
             Download(
                 url=self.request.url,
                 path=self.path,
                 bytes=size if self._error is None else 0,
-                bytes_received=self._received,
+                bytes_received=attempts.received,
                 resumed_from=draft.resumed_bytes if draft else 0,
                 segments=self._peak,
-                requests=self._requests,
-                retries=self._retries,
+                requests=attempts.requests,
+                retries=attempts.retries,
                 checksum=str(verified) if verified and self._error is None else None,
                 seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
                 length_known=self._length_known,
@@ -713,40 +670,3 @@ def _is_file(path: str) -> bool:
     if stat.S_ISDIR(mode):
         raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
     return True
-
-
-class _StallWatch:
-    """Measures the time spent waiting for the peer, and only that: neither the throttle nor the disk is its fault."""
-
-    def __init__(self, config: Config) -> None:
-        self._least = config.stall_bytes_per_s
-        self._window_s = config.stall_window_s
-        self._waited_s = 0.0
-        self._bytes = 0
-        self._since_s = 0.0
-
-    def __enter__(self) -> None:
-        self._since_s = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        self._waited_s += time.monotonic() - self._since_s
-
-    def check(self, url: str, count: int) -> None:
-        self._bytes += count
-        if self._waited_s < self._window_s:
-            return
-        if self._bytes < self._least * self._waited_s:
-            reason = f"stalled: {self._bytes} bytes in {self._waited_s:.1f} s"
-            raise TransferTimeoutError(url, reason, transient=True)
-        self._waited_s, self._bytes = 0.0, 0
-
-
-_here = threading.local()
-
-
-def _buffer(size: int) -> memoryview:
-    """The current thread's buffer, made once."""
-    view: memoryview | None = getattr(_here, "view", None)
-    if view is None or len(view) != size:
-        view = _here.view = memoryview(bytearray(size))
-    return view

@@ -1,0 +1,93 @@
+"""The body of an answer as it comes: throttled, watched for stalls, and cut to the range that is wanted."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+
+from perfkit.config import Config
+from perfkit.downloads.protocol import Answer
+from perfkit.downloads.segments import Runner
+from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.transport import Response
+from perfkit.errors import TransferError, TransferTimeoutError
+
+__all__ = ["forget_buffer", "pieces"]
+
+
+def pieces(
+    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, throttles: tuple[Throttle, ...]
+) -> Iterator[tuple[memoryview, int]]:
+    """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
+
+    The caller moves the runner on before it asks for more, which overwrites the piece. It ends with the range or with
+    what the answer has of it; if the range has no end yet, with the body.
+
+    Raises:
+        TransferError: the connection broke, or the body ended early.
+        TransferTimeoutError: the peer is too slow.
+    """
+    view = _buffer(config.buffer_bytes)
+    stall = _StallWatch(config)
+    skip = runner.position - answer.start
+    while (left := runner.remaining) != 0:
+        if answer.end is not None and runner.position >= answer.end:
+            return
+        most = len(view)
+        for throttle in throttles:
+            most = throttle.quantum(most)
+        with stall:
+            count = response.read_into(view[:most])
+        if count == 0:
+            if left is None:
+                return
+            raise TransferError(url, f"the body ended {left} bytes early", transient=True)
+        stall.check(url, count)
+        for throttle in throttles:
+            throttle.charge(count, runner.cancel)
+        data = view[skip:count] if skip < count else view[:0]
+        skip = max(0, skip - count)
+        yield data if left is None else data[:left], count
+
+
+class _StallWatch:
+    """Measures the time spent waiting for the peer, and only that: neither the throttle nor the disk is its fault."""
+
+    def __init__(self, config: Config) -> None:
+        self._least = config.stall_bytes_per_s
+        self._window_s = config.stall_window_s
+        self._waited_s = 0.0
+        self._bytes = 0
+        self._since_s = 0.0
+
+    def __enter__(self) -> None:
+        self._since_s = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        self._waited_s += time.monotonic() - self._since_s
+
+    def check(self, url: str, count: int) -> None:
+        self._bytes += count
+        if self._waited_s < self._window_s:
+            return
+        if self._bytes < self._least * self._waited_s:
+            reason = f"stalled: {self._bytes} bytes in {self._waited_s:.1f} s"
+            raise TransferTimeoutError(url, reason, transient=True)
+        self._waited_s, self._bytes = 0.0, 0
+
+
+_here = threading.local()
+
+
+def _buffer(size: int) -> memoryview:
+    """The current thread's buffer, made once."""
+    view: memoryview | None = getattr(_here, "view", None)
+    if view is None or len(view) != size:
+        view = _here.view = memoryview(bytearray(size))
+    return view
+
+
+def forget_buffer() -> None:
+    """The current thread is done with bodies for a while: its buffer is not to take memory meanwhile."""
+    _here.view = None

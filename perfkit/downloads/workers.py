@@ -1,0 +1,202 @@
+"""Threads that work on transfers, and what each of them does next."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
+from typing import ParamSpec, TypeVar
+
+from perfkit.config import Config
+from perfkit.downloads.body import forget_buffer
+from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.transfer import Task, Transfer
+
+__all__ = ["Queue", "Workers"]
+
+_LOOK_AHEAD = 32  # queued files looked at for one whose host is open
+_IDLE_WAIT_S = 0.2
+_HELPERS = 2  # threads beyond the workers, which hash behind them
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+
+class Queue:
+    """One caller's transfers that nobody has begun. Changed by `Workers` only.
+
+    Args:
+        is_low: called when there are fewer of them than the low-water mark, once for each time that it is set.
+    """
+
+    def __init__(self, is_low: Callable[[], None]) -> None:
+        self._waiting: deque[Transfer] = deque()
+        self._low_water = 0
+        self._is_low = is_low
+
+    def __len__(self) -> int:
+        return len(self._waiting)
+
+
+class Workers:
+    """As many threads as the controller's target, for the queues of any number of callers.
+
+    A thread lives while there are queues and the target has room for it; threads for other work come on top.
+    """
+
+    def __init__(self, config: Config, gates: HostGates, controller: AdaptiveController) -> None:
+        self._most = config.workers + _HELPERS
+        self._gates = gates
+        self._controller = controller
+        self._lock = threading.RLock()  # guards what follows
+        self._changed = threading.Condition(self._lock)  # notified when there may be work
+        self._executor: ThreadPoolExecutor | None = None
+        self._closed = False
+        self._queues: deque[Queue] = deque()
+        self._active: list[Transfer] = []  # begun, and not ended
+        self._workers = 0
+        self._busy = 0
+
+    # -- for the callers' threads -------------------------------------------------------------------------------------
+
+    @property
+    def busy(self) -> int:
+        """How many are in a task just now."""
+        return self._busy
+
+    def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
+        """Run something beside the transfers."""
+        with self._lock:
+            return self._started().submit(function, *args, **options)
+
+    def spawn(self, function: Callable[[], None]) -> bool:
+        """The same for what may be left out; False if all is at its end."""
+        executor = self._executor
+        try:
+            return executor is not None and bool(executor.submit(function))
+        except RuntimeError:
+            return False  # closing
+
+    def join(self, queue: Queue) -> None:
+        """Work on that queue too."""
+        with self._lock:
+            self._started()
+            self._queues.append(queue)
+
+    def add(self, queue: Queue, transfers: Iterable[Transfer], *, low_water: int) -> None:
+        """Put transfers at the end of a queue, and have it tell when fewer than `low_water` are left."""
+        with self._lock:
+            queue._waiting.extend(transfers)
+            queue._low_water = low_water
+            self.notify()
+
+    def clear(self, queue: Queue) -> None:
+        """Forget what is queued there, and wake those who wait."""
+        with self._lock:
+            queue._waiting.clear()
+            self._changed.notify_all()
+
+    def part(self, queue: Queue) -> None:
+        """Work no more on that queue."""
+        with self._lock:
+            self._queues.remove(queue)
+            self._changed.notify_all()
+
+    def ended(self, transfer: Transfer) -> None:
+        """There is nothing more to do for it."""
+        with self._lock:
+            if transfer in self._active:
+                self._active.remove(transfer)
+
+    def notify(self) -> None:
+        """There may be more to do, or more who may do it."""
+        with self._lock:
+            while self._workers < self._controller.target and self._executor is not None and not self._closed:
+                self._executor.submit(self._work)
+                self._workers += 1  # after that, so that a Ctrl-C between the two makes one too many, not one too few
+            self._changed.notify_all()
+
+    def close(self) -> None:
+        """Have all threads end when they have done what they are at, and wait for it."""
+        with self._lock:
+            self._closed = True
+            self._changed.notify_all()
+            executor, self._executor = self._executor, None
+        if executor is not None:
+            executor.shutdown(wait=True)
+
+    def _started(self) -> ThreadPoolExecutor:
+        if self._executor is None:
+            self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="perfkit")
+        return self._executor
+
+    # -- the workers --------------------------------------------------------------------------------------------------
+
+    def _work(self) -> None:
+        """A worker: the next task, until there is none."""
+        while True:
+            with self._lock:
+                found = self._next()
+                while found is None:
+                    if not self._queues or self._closed or self._workers > self._controller.target:
+                        self._workers -= 1
+                        forget_buffer()
+                        return
+                    self._changed.wait(self._idle_s())
+                    found = self._next()
+                self._busy += 1
+            transfer, task = found
+            transfer.run(task)
+            self._gates.leave(task.host)
+            with self._lock:
+                self._busy -= 1
+
+    def _idle_s(self) -> float:
+        """How long to wait for something to happen by itself, such as a retry that falls due."""
+        now = time.monotonic()
+        due = (max(due_s, self._gates.opens_s(each.host)) - now for each in self._active
+               if (due_s := each.due_s()) is not None)  # fmt: skip
+        return min(_IDLE_WAIT_S, max(0.005, min(due, default=_IDLE_WAIT_S)))
+
+    def _next(self) -> tuple[Transfer, Task] | None:
+        """What to do next: finish what is begun, begin another file, or widen the one with most left to fetch."""
+        if self._busy >= self._controller.target:
+            return None
+        now = time.monotonic()
+        for transfer in self._active:
+            if found := self._through_gate(transfer, lambda each: each.claim(now)):
+                return found
+        for _ in range(len(self._queues)):
+            queue = self._queues[0]
+            self._queues.rotate(-1)  # callers take turns
+            for transfer in islice(queue._waiting, _LOOK_AHEAD):
+                if found := self._through_gate(transfer, lambda each: each.claim(now)):
+                    queue._waiting.remove(transfer)
+                    self._active.append(transfer)
+                    if len(queue) < queue._low_water:
+                        queue._low_water = 0
+                        queue._is_low()
+                    return found
+        widest = max(self._active, key=Transfer.splittable_bytes, default=None)
+        if widest is not None and (found := self._through_gate(widest, Transfer.split)):
+            return found
+        for transfer in self._active:
+            if found := self._through_gate(transfer, Transfer.hedge):
+                return found
+        return None
+
+    def _through_gate(
+        self, transfer: Transfer, take: Callable[[Transfer], Task | None]
+    ) -> tuple[Transfer, Task] | None:
+        host = transfer.host
+        if not self._gates.enter(host):
+            return None
+        task = take(transfer)
+        if task is None:
+            self._gates.leave(host)
+            return None
+        task.host = host
+        return transfer, task
