@@ -12,6 +12,7 @@ from hypothesis import given
 from perfkit.filesystem.changeset import ChangeSet, Put
 from perfkit.filesystem.journal import Journal
 from perfkit.filesystem.names import Names
+from perfkit.filesystem.numbers import pack_numbers, sort_numbers
 from perfkit.filesystem.records import Change, Content, Step
 from perfkit.incremental.contents import Contents, ContentSet
 from perfkit.incremental.manifest import Entry, Manifest, Part
@@ -93,6 +94,23 @@ def test_changes_and_what_is_told_of_them() -> None:
     ]  # fmt: skip
     changes.tell_found("edited")
     assert Change("edited", content("theirs"), content("w")) in changes.told()
+
+
+@given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))
+def test_numbers(numbers: list[int]) -> None:
+    """A range or not, they are what they were."""
+    packed = pack_numbers(iter(numbers))
+    assert list(packed) == numbers
+    first = min(numbers, default=0)
+    assert isinstance(packed, range) == (numbers == list(range(first, first + len(numbers))))
+
+
+def test_sorted_numbers() -> None:
+    """As `sorted` has them, those of equal keys in order, with few and with many."""
+    for count in (0, 5, 4096, 4097, 20_000):
+        numbers = [number * 7919 % 20_011 for number in range(count)]
+        found = sort_numbers(numbers, lambda number: number % 100)
+        assert list(found) == sorted(numbers, key=lambda number: number % 100)
 
 
 STEPS = [Step("mkdir", "d"), Step("put", "d/x", "stage/1"), Step("drop", "é", "objects/1", 3, 4)]

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import operator
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, MutableMapping, Sequence
+from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.names import Names
+from perfkit.filesystem.numbers import pack_numbers, sort_numbers
 from perfkit.filesystem.records import Change, Content, signature
-from perfkit.filesystem.sorting import sort_numbers
 
 __all__ = ["ChangeSet", "Changes", "Put"]
 
@@ -129,7 +128,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         return self._order
 
     def _in_order(self) -> Sequence[int]:
-        rows = _rows(row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED))
+        rows = pack_numbers(row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED))
         key = self._names.encoded
         if all(before < after for before, after in itertools.pairwise(map(key, rows))):
             return rows
@@ -181,11 +180,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def changed(self) -> Changes:
         """What is done to the disk."""
         rows = filter(self.acts, self.rows())
-        return Changes(self, _rows(row for row in rows if not self._same(self._before[row], self._after[row])))
+        return Changes(self, pack_numbers(row for row in rows if not self._same(self._before[row], self._after[row])))
 
     def told(self) -> Changes:
         """What the record tells."""
-        return Changes(self, _rows(filter(self.is_told, self.rows())), told=True)
+        return Changes(self, pack_numbers(filter(self.is_told, self.rows())), told=True)
 
     def is_told(self, row: int) -> bool:
         """Whether the record tells of a row."""
@@ -233,13 +232,6 @@ class Changes(Collection[Change]):
             with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
                 found = beneath.lstat(self._set.name(row)) if self._set.puts(row) else None
             self._signatures.append(_GONE if found is None else signature(found))
-
-
-def _rows(rows: Iterable[int]) -> Sequence[int]:
-    """Rows in an array; in none if they are all from the first to the last, as in a first install."""
-    found = array("I", rows)
-    whole = range(len(found))
-    return whole if all(map(operator.eq, found, whole)) else found
 
 
 class _Numbers:

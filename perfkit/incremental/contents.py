@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Set
 
-from perfkit.filesystem.sorting import sort_numbers
+from perfkit.filesystem.numbers import pack_numbers, sort_numbers
 from perfkit.incremental.manifest import Manifest
 
 __all__ = ["ContentSet", "Contents", "DigestIndex"]
@@ -47,7 +47,7 @@ class Contents:
 
     def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
         self.manifest = manifest
-        self._places = array("I", range(len(manifest)) if places is None else places)
+        self._places = range(len(manifest)) if places is None else pack_numbers(places)
         self._index = DigestIndex(map(manifest.digest, self._places))
 
     def find(self, digest: bytes) -> Iterator[int]:

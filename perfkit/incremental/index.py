@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.numbers import pack_numbers
 from perfkit.incremental.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.incremental.manifest import Manifest
 from perfkit.incremental.release import ObjectRef, PackedRef
@@ -141,9 +142,9 @@ class Index:
         """The numbers of a frame's pieces."""
         return range(self._first[number], self._first[number + 1])
 
-    def pieces(self, wanted: Callable[[int], bool]) -> array[int]:
+    def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
         """The numbers of all pieces of files that are wanted, in the order of frames."""
-        return array("I", (number for number, entry in enumerate(self._entries) if wanted(entry)))
+        return pack_numbers(number for number, entry in enumerate(self._entries) if wanted(entry))
 
     def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
         """What to fetch for these pieces.

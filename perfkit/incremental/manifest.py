@@ -17,8 +17,8 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.numbers import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name
-from perfkit.filesystem.sorting import sort_numbers
 from perfkit.incremental.columns import Reader, pack_column
 
 __all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]

@@ -13,6 +13,7 @@ from typing import NamedTuple, Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
+from perfkit.filesystem.numbers import pack_numbers
 from perfkit.filesystem.paths import aside_name
 from perfkit.incremental.contents import DigestIndex
 from perfkit.incremental.manifest import Part, View
@@ -86,8 +87,8 @@ class _Files(NamedTuple):
             return cls(files.names, files.contents)
         return cls(tuple(files), tuple(files.values()))
 
-    def chosen(self, places: array[int]) -> Sequence[str]:
-        return View(self.names.__getitem__, places)
+    def chosen(self, places: Sequence[int]) -> Sequence[str]:
+        return View(self.names.__getitem__, pack_numbers(places))
 
 
 class Local(NamedTuple):
@@ -220,8 +221,6 @@ def decide(
         aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
         fresh.add(aside[name])
     local, kept, fetch = _sources(files, lacking, tree, stored)
-    fetch = lacking if fetch == lacking else fetch  # one array for both, and for what is added in a first install
-    added = fetch if added == fetch else added
     moved = {each.source for each in local if each.move}
     return Plan(
         version=version,

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
-from array import array
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
 
 from perfkit.errors import ManifestError
+from perfkit.filesystem.numbers import pack_numbers
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.index import Index, PackRange
 from perfkit.incremental.manifest import Manifest
@@ -110,7 +110,7 @@ class Packs:
         if failure is not None:
             raise failure
 
-    def _pieces(self, missing: Set[bytes]) -> array[int]:
+    def _pieces(self, missing: Set[bytes]) -> Sequence[int]:
         return self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)
 
     def _dictionaries(self, ranges: Collection[PackRange]) -> dict[int, PackedRef]:
@@ -135,5 +135,5 @@ class Packs:
                     os.unlink(found[0])
 
 
-def _chosen(pieces: Iterable[int], fits: Callable[[int], bool]) -> array[int]:
-    return array("I", filter(fits, pieces))
+def _chosen(pieces: Iterable[int], fits: Callable[[int], bool]) -> Sequence[int]:
+    return pack_numbers(filter(fits, pieces))
