@@ -333,9 +333,7 @@ def test_a_standing_file_is_the_seed(kit: Toolkit, server: Counting, site: Path,
     assert tree_of(tmp_path / "tree") == {"x.tar": make_tar(NEW), "x.tar.perfkit-local": make_tar(OLD)}
 
 
-def test_zsync_looks_again_where_the_file_is_wrong(
-    kit: Toolkit, server: Counting, site: Path, tmp_path: Path
-) -> None:
+def test_zsync_looks_again_where_the_file_is_wrong(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
     """A block that only looks like the old one costs another request, and not the whole file."""
     pytest.importorskip("numpy")
     old = random.Random(5).randbytes(300_000)

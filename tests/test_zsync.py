@@ -81,6 +81,24 @@ def test_a_match_over_windows_is_found(tmp_path: Path, monkeypatch: pytest.Monke
     assert fetched == 0
 
 
+@pytest.mark.parametrize("seed", range(6))
+def test_no_window_hides_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    """Small windows and strides find as much as large ones, whatever begins in one and ends in another."""
+    rng = random.Random(seed)
+    pieces = [rng.randbytes(rng.randrange(200, 30_000)) for _ in range(40)]
+    old = b"".join(pieces)
+    moved = [edited(piece, rng, 1) if rng.random() < 0.2 else piece for piece in pieces]
+    moved[7:19] = reversed(moved[7:19])
+    new = b"".join(moved)
+    (tmp_path / "old").write_bytes(old)
+    control = control_of(tmp_path, new, "-b", "512")
+    made, fetched = update(control, tmp_path / "old", new)
+    assert made == new
+    for name, size in (("_WINDOW_BYTES", 20_000), ("_STRIDE", 4096), ("_RUN_BYTES", 8192), ("_BATCH_BYTES", 4096)):
+        monkeypatch.setattr(f"perfkit.incremental.routes.matcher.{name}", size)
+    assert update(control, tmp_path / "old", new) == (new, fetched)
+
+
 @pytest.mark.parametrize("size", [1, 511, 512, 513, 2048, 5000, 100_000])
 def test_every_size_is_made_again(tmp_path: Path, size: int) -> None:
     """From nothing, from itself, from something else, from less and from more; with an end that fills no block."""
@@ -113,10 +131,12 @@ def test_repetitions_are_one_block(tmp_path: Path) -> None:
 def test_a_period_that_shifts_is_found_twice(tmp_path: Path) -> None:
     """What has been found is not found again instead of what has not."""
     new = b"ab" * 100_000 + b"-" + b"ab" * 100_000
-    (tmp_path / "old").write_bytes(b"x" + b"ab" * 200_000)
-    made, fetched = update(control_of(tmp_path, new, "-b", "2048"), tmp_path / "old", new)
-    assert made == new
-    assert fetched <= 3 * 2048
+    control = control_of(tmp_path, new, "-b", "2048")
+    for pairs in (200_000, 50_000):  # more and less than is wanted of it in one place
+        (tmp_path / "old").write_bytes(b"x" + b"ab" * pairs)
+        made, fetched = update(control, tmp_path / "old", new)
+        assert made == new
+        assert fetched <= 3 * 2048
 
 
 def test_what_moved_inside_a_run_is_found(tmp_path: Path) -> None:

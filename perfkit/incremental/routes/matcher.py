@@ -285,15 +285,15 @@ class _Scanner:
         """Look at `data`, which stands at `base`, but for the last `reach` bytes; returns where to go on."""
         self._data, self._base = data, base
         offset, end = base, base + len(data) - self.reach
-        while offset < end:
-            limit, block = self._ahead or (end, -1)
-            if offset >= limit:
-                offset, self._block, self._ahead = limit, block, None
-            elif self._block >= 0:
+        while True:
+            if self._ahead is not None and offset >= self._ahead[0]:
+                (offset, self._block), self._ahead = self._ahead, None
+            if offset >= end:
+                return offset
+            if self._block >= 0:
                 offset = self._follow(offset, self._block)
             else:
-                offset = self._search(offset, min(limit, end))
-        return offset
+                offset = self._search(offset, end if self._ahead is None else min(end, self._ahead[0]))
 
     def _follow(self, offset: int, block: int) -> int:
         """Go along a run as far as it can be seen; returns where to go on, with that run or without one."""
@@ -314,12 +314,11 @@ class _Scanner:
         """Look at each offset of a stride that ends at `end`, if not before; a run that is found may lead further."""
         end = min(end, start + _STRIDE)
         offsets, keys = self._candidates(start, end)
-        self._block = -1
-        done, tries = start, _TRIES
+        done, following, tries = start, -1, _TRIES
         doubtful = []
         for index, offset in enumerate(offsets.tolist()):
-            if offset <= done - self._block_size:
-                continue
+            if offset < done and (done - offset) % self._block_size == 0:
+                continue  # in the run itself
             if not tries:
                 rest = offsets[index:]
                 self._doubts.add(rest[rest > done - self._block_size])
@@ -327,16 +326,17 @@ class _Scanner:
             if (block := self._target.block(keys[index], self._latest)) < 0:
                 continue
             if _leading(self._same(offset, block, self._enough)) == self._enough:
-                done = self._take(offset, block, self._enough)
-                if done < end:
-                    more = self._same(done, self._block, -(-(end - done) // self._block_size))
-                    done = self._take(done, self._block, _leading(more))
+                ended = self._take(offset, block, self._enough)
+                if ended < end:
+                    more = self._same(ended, self._block, -(-(end - ended) // self._block_size))
+                    ended = self._take(ended, self._block, _leading(more))
+                if ended > done:
+                    done, following = ended, self._block
             else:
                 tries -= 1
                 doubtful.append(offset)
         self._doubts.add(np.array(doubtful, np.int64))
-        if done < end:
-            self._block = -1
+        self._block = following if done >= end else -1
         return max(done, end)
 
     def _same(self, offset: int, block: int, most: int) -> _Bool:
