@@ -126,10 +126,11 @@ class DownloadManager:
             path = safe_join(dest, name) if name is not None else _unnamed(dest, request)
         else:
             name = path = dest
-        for _, download in self._run([(request, path, name is not None)]):
-            if download.error is not None:
-                raise download.error
-            return download
+        with contextlib.closing(self._run([(request, path, name is not None)])) as running:
+            for _, download in running:  # closed in so many words: a Ctrl-C in a generator that is collected is lost
+                if download.error is not None:
+                    raise download.error
+                return download
         raise CancelledError(request.url, "cancelled")
 
     def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
