@@ -7,10 +7,14 @@ import os
 import signal
 import sys
 from types import FrameType
-from typing import NoReturn, TextIO
+from typing import TYPE_CHECKING, NoReturn, TextIO
+
+if TYPE_CHECKING:
+    from sys import UnraisableHookArgs
 
 __all__ = ["run"]
 
+_SOON_S = 0.001
 _IMPORTED = 40_000  # objects that are there when a command has all of its modules
 
 
@@ -26,6 +30,8 @@ def run() -> NoReturn:
     try:
         if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants none of it
             signal.signal(signal.SIGINT, _interrupt)
+            signal.signal(signal.SIGALRM, _interrupt)
+            sys.unraisablehook = _again
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
         _collect_later()
         from perfkit.cli import main
@@ -35,6 +41,7 @@ def run() -> NoReturn:
         except SystemExit as end:  # of --help, and of arguments that can't be parsed
             code = int(end.code or 0)
         signal.signal(signal.SIGINT, _ignore)
+        signal.setitimer(signal.ITIMER_REAL, 0)
     except KeyboardInterrupt:  # before the command began, or when it had ended
         from perfkit.cli.output import interrupted
 
@@ -68,6 +75,14 @@ def _collect_later() -> None:
 def _interrupt(number: int, frame: FrameType | None) -> None:
     signal.signal(signal.SIGINT, _ignore)
     raise KeyboardInterrupt
+
+
+def _again(lost: UnraisableHookArgs) -> None:
+    """A KeyboardInterrupt that came where nothing can be raised, as while a generator is collected, comes once more."""
+    if lost.exc_type is KeyboardInterrupt:
+        signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+    else:
+        sys.__unraisablehook__(lost)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:

@@ -276,3 +276,31 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
         there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
         whole = pointer if name == "get" else ONE
         assert there == whole if code == 0 else there in ({}, whole), after_s
+
+
+LOST = """
+import signal, sys, time
+import perfkit.__main__ as process, perfkit.cli
+
+class Grave:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+
+def command():
+    try:
+        Grave()  # what is raised in there is only told of
+        time.sleep(20)
+        return 0
+    except KeyboardInterrupt:
+        return perfkit.cli.interrupted()
+
+perfkit.cli.main = command
+process.run()
+"""
+
+
+def test_ctrl_c_where_nothing_can_be_raised() -> None:
+    """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not."""
+    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=10, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", SAID)
