@@ -9,9 +9,10 @@ import functools
 import os
 from collections.abc import Callable
 
-__all__ = ["give_back", "map_large_blocks", "syncfs"]
+__all__ = ["give_back", "map_large_blocks", "own_process", "syncfs"]
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
+_OWN = False
 
 
 def syncfs(descriptor: int) -> bool:
@@ -53,14 +54,21 @@ def give_back() -> None:
         trim(0)
 
 
+def own_process() -> None:
+    """Say that this process is perfkit's, and that settings of the whole process may be made."""
+    global _OWN
+    _OWN = True
+
+
 def map_large_blocks() -> None:
-    """Have the C library map each block of 256 KiB and more by itself: mallopt(3).
+    """In a process of our own, have the C library map each block of 256 KiB and more by itself: mallopt(3).
 
     glibc raises that limit to the largest block that was freed. Columns that grow are then moved about in the heap, and
-    leave holes. It is a setting of the process, so that only a command should make it.
+    leave holes. Arrays that come and go are slower for it.
     """
-    with contextlib.suppress(OSError, AttributeError, TypeError):
-        ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+    if _OWN:
+        with contextlib.suppress(OSError, AttributeError, TypeError):
+            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 @functools.cache

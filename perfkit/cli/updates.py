@@ -125,10 +125,10 @@ def add_sync(sync: Parser) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from perfkit.libc import map_large_blocks
+    from perfkit.libc import own_process
     from perfkit.toolkit import Toolkit
 
-    map_large_blocks()
+    own_process()
     with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:

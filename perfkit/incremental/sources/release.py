@@ -17,6 +17,7 @@ from perfkit.incremental.release import PackedRef, Pointer
 from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs
+from perfkit.libc import map_large_blocks
 from perfkit.masking import masked
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
@@ -109,6 +110,7 @@ class ReleaseSource:
         return {"pointer": self._pointer.encode().decode(), "origin": origin}
 
     def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
+        map_large_blocks()
         self._where = where
         self._standing = assembly.standing
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
