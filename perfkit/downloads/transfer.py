@@ -56,7 +56,8 @@ _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than t
 _HEDGE_AFTER_S = 2.0
 _LARGE_BYTES = 4 << 20
 _CHASE_BYTES = 8 << 20  # a smaller file is hashed by its workers, and what is left of it at the end
-_CHASE_EVERY_S = 0.02
+_CHASE_STEP_BYTES = 1 << 20
+_CHASE_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
 
 
 @dataclass(frozen=True, slots=True)
@@ -544,11 +545,15 @@ class Transfer:
             return
 
         def chase() -> None:
+            least_s, most_s = _CHASE_S
+            wait_s = least_s
             try:
                 while not self._closing and draft is self._draft and digest.position < size:
+                    before = digest.position
                     digest.catch_up(draft.descriptor, draft.map.frontier, self.cancel)
                     if digest.position < size:
-                        self.cancel.wait(_CHASE_EVERY_S)
+                        wait_s = least_s if digest.position - before >= _CHASE_STEP_BYTES else min(2 * wait_s, most_s)
+                        self.cancel.wait(wait_s)
             except OSError as error:
                 self._failed(Task(self.host, draft), error)
             finally:
