@@ -20,6 +20,7 @@ from perfkit.errors import (
     UnsafePathError,
     UpdateError,
 )
+from perfkit.filesystem import commit
 from perfkit.filesystem.beneath import Beneath
 from perfkit.filesystem.records import signature
 from perfkit.filesystem.store import Store
@@ -470,3 +471,26 @@ def _fill_up(root: Path) -> None:
                 tree.switch()
             assert files(root) == old
     assert outcomes == {"full", "done"}
+
+
+def test_every_directory_of_a_source_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no syncfs, also those of files beyond the first few: the journal will look for them there."""
+    monkeypatch.setattr(commit, "syncfs", lambda fd: False)
+    synced: set[str] = set()
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Tree(tmp_path) as tree:
+        deep = Path(tree.stage) / "deep"
+        deep.mkdir()
+        (deep / "fetched").write_bytes(b"fetched")
+        with tree.transaction() as tx:
+            for number in range(12):
+                tx.write(f"a{number:02}", b"written")
+            tx.adopt("z", deep / "fetched")
+    assert os.fspath(deep) in synced
+    assert {os.fspath(tmp_path), os.fspath(tmp_path / ".perfkit")} <= synced

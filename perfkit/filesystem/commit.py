@@ -11,7 +11,7 @@ import errno
 import logging
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
@@ -201,7 +201,7 @@ class Committer:
                     done += 1
             if failed is not None:
                 self._undo_all(journal, touched)
-            self._sync((), touched)
+            self._sync(iter(()), touched)
             self._tidy()
             self._retiring = True
             self._beneath.unlink(_JOURNAL)
@@ -259,7 +259,7 @@ class Committer:
         elif beneath.lstat(step.source) is None and beneath.lstat(step.name) is not None:
             beneath.rename(step.name, step.source)
 
-    def _sync(self, files: Iterable[str], directories: set[str]) -> None:
+    def _sync(self, files: Iterator[str], directories: set[str]) -> None:
         """See that these are on disk. An error is final: it is reported once, and the pages may be lost."""
         few = list(islice(files, _FEW + 1))
         directories = {*directories, *map(os.path.dirname, few)}
@@ -271,6 +271,7 @@ class Committer:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+            directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:
                 os.fsync(self._beneath.directory(name))
