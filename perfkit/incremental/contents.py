@@ -41,18 +41,18 @@ def _key(digest: bytes) -> int:
 class Contents:
     """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred.
 
-    Args:
+    Attributes:
         places: the entries that count, in order; all by default.
     """
 
     def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
         self.manifest = manifest
-        self._places = range(len(manifest)) if places is None else pack_numbers(places)
-        self._index = DigestIndex(map(manifest.digest, self._places))
+        self.places = range(len(manifest)) if places is None else pack_numbers(places)
+        self._index = DigestIndex(map(manifest.digest, self.places))
 
     def find(self, digest: bytes) -> Iterator[int]:
         """The indexes of the entries with this SHA-256, in order."""
-        found = (self._places[at] for at in self._index.candidates(digest))
+        found = (self.places[at] for at in self._index.candidates(digest))
         return (at for at in found if self.manifest.digest(at) == digest)
 
     def first(self, digest: bytes) -> int | None:
@@ -72,6 +72,12 @@ class ContentSet(Set[bytes]):
         self._has = bytearray(len(contents.manifest))  # for the first entry of each content
         for digest in digests:
             self.add(digest)
+
+    @classmethod
+    def at(cls, manifest: Manifest, places: Iterable[int]) -> ContentSet:
+        """The contents of these entries, given in order."""
+        contents = Contents(manifest, places)
+        return cls(contents, map(manifest.digest, contents.places))
 
     def add(self, digest: bytes) -> bool:
         """Take one in; False if the manifest does not have it."""

@@ -6,7 +6,6 @@ import contextlib
 import logging
 import os
 import time
-from array import array
 from collections.abc import Callable, Iterable
 from dataclasses import replace
 from functools import partial
@@ -19,7 +18,7 @@ from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateE
 from perfkit.filesystem.commit import OWN
 from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
-from perfkit.incremental.contents import Contents, ContentSet
+from perfkit.incremental.contents import ContentSet
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import MANIFEST, Installed, read_installed
 from perfkit.incremental.kinds import Kind
@@ -195,7 +194,8 @@ def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part,
     sources: set[int] = set()
     if len(installed):
         pairs = side_by_side(installed, wanted)
-        sought = (wanted.digest(there) for _, here, there in pairs if there is not None and not stays(here, there))
+        sought = ContentSet.at(wanted, (there for _, here, there in pairs
+                                        if there is not None and not stays(here, there)))  # fmt: skip
         sources.update(at for digest in sought for at in islice(look.having(digest), 1))
     before, after = Part(installed), Part(wanted)
     for _, here, there in side_by_side(installed, wanted):
@@ -212,7 +212,7 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     needed = _contents(wanted, chain(plan.stored, plan.fetch))
     assembly.expect(needed.contents)
     assembly.take_up(needed)
-    for digest in assembly.lacking(_contents(wanted, plan.stored, needed.contents)):
+    for digest in assembly.lacking(_contents(wanted, plan.stored)):
         assembly.copy(digest, os.path.join(own(tree.root, "objects"), digest.hex()))  # if it is still what it was
     missing = assembly.lacking(needed)
     tree.need_space(needed.contents.bytes_of(missing))
@@ -222,11 +222,10 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     return routes
 
 
-def _contents(wanted: Manifest, names: Iterable[str], of: Contents | None = None) -> ContentSet:
+def _contents(wanted: Manifest, names: Iterable[str]) -> ContentSet:
     """The contents of these files; empty ones left out."""
     found = (wanted.find(name) for name in names)
-    places = array("I", (at for at in found if at is not None and wanted.size(at)))
-    return ContentSet(of or Contents(wanted, places), map(wanted.digest, places))
+    return ContentSet.at(wanted, (at for at in found if at is not None and wanted.size(at)))
 
 
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
