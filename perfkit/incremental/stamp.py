@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
 from perfkit.filesystem.commit import OWN
@@ -39,14 +39,12 @@ def stamp(
             that and before the commit; for what was hashed, before it was.
         probe: the file for `clock_ns`.
     """
-    if not changes:
+    if next(_files(changes), None) is None:
         return
     seen_ns = 0
     with contextlib.suppress(OSError):  # without a clock nothing is certain, and the files are read again
         seen_ns = next_tick_ns(probe)  # later than our own renames
-    for change in changes:
-        if change.name.startswith(f"{OWN}/"):
-            continue
+    for change in _files(changes):
         found = None
         with contextlib.suppress(OSError):
             found = os.lstat(os.path.join(root, change.name))
@@ -55,3 +53,8 @@ def stamp(
         else:
             status = _Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
             rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
+
+
+def _files(changes: Iterable[Change]) -> Iterator[Change]:
+    """Those of the tree's files, and not of perfkit's own."""
+    return (change for change in changes if not change.name.startswith(f"{OWN}/"))
