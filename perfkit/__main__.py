@@ -35,7 +35,9 @@ def run() -> NoReturn:
         os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
         _collect_later()
         from perfkit.cli import main
+        from perfkit.libc import own_process
 
+        own_process()
         try:
             code = main()
         except SystemExit as end:  # of --help, and of arguments that can't be parsed

@@ -1,9 +1,8 @@
-"""What the C library has and Python does not offer."""
+"""What the C library has and Python does not offer. ctypes takes 2 ms to load: only who calls one of these needs it."""
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import errno
 import functools
 import os
@@ -26,6 +25,8 @@ def syncfs(descriptor: int) -> bool:
     call = _syncfs()
     if call is None:
         return False
+    import ctypes
+
     if call(descriptor) != 0:
         number = ctypes.get_errno()
         if number == errno.ENOSYS:
@@ -40,6 +41,8 @@ def _syncfs() -> Callable[[int], int] | None:
     version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
     if system.sysname != "Linux" or version < (5, 8):
         return None
+    import ctypes
+
     return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
@@ -67,12 +70,16 @@ def map_large_blocks() -> None:
     leave holes. Arrays that come and go are slower for it.
     """
     if _OWN:
+        import ctypes
+
         with contextlib.suppress(OSError, AttributeError, TypeError):
             ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
 
 
 @functools.cache
 def _malloc_trim() -> Callable[[int], int] | None:
+    import ctypes
+
     try:
         return ctypes.CDLL(None).malloc_trim
     except (OSError, AttributeError, TypeError):

@@ -125,10 +125,8 @@ def add_sync(sync: Parser) -> None:
 
 
 def _sync(arguments: argparse.Namespace) -> int:
-    from perfkit.libc import own_process
     from perfkit.toolkit import Toolkit
 
-    own_process()
     with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:

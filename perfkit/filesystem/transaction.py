@@ -19,8 +19,6 @@ from perfkit.filesystem.store import content_of, copy_into, digest_of, link_or_c
 
 __all__ = ["Commit", "Transaction"]
 
-_DIRECTORY_BYTES = 4096  # at least, of each directory that is made
-
 
 @dataclass(frozen=True, slots=True)
 class Commit:
