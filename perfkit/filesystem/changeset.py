@@ -44,6 +44,7 @@ class ChangeSet(MutableMapping[str, Put | None]):
         self._after, self._before, self._told = (_Numbers() for _ in range(3))  # of contents
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._elsewhere: dict[int, str] = {}  # by row, sources that are neither
+        self._taken: set[str] = set()  # these, and such as have been
         self._rows = _Lookup(lambda row: hash(self.name(row)))
         self._adopted = _Lookup(lambda row: hash(self._sha256(row)))  # rows that have a fetched file
         self._order: Sequence[int] | None = None  # rows by name, once they were asked for
@@ -83,10 +84,11 @@ class ChangeSet(MutableMapping[str, Put | None]):
             self._adopted.add(row)
         else:
             self._elsewhere[row] = put.source
+            self._taken.add(put.source)
 
     def takes_fetched(self, source: str) -> bool:
         """Whether a name is to have this fetched file already."""
-        if source in self._elsewhere.values():
+        if source in self._taken:
             return True
         sha256 = source.removeprefix(self._prefixes[1])
         return self._adopted.find(hash(sha256), lambda row: self.puts(row) and self.source(row) == source) is not None
