@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Callable, Generator, Iterable, Iterator, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
@@ -70,24 +70,6 @@ class Fetcher:
             if (error := found[index].error) is not None:
                 raise error
         return [found[index] for index in range(len(requests))]
-
-    def stream(self, requests: Sequence[Request]) -> Generator[Download, None, None]:
-        """As `get`, one after the other; each may be used while the next ones are still on their way.
-
-        Raises:
-            TransferError, OSError: the first that failed; those after it are given up.
-        """
-        found: dict[int, Download] = {}
-        with contextlib.closing(self._downloads.run(requests, self.stage)) as running:
-            for index in range(len(requests)):
-                while index not in found:
-                    ended, download = next(running)
-                    self.requests += download.requests
-                    self.bytes_received += download.bytes_received
-                    found[ended] = download
-                if (error := found[index].error) is not None:
-                    raise error
-                yield found.pop(index)
 
 
 class Done:

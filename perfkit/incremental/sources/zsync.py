@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import logging
 import os
-from collections.abc import Generator, Mapping, Set
+from collections.abc import Mapping, Set
 from typing import BinaryIO
 
 from perfkit.downloads.protocol import Version
@@ -132,18 +131,19 @@ class ZsyncSource:
         return digest, control.size
 
     def _assembled(self, control: Control, recipe: Recipe, old: BinaryIO, assembly: Assembly) -> bytes:
-        with contextlib.closing(self._parts(control, recipe)) as parts, assembly.begin() as file:
+        parts = iter(self._parts(control, recipe))
+        with assembly.begin() as file:
             made = _Digesting(file)
             assemble(control, recipe, old, lambda step: _Part(next(parts).path), made)
         return made.digest
 
-    def _parts(self, control: Control, recipe: Recipe) -> Generator[Download, None, None]:
+    def _parts(self, control: Control, recipe: Recipe) -> list[Download]:
         """The bytes that the old file doesn't have, as files. SHA-1 will tell whether they are of one version."""
         requests = []
         for step in recipe.fetches:
             name = f"zsync-{control.sha1}.{step.start}-{step.end}"
             requests.append(Request(control.urls[0], name, mirrors=control.urls[1:], byte_range=(step.start, step.end)))
-        return self._fetcher.stream(requests)
+        return self._fetcher.get(requests)
 
     def _whole(self, control: Control, assembly: Assembly) -> tuple[bytes, int]:
         name = f"zsync-{control.sha1}.whole"
