@@ -149,8 +149,8 @@ class SiteClient:
         """Bytes and requests by blocks, for a client that has a tree of unknown origin, or none."""
         index = Index.parse(self.packed(ref), self.manifest)
         have = {entry.sha256 for entry in manifest_of(tree)} if tree else set()
-        wanted = [number for number, entry in enumerate(self.manifest) if entry.size and entry.sha256 not in have]
-        pieces = index.pieces(wanted)
+        wanted = {number for number, entry in enumerate(self.manifest) if entry.size and entry.sha256 not in have}
+        pieces = index.pieces(wanted.__contains__)
         if tree is not None:
             large = {e for e in wanted if self.manifest.size(e) > CUT_ABOVE_BYTES}
             tags: set[int] = set()
