@@ -12,8 +12,10 @@ from typing import Any, Literal, get_args
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Config", "LocalChanges", "check_headers", "is_size", "parse_size"]
+__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "is_size", "parse_size"]
 
+# User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
+Auth = tuple[str, str] | Callable[[Any], Any]
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 _LOCAL_CHANGES = get_args(LocalChanges)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -90,7 +92,7 @@ class Config:
 
     # To whom, and as whom
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
-    auth: tuple[str, str] | None = field(default=None, repr=False)  # HTTP Basic user, password; else netrc is asked
+    auth: Auth | None = field(default=None, repr=False)  # a pair for HTTP Basic or a requests.auth.AuthBase; else netrc
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # as requests takes them
     trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
     verify: bool = True  # False accepts any certificate

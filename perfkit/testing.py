@@ -30,6 +30,7 @@ from urllib.parse import quote, unquote, urlsplit
 from perfkit.conditional import Representation, part_for, refusal_for
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.transport import Get
 from perfkit.errors import CancelledError, TransferError, TransferTimeoutError
 from perfkit.incremental.publish import Release, publish
 from perfkit.toolkit import Toolkit
@@ -195,16 +196,15 @@ class _Response:
     cancel: Cancel = field(default_factory=Cancel)
     _at: int = 0
 
-    def read_into(self, view: memoryview) -> int:
+    def read1(self, most: int) -> bytes:
         if self.cancel.cancelled:
             raise CancelledError(self.url, "cancelled")
         if self.breaks_at is not None and self._at >= self.breaks_at:
             raise TransferError(self.url, "the connection broke, as the test wants it", transient=True)
         end = len(self.body) if self.breaks_at is None else min(len(self.body), self.breaks_at)
-        piece = self.body[self._at : min(end, self._at + len(view))]
-        view[: len(piece)] = piece
+        piece = self.body[self._at : min(end, self._at + most)]
         self._at += len(piece)
-        return len(piece)
+        return piece
 
     def __enter__(self) -> _Response:
         return self
@@ -220,21 +220,13 @@ class _Transport:
     def __init__(self, origin: FakeOrigin) -> None:
         self._origin = origin
 
-    def open(
-        self,
-        url: str,
-        *,
-        at: str | None = None,
-        headers: Mapping[str, str],
-        private_headers: Mapping[str, str],
-        auth: tuple[str, str] | None,
-        cancel: Cancel,
-    ) -> _Response:
+    def open(self, request: Get, cancel: Cancel) -> _Response:
+        url = request.url
         if cancel.cancelled:
             raise CancelledError(url, "cancelled")
         if urlsplit(url).scheme not in ("http", "https"):
             raise TransferError(url, "is neither http nor https")
-        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), {**private_headers, **headers})
+        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), {**request.private_headers, **request.headers})
         return dataclasses.replace(response, cancel=cancel)
 
     def expire(self) -> None: ...

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, ClassVar
 from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.transport import HttpTransport, Transport
+from perfkit.downloads.http.transport import HttpTransport, Transport
 from perfkit.errors import BatchError
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import Patient

@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import threading
 import time
 from collections.abc import Iterator
 
 from perfkit.config import Config
-from perfkit.downloads.protocol import Answer
+from perfkit.downloads.http.semantics import Answer
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.transport import Response
+from perfkit.downloads.http.transport import Response
 from perfkit.errors import TransferError, TransferTimeoutError
 
-__all__ = ["forget_buffer", "pieces"]
+__all__ = ["pieces"]
 
 
 def pieces(
@@ -21,24 +20,24 @@ def pieces(
 ) -> Iterator[tuple[memoryview, int]]:
     """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
 
-    The caller moves the runner on before it asks for more, which overwrites the piece. It ends with the range or with
-    what the answer has of it; if the range has no end yet, with the body.
+    The caller moves the runner on before it asks for more. It ends with the range or with what the answer has of it; if
+    the range has no end yet, with the body.
 
     Raises:
         TransferError: the connection broke, or the body ended early.
         TransferTimeoutError: the peer is too slow.
     """
-    view = _buffer(config.buffer_bytes)
     stall = _StallWatch(config)
     skip = runner.position - answer.start
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        most = len(view)
+        most = config.buffer_bytes
         for throttle in throttles:
             most = throttle.quantum(most)
         with stall:
-            count = response.read_into(view[:most])
+            data = response.read1(most)
+        count = len(data)
         if count == 0:
             if left is None:
                 return
@@ -46,9 +45,9 @@ def pieces(
         stall.check(url, count)
         for throttle in throttles:
             throttle.charge(count, runner.cancel)
-        data = view[skip:count] if skip < count else view[:0]
+        view = memoryview(data)[skip:]
         skip = max(0, skip - count)
-        yield data if left is None else data[:left], count
+        yield view if left is None else view[:left], count
 
 
 class _StallWatch:
@@ -76,18 +75,3 @@ class _StallWatch:
             raise TransferTimeoutError(url, reason, transient=True)
         self._waited_s, self._bytes = 0.0, 0
 
-
-_here = threading.local()
-
-
-def _buffer(size: int) -> memoryview:
-    """The current thread's buffer, made once."""
-    view: memoryview | None = getattr(_here, "view", None)
-    if view is None or len(view) != size:
-        view = _here.view = memoryview(bytearray(size))
-    return view
-
-
-def forget_buffer() -> None:
-    """The current thread is done with bodies for a while: its buffer is not to take memory meanwhile."""
-    _here.view = None

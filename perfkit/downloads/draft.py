@@ -21,7 +21,7 @@ import time
 from collections.abc import Iterable
 from typing import Any, NamedTuple
 
-from perfkit.downloads.protocol import Validator, Version
+from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.downloads.verify import Checksum, RunningDigest
 from perfkit.errors import TransferError

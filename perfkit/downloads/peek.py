@@ -7,9 +7,9 @@ from typing import NamedTuple
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
-from perfkit.downloads.protocol import Answer, Validator, Version, judge, validator_of, version_of
+from perfkit.downloads.http.semantics import Answer, Validator, Version, judge, validator_of, version_of
 from perfkit.downloads.retry import GiveUp, backoff_s, refuse
-from perfkit.downloads.transport import Response, Transport
+from perfkit.downloads.http.transport import Get, Response, Transport
 from perfkit.errors import CancelledError, TransferError
 
 __all__ = ["Peek", "peek"]
@@ -55,7 +55,7 @@ def peek(
     while gates.wait(host, cancel):
         requests += 1
         try:
-            with transport.open(url, headers=headers, private_headers={}, auth=None, cancel=cancel) as response:
+            with transport.open(Get(url=url, headers=headers), cancel) as response:
                 answer = judge(response.status, response.headers, start=0, end=most, total=None, ranged=True)
                 if answer.verdict == "status":
                     refuse(url, response, answer.reason, host=host, config=config, gates=gates, controller=controller)
@@ -79,15 +79,15 @@ def _seen(url: str, response: Response, answer: Answer, most: int, known: Versio
     if answer.verdict not in ("body", "empty"):
         raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
     length = most if answer.end is None else min(most, answer.end)
-    first = bytearray(length if answer.verdict == "body" else 0)
-    filled = 0
-    while filled < len(first) and (count := response.read_into(memoryview(first)[filled:])):
-        filled += count
-    if filled < len(first) and answer.end is not None:
-        raise TransferError(url, f"the body ended {len(first) - filled} bytes early", transient=True)
-    size = filled if answer.total is None and filled < most else answer.total
+    wanted = length if answer.verdict == "body" else 0
+    first = bytearray()
+    while len(first) < wanted and (data := response.read1(wanted - len(first))):
+        first += data
+    if len(first) < wanted and answer.end is not None:
+        raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
+    size = len(first) if answer.total is None and len(first) < most else answer.total
     return Peek(
-        url=url, at=response.url, first=bytes(first[:filled]), size=size, ranges=response.status == 206,
+        url=url, at=response.url, first=bytes(first), size=size, ranges=response.status == 206,
         version=version_of(headers), validator=validator_of(headers), content_type=headers.get("content-type"),
         requests=requests,
     )  # fmt: skip

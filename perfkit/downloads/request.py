@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from perfkit.config import check_headers
-from perfkit.downloads.protocol import Validator, Version
+from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError
 

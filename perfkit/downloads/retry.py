@@ -7,8 +7,8 @@ from typing import NoReturn
 
 from perfkit.config import Config
 from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
-from perfkit.downloads.protocol import parse_retry_after
-from perfkit.downloads.transport import Response
+from perfkit.downloads.http.semantics import parse_retry_after
+from perfkit.downloads.http.transport import Response
 from perfkit.errors import HTTPStatusError, TransferError
 
 __all__ = ["GiveUp", "backoff_s", "refuse"]

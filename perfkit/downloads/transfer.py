@@ -18,13 +18,14 @@ from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates
 from perfkit.downloads.draft import Draft, Origin, read_origin
-from perfkit.downloads.protocol import (
+from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
     Version,
     content_disposition_name,
     judge,
     judge_part,
+    origin_of,
     parse_repr_digest,
     validator_of,
     version_of,
@@ -33,7 +34,7 @@ from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import GiveUp, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.transport import Response, Transport, origin_of
+from perfkit.downloads.http.transport import Get, Response, Transport
 from perfkit.downloads.verify import Checksum, RunningDigest, matches, parse_checksum
 from perfkit.errors import (
     CancelledError,
@@ -278,14 +279,14 @@ class Transfer:
         with self._lock:
             self._attempts.requests += 1
         try:
-            with self._tools.transport.open(
-                source,
+            get = Get(
+                url=source,
                 at=task.at,
                 headers=headers,
                 private_headers=self.request.headers if own else {},
                 auth=self.request.auth if own else None,
-                cancel=runner.cancel,
-            ) as response:
+            )
+            with self._tools.transport.open(get, runner.cancel) as response:
                 self._tools.controller.answered(time.monotonic() - asked_s)
                 if _log.isEnabledFor(logging.DEBUG):  # these two texts cost more than they look
                     _log.debug("GET %s, %s: status %d", masked(source), headers.get("Range", "all"), response.status)

@@ -11,7 +11,6 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from perfkit.config import Config
-from perfkit.downloads.body import forget_buffer
 from perfkit.downloads.concurrency import AdaptiveController, HostGates
 from perfkit.downloads.transfer import Task, Transfer
 
@@ -143,7 +142,6 @@ class Workers:
                 while found is None:
                     if not self._queues or self._closed or self._workers > self._controller.target:
                         self._workers -= 1
-                        forget_buffer()
                         return
                     self._changed.wait(self._idle_s())
                     found = self._next()

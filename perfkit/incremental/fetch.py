@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.commit import FETCHED
 from perfkit.filesystem.hashing import hash_file

@@ -7,7 +7,7 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError, IntegrityError, ManifestError

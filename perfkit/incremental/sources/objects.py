@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Request
 from perfkit.errors import ManifestError
 from perfkit.incremental.codec import expand

@@ -6,7 +6,7 @@ import contextlib
 import logging
 from collections.abc import Callable, Iterator, Mapping, Set
 
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed

@@ -8,7 +8,7 @@ import os
 from collections.abc import Mapping, Set
 from typing import BinaryIO
 
-from perfkit.downloads.protocol import Version
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.incremental.fetch import Assembly, Fetcher

@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import datetime
+import functools
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 __all__ = [
     "Answer",
     "ContentRange",
+    "Origin",
     "Validator",
     "Version",
     "content_disposition_name",
     "judge",
     "judge_part",
+    "origin_of",
     "parse_content_range",
     "parse_date",
     "parse_repr_digest",
@@ -25,10 +29,22 @@ __all__ = [
 ]
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
+Origin = tuple[str, str, int]  # scheme, host, port
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
+
+
+def origin_of(url: str) -> Origin:
+    """Scheme, host and port (RFC 6454 section 4)."""
+    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> Origin:
+    parts = urlsplit(url)
+    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class ContentRange(NamedTuple):

@@ -1,0 +1,1 @@
+"""HTTP: requests sessions over one shared urllib3 PoolManager."""

@@ -1,0 +1,442 @@
+"""Connections and pools of urllib3 that any thread can abort in every phase, and answers held to RFC 9112.
+
+What is added hangs on urllib3's and http.client's seams: `pool_classes_by_scheme`, `ConnectionCls`, `connect`,
+`request`, `close`, `response_class`, and one private name, `_new_conn`, where the socket is made.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import http.client
+import re
+import socket
+import struct
+import sys
+import threading
+from types import TracebackType
+from typing import Any
+
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+
+from perfkit.downloads.http.dial import call_abortable, dial
+
+__all__ = ["POOL_CLASSES", "Exchange", "exchange_here", "socks_pool_classes"]
+
+_LEAST_WINDOW_BYTES = 32 << 10
+_AHEAD_S = 1 / 128  # of the rate limit, for each connection
+_UNKNOWN_ROUND_TRIP_S = 0.05
+_LINE_BYTES = 64 << 10
+_HEAD_BYTES = 256 << 10
+_INTERIM_MOST = 20  # 1xx answers before the final one
+_TRAILER_FIELDS = 100
+_RECEIVE_BYTES = 16 << 10
+_CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}[ \t]*(;.*)?\r?\n", re.DOTALL)
+
+_here = threading.local()  # .exchange: the one that the current thread is sending
+
+
+class AbortHandle:
+    """A second descriptor of a connection's socket, by which any thread can end it.
+
+    It lasts while the connection's own socket is unusable, as in a TLS handshake. Only the exchange that the connection
+    works for can use it: once the connection is back in its pool, an exchange that is aborted late does nothing to it.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._lock = threading.Lock()
+        self._sock: socket.socket | None = sock.dup()
+        self._owner: Exchange | None = None
+        self._closing = False
+
+    def attach(self, exchange: Exchange) -> None:
+        with self._lock:
+            self._owner = exchange
+        exchange.add(self)
+
+    def abort(self, exchange: Exchange) -> None:
+        with self._lock:
+            if self._owner is exchange and self._sock is not None:
+                with contextlib.suppress(OSError):
+                    self._sock.shutdown(socket.SHUT_RDWR)
+
+    def detach(self, exchange: Exchange | None = None) -> None:
+        """The connection works for no exchange any more, or not for this one."""
+        with self._lock:
+            if exchange is None or self._owner is exchange:
+                self._owner = None
+                if self._closing:
+                    self._close()
+
+    def close(self) -> None:
+        """The connection is closed; its last answer may still be read."""
+        with self._lock:
+            self._closing = True
+            if self._owner is None:
+                self._close()
+
+    def _close(self) -> None:
+        sock, self._sock = self._sock, None
+        if sock is not None:
+            sock.close()
+
+
+class Exchange:
+    """One request of perfkit's, from its first packet to the last byte of its answer. It may take several connections
+    and answers, as when an auth handler answers a 401. A context manager while the current thread is sending it.
+
+    Attributes:
+        deadline_s: when its answer is overdue (time.monotonic).
+        rate_limit: bytes per second that its connection should be read at; None for no limit.
+        expired: whether it was aborted for being overdue.
+        reused: whether its last connection had carried another request before.
+        target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
+        spelling: a URL as requests spells it, and as it is to be sent instead.
+    """
+
+    def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
+        self.deadline_s = deadline_s
+        self.rate_limit = rate_limit
+        self.expired = False
+        self.reused = False
+        self.aborted = False
+        self.target: str | None = None
+        self.spelling: tuple[str, str] | None = None
+        self._handles: list[AbortHandle] = []
+
+    def __enter__(self) -> Exchange:
+        _here.exchange = self
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        _here.exchange = None
+
+    def add(self, handle: AbortHandle) -> None:
+        self._handles.append(handle)
+        if self.aborted:
+            handle.abort(self)
+
+    def abort(self) -> None:
+        """End it, whatever it waits for. From any thread, at any time."""
+        self.aborted = True
+        for handle in tuple(self._handles):
+            handle.abort(self)
+
+    def finish(self) -> None:
+        """Its answer has been read or given up."""
+        for handle in self._handles:
+            handle.detach(self)
+
+
+def exchange_here() -> Exchange | None:
+    """The exchange that the current thread is sending."""
+    return getattr(_here, "exchange", None)
+
+
+class _Incoming:
+    """What arrives on a socket, as http.client reads it: heads line by line, bodies as much at once as is there.
+
+    Reading ahead stops with the answer: what came behind a body makes the connection unusable for another request.
+    """
+
+    def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
+        self._sock = sock
+        self._raw = sock.makefile("rb", 0)  # keeps the socket open when the connection is closed before its last answer
+        self._handle = handle
+        self._rest = b""
+        self._head_bytes = 0
+        self.head_ended = False
+
+    def makefile(self, mode: str) -> _Incoming:
+        return self
+
+    def begin_head(self) -> None:
+        self._head_bytes, self.head_ended = 0, False
+
+    def readline(self, limit: int = -1) -> bytes:
+        """A line of the head; the last one that arrived may have no end. A lone CR in it counts as a space (RFC 9112
+        section 2.2), where http.client would begin another field."""
+        most = _LINE_BYTES + 1 if limit < 0 else limit
+        data = self._rest
+        while (end := data.find(b"\n") + 1) == 0 and len(data) < most:
+            more = self._sock.recv(_RECEIVE_BYTES)
+            if not more:
+                break
+            data += more
+        end = min(end or len(data), most)
+        line, self._rest = data[:end], data[end:]
+        self._head_bytes += len(line)
+        if self._head_bytes > _HEAD_BYTES:
+            raise http.client.LineTooLong("head")
+        self.head_ended = line in (b"\r\n", b"\n")
+        if b"\r" in line[:-2]:
+            line = line[:-2].replace(b"\r", b" ") + line[-2:]
+        return line
+
+    def read1(self, most: int = -1) -> bytes:
+        """Up to so many bytes, waiting for at least one; none at the end."""
+        most = _RECEIVE_BYTES if most < 0 else most
+        if self._rest:
+            data, self._rest = self._rest[:most], self._rest[most:]
+            return data
+        return self._sock.recv(most)  # type: ignore[no-any-return]
+
+    def read(self, count: int = -1) -> bytes:
+        """So many bytes; fewer only at the end."""
+        pieces = []
+        while count and (data := self.read1(min(count, 1 << 20) if count > 0 else 1 << 20)):
+            pieces.append(data)
+            count -= len(data) if count > 0 else 0
+        return b"".join(pieces)
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def fileno(self) -> int:
+        return self._raw.fileno()  # type: ignore[no-any-return]
+
+    def close(self) -> None:
+        """The answer has ended, or is given up. Called before the connection goes back to its pool."""
+        if self._handle is not None:
+            self._handle.detach()
+        if self._rest:
+            with contextlib.suppress(OSError):
+                self._sock.shutdown(socket.SHUT_RDWR)
+        self._raw.close()
+
+
+class _Chunks:
+    """A chunked body as http.client and urllib3 read it, held to RFC 9112 section 7.1: both take sizes that are none,
+    skip what stands where a chunk should end, and miss a trailer that is cut off.
+    """
+
+    def __init__(self, incoming: _Incoming) -> None:
+        self._incoming = incoming
+        self._left = 0  # of the chunk
+        self._first = True
+        self._trailer_fields: int | None = None
+
+    def readline(self, limit: int = -1) -> bytes:
+        """The line with a chunk's size, or one of the trailer."""
+        self._incoming.begin_head()
+        line = self._incoming.readline(_LINE_BYTES)
+        if not line.endswith(b"\n"):
+            raise http.client.IncompleteRead(b"")
+        if self._trailer_fields is not None:
+            self._trailer_fields += 1
+            if self._trailer_fields > _TRAILER_FIELDS:
+                raise http.client.LineTooLong("trailer")
+        elif not _CHUNK_SIZE.fullmatch(line):
+            raise http.client.HTTPException("a chunk of the body has no size")
+        elif (size := int(line.partition(b";")[0], 16)) == 0:
+            self._trailer_fields = 0
+        else:
+            self._left = size
+        return line
+
+    def read1(self, most: int = -1) -> bytes:
+        data = self._incoming.read1(min(most, self._left) if most >= 0 else self._left)
+        self._left -= len(data)
+        return data
+
+    def read(self, count: int = -1) -> bytes:
+        if self._left == 0:
+            if (end := self._incoming.read(2)) != b"\r\n":
+                raise http.client.HTTPException("a chunk of the body is longer than its size" if len(end) == 2
+                                                else "the connection ended within the body")  # fmt: skip
+            return end
+        data = self._incoming.read(min(count, self._left))
+        self._left -= len(data)
+        return data
+
+    def readinto(self, buffer: Any) -> int:
+        data = self.read(len(buffer))
+        buffer[: len(data)] = data
+        return len(data)
+
+    def flush(self) -> None: ...
+
+    def fileno(self) -> int:
+        return self._incoming.fileno()
+
+    def close(self) -> None:
+        self._incoming.close()
+
+
+class _Answer(http.client.HTTPResponse):
+    """http.client's, which takes some answers for good that are not."""
+
+    fp: Any
+
+    def __init__(self, sock: Any, debuglevel: int = 0, method: str | None = None, url: str | None = None, *,
+                 handle: AbortHandle | None = None) -> None:  # fmt: skip
+        super().__init__(_Incoming(sock, handle), debuglevel, method, url)  # type: ignore[arg-type]
+
+    def begin(self) -> None:
+        """Read the head of the final answer.
+
+        Raises:
+            http.client.HTTPException: it is cut off, too long, or of a framing that was not asked for.
+        """
+        if self.headers is not None:
+            return
+        incoming: _Incoming = self.fp
+        for _ in range(_INTERIM_MOST):
+            incoming.begin_head()
+            super().begin()
+            if not incoming.head_ended:
+                raise http.client.IncompleteRead(b"")
+            if self.status >= 200 or self.status == 101:
+                break
+            self.headers = self.msg = None  # type: ignore[assignment]
+        else:
+            raise http.client.HTTPException(f"more than {_INTERIM_MOST} interim answers")
+        coding = self.headers.get("transfer-encoding")
+        if self.chunked:
+            self.fp = _Chunks(incoming)
+            if "content-length" in self.headers:
+                self.will_close = True  # RFC 9112 section 6.3: the connection cannot be trusted after this answer
+        elif coding and coding.strip().lower() not in ("", "identity"):
+            raise http.client.HTTPException(f"the transfer coding {coding[:40]!r} was not asked for")
+
+
+class _Abortable:
+    """What is ours in a connection."""
+
+    _handle: AbortHandle | None = None
+    _requests = 0
+    _established = False  # a proxy's tunnel and TLS included
+
+    def __str__(self: Any) -> str:  # urllib3 begins its errors with it
+        return f"{self.host} port {self.port}"
+
+    def response_class(self, sock: Any, *args: Any, **options: Any) -> _Answer:
+        """What http.client reads an answer with; the end of a CONNECT's answer ends no exchange."""
+        return _Answer(sock, *args, handle=self._handle if self._established else None, **options)
+
+    def _new_conn(self: Any) -> socket.socket:
+        """The one private name of urllib3's that is overridden, as its own SOCKS connection does.
+
+        Raises:
+            NameResolutionError, ConnectTimeoutError, NewConnectionError: as urllib3's.
+        """
+        exchange = exchange_here()
+        sys.audit("http.client.connect", self, self.host, self.port)
+        sock = self._open((lambda: exchange.aborted) if exchange else (lambda: False))
+        if exchange is not None:
+            if exchange.rate_limit is not None:
+                _narrow(sock, exchange.rate_limit)
+            self._handle = AbortHandle(sock)
+            self._handle.attach(exchange)
+        return sock  # type: ignore[no-any-return]
+
+    def _open(self: Any, aborted: Any) -> socket.socket:
+        try:
+            return dial(self.host.strip("[]"), self.port, timeout_s=self.timeout, aborted=aborted,
+                        options=self.socket_options or (), source=self.source_address)  # fmt: skip
+        except socket.gaierror as error:
+            raise NameResolutionError(self.host, self, error) from error
+        except TimeoutError as error:
+            raise ConnectTimeoutError(self, f"{self}: no connection in time") from error
+        except (OSError, UnicodeError) as error:
+            raise NewConnectionError(self, f"{getattr(error, 'strerror', None) or error}") from error
+
+    def connect(self: Any) -> None:
+        super().connect()  # type: ignore[misc]
+        if hasattr(self.sock, "suppress_ragged_eofs"):
+            self.sock.suppress_ragged_eofs = False  # RFC 9112 section 9.8: only close_notify ends a body over TLS
+        self._established = True
+
+    def request(self: Any, method: str, url: str, *args: Any, **options: Any) -> None:
+        exchange = exchange_here()
+        if exchange is not None:
+            if self._handle is not None:
+                self._handle.attach(exchange)
+            exchange.reused = self._requests > 0
+            url = exchange.target or url
+        self._requests += 1
+        super().request(method, url, *args, **options)  # type: ignore[misc]
+
+    def close(self: Any) -> None:
+        super().close()  # type: ignore[misc]
+        handle, self._handle, self._requests, self._established = self._handle, None, 0, False
+        if handle is not None:
+            handle.close()
+
+
+def _narrow(sock: socket.socket, rate_limit: int) -> None:
+    """Have the kernel take no more ahead of us than the way to the server needs: what it took came over the network
+    too, and each new answer would begin with a burst. Linux makes the window twice as large as asked for (tcp(7)).
+    """
+    round_trip_s = _UNKNOWN_ROUND_TRIP_S
+    if sys.platform == "linux":
+        (round_trip_us,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
+        round_trip_s = round_trip_us / 1e6
+    size = max(_LEAST_WINDOW_BYTES, int(rate_limit * (_AHEAD_S + round_trip_s)))
+    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+
+
+class _HttpConnection(_Abortable, HTTPConnection):
+    pass
+
+
+class _HttpsConnection(_Abortable, HTTPSConnection):
+    pass
+
+
+class _HttpPool(HTTPConnectionPool):
+    _usual = HTTPConnectionPool.ConnectionCls
+
+    @property
+    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+        """Ours, unless somebody, such as vcrpy, has put another in the place of urllib3's."""
+        theirs = HTTPConnectionPool.ConnectionCls
+        return _HttpConnection if theirs is self._usual else theirs
+
+
+class _HttpsPool(HTTPSConnectionPool):
+    _usual = HTTPSConnectionPool.ConnectionCls
+
+    @property
+    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+        theirs = HTTPSConnectionPool.ConnectionCls
+        return _HttpsConnection if theirs is self._usual else theirs
+
+
+POOL_CLASSES: dict[str, type[HTTPConnectionPool]] = {"http": _HttpPool, "https": _HttpsPool}
+
+
+@functools.cache
+def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
+    """The same over SOCKS.
+
+    Raises:
+        ImportError: PySocks is not installed.
+    """
+    from urllib3.contrib import socks
+
+    class _Socks(_Abortable):
+        def _open(self: Any, aborted: Any) -> Any:
+            """PySocks connects in one call that nothing interrupts."""
+            make = super(_Abortable, self)._new_conn
+            return call_abortable(make, aborted, discard=lambda sock: sock.close())
+
+    class _SocksHttp(_Socks, socks.SOCKSConnection):
+        pass
+
+    class _SocksHttps(_Socks, socks.SOCKSHTTPSConnection):
+        pass
+
+    class _SocksHttpPool(socks.SOCKSHTTPConnectionPool):
+        ConnectionCls = _SocksHttp
+
+    class _SocksHttpsPool(socks.SOCKSHTTPSConnectionPool):
+        ConnectionCls = _SocksHttps
+
+    return {"http": _SocksHttpPool, "https": _SocksHttpsPool}

@@ -1,0 +1,177 @@
+"""A TCP connection to a host: its name resolved, its addresses raced (RFC 8305), given up at once when aborted."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import select
+import socket
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Iterable, Sequence
+from itertools import zip_longest
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["AbortedError", "call_abortable", "dial"]
+
+_ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempts
+_ABORT_CHECK_S = 0.05
+_REMEMBERED = 1024  # hosts
+
+Address = tuple[int, int, int, str, Any]  # an item of socket.getaddrinfo
+SocketOption = tuple[int, int, int | bytes]
+T = TypeVar("T")
+
+# By host and port, the address that answered last: the next connection tries it first. Shared by the process.
+_answered: dict[tuple[str, int], Any] = {}
+
+
+class AbortedError(OSError):
+    """The connection was given up before it was established."""
+
+
+def dial(
+    host: str, port: int, *, timeout_s: float | None, aborted: Callable[[], bool],
+    options: Iterable[SocketOption] = (), source: tuple[str, int] | None = None,
+) -> socket.socket:  # fmt: skip
+    """Connect to the first address of the host that answers; a further one is tried every 250 ms (RFC 8305).
+
+    Args:
+        timeout_s: for all attempts together, name resolution excepted; also the timeout of the socket returned.
+        aborted: asked some twenty times a second whether to give up.
+        options: for `setsockopt`, set before connecting.
+        source: local address to bind to.
+
+    Raises:
+        socket.gaierror: the name does not resolve.
+        TimeoutError: no address answered in time.
+        AbortedError: `aborted` said so.
+        OSError: no address accepts connections; that of the last attempt.
+    """
+    addresses = _resolve(host, port, aborted)
+    sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options), source)
+    if len(addresses) > 1:
+        if len(_answered) >= _REMEMBERED:
+            _answered.clear()
+        _answered[host, port] = address
+    sock.settimeout(timeout_s)
+    return sock
+
+
+def _resolve(host: str, port: int, aborted: Callable[[], bool]) -> list[Address]:
+    with contextlib.suppress(socket.gaierror, UnicodeError):
+        name = host.encode("ascii")  # text would load the codec of internationalized names
+        return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
+    return call_abortable(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), aborted)
+
+
+def call_abortable(function: Callable[[], T], aborted: Callable[[], bool],
+                   discard: Callable[[T], object] = lambda _: None) -> T:  # fmt: skip
+    """Call what cannot be interrupted in a daemon thread; when aborted, its result is left to `discard`.
+
+    Raises:
+        AbortedError: `aborted` said so.
+        Exception: whatever the function raises.
+    """
+    results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+    lock = threading.Lock()
+    abandoned = False
+
+    def call() -> None:
+        try:
+            result: tuple[bool, Any] = True, function()
+        except Exception as error:
+            result = False, error
+        with lock:
+            if not abandoned:
+                results.put(result)
+            elif result[0]:
+                discard(result[1])
+
+    threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
+    while not aborted():
+        with contextlib.suppress(Empty):
+            succeeded, value = results.get(timeout=_ABORT_CHECK_S)
+            if not succeeded:
+                raise value
+            return value  # type: ignore[no-any-return]
+    with lock:
+        abandoned = True
+        while not results.empty():
+            succeeded, value = results.get()
+            if succeeded:
+                discard(value)
+    raise AbortedError("aborted")
+
+
+def _in_order(addresses: Sequence[Address], answered: object) -> list[Address]:
+    """The address that answered last comes first; then the families alternate (RFC 8305 section 4)."""
+    first = [each for each in addresses if each[4] == answered]
+    families: dict[int, list[Address]] = {}
+    for each in addresses:
+        if each[4] != answered:
+            families.setdefault(each[0], []).append(each)
+    return first + [each for row in zip_longest(*families.values()) for each in row if each is not None]
+
+
+def _race(
+    addresses: Sequence[Address], timeout_s: float | None, aborted: Callable[[], bool],
+    options: Sequence[SocketOption], source: tuple[str, int] | None,
+) -> tuple[socket.socket, Any]:  # fmt: skip
+    """The first socket that connects, and its address; the others are closed."""
+    waiting = deque(addresses)
+    connecting: dict[int, tuple[socket.socket, Any]] = {}
+    poll = select.poll()
+    next_attempt_s = now_s = time.monotonic()
+    deadline_s = float("inf") if timeout_s is None else now_s + timeout_s
+    failure: OSError = OSError("the name has no address")
+    try:
+        while waiting or connecting:
+            now_s = time.monotonic()
+            if aborted():
+                raise AbortedError("aborted")
+            if now_s >= deadline_s:
+                raise TimeoutError("timed out")
+            if waiting and (now_s >= next_attempt_s or not connecting):
+                try:
+                    sock, address = _begin(waiting.popleft(), options, source)
+                except OSError as error:  # an address family that is not supported here, no route, ...
+                    failure = error
+                    continue
+                connecting[sock.fileno()] = sock, address
+                poll.register(sock, select.POLLOUT)
+                next_attempt_s = now_s + _ATTEMPT_DELAY_S
+            until_s = min(deadline_s, now_s + _ABORT_CHECK_S, next_attempt_s if waiting else deadline_s)
+            for descriptor, _ in poll.poll(max(0.0, until_s - now_s) * 1000):
+                sock, address = connecting.pop(descriptor)
+                poll.unregister(descriptor)
+                code = sock.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+                if code == 0:
+                    return sock, address
+                failure = OSError(code, os.strerror(code))
+                sock.close()
+                next_attempt_s = now_s
+        raise failure
+    finally:
+        for sock, _ in connecting.values():
+            sock.close()
+
+
+def _begin(address: Address, options: Sequence[SocketOption], source: tuple[str, int] | None) -> tuple[socket.socket, Any]:
+    """A socket that is connecting, and the address it connects to."""
+    family, kind, protocol, _, peer = address
+    sock = socket.socket(family, kind, protocol)
+    try:
+        for option in options:
+            sock.setsockopt(*option)
+        if source is not None:
+            sock.bind(source)
+        sock.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            sock.connect(peer)
+    except OSError:
+        sock.close()
+        raise
+    return sock, peer

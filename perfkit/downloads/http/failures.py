@@ -1,0 +1,97 @@
+"""What went wrong below a request, as perfkit's own errors: here, and nowhere else."""
+
+from __future__ import annotations
+
+import http.client
+import ssl
+from socket import EAI_NONAME, gaierror
+from typing import TYPE_CHECKING
+
+import requests
+from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, ProxyError
+
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.connection import Exchange
+from perfkit.errors import CancelledError, PerfkitError, TransferError, TransferTimeoutError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+__all__ = ["answer_in", "is_stale", "translated"]
+
+_CHAIN_MOST = 20
+
+
+def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -> PerfkitError:
+    """The error to raise for one of requests, urllib3, http.client, a socket, or a hook of the caller's session."""
+    if isinstance(error, PerfkitError):
+        return error
+    if cancel.cancelled:
+        return CancelledError(url, "cancelled")
+    if exchange.expired:
+        return TransferTimeoutError(url, "the answer's headers did not arrive in time", transient=True)
+    causes = _chain(error)
+    root = _telling(causes)
+    by_proxy = next((each for each in causes if isinstance(each, ProxyError)), None)
+    reason = f"the proxy cannot be used: {_text(root)}" if by_proxy is not None else _text(root)
+    if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
+        whose = "proxy" if by_proxy is not None else "server"
+        return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}")
+    if any(isinstance(each, TimeoutError | ConnectTimeoutError) and not isinstance(each, NewConnectionError)
+           for each in causes):  # fmt: skip
+        return TransferTimeoutError(url, f"timed out: {reason}", transient=True)
+    if any(isinstance(each, http.client.IncompleteRead) for each in causes):
+        return TransferError(url, "the connection ended before the answer did", transient=True)
+    return TransferError(url, reason, transient=_may_pass(error, causes))
+
+
+def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
+    """Whether another try may help."""
+    if any(isinstance(each, http.client.LineTooLong) for each in causes):
+        return False
+    if any(isinstance(each, gaierror) and each.errno == EAI_NONAME for each in causes):
+        return False
+    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.HTTPError):
+        return False
+    return isinstance(error, OSError | HTTPError | http.client.HTTPException)
+
+
+def answer_in(error: Exception) -> requests.Response | None:
+    """The answer that a hook of the caller's session refused, as `raise_for_status` does: to judge it is ours."""
+    return error.response if isinstance(error, requests.HTTPError) else None
+
+
+def is_stale(error: Exception) -> bool:
+    """Whether a kept connection was closed by the peer before it answered anything."""
+    return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in _chain(error))
+
+
+def _chain(error: BaseException) -> list[BaseException]:
+    """The error, what caused it, and what urllib3 and requests keep in `reason` and `args`, outermost first."""
+    chain: list[BaseException] = []
+    queue: list[object] = [error]
+    while queue and len(chain) < _CHAIN_MOST:
+        each = queue.pop(0)
+        if isinstance(each, BaseException) and not any(each is other for other in chain):
+            chain.append(each)
+            queue += [getattr(each, "reason", None), *each.args, each.__cause__, each.__context__]
+    return chain
+
+
+def _telling(causes: Sequence[BaseException]) -> BaseException:
+    """The error to quote. Those of requests and urllib3 around it quote addresses in memory, and the URL's secrets."""
+    for each in causes:
+        if isinstance(each, requests.RequestException | MaxRetryError | ProxyError):
+            continue
+        if isinstance(each, HTTPError) and any(isinstance(other, BaseException) for other in each.args):
+            continue  # "Connection aborted.", and what did it
+        return each
+    return causes[0]
+
+
+def _text(error: BaseException) -> str:
+    if isinstance(error, NewConnectionError | ConnectTimeoutError):
+        return str(error)
+    if isinstance(error, OSError) and error.strerror and not isinstance(error, gaierror | ssl.SSLError):
+        return error.strerror
+    return str(error) or type(error).__name__

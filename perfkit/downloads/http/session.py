@@ -1,0 +1,407 @@
+"""The sessions that send every request: perfkit's own or the caller's, over one adapter with one PoolManager."""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+import sys
+import threading
+from collections.abc import Callable, Mapping
+from typing import Any, Protocol
+from urllib.parse import unquote, urlsplit
+
+import requests
+import urllib3
+from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
+from requests.cookies import RequestsCookieJar
+from requests.structures import CaseInsensitiveDict
+from requests.utils import get_environ_proxies, get_netrc_auth, prepend_scheme_if_needed, select_proxy
+
+from perfkit.config import Auth, Config
+from perfkit.downloads.http.connection import POOL_CLASSES, exchange_here, socks_pool_classes
+from perfkit.downloads.http.semantics import Origin, origin_of
+from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
+from perfkit.errors import ConfigError
+
+__all__ = ["CallersSessions", "OwnSessions", "Sessions"]
+
+_POOLS = 256  # origins whose connections are kept
+# A URL that is sent as it is spelt (RFC 3986): requests and urllib3 would decode and encode it anew.
+_VALID_URL = re.compile(
+    r"https?://[^/?#@\s]*@?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::[0-9]*)?"
+    r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
+    r"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?(?:#.*)?",
+    re.IGNORECASE,
+)
+# Of a caller's session, what may go to another origin.
+_HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control", "pragma", "connection"})
+
+
+class Adapter(HTTPAdapter):
+    """The way of every request to the one PoolManager. For any number of threads and sessions."""
+
+    def __init__(self, *, keep: int) -> None:
+        self._lock = threading.Lock()  # guards what follows
+        self._contexts: dict[object, Any] = {}
+        self._pools: dict[object, Any] = {}
+        super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
+
+    def init_poolmanager(self, *args: Any, **options: Any) -> None:
+        super().init_poolmanager(*args, **options)  # type: ignore[no-untyped-call]
+        self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
+
+    def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
+        if not proxy.lower().startswith("socks"):
+            manager = super().proxy_manager_for(proxy, **options)
+            manager.pool_classes_by_scheme = POOL_CLASSES
+            return manager
+        try:
+            classes = socks_pool_classes()
+        except ImportError:
+            raise ConfigError("a SOCKS proxy needs PySocks: pip install 'perfkit[socks]'") from None
+        manager = super().proxy_manager_for(proxy)
+        manager.pool_classes_by_scheme = classes
+        return manager
+
+    def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
+        """The pool of an origin; looked up in the PoolManager once, since that takes longer than a small file."""
+        origin = origin_of(request.url)
+        proxy = select_proxy(request.url, proxies) if proxies else None
+        key = (origin, verify, cert, proxy)
+        pool = self._pools.get(key)
+        if pool is None:
+            with self._lock:
+                pool = self._find_pool(origin, proxy, verify, cert)
+                if len(self._pools) >= _POOLS // 2:  # none of these is one that the PoolManager has dropped
+                    self._pools.clear()
+                self._pools[key] = pool
+        return pool
+
+    def _find_pool(self, origin: Origin, proxy: str | None, verify: Any, cert: Any) -> Any:
+        scheme, host, port = origin
+        kind: dict[str, Any] = {}
+        if scheme == "https":
+            kind = {"ssl_context": self._context(verify, cert), "cert_reqs": "CERT_REQUIRED" if verify else "CERT_NONE"}
+        manager: Any = self.poolmanager
+        if proxy:
+            if hasattr(urllib3, "AsyncPoolManager"):
+                raise ConfigError(
+                    "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
+                    " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
+                )
+            proxy = prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
+            secure = proxy.lower().startswith("https:")
+            manager = self.proxy_manager_for(
+                proxy, **({"proxy_ssl_context": self._context(verify, None)} if secure else {})
+            )
+        return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
+
+    def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
+        key = (verify, cert)
+        if key not in self._contexts:
+            self._contexts[key] = make_context(verify, cert)
+        return self._contexts[key]
+
+    def use_context(self, verify: bool | str, cert: ClientCert | None, *, setting: str) -> None:
+        """Make the context of these settings now.
+
+        Raises:
+            ConfigError: a file of theirs cannot be used.
+        """
+        with self._lock:
+            if (verify, cert) not in self._contexts:
+                self._contexts[verify, cert] = make_context(verify, cert, setting=setting)
+
+    def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
+        """Nothing: the pool has its context."""
+
+    def request_url(self, request: Any, proxies: Any) -> str:
+        """What the request line has to say. urllib3 would spell it anew, so the connection is told itself."""
+        url = request.url
+        exchange = exchange_here()
+        if exchange is not None and exchange.spelling is not None and exchange.spelling[0] == url:
+            url = exchange.spelling[1]
+        proxy = select_proxy(url, proxies) if proxies else None
+        if proxy and not proxy.lower().startswith("socks") and not url.lower().startswith("https:"):
+            target = f"{url.partition('://')[0]}://{_authority(url).rpartition('@')[2]}{_target(url)}"
+        else:
+            target = _target(url)
+        if exchange is not None:
+            exchange.target = target
+        return target
+
+    def close(self) -> None:
+        with self._lock:
+            self._pools.clear()
+        super().close()  # type: ignore[no-untyped-call]
+
+
+class Sessions(Protocol):
+    """Sends GET requests, each by a session of the current thread."""
+
+    def send(
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
+    ) -> requests.Response:
+        """Send one request and return its answer, the body unread. Redirects are not followed.
+
+        Args:
+            home: whether the URL is of the origin that secrets were given for.
+            timeout: seconds to wait for a connection, and for each further byte.
+
+        Raises:
+            requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no answer.
+            ConfigError: a proxy or a certificate cannot be used.
+        """
+        ...
+
+    def close(self) -> None: ...
+
+
+class OwnSessions:
+    """Sessions of perfkit's own. What requests would look up for each request is looked up once for each origin, and
+    requests are prepared without spelling the URL anew.
+    """
+
+    def __init__(self, config: Config, adapter: Adapter) -> None:
+        self._config = config
+        self._adapter = adapter
+        self._local = threading.local()
+        self._cookies = RequestsCookieJar()  # shared by all threads; it has a lock
+        self._lock = threading.Lock()  # guards the making of what follows
+        self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
+        self._verify: bool | str | None = None
+
+    def send(
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
+    ) -> requests.Response:
+        url = spelt(url)
+        proxies, netrc = self._way_to(url)
+        if self._verify is None:
+            self._find_trust()
+        request = requests.PreparedRequest()
+        request.method, request.url, request.headers = "GET", url, CaseInsensitiveDict(headers)
+        request.prepare_hooks(None)
+        if auth is not None or len(self._cookies):
+            request.prepare_cookies(self._cookies)
+        if (chosen := auth or _auth_in(url) or netrc) and "Authorization" not in request.headers:
+            request.prepare_auth(_encodable(chosen), url)
+        return self._session().send(request, stream=True, allow_redirects=False, timeout=timeout, proxies=proxies,
+                                    verify=self._verify, cert=self._config.client_cert)  # fmt: skip
+
+    def _session(self) -> requests.Session:
+        session: requests.Session | None = getattr(self._local, "session", None)
+        if session is None:
+            session = requests.Session()
+            session.trust_env = False
+            session.cookies = self._cookies
+            session.get_redirect_target = _no_target  # type: ignore[method-assign]
+            session.mount("https://", self._adapter)
+            session.mount("http://", self._adapter)
+            self._local.session = session
+        return session
+
+    def _way_to(self, url: str) -> tuple[dict[str, str], Any]:
+        """The proxies for an origin, and what netrc says of it."""
+        origin = origin_of(url)
+        way = self._ways.get(origin)
+        if way is None:
+            config = self._config
+            proxies = dict(config.proxies)
+            if config.trust_env and _has_proxies() and not bypasses_proxy(url):
+                for scheme, proxy in get_environ_proxies(url).items():
+                    proxies.setdefault(scheme, proxy)
+            netrc = get_netrc_auth(url) if config.trust_env and _has_netrc() else None
+            with self._lock:
+                if len(self._ways) >= _POOLS:
+                    self._ways.clear()
+                way = self._ways[origin] = proxies, netrc
+        return way
+
+    def _find_trust(self) -> None:
+        config = self._config
+        verify: bool | str = config.ca_bundle or config.verify
+        setting = "Config.ca_bundle" if config.ca_bundle else "Config.verify"
+        if verify is True and config.trust_env and (found := environment_bundle(os.environ)):
+            verify, setting = found
+        if verify is not True or config.client_cert is not None:
+            self._adapter.use_context(verify, config.client_cert, setting=setting)
+        self._verify = verify
+
+    def close(self) -> None:
+        self._adapter.close()
+
+
+class CallersSessions:
+    """A caller's session, or one of a factory's for each thread. Requests go the whole way through `Session.request`.
+
+    Our adapter takes the place of the two that every session is born with; one that the caller mounted stays.
+    """
+
+    def __init__(self, config: Config, adapter: Adapter, given: requests.Session | Callable[[], Any]) -> None:
+        self._config = config
+        self._adapter = adapter
+        self._given = given
+        self._local = threading.local()
+        self._made: list[Any] = []  # by the factory
+
+    def send(
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
+    ) -> requests.Response:
+        session = self._session()
+        config = self._config
+        options: dict[str, Any] = {"stream": True, "allow_redirects": False, "timeout": timeout}
+        proxies = dict(config.proxies)
+        if session.trust_env and bypasses_proxy(url):
+            proxies.setdefault("no_proxy", "*")
+        verify = config.ca_bundle or (None if config.verify is True else config.verify)
+        if not home:
+            return self._send_abroad(session, url, headers, auth, proxies, verify, options)
+        exchange = exchange_here()
+        if exchange is not None and not session.params and auth is None and session.auth is None:
+            exchange.spelling = (_quoted(url), spelt(url))  # what an auth object may have signed is sent as it saw it
+        answer: requests.Response = session.request(
+            "GET", url, headers=dict(headers), auth=_encodable(auth), proxies=proxies, verify=verify,
+            cert=config.client_cert, **options,
+        )  # fmt: skip
+        return answer
+
+    def _send_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
+                     verify: Any, options: dict[str, Any]) -> requests.Response:  # fmt: skip
+        """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
+        url = spelt(url)
+        request = requests.PreparedRequest()
+        request.method, request.url = "GET", url
+        request.headers = CaseInsensitiveDict({k: v for k, v in session.headers.items() if k.lower() in _HARMLESS})
+        request.headers.update(headers)
+        jar = RequestsCookieJar()
+        for cookie in session.cookies:
+            if cookie.domain:
+                jar.set_cookie(cookie)
+        request.prepare_hooks(None)
+        request.prepare_cookies(jar)
+        if chosen := auth or _auth_in(url) or (get_netrc_auth(url) if session.trust_env else None):
+            request.prepare_auth(_encodable(chosen), url)
+        request.prepare_hooks(session.hooks)
+        settings = session.merge_environment_settings(url, proxies, True, verify, self._config.client_cert)
+        answer: requests.Response = session.send(request, **{**settings, **options})
+        return answer
+
+    def _session(self) -> Any:
+        given = self._given
+        if not isinstance(given, requests.Session):
+            session = getattr(self._local, "session", None)
+            if session is None:
+                session = self._local.session = given()
+                self._made.append(session)
+                self._mount(session)
+            return session
+        # A shallow copy each time: the caller's own adapters stay as they are, and what is set on it later counts.
+        session = object.__new__(type(given))
+        session.__dict__.update(given.__dict__)
+        session.adapters = given.adapters.copy()
+        self._mount(session)
+        return session
+
+    def _mount(self, session: Any) -> None:
+        session.get_redirect_target = _no_target
+        for prefix, adapter in list(session.adapters.items()):
+            if type(adapter) is HTTPAdapter and prefix in ("https://", "http://") and _is_plain(adapter):
+                session.adapters[prefix] = self._adapter
+
+    def close(self) -> None:
+        for session in self._made:
+            session.close()
+        self._adapter.close()
+
+
+def _no_target(response: requests.Response) -> None:
+    """Redirects are the transport's: requests would read their bodies, however long, even when told not to follow."""
+
+
+def _is_plain(adapter: HTTPAdapter) -> bool:
+    """Whether an adapter is as every session is born with."""
+    retries, kind = adapter.max_retries, adapter.poolmanager.connection_pool_kw
+    return retries.total == 0 and retries.read is False and kind == {"maxsize": DEFAULT_POOLSIZE, "block": False}
+
+
+def spelt(url: str) -> str:
+    """The URL as it is sent: as the caller spelt it if it is valid (RFC 3986), since a signed link breaks when its
+    `%7e` or its empty `?` is normalized; else quoted as requests does.
+
+    Raises:
+        ValueError: it cannot be sent.
+    """
+    return url.partition("#")[0] if _VALID_URL.fullmatch(url) else _quoted(url)
+
+
+def _quoted(url: str) -> str:
+    request = requests.PreparedRequest()
+    request.prepare_url(url, None)
+    return str(request.url)
+
+
+def _authority(url: str) -> str:
+    return re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
+
+
+def _target(url: str) -> str:
+    """Path and query, as the request line has them (RFC 9112 section 3.2.1)."""
+    rest = url.partition("://")[2].partition("#")[0]
+    start = min(at for at in (rest.find("/"), rest.find("?"), len(rest)) if at >= 0)
+    return rest[start:] if rest.startswith("/", start) else "/" + rest[start:]
+
+
+def _auth_in(url: str) -> tuple[str, str] | None:
+    """User and password of `https://user:password@host/`; a user alone may be a token."""
+    if "@" not in _authority(url):
+        return None
+    parts = urlsplit(url)
+    return unquote(parts.username or ""), unquote(parts.password or "")
+
+
+def _encodable(auth: Any) -> Any:
+    """requests sends a user and password as Latin-1 (RFC 7617 leaves it open); what is not Latin-1 goes as UTF-8."""
+    if isinstance(auth, tuple):
+        try:
+            for each in auth:
+                each.encode("latin-1")
+        except UnicodeEncodeError:
+            return tuple(each.encode() for each in auth)
+    return auth
+
+
+def _has_proxies() -> bool:
+    """Whether the environment, or a system with settings of its own, may name a proxy."""
+    return sys.platform in ("darwin", "win32") or any(
+        name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ
+    )
+
+
+def _has_netrc() -> bool:
+    places = (os.environ["NETRC"],) if "NETRC" in os.environ else ("~/.netrc", "~/_netrc")
+    return any(os.path.exists(os.path.expanduser(place)) for place in places)
+
+
+def bypasses_proxy(url: str) -> bool:
+    """Whether NO_PROXY names the URL's host in a way that requests does not see: an address with a port, in brackets,
+    or of an IPv6 network.
+    """
+    entries = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
+    if not entries:
+        return False
+    _, host, port = origin_of(url)
+    try:
+        address = ipaddress.ip_address(host.partition("%")[0])
+    except ValueError:
+        return False
+    for entry in entries.replace(" ", "").split(","):
+        match = re.fullmatch(r"\[([^]]*)\](?::(\d+))?|([^:]*)(?::(\d+))?|(.*)", entry)
+        assert match is not None
+        name, wanted = match[1] or match[3] or match[5], match[2] or match[4]
+        try:
+            if address in ipaddress.ip_network(name or "", strict=False) and wanted in (None, str(port)):
+                return True
+        except ValueError:
+            continue
+    return False

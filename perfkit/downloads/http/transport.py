@@ -1,0 +1,308 @@
+"""The way to a server: a GET out, an answer whose body is on the wire back; redirects, credentials, errors.
+
+`HttpTransport` sends every request by a `requests.Session`. Redirects are followed here, since a download has rules of
+its own for them: where the answer came from is remembered, and no secret goes to another origin.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, Protocol
+from urllib.parse import urljoin
+
+from perfkit import __version__
+from perfkit.config import Auth, Config
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.semantics import Origin, origin_of
+from perfkit.errors import CancelledError, ConfigError, TransferError
+from perfkit.masking import masked
+
+if TYPE_CHECKING:
+    import requests
+
+    from perfkit.downloads.http.connection import Exchange
+    from perfkit.downloads.http.session import Sessions
+
+__all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
+
+_REDIRECTS = frozenset({301, 302, 303, 307, 308})
+# Sent to whatever origin a redirect leads to; every other header of the caller stays with its own origin.
+_HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control", "Pragma"})
+_DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_FOREIGN_READ_BYTES = 16 << 10
+
+SessionSource = Any  # a requests.Session, or a callable that makes one
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Get:
+    """A GET request.
+
+    Args:
+        at: where a redirect of `url` led before, to go there at once.
+        headers: may go wherever a redirect leads.
+        private_headers, auth: go to the origin of `url` only.
+    """
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    private_headers: Mapping[str, str] = field(default_factory=dict)
+    auth: Auth | None = None
+    at: str | None = None
+
+
+class Response(Protocol):
+    """An answer whose body is still on the wire. A context manager: leaving it gives the connection back or ends it."""
+
+    @property
+    def status(self) -> int: ...
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By name in lower case; repeated ones are joined with commas (RFC 9110 section 5.3)."""
+        ...
+
+    @property
+    def url(self) -> str:
+        """Where the answer came from, after redirects."""
+        ...
+
+    def read1(self, most: int) -> bytes | memoryview:
+        """What has arrived, up to `most` bytes, waiting for at least one; nothing at the end of the body.
+
+        Raises:
+            TransferError: the connection broke, or the body ended before its time. What came before has been returned.
+            TransferTimeoutError: the peer was silent for too long.
+            CancelledError: the transfer was cancelled.
+        """
+        ...
+
+    def __enter__(self) -> Response: ...
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None
+    ) -> None: ...
+
+
+class Transport(Protocol):
+    """Opens URLs. The default is `HttpTransport`; another can be given to `Toolkit`."""
+
+    def open(self, request: Get, cancel: Cancel) -> Response:
+        """Send a GET and return when the headers are there. Redirects are followed; other statuses are returned.
+
+        Args:
+            cancel: ends the request, and any read of its body, at once.
+
+        Raises:
+            TransferError, TransferTimeoutError: no answer; `transient` says whether another try may help.
+            CancelledError: cancelled.
+        """
+        ...
+
+    def expire(self) -> None:
+        """End requests whose answer is overdue. Called a few times a second while work is under way."""
+        ...
+
+    def limit_changed(self, bytes_per_second: int | None) -> None:
+        """The shared rate limit is now this; connections may be made to suit it."""
+        ...
+
+    def close(self) -> None: ...
+
+
+class HttpTransport:
+    """`Transport` by requests sessions over one PoolManager.
+
+    Args:
+        session: the caller's: a `requests.Session`, or a callable that makes one for each thread; None: our own.
+    """
+
+    def __init__(self, config: Config, session: SessionSource | None = None) -> None:
+        self._config = config
+        self._given = session
+        self._lock = threading.Lock()  # guards what follows
+        self._sessions: Sessions | None = None
+        self._waiting: set[Exchange] = set()
+        self._rate_limit: int | None = None
+        self._timeout = (config.connect_timeout_s, config.read_timeout_s)
+        self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
+        if session is None:
+            self._common["User-Agent"] = f"perfkit/{__version__}"
+        self._configured = _canonical(config.headers)
+
+    def limit_changed(self, bytes_per_second: int | None) -> None:
+        self._rate_limit = bytes_per_second
+
+    def expire(self) -> None:
+        now_s = time.monotonic()
+        with self._lock:
+            late = [exchange for exchange in self._waiting if exchange.deadline_s < now_s]
+        for exchange in late:
+            exchange.expired = True
+            exchange.abort()
+
+    def close(self) -> None:
+        with self._lock:
+            sessions, self._sessions = self._sessions, None
+        if sessions is not None:
+            sessions.close()
+
+    def open(self, request: Get, cancel: Cancel) -> Response:
+        home = origin_of(request.url)
+        private = {**self._configured, **_canonical(request.private_headers)}
+        at, hops = request.at or request.url, 0
+        while True:
+            trusted = _may_share(home, origin_of(at))
+            chosen = private if trusted else {k: v for k, v in private.items() if k in _HARMLESS}
+            # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
+            headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
+            auth = (request.auth or self._config.auth) if trusted else None
+            response = self._send(request.url, at, headers, auth, trusted, cancel)
+            location = response.headers.get("location") if response.status in _REDIRECTS else None
+            if location is None:
+                return response
+            with response:
+                response.drain()
+            hops += 1
+            if hops > (most := self._config.max_redirects):
+                raise TransferError(request.url, f"more than {most} redirects, the last to {masked(location)[:99]}")
+            at = self._redirect(request.url, response.url, location)
+
+    def _redirect(self, url: str, at: str, location: str) -> str:
+        try:
+            # http.client hands over header bytes as Latin-1; browsers and servers mean UTF-8.
+            location = location.encode("latin-1").decode("utf-8")
+        except UnicodeError:
+            pass
+        try:
+            target = _joined(at, location)
+            scheme = origin_of(target)[0]
+        except ValueError as error:
+            raise TransferError(url, f"invalid redirect URL {masked(location)[:200]!r}") from error
+        if scheme not in ("http", "https"):
+            raise TransferError(url, f"redirected to {masked(location)[:99]!r}, which is neither http nor https")
+        if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
+            shown = masked(target)[:99]
+            raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
+        return target
+
+    def _send(
+        self, url: str, at: str, headers: Mapping[str, str], auth: Auth | None, home: bool, cancel: Cancel
+    ) -> _HttpResponse:
+        """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
+        from perfkit.downloads.http.connection import Exchange
+        from perfkit.downloads.http.failures import answer_in, is_stale, translated
+
+        sessions = self._started()
+        while True:
+            exchange = Exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
+            with self._lock:
+                self._waiting.add(exchange)
+            cancel.add(exchange.abort)
+            try:
+                with exchange:
+                    response = sessions.send(at, headers, auth, home=home, timeout=self._timeout)
+                if not exchange.expired:
+                    return _HttpResponse(url, at, response, exchange, cancel)
+                response.close()
+                error: Exception = TimeoutError("the answer's headers did not arrive in time")
+            except ConfigError:
+                _give_up(exchange, cancel)
+                raise
+            except Exception as caught:
+                if (answer := answer_in(caught)) is not None and not exchange.expired:
+                    return _HttpResponse(url, at, answer, exchange, cancel)
+                error = caught
+            except BaseException:
+                _give_up(exchange, cancel)
+                raise
+            finally:
+                with self._lock:
+                    self._waiting.discard(exchange)
+            _give_up(exchange, cancel)
+            if not (exchange.reused and is_stale(error)) or exchange.expired or cancel.cancelled:
+                raise translated(url, error, exchange, cancel) from error
+
+    def _started(self) -> Sessions:
+        with self._lock:
+            if self._sessions is None:
+                # Here, since to load requests takes longer than most commands that need no network.
+                from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
+
+                config = self._config
+                adapter = Adapter(keep=max(config.workers, config.segments) + 2)
+                self._sessions = (
+                    OwnSessions(config, adapter) if self._given is None else CallersSessions(config, adapter, self._given)
+                )
+            return self._sessions
+
+
+def _give_up(exchange: Exchange, cancel: Cancel) -> None:
+    cancel.discard(exchange.abort)
+    exchange.finish()
+
+
+class _HttpResponse:
+    """`Response` of a requests response."""
+
+    def __init__(self, asked: str, at: str, response: requests.Response, exchange: Exchange, cancel: Cancel) -> None:
+        self.url = at
+        self.status = response.status_code
+        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        self._asked = asked
+        self._response = response
+        self._exchange = exchange
+        self._cancel = cancel
+        raw = response.raw
+        # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
+        self._read = raw.read1 if exchange.target is not None and hasattr(raw, "read1") else None
+
+    def read1(self, most: int) -> bytes | memoryview:
+        try:
+            if self._read is not None:
+                return self._read(most)  # type: ignore[no-any-return]
+            return self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
+        except Exception as error:
+            from perfkit.downloads.http.failures import translated
+
+            raise translated(self._asked, error, self._exchange, self._cancel) from error
+
+    def drain(self) -> None:
+        """Read a short body to its end, so that the connection can be used again."""
+        length = self.headers.get("content-length", "")
+        if length.isdecimal() and int(length) <= _DRAIN_BYTES:
+            with contextlib.suppress(TransferError):
+                while self.read1(_DRAIN_BYTES):
+                    pass
+
+    def __enter__(self) -> _HttpResponse:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._cancel.discard(self._exchange.abort)
+        with contextlib.suppress(Exception):
+            self._response.close()  # and end the connection, if the rest of the body is still on its way
+        self._exchange.finish()
+
+
+def _joined(base: str, location: str) -> str:
+    """The target of a redirect, spelt as the server did: urljoin would drop an empty query."""
+    if "://" in location.partition("?")[0]:
+        return location
+    if location.startswith("/") and not location.startswith("//"):
+        scheme, _, rest = base.partition("://")
+        return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}{location}"
+    return urljoin(base, location)
+
+
+def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
+    """Names in one spelling, so that none is sent twice."""
+    return {name.title(): value for name, value in headers.items()}
+
+
+def _may_share(home: Origin, there: Origin) -> bool:
+    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
+    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
