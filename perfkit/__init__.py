@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from perfkit._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
@@ -37,8 +39,6 @@ if TYPE_CHECKING:
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
     from perfkit.toolkit import Toolkit
-
-__version__ = "0.1.0"
 
 __all__ = [
     "Bars",

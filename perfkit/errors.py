@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from perfkit.masking import masked, masked_text
+from perfkit.redact import masked, masked_text
 
 __all__ = [
     "BatchError",

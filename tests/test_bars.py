@@ -21,7 +21,7 @@ from perfkit import Bars, PlainLines, Toolkit
 from perfkit.progress.bars import for_stream
 from perfkit.progress.meter import FileMeter, FileProgress, Meter, Snapshot, State
 from perfkit.progress.text import display_width
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.terminal import Terminal
 from tests.test_meter import Clock
 from tests.tools import need

@@ -26,7 +26,7 @@ from perfkit.cli import main
 from perfkit.downloads.listing import RequestList
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.fakes import Exchange, WrongServer
 
 Start = Callable[..., WrongServer]

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 # In a process of its own, since distributed leaves threads behind.
 PROGRAM = """

@@ -22,7 +22,7 @@ from django.test import override_settings
 
 from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
 from perfkit.incremental.routes.members import Selection
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.release_client import Tree, write_tree
 from tests.terminal import Terminal
 from tests.test_updater import tree_of

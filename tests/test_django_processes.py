@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from perfkit import Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.release_client import Tree, write_tree
 from tests.test_resume import held
 from tests.test_updater import tree_of

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.test_updater import tree_of
 
 SITE = Path(__file__).parent.parent / "examples/django_site"

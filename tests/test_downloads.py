@@ -26,7 +26,7 @@ from perfkit import (
     TransferError,
     UnsafePathError,
 )
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.fakes import Exchange, WrongServer, http_date
 
 BODY = random.Random(1).randbytes(3 << 20)

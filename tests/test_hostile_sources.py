@@ -13,7 +13,7 @@ import pytest
 
 from perfkit import ManifestError, PerfkitError, Toolkit, UnsafePathError
 from perfkit.incremental.routes.members import Limits
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.archive_tools import add, make_tar, make_zip, raw_zip
 from tests.test_sources import replace, tree_of
 

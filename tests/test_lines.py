@@ -13,7 +13,7 @@ import pytest
 from perfkit import CallbackProgress, FileProgress, JsonLines, PlainLines, Snapshot, Toolkit, TransferError
 from perfkit.progress.lines import say
 from perfkit.progress.meter import Meter, State
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.terminal import Terminal
 from tests.test_meter import Clock
 

@@ -13,8 +13,8 @@ import pytest
 
 from perfkit import BatchError, ConfigError, PerfkitError, Request, Toolkit
 from perfkit.cli import main
-from perfkit.masking import masked, masked_text
-from perfkit.serve import Server
+from perfkit.redact import masked, masked_text
+from perfkit.server.server import Server
 from tests.fakes import Exchange, WrongServer
 
 Start = Callable[..., WrongServer]

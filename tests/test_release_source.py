@@ -15,7 +15,7 @@ import pytest
 
 from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.incremental.release import MAX_POINTER_BYTES, Pointer
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.fakes import Exchange, WrongServer
 from tests.release_client import Client, Tree, write_tree
 from tests.test_publish import FIRST, edited, lines, noise

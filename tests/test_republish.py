@@ -17,7 +17,7 @@ import pytest
 from perfkit import Release, Toolkit, UnsafePathError
 from perfkit.incremental.republish import republish
 from perfkit.incremental.survey import Survey
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 _opened: list[str] | None = None
 

@@ -10,7 +10,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.incremental.sources.salvage import Salvage
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.test_publish import lines, noise
 from tests.test_updater import publish, tree_of
 

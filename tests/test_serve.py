@@ -20,7 +20,7 @@ from urllib.parse import quote, unquote_to_bytes
 import pytest
 
 from perfkit import ConfigError, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.tools import need
 
 BODY = bytes(range(256)) * 40

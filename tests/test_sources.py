@@ -25,7 +25,7 @@ from perfkit import (
     UpdateError,
 )
 from perfkit.incremental.routes.members import Selection
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.archive_tools import make_tar, make_zip
 from tests.fakes import Exchange, WrongServer
 from tests.tools import need

@@ -15,7 +15,7 @@ from perfkit.progress import stage as stages
 from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.stage import Patient, Stage
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.test_publish import FIRST, edited
 from tests.test_updater import publish
 

@@ -11,7 +11,7 @@ from perfkit import ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.filesystem.filehash import FileHash
 from perfkit.filesystem.hashtree import hash_many
 from perfkit.filesystem.scan import ScanEntry
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.release_client import Tree, write_tree
 from tests.test_publish import FIRST, edited
 

@@ -15,7 +15,7 @@ from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Validator, Version
 from perfkit.errors import CancelledError
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from tests.conftest import QUICK
 from tests.fakes import Exchange, WrongServer
 

@@ -9,7 +9,7 @@ from perfkit.config import Config
 from perfkit.downloads.concurrency import gate_of
 from perfkit.downloads.retry import backoff_s
 from perfkit.errors import TransferError
-from perfkit.masking import masked
+from perfkit.redact import masked
 
 __all__ = ["Attempts"]
 

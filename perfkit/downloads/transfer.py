@@ -44,8 +44,8 @@ from perfkit.errors import (
     TransferError,
 )
 from perfkit.filesystem.paths import safe_basename
-from perfkit.masking import masked
 from perfkit.progress.meter import FileMeter
+from perfkit.redact import masked
 
 __all__ = ["Tools", "Transfer"]
 

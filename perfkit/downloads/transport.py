@@ -19,13 +19,13 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import unquote, urljoin, urlsplit
 
-from perfkit import __version__
+from perfkit._version import __version__
 from perfkit.config import Config
 from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.connection import Exchange, Origin, Pool, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
-from perfkit.masking import masked
+from perfkit.redact import masked
 
 if TYPE_CHECKING:
     import ssl

@@ -19,9 +19,9 @@ from perfkit.incremental.manifest import Entry, Manifest
 from perfkit.incremental.plan import Local, Plan
 from perfkit.incremental.sources import Source
 from perfkit.incremental.statcache import next_tick_ns
-from perfkit.masking import masked
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.redact import masked
 
 __all__ = ["Done", "carry_out"]
 

@@ -31,8 +31,8 @@ from perfkit.incremental.sources.opening import open_source
 from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 from perfkit.libc import give_back
-from perfkit.masking import masked
 from perfkit.progress.meter import Progress
+from perfkit.redact import masked
 
 if TYPE_CHECKING:
     from perfkit.incremental.routes.members import Selection

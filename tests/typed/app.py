@@ -33,7 +33,7 @@ from perfkit import (
 from perfkit.config import parse_size
 from perfkit.filesystem.tree import Tree
 from perfkit.filesystem.watch import ALL
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from perfkit.testing import Asked, FakeOrigin
 
 

@@ -16,7 +16,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
-from perfkit.masking import masked
+from perfkit.redact import masked
 
 __all__ = ["Origin", "known_version", "label"]
 

@@ -18,7 +18,7 @@ from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs
 from perfkit.libc import map_large_blocks
-from perfkit.masking import masked
+from perfkit.redact import masked
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 

@@ -27,7 +27,7 @@ from perfkit.incremental.routes.zsync import (
 )
 from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
-from perfkit.masking import masked
+from perfkit.redact import masked
 
 __all__ = ["ZsyncSource"]
 

@@ -20,9 +20,9 @@ import time
 from types import TracebackType
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
-from perfkit.conditional import Representation, part_for, refusal_for
 from perfkit.errors import ConfigError
-from perfkit.masking import masked, masked_text
+from perfkit.redact import masked, masked_text
+from perfkit.server.conditional import Representation, part_for, refusal_for
 
 __all__ = ["Server"]
 
