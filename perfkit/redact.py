@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["masked", "masked_text"]
+__all__ = ["redacted", "redacted_text"]
 
 _USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
@@ -12,7 +12,7 @@ _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
 _AFTER = ":;,.)]"  # ends a sentence rather than a URL
 
 
-def masked(url: str) -> str:
+def redacted(url: str) -> str:
     """The URL with stars for the user, for all values of the query, and for the fragment.
 
     Any of them may be secret (signed links, `?token=`), and scheme, host and path are enough to know it by.
@@ -26,11 +26,11 @@ def masked(url: str) -> str:
     return f"{path}#***" if fragment else path
 
 
-def masked_text(text: str) -> str:
+def redacted_text(text: str) -> str:
     """The same for all URLs in a text."""
-    return _URL.sub(_masked_match, text) if "://" in text else text
+    return _URL.sub(_redacted_match, text) if "://" in text else text
 
 
-def _masked_match(match: re.Match[str]) -> str:
+def _redacted_match(match: re.Match[str]) -> str:
     url = match[0].rstrip(_AFTER)
-    return masked(url) + match[0][len(url) :]
+    return redacted(url) + match[0][len(url) :]

@@ -25,7 +25,7 @@ from perfkit.downloads import wire
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.connection import Exchange, Origin, Pool, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError, TransferTimeoutError
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 if TYPE_CHECKING:
     import ssl
@@ -174,7 +174,7 @@ class HttpTransport:
                 response.drain()
             hops += 1
             if hops > (most := self._config.max_redirects):
-                raise TransferError(url, f"more than {most} redirects, the last to {masked(location)[:99]}")
+                raise TransferError(url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
             at = self._redirect(url, response.url, location)
 
     def _redirect(self, url: str, at: str, location: str) -> str:
@@ -187,11 +187,11 @@ class HttpTransport:
             target = urljoin(at, location)
             scheme = origin_of(target)[0]
         except ValueError as error:
-            raise TransferError(url, f"redirected to {masked(location)[:200]!r}, which is no URL") from error
+            raise TransferError(url, f"redirected to {redacted(location)[:200]!r}, which is no URL") from error
         if scheme not in ("http", "https"):
-            raise TransferError(url, f"redirected to {masked(location)[:99]!r}, which is neither http nor https")
+            raise TransferError(url, f"redirected to {redacted(location)[:99]!r}, which is neither http nor https")
         if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
-            shown = masked(target)[:99]
+            shown = redacted(target)[:99]
             raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
         return target
 

@@ -21,7 +21,7 @@ from perfkit.incremental.sources import Source
 from perfkit.incremental.statcache import next_tick_ns
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 __all__ = ["Done", "carry_out"]
 
@@ -62,7 +62,7 @@ def carry_out(
     Raises:
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
-    label = {"version": source.version, "source": masked(source.url)}  # history is shown, and logged
+    label = {"version": source.version, "source": redacted(source.url)}  # history is shown, and logged
     known = Known(meant=_meant(installed), seen=look.seen, holder=look.holder)
     transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)

@@ -32,7 +32,7 @@ from perfkit.incremental.stamp import stamp
 from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 from perfkit.libc import give_back
 from perfkit.progress.meter import Progress
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 if TYPE_CHECKING:
     from perfkit.incremental.routes.members import Selection
@@ -108,7 +108,7 @@ def _bring_newest(job: Job, ask: Callable[[], Source]) -> SyncReport:
         newer = ask()
         if newer.record() == source.record():
             raise
-        _log.info("%s: it changed while it was fetched, and %s is taken instead", masked(source.url), newer.version)
+        _log.info("%s: it changed while it was fetched, and %s is taken instead", redacted(source.url), newer.version)
     _refuse_older(newer, job.installed)
     return bring(job, newer)
 

@@ -21,7 +21,7 @@ from types import TracebackType
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from perfkit.errors import ConfigError
-from perfkit.redact import masked, masked_text
+from perfkit.redact import redacted, redacted_text
 from perfkit.server.conditional import Representation, part_for, refusal_for
 
 __all__ = ["Server"]
@@ -135,10 +135,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(with_body=False)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
-        _log.debug("%s %s: %s", self.command, masked(self.path), code)
+        _log.debug("%s %s: %s", self.command, redacted(self.path), code)
 
     def log_message(self, format: str, *args: object) -> None:
-        _log.debug(masked_text(format % args))
+        _log.debug(redacted_text(format % args))
 
     def _answer(self, *, with_body: bool) -> None:
         path = self._path()

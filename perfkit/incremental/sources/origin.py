@@ -16,7 +16,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 __all__ = ["Origin", "known_version", "label"]
 
@@ -121,7 +121,7 @@ class Origin:
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
-            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
+            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", redacted(self.url), error)
             return None
 
     def read(self, start: int, end: int) -> bytes:

@@ -18,7 +18,7 @@ from perfkit.incremental.sources.deltas import follow
 from perfkit.incremental.sources.objects import Objects
 from perfkit.incremental.sources.packs import Packs
 from perfkit.libc import map_large_blocks
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
@@ -179,7 +179,7 @@ class ReleaseSource:
                 raise
             self._over.add((route, variant))
             self._error = error
-            _log.warning("%s: the route by %s fails: %s", masked(self.url), variant or route, error)
+            _log.warning("%s: the route by %s fails: %s", redacted(self.url), variant or route, error)
 
     def _take(self, offer: Offer, manifest: Manifest, assembly: Assembly) -> None:
         if offer.route == "delta":

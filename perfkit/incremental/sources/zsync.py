@@ -27,7 +27,7 @@ from perfkit.incremental.routes.zsync import (
 )
 from perfkit.incremental.sources import Where
 from perfkit.incremental.sources.origin import Origin, label
-from perfkit.redact import masked
+from perfkit.redact import redacted
 
 __all__ = ["ZsyncSource"]
 
@@ -112,7 +112,7 @@ class ZsyncSource:
                 raise
             except (ManifestError, TransferError, ConfigError) as error:
                 assembly.forget_parts()
-                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", masked(self.url), error)
+                _log.warning("%s: ranges do not serve, the whole file is fetched: %s", redacted(self.url), error)
         self._routes = ("whole",)
         return self._whole(control, assembly)
 
