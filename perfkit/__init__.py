@@ -31,7 +31,6 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
-    from perfkit.filesystem.history import Generation
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport, VerifyReport
@@ -39,6 +38,7 @@ if TYPE_CHECKING:
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
     from perfkit.toolkit import Toolkit
+    from perfkit.transactions.history import Generation
 
 __all__ = [
     "Bars",
@@ -81,7 +81,7 @@ _HOMES = {  # whatever is not named here is an error
     "Config": "perfkit.config",
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
-    "Generation": "perfkit.filesystem.history",
+    "Generation": "perfkit.transactions.history",
     "Plan": "perfkit.incremental.plan",
     "SyncReport": "perfkit.incremental.report",
     "VerifyReport": "perfkit.incremental.report",

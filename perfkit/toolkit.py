@@ -18,15 +18,15 @@ from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
-    from perfkit.filesystem.filehash import FileHash
+    from perfkit.filesystem.hashing.filehash import FileHash
     from perfkit.filesystem.scan import ScanEntry
-    from perfkit.filesystem.transaction import Transaction
-    from perfkit.filesystem.tree import Generation
     from perfkit.filesystem.watch import DirtySet
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport, VerifyReport
     from perfkit.incremental.routes.members import Selection
+    from perfkit.transactions.transaction import Transaction
+    from perfkit.transactions.tree import Generation
 
 __all__ = ["Toolkit"]
 
@@ -162,14 +162,14 @@ class Toolkit:
                     without=without)  # fmt: skip
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
-        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file`.
+        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
 
         Raises:
             FileChangedError: it changed while it was read.
             ConfigError: `chunk_bytes` can't be.
             OSError: it can't be read.
         """
-        from perfkit.filesystem.hashing import hash_file
+        from perfkit.filesystem.hashing.hash_file import hash_file
 
         return hash_file(path, chunk_bytes=chunk_bytes, whole=whole)
 
@@ -181,7 +181,7 @@ class Toolkit:
         Raises:
             ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
         """
-        from perfkit.filesystem.hashtree import hash_tree
+        from perfkit.filesystem.hashing.hash_tree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
@@ -250,7 +250,7 @@ class Toolkit:
             UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
         """
-        from perfkit.filesystem.tree import Tree
+        from perfkit.transactions.tree import Tree
 
         with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
             yield tx

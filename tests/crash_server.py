@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from perfkit.errors import PerfkitError, RecoveryError
-from perfkit.filesystem.tree import Tree
+from perfkit.transactions.tree import Tree
 
 DONE, FAILED, UNFINISHED = 0, 3, 4
 

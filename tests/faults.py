@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 from unittest import mock
 
-from perfkit.filesystem import commit
+from perfkit.transactions import commit
 
 Watcher = Callable[[str, list[str]], Callable[[], None] | None]
 

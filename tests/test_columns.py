@@ -9,13 +9,13 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.changeset import ChangeSet, Put
-from perfkit.filesystem.journal import Journal
-from perfkit.filesystem.names import Names
+from perfkit.filesystem.compact import Names
 from perfkit.filesystem.numbers import pack_numbers, sort_numbers
-from perfkit.filesystem.records import Change, Content, Step
 from perfkit.incremental.contents import Contents, ContentSet
 from perfkit.incremental.manifest import Entry, Manifest, Part
+from perfkit.transactions.changeset import ChangeSet, Put
+from perfkit.transactions.journal import Journal
+from perfkit.transactions.records import Change, Content, Step
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])

@@ -19,9 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from perfkit.filesystem.history import needed_objects, read_timeline
-from perfkit.filesystem.store import EMPTY
-from perfkit.filesystem.tree import Tree
+from perfkit.transactions.history import needed_objects, read_timeline
+from perfkit.transactions.object_store import EMPTY
+from perfkit.transactions.tree import Tree
 from tests import crash_server
 from tests.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.tools import need

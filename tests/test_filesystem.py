@@ -19,10 +19,9 @@ from typing import Any
 import pytest
 
 from perfkit import BatchError, ConfigError, FileChangedError
-from perfkit.filesystem import hashing
 from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
-from perfkit.filesystem.hashing import hash_file
-from perfkit.filesystem.hashtree import hash_tree
+from perfkit.filesystem.hashing.hash_file import _Source, hash_file
+from perfkit.filesystem.hashing.hash_tree import hash_tree
 from perfkit.filesystem.scan import scan, scan_batches
 from perfkit.filesystem.watch import ALL, watch
 from tests.tools import need
@@ -129,8 +128,8 @@ def test_what_vanishes_is_told_in_place(tmp_path: Path) -> None:
 
 _AS_SOMEBODY = """
 import concurrent.futures.thread, json, os, sys
-import perfkit.filesystem.hashing  # all of it now: where Python is, somebody may not read either
-from perfkit.filesystem.hashtree import hash_tree
+import perfkit.filesystem.hashing.hash_file  # all of it now: where Python is, somebody may not read either
+from perfkit.filesystem.hashing.hash_tree import hash_tree
 from perfkit.filesystem.scan import scan
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:  # root may read everything: step down
@@ -193,7 +192,7 @@ def test_scan_holds_a_batch_at_a_time(tmp_path: Path) -> None:
 def test_digests_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, leased: bool) -> None:
     """Whole and chunk digests, alone and together, at the edges and with chunks that fit no page."""
     if not leased:
-        monkeypatch.setattr(hashing, "_lease", lambda descriptor: False)
+        monkeypatch.setattr("perfkit.filesystem.hashing.hash_file._lease", lambda descriptor: False)
     data = os.urandom(size)
     path = tmp_path / "f"
     path.write_bytes(data)
@@ -211,8 +210,8 @@ def test_large_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     path = tmp_path / "f"
     path.write_bytes(bytes(9 * MIB))
     windows = []
-    original = hashing._Source._map
-    monkeypatch.setattr(hashing._Source, "_map", lambda *a: windows.append(original(*a)) or windows[-1])
+    original = _Source._map
+    monkeypatch.setattr(_Source, "_map", lambda *a: windows.append(original(*a)) or windows[-1])
     hash_file(path)
     assert len(windows) == 4  # and the last MiB is read
     assert None not in windows
@@ -242,7 +241,8 @@ def test_truncation_is_an_error_and_no_sigbus(tmp_path: Path, how: str) -> None:
     path.write_bytes(bytes(size))
     right = hash_file(path).sha256
     victim = (
-        "import sys, time\nfrom perfkit.filesystem.hashing import hash_file\nfrom perfkit import FileChangedError\n"
+        "import sys, time\nfrom perfkit.filesystem.hashing.hash_file import hash_file\n"
+        "from perfkit import FileChangedError\n"
         "seen = set()\nend = time.monotonic() + 1.0\n"
         "while time.monotonic() < end:\n"
         "    for chunk in (None, 1 << 20):\n"
@@ -271,7 +271,7 @@ def test_a_change_in_the_middle_is_an_error(tmp_path: Path, monkeypatch: pytest.
     path = tmp_path / "f"
     path.write_bytes(bytes(4 * MIB))
     before = path.stat()
-    original = hashing._Source.feed
+    original = _Source.feed
 
     def feed(self: Any, update: Any, start: int, end: int, buffer: memoryview) -> None:
         original(self, update, start, 256 << 10, buffer)
@@ -288,7 +288,7 @@ def test_a_change_in_the_middle_is_an_error(tmp_path: Path, monkeypatch: pytest.
             os.replace(tmp_path / "new", path)
         original(self, update, 256 << 10, end, buffer)
 
-    monkeypatch.setattr(hashing._Source, "feed", feed)
+    monkeypatch.setattr(_Source, "feed", feed)
     with pytest.raises(FileChangedError):
         hash_file(path)
 
@@ -315,8 +315,8 @@ def test_a_file_larger_than_memory(tmp_path: Path) -> None:
         file.write(b"in the middle")
         file.truncate(256 * MIB)
     code = (
-        "import resource, sys\nfrom perfkit.filesystem.hashing import hash_file\n"
-        "from perfkit.filesystem.hashtree import hash_tree\n"
+        "import resource, sys\nfrom perfkit.filesystem.hashing.hash_file import hash_file\n"
+        "from perfkit.filesystem.hashing.hash_tree import hash_tree\n"
         "resource.setrlimit(resource.RLIMIT_AS, (160 << 20, 160 << 20))\n"
         "try:\n    bytearray(160 << 20)\nexcept MemoryError:\n    pass\nelse:\n    sys.exit('no limit')\n"
         "print(hash_file(sys.argv[1] + '/sparse').sha256)\n"
@@ -641,7 +641,7 @@ def test_watchdog_is_imported_only_by_a_watch() -> None:
     """Nor do the other rooms come with the Toolkit."""
     code = (
         "import sys\nfrom perfkit import Toolkit\nToolkit().close()\n"
-        "late = {'watchdog', 'pathspec', 'perfkit.filesystem.batch', 'perfkit.filesystem.hashing'}\n"
+        "late = {'watchdog', 'pathspec', 'perfkit.filesystem.batch', 'perfkit.filesystem.hashing.hash_file'}\n"
         "assert not late & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -13,11 +13,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import FileChangedError
-from perfkit.filesystem import digests as digests_module
-from perfkit.filesystem import hashtree
-from perfkit.filesystem.digests import digests
-from perfkit.filesystem.hasher import Hasher
-from perfkit.filesystem.hashtree import hash_many, hash_tree
+from perfkit.filesystem.hashing import small_files
+from perfkit.filesystem.hashing.hash_process import Hasher
+from perfkit.filesystem.hashing.hash_tree import hash_many, hash_tree
+from perfkit.filesystem.hashing.small_files import digests
 from perfkit.filesystem.scan import scan
 
 MIB = 1 << 20
@@ -56,7 +55,7 @@ def started(monkeypatch: pytest.MonkeyPatch) -> list[Hasher]:
         return hasher
 
     monkeypatch.setattr(Hasher, "start", noted)
-    monkeypatch.setattr(hashtree, "usable_cpus", lambda: 2)
+    monkeypatch.setattr("perfkit.filesystem.hashing.hash_tree.usable_cpus", lambda: 2)
     return found
 
 
@@ -135,7 +134,7 @@ def test_without_an_interpreter_to_start_it_is_done_alone(
 ) -> None:
     """Where Python is embedded, or its executable is gone, nothing is started and nothing is missing."""
     root, right = large
-    monkeypatch.setattr(hashtree, "usable_cpus", lambda: 2)
+    monkeypatch.setattr("perfkit.filesystem.hashing.hash_tree.usable_cpus", lambda: 2)
     monkeypatch.setattr(sys, "executable", executable)
     assert {each.name: each.sha256 for each in hash_tree(root)} == right
 
@@ -173,16 +172,16 @@ def test_after_a_fork_both_go_on(large: tuple[Path, dict[str, str]], started: li
 
 _LOOP = """
 import sys, time
-from perfkit.filesystem import hashtree
-from perfkit.filesystem.hasher import Hasher
-hashtree.usable_cpus = lambda: 2
+from perfkit.filesystem.hashing import hash_tree
+from perfkit.filesystem.hashing.hash_process import Hasher
+hash_tree.usable_cpus = lambda: 2
 start = Hasher.start
 def noted(root):
     hasher = start(root)
     print(hasher.process, flush=True)
     return hasher
 Hasher.start = noted
-found = hashtree.hash_tree(sys.argv[1])
+found = hash_tree.hash_tree(sys.argv[1])
 next(found)
 sys.stdin.read()
 """
@@ -273,7 +272,7 @@ def test_a_change_between_two_reads_is_seen(tmp_path: Path, monkeypatch: pytest.
                 os.truncate(path, {"shrink": 300_000, "grow": 2 * MIB}[change])
         return readv(file, into)
 
-    monkeypatch.setattr(digests_module.os, "readv", changing)
+    monkeypatch.setattr(small_files.os, "readv", changing)
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
         assert digests(directory, ["f"], memoryview(bytearray(256 << 10))) == [None]

@@ -19,7 +19,7 @@ FLOORS = (
     {"config"},
     {"server", "progress"},
     {"filesystem"},  # shows what it does through progress
-    {"downloads"},
+    {"transactions", "downloads"},
     {"incremental"},
     {"toolkit"},
     {"cli", "contrib", "testing"},

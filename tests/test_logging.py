@@ -153,13 +153,13 @@ def test_silent_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("//me:pw@h/p", "//***@h/p"),
     ("p@q", "p@q"),
 ])  # fmt: skip
-def test_masked(url: str, shown: str) -> None:
+def test_redacted(url: str, shown: str) -> None:
     """Scheme, host and path stay."""
     assert redacted(url) == shown
     assert redacted(shown) == shown
 
 
-def test_masked_text() -> None:
+def test_redacted_text() -> None:
     """Every URL in it, and nothing else."""
     assert redacted_text("see https://u:p@h/f?x=1: a=b, 'http://h/?q=2', or not") == (
         "see https://***@h/f?x=***: a=b, 'http://h/?q=***', or not")  # fmt: skip

@@ -146,7 +146,7 @@ class Disk:
 @pytest.mark.parametrize("action", ["change", "back", "prune"])
 def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:  # noqa: F811
     """Whenever the power goes and whatever unsynced part is lost, opening the tree gives the old one or the new one."""
-    from perfkit.filesystem import commit
+    from perfkit.transactions import commit
 
     if syncing == "fsync":
         monkeypatch.setattr(commit, "syncfs", lambda fd: False)

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from perfkit.errors import RollbackError
-from perfkit.filesystem.records import Content
-from perfkit.filesystem.tree import Known, Transaction, Tree
+from perfkit.transactions.records import Content
+from perfkit.transactions.tree import Known, Transaction, Tree
 from tests.test_transaction import files, litter
 
 Files = dict[str, bytes]

@@ -20,11 +20,11 @@ from perfkit.errors import (
     UnsafePathError,
     UpdateError,
 )
-from perfkit.filesystem import commit
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.records import signature
-from perfkit.filesystem.store import Store
-from perfkit.filesystem.tree import Tree
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions import commit
+from perfkit.transactions.object_store import Store
+from perfkit.transactions.records import signature
+from perfkit.transactions.tree import Tree
 from tests.tools import need
 
 
@@ -262,7 +262,7 @@ def test_second_one_waits_or_fails(tmp_path: Path) -> None:
     assert entered.wait(10)
     with pytest.raises(LockedError, match=str(os.getpid())), Tree(tmp_path):
         pass
-    code = f"from perfkit.filesystem.tree import Tree\nTree({str(tmp_path)!r}).__enter__()"
+    code = f"from perfkit.transactions.tree import Tree\nTree({str(tmp_path)!r}).__enter__()"
     ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert "LockedError" in ended.stderr
     threading.Timer(0.1, leave.set).start()

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from perfkit.errors import RollbackError
-from perfkit.filesystem.tree import Transaction, Tree
+from perfkit.transactions.tree import Transaction, Tree
 from tests.faults import Crash, dying
 
 NAMES = ["a", "b", "d/a", "d/b", "d/e/a", "f"]

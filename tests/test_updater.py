@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.filesystem.filehash import FileHash
-from perfkit.filesystem.hashtree import hash_many
+from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.server.server import Server
 from tests.release_client import Tree, write_tree

@@ -20,9 +20,9 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
-from perfkit.filesystem.history import needed_objects, read_timeline
-from perfkit.filesystem.store import EMPTY
-from perfkit.filesystem.tree import Tree
+from perfkit.transactions.history import needed_objects, read_timeline
+from perfkit.transactions.object_store import EMPTY
+from perfkit.transactions.tree import Tree
 from tests.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.sites import ONE, TWO, Origin, edit, text, tree_of
 from tests.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, snapshot

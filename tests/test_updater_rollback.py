@@ -11,8 +11,8 @@ from unittest import mock
 import pytest
 
 from perfkit import RollbackError, Toolkit, UpdateError
-from perfkit.filesystem import store
 from perfkit.incremental.manifest import Manifest
+from perfkit.transactions import object_store
 from tests.sites import ONE, TWO, Origin, damage, edit, text, tree_of
 
 LOCAL = "README.perfkit-local"
@@ -135,7 +135,7 @@ def test_cost_follows_the_change(kit: Toolkit, origin: Origin, dest: Path, tmp_p
         mock.patch.object(os, "open", watched),
         mock.patch.object(Manifest, "parse", side_effect=AssertionError("a manifest is parsed")),
         mock.patch.object(os, "scandir", scandir),
-        mock.patch.object(store, "digest_of", wraps=store.digest_of) as hashed,
+        mock.patch.object(object_store, "digest_of", wraps=object_store.digest_of) as hashed,
     ):
         report = kit.rollback(dest)
     assert (report.changed, report.added, report.removed, report.unchanged) == (1, 0, 0, 306)

@@ -15,11 +15,11 @@ from perfkit.cli.settings import add_rates, config_for
 from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
-    from perfkit.filesystem.history import Generation
     from perfkit.incremental.plan import Plan
     from perfkit.incremental.publish import Release
     from perfkit.incremental.report import SyncReport
     from perfkit.incremental.routes.members import Selection
+    from perfkit.transactions.history import Generation
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
 

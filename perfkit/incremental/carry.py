@@ -8,10 +8,6 @@ from itertools import chain
 from typing import NamedTuple
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.prepare import Known
-from perfkit.filesystem.records import Content
-from perfkit.filesystem.transaction import Commit, Transaction
-from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Assembly
 from perfkit.incremental.installed import MANIFEST, RELEASE, record_of
 from perfkit.incremental.look import Look
@@ -22,6 +18,10 @@ from perfkit.incremental.statcache import next_tick_ns
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
+from perfkit.transactions.prepare import Known
+from perfkit.transactions.records import Content
+from perfkit.transactions.transaction import Commit, Transaction
+from perfkit.transactions.tree import Tree
 
 __all__ = ["Done", "carry_out"]
 

@@ -13,13 +13,13 @@ from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
-from perfkit.filesystem.commit import FETCHED
-from perfkit.filesystem.hashing import hash_file
-from perfkit.filesystem.store import copy_into
+from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.incremental.contents import Contents, ContentSet
 from perfkit.incremental.manifest import Manifest
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.transactions.commit import FETCHED
+from perfkit.transactions.object_store import copy_into
 
 __all__ = ["Assembly", "Fetcher"]
 

@@ -10,9 +10,9 @@ from functools import cached_property
 from typing import Any
 
 from perfkit.errors import UpdateError
-from perfkit.filesystem.commit import OWN
 from perfkit.incremental.kinds import Kind
 from perfkit.incremental.manifest import Manifest
+from perfkit.transactions.commit import OWN
 
 __all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
 

@@ -6,19 +6,19 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.filehash import FileHash
-from perfkit.filesystem.hashtree import hash_many
+from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.ordered import scan_in_order
-from perfkit.filesystem.records import Seen
 from perfkit.filesystem.scan import ScanEntry
-from perfkit.filesystem.store import OBJECTS
 from perfkit.incremental.contents import Contents
 from perfkit.incremental.manifest import Manifest, Part
 from perfkit.incremental.plan import Held, Standing
 from perfkit.incremental.statcache import StatCache
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.transactions.commit import OWN
+from perfkit.transactions.object_store import OBJECTS
+from perfkit.transactions.records import Seen
 
 __all__ = ["Look", "entries"]
 

@@ -7,9 +7,9 @@ import os
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import NamedTuple
 
-from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Change, signature
 from perfkit.incremental.statcache import Rows, next_tick_ns
+from perfkit.transactions.commit import OWN
+from perfkit.transactions.records import Change, signature
 
 __all__ = ["stamp"]
 

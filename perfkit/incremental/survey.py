@@ -10,8 +10,8 @@ import stat
 from collections.abc import Collection, Iterator
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.commit import OWN
 from perfkit.incremental.manifest import Entry
+from perfkit.transactions.commit import OWN
 
 __all__ = ["Survey"]
 

@@ -15,8 +15,6 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
-from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.tree import Generation, Tree
 from perfkit.incremental.carry import Done, carry_out
 from perfkit.incremental.contents import ContentSet
 from perfkit.incremental.fetch import Assembly, Fetcher
@@ -33,6 +31,8 @@ from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
 from perfkit.libc import give_back
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
+from perfkit.transactions.commit import OWN
+from perfkit.transactions.tree import Generation, Tree
 
 if TYPE_CHECKING:
     from perfkit.incremental.routes.members import Selection

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
-from perfkit.filesystem.hashtree import hash_many
+from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
-from perfkit.filesystem.tree import Tree
 from perfkit.incremental.fetch import Fetcher
 from perfkit.incremental.installed import Installed, read_installed
 from perfkit.incremental.look import entries
@@ -24,6 +23,7 @@ from perfkit.incremental.sources.opening import reopen_source
 from perfkit.incremental.updater import Job, bring, must_be_managed, own
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.transactions.tree import Tree
 
 __all__ = ["verify"]
 

@@ -11,7 +11,7 @@ from perfkit.downloads.protocol import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
-from perfkit.filesystem.hashing import hash_file
+from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.incremental.fetch import Assembly, Fetcher
 from perfkit.incremental.installed import Installed
 from perfkit.incremental.kinds import Kind

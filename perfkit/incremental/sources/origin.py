@@ -14,9 +14,9 @@ from perfkit.downloads.peek import Peek
 from perfkit.downloads.protocol import Version, parse_date
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
-from perfkit.filesystem.store import write_all
 from perfkit.incremental.fetch import Fetcher
 from perfkit.redact import redacted
+from perfkit.transactions.object_store import write_all
 
 __all__ = ["Origin", "known_version", "label"]
 

@@ -12,9 +12,9 @@ import stat
 from collections.abc import Collection
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.names import Names
-from perfkit.filesystem.records import Content, Seen
+from perfkit.filesystem.compact import Names
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.records import Content, Seen
 
 __all__ = ["EMPTY", "OBJECTS", "Store", "content_of", "copy_into", "digest_of", "write_all"]
 

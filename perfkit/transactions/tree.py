@@ -12,10 +12,10 @@ from types import TracebackType
 
 from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, PerfkitError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import Changes, ChangeSet
-from perfkit.filesystem.commit import FETCH, OWN, Committer
-from perfkit.filesystem.history import (
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.changeset import Changes, ChangeSet
+from perfkit.transactions.commit import FETCH, OWN, Committer
+from perfkit.transactions.history import (
     HISTORY,
     STATE,
     Generation,
@@ -28,13 +28,13 @@ from perfkit.filesystem.history import (
     record_of,
     state_of,
 )
-from perfkit.filesystem.lock import Lock
-from perfkit.filesystem.prepare import Known, prepare
-from perfkit.filesystem.records import Step
-from perfkit.filesystem.steps import steps
-from perfkit.filesystem.store import Store
-from perfkit.filesystem.switch import plan_switch
-from perfkit.filesystem.transaction import Commit, Transaction, need_space
+from perfkit.transactions.journal_ops import steps
+from perfkit.transactions.lock import Lock
+from perfkit.transactions.object_store import Store
+from perfkit.transactions.prepare import Known, prepare
+from perfkit.transactions.records import Step
+from perfkit.transactions.rollback import plan_switch
+from perfkit.transactions.transaction import Commit, Transaction, need_space
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
 

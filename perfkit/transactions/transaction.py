@@ -9,13 +9,13 @@ from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import ChangeSet, Put
-from perfkit.filesystem.commit import FETCH, OWN, Committer
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.prepare import Known
-from perfkit.filesystem.records import Change, Content
-from perfkit.filesystem.store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.changeset import ChangeSet, Put
+from perfkit.transactions.commit import FETCH, OWN, Committer
+from perfkit.transactions.object_store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
+from perfkit.transactions.prepare import Known
+from perfkit.transactions.records import Change, Content
 
 __all__ = ["Commit", "Transaction"]
 

@@ -10,14 +10,14 @@ from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import Changes, ChangeSet, Put
-from perfkit.filesystem.commit import Committer
-from perfkit.filesystem.history import Timeline, changes_between
 from perfkit.filesystem.paths import aside_name
-from perfkit.filesystem.records import Change, Content, Seen
-from perfkit.filesystem.steps import check_places
-from perfkit.filesystem.store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.changeset import Changes, ChangeSet, Put
+from perfkit.transactions.commit import Committer
+from perfkit.transactions.history import Timeline, changes_between
+from perfkit.transactions.journal_ops import check_places
+from perfkit.transactions.object_store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.transactions.records import Change, Content, Seen
 
 __all__ = ["Switch", "plan_switch"]
 

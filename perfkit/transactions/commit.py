@@ -15,12 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from itertools import chain, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import ChangeSet
-from perfkit.filesystem.journal import Journal
-from perfkit.filesystem.records import Step
-from perfkit.filesystem.store import OBJECTS, link_or_copy, open_regular
+from perfkit.filesystem.rootdir import Beneath
 from perfkit.libc import syncfs
+from perfkit.transactions.changeset import ChangeSet
+from perfkit.transactions.journal import Journal
+from perfkit.transactions.object_store import OBJECTS, link_or_copy, open_regular
+from perfkit.transactions.records import Step
 
 __all__ = ["FETCH", "FETCHED", "OWN", "Committer"]
 

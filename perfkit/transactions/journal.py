@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-from perfkit.filesystem.records import Step, is_sealed, seal, unseal
+from perfkit.transactions.records import Step, is_sealed, seal, unseal
 
 __all__ = ["Journal"]
 

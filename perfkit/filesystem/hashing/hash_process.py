@@ -1,8 +1,8 @@
 """A second process that hashes small files: two threads of one process would wait for each other at every system call.
 
-It is a bare interpreter that runs `digests`, and no fork, which would not be safe in a process with threads. It holds
-the directory and one socket, ends when that is closed by whatever cause, and nothing depends on its answers: what it
-was given and did not answer is given back.
+It is a bare interpreter that runs `small_files`, and no fork, which would not be safe in a process with threads. It
+holds the directory and one socket, ends when that is closed by whatever cause, and nothing depends on its answers: what
+it was given and did not answer is given back.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import struct
 import sys
 from collections import deque
 
-from perfkit.filesystem import digests
-from perfkit.filesystem.digests import Digest
+from perfkit.filesystem.hashing import small_files
+from perfkit.filesystem.hashing.small_files import Digest
 from perfkit.filesystem.scan import ScanEntry
 
 __all__ = ["Hasher"]
@@ -45,15 +45,15 @@ class Hasher:
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or not os.path.basename(executable).startswith("python"):
             return None
-        command = [executable, "-I", "-S", digests.__file__]
+        command = [executable, "-I", "-S", small_files.__file__]
         near, far = socket.socketpair()
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_S, 0))
         copies: list[int] = []
         try:
             for each in (far.fileno(), root):  # out of the way: in a daemon they may be one of 0 to 3 themselves
-                copies.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, digests.DIRECTORY + 1))
-            actions = [(os.POSIX_SPAWN_DUP2, copies[0], digests.SOCKET),
-                       (os.POSIX_SPAWN_DUP2, copies[1], digests.DIRECTORY),
+                copies.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, small_files.DIRECTORY + 1))
+            actions = [(os.POSIX_SPAWN_DUP2, copies[0], small_files.SOCKET),
+                       (os.POSIX_SPAWN_DUP2, copies[1], small_files.DIRECTORY),
                        (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
                        (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]  # fmt: skip
             # A group of its own, since Ctrl-C is for us: we end it.

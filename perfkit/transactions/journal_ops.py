@@ -8,11 +8,11 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import ChangeSet
-from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Content, Step
-from perfkit.filesystem.store import EMPTY, OBJECTS
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.changeset import ChangeSet
+from perfkit.transactions.commit import OWN
+from perfkit.transactions.object_store import EMPTY, OBJECTS
+from perfkit.transactions.records import Content, Step
 
 __all__ = ["check_places", "steps"]
 

@@ -13,10 +13,10 @@ from itertools import count
 from types import TracebackType
 
 from perfkit.errors import ConfigError, FileChangedError
-from perfkit.filesystem.digests import LARGE_BYTES, READ_BYTES
-from perfkit.filesystem.filehash import FileHash
-from perfkit.filesystem.pool import pooled, usable_cpus
+from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
+from perfkit.filesystem.thread_map import pooled, usable_cpus
 
 __all__ = ["FileHash", "hash_file", "hash_one"]
 

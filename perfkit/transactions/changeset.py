@@ -9,10 +9,10 @@ from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequ
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.names import Names
+from perfkit.filesystem.compact import Names
 from perfkit.filesystem.numbers import pack_numbers, sort_numbers
-from perfkit.filesystem.records import Change, Content, signature
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.records import Change, Content, signature
 
 __all__ = ["ChangeSet", "Changes", "Put"]
 

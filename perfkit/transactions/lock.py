@@ -9,8 +9,8 @@ import os
 import time
 
 from perfkit.errors import LockedError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.store import write_all
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.object_store import write_all
 
 __all__ = ["Lock"]
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 from perfkit.errors import RecoveryError, RollbackError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.records import FORMAT, Change, Content, pack, seal, unpack, unseal
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.records import FORMAT, Change, Content, pack, seal, unpack, unseal
 
 __all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "forget_others", "generations"]
 

@@ -1,7 +1,7 @@
 """SHA-256 of small files of a tree: what a process that hashes does, this one or a second one beside it.
 
-It stands alone, since it is also the program of that second process (see `hasher`), which has to start fast: it imports
-nothing of perfkit.
+It stands alone, since it is also the program of that second process (see `hash_process`), which has to start fast: it
+imports nothing of perfkit.
 """
 
 from __future__ import annotations

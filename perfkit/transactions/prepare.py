@@ -7,12 +7,12 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.errors import FileChangedError
-from perfkit.filesystem.beneath import Beneath
-from perfkit.filesystem.changeset import ChangeSet
-from perfkit.filesystem.commit import OWN
-from perfkit.filesystem.records import Content, Seen
-from perfkit.filesystem.steps import check_places
-from perfkit.filesystem.store import EMPTY, Store
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.changeset import ChangeSet
+from perfkit.transactions.commit import OWN
+from perfkit.transactions.journal_ops import check_places
+from perfkit.transactions.object_store import EMPTY, Store
+from perfkit.transactions.records import Content, Seen
 
 __all__ = ["Known", "prepare"]
 
