@@ -31,14 +31,14 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
-    from perfkit.incremental.plan import Plan
-    from perfkit.incremental.publish import Release
-    from perfkit.incremental.report import SyncReport, VerifyReport
     from perfkit.progress.bars import Bars
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
+    from perfkit.releases.publish.publisher import Release
     from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
+    from perfkit.updates.planner import Plan
+    from perfkit.updates.report import SyncReport, VerifyReport
 
 __all__ = [
     "Bars",
@@ -82,13 +82,13 @@ _HOMES = {  # whatever is not named here is an error
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
-    "Plan": "perfkit.incremental.plan",
-    "SyncReport": "perfkit.incremental.report",
-    "VerifyReport": "perfkit.incremental.report",
+    "Plan": "perfkit.updates.planner",
+    "SyncReport": "perfkit.updates.report",
+    "VerifyReport": "perfkit.updates.report",
     "JsonLines": "perfkit.progress.lines",
     "PlainLines": "perfkit.progress.lines",
     "Progress": "perfkit.progress.meter",
-    "Release": "perfkit.incremental.publish",
+    "Release": "perfkit.releases.publish.publisher",
     "Request": "perfkit.downloads.request",
     "Snapshot": "perfkit.progress.meter",
     "Toolkit": "perfkit.toolkit",

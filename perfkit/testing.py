@@ -30,7 +30,7 @@ from urllib.parse import quote, unquote, urlsplit
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import CancelledError, TransferError, TransferTimeoutError
-from perfkit.incremental.publish import Release, publish
+from perfkit.releases.publish.publisher import Release, publish
 from perfkit.server.conditional import Representation, part_for, refusal_for
 from perfkit.toolkit import Toolkit
 

@@ -17,16 +17,16 @@ from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
+    from perfkit.archives.members import Selection
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
     from perfkit.filesystem.hashing.filehash import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
-    from perfkit.incremental.plan import Plan
-    from perfkit.incremental.publish import Release
-    from perfkit.incremental.report import SyncReport, VerifyReport
-    from perfkit.incremental.routes.members import Selection
+    from perfkit.releases.publish.publisher import Release
     from perfkit.transactions.transaction import Transaction
     from perfkit.transactions.tree import Generation
+    from perfkit.updates.planner import Plan
+    from perfkit.updates.report import SyncReport, VerifyReport
 
 __all__ = ["Toolkit"]
 
@@ -276,7 +276,7 @@ class Toolkit:
             ManifestError: the site is damaged.
             OSError: from reading `src` or writing `site`; the site is as it was.
         """
-        from perfkit.incremental.publish import publish
+        from perfkit.releases.publish.publisher import publish
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
@@ -296,7 +296,7 @@ class Toolkit:
             as `publish`, for the first release.
             OSError: `src` can't be watched.
         """
-        from perfkit.incremental.republish import republish
+        from perfkit.releases.publish.on_change import republish
 
         return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
                          exclude=tuple(exclude))  # fmt: skip
@@ -307,8 +307,8 @@ class Toolkit:
         Raises:
             as `sync`.
         """
-        from perfkit.incremental.kinds import kind_of
-        from perfkit.incremental.updater import plan
+        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.updater import plan
 
         with self._patient.waiting():
             return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
@@ -339,8 +339,8 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
-        from perfkit.incremental.kinds import kind_of
-        from perfkit.incremental.updater import sync
+        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.updater import sync
 
         with self._patient.waiting():
             return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
@@ -360,7 +360,7 @@ class Toolkit:
             UpdateError: `dest` is no managed tree.
             LockedError, RecoveryError, OSError: as `sync`.
         """
-        from perfkit.incremental.updater import rollback
+        from perfkit.updates.updater import rollback
 
         return rollback(self.config, os.fspath(dest), to)
 
@@ -372,7 +372,7 @@ class Toolkit:
             RollbackError: a record is damaged.
             LockedError: another process or thread is changing the tree.
         """
-        from perfkit.incremental.updater import history
+        from perfkit.updates.updater import history
 
         return history(os.fspath(dest))
 
@@ -386,7 +386,7 @@ class Toolkit:
             UpdateError: no release is installed in `dest`.
             as `sync`, with `repair`.
         """
-        from perfkit.incremental.verify import verify
+        from perfkit.updates.verify import verify
 
         with self._patient.waiting():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

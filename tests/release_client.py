@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
-from perfkit.incremental.codec import expand
-from perfkit.incremental.index import Index
-from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.release import Hop, ObjectRef, PackedRef, Pointer
-from perfkit.incremental.routes.blocks import unpack
-from perfkit.incremental.routes.delta import Delta, Span
+from perfkit.releases.format.delta import Delta, Span
+from perfkit.releases.format.frames import unpack
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import Hop, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import expand
 
 Tree = dict[str, bytes]
 
@@ -83,7 +83,7 @@ class Client:
 
 def manifest_of(tree: Tree) -> Manifest:
     """The manifest of a tree without executable files."""
-    from perfkit.incremental.manifest import Entry
+    from perfkit.releases.format.manifest import Entry
 
     return Manifest.of(Entry(name, len(data), hashlib.sha256(data).digest()) for name, data in tree.items())
 

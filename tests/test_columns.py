@@ -11,11 +11,11 @@ from hypothesis import given
 
 from perfkit.filesystem.compact import Names
 from perfkit.filesystem.numbers import pack_numbers, sort_numbers
-from perfkit.incremental.contents import Contents, ContentSet
-from perfkit.incremental.manifest import Entry, Manifest, Part
+from perfkit.releases.format.manifest import Entry, Manifest, Part
 from perfkit.transactions.changeset import ChangeSet, Put
 from perfkit.transactions.journal import Journal
 from perfkit.transactions.records import Change, Content, Step
+from perfkit.updates.digest_index import Contents, ContentSet
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])

@@ -21,7 +21,7 @@ from django.core.management import CommandError, call_command
 from django.test import override_settings
 
 from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
-from perfkit.incremental.routes.members import Selection
+from perfkit.archives.members import Selection
 from perfkit.server.server import Server
 from tests.release_client import Tree, write_tree
 from tests.terminal import Terminal

@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 
 from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
-from perfkit.incremental.codec import compress, expand, zstd
-from perfkit.incremental.columns import pack_column
-from perfkit.incremental.index import Frame, Index, Pack, Piece
-from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.publish import publish
-from perfkit.incremental.release import Hop, ObjectRef, Pointer
-from perfkit.incremental.routes.blocks import cut, tag, unpack
-from perfkit.incremental.routes.delta import Delta, Group, Slice, Span, write_delta
+from perfkit.releases.format.columns import pack_column
+from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
+from perfkit.releases.format.frames import cut, tag, unpack
+from perfkit.releases.format.index import Frame, Index, Pack, Piece
+from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.releases.format.pointer import Hop, ObjectRef, Pointer
+from perfkit.releases.format.zstd import compress, expand, zstd
+from perfkit.releases.publish.publisher import publish
 from tests.release_client import Client, Tree, manifest_of, write_tree
 
 OLD: Tree = {"a": b"the old content of a file, some of it kept\n" * 20, "b": b"another\n" * 50, "gone": b"x" * 99}

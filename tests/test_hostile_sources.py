@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, PerfkitError, Toolkit, UnsafePathError
-from perfkit.incremental.routes.members import Limits
+from perfkit.archives.members import Limits
 from perfkit.server.server import Server
 from tests.archive_tools import add, make_tar, make_zip, raw_zip
 from tests.test_sources import replace, tree_of

@@ -20,7 +20,9 @@ FLOORS = (
     {"server", "progress"},
     {"filesystem"},  # shows what it does through progress
     {"transactions", "downloads"},
-    {"incremental"},
+    {"archives"},
+    {"releases", "zsync"},
+    {"updates"},
     {"toolkit"},
     {"cli", "contrib", "testing"},
     {"pytest_plugin"},

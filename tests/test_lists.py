@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
-from perfkit.incremental.kinds import Kind
-from perfkit.incremental.lists import parse_metalink, parse_urls
-from perfkit.incremental.recognise import FIRST_BYTES, recognise
+from perfkit.updates.source_types import Kind
+from perfkit.updates.sources.detect import FIRST_BYTES, recognise
+from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from tests.archive_tools import make_tar, make_zip
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"

@@ -8,8 +8,8 @@ from pathlib import Path
 
 from perfkit.filesystem.ordered import scan_in_order
 from perfkit.filesystem.scan import scan
-from perfkit.incremental.contents import Contents
-from perfkit.incremental.manifest import Entry, Manifest, side_by_side
+from perfkit.releases.format.manifest import Entry, Manifest, side_by_side
+from perfkit.updates.digest_index import Contents
 
 
 def manifest(**files: str) -> Manifest:

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import UpdateError
-from perfkit.incremental.plan import Held, Link, Offer, Plan, choose, decide
+from perfkit.updates.planner import Held, Link, Offer, Plan, choose, decide
 
 Tree = dict[str, Held]
 

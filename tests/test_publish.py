@@ -22,12 +22,12 @@ from hypothesis import strategies as st
 
 from perfkit import FileChangedError, LockedError, Toolkit, UnsafePathError
 from perfkit.errors import ConfigError
-from perfkit.incremental import publish as publishing
-from perfkit.incremental.index import Index
-from perfkit.incremental.packing import PackWriter
-from perfkit.incremental.publish import publish
-from perfkit.incremental.release import Pointer
-from perfkit.incremental.site import Contents, Site
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.pointer import Pointer
+from perfkit.releases.publish import publisher
+from perfkit.releases.publish.packing import PackWriter
+from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.site import Contents, Site
 from tests.release_client import Client, Tree, manifest_of, write_tree
 
 
@@ -167,7 +167,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
     write_tree(tmp_path / "one", FIRST)
     write_tree(tmp_path / "two", second)
     code = (
-        "import sys; from perfkit.incremental.publish import publish\n"
+        "import sys; from perfkit.releases.publish.publisher import publish\n"
         "for tree in ('one', 'two'): publish(tree, sys.argv[1], version=tree)"
     )
     for seed in ("1", "2"):
@@ -293,13 +293,13 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 def test_a_file_that_changes_meanwhile_ends_the_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was hashed is what is packed, or there is no release."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
-    keep = publishing.solid_order
+    keep = publisher.solid_order
 
     def change(manifest: object, entries: object) -> list[int]:
         (src / "pkg/a.py").write_bytes(b"something else")
         return keep(manifest, entries)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(publishing, "solid_order", change)
+    monkeypatch.setattr(publisher, "solid_order", change)
     with pytest.raises(FileChangedError):
         publish(str(src), str(site), version="1")
     assert not (site / "perfkit.json").exists()
@@ -308,7 +308,7 @@ def test_a_file_that_changes_meanwhile_ends_the_publishing(tmp_path: Path, monke
 
 def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Not before their grace has passed since they fell out of use; the kept releases stay whole."""
-    monkeypatch.setattr(publishing, "_KEPT_RELEASES", 2)
+    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 2)
     src, site = tmp_path / "src", tmp_path / "site"
     trees = [{"noise": noise(number, 20_000), "name": b"%d" % number} for number in range(5)]
     for number, tree in enumerate(trees[:4]):
@@ -349,7 +349,7 @@ def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: py
     def padded(*arguments: object) -> None:
         arguments[3].write(bytes(10_000_000))  # type: ignore[attr-defined]
 
-    monkeypatch.setattr(publishing, "encode_delta", padded)
+    monkeypatch.setattr(publisher, "encode_delta", padded)
     publish(str(write_tree(tmp_path / "src", edited(FIRST, 1))), str(tmp_path / "site"), version="2")
     assert Client(tmp_path / "site").pointer.hops == ()
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.incremental.release import MAX_POINTER_BYTES, Pointer
+from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
 from tests.fakes import Exchange, WrongServer
 from tests.release_client import Client, Tree, write_tree
@@ -197,7 +197,7 @@ def test_what_an_interrupted_sync_fetched_is_not_fetched_again(
     kit: Toolkit, tmp_path: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when some files are made and others are not: the ranges wanted next are others, and are here."""
-    from perfkit.incremental.fetch import Assembly
+    from perfkit.updates.staging import Assembly
 
     finish, made = Assembly._finish, itertools.count()
 

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from perfkit import Release, Toolkit, UnsafePathError
-from perfkit.incremental.republish import republish
-from perfkit.incremental.survey import Survey
+from perfkit.releases.publish.on_change import republish
+from perfkit.releases.publish.source_tree import Survey
 from perfkit.server.server import Server
 
 _opened: list[str] | None = None

@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
-from perfkit.incremental.sources.salvage import Salvage
 from perfkit.server.server import Server
+from perfkit.updates.sources.salvage import Salvage
 from tests.test_publish import lines, noise
 from tests.test_updater import publish, tree_of
 

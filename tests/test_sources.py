@@ -24,7 +24,7 @@ from perfkit import (
     TransferError,
     UpdateError,
 )
-from perfkit.incremental.routes.members import Selection
+from perfkit.archives.members import Selection
 from perfkit.server.server import Server
 from tests.archive_tools import make_tar, make_zip
 from tests.fakes import Exchange, WrongServer
@@ -371,7 +371,7 @@ def test_zsync_falls_back_to_the_whole_file(
         exchange.serve(data, etag=f'"{len(data)}"')
 
     if case == "no numpy":
-        monkeypatch.setitem(__import__("sys").modules, "perfkit.incremental.routes.matcher", None)
+        monkeypatch.setitem(__import__("sys").modules, "perfkit.zsync.matcher", None)
     report = kit.sync(f"{wrong(answer).url}/x.tar.zsync", tree)
     assert report.route == "whole"
     assert tree_of(tree)["x.tar"] == make_tar(NEW)

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from perfkit.filesystem.scan import ScanEntry, scan
-from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.statcache import Patch, StatCache, append, clock_ns
+from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.updates.statcache import Patch, StatCache, append, clock_ns
 
 
 def manifest(**files: bytes) -> Manifest:

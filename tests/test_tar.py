@@ -17,9 +17,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfkit.archives.members import Limits, Member, Selection, refresh
+from perfkit.archives.tar import is_header, read_members
 from perfkit.errors import FileChangedError, ManifestError, PerfkitError, UnsafePathError
-from perfkit.incremental.routes.members import Limits, Member, Selection, refresh
-from perfkit.incremental.routes.tar import is_header, read_members
 from tests.archive_tools import FILES, Drip, add, make_tar
 from tests.tools import need
 

@@ -67,7 +67,7 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
             names.append(found.name)
             yield found
 
-    monkeypatch.setattr("perfkit.incremental.look.hash_many", hash_and_tell)
+    monkeypatch.setattr("perfkit.updates.local_tree.hash_many", hash_and_tell)
     return names
 
 

@@ -14,9 +14,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from perfkit import ManifestError, PerfkitError, Toolkit, TransferError, UnsafePathError
-from perfkit.incremental.codec import compress, expand
-from perfkit.incremental.manifest import Entry, Manifest
-from perfkit.incremental.release import ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import compress, expand
 from tests.sites import ONE, TWO, Origin, tree_of
 from tests.test_hostile_releases import bounded, raw_manifest
 

@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from perfkit import RollbackError, Toolkit, UpdateError
-from perfkit.incremental.manifest import Manifest
+from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import object_store
 from tests.sites import ONE, TWO, Origin, damage, edit, text, tree_of
 

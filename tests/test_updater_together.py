@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import FileChangedError, LockedError, Toolkit
-from perfkit.incremental.release import Pointer
+from perfkit.releases.format.pointer import Pointer
 from tests.sites import ONE, TWO, Origin, edit, text, tree_of
 from tests.test_crash import ENVIRONMENT
 

@@ -12,10 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfkit.archives.coalesce import coalesce, gap_bytes
+from perfkit.archives.members import Limits, Selection
+from perfkit.archives.zip import FetchRange, ZipMember, is_current, plan_ranges, read_directory, read_members
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
-from perfkit.incremental.routes.members import Limits, Selection
-from perfkit.incremental.routes.ranges import coalesce, gap_bytes
-from perfkit.incremental.routes.zip import FetchRange, ZipMember, is_current, plan_ranges, read_directory, read_members
 from tests.archive_tools import FILES, Drip, Ranges, make_zip, raw_zip
 
 

@@ -15,7 +15,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import FileChangedError, ManifestError, PerfkitError, UnsafePathError
-from perfkit.incremental.routes.zsync import Control, Copy, Fetch, assemble, make_recipe, parse_control, unpack_whole
+from perfkit.zsync.control import Control, Copy, Fetch, assemble, make_recipe, parse_control, unpack_whole
 from tests.tools import need
 
 np = pytest.importorskip("numpy")
@@ -72,7 +72,7 @@ def test_an_edited_file_is_updated_by_few_bytes(tmp_path: Path, block_size: int)
 
 def test_a_match_over_windows_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The input is looked at in windows; nothing is lost at their borders."""
-    monkeypatch.setattr("perfkit.incremental.routes.matcher._WINDOW_BYTES", 1 << 20)
+    monkeypatch.setattr("perfkit.zsync.matcher._WINDOW_BYTES", 1 << 20)
     rng = random.Random(3)
     new = rng.randbytes(3 << 20)
     (tmp_path / "old").write_bytes(rng.randbytes(777) + new)
@@ -95,7 +95,7 @@ def test_no_window_hides_anything(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     made, fetched = update(control, tmp_path / "old", new)
     assert made == new
     for name, size in (("_WINDOW_BYTES", 20_000), ("_STRIDE", 4096), ("_RUN_BYTES", 8192), ("_BATCH_BYTES", 4096)):
-        monkeypatch.setattr(f"perfkit.incremental.routes.matcher.{name}", size)
+        monkeypatch.setattr(f"perfkit.zsync.matcher.{name}", size)
     assert update(control, tmp_path / "old", new) == (new, fetched)
 
 
@@ -317,7 +317,7 @@ def test_fuzzed_control_files_give_typed_errors(edits: list[tuple[int, bytes]]) 
 
 def test_md4_and_rsum_are_those_of_the_specification() -> None:
     """MD4 by RFC 1320, for whole chunks; rsum as rcksum/rsum.c of zsync has it."""
-    from perfkit.incremental.routes.matcher import md4, rsum
+    from perfkit.zsync.matcher import md4, rsum
 
     text = np.frombuffer(b"." + b"a" * 64 + b"\0" * 64, np.uint8)
     assert bytes(md4(text, np.array([1, 65]), 64)[0]).hex() == "52f5076fabd22680234a3fa9f9dc5732"
@@ -330,7 +330,7 @@ def test_md4_and_rsum_are_those_of_the_specification() -> None:
 @pytest.mark.parametrize("lengths", [(1, 4, 16), (1, 2, 4), (2, 2, 3), (2, 3, 5), (2, 4, 16), (1, 3, 8)])
 def test_every_length_of_checksums_is_matched(tmp_path: Path, lengths: tuple[int, int, int]) -> None:
     """As zsyncmake chooses them for small and for large files."""
-    from perfkit.incremental.routes.matcher import find_blocks, md4, rsum
+    from perfkit.zsync.matcher import find_blocks, md4, rsum
 
     sequence, rsum_bytes, strong_bytes = lengths
     new = random.Random(8).randbytes(64 * 512)
