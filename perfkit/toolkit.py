@@ -19,7 +19,7 @@ from perfkit.progress.stage import Patient
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
-    from perfkit.filesystem.hashing.filehash import FileHash
+    from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
     from perfkit.releases.publish.publisher import Release

@@ -9,8 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import Names
-from perfkit.filesystem.numbers import pack_numbers, sort_numbers
+from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, Manifest, Part
 from perfkit.transactions.changeset import ChangeSet, Put
 from perfkit.transactions.journal import Journal

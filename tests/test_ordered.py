@@ -6,8 +6,7 @@ import hashlib
 import os
 from pathlib import Path
 
-from perfkit.filesystem.ordered import scan_in_order
-from perfkit.filesystem.scan import scan
+from perfkit.filesystem.scan import scan, scan_in_order
 from perfkit.releases.format.manifest import Entry, Manifest, side_by_side
 from perfkit.updates.digest_index import Contents
 

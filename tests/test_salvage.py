@@ -10,7 +10,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.server.server import Server
-from perfkit.updates.sources.salvage import Salvage
+from perfkit.updates.sources.pack_route import Salvage
 from tests.test_publish import lines, noise
 from tests.test_updater import publish, tree_of
 

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import ManifestError, Toolkit, TransferError, UpdateError
-from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.server.server import Server

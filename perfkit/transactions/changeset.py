@@ -9,8 +9,7 @@ from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequ
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.compact import Names
-from perfkit.filesystem.numbers import pack_numbers, sort_numbers
+from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions.records import Change, Content, signature
 

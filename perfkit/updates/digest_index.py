@@ -11,7 +11,7 @@ from array import array
 from bisect import bisect_left
 from collections.abc import Iterable, Iterator, Set
 
-from perfkit.filesystem.numbers import pack_numbers, sort_numbers
+from perfkit.filesystem.compact import pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Manifest
 
 __all__ = ["ContentSet", "Contents", "DigestIndex"]

@@ -6,10 +6,9 @@ import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 
-from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
-from perfkit.filesystem.ordered import scan_in_order
-from perfkit.filesystem.scan import ScanEntry
+from perfkit.filesystem.scan import ScanEntry, scan_in_order
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest, Part

@@ -13,7 +13,7 @@ from typing import NamedTuple, Protocol
 
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
-from perfkit.filesystem.numbers import pack_numbers
+from perfkit.filesystem.compact import pack_numbers
 from perfkit.filesystem.paths import aside_name
 from perfkit.releases.format.manifest import Part, View
 from perfkit.updates.digest_index import DigestIndex

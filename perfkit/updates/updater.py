@@ -31,8 +31,7 @@ from perfkit.updates.source_types import Kind
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Assembly, Fetcher
-from perfkit.updates.stamp import stamp
-from perfkit.updates.statcache import Patch, StatCache, append, clock_ns
+from perfkit.updates.statcache import Patch, StatCache, append, clock_ns, stamp
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection

@@ -11,9 +11,9 @@ import stat
 from collections.abc import Callable
 from itertools import count
 from types import TracebackType
+from typing import NamedTuple
 
 from perfkit.errors import ConfigError, FileChangedError
-from perfkit.filesystem.hashing.filehash import FileHash
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.thread_map import pooled, usable_cpus
@@ -25,6 +25,19 @@ _MAP_FROM_BYTES = LARGE_BYTES  # of a file
 _MAP_LEAST_BYTES = _WINDOW_BYTES  # of what is asked for: mapping less costs more than copying it
 _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a pipe in a file's place must not block
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; Python has no name for it
+
+
+class FileHash(NamedTuple):
+    """The digests of a file, and which version of it they belong to. A tuple, as `ScanEntry` is: trees have many."""
+
+    name: str  # as it was given, or relative to the root
+    size: int = 0
+    mtime_ns: int = 0
+    ctime_ns: int = 0
+    sha256: str | None = None  # hexadecimal, of the whole file
+    chunk_bytes: int | None = None
+    chunks: tuple[str, ...] = ()  # hexadecimal SHA-256 of each chunk; the last one may be short, an empty file has none
+    error: Exception | None = None  # FileChangedError or OSError, where files are hashed by the many
 
 
 def hash_file(

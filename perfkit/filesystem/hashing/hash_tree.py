@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from itertools import islice
 
-from perfkit.filesystem.hashing.filehash import FileHash
+from perfkit.filesystem.hashing.hash_file import FileHash, hash_one
 from perfkit.filesystem.hashing.hash_process import Hasher
 from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, digests
 from perfkit.filesystem.scan import DIRECTORY, ScanEntry, scan_batches
@@ -113,7 +113,5 @@ class _Work:
 def _closely(root: str | os.PathLike[str], odd: list[ScanEntry], cpus: int) -> Iterator[FileHash]:
     """Files that are large, by threads, which are no burden to each other there; and others, to know what is wrong."""
     if odd:
-        from perfkit.filesystem.hashing.hash_file import hash_one
-
         base = os.path.join(os.fspath(root), "")
         yield from pooled(lambda entry: hash_one(base, entry), odd, min(cpus, len(odd)))

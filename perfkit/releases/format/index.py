@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.numbers import pack_numbers
+from perfkit.filesystem.compact import pack_numbers
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef

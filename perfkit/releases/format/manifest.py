@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError
-from perfkit.filesystem.numbers import sort_numbers
+from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.releases.format.columns import Reader, pack_column
 
