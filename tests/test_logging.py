@@ -15,7 +15,7 @@ from perfkit import BatchError, ConfigError, PerfkitError, Request, Toolkit
 from perfkit.cli import main
 from perfkit.redact import redacted, redacted_text
 from perfkit.server.server import Server
-from tests.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, WrongServer
 
 Start = Callable[..., WrongServer]
 HUSH = "hush4711"  # no log and no message may have it
