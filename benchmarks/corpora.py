@@ -18,8 +18,8 @@ from origin import Nginx
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import check_name
-from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.survey import Survey
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.publish.source_tree import Survey
 
 CORPORA = {  # the releases, oldest first; the last pair is the update
     "django": ("django", [f"4.2.{number}" for number in range(6, 17)], "text, thousands of files, point releases"),

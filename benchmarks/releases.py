@@ -32,11 +32,11 @@ from corpora import (
 )
 from measure import MB, machine, note, versions
 
-from perfkit.incremental.codec import expand
-from perfkit.incremental.index import Index
-from perfkit.incremental.manifest import Manifest
-from perfkit.incremental.release import PackedRef, Pointer
-from perfkit.incremental.routes.blocks import CUT_ABOVE_BYTES, cut, tag
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, cut, tag
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import PackedRef, Pointer
+from perfkit.releases.format.zstd import expand
 
 HEADERS = 600  # bytes of one request and the head of its response, nginx and our client
 @dataclasses.dataclass(frozen=True, slots=True)

@@ -58,7 +58,7 @@ def build(scratch: Path, archive: Path) -> int:
 
 def work(kind: str, root: str, listing: str) -> float:
     """Do it, and return the seconds it took."""
-    from perfkit.filesystem.tree import Tree
+    from perfkit.transactions.tree import Tree
 
     contents = {name: os.urandom(SIZE) for name in names(listing, BACK if kind == "back" else CHANGED)}
     if kind == "each":

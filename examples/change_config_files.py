@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 
 from perfkit import Toolkit
-from perfkit.filesystem.tree import Tree
+from perfkit.transactions.tree import Tree
 
 
 def write_configs(directory: Path) -> None:

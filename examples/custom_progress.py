@@ -18,7 +18,7 @@ import tempfile
 from pathlib import Path
 
 from perfkit import CallbackProgress, Snapshot, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 
 def message(snapshot: Snapshot) -> dict[str, object]:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from perfkit import Bars, BatchError, Request, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 FILES, SIZE = 200, 100 << 10
 

@@ -19,7 +19,7 @@ from typing import Any
 from wsgiref.util import setup_testing_defaults
 
 from perfkit import PerfkitError, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 kit = Toolkit()  # of the module: made once, used by all threads, also those after a fork; threads start when needed
 

@@ -17,7 +17,7 @@ import zipfile
 from pathlib import Path
 
 from perfkit import Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> None:

@@ -17,7 +17,7 @@ import tempfile
 from pathlib import Path
 
 from perfkit import Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 
 def write_rules(directory: Path) -> None:

@@ -15,7 +15,7 @@ import tempfile
 from pathlib import Path
 
 from perfkit import Bars, Request, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 SIZES_MIB = {"model.bin": 48, "geodata.db": 24, "assets/textures.pack": 32, "assets/sounds.pack": 12}
 SMALL_FILES = 300

@@ -19,7 +19,7 @@ import time
 from pathlib import Path
 
 from perfkit import Config, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 SIZE = 8 << 20
 CONFIG = Config(segments=1)

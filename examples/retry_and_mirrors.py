@@ -18,7 +18,7 @@ import threading
 from pathlib import Path
 
 from perfkit import Config, IntegrityError, Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 DATA = os.urandom(1 << 20)
 CHECKSUM = f"sha256:{hashlib.sha256(DATA).hexdigest()}"

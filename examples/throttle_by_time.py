@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from perfkit import Toolkit
-from perfkit.serve import Server
+from perfkit.server.server import Server
 
 BY_DAY = 16 << 20  # bytes per second
 

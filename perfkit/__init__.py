@@ -8,6 +8,8 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING
 
+from perfkit._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
@@ -29,16 +31,14 @@ if TYPE_CHECKING:
         UnsafePathError,
         UpdateError,
     )
-    from perfkit.filesystem.history import Generation
-    from perfkit.incremental.plan import Plan
-    from perfkit.incremental.publish import Release
-    from perfkit.incremental.report import SyncReport, VerifyReport
     from perfkit.progress.bars import Bars
     from perfkit.progress.lines import CallbackProgress, JsonLines, PlainLines
     from perfkit.progress.meter import FileProgress, Progress, Snapshot
+    from perfkit.releases.publish.publisher import Release
     from perfkit.toolkit import Toolkit
-
-__version__ = "0.1.0"
+    from perfkit.transactions.history import Generation
+    from perfkit.updates.planner import Plan
+    from perfkit.updates.report import SyncReport, VerifyReport
 
 __all__ = [
     "Bars",
@@ -81,14 +81,14 @@ _HOMES = {  # whatever is not named here is an error
     "Config": "perfkit.config",
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
-    "Generation": "perfkit.filesystem.history",
-    "Plan": "perfkit.incremental.plan",
-    "SyncReport": "perfkit.incremental.report",
-    "VerifyReport": "perfkit.incremental.report",
+    "Generation": "perfkit.transactions.history",
+    "Plan": "perfkit.updates.planner",
+    "SyncReport": "perfkit.updates.report",
+    "VerifyReport": "perfkit.updates.report",
     "JsonLines": "perfkit.progress.lines",
     "PlainLines": "perfkit.progress.lines",
     "Progress": "perfkit.progress.meter",
-    "Release": "perfkit.incremental.publish",
+    "Release": "perfkit.releases.publish.publisher",
     "Request": "perfkit.downloads.request",
     "Snapshot": "perfkit.progress.meter",
     "Toolkit": "perfkit.toolkit",

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from perfkit.masking import masked, masked_text
+from perfkit.redact import redacted, redacted_text
 
 __all__ = [
     "BatchError",
@@ -36,7 +36,7 @@ class PerfkitError(Exception):
     """Root of the tree: `except PerfkitError` catches all that perfkit raises of its own."""
 
     def __str__(self) -> str:
-        return masked_text(super().__str__())
+        return redacted_text(super().__str__())
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({str(self)!r})"
@@ -62,7 +62,7 @@ class TransferError(PerfkitError):
         self.transient = transient
 
     def __str__(self) -> str:
-        return f"{masked(self.url)}: {masked_text(self.reason)}"
+        return f"{redacted(self.url)}: {redacted_text(self.reason)}"
 
 
 class HTTPStatusError(TransferError):

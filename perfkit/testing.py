@@ -27,12 +27,12 @@ from types import TracebackType
 from unittest import mock
 from urllib.parse import quote, unquote, urlsplit
 
-from perfkit.conditional import Representation, part_for, refusal_for
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get
 from perfkit.errors import CancelledError, TransferError, TransferTimeoutError
-from perfkit.incremental.publish import Release, publish
+from perfkit.releases.publish.publisher import Release, publish
+from perfkit.server.conditional import Representation, part_for, refusal_for
 from perfkit.toolkit import Toolkit
 
 __all__ = ["Asked", "FakeOrigin"]

@@ -17,16 +17,16 @@ from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
+    from perfkit.archives.members import Selection
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
-    from perfkit.filesystem.filehash import FileHash
+    from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
-    from perfkit.filesystem.transaction import Transaction
-    from perfkit.filesystem.tree import Generation
     from perfkit.filesystem.watch import DirtySet
-    from perfkit.incremental.plan import Plan
-    from perfkit.incremental.publish import Release
-    from perfkit.incremental.report import SyncReport, VerifyReport
-    from perfkit.incremental.routes.members import Selection
+    from perfkit.releases.publish.publisher import Release
+    from perfkit.transactions.transaction import Transaction
+    from perfkit.transactions.tree import Generation
+    from perfkit.updates.planner import Plan
+    from perfkit.updates.report import SyncReport, VerifyReport
 
 __all__ = ["Toolkit"]
 
@@ -162,14 +162,14 @@ class Toolkit:
                     without=without)  # fmt: skip
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
-        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file`.
+        """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
 
         Raises:
             FileChangedError: it changed while it was read.
             ConfigError: `chunk_bytes` can't be.
             OSError: it can't be read.
         """
-        from perfkit.filesystem.hashing import hash_file
+        from perfkit.filesystem.hashing.hash_file import hash_file
 
         return hash_file(path, chunk_bytes=chunk_bytes, whole=whole)
 
@@ -181,7 +181,7 @@ class Toolkit:
         Raises:
             ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
         """
-        from perfkit.filesystem.hashtree import hash_tree
+        from perfkit.filesystem.hashing.hash_tree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
@@ -250,7 +250,7 @@ class Toolkit:
             UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
         """
-        from perfkit.filesystem.tree import Tree
+        from perfkit.transactions.tree import Tree
 
         with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
             yield tx
@@ -276,7 +276,7 @@ class Toolkit:
             ManifestError: the site is damaged.
             OSError: from reading `src` or writing `site`; the site is as it was.
         """
-        from perfkit.incremental.publish import publish
+        from perfkit.releases.publish.publisher import publish
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
@@ -296,7 +296,7 @@ class Toolkit:
             as `publish`, for the first release.
             OSError: `src` can't be watched.
         """
-        from perfkit.incremental.republish import republish
+        from perfkit.releases.publish.on_change import republish
 
         return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
                          exclude=tuple(exclude))  # fmt: skip
@@ -307,8 +307,8 @@ class Toolkit:
         Raises:
             as `sync`.
         """
-        from perfkit.incremental.kinds import kind_of
-        from perfkit.incremental.updater import plan
+        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.updater import plan
 
         with self._patient.waiting():
             return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
@@ -339,8 +339,8 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
-        from perfkit.incremental.kinds import kind_of
-        from perfkit.incremental.updater import sync
+        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.updater import sync
 
         with self._patient.waiting():
             return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
@@ -360,7 +360,7 @@ class Toolkit:
             UpdateError: `dest` is no managed tree.
             LockedError, RecoveryError, OSError: as `sync`.
         """
-        from perfkit.incremental.updater import rollback
+        from perfkit.updates.updater import rollback
 
         return rollback(self.config, os.fspath(dest), to)
 
@@ -372,7 +372,7 @@ class Toolkit:
             RollbackError: a record is damaged.
             LockedError: another process or thread is changing the tree.
         """
-        from perfkit.incremental.updater import history
+        from perfkit.updates.updater import history
 
         return history(os.fspath(dest))
 
@@ -386,7 +386,7 @@ class Toolkit:
             UpdateError: no release is installed in `dest`.
             as `sync`, with `repair`.
         """
-        from perfkit.incremental.verify import verify
+        from perfkit.updates.verify import verify
 
         with self._patient.waiting():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)

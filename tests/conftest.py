@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from perfkit import Config, Toolkit
-from tests.fakes import Handler, WrongServer
-from tests.sites import Origin
+from tests.support.fakes import Handler, WrongServer
+from tests.support.sites import Origin
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it

@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Config, errors
-from tests.tools import need
+from tests.support.tools import need
 
 DOCS = Path(__file__).parent.parent / "docs"
 TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]

@@ -12,7 +12,7 @@ import pytest
 
 import perfkit
 from perfkit.cli import command_parser, main
-from tests.tools import need
+from tests.support.tools import need
 
 Capture = pytest.CaptureFixture[str]
 PERFKIT = [sys.executable, "-m", "perfkit"]

@@ -1,4 +1,4 @@
-"""The house: imports run downwards only, third-party packages come in through one door each."""
+"""Layers: imports run downwards only, and other people's packages come in at one place each."""
 
 from __future__ import annotations
 
@@ -12,36 +12,43 @@ import perfkit
 
 ROOT = Path(perfkit.__file__).parent
 
-# Lower rooms first; rooms that stand in one row don't know each other.
-FLOORS = (
-    {"libc", "masking"},
+# Lower layers first; what stands side by side in one layer doesn't know each other.
+LAYERS = (
+    {"libc", "redact", "_version"},
     {"errors"},
-    {"config", "conditional"},
-    {"progress"},
+    {"config"},
+    {"server", "progress"},
     {"filesystem"},  # shows what it does through progress
-    {"downloads"},
-    {"incremental"},
-    {"toolkit", "serve"},
+    {"transactions", "downloads"},
+    {"archives"},
+    {"releases", "zsync"},  # a zsync file may speak of what is in a gzip
+    {"updates"},
+    {"toolkit"},
     {"cli", "contrib", "testing"},
     {"pytest_plugin"},
 )
+INSIDE = (("releases.format", "releases.publish"),)  # also in a package: the first knows nothing of the second
 FRONT = {"__init__", "__main__"}  # the package's own lazy names point everywhere; nobody inside needs them
-DOORS = {
+ONLY_IN = {
     "requests": "downloads/conventions.py",
     "urllib3": "downloads/conventions.py",
     "progressbar": "progress/bars.py",
     "watchdog": "filesystem/watch.py",
 }
 FORBIDDEN_NAMES = {"utils", "util", "base", "common", "helpers", "types", "misc"}
+SAME_NAME = {"verify"}  # until downloads/verify.py is checksums.py
 
 
-def modules() -> Iterator[Path]:
+def files() -> Iterator[Path]:
     return iter(sorted(ROOT.rglob("*.py")))
 
 
-def room_of(path: Path) -> str:
-    parts = path.relative_to(ROOT).with_suffix("").parts
-    return parts[0]
+def name_of(path: Path) -> str:
+    """The module in a file, without the `perfkit.` before it."""
+    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+
+
+MODULES = {name_of(path) for path in files()}
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
@@ -53,38 +60,42 @@ def imported(path: Path) -> Iterator[tuple[int, str]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{path}:{node.lineno}: relative import"
             assert node.module is not None
-            if node.module in ("perfkit", *(f"perfkit.{room}" for room in ("downloads", "filesystem", "progress"))):
-                for alias in node.names:
-                    yield node.lineno, f"{node.module}.{alias.name}"
-            else:
-                yield node.lineno, node.module
+            for alias in node.names:
+                name = f"{node.module}.{alias.name}"
+                yield node.lineno, name if name.removeprefix("perfkit.") in MODULES else node.module
 
 
-def floor_of(room: str) -> int:
-    for number, rooms in enumerate(FLOORS):
-        if room in rooms:
-            return number
-    raise AssertionError(f"perfkit/{room} is on no floor: give it one in this file, or put its code elsewhere")
-
-
-@pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in modules()])
-def test_imports_run_downwards(path: Path) -> None:
-    """A room knows itself and the floors below."""
-    room = room_of(path)
-    if room in FRONT:
-        return
+def own(path: Path) -> Iterator[tuple[int, str]]:
+    """Those of perfkit among them."""
     for line, name in imported(path):
-        other = name.partition(".")[2].partition(".")[0]
-        if name.startswith("perfkit.") and other not in (room, "__version__"):
-            assert floor_of(other) < floor_of(room), f"{path}:{line}: {room} imports {name}, above it"
+        if name.split(".")[0] == "perfkit":
+            yield line, name.partition(".")[2] or "__init__"
+
+
+def layer_of(module: str) -> int:
+    top = module.split(".")[0]
+    for number, layer in enumerate(LAYERS):
+        if top in layer:
+            return number
+    raise AssertionError(f"perfkit/{top} is in no layer: give it one in this file, or put its code elsewhere")
+
+
+@pytest.mark.parametrize("path", [pytest.param(path, id=str(path.relative_to(ROOT))) for path in files()])
+def test_imports_run_downwards(path: Path) -> None:
+    """A module knows its own package and the layers below."""
+    module = name_of(path)
+    if module in FRONT:
+        return
+    for line, other in own(path):
+        if other.split(".")[0] != module.split(".")[0]:
+            assert layer_of(other) < layer_of(module), f"{path}:{line}: {module} imports {other}, above it"
+        for lower, upper in INSIDE:
+            assert not (module.startswith(lower) and other.startswith(upper)), f"{path}:{line}: {lower} imports {upper}"
 
 
 def test_no_cycles() -> None:
-    """Also inside a room, modules stand in an order."""
-    graph = {}
-    for path in modules():
-        name = ".".join(("perfkit", *path.relative_to(ROOT).with_suffix("").parts)).removesuffix(".__init__")
-        graph[name] = {other for _, other in imported(path) if other.startswith("perfkit.")}
+    """Also inside a package, modules stand in an order."""
+    graph = {name_of(path): {other for _, other in own(path)} for path in files()}
     state: dict[str, int] = {}
 
     def visit(name: str, way: tuple[str, ...]) -> None:
@@ -97,20 +108,33 @@ def test_no_cycles() -> None:
         state[name] = 2
 
     for name in graph:
-        if name != "perfkit":
+        if name not in FRONT:
             visit(name, ())
 
 
-def test_one_door_for_each_package() -> None:
+def test_other_packages_come_in_at_one_place() -> None:
     """requests and urllib3, progressbar2, and watchdog are each imported in one module only."""
-    for path in modules():
+    for path in files():
         for line, name in imported(path):
-            door = DOORS.get(name.split(".")[0])
+            only = ONLY_IN.get(name.split(".")[0])
             where = path.relative_to(ROOT).as_posix()
-            assert door is None or where == door, f"{path}:{line}: {name} comes in through {door}"
+            assert only is None or where == only, f"{path}:{line}: {name} is imported by {only} alone"
 
 
 def test_names_say_what_is_inside() -> None:
-    """No room is called after nothing."""
+    """No package and no module is called after nothing."""
     for path in ROOT.rglob("*"):
         assert path.stem not in FORBIDDEN_NAMES, path
+
+
+def test_no_name_stands_twice() -> None:
+    """Whoever reads the name of a module in a traceback or a search knows which one it is.
+
+    Django finds management commands by theirs.
+    """
+    seen: dict[str, Path] = {}
+    for path in files():
+        if path.stem in {"__init__", *SAME_NAME} or "commands" in path.parts:
+            continue
+        assert path.stem not in seen, f"{path} and {seen[path.stem]}"
+        seen[path.stem] = path

@@ -13,9 +13,9 @@ import pytest
 
 from perfkit import BatchError, ConfigError, PerfkitError, Request, Toolkit
 from perfkit.cli import main
-from perfkit.masking import masked, masked_text
-from perfkit.serve import Server
-from tests.fakes import Exchange, WrongServer
+from perfkit.redact import redacted, redacted_text
+from perfkit.server.server import Server
+from tests.support.fakes import Exchange, WrongServer
 
 Start = Callable[..., WrongServer]
 HUSH = "hush4711"  # no log and no message may have it
@@ -153,15 +153,15 @@ def test_silent_unless_asked(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     ("//me:pw@h/p", "//***@h/p"),
     ("p@q", "p@q"),
 ])  # fmt: skip
-def test_masked(url: str, shown: str) -> None:
+def test_redacted(url: str, shown: str) -> None:
     """Scheme, host and path stay."""
-    assert masked(url) == shown
-    assert masked(shown) == shown
+    assert redacted(url) == shown
+    assert redacted(shown) == shown
 
 
-def test_masked_text() -> None:
+def test_redacted_text() -> None:
     """Every URL in it, and nothing else."""
-    assert masked_text("see https://u:p@h/f?x=1: a=b, 'http://h/?q=2', or not") == (
+    assert redacted_text("see https://u:p@h/f?x=1: a=b, 'http://h/?q=2', or not") == (
         "see https://***@h/f?x=***: a=b, 'http://h/?q=***', or not")  # fmt: skip
 
 
@@ -176,7 +176,7 @@ def test_all_errors_mask_urls(kind: type[Exception]) -> None:
 def test_a_bug_is_logged_without_the_secret(
     kit: Toolkit, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Start
 ) -> None:
-    """With its traceback, under the masked URL."""
+    """With its traceback, under the redacted URL."""
 
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from functools import partial
 from importlib import import_module
 
-from perfkit import __version__
+from perfkit._version import __version__
 from perfkit.cli.output import complain, interrupted
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError

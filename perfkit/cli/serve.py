@@ -29,7 +29,7 @@ def add_serve(serve: Parser) -> None:
 
 
 def _serve(arguments: argparse.Namespace) -> int:
-    from perfkit.serve import Server
+    from perfkit.server.server import Server
 
     server = Server(arguments.site, port=arguments.port)
     try:

@@ -15,11 +15,11 @@ from perfkit.cli.settings import add_rates, config_for
 from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
-    from perfkit.filesystem.history import Generation
-    from perfkit.incremental.plan import Plan
-    from perfkit.incremental.publish import Release
-    from perfkit.incremental.report import SyncReport
-    from perfkit.incremental.routes.members import Selection
+    from perfkit.archives.members import Selection
+    from perfkit.releases.publish.publisher import Release
+    from perfkit.transactions.history import Generation
+    from perfkit.updates.planner import Plan
+    from perfkit.updates.report import SyncReport
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
 
@@ -156,7 +156,7 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
     """Which members of an archive are asked for; None if the options say nothing of that."""
     if not (arguments.strip_components or arguments.include or arguments.exclude):
         return None
-    from perfkit.incremental.routes.members import Selection
+    from perfkit.archives.members import Selection
 
     return Selection(strip_components=arguments.strip_components, include=tuple(arguments.include),
                      exclude=tuple(arguments.exclude))  # fmt: skip

@@ -9,7 +9,7 @@ from perfkit.config import Config
 from perfkit.downloads.concurrency import gate_of
 from perfkit.downloads.retry import backoff_s
 from perfkit.errors import TransferError
-from perfkit.masking import masked
+from perfkit.redact import redacted
 
 __all__ = ["Attempts"]
 
@@ -79,6 +79,6 @@ class Attempts:
         """Go on with the next source; False if there is none."""
         if self.source + 1 == len(self.sources):
             return False
-        _log.info("%s: on to the next mirror: %s", masked(self.url), error)
+        _log.info("%s: on to the next mirror: %s", redacted(self.url), error)
         self.source, self.at, self._failures = self.source + 1, None, 0
         return True

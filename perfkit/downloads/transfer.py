@@ -45,8 +45,8 @@ from perfkit.errors import (
     TransferError,
 )
 from perfkit.filesystem.paths import safe_basename
-from perfkit.masking import masked
 from perfkit.progress.meter import FileMeter
+from perfkit.redact import redacted
 
 __all__ = ["Tools", "Transfer"]
 
@@ -224,7 +224,7 @@ class Transfer:
             self._changed(task, str(change))
         except Exception as error:
             if not isinstance(error, PerfkitError | OSError | GiveUp):
-                _log.exception("%s: a bug in perfkit", masked(self.request.url))
+                _log.exception("%s: a bug in perfkit", redacted(self.request.url))
             self._failed(task, error)
         finally:
             if task.draft is not None and task.runner is not None:
@@ -289,7 +289,7 @@ class Transfer:
             with self._tools.transport.open(get, runner.cancel) as response:
                 self._tools.controller.answered(time.monotonic() - asked_s)
                 if _log.isEnabledFor(logging.DEBUG):  # these two texts cost more than they look
-                    _log.debug("GET %s, %s: status %d", masked(source), headers.get("Range", "all"), response.status)
+                    _log.debug("GET %s, %s: status %d", redacted(source), headers.get("Range", "all"), response.status)
                 answer = judge(
                     response.status, response.headers, start=start, end=end, total=draft.total, ranged=draft.ranges
                 )
@@ -495,7 +495,7 @@ class Transfer:
             if self._attempts.restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
-        _log.info("%s: starts over: %s", masked(self.request.url), reason)
+        _log.info("%s: starts over: %s", redacted(self.request.url), reason)
         self._replace(draft, None)
         draft.retire(but=task.runner)
 
@@ -627,7 +627,7 @@ class Transfer:
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False
-        _log.info("%s: starts over: %s", masked(self.request.url), error)
+        _log.info("%s: starts over: %s", redacted(self.request.url), error)
         self._replace(draft, None)
         draft.retire()
         return True
@@ -646,7 +646,7 @@ class Transfer:
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
             came = "left alone" if self._unchanged else f"{attempts.received} bytes in {attempts.requests} requests"
-            _log.debug("%s: %s", masked(self.request.url), came if self._error is None else f"gave up: {self._error}")
+            _log.debug("%s: %s", redacted(self.request.url), came if self._error is None else f"gave up: {self._error}")
         self._on_end(
             Download(
                 url=self.request.url,

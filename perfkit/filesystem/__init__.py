@@ -1,1 +1,1 @@
-"""Touch the disk: names, traversal, hashing, batches, and changes that happen wholly or not at all."""
+"""Touch the disk, and keep nothing: names, traversal, watching, hashing, batches."""

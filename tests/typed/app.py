@@ -31,10 +31,10 @@ from perfkit import (
     VerifyReport,
 )
 from perfkit.config import parse_size
-from perfkit.filesystem.tree import Tree
 from perfkit.filesystem.watch import ALL
-from perfkit.serve import Server
+from perfkit.server.server import Server
 from perfkit.testing import Asked, FakeOrigin
+from perfkit.transactions.tree import Tree
 
 
 class Percent:

@@ -18,10 +18,10 @@ from urllib.parse import urlsplit
 
 from django.conf import settings
 
+from perfkit.archives.members import Selection
 from perfkit.config import Config, is_size, parse_size
 from perfkit.errors import ConfigError
-from perfkit.incremental.kinds import kind_of
-from perfkit.incremental.routes.members import Selection
+from perfkit.updates.source_types import kind_of
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 

@@ -8,7 +8,7 @@ from typing import Any
 from django.dispatch import Signal
 
 from perfkit.errors import PerfkitError
-from perfkit.incremental.report import SyncReport
+from perfkit.updates.report import SyncReport
 
 __all__ = ["ReceiverError", "tree_updated"]
 

@@ -18,14 +18,14 @@ from django.db import close_old_connections
 
 from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
+from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
-from perfkit.contrib.django.turns import one_at_a_time, when_free
 from perfkit.errors import LockedError, UpdateError
-from perfkit.filesystem.tree import Generation
-from perfkit.incremental.plan import Plan
-from perfkit.incremental.report import SyncReport
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
+from perfkit.transactions.tree import Generation
+from perfkit.updates.planner import Plan
+from perfkit.updates.report import SyncReport
 
 __all__ = ["Status", "plan", "rollback", "status", "sync"]
 

@@ -15,12 +15,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
 from urllib.parse import urljoin
 
-from perfkit import __version__
+from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
-from perfkit.masking import masked
+from perfkit.redact import redacted
 
 if TYPE_CHECKING:
     import requests
@@ -168,7 +168,7 @@ class HttpTransport:
                 response.drain()
             hops += 1
             if hops > (most := self._config.max_redirects):
-                raise TransferError(request.url, f"more than {most} redirects, the last to {masked(location)[:99]}")
+                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
             at = self._redirect(request.url, response.url, location)
 
     def _redirect(self, url: str, at: str, location: str) -> str:
@@ -181,11 +181,11 @@ class HttpTransport:
             target = _joined(at, location)
             scheme = origin_of(target)[0]
         except ValueError as error:
-            raise TransferError(url, f"invalid redirect URL {masked(location)[:200]!r}") from error
+            raise TransferError(url, f"invalid redirect URL {redacted(location)[:200]!r}") from error
         if scheme not in ("http", "https"):
-            raise TransferError(url, f"redirected to {masked(location)[:99]!r}, which is neither http nor https")
+            raise TransferError(url, f"redirected to {redacted(location)[:99]!r}, which is neither http nor https")
         if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
-            shown = masked(target)[:99]
+            shown = redacted(target)[:99]
             raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
         return target
 

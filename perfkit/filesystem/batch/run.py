@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 from perfkit.errors import BatchError, ConfigError
-from perfkit.filesystem.pool import pooled, usable_cpus
+from perfkit.filesystem.thread_map import pooled, usable_cpus
 from perfkit.progress.meter import Meter, Progress
 
 __all__ = ["BATCH_FILES", "BatchResult", "OnError", "Path", "Run", "beside", "forget", "temporary"]

@@ -9,8 +9,8 @@ from django.core.management.base import CommandError, CommandParser
 from perfkit.contrib.django import conf, trees
 from perfkit.contrib.django.management.command import ToolkitCommand, command_error, failures_told, returncode_of
 from perfkit.errors import ConfigError, PerfkitError
-from perfkit.incremental.plan import Plan
-from perfkit.incremental.report import SyncReport
+from perfkit.updates.planner import Plan
+from perfkit.updates.report import SyncReport
 
 
 class Command(ToolkitCommand):

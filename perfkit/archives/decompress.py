@@ -1,0 +1,175 @@
+"""Compressed streams, undone piece by piece: gzip, bzip2, xz, zstd, or nothing, as the first bytes say.
+
+Memory stays bounded whatever a stream claims: a piece of input, a piece of output, and the window of the format.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from typing import Any, Protocol
+
+from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
+from perfkit.errors import ManifestError
+
+__all__ = ["Decoder", "Inflate", "Unpacked", "compression", "decode", "zstd_decoder"]
+
+_MAGIC = {
+    "gzip": re.compile(rb"\x1f\x8b\x08"),
+    "bzip2": re.compile(rb"BZh[1-9](?:1AY&SY|\x17rE8P\x90)"),
+    "xz": re.compile(rb"\xfd7zXZ\x00"),
+    "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # RFC 8878 sections 3.1.1 and 3.1.2
+}
+_MAGIC_BYTES = 10
+
+
+def compression(first: bytes) -> str | None:
+    """The format that a stream with these first bytes (10 or more, if it has them) is compressed in; None if none."""
+    return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
+
+
+class Decoder(Protocol):
+    """What bz2, lzma and zstd offer alike."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
+
+
+class Inflate:
+    """zlib in that manner. `wbits` is 31 for gzip and -15 for bare deflate."""
+
+    def __init__(self, wbits: int) -> None:
+        self._inflate = zlib.decompressobj(wbits)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        return self._inflate.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        return self._inflate.unused_data
+
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes:
+        tail = self._inflate.unconsumed_tail
+        output = self._inflate.decompress(tail + data if tail else data, max(max_length, 0))
+        full = len(output) == max_length  # zlib may hold more, even when it has taken all input
+        self.needs_input = not (full or self._inflate.unconsumed_tail)
+        return output
+
+
+def zstd_decoder(limits: Limits) -> Decoder:
+    """A decoder of one zstd frame."""
+    zstd = _zstd()
+    window_log = min(max(limits.window_bytes.bit_length() - 1, 10), 31)
+    decoder: Decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
+    return decoder
+
+
+def _zstd() -> Any:
+    try:
+        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # from Python 3.14 on
+    except ImportError:
+        from backports import zstd
+    return zstd
+
+
+def _decoder(name: str, limits: Limits) -> Decoder:
+    if name == "gzip":
+        return Inflate(31)
+    if name == "bzip2":
+        import bz2
+
+        return bz2.BZ2Decompressor()
+    if name == "xz":
+        import lzma
+
+        return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=limits.window_bytes)
+    return zstd_decoder(limits)
+
+
+def decode(decoder: Decoder, data: bytes, what: str) -> bytes:
+    """The next piece of output, which may be empty.
+
+    Raises:
+        ManifestError: `what`, such as "the gzip stream", is damaged.
+    """
+    try:
+        return decoder.decompress(data, CHUNK_BYTES)
+    except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError, and bz2's OSError: each has its own
+        raise ManifestError(f"{what} is damaged, or needs too much memory: {error}") from error
+
+
+class Unpacked:
+    """The bytes of `source`, decompressed as its first bytes say; forwards only.
+
+    One layer is undone, and no more: an archive in an archive is a file.
+
+    Attributes:
+        packed: bytes read from `source`.
+        unpacked: bytes that came out.
+    """
+
+    def __init__(self, source: Readable, limits: Limits) -> None:
+        self._source = source
+        self._limits = limits
+        self.packed = self.unpacked = 0
+        self._rest = b""  # read, and not yet given to the decoder
+        self._lookahead()
+        self._name = compression(self._rest)
+        self._decoder = _decoder(self._name, limits) if self._name else None
+        self._what = f"the {self._name} stream"
+
+    def piece(self) -> bytes:
+        """The next bytes, CHUNK_BYTES at most; none at the end, which is then known to be the right one.
+
+        Raises:
+            ManifestError: damaged, cut short, a bomb, or followed by something else.
+        """
+        if self._decoder is None:
+            output, self._rest = self._rest or self._read(), b""
+            self.unpacked += len(output)
+            self._limits.check_ratio(self.unpacked, self.unpacked)
+            return output
+        while True:
+            if self._decoder.eof and not self._next_stream():
+                return b""
+            if self._decoder.needs_input and not self._rest:
+                self._rest = self._read()
+                if not self._rest:
+                    raise ManifestError(f"{self._what} is cut short")
+            data, self._rest = self._rest, b""
+            output = decode(self._decoder, data, self._what)
+            if self._decoder.eof:
+                self._rest = self._decoder.unused_data
+            if output:
+                self.unpacked += len(output)
+                self._limits.check_ratio(self.unpacked, self.packed)
+                return output
+
+    def _next_stream(self) -> bool:
+        """Go on to the next of several compressed streams in a row; False if that was the last."""
+        assert self._name is not None
+        self._lookahead()
+        if compression(self._rest) == self._name:
+            self._decoder = _decoder(self._name, self._limits)
+            return True
+        while self._rest:
+            if self._rest.strip(b"\0"):
+                raise ManifestError(f"{self._what} is followed by something else")
+            self._rest = self._read()
+        return False
+
+    def _lookahead(self) -> None:
+        while len(self._rest) < _MAGIC_BYTES and (more := self._read()):
+            self._rest += more
+
+    def _read(self) -> bytes:
+        data = self._source.read(CHUNK_BYTES)
+        self.packed += len(data)
+        return data

@@ -1,0 +1,185 @@
+"""Tar archives, plain or compressed, read once and forwards.
+
+ustar, GNU long names and PAX (POSIX.1-2001, pax(1)); header blocks are parsed by `tarfile`. What `tarfile` would do
+besides (read headers of any size into memory, follow links, extract) is not used.
+"""
+
+from __future__ import annotations
+
+import tarfile
+from collections.abc import Generator, Iterator
+
+from perfkit.archives.decompress import Unpacked
+from perfkit.archives.members import Limits, Member, Readable, Roster, Selection
+from perfkit.errors import ManifestError
+
+__all__ = ["Content", "is_header", "read_members"]
+
+_BLOCK = 512
+_EXTENSION_BYTES = 256 << 10  # the most that one PAX header or long name may have
+_TRAILER_BYTES = 64 << 20  # what may follow the end-of-archive blocks: padding
+_FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
+_EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
+               tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+_KINDS = {
+    tarfile.DIRTYPE: "directory",
+    tarfile.SYMTYPE: "a symbolic link",
+    tarfile.LNKTYPE: "a hard link",
+    tarfile.CHRTYPE: "a device",
+    tarfile.BLKTYPE: "a device",
+    tarfile.FIFOTYPE: "a named pipe",
+}
+
+Content = Iterator[memoryview]
+
+
+def is_header(block: bytes) -> bool:
+    """Whether these are the first bytes of a tar archive: a header block whose checksum holds."""
+    try:
+        return bool(_parse(block[:_BLOCK]).name)
+    except ManifestError:
+        return False
+
+
+def read_members(
+    source: Readable, *, selection: Selection | None = None, limits: Limits | None = None
+) -> Iterator[tuple[Member, Content]]:
+    """The wanted files in a tar archive, one after another, each with its content in pieces.
+
+    What a caller leaves of a content is skipped. Only when the iterator has ended has the whole archive been checked,
+    its names against each other and the compressor's checksum included: nothing may be committed earlier.
+
+    Raises:
+        ManifestError: damaged, cut short, a bomb; a wanted member is a link, a device, sparse, or there twice.
+        UnsafePathError: a name that leads outside, or that can't stand in one tree with another.
+        Anything that `source` raises.
+    """
+    limits = limits or Limits()
+    return _read_members(_Blocks(Unpacked(source, limits)), Roster(selection or Selection(), limits), limits)
+
+
+def _read_members(blocks: _Blocks, roster: Roster, limits: Limits) -> Iterator[tuple[Member, Content]]:
+    path: str | None = None  # what extension headers say of the next member
+    size: int | None = None
+    sparse = False
+    extensions = 0
+    while (block := blocks.take_exactly(_BLOCK)).strip(b"\0"):
+        header = _parse(block)
+        if header.type in _EXTENSIONS:
+            extensions += 1
+            if extensions > 2 * limits.members:
+                raise ManifestError("the tar archive has too many extension headers")
+            if header.size > _EXTENSION_BYTES:
+                raise ManifestError(f"the tar archive has an extension header of {header.size} bytes")
+            payload = blocks.take_exactly(header.size)
+            blocks.skip(-header.size % _BLOCK)
+            if header.type == tarfile.GNUTYPE_LONGNAME:
+                path = payload.partition(b"\0")[0].decode(errors="surrogateescape")
+            elif header.type != tarfile.GNUTYPE_LONGLINK:
+                records = _parse_pax(payload)
+                sparse = sparse or any(key.startswith("GNU.sparse.") for key in records)
+                if header.type == tarfile.XGLTYPE and not records.keys().isdisjoint(("path", "size")):
+                    raise ManifestError("the tar archive has a global header that names all members alike")
+                path = records.get("path", path)
+                size = _parse_size(records["size"]) if "size" in records else size
+            continue
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise ManifestError(f"member {header.name!r} is a sparse file; the archive must be made without --sparse")
+        name = header.name if path is None else path
+        header.size = header.size if size is None else size
+        kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
+        if sparse:
+            kind = "a sparse file"
+        elif kind == "file" and name.endswith("/"):
+            kind = "directory"  # as archives older than POSIX write it
+        wanted = roster.admit(name, kind=kind)
+        # POSIX gives links, directories and devices no content, whatever their size field says
+        length = 0 if header.type in _KINDS else header.size
+        end = blocks.position + length
+        if wanted is not None:
+            content = blocks.pieces(end)
+            yield Member(wanted, length, bool(header.mode & 0o100)), content
+            content.close()  # whoever still holds it must not move the stream
+        blocks.skip(end - blocks.position + -length % _BLOCK)
+        path = size = None
+        sparse = False
+    roster.close()
+    blocks.drain(_TRAILER_BYTES)
+
+
+def _parse(block: bytes) -> tarfile.TarInfo:
+    try:
+        header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
+    except (tarfile.HeaderError, ValueError) as error:
+        raise ManifestError(f"not a tar archive, or a damaged one: {error}") from error
+    if header.size < 0:
+        raise ManifestError(f"the tar archive has a member of {header.size} bytes")
+    return header
+
+
+def _parse_pax(payload: bytes) -> dict[str, str]:
+    """The records of an extended header: `length keyword=value` and a line feed each."""
+    records = {}
+    position = 0
+    while position < len(payload):
+        digits = payload[position : position + 10].partition(b" ")[0]
+        length = int(digits) if digits.isdigit() else 0
+        record = payload[position + len(digits) + 1 : position + length]
+        key, separator, value = record[:-1].partition(b"=")
+        if position + length > len(payload) or not record.endswith(b"\n") or not separator:
+            raise ManifestError("the tar archive has a damaged PAX header")
+        records[key.decode(errors="surrogateescape")] = value.decode(errors="surrogateescape")
+        position += length
+    return records
+
+
+def _parse_size(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ManifestError(f"the tar archive has a member of {text!r} bytes")
+    return int(text)
+
+
+class _Blocks:
+    """The unpacked stream, with a position."""
+
+    def __init__(self, unpacked: Unpacked) -> None:
+        self._unpacked = unpacked
+        self._piece = memoryview(b"")
+        self.position = 0
+
+    def take(self, most: int) -> memoryview:
+        """At least one byte, unless `most` is 0, and no more than are at hand.
+
+        Raises:
+            ManifestError: the stream has ended.
+        """
+        if not self._piece and most:
+            self._piece = memoryview(self._unpacked.piece())
+            if not self._piece:
+                raise ManifestError("the tar archive is cut short")
+        taken, self._piece = self._piece[:most], self._piece[most:]
+        self.position += len(taken)
+        return taken
+
+    def take_exactly(self, count: int) -> bytes:
+        taken = bytes(self.take(count))
+        while len(taken) < count:
+            taken += self.take(count - len(taken))
+        return taken
+
+    def pieces(self, end: int) -> Generator[memoryview, None, None]:
+        while self.position < end:
+            yield self.take(end - self.position)
+
+    def skip(self, count: int) -> None:
+        while count > 0:
+            count -= len(self.take(count))
+
+    def drain(self, most: int) -> None:
+        """Read to the end, so that the compressor's checksum is compared."""
+        end = self.position + most
+        while piece := self._piece or self._unpacked.piece():
+            self.position += len(piece)
+            self._piece = memoryview(b"")
+            if self.position > end:
+                raise ManifestError(f"the tar archive goes on for more than {most} bytes after its end")

@@ -1,1 +1,0 @@
-"""Change only what changed: releases, plans, routes, and the updater that commits them."""

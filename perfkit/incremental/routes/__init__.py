@@ -1,1 +1,0 @@
-"""Ways to obtain the content of a file."""

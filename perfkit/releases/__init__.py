@@ -1,0 +1,1 @@
+"""What perfkit publishes, and what reads it."""

@@ -1,0 +1,353 @@
+"""The route that fetches a delta: the manifest's change, then new contents in groups, each one frame against old ones.
+
+Nothing here verifies content: whoever writes a file checks its SHA-256 against the manifest when it is whole. The new
+manifest is verified here.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from io import BytesIO
+from itertools import islice
+from typing import BinaryIO, NoReturn
+
+from perfkit.errors import ManifestError
+from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
+from perfkit.releases.format.frames import Write
+from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, side_by_side
+from perfkit.releases.format.zstd import against, compress, expand, expand_stream
+
+__all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
+
+MAX_GROUP_BYTES = 3 << 20  # of a group's old content, and of its new content
+_MAX_TABLE_BYTES = 64 << 20
+_MAGIC = b"perfkit delta 1\n"
+_HEAD_BYTES = len(_MAGIC) + 64 + 8
+_READ_BYTES = 64 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `offset` up to `offset + length` of the file `entry` of a manifest."""
+
+    entry: int
+    offset: int
+    length: int
+
+
+@dataclass(frozen=True, slots=True)
+class Group:
+    """One frame.
+
+    Attributes:
+        sources: of the old tree; their bytes, joined, are the prefix that the frame was made against.
+        outputs: of the new tree; the frame's content is their bytes, joined.
+        bytes: the frame's size.
+    """
+
+    sources: tuple[Span, ...]
+    outputs: tuple[Span, ...]
+    bytes: int
+
+    @property
+    def size(self) -> int:
+        """Bytes of new content."""
+        return sum(span.length for span in self.outputs)
+
+
+@dataclass(frozen=True, slots=True)
+class Slice:
+    """A part of the new manifest's canonical bytes.
+
+    Attributes:
+        length: its bytes.
+        start: where the part of the old manifest begins that the frame was made against.
+        source: how long that is; 0 for none.
+        frame: what holds it.
+    """
+
+    length: int
+    start: int
+    source: int
+    frame: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A delta that has been opened: its table is read, its frames are still to come.
+
+    Attributes:
+        origin_sha256: digest of the manifest that it starts from.
+        target_sha256: digest of the manifest that it leads to.
+    """
+
+    origin_sha256: bytes
+    target_sha256: bytes
+    _file: BinaryIO = field(repr=False)
+    _table: _Table = field(repr=False)
+
+    @classmethod
+    def open(cls, file: BinaryIO) -> Delta:
+        """Read the table of a delta, and leave the file at its first frame.
+
+        Raises:
+            ManifestError: it is damaged, beyond a limit, or of an unknown format version.
+        """
+        head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
+        origin, target = head.take(32), head.take(32)
+        packed, size = head.number(), head.number()
+        if not 0 < packed <= _MAX_TABLE_BYTES or size > _MAX_TABLE_BYTES:
+            _refuse("its table is larger than any client reads")
+        return cls(origin, target, file, _Table(expand(_exactly(file, packed), size)))
+
+    def new_manifest(self, old: Manifest) -> Manifest:
+        """The manifest that the delta leads to; call it once, before `groups`.
+
+        Args:
+            old: the one it starts from.
+
+        Raises:
+            ManifestError: `old` is another one, the delta is damaged, or what it makes is not what it promised.
+            UnsafePathError: a name in the new manifest can't be.
+        """
+        if old.sha256 != self.origin_sha256:
+            _refuse(f"it starts from manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
+        made, raw = BytesIO(), memoryview(old.raw)
+        for length, start, source, size in self._table.manifest:
+            if start + source > len(old.raw):
+                _refuse("it refers to more of the old manifest than there is")
+            made.write(expand(_exactly(self._file, size), length, prefix=raw[start : start + source]))
+        return Manifest.parse(made.getvalue(), sha256=self.target_sha256)
+
+    def groups(self, old: Manifest, new: Manifest) -> Groups:
+        """What the delta makes and needs, in order, as often as asked; checked against both manifests.
+
+        Every content of `new` that `old` does not have is made for one of its entries (the others are
+        copies of that one); empty contents are not listed.
+
+        Raises:
+            ManifestError: that does not hold, or a limit is passed.
+        """
+        groups = Groups(self._table, old, new)
+        _check_outputs(groups, old, new)
+        return groups
+
+    def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes | None], write: Write) -> int:
+        """Make the new contents, group by group; call it once, after `new_manifest`.
+
+        A group whose sources are not all here is passed over, and so is what is damaged: the others are made.
+
+        Args:
+            groups: all of `groups`.
+            read: gives the bytes of a span of the old tree, or None if they are not to be had; that they are the old
+                content is the caller's to know.
+            write: takes the bytes of the new contents, each file's in order, in parts.
+
+        Returns:
+            How many groups were passed over for want of their sources.
+
+        Raises:
+            ManifestError: the delta is damaged, or `read` gave other content than it was made against; after all that
+                could be made has been.
+        """
+        lacking = 0
+        damage: ManifestError | None = None
+        for group in groups:
+            frame = _chunks(self._file, group.bytes)
+            try:
+                if not _make(group, frame, read, write):
+                    lacking += 1
+            except ManifestError as error:
+                damage = error
+            for _ in frame:  # to the next group, whatever came of this one
+                pass
+        if damage is not None:
+            raise damage
+        if self._file.read(1):
+            _refuse("it is longer than its table says")
+        return lacking
+
+
+def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> bool:
+    """Make the contents of one group; False if its sources are not here."""
+    prefix = _prefix(group, read)
+    if prefix is None:
+        return False
+    base = against(prefix)
+    del prefix  # of which that is a copy
+    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
+    return True
+
+
+def _prefix(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
+    """The sources of a group, one after the other; None if one is not here."""
+    prefix = bytearray(sum(span.length for span in group.sources))
+    place = 0
+    for span in group.sources:
+        data = read(span)
+        if data is None:
+            return None
+        if len(data) != span.length:
+            _refuse("an old file is shorter than the manifest says")
+        prefix[place : place + span.length] = data
+        place += span.length
+    return prefix
+
+
+def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:
+    spans = iter(outputs)
+    span, done = next(spans), 0
+    for chunk in chunks:
+        view = memoryview(chunk)
+        while view:
+            if done == span.length:
+                span, done = next(spans), 0
+            part = view[: span.length - done]
+            write(span.entry, span.offset + done, part)
+            done += len(part)
+            view = view[len(part) :]
+
+
+class _Table:
+    """The table of a delta: columns, resolved against manifests when these are known."""
+
+    def __init__(self, raw: bytes) -> None:
+        reader = Reader(raw, "delta table", b"")
+        slices, groups, sources, outputs = (reader.number() for _ in range(4))
+        columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
+        self.manifest = list(zip(*columns, strict=True))  # new length, start and length in the old, bytes of the frame
+        self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
+        self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
+        self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
+        reader.end()
+        if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
+            _refuse("its counts don't agree")
+        if sum(row[0] for row in self.manifest) > MAX_MANIFEST_BYTES:
+            _refuse("its manifest is larger than any client reads")
+        if any(max(row[0], row[2]) > MAX_GROUP_BYTES for row in self.manifest):
+            _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+
+    def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
+        """The groups, checked for their bounds."""
+        sources, outputs = _spans(self.sources, old), _spans(self.outputs, new)
+        for from_count, to_count, size in zip(self.sources_of, self.outputs_of, self.bytes, strict=True):
+            group = Group(tuple(islice(sources, from_count)), tuple(islice(outputs, to_count)), size)
+            if max(group.size, sum(span.length for span in group.sources)) > MAX_GROUP_BYTES:
+                _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+            yield group
+
+
+class Groups:
+    """The groups of a delta, made from its table one at a time: thousands of spans would take megabytes."""
+
+    def __init__(self, table: _Table, old: Manifest, new: Manifest) -> None:
+        self._table = table
+        self._old = old
+        self._new = new
+
+    def __len__(self) -> int:
+        return len(self._table.bytes)
+
+    def __iter__(self) -> Iterator[Group]:
+        return self._table.groups(self._old, self._new)
+
+
+def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
+    """Spans from columns: steps from entry to entry, offsets, and lengths, where 0 is the rest of the file."""
+    entry = -1
+    for step, offset, length in zip(*columns, strict=True):
+        entry += 1 + unzigzag(step)
+        if not 0 <= entry < len(manifest):
+            _refuse("it refers to a file that isn't there")
+        length = length or max(0, manifest.size(entry) - offset)
+        if not 0 < length <= manifest.size(entry) - offset:
+            _refuse(f"it refers to bytes that {manifest.name(entry)} does not have")
+        yield Span(entry, offset, length)
+
+
+def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> None:
+    reached = array("Q", bytes(8 * len(new)))
+    for group in groups:
+        for span in group.outputs:
+            if span.offset != reached[span.entry]:
+                _refuse(f"the pieces of {new.name(span.entry)} are not in order")
+            reached[span.entry] = span.offset + span.length
+    unmade = bytearray(len(new))
+    for entry, end in enumerate(reached):
+        if end not in (0, new.size(entry)):
+            _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
+        unmade[entry] = end == 0 < new.size(entry)
+    for _, here, there in side_by_side(old, new):  # most are as they were, and need no dictionary
+        if here is not None and there is not None and (old.digest(here), old.size(here)) == (
+            new.digest(there), new.size(there)
+        ):  # fmt: skip
+            unmade[there] = 0
+    lacking = {new.digest(entry): new.size(entry) for entry, lacks in enumerate(unmade) if lacks}
+    for entry, end in enumerate(reached):
+        if end and lacking.pop(new.digest(entry), end) != end:
+            _refuse("one digest for contents of different sizes")
+    for digest in old.digests():
+        lacking.pop(digest, None)
+    if lacking:
+        _refuse(f"{len(lacking)} contents that it does not make, and that the old tree does not have")
+
+
+def write_delta(
+    write: Callable[[bytes], object], old: Manifest, new: Manifest, slices: Sequence[Slice],
+    groups: Sequence[Group], frames: Iterable[bytes],
+) -> None:  # fmt: skip
+    """Write what `Delta.open` reads.
+
+    Args:
+        slices: the new manifest, in order.
+        groups: with the sizes of their frames.
+        frames: one for each group.
+    """
+    sources = [span for group in groups for span in group.sources]
+    outputs = [span for group in groups for span in group.outputs]
+    raw = b"".join((
+        *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
+        pack_column(4, (part.length for part in slices)),
+        pack_column(8, (part.start for part in slices)),
+        pack_column(4, (part.source for part in slices)),
+        pack_column(4, (len(part.frame) for part in slices)),
+        pack_column(4, (len(group.sources) for group in groups)),
+        pack_column(4, (len(group.outputs) for group in groups)),
+        pack_column(4, (group.bytes for group in groups)),
+        *_columns(sources, old),
+        *_columns(outputs, new),
+    ))  # fmt: skip
+    table = compress(raw)
+    write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
+    write(table)
+    for part in slices:
+        write(part.frame)
+    for frame in frames:
+        write(frame)
+
+
+def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, bytes]:
+    before = [-1, *(span.entry for span in spans)]
+    steps = (zigzag(span.entry - last - 1) for span, last in zip(spans, before, strict=False))
+    rest = (0 if span.offset + span.length == manifest.size(span.entry) else span.length for span in spans)
+    return pack_column(4, steps), pack_column(8, (span.offset for span in spans)), pack_column(4, rest)
+
+
+def _exactly(file: BinaryIO, size: int) -> bytes:
+    data = file.read(size)
+    if len(data) != size:
+        _refuse("cut short")
+    return data
+
+
+def _chunks(file: BinaryIO, size: int) -> Iterator[bytes]:
+    while size:
+        data = _exactly(file, min(size, _READ_BYTES))
+        size -= len(data)
+        yield data
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ManifestError(f"delta: {reason}")

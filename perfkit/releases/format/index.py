@@ -1,0 +1,372 @@
+"""Where the content of each file lies: packs, frames in them, pieces of files in these. Pure.
+
+A pack is an object made of zstd frames that are decoded one by one. A piece is a part of one file's content, whole for
+most files, within one frame. Contents that several entries share are listed once, for the first of them.
+"""
+
+from __future__ import annotations
+
+from array import array
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import NoReturn
+
+from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import pack_numbers
+from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import ObjectRef, PackedRef
+
+__all__ = ["MAX_FRAME_BYTES", "Frame", "Index", "Pack", "PackRange", "Piece"]
+
+MAX_FRAME_BYTES = 16 << 20
+MAX_DICTIONARY_BYTES = 256 << 10
+_MAX_PACKS = 4096
+_MAX_COUNT = 1 << 24
+_MAGIC = b"perfkit index 1\n"
+
+
+@dataclass(frozen=True, slots=True)
+class Pack:
+    """An object that holds frames, and the dictionary that all of them were made with, if any."""
+
+    object: ObjectRef
+    dictionary: PackedRef | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """A part of a file's content within a frame.
+
+    Attributes:
+        entry: which file, as index into the manifest.
+        offset: where the part begins in the file.
+        start: where it begins in the frame's content.
+        length: its bytes.
+        tag: the first 8 bytes of its SHA-256, little-endian, where the file is in several pieces and the index has
+            tags; else 0. It finds pieces that a client has; it proves nothing.
+    """
+
+    entry: int
+    offset: int
+    start: int
+    length: int
+    tag: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Frame:
+    """One zstd frame.
+
+    Attributes:
+        pack: index into the packs.
+        at: where it begins in the pack's object.
+        bytes: its compressed size.
+        size: its content's size.
+        pieces: what of it this release has use for.
+    """
+
+    pack: int
+    at: int
+    bytes: int
+    size: int
+    pieces: tuple[Piece, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class PackRange:
+    """Bytes to fetch: `start` up to `end` of a pack's object, for these frames (numbers of the index)."""
+
+    pack: int
+    start: int
+    end: int
+    frames: tuple[int, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """The frames of a release, in the order of packs and of places in them; a sequence of `Frame`.
+
+    Attributes:
+        manifest_sha256: of the manifest that entries are counted in.
+        packs: the objects that frames lie in.
+    """
+
+    manifest_sha256: bytes
+    packs: tuple[Pack, ...]
+    _packs_of: array[int] = field(repr=False)
+    _at: array[int] = field(repr=False)
+    _bytes: array[int] = field(repr=False)
+    _sizes: array[int] = field(repr=False)
+    _first: array[int] = field(repr=False)  # of the pieces; one more than frames
+    _entries: array[int] = field(repr=False)
+    _offsets: array[int] = field(repr=False)
+    _starts: array[int] = field(repr=False)
+    _lengths: array[int] = field(repr=False)
+    _tags: array[int] = field(repr=False)
+
+    def __len__(self) -> int:
+        return len(self._at)
+
+    def __getitem__(self, number: int) -> Frame:
+        if not 0 <= number < len(self):
+            raise IndexError(number)
+        pieces = tuple(map(self.piece, range(self._first[number], self._first[number + 1])))
+        return Frame(self._packs_of[number], self._at[number], self._bytes[number], self._sizes[number], pieces)
+
+    def __iter__(self) -> Iterator[Frame]:
+        return map(self.__getitem__, range(len(self)))
+
+    def piece(self, number: int) -> Piece:
+        """One piece, counted through all frames."""
+        tag = self._tags[number] if self._tags else 0
+        return Piece(self._entries[number], self._offsets[number], self._starts[number], self._lengths[number], tag)
+
+    def start_of(self, number: int) -> int:
+        """Where a piece begins in its frame's content."""
+        return self._starts[number]
+
+    def place(self, number: int) -> tuple[int, int]:
+        """Where a frame begins in its pack, and its compressed size."""
+        return self._at[number], self._bytes[number]
+
+    def pack_of(self, number: int) -> int:
+        """Which pack a frame lies in."""
+        return self._packs_of[number]
+
+    def content_bytes(self, number: int) -> int:
+        """The size of a frame's content."""
+        return self._sizes[number]
+
+    def pieces_of(self, number: int) -> range:
+        """The numbers of a frame's pieces."""
+        return range(self._first[number], self._first[number + 1])
+
+    def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
+        """The numbers of all pieces of files that are wanted, in the order of frames."""
+        return pack_numbers(number for number, entry in enumerate(self._entries) if wanted(entry))
+
+    def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
+        """What to fetch for these pieces.
+
+        Args:
+            pieces: in ascending order, as from `pieces`.
+            max_gap: so many bytes of no use are fetched rather than another request made.
+            max_bytes: of one range, unless a single frame is larger; None: no limit.
+        """
+        ranges: list[PackRange] = []
+        frame = 0
+        for number in pieces:
+            while self._first[frame + 1] <= number:
+                frame += 1
+            pack, start, end = self._packs_of[frame], self._at[frame], self._at[frame] + self._bytes[frame]
+            last = ranges[-1] if ranges else None
+            if last is not None and last.frames[-1] == frame:
+                continue
+            fits = last is not None and (max_bytes is None or end - last.start <= max_bytes)
+            if fits and last is not None and last.pack == pack and start - last.end <= max_gap:
+                ranges[-1] = PackRange(pack, last.start, end, (*last.frames, frame))
+            else:
+                ranges.append(PackRange(pack, start, end, (frame,)))
+        return ranges
+
+    @classmethod
+    def parse(cls, raw: bytes, manifest: Manifest) -> Index:
+        """Read an index, and see that it gives all content of this manifest, once and wholly.
+
+        Raises:
+            ManifestError: it does not, or belongs to another manifest, or is beyond a limit.
+        """
+        reader = Reader(raw, "index", _MAGIC)
+        of = reader.take(32)
+        if of != manifest.sha256:
+            _refuse(f"it belongs to manifest {of.hex()}, not {manifest.sha256.hex()}")
+        pack_count, frame_count, piece_count, tag_count = (reader.number() for _ in range(4))
+        if pack_count > _MAX_PACKS or max(frame_count, piece_count, tag_count) > _MAX_COUNT:
+            _refuse("more packs, frames or pieces than any client reads")
+        packs = _read_packs(reader, pack_count)
+        per_pack = reader.column(4, pack_count)
+        gaps, sizes, tails, per_frame = (
+            reader.column(8, frame_count), reader.column(4, frame_count),
+            reader.column(4, frame_count), reader.column(4, frame_count),
+        )  # fmt: skip
+        columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
+        tags = reader.column(8, tag_count)
+        reader.end()
+        if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
+            _refuse("its counts don't agree")
+        packs_of, at = _places(packs, per_pack, gaps, sizes)
+        first = array("I", (0,))
+        for count in per_frame:
+            first.append(first[-1] + count)
+        pieces = _Pieces(manifest, columns, tags)
+        contents = array("I")
+        for frame in range(frame_count):
+            size = pieces.read(first[frame], first[frame + 1]) + tails[frame]
+            if not 0 < size <= MAX_FRAME_BYTES:
+                _refuse(f"a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed")
+            contents.append(size)
+        pieces.check()
+        return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)
+
+    @staticmethod
+    def encode(manifest: Manifest, packs: Sequence[Pack], frames: Sequence[Frame], *, tags: bool) -> bytes:
+        """The bytes that `parse` reads, from frames in order; pieces of one content must be listed once."""
+        per_pack = [0] * len(packs)
+        gaps, tails, ends = [], [], [0] * len(packs)
+        rows: list[tuple[int, int, int, int]] = []
+        tag_values = []
+        last_entry, expected = -1, {-1: 0}
+        for frame in frames:
+            per_pack[frame.pack] += 1
+            gaps.append(frame.at - ends[frame.pack])
+            ends[frame.pack] = frame.at + frame.bytes
+            end = used = 0
+            for piece in frame.pieces:
+                whole = piece.offset + piece.length == manifest.size(piece.entry)
+                rows.append((
+                    zigzag(piece.entry - last_entry - 1), zigzag(piece.offset - expected.get(piece.entry, 0)),
+                    zigzag(piece.start - end), 0 if whole else piece.length,
+                ))  # fmt: skip
+                if tags and (piece.offset or not whole):
+                    tag_values.append(piece.tag)
+                last_entry, expected[piece.entry] = piece.entry, piece.offset + piece.length
+                end = piece.start + piece.length
+                used = max(used, end)
+            tails.append(frame.size - used)
+        shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
+        counts = (len(packs), len(frames), len(rows), len(tag_values))
+        return b"".join((
+            _MAGIC,
+            manifest.sha256,
+            *(count.to_bytes(4, "little") for count in counts),
+            b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
+            pack_column(8, (pack.object.bytes for pack in packs)),
+            b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
+            pack_column(4, (packed.object.bytes for packed in shared)),
+            pack_column(4, (packed.size for packed in shared)),
+            pack_column(4, per_pack),
+            pack_column(8, gaps),
+            pack_column(4, (frame.bytes for frame in frames)),
+            pack_column(4, tails),
+            pack_column(4, (len(frame.pieces) for frame in frames)),
+            *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
+            pack_column(8, tag_values),
+        ))  # fmt: skip
+
+
+class _Pieces:
+    """Pieces as they are read: columns of differences in, columns of places out."""
+
+    def __init__(self, manifest: Manifest, columns: list[array[int]], tags: array[int]) -> None:
+        self._manifest = manifest
+        self._coded = columns
+        self._coded_tags = tags
+        self._tags_used = 0
+        self._entry = -1
+        self._expected = array("Q", bytes(8 * len(manifest)))
+        longest = max((manifest.size(entry) for entry in range(len(manifest))), default=0)
+        offsets = array("I" if longest < 1 << 32 else "Q")
+        self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
+
+    def read(self, begin: int, end: int) -> int:
+        """Take the pieces of one frame; returns how much of the frame they reach to."""
+        entries, offsets, starts, lengths, tags = self.columns
+        steps, jumps, moves, given = self._coded
+        place = used = 0
+        for number in range(begin, end):
+            self._entry += 1 + unzigzag(steps[number])
+            if not 0 <= self._entry < len(self._manifest):
+                _refuse("a piece of a file that isn't there")
+            offset = self._expected[self._entry] + unzigzag(jumps[number])
+            start = place + unzigzag(moves[number])
+            left = self._manifest.size(self._entry) - offset
+            length = given[number] or left
+            if min(offset, start) < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
+                _refuse("a piece outside its file or frame")
+            place = start + length
+            self._expected[self._entry] = offset + length
+            used = max(used, place)
+            entries.append(self._entry)
+            offsets.append(offset)
+            starts.append(start)
+            lengths.append(length)
+            if self._coded_tags:
+                tags.append(self._tag() if offset or length != left else 0)
+        return used
+
+    def _tag(self) -> int:
+        if self._tags_used == len(self._coded_tags):
+            _refuse("too few tags")
+        self._tags_used += 1
+        return self._coded_tags[self._tags_used - 1]
+
+    def check(self) -> None:
+        """See that the pieces make up every content of the manifest, each byte once."""
+        if self._tags_used != len(self._coded_tags):
+            _refuse("too many tags")
+        entries, offsets, _, lengths, _ = self.columns
+        reached = array("Q", bytes(8 * len(self._manifest)))
+        later = []
+        for number, entry in enumerate(entries):
+            if offsets[number] == reached[entry]:
+                reached[entry] += lengths[number]
+            else:
+                later.append(number)
+        for number in sorted(later, key=offsets.__getitem__):
+            if offsets[number] != reached[entries[number]]:
+                _refuse("pieces of a file that overlap or leave a gap")
+            reached[entries[number]] += lengths[number]
+        shared: dict[bytes, int] = {}  # contents of entries that are not listed: another entry must be
+        for entry, end in enumerate(reached):
+            size = self._manifest.size(entry)
+            if end == 0 and size and shared.setdefault(self._manifest.digest(entry), size) != size:
+                _refuse("one digest for contents of different sizes")
+            if end not in (0, size):
+                _refuse(f"only {end} of the {size} bytes of {self._manifest.name(entry)}")
+        for entry, end in enumerate(reached):
+            if end and shared.pop(self._manifest.digest(entry), end) != end:
+                _refuse("one digest for contents of different sizes")
+        if shared:
+            _refuse(f"{len(shared)} contents that it says nothing of")
+
+
+def _read_packs(reader: Reader, count: int) -> tuple[Pack, ...]:
+    digests = reader.take(32 * count)
+    sizes = reader.column(8, count)
+    dictionaries = reader.take(32 * count)
+    dictionary_bytes, dictionary_sizes = reader.column(4, count), reader.column(4, count)
+    packs = []
+    for number in range(count):
+        cut = slice(32 * number, 32 * number + 32)
+        shared = None
+        if dictionary_sizes[number]:
+            if max(dictionary_sizes[number], dictionary_bytes[number]) > MAX_DICTIONARY_BYTES:
+                _refuse(f"a dictionary larger than {MAX_DICTIONARY_BYTES} bytes")
+            shared = PackedRef(ObjectRef(dictionaries[cut].hex(), dictionary_bytes[number]), dictionary_sizes[number])
+        elif dictionary_bytes[number] or any(dictionaries[cut]):
+            _refuse("a dictionary of no bytes")
+        packs.append(Pack(ObjectRef(digests[cut].hex(), sizes[number]), shared))
+    return tuple(packs)
+
+
+def _places(
+    packs: tuple[Pack, ...], per_pack: array[int], gaps: array[int], sizes: array[int]
+) -> tuple[array[int], array[int]]:
+    packs_of, at = array("I"), array("Q")
+    frame = 0
+    for number, count in enumerate(per_pack):
+        end = 0
+        for _ in range(count):
+            start = end + gaps[frame]
+            end = start + sizes[frame]
+            if not sizes[frame] or end > packs[number].object.bytes:
+                _refuse("a frame outside its pack")
+            packs_of.append(number)
+            at.append(start)
+            frame += 1
+    return packs_of, at
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ManifestError(f"index: {reason}")

@@ -1,0 +1,336 @@
+"""What a tree holds: names, sizes, SHA-256 digests and the executable bit of its files. Pure.
+
+A manifest is kept as its canonical bytes and read from them when asked, so that a hundred thousand files cost ten
+megabytes and not a hundred. `docs/format.md` has the layout.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import operator
+import re
+from array import array
+from bisect import bisect_left
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import NamedTuple, TypeVar, overload
+
+from perfkit.errors import ManifestError
+from perfkit.filesystem.compact import sort_numbers
+from perfkit.filesystem.paths import check_name, check_names, fold_name
+from perfkit.releases.format.columns import Reader, pack_column
+
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]
+
+MAX_ENTRIES = 1_000_000
+MAX_MANIFEST_BYTES = 128 << 20
+MAX_NAME_BYTES = 4096  # PATH_MAX of Linux
+MAX_FILE_BYTES = 1 << 50
+
+T = TypeVar("T")
+
+_MAGIC = b"perfkit manifest 1\n"
+_WHAT = "manifest"
+_BATCH = 512
+_LINE_FEED = re.compile(b"\n")
+_SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
+    rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
+    | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
+    re.VERBOSE | re.IGNORECASE,
+)
+
+
+class Entry(NamedTuple):
+    """One file of a tree.
+
+    Attributes:
+        name: relative, with forward slashes, safe on every file system.
+        size: bytes.
+        sha256: the digest of its content, 32 bytes.
+        executable: whether anyone may execute it: mode 0755 instead of 0644.
+    """
+
+    name: str
+    size: int
+    sha256: bytes
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Manifest:
+    """The entries of a tree, sorted by the UTF-8 bytes of their names; a sequence of `Entry`.
+
+    Attributes:
+        raw: the canonical bytes. Two manifests are equal if these are.
+        sha256: their digest, 32 bytes.
+    """
+
+    raw: bytes = field(repr=False)
+    sha256: bytes
+    _sizes: array[int] = field(repr=False, compare=False)
+    _flags_at: int = field(repr=False, compare=False)
+    _name_ends: array[int] = field(repr=False, compare=False)  # positions in raw, the first being where names begin
+    _next: array[int] = field(repr=False, compare=False)  # the entry that is likely to be looked for
+
+    @classmethod
+    def of(cls, entries: Iterable[Entry]) -> Manifest:
+        """The manifest of these entries, in any order.
+
+        Raises:
+            ManifestError: a size or digest that can't be; too many entries.
+            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+        """
+        listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
+        check_names(entry.name for entry in listed)
+        if wrong := next((e for e in listed if len(e.sha256) != 32 or not 0 <= e.size <= MAX_FILE_BYTES), None):
+            raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
+        names = "".join(f"{entry.name}\n" for entry in listed).encode()
+        return cls.parse(
+            b"".join((
+                _MAGIC,
+                len(listed).to_bytes(4, "little"),
+                len(names).to_bytes(4, "little"),
+                pack_column(8, (entry.size for entry in listed)),
+                bytes(entry.executable for entry in listed),
+                b"".join(entry.sha256 for entry in listed),
+                names,
+            ))
+        )  # fmt: skip
+
+    @classmethod
+    def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
+        """Read canonical bytes.
+
+        Args:
+            sha256: what their digest must be.
+            known: bytes of this digest were read before, so that their names need no second check.
+
+        Raises:
+            ManifestError: they are not canonical, beyond a limit, of another format version, or have another digest.
+            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+        """
+        if len(raw) > MAX_MANIFEST_BYTES:
+            raise ManifestError(f"manifest: larger than {MAX_MANIFEST_BYTES} bytes")
+        digest = hashlib.sha256(raw).digest()
+        if sha256 is not None and digest != sha256:
+            raise ManifestError(f"manifest: its digest is {digest.hex()}, not {sha256.hex()}")
+        reader = Reader(raw, _WHAT, _MAGIC)
+        count, name_bytes = reader.number(), reader.number()
+        if count > MAX_ENTRIES:
+            raise ManifestError(f"manifest: more than {MAX_ENTRIES} entries")
+        sizes = reader.column(8, count)
+        if count and max(sizes) > MAX_FILE_BYTES:
+            raise ManifestError(f"manifest: a file larger than {MAX_FILE_BYTES} bytes")
+        flags_at = reader.position
+        if reader.take(count).strip(b"\x00\x01"):
+            raise ManifestError("manifest: an unknown flag")
+        reader.skip(32 * count)
+        names_at = reader.position
+        reader.skip(name_bytes)
+        reader.end()
+        ends = array("I", (names_at,))
+        ends.extend(itertools.islice((found.end() for found in _LINE_FEED.finditer(raw, names_at)), count + 1))
+        if len(ends) != count + 1 or ends[-1] != len(raw):
+            raise ManifestError("manifest: not as many names as entries")
+        manifest = cls(raw, digest, sizes, flags_at, ends, array("I", (0,)))
+        if not known or sha256 is None:
+            manifest._check_names()
+        return manifest
+
+    def __len__(self) -> int:
+        return len(self._sizes)
+
+    def __getitem__(self, index: int) -> Entry:
+        if not 0 <= index < len(self._sizes):
+            raise IndexError(index)
+        return Entry(self.name(index), self._sizes[index], self.digest(index), self.raw[self._flags_at + index] == 1)
+
+    def __iter__(self) -> Iterator[Entry]:
+        return map(self.__getitem__, range(len(self)))
+
+    def name(self, index: int) -> str:
+        """The name of one entry."""
+        return self.raw[self._name_ends[index] : self._name_ends[index + 1] - 1].decode()
+
+    def names(self) -> Iterator[str]:
+        """The names of all entries, in order."""
+        for start in range(0, len(self), _BATCH):
+            stop = min(start + _BATCH, len(self))
+            yield from self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode().split("\n")
+
+    def executable(self, index: int) -> bool:
+        """Whether one entry may be executed."""
+        return self.raw[self._flags_at + index] == 1
+
+    def size(self, index: int) -> int:
+        """The size of one entry."""
+        return self._sizes[index]
+
+    def digest(self, index: int) -> bytes:
+        """The SHA-256 of one entry."""
+        at = self._flags_at + len(self) + 32 * index
+        return self.raw[at : at + 32]
+
+    def digests(self) -> Iterator[bytes]:
+        """The SHA-256 of each entry, in order."""
+        start = self._flags_at + len(self)
+        return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
+
+    def same(self, index: int, other: Manifest, there: int) -> bool:
+        """Whether an entry has the content and the mode of an entry of another manifest."""
+        return self.digest(index) == other.digest(there) and self.executable(index) == other.executable(there)
+
+    @property
+    def total_bytes(self) -> int:
+        """The sizes of all entries together."""
+        return sum(self._sizes)
+
+    def find(self, name: str) -> int | None:
+        """The index of the entry with this name."""
+        ends, count, wanted = self._name_ends, len(self), name.encode()
+        index = self._next[0]
+        if index >= count or self.raw[ends[index] : ends[index + 1] - 1] != wanted:
+            index = bisect_left(range(count), wanted, key=lambda at: self.raw[ends[at] : ends[at + 1] - 1])
+            if index == count or self.name(index) != name:
+                return None
+        self._next[0] = index + 1
+        return index
+
+    def _check_names(self) -> None:
+        """Names in order, safe, and apart where case or normalisation don't count; in little memory."""
+        files = array("q")  # hashes of folded names: equal ones are looked at again
+        directories: set[int] = set()
+        last = b""
+        for start in range(0, len(self), _BATCH):
+            stop = min(start + _BATCH, len(self))
+            block = self.raw[self._name_ends[start] : self._name_ends[stop]]
+            lines = block.split(b"\n")[:-1]
+            if not (all(map(operator.lt, lines, lines[1:])) and last < lines[0]):
+                raise ManifestError("manifest: names out of order")
+            last = lines[-1]
+            if max(map(len, lines)) > MAX_NAME_BYTES:
+                raise ManifestError(f"manifest: a name longer than {MAX_NAME_BYTES} bytes")
+            folded = self._folded(block)
+            files.extend(map(hash, folded))
+            for parent in {name.rpartition("/")[0] for name in folded}:
+                while parent and hash(parent) not in directories:
+                    directories.add(hash(parent))
+                    parent = parent.rpartition("/")[0]
+        ordered = map(files.__getitem__, sort_numbers(range(len(files)), files.__getitem__))
+        same = any(one == other for one, other in itertools.pairwise(ordered))
+        if same or any(each in directories for each in files):
+            check_names(map(self.name, range(len(self))))
+
+    @staticmethod
+    def _folded(block: bytes) -> list[str]:
+        if _SUSPECT.search(b"\n" + block) is None:
+            return block.decode("ascii").lower().split("\n")[:-1]
+        try:
+            names = block.decode().split("\n")[:-1]
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
+        return [fold_name(check_name(name)) for name in names]
+
+
+class Part(Mapping[str, Entry]):
+    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order.
+
+    Attributes:
+        names: of the entries, in order.
+        entries: the entries.
+    """
+
+    def __init__(self, manifest: Manifest) -> None:
+        self._places = array("I")
+        self.names = View(manifest.name, self._places)
+        self.entries = View(manifest.__getitem__, self._places)
+        self._next = 0  # which is likely to be asked for
+
+    def add(self, index: int) -> None:
+        """One more; it must follow the others."""
+        self._places.append(index)
+
+    def places(self) -> Iterator[tuple[int, str]]:
+        """The index of each entry, and its name."""
+        return zip(self._places, self.names, strict=True)
+
+    def __getitem__(self, name: str) -> Entry:
+        at = self._find(name)
+        if at < 0:
+            raise KeyError(name)
+        return self.entries[at]
+
+    def _find(self, name: str) -> int:
+        """The place of a name; -1 if it is not there. Looks first where it would be next."""
+        names, at = self.names, self._next
+        after = names[at] if at < len(names) else None
+        if after == name:
+            self._next = at + 1
+            return at
+        before = names[at - 1] if at else None
+        if before == name:
+            return at - 1
+        if (before is None or before < name) and (after is None or name < after):
+            return -1
+        self._next = at = bisect_left(names, name)
+        return at if at < len(names) and names[at] == name else -1
+
+    def __contains__(self, name: object) -> bool:
+        return isinstance(name, str) and self._find(name) >= 0
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self.names)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+
+class View(Sequence[T]):
+    """What stands at some places, made when it is asked for."""
+
+    def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
+        self._at = at
+        self._places = places
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    @overload
+    def __getitem__(self, number: int) -> T: ...
+    @overload
+    def __getitem__(self, number: slice) -> Sequence[T]: ...
+    def __getitem__(self, number: int | slice) -> T | Sequence[T]:
+        if isinstance(number, slice):
+            return View(self._at, self._places[number])
+        return self._at(self._places[number])
+
+    def __iter__(self) -> Iterator[T]:
+        return map(self._at, self._places)
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, Sequence):
+            return NotImplemented
+        return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
+
+    __hash__ = None  # type: ignore[assignment]  # what stands there may change
+
+    def __repr__(self) -> str:
+        return f"View({list(self)!r})"
+
+
+def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
+    """Every name of either manifest, in order, with its index in both; None where it is not."""
+    olds, news = enumerate(old.names()), enumerate(new.names())
+    here, there = next(olds, None), next(news, None)
+    while here is not None or there is not None:
+        if there is None or (here is not None and here[1] < there[1]):
+            assert here is not None
+            yield here[1], here[0], None
+            here = next(olds, None)
+        elif here is None or there[1] < here[1]:
+            yield there[1], None, there[0]
+            there = next(news, None)
+        else:
+            yield there[1], here[0], there[0]
+            here, there = next(olds, None), next(news, None)

@@ -1,0 +1,217 @@
+"""The pointer of a release: the one small file that is ever replaced. Pure.
+
+Everything else it names by digest, so what it says is what a client gets. `docs/format.md` has the fields.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from perfkit.errors import ManifestError
+from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
+
+__all__ = ["FORMAT", "MAX_POINTER_BYTES", "Hop", "ObjectRef", "PackedRef", "Pointer", "short"]
+
+FORMAT = 1
+MAX_POINTER_BYTES = 64 << 10
+MAX_INDEX_BYTES = 128 << 20
+MAX_HOPS = 64
+_SHORT_BYTES = 8
+_MAX_OBJECT_BYTES = 1 << 50
+_HEX = re.compile("[0-9a-f]*", re.ASCII)
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectRef:
+    """A file of the site that never changes, named by the SHA-256 of its bytes.
+
+    Attributes:
+        sha256: 64 hexadecimal digits.
+        bytes: its size.
+    """
+
+    sha256: str
+    bytes: int
+
+    @property
+    def path(self) -> str:
+        """Where it is, relative to the pointer."""
+        return f"objects/{self.sha256}"
+
+
+@dataclass(frozen=True, slots=True)
+class PackedRef:
+    """An object that is one zstd frame.
+
+    Attributes:
+        object: the compressed form.
+        size: bytes of what it holds.
+    """
+
+    object: ObjectRef
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Hop:
+    """A delta on offer.
+
+    Attributes:
+        origin: `short` of the manifest digest that it starts from.
+        target: of the one that it leads to.
+        object: the delta.
+    """
+
+    origin: str
+    target: str
+    object: ObjectRef
+
+
+@dataclass(frozen=True, slots=True)
+class Pointer:
+    """The release that a site offers now.
+
+    Attributes:
+        version: what the publisher calls it.
+        serial: grows with each release; a client never goes to a smaller one by itself.
+        manifest_sha256: 64 hexadecimal digits, of the canonical bytes.
+        manifest: where these are.
+        solid: the index of large frames, for first installs.
+        fine: the index of small frames, for the rest.
+        history: what the publisher keeps for itself; clients have no use for it.
+        hops: one delta for each earlier release that has one; each leads nearer to this release.
+    """
+
+    version: str
+    serial: int
+    manifest_sha256: str
+    manifest: PackedRef
+    solid: PackedRef
+    fine: PackedRef
+    history: ObjectRef
+    hops: tuple[Hop, ...] = ()
+
+    @classmethod
+    def parse(cls, data: bytes) -> Pointer:
+        """Read `perfkit.json`.
+
+        Raises:
+            ManifestError: it is damaged, beyond a limit, or of a format that this perfkit doesn't know.
+        """
+        if len(data) > MAX_POINTER_BYTES:
+            _refuse(f"larger than {MAX_POINTER_BYTES} bytes")
+        try:
+            record = json.loads(data)
+        except (ValueError, RecursionError) as error:
+            raise ManifestError(f"{POINTER_NAME}: not JSON: {error}") from error
+        if not isinstance(record, dict):
+            _refuse("not an object")
+        format_version = record.get("format")
+        if type(format_version) is not int or format_version != FORMAT:
+            _refuse(f"of format {format_version!r:.40}; this perfkit reads {FORMAT} only. A newer one may read it")
+        version = record.get("version")
+        if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
+            _refuse(f"the version {version!r:.80} is not a line of text of 1 to 200 characters")
+        manifest = record.get("manifest")
+        pointer = cls(
+            version=version,
+            serial=_number(record, "serial", 1, (1 << 53) - 1),
+            manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
+            manifest=_packed(manifest, MAX_MANIFEST_BYTES),
+            solid=_packed(record.get("solid"), MAX_INDEX_BYTES),
+            fine=_packed(record.get("fine"), MAX_INDEX_BYTES),
+            history=_object(record.get("history")),
+            hops=_hops(record.get("deltas")),
+        )
+        for hop in pointer.hops:
+            pointer.chain(hop.origin)
+        return pointer
+
+    def encode(self) -> bytes:
+        """The bytes that `parse` reads."""
+        record = {
+            "format": FORMAT,
+            "version": self.version,
+            "serial": self.serial,
+            "manifest": {"sha256": self.manifest_sha256, **_packed_record(self.manifest)},
+            "solid": _packed_record(self.solid),
+            "fine": _packed_record(self.fine),
+            "history": {"object": self.history.sha256, "bytes": self.history.bytes},
+            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+        }
+        return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
+
+    def chain(self, manifest_sha256: str) -> tuple[Hop, ...]:
+        """The deltas that lead from the tree with this manifest to this release, in order; empty if none do.
+
+        Args:
+            manifest_sha256: hexadecimal, whole or `short`.
+
+        Raises:
+            ManifestError: the pointer's deltas lead in a circle, or nowhere. `parse` has seen to it.
+        """
+        hops = {hop.origin: hop for hop in self.hops}
+        found: list[Hop] = []
+        at = short(manifest_sha256)
+        while (hop := hops.get(at)) is not None:
+            if len(found) == len(hops):
+                _refuse("its deltas lead in a circle")
+            found.append(hop)
+            at = hop.target
+        if found and at != short(self.manifest_sha256):
+            _refuse(f"its delta from {short(manifest_sha256)} does not lead to this release")
+        return tuple(found)
+
+
+def short(manifest_sha256: str) -> str:
+    """As many digits of a manifest's digest as tell releases apart; what a delta makes is checked against all."""
+    return manifest_sha256[: 2 * _SHORT_BYTES]
+
+
+def _hops(listed: Any) -> tuple[Hop, ...]:
+    if not isinstance(listed, list) or len(listed) > MAX_HOPS:
+        _refuse(f"deltas is not a list of at most {MAX_HOPS}")
+    hops = []
+    for row in listed:
+        if not isinstance(row, list) or len(row) != 4:
+            _refuse("a delta is not a list of four")
+        ends = [_digest(end, _SHORT_BYTES) for end in row[:2]]
+        hops.append(Hop(ends[0], ends[1], _object({"object": row[2], "bytes": row[3]})))
+    if len({hop.origin for hop in hops}) != len(hops):
+        _refuse("two deltas start from the same release")
+    return tuple(hops)
+
+
+def _packed(record: Any, limit: int) -> PackedRef:
+    return PackedRef(_object(record), _number(record, "size", 1, limit))
+
+
+def _packed_record(packed: PackedRef) -> dict[str, object]:
+    return {"size": packed.size, "object": packed.object.sha256, "bytes": packed.object.bytes}
+
+
+def _object(record: Any) -> ObjectRef:
+    if not isinstance(record, dict):
+        _refuse("a part is missing")
+    return ObjectRef(_digest(record.get("object")), _number(record, "bytes", 1, _MAX_OBJECT_BYTES))
+
+
+def _number(record: dict[str, Any], name: str, low: int, high: int) -> int:
+    value = record.get(name)
+    if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
+        _refuse(f"{name} is not a whole number from {low} to {high}")
+    return value
+
+
+def _digest(value: Any, size: int = 32) -> str:
+    if not isinstance(value, str) or len(value) != 2 * size or not _HEX.fullmatch(value):
+        _refuse(f"{value!r:.80} is not {2 * size} hexadecimal digits")
+    return value
+
+
+def _refuse(reason: str) -> NoReturn:
+    raise ManifestError(f"{POINTER_NAME}: {reason}")

@@ -1,0 +1,1 @@
+"""Make releases: from a tree to a site."""

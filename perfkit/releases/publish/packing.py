@@ -1,0 +1,271 @@
+"""Contents into packs: large frames of similar files side by side, and small frames that can be fetched one by one.
+
+Both are made in one pass over the contents. Compression runs in threads (zstd lets go of the interpreter); results are
+taken in the order of submission, so that the same contents make the same packs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from typing import BinaryIO
+
+from perfkit.errors import FileChangedError
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, cut
+from perfkit.releases.format.index import Frame, Index, Pack, Piece
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import PackedRef
+from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
+from perfkit.releases.publish.site import Contents, ObjectWriter, Site
+
+__all__ = ["Kept", "Open", "PackWriter", "keep", "pool", "solid_order", "train_dictionary", "write_fine", "write_solid"]
+
+SOLID_LEVEL = 19
+FINE_LEVEL = 12
+SOLID_BYTES = 16 << 20  # a frame's content: twice the window; longer ones save little and are worse to share
+_PACK_BYTES = 256 << 20  # no object grows much beyond this
+_BATCH_BYTES = 1 << 20  # small frames are compressed in batches
+_DICTIONARY_BYTES = 32 << 10
+_SAMPLES = 2000
+_SAMPLE_BYTES = 8 << 10
+_READ_BYTES = 1 << 20
+
+Open = Callable[[int], BinaryIO]  # the file of an entry
+
+
+def pool() -> ThreadPoolExecutor:
+    """Threads to compress in; each holds some tens of megabytes at level 19."""
+    return ThreadPoolExecutor(min(4, max(2, os.cpu_count() or 1)), thread_name_prefix="perfkit-publish")
+
+
+def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:
+    """Entries so that similar files are neighbours: by suffix, then by directory and name."""
+
+    def key(entry: int) -> tuple[str, str, str]:
+        directory, _, base = manifest.name(entry).rpartition("/")
+        return base.rpartition(".")[2], directory, base
+
+    return sorted(entries, key=key)
+
+
+def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
+    """Offsets and parts of a content that must still be what the manifest says."""
+    digest, offset = hashlib.sha256(), 0
+    for data in parts:
+        digest.update(data)
+        yield offset, data
+        offset += len(data)
+        if offset > manifest.size(entry):
+            break
+    if digest.digest() != manifest.digest(entry):
+        raise FileChangedError(manifest.name(entry), "it changed while it was being published; publish again")
+
+
+def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter) -> None:
+    """Contents into large frames, one after the other; a frame may end in the middle of a file."""
+    buffer = bytearray()
+    pieces: list[Piece] = []
+    for entry in entries:
+        with opened(entry) as file:
+            for offset, data in _checked(manifest, entry, iter(lambda: file.read(_READ_BYTES), b"")):
+                if len(buffer) + len(data) > SOLID_BYTES:
+                    writer.add(bytes(buffer), tuple(pieces))
+                    buffer.clear()
+                    pieces.clear()
+                if pieces and pieces[-1].entry == entry:
+                    last = pieces.pop()
+                    pieces.append(Piece(entry, last.offset, last.start, last.length + len(data)))
+                else:
+                    pieces.append(Piece(entry, offset, len(buffer), len(data)))
+                buffer += data
+    if buffer:
+        writer.add(bytes(buffer), tuple(pieces))
+
+
+def write_fine(
+    manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter, kept: Kept, old: Contents | None
+) -> None:
+    """Contents into small frames: a file each, or a piece of a large one. A piece that is there already is shared.
+
+    Args:
+        kept: takes the pieces that frames of the earlier release have.
+        old: that release.
+    """
+    there = {} if old is None else old.tags()
+    fresh: dict[bytes, int] = {}
+    for entry in entries:
+        with opened(entry) as file:
+            if manifest.size(entry) <= CUT_ABOVE_BYTES:
+                for _, data in _checked(manifest, entry, iter((file.read(),))):
+                    writer.add(data, (Piece(entry, 0, 0, len(data)),))
+                continue
+            for offset, data in _checked(manifest, entry, cut(file)):
+                digest = hashlib.sha256(data).digest()
+                mark = int.from_bytes(digest[:8], "little")
+                piece = Piece(entry, offset, 0, len(data), mark)
+                if digest in fresh:
+                    writer.share(fresh[digest], piece)
+                elif old is not None and mark in there and old.frame(there[mark]) == data:
+                    kept.pieces.setdefault(there[mark], []).append(piece)
+                else:
+                    fresh[digest] = writer.add(data, (piece,))
+
+
+def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> bytes | None:
+    """A dictionary for small frames, from samples spread over these files; None if they are too few."""
+    step = max(1, len(entries) // _SAMPLES)
+    samples = []
+    for entry in entries[::step]:
+        with opened(entry) as file:
+            samples.append(file.read(_SAMPLE_BYTES))
+    return train(samples, _DICTIONARY_BYTES) if len(samples) >= 50 else None
+
+
+@dataclass(slots=True)
+class Kept:
+    """What of an earlier index serves the new release.
+
+    Attributes:
+        index: the earlier one; None for none.
+        pieces: for its frames that are kept, by number, what the new release has in them.
+        entries: the new entries whose content is all there.
+    """
+
+    index: Index | None = None
+    pieces: dict[int, list[Piece]] = field(default_factory=dict)
+    entries: set[int] = field(default_factory=set)
+
+    def joined(self, writer: PackWriter) -> tuple[list[Pack], list[Frame]]:
+        """The packs and frames kept, then the new ones, numbered as the new index has them."""
+        packs: list[Pack] = []
+        frames: list[Frame] = []
+        places: dict[int, int] = {}
+        for number, pieces in sorted(self.pieces.items()):
+            assert self.index is not None
+            frame = self.index[number]
+            if frame.pack not in places:
+                places[frame.pack] = len(packs)
+                packs.append(self.index.packs[frame.pack])
+            frames.append(replace(frame, pack=places[frame.pack], pieces=tuple(pieces)))
+        frames += [replace(frame, pack=frame.pack + len(packs)) for frame in writer.frames]
+        return [*packs, *writer.packs], frames
+
+    def dictionary(self) -> PackedRef | None:
+        """The latest one."""
+        packs = self.index.packs if self.index else ()
+        return next((pack.dictionary for pack in reversed(packs) if pack.dictionary), None)
+
+
+def keep(index: Index, old: Manifest, first: dict[bytes, int], *, share: float, packs: int | None) -> Kept:
+    """The frames of an earlier release that the new one has use for.
+
+    Args:
+        first: the entry of the new manifest for each of its contents.
+        share: least part of a frame's content that must be of use.
+        packs: the most packs to keep, those with most of use; None for all.
+    """
+    frames = list(index)
+    moved = [first.get(digest, -1) for digest in old.digests()]
+    live = [sum(piece.length for piece in frame.pieces if moved[piece.entry] >= 0) for frame in frames]
+    good = [size > 0 and size >= share * frame.size for frame, size in zip(frames, live, strict=True)]
+    per_pack = [0] * len(index.packs)
+    for frame, size, use in zip(frames, live, good, strict=True):
+        per_pack[frame.pack] += size if use else 0
+    ranked = sorted(range(len(per_pack)), key=lambda number: -per_pack[number])
+    chosen = set(ranked[:packs])
+    lost = {  # a content that would not be whole
+        piece.entry
+        for frame, use in zip(frames, good, strict=True)
+        if not use or frame.pack not in chosen
+        for piece in frame.pieces
+    }
+    kept = Kept(index)
+    for number, frame in enumerate(frames):
+        for piece in frame.pieces:
+            if moved[piece.entry] >= 0 and piece.entry not in lost:
+                kept.pieces.setdefault(number, []).append(replace(piece, entry=moved[piece.entry]))
+                kept.entries.add(moved[piece.entry])
+    return kept
+
+
+class PackWriter:
+    """Writes frames to new packs, counted from 0. Use `add` for each frame, then `finish`."""
+
+    def __init__(
+        self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None
+    ) -> None:
+        self.packs: list[Pack] = []
+        self.frames: list[Frame] = []
+        self._site = site
+        self._threads = threads
+        self._level = level
+        self._shared_ref = shared
+        self._shared: zstd.ZstdDict | None = dictionary(site.get_packed(shared)) if shared else None
+        self._batch: list[tuple[bytes, tuple[Piece, ...]]] = []
+        self._batch_bytes = self._added = 0
+        self._pending: deque[tuple[Future[list[bytes]], list[tuple[int, tuple[Piece, ...]]]]] = deque()
+        self._more: dict[int, list[Piece]] = {}
+        self._writer: ObjectWriter | None = None
+
+    def add(self, content: bytes, pieces: tuple[Piece, ...]) -> int:
+        """Queue one frame; returns its number among the new frames."""
+        number, self._added = self._added, self._added + 1
+        self._batch.append((content, pieces))
+        self._batch_bytes += len(content)
+        if self._batch_bytes >= _BATCH_BYTES:
+            self._submit()
+        return number
+
+    def share(self, number: int, piece: Piece) -> None:
+        """Have another piece in a frame that was added."""
+        self._more.setdefault(number, []).append(piece)
+
+    def _submit(self) -> None:
+        contents = [content for content, _ in self._batch]
+        rows = [(len(content), pieces) for content, pieces in self._batch]
+        work = _solid if self._shared is None and len(contents) == 1 else compress_many
+        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._shared), rows))
+        self._batch, self._batch_bytes = [], 0
+        while len(self._pending) > 3:
+            self._write(*self._pending.popleft())
+
+    def _write(self, work: Future[list[bytes]], rows: list[tuple[int, tuple[Piece, ...]]]) -> None:
+        for frame, (size, pieces) in zip(work.result(), rows, strict=True):
+            if self._writer is None:
+                self._writer = ObjectWriter(self._site.objects)
+            self.frames.append(Frame(len(self.packs), self._writer.bytes, len(frame), size, pieces))
+            self._writer.write(frame)
+            if self._writer.bytes >= _PACK_BYTES:
+                self._close()
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self.packs.append(Pack(self._site.finish(self._writer), self._shared_ref))
+            self._writer = None
+
+    def finish(self) -> None:
+        """Compress and write all that is queued; `packs` and `frames` are then whole."""
+        if self._batch:
+            self._submit()
+        while self._pending:
+            self._write(*self._pending.popleft())
+        self._close()
+        for number, pieces in self._more.items():
+            frame = self.frames[number]
+            self.frames[number] = replace(frame, pieces=(*frame.pieces, *pieces))
+        self._more.clear()
+
+    def discard(self) -> None:
+        """Drop what is not finished."""
+        for work, _ in self._pending:
+            work.cancel()
+        if self._writer is not None:
+            self._writer.discard()
+
+
+def _solid(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+    return [compress(content, level=level) for content in contents]

@@ -1,0 +1,298 @@
+"""Publishing: a directory in, a release on a plain static file server out.
+
+The story of `publish`: scan and hash the tree; put what the site lacks into packs; write indexes; make deltas from
+the last releases; replace the pointer. Until that last step nothing that a client reads has changed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import heapq
+import itertools
+import os
+import time
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+from typing import BinaryIO
+
+from perfkit.errors import ConfigError
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import Hop, PackedRef, Pointer, short
+from perfkit.releases.publish.delta_encoder import encode_delta, needed
+from perfkit.releases.publish.packing import (
+    FINE_LEVEL,
+    SOLID_LEVEL,
+    Kept,
+    PackWriter,
+    keep,
+    pool,
+    solid_order,
+    train_dictionary,
+    write_fine,
+    write_solid,
+)
+from perfkit.releases.publish.site import Contents, History, Record, Site
+from perfkit.releases.publish.source_tree import Survey
+
+__all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
+
+GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
+_KEPT_RELEASES = 16
+_OFFERED = 10  # earlier releases that the pointer has a delta for
+_HOP_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
+_LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
+_SOLID_PACKS = 12  # a first install asks for each
+
+
+@dataclass(frozen=True, slots=True)
+class Release:
+    """What was published.
+
+    Attributes:
+        version: as given.
+        serial: counts the site's releases.
+        manifest_sha256: hexadecimal; names the tree.
+        files: how many the tree has.
+        bytes: their sizes together.
+        objects_written: new files in the site, and
+        bytes_written: their sizes together.
+        deltas: how many earlier releases can come here by deltas.
+        unchanged: the site offered this very tree as this version already, and nothing was done.
+        seconds: how long it took.
+    """
+
+    version: str
+    serial: int
+    manifest_sha256: str
+    files: int
+    bytes: int
+    objects_written: int = 0
+    bytes_written: int = 0
+    deltas: int = 0
+    unchanged: bool = False
+    seconds: float = 0.0
+
+
+def publish(
+    src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = (), grace_s: float = GRACE_S
+) -> Release:
+    """Make the tree `src` the release that `site` offers.
+
+    Args:
+        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the serial of the release,
+            `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer already is then not released anew.
+        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+        exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
+        grace_s: how long objects are kept that no kept release needs.
+
+    Raises:
+        ConfigError: an argument that can't be; `site` lies in `src`.
+        UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
+        FileChangedError: a file changed meanwhile; the site is as it was.
+        LockedError: another process is publishing to this site.
+        ManifestError: the site is damaged.
+        OSError: from reading `src` or writing `site`; the site is as it was.
+    """
+    check_arguments(src, site, version, keep_deltas)
+    survey = Survey(src, tuple(exclude))
+    began_s = time.monotonic()
+    survey.read_all()
+    release = publish_manifest(src, site, Manifest.of(survey.entries.values()), version=version,
+                               keep_deltas=keep_deltas, grace_s=grace_s)  # fmt: skip
+    return replace(release, seconds=time.monotonic() - began_s)
+
+
+def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
+    """See that these can be.
+
+    Raises:
+        ConfigError: one can't.
+    """
+    if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
+        raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
+    if keep_deltas < 0:
+        raise ConfigError(f"keep_deltas must be 0 or more; got {keep_deltas}")
+    if not os.path.isdir(src):
+        raise ConfigError(f"{src} is not a directory to publish")
+    if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
+        raise ConfigError(f"the site {site} lies in the tree {src} that is to be published")
+
+
+def publish_manifest(
+    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, grace_s: float = GRACE_S
+) -> Release:
+    """As `publish`, of a tree that is known to hold this. Only what the site lacks is read.
+
+    Raises:
+        FileChangedError: a file that is read is another one; the site is as it was.
+        Otherwise as `publish`.
+    """
+    began_s = time.monotonic()
+    with Site(site) as place, contextlib.ExitStack() as stack:
+        publisher = _Publisher(src, place, manifest, stack)
+        return publisher.run(version, keep_deltas, grace_s, began_s)
+
+
+def _versioned(template: str, serial: int) -> str:
+    """A version, with `{n}` and `{time}` in it filled in."""
+    return template.replace("{n}", str(serial)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+
+
+class _Publisher:
+    """One run: what the site has, and what the new release adds."""
+
+    def __init__(self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack) -> None:
+        self._src = src
+        self._site = site
+        self._manifest = manifest
+        self._stack = stack
+        self._previous = site.pointer()
+        self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
+        self._first: dict[bytes, int] = {}  # content: the first entry that has it
+        for entry in reversed(range(len(manifest))):
+            if manifest.size(entry):
+                self._first[manifest.digest(entry)] = entry
+
+    def run(self, version: str, keep_deltas: int, grace_s: float, began_s: float) -> Release:
+        previous, manifest = self._previous, self._manifest
+        same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
+        serial = previous.serial + 1 if previous else 1
+        hops = {(hop.origin, hop.target): hop for hop in self._history.hops}
+        if previous is not None and same:
+            if previous.version == version or version != _versioned(version, serial):
+                return self._release(previous, began_s, unchanged=True)
+            packed, solid, fine = previous.manifest, previous.solid, previous.fine
+        else:
+            threads = self._stack.enter_context(pool())
+            packed = self._site.put_packed(manifest.raw)
+            solid, fine, blocks_bytes = self._pack(threads)
+            for hop in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
+                hops[hop.origin, hop.target] = hop
+        sha256 = manifest.sha256.hex()
+        version = _versioned(version, serial)
+        record = Record(version, serial, sha256, packed, fine)
+        records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
+        records = records[-_KEPT_RELEASES:]
+        known = {short(each.manifest_sha256) for each in records}
+        kept = tuple(hop for ends, hop in sorted(hops.items()) if known.issuperset(ends))
+        offered = _offer(kept, [short(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
+        used = self._used(records, kept, solid)
+        retired = self._retired(used)
+        history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items()))).encode())
+        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
+        self._site.replace_pointer(pointer)
+        self._site.prune(used | {history.sha256}, retired, grace_s=grace_s)
+        return self._release(pointer, began_s)
+
+    def _release(self, pointer: Pointer, began_s: float, *, unchanged: bool = False) -> Release:
+        return Release(
+            version=pointer.version, serial=pointer.serial, manifest_sha256=pointer.manifest_sha256,
+            files=len(self._manifest), bytes=self._manifest.total_bytes, objects_written=len(self._site.written),
+            bytes_written=sum(ref.bytes for ref in self._site.written), deltas=len(pointer.hops), unchanged=unchanged,
+            seconds=time.monotonic() - began_s,
+        )  # fmt: skip
+
+    def _open(self, entry: int) -> BinaryIO:
+        path = os.path.join(self._src, self._manifest.name(entry))
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+
+    def _index(self, packed: PackedRef, manifest: Manifest) -> Index:
+        return Index.parse(self._site.get_packed(packed), manifest)
+
+    def _pack(self, threads: ThreadPoolExecutor) -> tuple[PackedRef, PackedRef, int]:
+        """Both indexes of the new release; and the bytes of the small frames that are new in it."""
+        solid, fine, old = Kept(), Kept(), None
+        if self._previous is not None:
+            before = Manifest.parse(self._site.get_packed(self._previous.manifest))
+            fine_index = self._index(self._previous.fine, before)
+            old = self._stack.enter_context(contextlib.closing(Contents(self._site, before, fine_index)))
+            solid_index = self._index(self._previous.solid, before)
+            solid = keep(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
+            fine = keep(fine_index, before, self._first, share=0.0, packs=None)
+        order = solid_order(self._manifest, self._first.values())
+        fresh = [entry for entry in order if entry not in fine.entries]
+        solid_writer = PackWriter(self._site, threads, level=SOLID_LEVEL)
+        fine_writer = PackWriter(self._site, threads, level=FINE_LEVEL, shared=self._dictionary(fine, fresh))
+        self._stack.callback(solid_writer.discard)
+        self._stack.callback(fine_writer.discard)
+        lacking = [entry for entry in order if entry not in solid.entries]
+        write_solid(self._manifest, lacking, self._open, solid_writer)
+        write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
+        indexes = []
+        for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
+            writer.finish()
+            indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
+        return indexes[0], indexes[1], sum(frame.bytes for frame in fine_writer.frames)
+
+    def _dictionary(self, kept: Kept, fresh: list[int]) -> PackedRef | None:
+        """The latest dictionary, or a new one where most of the tree is new."""
+        latest = kept.dictionary()
+        if latest is not None and len(fresh) < len(self._first) // 2:
+            return latest
+        content = train_dictionary(self._manifest, fresh, self._open)
+        return self._site.put_packed(content) if content else latest
+
+    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[Hop]:
+        """Deltas from the last releases, each only if it beats fetching the blocks."""
+        origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
+        for record in reversed(origins[-keep:] if keep else []):
+            old = Manifest.parse(self._site.get_packed(record.manifest))
+            index = self._index(record.fine, old)
+            with contextlib.closing(Contents(self._site, old, index)) as contents, self._site.create() as writer:
+                encode_delta(contents, self._manifest, self._open, writer, threads)
+                if writer.bytes < blocks_bytes or not needed(old, self._manifest):
+                    target = short(self._manifest.sha256.hex())
+                    yield Hop(short(record.manifest_sha256), target, self._site.finish(writer))
+
+    def _used(self, records: list[Record], hops: Iterable[Hop], solid: PackedRef) -> set[str]:
+        """The names of all objects that a kept release needs, but for the history itself."""
+        used = {solid.object.sha256, *(hop.object.sha256 for hop in hops)}
+        indexes = [(solid, self._manifest)]
+        for record in records:
+            used |= {record.manifest.object.sha256, record.fine.object.sha256}
+            own = record.manifest_sha256 == self._manifest.sha256.hex()
+            manifest = self._manifest if own else Manifest.parse(self._site.get_packed(record.manifest))
+            indexes.append((record.fine, manifest))
+        for packed, manifest in indexes:
+            for pack in self._index(packed, manifest).packs:
+                used.add(pack.object.sha256)
+                if pack.dictionary:
+                    used.add(pack.dictionary.object.sha256)
+        return used
+
+    def _retired(self, used: set[str]) -> dict[str, int]:
+        """Objects of no more use, and since when: from now, unless known already."""
+        before = dict(self._history.retired)
+        now = int(time.time())
+        names = {item.name for item in os.scandir(self._site.objects) if not item.name.startswith(".")}
+        return {name: before.get(name, now) for name in names - used}
+
+
+def _offer(hops: Iterable[Hop], releases: list[str]) -> tuple[Hop, ...]:
+    """For each earlier release the first delta of the cheapest chain to the last one."""
+    target = releases[-1]
+    into: dict[str, list[Hop]] = {}
+    for hop in hops:
+        into.setdefault(hop.target, []).append(hop)
+    best: dict[str, Hop] = {}
+    order = itertools.count()
+    queue: list[tuple[int, int, str, Hop | None]] = [(0, next(order), target, None)]
+    done: set[str] = set()
+    while queue:
+        cost, _, at, first = heapq.heappop(queue)
+        if at in done:
+            continue
+        done.add(at)
+        if first is not None:
+            best[at] = first
+        for back in into.get(at, ()):
+            heapq.heappush(queue, (cost + back.object.bytes + _HOP_BYTES, next(order), back.origin, back))
+    wanted = set()
+    for release in releases[:-1]:
+        at = release
+        while at in best and at not in wanted:
+            wanted.add(at)
+            at = best[at].target
+    return tuple(best[release] for release in sorted(wanted))

@@ -1,0 +1,348 @@
+"""A release directory on the publisher's disk: objects, pointer, lock, and reading old contents back."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import tempfile
+import threading
+import time
+from bisect import bisect_right
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+from operator import itemgetter
+from typing import Any
+
+from perfkit.errors import LockedError, ManifestError
+from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import FORMAT, Hop, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import compress, dictionary, expand, expand_stream, zstd
+
+__all__ = ["Contents", "History", "ObjectWriter", "Record", "Site"]
+
+_READ_BYTES = 1 << 20
+_LOCK_NAME = ".perfkit-publish.lock"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """What the publisher remembers of a release."""
+
+    version: str
+    serial: int
+    manifest_sha256: str
+    manifest: PackedRef
+    fine: PackedRef
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """What the publisher keeps from one release to the next; the pointer names it, so both change together.
+
+    Attributes:
+        records: the latest releases, oldest first.
+        hops: all deltas between them.
+        retired: objects that no release kept needs, and when (Unix seconds) that was found.
+    """
+
+    records: tuple[Record, ...] = ()
+    hops: tuple[Hop, ...] = ()
+    retired: tuple[tuple[str, int], ...] = ()
+
+    def encode(self) -> bytes:
+        """JSON."""
+        return json.dumps({
+            "format": FORMAT,
+            "releases": [
+                [record.version, record.serial, record.manifest_sha256, *_flat(record.manifest), *_flat(record.fine)]
+                for record in self.records
+            ],
+            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+            "retired": self.retired,
+        }, separators=(",", ":")).encode()  # fmt: skip
+
+    @classmethod
+    def parse(cls, data: bytes) -> History:
+        """What `encode` wrote; the site's own record, verified by its digest.
+
+        Raises:
+            ManifestError: another perfkit wrote it.
+        """
+        try:
+            found: dict[str, Any] = json.loads(data)
+            if found["format"] != FORMAT:
+                raise ManifestError(f"history: of format {found['format']}; this perfkit reads {FORMAT} only")
+            records = tuple(
+                Record(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
+            )
+            hops = tuple(Hop(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
+            return cls(records, hops, tuple((name, at) for name, at in found["retired"]))
+        except (ValueError, KeyError, TypeError, IndexError) as error:
+            raise ManifestError(f"history: damaged: {error}") from error
+
+
+def _flat(packed: PackedRef) -> tuple[str, int, int]:
+    return packed.object.sha256, packed.object.bytes, packed.size
+
+
+def _packed(row: list[Any]) -> PackedRef:
+    return PackedRef(ObjectRef(row[0], row[1]), row[2])
+
+
+class ObjectWriter:
+    """A new object while it is written; `finish` gives it its name. Until then the site does not have it."""
+
+    def __init__(self, directory: str) -> None:
+        self._directory = directory
+        descriptor, self._path = tempfile.mkstemp(prefix=".new-", dir=directory)
+        self._file = os.fdopen(descriptor, "wb")
+        self._digest = hashlib.sha256()
+        self.bytes = 0
+
+    def write(self, data: bytes) -> None:
+        """Add bytes."""
+        self._digest.update(data)
+        self._file.write(data)
+        self.bytes += len(data)
+
+    def finish(self) -> ObjectRef:
+        """Have it on the disk under its digest."""
+        ref = ObjectRef(self._digest.hexdigest(), self.bytes)
+        with self._file:
+            self._file.flush()
+            os.fchmod(self._file.fileno(), 0o644)
+            os.fsync(self._file.fileno())
+        os.replace(self._path, os.path.join(self._directory, ref.sha256))
+        return ref
+
+    def discard(self) -> None:
+        """Forget what was written, unless finished."""
+        self._file.close()
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path)
+
+
+class Site:
+    """A release directory, locked against other publishers inside a `with` block; made if need be.
+
+    Raises:
+        LockedError: another process publishes to it.
+    """
+
+    def __init__(self, root: str) -> None:
+        self.root = root
+        self.objects = os.path.join(root, "objects")
+        self.written: list[ObjectRef] = []
+        self._lock = -1
+
+    def __enter__(self) -> Site:
+        os.makedirs(self.objects, exist_ok=True)
+        self._lock = os.open(os.path.join(self.root, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._lock)
+            raise LockedError(f"{self.root}: another process is publishing here; try again when it has ended") from None
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self._lock)
+
+    def pointer(self) -> Pointer | None:
+        """The release on offer; None on a new site."""
+        try:
+            with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
+                return Pointer.parse(file.read())
+        except FileNotFoundError:
+            return None
+
+    def replace_pointer(self, pointer: Pointer) -> None:
+        """Offer another release, all of whose objects are here. Durable."""
+        _sync_directory(self.objects)
+        path = os.path.join(self.root, POINTER_NAME)
+        descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=self.root)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(pointer.encode())
+                file.flush()
+                os.fchmod(file.fileno(), 0o644)
+                _date_after(file.fileno(), path)
+                os.fsync(file.fileno())
+            os.replace(fresh, path)
+        except BaseException:
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(fresh)
+            raise
+        _sync_directory(self.root)
+
+    @contextlib.contextmanager
+    def create(self) -> Iterator[ObjectWriter]:
+        """A new object; it is discarded if the block doesn't finish it."""
+        writer = ObjectWriter(self.objects)
+        try:
+            yield writer
+        finally:
+            writer.discard()
+
+    def finish(self, writer: ObjectWriter) -> ObjectRef:
+        """Keep an object, and count it."""
+        ref = writer.finish()
+        self.written.append(ref)
+        return ref
+
+    def put(self, data: bytes) -> ObjectRef:
+        """An object with these bytes, written unless it is here."""
+        ref = ObjectRef(hashlib.sha256(data).hexdigest(), len(data))
+        if not self.has(ref):
+            with self.create() as writer:
+                writer.write(data)
+                self.finish(writer)
+        return ref
+
+    def put_packed(self, data: bytes) -> PackedRef:
+        """The same, compressed."""
+        return PackedRef(self.put(compress(data)), len(data))
+
+    def has(self, ref: ObjectRef) -> bool:
+        """Whether the object is here, with its size."""
+        try:
+            return os.stat(self.path(ref)).st_size == ref.bytes
+        except FileNotFoundError:
+            return False
+
+    def path(self, ref: ObjectRef) -> str:
+        """Where an object is on this disk."""
+        return os.path.join(self.objects, ref.sha256)
+
+    def get(self, ref: ObjectRef) -> bytes:
+        """The bytes of an object.
+
+        Raises:
+            ManifestError: the site is damaged.
+        """
+        try:
+            with open(self.path(ref), "rb") as file:
+                data = file.read(ref.bytes + 1)
+        except FileNotFoundError:
+            raise ManifestError(f"{self.path(ref)}: missing from the site; publish to a fresh directory") from None
+        if hashlib.sha256(data).hexdigest() != ref.sha256:
+            raise ManifestError(f"{self.path(ref)}: damaged; publish to a fresh directory")
+        return data
+
+    def get_packed(self, packed: PackedRef) -> bytes:
+        """What a compressed object holds."""
+        return expand(self.get(packed.object), packed.size)
+
+    def prune(self, keep: set[str], retired: dict[str, int], *, grace_s: float) -> list[str]:
+        """Remove objects that are not in `keep` and of no use for longer than the grace; returns their names.
+
+        Args:
+            retired: when an object was found to be of no use; one that isn't there counts from when it was written.
+        """
+        limit = time.time() - grace_s
+        removed = []
+        for item in os.scandir(self.objects):
+            if item.name in keep or retired.get(item.name, item.stat().st_mtime) > limit:
+                continue
+            os.unlink(item.path)
+            removed.append(item.name)
+        return removed
+
+
+class Contents:
+    """The contents of an earlier release, read back from the site's fine packs. Threads may read at once."""
+
+    def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
+        self.manifest = manifest
+        self.index = index
+        self._site = site
+        self._opening = threading.Lock()
+        self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
+        self._pieces: dict[int, list[tuple[int, int, int]]] = {}  # entry: offset, frame, piece; in order of offsets
+        for frame in range(len(index)):
+            for number in index.pieces_of(frame):
+                piece = index.piece(number)
+                self._pieces.setdefault(piece.entry, []).append((piece.offset, frame, number))
+        for rows in self._pieces.values():
+            rows.sort()
+        self._first = {manifest.digest(entry): entry for entry in self._pieces}
+
+    def tags(self) -> dict[int, int]:
+        """For pieces of large files that have a frame of their own: tag to number of the frame."""
+        found = {}
+        for rows in self._pieces.values():
+            for _, frame, number in rows:
+                piece = self.index.piece(number)
+                if piece.tag and piece.length == self.index.content_bytes(frame):
+                    found[piece.tag] = frame
+        return found
+
+    def close(self) -> None:
+        """Close the packs."""
+        for descriptor, _ in self._packs.values():
+            os.close(descriptor)
+        self._packs.clear()
+
+    def entry(self, digest: bytes) -> int | None:
+        """The entry that has the content with this digest; None if there is no such content, or it is empty."""
+        return self._first.get(digest)
+
+    def entries(self) -> list[int]:
+        """One entry for each content that isn't empty, in order."""
+        return sorted(self._pieces)
+
+    def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
+        """Bytes of the content of one entry, one of `entries`."""
+        length = self.manifest.size(entry) - offset if length is None else length
+        rows, end, parts = self._pieces[entry], offset + length, []
+        for _, frame, number in islice(rows, bisect_right(rows, offset, key=itemgetter(0)) - 1, None):
+            piece = self.index.piece(number)
+            if piece.offset >= end:
+                break
+            at = piece.start - piece.offset
+            parts.append(self.frame(frame)[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
+        return b"".join(parts)
+
+    def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """Offsets and blocks of a content, each of `size` bytes but the last; a part at a time."""
+        step = size * max(1, _READ_BYTES // size)
+        for start in range(0, self.manifest.size(entry), step):
+            part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
+            yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
+
+    def frame(self, number: int) -> bytes:
+        """The content of one frame."""
+        at, size = self.index.place(number)
+        descriptor, shared = self._pack(self.index.pack_of(number))
+        data = os.pread(descriptor, size, at)
+        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared))
+
+    def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
+        with self._opening:
+            if number not in self._packs:
+                pack = self.index.packs[number]
+                shared = dictionary(self._site.get_packed(pack.dictionary)) if pack.dictionary else None
+                self._packs[number] = os.open(self._site.path(pack.object), os.O_RDONLY | os.O_CLOEXEC), shared
+            return self._packs[number]
+
+
+def _date_after(descriptor: int, path: str) -> None:
+    """Servers make a file's validator of its size and the second of its change: that has to be another one now."""
+    with contextlib.suppress(FileNotFoundError):
+        before_s = int(os.stat(path).st_mtime)
+        if int(os.fstat(descriptor).st_mtime) <= before_s:
+            os.utime(descriptor, (before_s + 1, before_s + 1))
+
+
+def _sync_directory(path: str) -> None:
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,99 @@
+"""What a tree that is to be published holds: names, sizes, digests, executable bits."""
+
+from __future__ import annotations
+
+import contextlib
+import fnmatch
+import hashlib
+import os
+import stat
+from collections.abc import Collection, Iterator
+
+from perfkit.errors import UnsafePathError
+from perfkit.releases.format.manifest import Entry
+from perfkit.transactions.commit import OWN
+
+__all__ = ["Survey"]
+
+_READ_BYTES = 1 << 20
+
+
+class Survey:
+    """The entries of a tree: all of it is read once, and then only what is said to have changed.
+
+    Args:
+        exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
+    """
+
+    def __init__(self, src: str, exclude: Collection[str] = ()) -> None:
+        self._src = src
+        self._exclude = tuple(exclude)
+        self.entries: dict[str, Entry] = {}
+
+    def read_all(self) -> None:
+        """Hash every file.
+
+        Raises:
+            UnsafePathError: a symbolic link or special file.
+            OSError: something can't be read.
+        """
+        self.entries = {entry.name: entry for entry in self._below("")}
+
+    def read(self, names: Collection[str]) -> None:
+        """Hash anew what stands under these names, and below those that are directories; forget what is gone.
+
+        Raises:
+            UnsafePathError, OSError: as `read_all`; the entries are then as they were.
+        """
+        names = {name for name in names if not any(parent in names for parent in _parents(name))}
+        found = {entry.name: entry for name in sorted(names) for entry in self._at(name)}
+        gone = [name for name in self.entries if name in names or any(parent in names for parent in _parents(name))]
+        for name in gone:
+            del self.entries[name]
+        self.entries.update(found)
+
+    def _at(self, name: str) -> Iterator[Entry]:
+        if any(self._left_out(each) for each in (name, *_parents(name))):
+            return
+        try:
+            status = os.lstat(os.path.join(self._src, name))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        if stat.S_ISDIR(status.st_mode):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone since: another event tells of it
+                yield from self._below(name)
+        else:
+            yield self._entry(name, status)
+
+    def _below(self, directory: str) -> Iterator[Entry]:
+        with os.scandir(os.path.join(self._src, directory)) as found:
+            items = sorted(found, key=lambda item: item.name)
+        for item in items:
+            name = f"{directory}/{item.name}" if directory else item.name
+            if self._left_out(name):
+                continue
+            status = item.stat(follow_symlinks=False)
+            if stat.S_ISDIR(status.st_mode):
+                yield from self._below(name)
+            else:
+                yield self._entry(name, status)
+
+    def _left_out(self, name: str) -> bool:
+        """A client's own records are no part of the tree that it keeps."""
+        return name == OWN or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
+
+    def _entry(self, name: str, status: os.stat_result) -> Entry:
+        if not stat.S_ISREG(status.st_mode):
+            kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
+            raise UnsafePathError(name, f"it is {kind}; releases have regular files only. Exclude or replace it")
+        size, digest = 0, hashlib.sha256()
+        with open(os.path.join(self._src, name), "rb") as file:
+            while data := file.read(_READ_BYTES):
+                digest.update(data)
+                size += len(data)
+        return Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+
+
+def _parents(name: str) -> Iterator[str]:
+    while name := name.rpartition("/")[0]:
+        yield name

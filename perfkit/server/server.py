@@ -1,0 +1,236 @@
+"""A small Range-capable HTTP server on loopback: for development, examples and tests; not for production.
+
+It speaks what a correct downloader relies on: single ranges (RFC 9110 section 14), strong ETags, `If-Range`,
+`If-Match` and the other conditions (section 13), keep-alive, and bodies sent by the kernel (`sendfile`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import html
+import http.server
+import logging
+import mimetypes
+import os
+import socket
+import socketserver
+import stat
+import threading
+import time
+from types import TracebackType
+from urllib.parse import quote, unquote_to_bytes, urlsplit
+
+from perfkit.errors import ConfigError
+from perfkit.redact import redacted, redacted_text
+from perfkit.server.conditional import Representation, part_for, refusal_for
+
+__all__ = ["Server"]
+
+_log = logging.getLogger(__name__)
+
+_SLICE_BYTES = 1 << 20
+_SLICES_PER_S = 20  # of a limited connection
+
+
+class Server:
+    """Serves the files under `root` at `url`, from threads of its own, inside a `with` block.
+
+    Args:
+        root: the directory to serve; nothing outside it is reachable, through symbolic links neither.
+        port: 0 picks a free one.
+        host: the address to listen on.
+        bytes_per_s: limit for each connection's bodies, to play a slow link; None for none.
+
+    Raises:
+        ConfigError: `root` is not a directory, or the port is taken or not allowed.
+    """
+
+    def __init__(
+        self, root: str | os.PathLike[str], *, port: int = 0, host: str = "127.0.0.1", bytes_per_s: int | None = None
+    ) -> None:
+        if not os.path.isdir(root):
+            raise ConfigError(f"{os.fspath(root)} is not a directory to serve")
+        try:
+            self._server = _ThreadingServer((host, port), _Handler)
+        except (OSError, OverflowError) as error:
+            raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 picks a free one") from error
+        self._server.root = os.path.realpath(root)
+        self._server.bytes_per_s = bytes_per_s
+        self._thread = threading.Thread(
+            target=self._server.serve_forever, args=(0.05,), name="perfkit-serve", daemon=True
+        )
+        self._closed = threading.Event()
+
+    @property
+    def url(self) -> str:
+        """The root's URL, with a slash at its end."""
+        host, port = self._server.server_address[:2]
+        return f"http://{host!s}:{port}/"
+
+    def __enter__(self) -> Server:
+        self._thread.start()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def wait(self) -> None:
+        """Block until the server is closed, or interrupted by the keyboard."""
+        # Not for the thread: CPython 3.11 takes one whose join is interrupted for ended. And not without a timeout: a
+        # signal that comes just before the wait does not end it.
+        while not self._closed.wait(0.2):
+            pass
+
+    def close(self) -> None:
+        """Stop, with all connections and threads. Idempotent."""
+        if self._thread.is_alive():
+            self._server.shutdown()
+            self._thread.join()
+        self._server.server_close()
+        self._closed.set()
+
+
+class _ThreadingServer(socketserver.ThreadingTCPServer):
+    allow_reuse_address = True
+    request_queue_size = 128
+    root: str
+    bytes_per_s: int | None
+
+    def __init__(self, address: tuple[str, int], handler: type[_Handler]) -> None:
+        self._connections: set[socket.socket] = set()
+        self._connections_lock = threading.Lock()
+        super().__init__(address, handler)
+
+    def process_request(self, request: socket.socket | tuple[bytes, socket.socket], client_address: object) -> None:
+        with self._connections_lock:
+            self._connections.add(request)  # type: ignore[arg-type]
+        super().process_request(request, client_address)
+
+    def shutdown_request(self, request: socket.socket | tuple[bytes, socket.socket]) -> None:
+        with self._connections_lock:
+            self._connections.discard(request)
+        super().shutdown_request(request)
+
+    def server_close(self) -> None:
+        with self._connections_lock:
+            for connection in self._connections:
+                with contextlib.suppress(OSError):
+                    connection.shutdown(socket.SHUT_RDWR)
+        super().server_close()  # waits for the threads
+
+    def handle_error(self, request: object, client_address: object) -> None:
+        _log.debug("connection from %s ended", client_address, exc_info=True)
+
+
+class _Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    server_version = "perfkit"
+    disable_nagle_algorithm = True
+    server: _ThreadingServer
+
+    def do_GET(self) -> None:
+        self._answer(with_body=True)
+
+    def do_HEAD(self) -> None:
+        self._answer(with_body=False)
+
+    def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
+        _log.debug("%s %s: %s", self.command, redacted(self.path), code)
+
+    def log_message(self, format: str, *args: object) -> None:
+        _log.debug(redacted_text(format % args))
+
+    def _answer(self, *, with_body: bool) -> None:
+        path = self._path()
+        if path is None:
+            self._say(404, "no such file\n", with_body=with_body)
+            return
+        if os.path.isdir(path):
+            try:
+                self._index(path, with_body=with_body)
+            except PermissionError as error:
+                self._say(403, f"{error.strerror}\n", with_body=with_body)
+            return
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError as error:
+            self._say(404, f"{error.strerror}\n", with_body=with_body)
+            return
+        try:
+            status = os.fstat(descriptor)
+            if stat.S_ISREG(status.st_mode):
+                self._file(path, descriptor, status, with_body=with_body)
+            else:
+                self._say(404, "no such file\n", with_body=with_body)
+        finally:
+            os.close(descriptor)
+
+    def _path(self) -> str | None:
+        """The real path of what is asked for, if it is inside the root."""
+        name = self._name()
+        if "\0" in name or ".." in name.split("/"):
+            return None
+        path = os.path.realpath(os.path.join(self.server.root, name.lstrip("/")))
+        inside = path == self.server.root or path.startswith(self.server.root.rstrip("/") + "/")
+        exists = os.path.isdir(path) if name.endswith("/") else os.path.exists(path)
+        return path if inside and exists else None
+
+    def _name(self) -> str:
+        """The path asked for, as the file system spells it; names may be any bytes."""
+        try:
+            return os.fsdecode(unquote_to_bytes(urlsplit(self.path).path.encode("latin-1")))
+        except ValueError:  # brackets that don't close
+            return "\0"
+
+    def _file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
+        size = status.st_size
+        etag = f'"{status.st_mtime_ns:x}-{size:x}-{status.st_ino:x}"'
+        file = Representation(size, etag, status.st_mtime)
+        headers = {**file.headers, "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream"}
+        asked = {name.lower(): value for name, value in self.headers.items()}
+        if (refusal := refusal_for(asked, file)) is not None:
+            self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
+            return
+        part = part_for(asked if with_body else {}, file)
+        self._head(part.status, part.headers if part.status == 416 else {**headers, **part.headers})
+        if with_body and part.status != 416:
+            self._send(descriptor, part.start, part.end)
+
+    def _send(self, descriptor: int, start: int, end: int) -> None:
+        limit = self.server.bytes_per_s
+        piece = _SLICE_BYTES if limit is None else max(1, limit // _SLICES_PER_S)
+        began, sent = time.monotonic(), 0
+        while start + sent < end:
+            count = os.sendfile(self.connection.fileno(), descriptor, start + sent, min(piece, end - start - sent))
+            if count == 0:
+                self.close_connection = True  # the file was cut short: the promised length can't be kept
+                return
+            sent += count
+            if limit is not None:
+                time.sleep(max(0.0, began + sent / limit - time.monotonic()))
+
+    def _index(self, path: str, *, with_body: bool) -> None:
+        name = self._name()
+        if not name.endswith("/"):
+            self._head(301, {"Location": f"/{quote(os.fsencode(name.lstrip('/')))}/", "Content-Length": "0"})
+            return
+        rows = []
+        with os.scandir(path) as entries:
+            for entry in sorted(entries, key=lambda each: each.name):
+                name = entry.name + ("/" if entry.is_dir() else "")
+                shown = html.escape(name.encode(errors="replace").decode())
+                rows.append(f'<li><a href="{quote(os.fsencode(name))}">{shown}</a>')
+        text = f"<!doctype html><meta charset=utf-8><title>perfkit serve</title><ul>{''.join(rows)}</ul>\n"
+        self._say(200, text, kind="text/html; charset=utf-8", with_body=with_body)
+
+    def _say(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
+        body = text.encode()
+        self._head(code, {"Content-Type": kind, "Content-Length": str(len(body))})
+        if with_body:
+            self.wfile.write(body)
+
+    def _head(self, code: int, headers: dict[str, str]) -> None:
+        self.send_response(code)
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()

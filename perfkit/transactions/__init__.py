@@ -1,0 +1,1 @@
+"""Change a directory wholly or not at all, and go back to how it was."""

@@ -1,0 +1,1 @@
+"""Keep a tree in step with a source, and change only what changed."""

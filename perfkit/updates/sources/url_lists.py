@@ -1,0 +1,143 @@
+"""Lists of files to have: plain lines, as `perfkit get -i` reads them, and Metalink 4 (RFC 5854)."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from urllib.parse import urljoin
+from xml.etree import ElementTree
+
+from perfkit.downloads.listing import split_line
+from perfkit.downloads.request import Request
+from perfkit.errors import ConfigError, ManifestError
+from perfkit.filesystem.paths import check_names, safe_basename
+from perfkit.updates.sources.detect import METALINK_NAMESPACE
+
+__all__ = ["LIST_BYTES", "Listed", "parse_metalink", "parse_urls"]
+
+LIST_BYTES = 64 << 20  # the longest list that is read
+_FILES = 200_000
+_DEPTH = 32  # of XML elements
+_NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
+_HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, the best first
+_LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the first, without one a URL is the last
+
+
+@dataclass(frozen=True, slots=True)
+class Listed:
+    """A file of a list. The request always has a name, one that is safe and that no other file of the list has."""
+
+    request: Request
+    name: str
+    size: int | None = None  # bytes, if the list says
+
+
+def parse_urls(text: str, *, base: str | None = None) -> list[Listed]:
+    """The files of a list of lines. Without a name in its line, a file has the last segment of its URL's path.
+
+    Args:
+        base: the URL of the list, for lines that are relative to it.
+
+    Raises:
+        ManifestError: a line is not of that form, or names no http or https URL; too many lines.
+        UnsafePathError: a name leads outside, or two names can't stand in one tree.
+    """
+    listed = []
+    for number, line in enumerate(text.splitlines(), 1):
+        try:
+            if (parts := split_line(line)) is None:
+                continue
+            url, name, checksum = parts
+            request = Request(urljoin(base, url) if base else url, checksum=checksum)
+        except (ConfigError, ValueError) as error:
+            raise ManifestError(f"line {number} of the list of URLs: {error}") from error
+        name = name or safe_basename(request.url_name)
+        if name is None:
+            raise ManifestError(f"line {number} of the list of URLs: {url!r} names no file; write a name after a tab")
+        listed.append(_listed(request, name, None))
+    return _checked(listed)
+
+
+def _listed(request: Request, name: str, size: int | None) -> Listed:
+    return Listed(Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors), name, size)
+
+
+def _checked(listed: list[Listed]) -> list[Listed]:
+    if not listed:
+        raise ManifestError("the list has no files")
+    if len(listed) > _FILES:
+        raise ManifestError(f"the list has more than {_FILES} files")
+    check_names(each.name for each in listed)
+    return listed
+
+
+def parse_metalink(data: bytes) -> list[Listed]:
+    """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its best hash.
+
+    Raises:
+        ManifestError: not well-formed, not Metalink 4, or with a document type or too many elements; a file without a
+            usable URL; a size or a hash that can't be.
+        UnsafePathError: a name leads outside, or two names can't stand in one tree.
+    """
+    builder = _Builder()
+    parser = ElementTree.XMLParser(target=builder)
+    try:
+        parser.feed(data)
+        root = parser.close()
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that isn't known
+        raise ManifestError(f"the Metalink document is not well-formed: {error}") from error
+    if root.tag != f"{_NAMESPACE}metalink":
+        raise ManifestError(f"not a Metalink 4 document (RFC 5854): its root is {root.tag!r}")
+    return _checked([_parse_file(element) for element in root.iterfind(f"{_NAMESPACE}file")])
+
+
+class _Builder(ElementTree.TreeBuilder):
+    """Builds no more than a Metalink document can need, and no entities."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._depth = self._count = 0
+
+    def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
+        raise ManifestError("the Metalink document has a document type; it may define entities, and is refused")
+
+    def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
+        self._depth += 1
+        self._count += 1
+        if self._depth > _DEPTH or self._count > 20 * _FILES:
+            raise ManifestError("the Metalink document has too many elements")
+        return super().start(tag, attrs)
+
+    def end(self, tag: str) -> ElementTree.Element:
+        self._depth -= 1
+        return super().end(tag)
+
+
+def _parse_file(element: ElementTree.Element) -> Listed:
+    name = element.get("name", "")
+    mirrors = []
+    for place in element.iterfind(f"{_NAMESPACE}url"):
+        url = (place.text or "").strip()
+        if re.match("https?://", url, re.IGNORECASE):  # others, such as ftp, may be there too
+            priority = place.get("priority", _LAST_PRIORITY)
+            mirrors.append((_integer(priority, f"priority of a URL of {name!r}"), url))
+    urls = [url for _, url in sorted(mirrors, key=lambda mirror: mirror[0])]
+    if not urls:
+        raise ManifestError(f"the file {name!r} of the Metalink document has no http or https URL")
+    size = element.findtext(f"{_NAMESPACE}size")
+    try:
+        request = Request(urls[0], mirrors=tuple(urls[1:]), checksum=_best_hash(element))
+    except ConfigError as error:
+        raise ManifestError(f"the file {name!r} of the Metalink document: {error}") from error
+    return _listed(request, name, None if size is None else _integer(size.strip(), f"size of {name!r}"))
+
+
+def _best_hash(element: ElementTree.Element) -> str | None:
+    found = {each.get("type", "").lower(): (each.text or "").strip() for each in element.iterfind(f"{_NAMESPACE}hash")}
+    return next((f"{kind}:{found[kind]}" for kind in _HASHES if kind in found), None)
+
+
+def _integer(text: str, what: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) < 20):
+        raise ManifestError(f"the {what} in the Metalink document is {text[:40]!r}, not a number")
+    return int(text)

@@ -1,0 +1,1 @@
+"""Read zsync files, and find in an older file the blocks that they list."""

@@ -1,0 +1,306 @@
+"""Ctrl-C and `close()` end everything within a second, however stuck the peers are."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit import CancelledError, PerfkitError, Toolkit
+from perfkit.cli import main
+from tests.support.fakes import Exchange, WrongServer
+from tests.support.sites import ONE, Origin, tree_of
+
+PROGRAM = """
+import sys, threading, time
+from perfkit import Config, Toolkit
+kit = Toolkit(Config(adaptive=False, connect_timeout_s=60, read_timeout_s=60, stall_window_s=60))
+try:
+    with kit:
+        print("ready", flush=True)
+        kit.download_many([(sys.argv[1], str(n)) for n in range(20)], sys.argv[2])
+except KeyboardInterrupt:
+    left = [each.name for each in threading.enumerate() if each is not threading.main_thread()]
+    print("interrupted", left, flush=True)
+"""
+
+
+@contextmanager
+def never_accepts() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """A full backlog: further connections hang in connect()."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(0)
+        fillers = [socket.socket() for _ in range(4)]
+        for filler in fillers:
+            filler.setblocking(False)
+            filler.connect_ex(listener.getsockname())
+        try:
+            yield f"http://127.0.0.1:{listener.getsockname()[1]}/f", lambda: not time.sleep(0.4)
+        finally:
+            for filler in fillers:
+                filler.close()
+
+
+@contextmanager
+def silent_tls() -> Iterator[tuple[str, Callable[[], bool]]]:
+    """Accepts, and says nothing in the TLS handshake."""
+    accepted = threading.Event()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def accept() -> None:
+            connections = []
+            try:
+                while True:
+                    connections.append(listener.accept()[0])
+                    accepted.set()
+            except OSError:
+                for connection in connections:
+                    connection.close()
+
+        thread = threading.Thread(target=accept)
+        thread.start()
+        try:
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(5)
+        finally:
+            listener.shutdown(socket.SHUT_RDWR)
+            thread.join()
+
+
+def no_headers(x: Exchange) -> None:
+    x.stall()
+
+
+def drips(x: Exchange) -> None:
+    x.head("200 OK", Content_Length="1000000", ETag='"v1"')
+    x.drip(b"x" * 1_000_000, 0.02)
+
+
+@contextmanager
+def misbehaves(handler: Callable[[Exchange], None]) -> Iterator[tuple[str, Callable[[], bool]]]:
+    with WrongServer(handler) as server:
+        yield f"{server.url}/f", lambda: server.wait_for(1)
+
+
+PEERS = {
+    "never accepts": never_accepts,
+    "silent in the handshake": silent_tls,
+    "no headers": lambda: misbehaves(no_headers),
+    "drips": lambda: misbehaves(drips),
+}
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_ctrl_c(tmp_path: Path, peer: str) -> None:
+    """A real SIGINT to a real process, whose main thread is blocked in a download."""
+    with PEERS[peer]() as (url, stuck):
+        process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(tmp_path / "out")],
+                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        assert process.stdout is not None
+        with closing(process.stdout):
+            assert process.stdout.readline() == "ready\n"
+            assert stuck()
+            process.send_signal(signal.SIGINT)
+            began = time.monotonic()
+            line = process.stdout.readline()
+            took = time.monotonic() - began
+            assert process.wait(10) == 0
+    assert line == "interrupted []\n"
+    assert took < 1.0
+    assert list((tmp_path / "out").glob("*")) == []
+
+
+@pytest.mark.parametrize("peer", PEERS)
+def test_close_from_another_thread(make_kit: Callable[..., Toolkit], tmp_path: Path, peer: str) -> None:
+    """The caller that is blocked gets an error, and every thread ends."""
+    kit = make_kit(connect_timeout_s=60.0, read_timeout_s=60.0, stall_window_s=60.0)
+    raised: list[BaseException] = []
+
+    def caller() -> None:
+        try:
+            kit.download_many([(url, f"{n}") for n in range(20)], tmp_path / "out")
+        except PerfkitError as error:
+            raised.append(error)
+
+    with PEERS[peer]() as (url, stuck):
+        thread = threading.Thread(target=caller)
+        thread.start()
+        assert stuck()
+        began = time.monotonic()
+        kit.close()
+        thread.join()
+        assert time.monotonic() - began < 1.0
+    assert len(raised) == 1
+    assert list((tmp_path / "out").glob("*")) == []
+    assert not [each for each in threading.enumerate() if each.name.startswith("perfkit")]
+
+
+def test_close_while_a_name_is_resolved(
+    make_kit: Callable[..., Toolkit], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A name server that does not answer holds nobody up; the thread that asks it is a daemon."""
+    asked, answer = threading.Event(), threading.Event()
+    resolve = socket.getaddrinfo
+
+    def stuck(host: str, *args: Any, **options: Any) -> Any:
+        if host != "name.invalid" or "flags" in options:
+            return resolve(host, *args, **options)
+        asked.set()
+        answer.wait(30)
+        raise socket.gaierror(socket.EAI_AGAIN, "no answer")
+
+    monkeypatch.setattr(socket, "getaddrinfo", stuck)
+    kit, errors = make_kit(), []
+
+    def download() -> None:
+        try:
+            kit.download("http://name.invalid/f", tmp_path / "f")
+        except PerfkitError as error:
+            errors.append(error)
+
+    caller = threading.Thread(target=download)
+    caller.start()
+    assert asked.wait(5)
+    began = time.monotonic()
+    kit.close()
+    caller.join(5)
+    assert time.monotonic() - began < 1.0
+    assert [type(error) for error in errors] == [CancelledError]
+    answer.set()
+
+
+# -- a Ctrl-C that is followed by others ------------------------------------------------------------------------------
+
+BODY = bytes(range(256)) * 4096
+BETWEEN_S = (0.0, 0.001, 0.003, 0.006, 0.011, 0.018, 0.03, 0.05, 0.1)
+SAID = "perfkit: interrupted; the same command again goes on from here\n"
+
+
+@pytest.fixture
+def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("PERFKIT_ADAPTIVE", "no")
+
+
+def interrupted(command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float,
+                count: int) -> tuple[int, str]:  # fmt: skip
+    """Run perfkit, and send it so many SIGINTs; its exit code, and what it said on standard error."""
+    process = subprocess.Popen([sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL,
+                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    try:
+        assert under_way(), "nothing was asked for"
+        time.sleep(after_s)
+        began_s = time.monotonic()
+        for _ in range(count):
+            process.send_signal(signal.SIGINT)
+            time.sleep(between_s)
+        _, said = process.communicate(timeout=10)
+        assert time.monotonic() - began_s < 1.0 + count * between_s
+        return process.returncode, said
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture[str], count: int) -> None:
+    """Whenever they come: one line, and what was fetched is kept with its journal, from which the next run goes on."""
+    stalls = threading.Event()
+
+    def half(x: Exchange) -> None:
+        x.serve(BODY, pause=x.stall if stalls.is_set() else None)
+
+    with WrongServer(half) as server:
+        for number, between_s in enumerate(BETWEEN_S):
+            out, seen = Path(f"out{number}"), len(server.requests)
+            command = ["get", "-j", "4", "-d", str(out), *(f"{server.url}/{name}" for name in "abcd")]
+            stalls.set()
+            code, said = interrupted([*command, "--quiet"], lambda seen=seen: server.wait_for(seen + 4),
+                                     after_s=between_s / 2, between_s=between_s, count=count)  # fmt: skip
+            assert (code, said) == (130, SAID), between_s
+            left = {each.name for each in out.iterdir()}
+            parts = {name for name in left if name.endswith(".perfkit-part")}
+            assert left == parts | {f"{name}.json" for name in parts}, between_s
+            for name in parts:
+                journal = json.loads((out / f"{name}.json").read_text())
+                assert journal["done"], between_s
+                assert all((out / name).read_bytes()[a:b] == BODY[a:b] for a, b in journal["done"]), between_s
+            stalls.clear()
+            assert main([*command, "--json", "--quiet"]) == 0
+            files = json.loads(capsys.readouterr().out)["files"]
+            assert all((out / name).read_bytes() == BODY for name in "abcd")
+            assert sum(each["resumed_from"] > 0 for each in files) == len(parts)
+
+
+@pytest.mark.parametrize("count", [2, 5])
+def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) -> None:
+    """Whenever they come: one line, the tree is as it was, and the next sync makes it new."""
+    origin.publish(ONE, "1")
+    for number, between_s in enumerate(BETWEEN_S):
+        command = ["sync", origin.url, f"tree{number}", "--quiet"]
+        origin.stall_at = 100
+        origin.stalled.clear()
+        code, said = interrupted(command, lambda: origin.stalled.wait(10), after_s=between_s / 2, between_s=between_s,
+                                 count=count)  # fmt: skip
+        assert (code, said) == (130, SAID), between_s
+        assert tree_of(Path(command[2])) == {}
+        origin.stall_at = None
+        assert main(command) == 0
+        assert tree_of(Path(command[2])) == ONE
+
+
+@pytest.mark.parametrize("name", ["get", "sync"])
+def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
+    """It was in time, or all is done; the interpreter's own end is no place for a traceback."""
+    origin.publish(ONE, "1")
+    pointer = (origin.site / "perfkit.json").read_bytes()
+    for number, after_s in enumerate(BETWEEN_S):
+        asked = threading.Event()
+        origin.before = lambda path, asked=asked: asked.set()
+        dest = f"dest{number}"
+        command = ["get", "-o", dest, f"{origin.url}/perfkit.json"] if name == "get" else ["sync", origin.url, dest]
+        code, said = interrupted([*command, "--quiet"], lambda asked=asked: asked.wait(10), after_s=after_s,
+                                 between_s=0.002, count=30)  # fmt: skip
+        assert (code, said) in [(0, ""), (130, SAID)], after_s
+        there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
+        whole = pointer if name == "get" else ONE
+        assert there == whole if code == 0 else there in ({}, whole), after_s
+
+
+LOST = """
+import signal, sys, time
+import perfkit.__main__ as process, perfkit.cli
+
+class Grave:
+    def __del__(self):
+        signal.raise_signal(signal.SIGINT)
+        time.sleep(0)
+
+def command():
+    try:
+        Grave()  # what is raised in there is only told of
+        time.sleep(20)
+        return 0
+    except KeyboardInterrupt:
+        return perfkit.cli.interrupted()
+
+perfkit.cli.main = command
+process.run()
+"""
+
+
+def test_ctrl_c_where_nothing_can_be_raised() -> None:
+    """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not."""
+    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=10, check=False)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", SAID)

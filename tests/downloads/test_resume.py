@@ -1,0 +1,213 @@
+"""Downloads whose process dies: what is there is kept, only what is missing is fetched, and versions never mix."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit, TransferError
+from tests.support.fakes import Exchange, WrongServer
+
+BODY = random.Random(11).randbytes(4 << 20)
+OTHER = random.Random(12).randbytes(4 << 20)
+SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+Start = Callable[..., WrongServer]
+MakeKit = Callable[..., Toolkit]
+
+PROGRAM = """
+import sys
+from perfkit import Config, Toolkit
+with Toolkit(Config(workers=4, adaptive=False, min_segment_bytes=64 << 10, buffer_bytes=16 << 10)) as kit:
+    kit.download(sys.argv[1], sys.argv[2])
+"""
+
+
+class Origin:
+    """Serves one version slowly, then, once `free`, at full speed; counts the body bytes it sends."""
+
+    def __init__(self) -> None:
+        self.body, self.etag, self.free, self.sent = BODY, '"v1"', False, 0
+
+    def __call__(self, x: Exchange) -> None:
+        body, (start, end) = self.body, x.asked.range or (0, None)
+        if x.asked.headers.get("if-match", self.etag) != self.etag:
+            return x.respond("412 Precondition Failed")
+        if x.asked.headers.get("if-range", self.etag) != self.etag:
+            start, end = 0, None
+            x.head("200 OK", Content_Length=str(len(body)), ETag=self.etag)
+        else:
+            end = end or len(body)
+            x.head("206 Partial Content", Content_Length=str(end - start), ETag=self.etag,
+                   Content_Range=f"bytes {start}-{end - 1}/{len(body)}")  # fmt: skip
+        for at in range(start, end or len(body), 16 << 10):
+            piece = body[at : min(at + (16 << 10), end or len(body))]
+            x.send(piece)
+            self.sent += len(piece)
+            if not self.free and x.server.stopped.wait(0.025):
+                return None
+        return None
+
+
+def held(dest: Path) -> int:
+    """Bytes that the journal says are there."""
+    try:
+        done = json.loads((dest.parent / f"{dest.name}.perfkit-part.json").read_bytes())["done"]
+    except (FileNotFoundError, ValueError):
+        return 0
+    return sum(end - start for start, end in done)
+
+
+def kill_when(url: str, dest: Path, least: int) -> int:
+    """Run a download in a process of its own; `kill -9` when so much is in its journal. Says how much that was."""
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(dest)])
+    try:
+        deadline = time.monotonic() + 20
+        while held(dest) < least:
+            assert process.poll() is None, "it ended before it could be killed"
+            assert time.monotonic() < deadline
+            time.sleep(0.01)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    return held(dest)
+
+
+@pytest.mark.parametrize("share", [0.1, 0.4])
+def test_kill_9_in_the_middle(make_kit: MakeKit, wrong: Start, tmp_path: Path, share: float) -> None:
+    """Only what the journal does not have is fetched, and the result is right."""
+    origin, dest = Origin(), tmp_path / "file"
+    server = wrong(origin)
+    kept = kill_when(f"{server.url}/file", dest, int(len(BODY) * share))
+    assert not dest.exists()
+    origin.free, count = True, len(server.requests)
+    download = make_kit().download(f"{server.url}/file", dest, checksum=SHA256)
+    assert dest.read_bytes() == BODY
+    assert download.resumed_from == kept
+    # A range that is split under way is read a buffer past its new end, and no further.
+    assert 0 <= download.bytes_received - (len(BODY) - kept) <= 8 * (16 << 10)
+    assert all(each.range and each.range[0] > 0 for each in server.requests[count:] if kept)
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_killed_twice(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """The second run adds to what the first left."""
+    origin, dest = Origin(), tmp_path / "file"
+    server = wrong(origin)
+    first = kill_when(f"{server.url}/file", dest, len(BODY) // 8)
+    second = kill_when(f"{server.url}/file", dest, first + len(BODY) // 8)
+    origin.free = True
+    assert make_kit().download(f"{server.url}/file", dest).resumed_from == second
+    assert dest.read_bytes() == BODY
+
+
+def test_a_file_that_changed_in_between(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """Never stitched together: everything comes from the new version."""
+    origin, dest = Origin(), tmp_path / "file"
+    server = wrong(origin)
+    kill_when(f"{server.url}/file", dest, len(BODY) // 4)
+    origin.body, origin.etag, origin.free = OTHER, '"v2"', True
+    assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
+    assert dest.read_bytes() == OTHER
+
+
+def leave_half(kit: Toolkit, server: WrongServer, dest: Path) -> Path:
+    """A first run, cut at half; returns its journal."""
+    with pytest.raises(TransferError):
+        kit.download(f"{server.url}/file", dest)
+    return dest.parent / f"{dest.name}.perfkit-part.json"
+
+
+def cut_first(x: Exchange) -> None:
+    if x.number > 1:
+        return x.serve(BODY)
+    x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
+           Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+    x.send(BODY[: len(BODY) // 2])
+    return x.hang_up()
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda text: text[: len(text) // 2],
+        lambda text: b"",
+        lambda text: b"[]",
+        lambda text: b"null",
+        lambda text: b"\xff\xfe\0",
+        lambda text: b"[" * 100_000,
+        lambda text: text.replace(b'"format": 1', b'"format": 99'),
+        lambda text: text.replace(b'"v1"', b'"v0"').replace(b'\\"v1\\"', b'\\"v0\\"'),
+        lambda text: text.replace(b'"size": 4194304', b'"size": 1'),
+        lambda text: text.replace(b'"done": [[0', b'"done": [[-5'),
+        lambda text: text.replace(b'"done": [[0', b'"done": [[9999999, 99999999], [0'),
+        lambda text: text.replace(b'"done": [[0', b'"done": [["x"'),
+        lambda text: text.replace(b"/file", b"/other"),
+        lambda text: text.replace(b'"boot": "', b'"boot": "another-'),
+    ],
+)
+def test_a_journal_that_can_not_be_trusted(
+    make_kit: MakeKit, wrong: Start, tmp_path: Path, change: Callable[[bytes], bytes]
+) -> None:
+    """Damaged, of another file, of another format, or from before a reboot: nothing of it is used."""
+    server, dest = wrong(cut_first), tmp_path / "file"
+    journal = leave_half(make_kit(retries=0, workers=1), server, dest)
+    text = journal.read_bytes()
+    assert change(text) != text
+    journal.write_bytes(change(text))
+    make_kit().download(f"{server.url}/file", dest)
+    assert dest.read_bytes() == BODY
+    assert os.listdir(tmp_path) == ["file"]
+
+
+def test_a_partial_file_cut_under_its_journal(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """The journal speaks of bytes that are not there: start over."""
+    server, dest = wrong(cut_first), tmp_path / "file"
+    leave_half(make_kit(retries=0, workers=1), server, dest)
+    os.truncate(tmp_path / "file.perfkit-part", 1000)
+    assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
+    assert dest.read_bytes() == BODY
+
+
+def test_what_is_kept_and_what_is_not(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """Kept where it can be resumed, unless the caller wants none kept, or the error is final."""
+
+    def then_gone(x: Exchange) -> None:
+        cut_first(x) if x.number == 1 else x.respond("404 Not Found")
+
+    cases = [(cut_first, {}, True), (cut_first, {"keep_partial": False}, False)]
+    for number, (handler, options, kept) in enumerate(cases):
+        dest = tmp_path / f"{number}"
+        leave_half(make_kit(retries=0, workers=1, **options), wrong(handler), dest)
+        assert (tmp_path / f"{number}.perfkit-part").exists() == kept
+    leave_half(make_kit(retries=2, workers=1), wrong(then_gone), tmp_path / "final")
+    assert not (tmp_path / "final.perfkit-part").exists()
+
+
+def test_two_processes_one_destination(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """The second is refused, and the first is not disturbed."""
+    origin, dest = Origin(), tmp_path / "file"
+    server = wrong(origin)
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, f"{server.url}/file", str(dest)])
+    try:
+        while held(dest) == 0:
+            assert process.poll() is None
+            time.sleep(0.01)
+        with pytest.raises(TransferError, match="another process"):
+            make_kit().download(f"{server.url}/file", dest)
+        origin.free = True
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
+    assert dest.read_bytes() == BODY

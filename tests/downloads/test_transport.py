@@ -1,0 +1,420 @@
+"""The way to the server: TLS, proxies, credentials, and one pool of connections for all threads."""
+
+from __future__ import annotations
+
+import base64
+import importlib.util
+import os
+import signal
+import socket
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+import urllib3
+
+from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
+from perfkit.downloads.conventions import Conventions
+from perfkit.downloads.transport import _PLAIN_URL
+from tests.support.fakes import Exchange, WrongServer
+
+BODY = b"bytes" * 1000
+
+Start = Callable[..., WrongServer]
+MakeKit = Callable[..., Toolkit]
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.fixture
+def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+    return str(tmp_path / "ca.pem")
+
+
+def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, clients: bool = False) -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert(host).configure_cert(context)
+    if clients:
+        authority.configure_trust(context)
+        context.verify_mode = ssl.CERT_REQUIRED
+    return context
+
+
+@pytest.fixture
+def secure(wrong: Start, authority: trustme.CA) -> WrongServer:
+    return wrong(lambda x: x.serve(BODY), tls=server_context(authority))
+
+
+def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
+    kit.download(url, out / "file", resume=False)
+    return (out / "file").read_bytes()
+
+
+# -- TLS -------------------------------------------------------------------------------------------------------------
+
+
+def test_an_unknown_authority_is_refused(kit: Toolkit, secure: WrongServer, tmp_path: Path) -> None:
+    """A clear error, at once and for good: no retry makes a certificate better."""
+    with pytest.raises(TransferError, match="certificate is not trusted") as caught:
+        kit.download(f"{secure.url}/f", tmp_path / "f")
+    assert not caught.value.transient
+    assert secure.requests == []
+    assert len(secure._threads) == 2  # one connection, and the listener
+
+
+def test_another_name_is_refused(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str,
+                                 tmp_path: Path) -> None:  # fmt: skip
+    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
+    with pytest.raises(TransferError, match="certificate is not trusted"):
+        make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
+
+
+@pytest.mark.parametrize("way", ["ca_bundle", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "verify"])
+def test_ways_to_trust(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, way: str,
+                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """By setting, by environment as requests reads it, or not asking at all."""
+    options: dict[str, object] = {}
+    if way == "ca_bundle":
+        options["ca_bundle"] = ca_file
+    elif way == "verify":
+        options["verify"] = False
+    else:
+        monkeypatch.setenv(way, ca_file)
+    with pytest.warns() if way == "verify" else _nothing():
+        assert fetch(make_kit(**options), f"{secure.url}/f", tmp_path) == BODY
+
+
+class _nothing:
+    def __enter__(self) -> None: ...
+    def __exit__(self, *_: object) -> None: ...
+
+
+def test_a_bundle_that_is_not_there(make_kit: MakeKit, secure: WrongServer, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="does not exist"):
+        make_kit(ca_bundle=str(tmp_path / "nothing.pem")).download(f"{secure.url}/f", tmp_path / "f")
+
+
+@pytest.mark.parametrize("shape", ["one file", "two files"])
+def test_client_certificates(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path,
+                             shape: str) -> None:  # fmt: skip
+    """A server that wants one gets it; without one there is an error."""
+    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
+    mine = authority.issue_cert("me@example.org")
+    mine.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
+    mine.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
+    mine.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
+    two = (str(tmp_path / "cert.pem"), str(tmp_path / "key.pem"))
+    pair = str(tmp_path / "both.pem") if shape == "one file" else two
+    assert fetch(make_kit(ca_bundle=ca_file, client_cert=pair), f"{server.url}/f", tmp_path) == BODY
+    with pytest.raises(TransferError):
+        make_kit(ca_bundle=ca_file, retries=0).download(f"{server.url}/f", tmp_path / "g")
+
+
+def test_from_https_to_http(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str,
+                            tmp_path: Path) -> None:  # fmt: skip
+    """Refused, unless it is allowed."""
+    plain = wrong(lambda x: x.serve(BODY))
+    server = wrong(lambda x: x.respond("302 Found", Location=f"{plain.url}/g"), tls=server_context(authority))
+    with pytest.raises(TransferError, match="allow_downgrade"):
+        make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
+    assert plain.requests == []
+    assert fetch(make_kit(ca_bundle=ca_file, allow_downgrade=True), f"{server.url}/f", tmp_path) == BODY
+
+
+# -- one pool --------------------------------------------------------------------------------------------------------
+
+
+def test_connections_are_shared(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path) -> None:
+    """Sixty files, from three callers, over no more connections than there are workers."""
+    kit = make_kit(ca_bundle=ca_file, workers=3)
+
+    def caller(name: str) -> None:
+        kit.download_many([(f"{secure.url}/{n}", f"{name}{n}") for n in range(20)], tmp_path)
+
+    threads = [threading.Thread(target=caller, args=(name,)) for name in "abc"]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(secure.requests) == 60
+    assert len(secure._threads) - 1 <= 3
+
+
+def test_after_a_fork_connections_are_new(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """A socket shared by two processes would mix their answers."""
+    server = wrong(lambda x: x.serve(BODY))
+    fetch(kit, f"{server.url}/f", tmp_path)
+    child = os.fork()
+    if child == 0:
+        try:
+            os._exit(0 if fetch(kit, f"{server.url}/f", tmp_path / "..") == BODY else 1)
+        except BaseException:
+            os._exit(2)
+    assert os.waitpid(child, 0)[1] == 0
+    assert len(server._threads) - 1 == 2
+    fetch(kit, f"{server.url}/f", tmp_path)
+    assert len(server._threads) - 1 == 2
+
+
+# -- proxies ---------------------------------------------------------------------------------------------------------
+
+
+class Proxy:
+    """Forwards absolute-form requests and CONNECT tunnels; notes what it was asked and with which credentials."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+        self.credentials: list[str | None] = []
+        self.password: str | None = None
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self._threads = [threading.Thread(target=self._accept)]
+        self._sockets: list[socket.socket] = []
+        self._threads[0].start()
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self._listener.getsockname()[1]}"
+
+    def close(self) -> None:
+        self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for each in self._sockets:
+            try:
+                each.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass
+        for thread in self._threads:
+            thread.join(5)
+        for each in self._sockets:
+            each.close()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                client, _ = self._listener.accept()
+            except OSError:
+                return
+            self._sockets.append(client)
+            self._threads.append(threading.Thread(target=self._talk, args=(client,)))
+            self._threads[-1].start()
+
+    def _talk(self, client: socket.socket) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            data = client.recv(65536)
+            if not data:
+                return
+            head += data
+        lines = head.decode("latin-1").split("\r\n")
+        method, target, _ = lines[0].split(" ")
+        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
+        self.asked.append(f"{method} {target}")
+        self.credentials.append(headers.get("proxy-authorization"))
+        if self.password is not None and self.credentials[-1] != self.password:
+            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            return
+        authority = target if method == "CONNECT" else target.split("/")[2]
+        host, _, port = authority.rpartition(":")
+        server = socket.create_connection((host, int(port)))
+        self._sockets.append(server)
+        if method == "CONNECT":
+            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
+        else:
+            server.sendall(head)
+        back = threading.Thread(target=_pump, args=(server, client))
+        self._threads.append(back)
+        back.start()
+        _pump(client, server)
+
+
+def _pump(source: socket.socket, sink: socket.socket) -> None:
+    try:
+        while data := source.recv(65536):
+            sink.sendall(data)
+        sink.shutdown(socket.SHUT_WR)
+    except OSError:
+        pass
+
+
+@pytest.fixture
+def proxy() -> Iterator[Proxy]:
+    made = Proxy()
+    yield made
+    made.close()
+
+
+@pytest.mark.parametrize("way", ["http_proxy", "HTTP_PROXY", "all_proxy", "proxies"])
+def test_a_proxy(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, way: str,
+                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """From the environment or the settings; the request line has the whole URL."""
+    server = wrong(lambda x: x.serve(BODY))
+    if way != "proxies":
+        monkeypatch.setenv(way, f"http://{proxy.address}")
+    kit = make_kit(proxies={"http": f"http://{proxy.address}"} if way == "proxies" else {})
+    assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    assert proxy.asked == [f"GET {server.url}/f"]
+
+
+def test_a_tunnel_for_https(make_kit: MakeKit, secure: WrongServer, ca_file: str, proxy: Proxy, tmp_path: Path,
+                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """CONNECT with the proxy's password, which the server never sees; wrong, it is an error."""
+    monkeypatch.setenv("https_proxy", f"http://me:word@{proxy.address}")
+    proxy.password = "Basic " + base64.b64encode(b"me:word").decode()
+    assert fetch(make_kit(ca_bundle=ca_file), f"{secure.url}/f", tmp_path) == BODY
+    assert proxy.asked == [f"CONNECT {secure.url.removeprefix('https://')}"]
+    assert "proxy-authorization" not in secure.requests[0].headers
+    proxy.password = "Basic other"
+    with pytest.raises(TransferError, match="407"):
+        make_kit(ca_bundle=ca_file).download(f"{secure.url}/f", tmp_path / "g")
+
+
+@pytest.fixture
+def real_proxy(tmp_path: Path) -> Iterator[str]:
+    """proxy.py, somebody else's proxy."""
+    if importlib.util.find_spec("proxy") is None:
+        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs proxy.py")
+    port = tmp_path / "port"
+    command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--port-file", str(port),
+               "--num-workers", "1", "--num-acceptors", "1", "--log-level", "c",
+               "--data-dir", str(tmp_path / "data")]  # fmt: skip
+    with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
+        try:
+            deadline_s = time.monotonic() + 20
+            while not (port.exists() and port.read_text().strip()):
+                assert process.poll() is None
+                assert time.monotonic() < deadline_s
+                time.sleep(0.02)
+            yield f"http://127.0.0.1:{port.read_text().split()[0]}"
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)  # its own children with it; asked to end, it takes ten seconds
+
+
+def test_a_real_proxy(make_kit: MakeKit, wrong: Start, secure: WrongServer, ca_file: str, real_proxy: str,
+                      tmp_path: Path) -> None:  # fmt: skip
+    """Forwarding and a tunnel, with segments, through proxy.py."""
+    body = os.urandom(3 << 20)
+    server = wrong(lambda x: x.serve(body))
+    kit = make_kit(ca_bundle=ca_file, proxies={"http": real_proxy, "https": real_proxy}, min_segment_bytes=1 << 18)
+    assert fetch(kit, f"{server.url}/f", tmp_path) == body
+    assert fetch(kit, f"{secure.url}/f", tmp_path) == BODY
+    assert any("proxy.py" in each.headers.get("via", "") for each in server.requests)
+
+
+def test_proxy_authentication_in_the_clear(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path) -> None:
+    proxy.password = "Basic " + base64.b64encode(b"me:word").decode()
+    server = wrong(lambda x: x.serve(BODY))
+    kit = make_kit(proxies={"http": f"http://me:word@{proxy.address}"})
+    assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    with pytest.raises(HTTPStatusError, match="407"):
+        make_kit(proxies={"http": f"http://{proxy.address}"}).download(f"{server.url}/f", tmp_path / "g")
+
+
+@pytest.mark.parametrize("how", ["no_proxy", "trust_env"])
+def test_no_proxy(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, how: str,
+                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    server = wrong(lambda x: x.serve(BODY))
+    monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+    if how == "no_proxy":
+        monkeypatch.setenv("no_proxy", "127.0.0.1")
+    assert fetch(make_kit(trust_env=how != "trust_env"), f"{server.url}/f", tmp_path) == BODY
+    assert proxy.asked == []
+
+
+# -- who asks --------------------------------------------------------------------------------------------------------
+
+
+def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Used for its host, unless the caller has other credentials or trusts no environment."""
+    (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
+    (tmp_path / "netrc").chmod(0o600)
+    monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+    server = wrong(lambda x: x.serve(BODY))
+    fetch(make_kit(), f"{server.url}/f", tmp_path)
+    fetch(make_kit(auth=("other", "one")), f"{server.url}/f", tmp_path)
+    fetch(make_kit(trust_env=False), f"{server.url}/f", tmp_path)
+    sent = [each.headers.get("authorization") for each in server.requests]
+    assert sent == ["Basic " + base64.b64encode(b"me:word").decode(),
+                    "Basic " + base64.b64encode(b"other:one").decode(), None]  # fmt: skip
+
+
+def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path: Path) -> None:
+    """urllib3-future, which takes urllib3's place when niquests is installed: only proxies need the real one."""
+    monkeypatch.setattr(urllib3, "AsyncPoolManager", object, raising=False)
+    server = wrong(lambda x: x.serve(BODY))
+    with Toolkit(Config()) as kit:
+        assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    with Toolkit(Config()) as kit, pytest.raises(ConfigError, match="urllib3-future"):
+        kit.download(f"{server.url}/f", tmp_path / "f")
+
+
+@pytest.mark.parametrize(
+    ("url", "plain"),
+    [("/f", True), ("/a/b.c/d-e_f~", True), ("/a/", True), ("/", True), ("/f?a=b&c=d/e", True), ("/f?", True),
+     ("/a//b", True), ("", False), ("/a/../b", False), ("/./a", False), ("/a b", False), ("/%7e", False), ("/ä", False),
+     ("/f#g", False), ("/f?a=%41", False), ("/.hidden", False)],
+)  # fmt: skip
+def test_plain_urls_are_sent_as_requests_would(url: str, plain: bool) -> None:
+    """What the short way takes for plain needs no quoting; requests says so."""
+    whole = f"http://example.org:8080{url}"
+    assert bool(_PLAIN_URL.fullmatch(whole)) == plain
+    if plain:
+        sent = Conventions(Config()).quoted(whole)
+        assert sent.removesuffix("?") == whole.removesuffix("?")
+
+
+def test_a_url_to_be_quoted(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """Spaces, umlauts and dots go out as requests sends them."""
+    server = wrong(lambda x: x.serve(BODY))
+    fetch(kit, f"{server.url}/a/../b ä?q=ö#part", tmp_path)
+    assert server.requests[0].path == "/b%20%C3%A4?q=%C3%B6"
+
+
+def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """One that its server ended without a word is no place to send the next request to."""
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY)
+        x.hang_up()
+
+    server = wrong(handler)
+    for _ in range(3):
+        assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    assert len(server.requests) == 3
+
+
+def test_ipv6(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """A literal in brackets."""
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY)
+
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("needs IPv6 on loopback")
+    with socket.create_server(("::1", 0), family=socket.AF_INET6) as listener:
+        thread = threading.Thread(target=_answer_once, args=(listener,))
+        thread.start()
+        assert fetch(kit, f"http://[::1]:{listener.getsockname()[1]}/f", tmp_path) == BODY
+        thread.join()
+
+
+def _answer_once(listener: socket.socket) -> None:
+    connection, _ = listener.accept()
+    with connection:
+        asked = connection.recv(65536)
+        assert b"Host: [::1]:" in asked
+        connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)

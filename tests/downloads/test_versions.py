@@ -1,0 +1,238 @@
+"""Versions of a file at its origin: known ones are not fetched again, others than the wanted one are refused."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
+from perfkit.downloads.manager import DownloadManager
+from perfkit.downloads.peek import Peek
+from perfkit.downloads.protocol import Validator, Version
+from perfkit.errors import CancelledError
+from perfkit.server.server import Server
+from tests.conftest import QUICK
+from tests.support.fakes import Exchange, WrongServer
+
+BODY = os.urandom(200_000)
+
+Start = Callable[..., WrongServer]
+
+
+@pytest.fixture
+def manager() -> Iterator[DownloadManager]:
+    made = DownloadManager(Config(**QUICK))
+    yield made
+    made.close()
+
+
+def fetch(kit: Toolkit, request: Request, out: Path) -> Download:
+    ((_, download),) = kit.iter_downloads([request], out)
+    return download
+
+
+def test_a_known_version_is_no_file(kit: Toolkit, tmp_path: Path) -> None:
+    """The result tells the version of what was fetched; with that, nothing is fetched again until it changes."""
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "pack").write_bytes(BODY)
+    with Server(site) as server:
+        first = fetch(kit, Request(server.url + "pack", "a"), tmp_path)
+        assert first.version.etag
+        again = fetch(kit, Request(server.url + "pack", "b", known=first.version), tmp_path)
+        assert (again.unchanged, again.bytes, again.bytes_received, again.requests) == (True, 0, 0, 1)
+        assert again.version == first.version
+        assert not (tmp_path / "b").exists()
+        (site / "pack").write_bytes(BODY[1:])
+        third = fetch(kit, Request(server.url + "pack", "b", known=first.version), tmp_path)
+        assert not third.unchanged
+        assert third.version != first.version
+        assert (tmp_path / "b").read_bytes() == BODY[1:]
+
+
+@pytest.mark.parametrize("part", [None, (1000, 50_000)])
+@pytest.mark.parametrize("obeys", [True, False])
+def test_another_version_is_refused(
+    kit: Toolkit, wrong: Start, tmp_path: Path, part: tuple[int, int] | None, obeys: bool
+) -> None:
+    """By the server's 412, or by the validator of an answer of a server that takes no notice of If-Match."""
+
+    def answer(exchange: Exchange) -> None:
+        if not obeys:
+            exchange.asked.headers.pop("if-match", None)
+        exchange.serve(BODY, etag='"v2"')
+
+    server = wrong(answer)
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v1"'))
+    assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
+    assert os.listdir(tmp_path) == []
+    assert len(server.requests) == 1
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v2"'))
+    assert fetch(kit, request, tmp_path).error is None
+    assert not obeys or server.requests[-1].headers["if-match"] == '"v2"'
+
+
+def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+    """A partial file of another version is thrown away, not continued."""
+    etag, whole = '"v1"', False
+
+    def answer(exchange: Exchange) -> None:
+        exchange.serve(BODY, etag=etag, pause=None if whole else exchange.reset)
+
+    server = wrong(answer)
+    assert isinstance(fetch(kit, Request(f"{server.url}/pack", "pack"), tmp_path).error, TransferError)
+    assert len(os.listdir(tmp_path)) == 2
+    etag, whole = '"v2"', True
+    download = fetch(kit, Request(f"{server.url}/pack", "pack", only=Validator(etag='"v2"')), tmp_path)
+    assert (download.error, download.resumed_from) == (None, 0)
+    assert (tmp_path / "pack").read_bytes() == BODY
+
+
+def test_a_peek_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -> None:
+    """Beginning, size, version and whether there are ranges, in one request; 304 if the version is known."""
+    (tmp_path / "pack.zip").write_bytes(BODY)
+    (tmp_path / "empty").write_bytes(b"")
+    with Server(tmp_path) as server:
+        seen = manager.peek(server.url + "pack.zip", most=100)
+        assert (seen.first, seen.size, seen.ranges, seen.whole) == (BODY[:100], len(BODY), True, False)
+        assert seen.validator.etag == seen.version.etag
+        assert seen.content_type == "application/zip"
+        assert manager.peek(server.url + "pack.zip", most=1 << 20).whole
+        assert manager.peek(server.url + "pack.zip", most=100, known=seen.version).unchanged
+        assert manager.peek(server.url + "empty", most=100).whole
+        with pytest.raises(HTTPStatusError):
+            manager.peek(server.url + "none", most=100)
+
+
+def test_a_peek_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
+    """What is sent too much is left, and a weak ETag is no validator."""
+    server = wrong(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
+    seen = manager.peek(server.url, most=100)
+    assert (seen.first, seen.size, seen.ranges, bool(seen.validator)) == (BODY[:100], len(BODY), False, False)
+    assert seen.version == Version('W/"v1"')
+
+
+def test_a_peek_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
+    """After errors that pass by: a status, a reset, a body that ends early."""
+
+    def answer(exchange: Exchange) -> None:
+        match exchange.number:
+            case 1:
+                exchange.respond("503 Service Unavailable", Retry_After="0")
+            case 2:
+                exchange.head("206 Partial Content", Content_Length="100", Content_Range="bytes 0-99/200")
+                exchange.send(b"few")
+                exchange.hang_up()
+            case _:
+                exchange.serve(BODY)
+
+    seen: Peek = manager.peek(wrong(answer).url, most=100)
+    assert (seen.first, seen.requests) == (BODY[:100], 3)
+
+
+@pytest.mark.parametrize("refused", ["peek", "transfer"])
+def test_peeks_and_transfers_pass_one_gate(
+    manager: DownloadManager, wrong: Start, tmp_path: Path, refused: str
+) -> None:
+    """A host that asks one of them to wait is left alone by the other too."""
+    times: list[float] = []
+    told, second = threading.Event(), threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        times.append(time.monotonic())
+        if exchange.number == 1:
+            exchange.respond("429 Too Many Requests", Retry_After="1")
+            told.set()
+        else:
+            second.set()
+            exchange.serve(BODY)
+
+    server = wrong(answer)
+    work = {"peek": lambda: manager.peek(server.url, most=100),
+            "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f"))}  # fmt: skip
+    thread = threading.Thread(target=work.pop(refused))
+    thread.start()
+    assert told.wait(5)
+    assert _eventually(lambda: manager._gates.opens_s(server.url.removeprefix("http://")) > 0)
+    work.popitem()[1]()
+    thread.join()
+    assert times[1] - times[0] >= 0.95
+
+
+def _eventually(holds: Callable[[], bool]) -> bool:
+    deadline = time.monotonic() + 5
+    while not holds() and time.monotonic() < deadline:
+        time.sleep(0.001)
+    return holds()
+
+
+def test_a_peek_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
+    """Where one connection is allowed, a peek waits until a transfer is done."""
+    inside: list[int] = []
+    most: list[int] = []
+    goes_on = threading.Event()
+
+    def answer(exchange: Exchange) -> None:
+        inside.append(exchange.number)
+        most.append(len(inside))
+        exchange.serve(BODY, pause=lambda: goes_on.wait(5) if exchange.number == 1 else None)
+        inside.remove(exchange.number)
+
+    server = wrong(answer)
+    manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1, "read_timeout_s": 10.0}))
+    try:
+        fetching = threading.Thread(target=manager.fetch, args=(Request(server.url, segments=1), str(tmp_path / "f")))
+        fetching.start()
+        assert server.wait_for(1)
+        peeking = threading.Thread(target=manager.peek, args=(server.url,), kwargs={"most": 100})
+        peeking.start()
+        assert not server.wait_for(2, 0.2)
+        goes_on.set()
+        fetching.join()
+        peeking.join()
+    finally:
+        manager.close()
+    assert len(server.requests) == 2
+    assert max(most) == 1
+
+
+def test_a_peek_does_not_wait_for_a_day(manager: DownloadManager, wrong: Start) -> None:
+    server = wrong(lambda x: x.respond("503 Service Unavailable", Retry_After="86400"))
+    with pytest.raises(HTTPStatusError, match="86400 s, more than retry_after_cap_s"):
+        manager.peek(server.url, most=100)
+    assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize("closed", [True, False])
+def test_close_ends_a_peek_that_waits(manager: DownloadManager, closed: bool) -> None:
+    """At a gate that is closed, or where there is no place."""
+    if closed:
+        manager._gates.close_for("127.0.0.1:9", 60)
+    else:
+        while manager._gates.enter("127.0.0.1:9"):
+            pass
+    waits = threading.Timer(0.05, manager.close)
+    waits.start()
+    with pytest.raises(CancelledError):
+        manager.peek("http://127.0.0.1:9/", most=100)
+    waits.join()
+
+
+def test_close_ends_a_peek(manager: DownloadManager, wrong: Start) -> None:
+    """At once, from another thread."""
+    server = wrong(lambda x: x.stall())
+
+    def close() -> None:
+        server.wait_for(1)
+        manager.close()
+
+    closer = threading.Thread(target=close)
+    closer.start()
+    with pytest.raises(CancelledError):
+        manager.peek(server.url, most=100)
+    closer.join()

@@ -1,0 +1,186 @@
+"""What holds very many files in little memory says the same as the dictionaries and lists that it stands for."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+
+import hypothesis.strategies as st
+import pytest
+from hypothesis import given
+
+from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
+from perfkit.releases.format.manifest import Entry, Manifest, Part
+from perfkit.transactions.changeset import ChangeSet, Put
+from perfkit.transactions.journal import Journal
+from perfkit.transactions.records import Change, Content, Step
+from perfkit.updates.digest_index import Contents, ContentSet
+
+LONG = "d" * 300
+NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
+KINDS = ["staged", "fetched", "other", "drop", "forget"]
+
+
+def content(text: str, mode: int = 0o644) -> Content:
+    return Content(hashlib.sha256(text.encode()).hexdigest(), len(text), mode)
+
+
+@given(st.lists(NAMES, max_size=200))
+def test_names(names: list[str]) -> None:
+    """Whatever they share with each other, all come back, and their bytes sort as they do."""
+    kept = Names()
+    for name in names:
+        kept.append(name)
+    assert list(kept) == names
+    assert len(kept) == len(names)
+    assert [kept.encoded(at) for at in range(len(names))] == [name.encode() for name in names]
+
+
+@given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))
+def test_change_set(calls: list[tuple[str, str]]) -> None:
+    """It is the mapping of the last word on each name, in whatever order it was said."""
+    changes = ChangeSet(staged="stage/", fetched="fetch/content-")
+    model: dict[str, Put | None] = {}
+    for number, (name, kind) in enumerate(calls, 1):
+        new = content(f"{number}")
+        if kind == "forget":
+            if name in model:
+                del changes[name], model[name]
+            continue
+        source = {"staged": f"stage/{number}", "fetched": f"fetch/content-{new.sha256}", "other": f"fetch/{number}"}
+        model[name] = changes[name] = None if kind == "drop" else Put(source[kind], new)
+        if kind in ("fetched", "other"):
+            assert changes.takes_fetched(source[kind])
+    assert dict(changes) == model
+    assert len(changes) == len(model)
+    for put in model.values():
+        assert put is None or not put.source.startswith("fetch") or changes.takes_fetched(put.source)
+    assert not changes.takes_fetched("fetch/content-" + content("never").sha256)
+    assert [changes.name(row) for row in changes.rows()] == sorted(model)
+
+
+def test_rows_of_many_names_are_in_order() -> None:
+    """More than are sorted at once."""
+    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    names = [hashlib.sha256(b"%d" % number).hexdigest()[:9] for number in range(10_000)]
+    for number, name in enumerate(names, 1):
+        changes[name] = Put(f"stage/{number}", content(name))
+    assert [changes.name(row) for row in changes.rows()] == sorted(names)
+    assert changes[names[7777]] == Put("stage/7778", content(names[7777]))
+
+
+def test_changes_and_what_is_told_of_them() -> None:
+    """What is done to the disk, and what the record says, where others edited a file or had made the change."""
+    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    changes["new"], changes["same"], changes["edited"] = (Put("stage/1", content(text)) for text in ("n", "s", "w"))
+    changes["gone"] = None
+    changes["kept"] = Put("stage/2", content("mine"))
+    changes.set_aside("kept")
+    changes.note("noted")
+    changes.found(changes.row("new"), None, None)
+    changes.found(changes.row("same"), content("s"), content("s"))
+    changes.found(changes.row("edited"), content("theirs"), content("meant"))
+    changes.found(changes.row("gone"), content("g"), content("g"))
+    changes.found(changes.row("kept"), None, None)
+    changes.found(changes.row("noted"), content("n2"), content("n1"))
+    assert list(changes.changed()) == [
+        Change("edited", content("theirs"), content("w")), Change("gone", content("g"), None),
+        Change("kept", None, content("mine")), Change("new", None, content("n")),
+    ]  # fmt: skip
+    assert list(changes.told()) == [
+        Change("edited", content("meant"), content("w")), Change("gone", content("g"), None),
+        Change("new", None, content("n")), Change("noted", content("n1"), content("n2")),
+    ]  # fmt: skip
+    changes.tell_found("edited")
+    assert Change("edited", content("theirs"), content("w")) in changes.told()
+
+
+@given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))
+def test_numbers(numbers: list[int]) -> None:
+    """A range or not, they are what they were."""
+    packed = pack_numbers(iter(numbers))
+    assert list(packed) == numbers
+    first = min(numbers, default=0)
+    assert isinstance(packed, range) == (numbers == list(range(first, first + len(numbers))))
+
+
+def test_sorted_numbers() -> None:
+    """As `sorted` has them, those of equal keys in order, with few and with many."""
+    for count in (0, 5, 4096, 4097, 20_000):
+        numbers = [number * 7919 % 20_011 for number in range(count)]
+        found = sort_numbers(numbers, lambda number: number % 100)
+        assert list(found) == sorted(numbers, key=lambda number: number % 100)
+
+
+STEPS = [Step("mkdir", "d"), Step("put", "d/x", "stage/1"), Step("drop", "é", "objects/1", 3, 4)]
+
+
+def journal(data: bytes) -> Journal:
+    return Journal(lambda: io.BytesIO(data))
+
+
+@pytest.mark.parametrize("firm", range(4))
+def test_journal_of_both_formats(firm: int) -> None:
+    """What is written is read; so is what perfkit wrote before, as a crash may have left it."""
+    file = io.BytesIO()
+    Journal.write(file, STEPS[:firm], STEPS[firm:])
+    lines = [b'["perfkit-journal",1,%d]\n' % firm, *file.getvalue().splitlines(keepends=True)[1:-1]]
+    lines.remove(b'["rest"]\n')
+    before = b"".join(lines)
+    for data in (file.getvalue(), before + hashlib.sha256(before).hexdigest().encode() + b"\n"):
+        journal(data).check()
+        with journal(data).steps() as parts:
+            assert [list(steps) for steps in parts] == [STEPS[:firm], STEPS[firm:]]
+
+
+def test_journal_that_is_none() -> None:
+    """Cut anywhere, changed, empty, or of a format to come."""
+    file = io.BytesIO()
+    Journal.write(file, STEPS, ())
+    whole = file.getvalue()
+    later = whole.replace(b"perfkit-journal\",2", b"perfkit-journal\",3")[: whole.rindex(b"\n", 0, -1) + 1]
+    sealed = later + hashlib.sha256(later).hexdigest().encode() + b"\n"
+    empty = hashlib.sha256().hexdigest().encode() + b"\n"
+    for data in (*(whole[:end] for end in range(len(whole))), whole.replace(b"d/x", b"d/y"), sealed, empty):
+        with pytest.raises(ValueError, match=r"cut short|format"):
+            journal(data).check()
+
+
+def manifest(**files: str) -> Manifest:
+    return Manifest.of(Entry(name, len(data), hashlib.sha256(data.encode()).digest()) for name, data in files.items())
+
+
+def test_content_sets() -> None:
+    """They are sets of what the manifest has, each content once, and take others away."""
+    tree = manifest(a="1", b="2", c="1", d="4", e="5")
+    contents = Contents(tree)
+    one, two, four, five = (hashlib.sha256(text).digest() for text in (b"1", b"2", b"4", b"5"))
+    some = ContentSet(contents, [one, four, b"?" * 32])
+    assert set(some) == {one, four}
+    assert len(some) == 2
+    assert [each in some for each in (one, two, b"?" * 32, "1")] == [True, False, False, False]
+    assert some - ContentSet(contents, [four, five]) == {one}
+    assert some - frozenset([one, two]) == {four}
+    assert frozenset([one, two]) - some == {two}
+    assert some & {one} == {one}
+    assert not some.isdisjoint({four})
+    assert contents.bytes_of([one, four]) == 2
+    assert Contents(tree, [2, 3]).first(one) == 2
+    assert Contents(tree, [3]).first(one) is None
+
+
+def test_parts() -> None:
+    """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
+    tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
+    part = Part(tree)
+    for at in range(0, 100, 3):
+        part.add(at)
+    assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]
+    assert list(part.places()) == [(at, f"n{at:03}") for at in range(0, 100, 3)]
+    assert part.names[1:3] == ["n003", "n006"]
+    for at in (99, 0, 3, 3, 60, 57):
+        assert part[f"n{at:03}"] == tree[at]
+    for name in ("n001", "", "z", "n055", "n058"):
+        assert name not in part
+        with pytest.raises(KeyError):
+            part[name]

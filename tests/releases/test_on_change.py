@@ -1,0 +1,162 @@
+"""Publishing again when files change: real edits, seen by the kernel; only they are read again."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit import Release, Toolkit, UnsafePathError
+from perfkit.releases.publish.on_change import republish
+from perfkit.releases.publish.source_tree import Survey
+from perfkit.server.server import Server
+
+_opened: list[str] | None = None
+
+
+def _hear(event: str, arguments: tuple[Any, ...]) -> None:
+    if _opened is not None and event == "open" and isinstance(arguments[0], str):
+        _opened.append(arguments[0])
+
+
+sys.addaudithook(_hear)
+
+
+@contextlib.contextmanager
+def opened_files() -> Iterator[list[str]]:
+    """The paths of all files that are opened meanwhile."""
+    global _opened
+    _opened = []
+    try:
+        yield _opened
+    finally:
+        _opened = None
+
+
+@pytest.fixture
+def src(tmp_path: Path) -> Path:
+    src = tmp_path / "src"
+    for number in range(30):
+        path = src / f"d{number % 3}" / f"f{number}"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(os.urandom(2000))
+    return src
+
+
+@pytest.fixture
+def releases(src: Path, tmp_path: Path) -> Iterator[Iterator[Release]]:
+    """The releases as they are made; ended after the test."""
+    with contextlib.closing(republish(str(src), str(tmp_path / "site"), version="r{n}", quiet_s=0.05)) as made:
+        yield made
+
+
+def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: Iterator[Release]) -> None:
+    """Changed, new, moved and removed files, with a client that follows; the other files are not read."""
+    first = next(releases)
+    assert (first.version, first.files) == ("r1", 30)
+    with Server(tmp_path / "site") as server:
+        kit.sync(server.url, tmp_path / "tree")
+        (src / "d0/f3").write_bytes(b"edited")
+        with opened_files() as opened:
+            second = next(releases)
+        read = {os.path.relpath(path, src) for path in opened if path.startswith(str(src))}
+        assert {name for name in read if name.rpartition("/")[2].startswith("f")} == {"d0/f3"}
+        assert (second.version, second.serial, second.files, second.deltas) == ("r2", 2, 30, 1)
+        os.rename(src / "d1", src / "moved")
+        (src / "d2/f2").unlink()
+        (src / "new1").write_bytes(b"new")
+        (src / "new2").write_bytes(b"new")
+        while len(tree_of(src)) != (third := next(releases)).files:
+            pass  # the changes may come in several
+        assert third.version.startswith("r")
+        report = kit.sync(server.url, tmp_path / "tree")
+        assert report.version == third.version
+        assert tree_of(tmp_path / "tree") == tree_of(src)
+
+
+def tree_of(root: Path) -> dict[str, bytes]:
+    return {
+        path.relative_to(root).as_posix(): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and ".perfkit" not in path.parts
+    }
+
+
+def test_what_cannot_be_published_waits(
+    src: Path, releases: Iterator[Release], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A link is told of in the log; once it is gone, what was edited with it is published."""
+    next(releases)
+    (src / "d0/f0").write_bytes(b"edited")
+    (src / "link").symlink_to("/etc/passwd")
+    handler = _Unlink(src / "link")
+    caplog.handler.addFilter(handler)
+    second = next(releases)
+    assert handler.seen
+    assert second.files == 30
+    assert "unsafe name 'link'" in caplog.text
+
+
+class _Unlink:
+    """Removes a file when the log has told of it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.seen = False
+
+    def filter(self, record: object) -> bool:
+        self.seen = True
+        self.path.unlink(missing_ok=True)
+        return True
+
+
+def test_the_first_release_must_do(src: Path, tmp_path: Path) -> None:
+    """Its errors are raised."""
+    (src / "link").symlink_to("/etc/passwd")
+    with pytest.raises(UnsafePathError):
+        next(republish(str(src), str(tmp_path / "site"), version="1"))
+
+
+def test_a_survey_of_names_is_that_of_all(tmp_path: Path) -> None:
+    """Files, directories, what is gone, what became something else, and what is left out."""
+    for name in ("a", "d/b", "d/c", "e/f", "skip/x"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_bytes(name.encode())
+    survey, whole = (Survey(str(tmp_path), ("skip", "*.bak")) for _ in range(2))
+    survey.read_all()
+    (tmp_path / "a").write_bytes(b"new")
+    (tmp_path / "d/b").unlink()
+    (tmp_path / "d/c").unlink()
+    (tmp_path / "d").rmdir()
+    (tmp_path / "d").write_bytes(b"a file now")
+    (tmp_path / "e/f").unlink()
+    (tmp_path / "e/f").mkdir()
+    (tmp_path / "e/f/g").write_bytes(b"")
+    (tmp_path / "e/f/g.bak").write_bytes(b"")
+    survey.read({"a", "d", "d/b", "e/f", "e/f/g", "skip/x", "skip", "gone", "e/f/g.bak"})
+    whole.read_all()
+    assert survey.entries == whole.entries
+    assert sorted(whole.entries) == ["a", "d", "e/f/g"]
+
+
+def test_the_command_line_watches_until_ctrl_c(src: Path, tmp_path: Path) -> None:
+    """One JSON object for each release; a SIGINT ends it without a trace."""
+    command = [sys.executable, "-m", "perfkit", "publish", src, tmp_path / "site", "--version", "r{n}", "--watch",
+               "--json"]  # fmt: skip
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["version"] == "r1"
+        (src / "d0/f0").write_bytes(b"edited")
+        assert json.loads(process.stdout.readline())["version"] == "r2"
+        process.send_signal(signal.SIGINT)
+        out, errors = process.communicate(timeout=10)
+    assert (process.returncode, out, errors) == (130, "", "")
+    assert not [path for path in src.iterdir() if path.name.startswith(".")]

@@ -1,0 +1,401 @@
+"""Publishing: what a site holds serves every client, whatever happens to the publisher."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import os
+import random
+import signal
+import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from perfkit import FileChangedError, LockedError, Toolkit, UnsafePathError
+from perfkit.errors import ConfigError
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.pointer import Pointer
+from perfkit.releases.publish import publisher
+from perfkit.releases.publish.packing import PackWriter
+from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.site import Contents, Site
+from tests.support.release_client import Client, Tree, manifest_of, write_tree
+
+
+def lines(seed: int, count: int) -> bytes:
+    """Text of some variety."""
+    chance = random.Random(seed)
+    rows = ((chance.randrange(999), chance.randrange(10**6)) for _ in range(count))
+    return b"".join(b"    value_%d = compute(%d)\n" % row for row in rows)
+
+
+def noise(seed: int, size: int) -> bytes:
+    return random.Random(seed).randbytes(size)
+
+
+FIRST: Tree = {
+    "README": b"hello\n",
+    "empty": b"",
+    "pkg/a.py": lines(1, 400),
+    "pkg/b.py": lines(2, 300),
+    "pkg/same.py": lines(2, 300),
+    "data/large.bin": noise(3, 700_000),
+    "data/large.txt": lines(4, 20_000),
+    "ünï/näme.txt": b"not ascii\n",
+}
+
+
+def edited(tree: Tree, step: int) -> Tree:
+    """The next release: an edit in the middle, one of a large file, a move, a moved and edited file, a new one."""
+    new = dict(tree)
+    text = new["pkg/a.py"]
+    new["pkg/a.py"] = text[:2000] + b"# edit %d\n" % step + text[2000:]
+    large = new["data/large.txt"]
+    new["data/large.txt"] = large[: 100_000 * step] + b"# here\n" + large[100_000 * step :]
+    new[f"moved{step}/b.py"] = tree["pkg/b.py"]
+    new[f"moved{step}/c.py"] = tree["pkg/b.py"] + b"# more\n"
+    new[f"new{step}.bin"] = noise(100 + step, 3000)
+    return new
+
+
+def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
+    """All that a server would serve, with inode and time."""
+    return {
+        str(path.relative_to(site)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
+        for path in site.rglob("*")
+        if path.is_file()
+    }
+
+
+def test_a_first_release_serves_by_either_index(tmp_path: Path) -> None:
+    """Large and small frames both give every file back, and counts are told."""
+    release = publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1.0")
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == FIRST
+    assert (release.version, release.serial, release.files) == ("1.0", 1, len(FIRST))
+    assert release.bytes == sum(map(len, FIRST.values()))
+    assert release.objects_written == len(list((tmp_path / "site/objects").iterdir()))
+    assert client.pointer.hops == ()
+
+
+def test_releases_in_a_row_come_by_blocks_and_by_deltas(tmp_path: Path) -> None:
+    """From each of five earlier releases deltas lead to the last; they are small, and moved files cost nothing."""
+    trees, tree = [], FIRST
+    for step in range(1, 7):
+        trees.append(tree)
+        publish(str(write_tree(tmp_path / "src", tree)), str(tmp_path / "site"), version=f"1.{step}", keep_deltas=2)
+        tree = edited(tree, step)
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == trees[-1]
+    for earlier in trees[:-1]:
+        assert client.follow(earlier) == trees[-1]
+    lengths = [len(client.pointer.chain(manifest_of(earlier).sha256.hex())) for earlier in trees[:-1]]
+    assert lengths[-2:] == [1, 1]
+    assert max(lengths) == 3  # five releases back in steps of two
+    assert client.pointer.chain(manifest_of(trees[-2]).sha256.hex())[0].object.bytes < 5000  # 3,000 are new
+
+
+def test_an_edit_of_a_large_file_adds_only_pieces_around_it(tmp_path: Path) -> None:
+    """Pieces are cut by content, so the site keeps those that did not change, and so may a client."""
+    content = bytearray(FIRST["data/large.bin"] * 2)
+    publish(str(write_tree(tmp_path / "src", {"big": bytes(content)})), str(tmp_path / "site"), version="1")
+    content[300_000:300_010] = b"ab"
+    publish(str(write_tree(tmp_path / "src", {"big": bytes(content)})), str(tmp_path / "site"), version="2")
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == {"big": bytes(content)}
+    index = Index.parse(client.packed(client.pointer.fine), client.manifest)
+    fresh = [frame for frame in index if frame.pack == len(index.packs) - 1]
+    assert sum(frame.size for frame in fresh) < 300_000
+
+
+def test_publishing_the_same_tree_again_changes_nothing(tmp_path: Path) -> None:
+    """Not a byte, not a time: the second run says so."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    publish(str(src), str(site), version="1")
+    before = files_of(site)
+    release = publish(str(src), str(site), version="1")
+    assert release.unchanged
+    assert release.objects_written == 0
+    assert files_of(site) == before
+
+
+def test_a_tree_under_another_version_costs_no_content(tmp_path: Path) -> None:
+    """Only pointer and history are new, the serial grows, and deltas go on to serve."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    publish(str(src), str(site), version="1")
+    second = edited(FIRST, 1)
+    publish(str(write_tree(src, second)), str(site), version="2")
+    release = publish(str(src), str(site), version="2-final")
+    assert (release.serial, release.objects_written) == (3, 1)
+    assert Client(site).follow(FIRST) == second
+
+
+def test_each_pointer_is_of_another_second(tmp_path: Path) -> None:
+    """nginx makes its ETag of a file's size and the second of its change; pointers tend to be of one size."""
+    src, pointer = write_tree(tmp_path / "src", FIRST), tmp_path / "site/perfkit.json"
+    seconds = []
+    for version in "123":
+        publish(str(src), str(tmp_path / "site"), version=version)
+        seconds.append(int(pointer.stat().st_mtime))
+    assert seconds == sorted(set(seconds))
+
+
+def test_going_back_to_an_earlier_tree_is_a_release_too(tmp_path: Path) -> None:
+    """The pointer's deltas never lead in a circle."""
+    site = tmp_path / "site"
+    second = edited(FIRST, 1)
+    for number, tree in enumerate((FIRST, second, FIRST, second)):
+        publish(str(write_tree(tmp_path / "src", tree)), str(site), version=str(number))
+        client = Client(site)
+        assert client.install(client.pointer.fine) == tree
+    assert client.follow(FIRST) == second
+    assert client.pointer.serial == 4
+
+
+def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
+    """Two publishers get the same objects, in processes with different hash seeds."""
+    second = edited(FIRST, 1)
+    write_tree(tmp_path / "one", FIRST)
+    write_tree(tmp_path / "two", second)
+    code = (
+        "import sys; from perfkit.releases.publish.publisher import publish\n"
+        "for tree in ('one', 'two'): publish(tree, sys.argv[1], version=tree)"
+    )
+    for seed in ("1", "2"):
+        subprocess.run([sys.executable, "-c", code, seed], cwd=tmp_path, check=True, timeout=60,
+                       env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
+    ours, theirs = (Client(tmp_path / seed).pointer for seed in ("1", "2"))
+    assert dataclasses.replace(ours, history=theirs.history) == theirs  # the history has times in it
+    for ref in (ours.manifest.object, ours.solid.object, ours.fine.object, ours.hops[0].object):
+        assert (tmp_path / "1" / ref.path).read_bytes() == (tmp_path / "2" / ref.path).read_bytes()
+
+
+def test_executable_files_are_told_from_others(tmp_path: Path) -> None:
+    """A change of the bit alone is a new release whose delta makes no content."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    publish(str(src), str(site), version="1")
+    (src / "README").chmod(0o755)
+    publish(str(src), str(site), version="2")
+    client = Client(site)
+    assert [entry.name for entry in client.manifest if entry.executable] == ["README"]
+    assert client.follow(FIRST) == FIRST
+
+
+@pytest.mark.parametrize("make", [lambda path: path.symlink_to("README"), os.mkfifo])
+def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    """The error names the file; with a pattern it is left out."""
+    src = write_tree(tmp_path / "src", FIRST)
+    make(src / "pkg" / "odd")
+    with pytest.raises(UnsafePathError, match="pkg/odd"):
+        publish(str(src), str(tmp_path / "site"), version="1")
+    assert not (tmp_path / "site").exists()
+    assert publish(str(src), str(tmp_path / "site"), version="1", exclude=["pkg/o*"]).files == len(FIRST)
+
+
+def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
+    """Before anything is written."""
+    src = write_tree(tmp_path / "src", FIRST)
+    for site, version, keep in ((src / "site", "1", 3), (tmp_path / "s", "", 3), (tmp_path / "s", "a\nb", 3),
+                                (tmp_path / "s", "1", -1)):  # fmt: skip
+        with pytest.raises(ConfigError):
+            publish(str(src), str(site), version=version, keep_deltas=keep)
+    with pytest.raises(ConfigError):
+        publish(str(tmp_path / "none"), str(tmp_path / "s"), version="1")
+    assert not (tmp_path / "s").exists()
+
+
+def test_names_that_collide_are_refused(tmp_path: Path) -> None:
+    """A tree that no Mac could hold is no release."""
+    with pytest.raises(UnsafePathError, match="case"):
+        publish(str(write_tree(tmp_path / "src", {"a/B": b"1", "a/b": b"2"})), str(tmp_path / "site"), version="1")
+
+
+def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(tmp_path: Path) -> None:
+    """At each rename, fsync and removal: the old release or the new one is whole, and publishing again works."""
+    site = tmp_path / "site"
+    src = write_tree(tmp_path / "src", FIRST)
+    publish(str(src), str(site), version="1")
+    second = edited(FIRST, 1)
+    write_tree(src, second)
+    seen = set()
+    for step in range(1, 200):
+        if not _killed(step, src, site):
+            break
+        client = Client(site)
+        tree = client.install(client.pointer.fine)
+        assert tree == client.install(client.pointer.solid) == (second if client.pointer.version == "2" else FIRST)
+        seen.add(client.pointer.version)
+    assert step > 10
+    assert seen == {"1", "2"}
+    client = Client(site)
+    assert client.install(client.pointer.fine) == second
+    assert client.follow(FIRST) == second
+
+
+def _killed(step: int, src: Path, site: Path) -> bool:
+    """Publish in a child process that dies at its `step`-th change of the disk; False if it came to its end."""
+    child = os.fork()
+    if child == 0:
+        try:
+            left = [step]
+
+            def counted(function: Callable[..., object]) -> Callable[..., object]:
+                def run(*args: object, **options: object) -> object:
+                    left[0] -= 1
+                    if left[0] == 0:
+                        os.kill(os.getpid(), signal.SIGKILL)
+                    return function(*args, **options)
+
+                return run
+
+            for name in ("replace", "fsync", "unlink", "fchmod"):
+                setattr(os, name, counted(getattr(os, name)))
+            publish(str(src), str(site), version="2")
+            os._exit(0)
+        finally:
+            os._exit(9)
+    _, status = os.waitpid(child, 0)
+    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
+    return os.WIFSIGNALED(status)
+
+
+def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second one is told so at once, and the first one's release is whole."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    reached, go_on = threading.Event(), threading.Event()
+    finish = PackWriter.finish
+
+    def waiting(self: PackWriter) -> None:
+        reached.set()
+        assert go_on.wait(10)
+        finish(self)
+
+    monkeypatch.setattr(PackWriter, "finish", waiting)
+    first = threading.Thread(target=publish, args=(str(src), str(site)), kwargs={"version": "1"})
+    first.start()
+    assert reached.wait(10)
+    with pytest.raises(LockedError):
+        publish(str(src), str(site), version="2")
+    go_on.set()
+    first.join(20)
+    assert Client(site).pointer.version == "1"
+
+
+def test_a_file_that_changes_meanwhile_ends_the_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is what is packed, or there is no release."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    keep = publisher.solid_order
+
+    def change(manifest: object, entries: object) -> list[int]:
+        (src / "pkg/a.py").write_bytes(b"something else")
+        return keep(manifest, entries)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(publisher, "solid_order", change)
+    with pytest.raises(FileChangedError):
+        publish(str(src), str(site), version="1")
+    assert not (site / "perfkit.json").exists()
+    assert list((site / "objects").glob(".new-*")) == []
+
+
+def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not before their grace has passed since they fell out of use; the kept releases stay whole."""
+    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 2)
+    src, site = tmp_path / "src", tmp_path / "site"
+    trees = [{"noise": noise(number, 20_000), "name": b"%d" % number} for number in range(5)]
+    for number, tree in enumerate(trees[:4]):
+        publish(str(write_tree(src, tree)), str(site), version=str(number))
+    held = {path.name for path in (site / "objects").iterdir()}
+    publish(str(write_tree(src, trees[4])), str(site), version="4", grace_s=0.0)
+    left = {path.name for path in (site / "objects").iterdir()}
+    assert held - left  # those of releases 0, 1 and 2
+    client = Client(site)
+    assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == trees[4]
+    assert publish(str(write_tree(src, trees[3])), str(site), version="5").serial == 6
+
+
+def test_rubbish_of_a_killed_publisher_goes_after_its_grace(tmp_path: Path) -> None:
+    """Unfinished objects are left alone while they are young, and removed later."""
+    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
+    (site / "objects").mkdir(parents=True)
+    young, old = site / "objects/.new-young", site / "objects/.new-old"
+    young.write_bytes(b"x")
+    old.write_bytes(b"x")
+    os.utime(old, (1, 1))
+    publish(str(src), str(site), version="1")
+    assert young.exists()
+    assert not old.exists()
+
+
+def test_objects_can_be_read_by_a_server_of_another_user(tmp_path: Path) -> None:
+    """Files are 0644, whatever the umask of temporary files."""
+    publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "site").rglob("*") if path.is_file()}
+    assert modes == {0o644}
+
+
+def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where it would cost more than the new frames with their index and manifest, there is none."""
+    publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
+
+    def padded(*arguments: object) -> None:
+        arguments[3].write(bytes(10_000_000))  # type: ignore[attr-defined]
+
+    monkeypatch.setattr(publisher, "encode_delta", padded)
+    publish(str(write_tree(tmp_path / "src", edited(FIRST, 1))), str(tmp_path / "site"), version="2")
+    assert Client(tmp_path / "site").pointer.hops == ()
+
+
+def test_old_contents_are_read_by_threads_at_once(tmp_path: Path) -> None:
+    """Groups of a delta are made side by side, from the same packs."""
+    tree = {f"file{number}": noise(number, 40_000) for number in range(60)}
+    publish(str(write_tree(tmp_path / "src", tree)), str(tmp_path / "site"), version="1")
+    client = Client(tmp_path / "site")
+    index = Index.parse(client.packed(client.pointer.fine), client.manifest)
+    contents = Contents(Site(str(tmp_path / "site")), client.manifest, index)
+    with contextlib.closing(contents), ThreadPoolExecutor(8) as threads:
+        found = list(threads.map(contents.read, contents.entries() * 5))
+    assert found == [tree[client.manifest.name(entry)] for entry in contents.entries() * 5]
+
+
+NAMES = st.sampled_from(["a", "b", "dir/a", "dir/b", "dir/sub/c.txt", "other/d"])
+CONTENTS = st.one_of(
+    st.binary(max_size=300),
+    st.builds(lines, st.integers(0, 5), st.integers(0, 3000)),
+    st.builds(noise, st.integers(0, 5), st.integers(0, 200_000)),
+)
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
+@given(trees=st.lists(st.dictionaries(NAMES, CONTENTS, max_size=5), min_size=2, max_size=3))
+def test_any_trees_come_back_by_every_route(tmp_path_factory: pytest.TempPathFactory, trees: list[Tree]) -> None:
+    """Whatever the trees, blocks give them back, and so do deltas where they are offered."""
+    root = tmp_path_factory.mktemp("any")
+    for number, tree in enumerate(trees):
+        publish(str(write_tree(root / "src", tree)), str(root / "site"), version=str(number))
+    client = Client(root / "site")
+    assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == trees[-1]
+    for earlier in trees[:-1]:
+        assert client.follow(earlier) in (None, trees[-1])
+
+
+def test_facade_and_command_publish(tmp_path: Path) -> None:
+    """`Toolkit.publish` and `perfkit publish --json` say the same."""
+    src = write_tree(tmp_path / "src", FIRST)
+    with Toolkit() as kit:
+        release = kit.publish(src, tmp_path / "site", version="1")
+    command = ["publish", str(src), str(tmp_path / "other"), "--version", "1", "--json"]
+    said = subprocess.run([sys.executable, "-m", "perfkit", *command], capture_output=True, text=True, check=True)
+    record = json.loads(said.stdout)
+    assert record["manifest_sha256"] == release.manifest_sha256
+    assert record["files"] == release.files
+    assert said.stderr == ""
+    assert Pointer.parse((tmp_path / "site/perfkit.json").read_bytes()).version == "1"

@@ -1,0 +1,101 @@
+"""The smallest client of a release: reads a site from disk by each route, with the pure decoders only."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+from perfkit.releases.format.delta import Delta, Span
+from perfkit.releases.format.frames import unpack
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import Hop, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import expand
+
+Tree = dict[str, bytes]
+
+
+def write_tree(root: Path, tree: Tree) -> Path:
+    """Make `root` hold exactly these files."""
+    root.mkdir(parents=True, exist_ok=True)
+    for path in sorted(root.rglob("*"), reverse=True):
+        path.rmdir() if path.is_dir() else path.unlink()
+    for name, content in tree.items():
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(content)
+    return root
+
+
+class Client:
+    """What a site offers."""
+
+    def __init__(self, site: Path) -> None:
+        self.site = site
+        self.pointer = Pointer.parse((site / "perfkit.json").read_bytes())
+        raw = self.packed(self.pointer.manifest)
+        self.manifest = Manifest.parse(raw, sha256=bytes.fromhex(self.pointer.manifest_sha256))
+
+    def get(self, ref: ObjectRef) -> bytes:
+        """An object, verified."""
+        data = (self.site / ref.path).read_bytes()
+        assert hashlib.sha256(data).hexdigest() == ref.sha256
+        assert len(data) == ref.bytes
+        return data
+
+    def packed(self, packed: PackedRef) -> bytes:
+        """What a compressed object holds."""
+        return expand(self.get(packed.object), packed.size)
+
+    def install(self, index_ref: PackedRef) -> Tree:
+        """The whole tree, by the blocks of one index."""
+        index = Index.parse(self.packed(index_ref), self.manifest)
+        pieces = index.pieces(lambda entry: True)
+        contents: dict[int, bytearray] = {}
+        for fetched in index.ranges(pieces):
+            pack = index.packs[fetched.pack]
+            with open(self.site / pack.object.path, "rb") as file:
+                file.seek(fetched.start)
+                shared = self.packed(pack.dictionary) if pack.dictionary else None
+                unpack(index, fetched, file, _into(contents, self.manifest), wanted=pieces, shared=shared)
+        return _tree(self.manifest, contents, {})
+
+    def update(self, hop: Hop, old: Manifest, tree: Tree) -> tuple[Manifest, Tree]:
+        """Where one delta leads from a tree."""
+
+        def read(span: Span) -> bytes:
+            return tree[old.name(span.entry)][span.offset : span.offset + span.length]
+
+        contents: dict[int, bytearray] = {}
+        with open(self.site / hop.object.path, "rb") as file:
+            delta = Delta.open(file)
+            new = delta.new_manifest(old)
+            delta.apply(delta.groups(old, new), read, _into(contents, new))
+        return new, _tree(new, contents, tree)
+
+    def follow(self, tree: Tree) -> Tree | None:
+        """The release's tree from an earlier one by the deltas on offer; None if there is none for it."""
+        manifest = manifest_of(tree)
+        hops = self.pointer.chain(manifest.sha256.hex())
+        for hop in hops:
+            manifest, tree = self.update(hop, manifest, tree)
+        return tree if hops else None
+
+
+def manifest_of(tree: Tree) -> Manifest:
+    """The manifest of a tree without executable files."""
+    from perfkit.releases.format.manifest import Entry
+
+    return Manifest.of(Entry(name, len(data), hashlib.sha256(data).digest()) for name, data in tree.items())
+
+
+def _into(contents: dict[int, bytearray], manifest: Manifest):  # type: ignore[no-untyped-def]
+    def write(entry: int, offset: int, data: memoryview) -> None:
+        content = contents.setdefault(entry, bytearray(manifest.size(entry)))
+        content[offset : offset + len(data)] = data
+
+    return write
+
+
+def _tree(manifest: Manifest, contents: dict[int, bytearray], old: Tree) -> Tree:
+    known = {hashlib.sha256(data).digest(): bytes(data) for data in (*old.values(), *contents.values(), b"")}
+    return {entry.name: known[entry.sha256] for entry in manifest}

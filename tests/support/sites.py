@@ -1,0 +1,160 @@
+"""A site with a server that counts what it sends, can be told to stall, and small trees to publish."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import os
+import shutil
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+
+from perfkit import Release, SyncReport, Toolkit
+from tests.support.fakes import Exchange, WrongServer
+from tests.support.release_client import Tree, write_tree
+
+
+def text(seed: int, rows: int = 120) -> bytes:
+    """Lines that compress as source code does, other ones for each seed."""
+    return b"".join(b"value_%d = compute(%d)\n" % (seed * 1000 + row, seed * row * 7919) for row in range(rows))
+
+
+ONE: Tree = {
+    "README": b"hello\n",
+    "empty": b"",
+    "pkg/a.py": text(1),
+    "pkg/b.py": text(2),
+    "pkg/same.py": text(3),
+    "pkg/going.py": text(4),
+    "data/noise": b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(600)),
+}
+TWO: Tree = {
+    "README": b"hello again\n",
+    "empty": b"",
+    "pkg/a.py": text(1)[:900] + b"# edited\n" + text(1)[900:],
+    "moved/b.py": text(2),
+    "pkg/same.py": text(3),
+    "pkg/new.py": text(5),
+    "data/noise": ONE["data/noise"],
+}
+
+
+def tree_of(root: Path) -> Tree:
+    """Every file but perfkit's own."""
+    files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != ".perfkit")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+@dataclass
+class Origin:
+    """A site at `root / "site"`, published from dictionaries and served by a server that counts; in a `with` block.
+
+    Attributes:
+        sent: for each request its path and the body bytes that were handed to the network.
+        stall_at: as soon as so many body bytes of objects have been sent, nothing more is, and `stalled` is set.
+        before: called with the path of a request before it is answered.
+    """
+
+    root: Path
+    sent: list[tuple[str, int]] = field(default_factory=list)
+    stall_at: int | None = None
+    before: Callable[[str], None] = lambda path: None
+
+    def __post_init__(self) -> None:
+        self.site = self.root / "site"
+        self.stalled = threading.Event()
+        self._guard = threading.Lock()
+        self._server = WrongServer(self._answer)
+
+    def __enter__(self) -> Origin:
+        self._server.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+        self._server.__exit__()
+
+    @property
+    def url(self) -> str:
+        return self._server.url
+
+    @property
+    def bytes(self) -> int:
+        """All body bytes sent so far."""
+        return sum(size for _, size in self.sent)
+
+    def publish(self, tree: Tree, version: str, *, executable: tuple[str, ...] = (), keep_deltas: int = 3) -> Release:
+        source = write_tree(self.root / "src", tree)
+        for name in executable:
+            (source / name).chmod(0o755)
+        with Toolkit() as kit:
+            return kit.publish(source, self.site, version=version, keep_deltas=keep_deltas)
+
+    def counted(self, work: Callable[[], SyncReport]) -> tuple[SyncReport, int]:
+        """What came of a sync, and the body bytes that it cost."""
+        before = self.bytes
+        report = work()
+        return report, self.bytes - before
+
+    def _answer(self, exchange: Exchange) -> None:
+        path = exchange.asked.path.lstrip("/")
+        self.before(path)
+        try:
+            body = (self.site / path).read_bytes()
+        except OSError:
+            return exchange.respond("404 Not Found")
+        etag = f'"{hashlib.sha256(body).hexdigest()[:16]}"'
+        if exchange.asked.headers.get("if-none-match") == etag:
+            self._note(path, 0)
+            return exchange.respond("304 Not Modified", ETag=etag)
+        start, end = 0, len(body)
+        wanted = exchange.asked.range
+        if wanted is not None and exchange.asked.headers.get("if-range", etag) == etag:
+            start, end = wanted[0], min(wanted[1] or len(body), len(body))
+            exchange.head("206 Partial Content", Content_Length=str(end - start), ETag=etag,
+                          Content_Range=f"bytes {start}-{end - 1}/{len(body)}")  # fmt: skip
+        else:
+            exchange.head("200 OK", Content_Length=str(len(body)), ETag=etag)
+        allowed = self._allowed(path, end - start)
+        exchange.send(body[start : start + allowed])
+        self._note(path, allowed)
+        if allowed < end - start:
+            self.stalled.set()
+            exchange.stall()
+        return None
+
+    def _allowed(self, path: str, size: int) -> int:
+        with self._guard:
+            if self.stall_at is None or not path.startswith("objects/"):
+                return size
+            allowed = min(size, self.stall_at)
+            self.stall_at -= allowed
+            return allowed
+
+    def _note(self, path: str, size: int) -> None:
+        with self._guard:
+            self.sent.append((path, size))
+
+
+def edit(path: Path, data: bytes) -> None:
+    """As editors do it: a new file in the place of the old one."""
+    with contextlib.suppress(FileNotFoundError):
+        path.unlink()
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def damage(path: Path, data: bytes = b"?") -> None:
+    """As a failing disk does it: other bytes in the same file, of the same size, at the same times."""
+    found = path.stat()
+    with path.open("r+b") as file:
+        file.write(data)
+    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
+
+
+def copy_of(tree: Path, dest: Path) -> Path:
+    """A copy of a managed tree, as it is, its history included."""
+    shutil.copytree(tree, dest)
+    return dest

@@ -1,0 +1,260 @@
+"""A transaction, and a way back, that is killed or fails at any system call: the tree is the old one or the new one.
+
+`PERFKIT_FULL_SWEEP=1` tries every single call; otherwise an even sample of them is tried.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+from collections import Counter
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit.transactions.history import needed_objects, read_timeline
+from perfkit.transactions.object_store import EMPTY
+from perfkit.transactions.tree import Tree
+from tests.support import crash_server
+from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
+from tests.support.tools import need
+
+FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
+SAMPLE = 5  # cases per system call and action
+WHEN = 400  # more calls of a kind than any child makes; opening files is also what imports do
+MUTATING = frozenset(IDLE) | {
+    "rename", "renameat2", "link", "symlink", "symlinkat", "unlink", "rmdir", "mkdir", "mknod", "mknodat", "creat",
+    "openat2", "truncate", "ftruncate", "fallocate", "pwrite64", "writev", "pwritev", "pwritev2", "fdatasync", "sync",
+    "sync_file_range", "msync", "copy_file_range", "sendfile", "splice", "chmod", "fchmodat", "fchown", "fchownat",
+    "setxattr", "fsetxattr",
+}  # fmt: skip
+
+_SERVER = [sys.executable, "-m", "tests.support.crash_server"]
+ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}
+
+Snapshot = dict[str, tuple[int, bytes]]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """In memory if possible: what a kill leaves doesn't depend on the disk, and syncing costs nothing there."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+def snapshot(root: Path) -> Snapshot:
+    """Names, permissions and contents of all that is not perfkit's own, and of its manifest, which is part of it."""
+    found: Snapshot = {}
+    for directory, names, files in os.walk(root):
+        if directory == str(root) and ".perfkit" in names:
+            names.remove(".perfkit")
+        for name in names:
+            found[os.path.relpath(os.path.join(directory, name), root)] = (0, b"directory")
+        for name in files:
+            path = Path(directory, name)
+            found[str(path.relative_to(root))] = (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+    manifest = root / ".perfkit/manifest"
+    found[".perfkit/manifest"] = (0, manifest.read_bytes() if manifest.exists() else b"")
+    return found
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy that keeps hard links, as rollback knows them."""
+    links: dict[int, str] = {}
+    for directory, _, files in os.walk(source):
+        there = target / os.path.relpath(directory, source)
+        there.mkdir(exist_ok=True)
+        for name in files:
+            path, goal = os.path.join(directory, name), str(there / name)
+            number = os.stat(path).st_ino
+            if number in links:
+                os.link(links[number], goal)
+            else:
+                links[number] = shutil.copy2(path, goal)
+
+
+def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False) -> bool:
+    """Open it again: it is old or new, nothing is left over, and what it may need is there. True if it is new.
+
+    With `tidy`, objects that nothing needs may have stayed, and the next change removes them.
+    """
+    with Tree(root) as tree:
+        found = snapshot(root)
+        assert found in (old, new)
+        if tidy:
+            tree.prune(99)
+        own = {entry.name for entry in (root / ".perfkit").iterdir()}
+        assert own <= {"lock", "owner", "state", "history", "objects", "fetch", "manifest"}
+        timeline = read_timeline(tree._beneath)
+        objects = {entry.name for entry in (root / ".perfkit/objects").glob("*")}
+        needed = {digest.hex() for digest in needed_objects(tree._beneath, timeline)}
+        assert objects == needed - {EMPTY}
+        numbers = {int(entry.name) for entry in (root / ".perfkit/history").glob("*")}
+        assert numbers == set(timeline.chain) - {0}
+        if len(timeline.chain) > 1 and timeline.current != timeline.chain[0]:
+            here = timeline.current
+            tree.switch()
+            tree.switch(here)
+            assert snapshot(root) == found
+    return found == new
+
+
+class Server:
+    """A crash server under strace; `run(K, action, root)` returns how the child ended."""
+
+    def __init__(self, kind: str, injection: str) -> None:
+        when = WHEN * 4 if kind == "openat" else WHEN
+        inject = ("-e", f"inject={kind}:{injection}:when={when}")
+        # Without --seccomp-bpf: with it, strace 6.1 does not send the signal.
+        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={kind}", *inject]
+        self._process = subprocess.Popen(
+            [*command, *_SERVER, kind, str(when)],
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
+        )  # fmt: skip
+
+    def run(self, number: int, action: str, root: Path) -> int:
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(f"{number} {action} {root}\n")
+        self._process.stdin.flush()
+        return int(self._process.stdout.readline().split()[0])
+
+    def close(self) -> None:
+        self._process.communicate(timeout=10)
+
+
+@pytest.fixture
+def serve() -> Iterator[Callable[[str, str], Server]]:
+    need("strace")
+    with contextlib.ExitStack() as stack:
+
+        def start(kind: str, injection: str) -> Server:
+            server = Server(kind, injection)
+            stack.callback(server.close)
+            return server
+
+        yield start
+
+
+class Case:
+    """What an action starts from, and the two states it may leave."""
+
+    def __init__(self, place: Path, action: str) -> None:
+        self.place, self.action = place, action
+        self.start, self.number = place / "start", 0
+        crash_server.begin(str(self.start))
+        if action != "change":
+            crash_server.change(str(self.start))
+        self.old = snapshot(self.start)
+        if action == "recover":
+            self.start = self._interrupted()
+        goal = self.copy()
+        with contextlib.ExitStack() as stack:
+            if action == "recover":
+                stack.enter_context(Tree(goal))
+            else:
+                crash_server.ACTIONS[action](str(goal))
+        self.new = snapshot(goal)
+        assert action == "prune" or self.old != self.new
+
+    def _interrupted(self) -> Path:
+        """A way back that was killed in the middle of its renames."""
+        root = self.copy()
+        server = Server("renameat", "signal=KILL")
+        assert server.run(6, "back", root) == -signal.SIGKILL
+        server.close()
+        return root
+
+    def count(self) -> dict[str, int]:
+        """How often an undisturbed run makes each mutating call; one that the sweep doesn't know fails the test."""
+        need("strace")
+        log, root = self.place / "strace.log", self.copy()
+        calls = ",".join(f"?{name}" for name in sorted(MUTATING))
+        subprocess.run(
+            ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}", *_SERVER, "none", "0"],
+            input=f"0 {self.action} {root}\n", text=True, check=True, capture_output=True, env=ENVIRONMENT,
+        )  # fmt: skip
+        lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
+        parent = lines[0][0]
+        found = Counter(text.partition("(")[0] for pid, text in lines if pid != parent and text[0].isalpha())
+        assert set(found) <= set(IDLE), "a mutating call that is not swept"
+        return dict(found)
+
+    def copy(self) -> Path:
+        self.number += 1
+        root = self.place / f"case-{self.number}"
+        copy(self.start, root)
+        return root
+
+
+def sample(count: int) -> list[int]:
+    """Cases from 1 to `count`: all, or evenly some, the first and the last among them."""
+    if FULL or count <= SAMPLE:
+        return list(range(1, count + 1))
+    return sorted({1 + (count - 1) * index // (SAMPLE - 1) for index in range(SAMPLE)})
+
+
+ACTIONS = ["change", "back", "prune", "recover"]
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.parametrize("action", ACTIONS)
+def test_killed_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
+    """A kill at every mutating call: afterwards the tree is the old or the new one, whole, and without litter."""
+    case = Case(place, action)
+    ends = {True: 0, False: 0}
+    for kind, count in sorted(case.count().items()):
+        server = serve(kind, "signal=KILL")
+        for number in sample(count):
+            root = case.copy()
+            assert server.run(number, action, root) == -signal.SIGKILL, (kind, number)
+            ends[check_whole(root, case.old, case.new)] += 1
+            shutil.rmtree(root)
+    print(f"\n{action}: {ends[False]} kills left the old tree, {ends[True]} the new one")
+    assert ends[True]
+    assert ends[False] or action in ("prune", "recover")
+
+
+FAILURES = {
+    "fsync": "EIO", "syncfs": "EIO", "write": "ENOSPC", "mkdir": "ENOSPC", "mkdirat": "ENOSPC",
+    "openat": "ENOSPC", "renameat": "ENOSPC", "linkat": "ENOSPC", "unlinkat": "EIO", "fchmod": "EIO",
+    "utimensat": "EIO",
+}  # fmt: skip
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.parametrize("action", ["change", "back"])
+def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
+    """A failing call: after an OSError the tree is at once as it was, after a RecoveryError reopening completes it."""
+    case = Case(place, action)
+    ends = {DONE: 0, FAILED: 0, UNFINISHED: 0}
+    for kind, count in sorted(case.count().items()):
+        if kind not in FAILURES:
+            continue  # a failing ioctl only means that there is no reflink
+        server = serve(kind, f"error={FAILURES[kind]}")
+        for number in sample(count):
+            root = case.copy()
+            code = server.run(number, action, root)
+            assert code in ends, (kind, number, code)
+            ends[code] += 1
+            if code == FAILED:
+                assert snapshot(root) == case.old, (kind, number)
+            elif code == DONE:
+                assert snapshot(root) == case.new, (kind, number)
+            new = check_whole(root, case.old, case.new, tidy=True)
+            assert new == (code != FAILED), (kind, number, code)
+            shutil.rmtree(root)
+    print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
+          f"{ends[DONE]} did not matter")  # fmt: skip
+    assert ends[FAILED]
+    assert ends[UNFINISHED]

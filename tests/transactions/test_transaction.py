@@ -1,0 +1,496 @@
+"""A managed tree: changes that happen as a whole, the lock, and the way back."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import subprocess
+import sys
+import threading
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from perfkit.errors import (
+    LockedError,
+    RecoveryError,
+    RollbackError,
+    UnsafePathError,
+    UpdateError,
+)
+from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions import commit
+from perfkit.transactions.object_store import Store
+from perfkit.transactions.records import signature
+from perfkit.transactions.tree import Tree
+from tests.support.tools import need
+
+
+def files(root: Path) -> dict[str, bytes]:
+    """Every file but perfkit's own."""
+    return {
+        str(path.relative_to(root)): path.read_bytes()
+        for path in root.rglob("*")
+        if path.is_file() and path.relative_to(root).parts[0] != ".perfkit"
+    }
+
+
+def litter(root: Path) -> set[str]:
+    own = {entry.name for entry in (root / ".perfkit").iterdir()}
+    return own - {"lock", "state", "history", "objects", "manifest", "fetch"}
+
+
+def put(root: Path, contents: dict[str, bytes | None]) -> None:
+    with Tree(root) as tree, tree.transaction() as tx:
+        for name, data in contents.items():
+            if data is None:
+                tx.remove(name)
+            else:
+                tx.write(name, data)
+
+
+def test_toolkit_commits_at_the_end(tmp_path: Path) -> None:
+    """`kit.transaction` shows nothing before its block ends, and everything after."""
+    (tmp_path / "old").write_bytes(b"old")
+    (tmp_path / "source").write_bytes(b"source")
+    with Toolkit() as kit, kit.transaction(tmp_path) as tx:
+        tx.write("a/b", [b"one ", b"two"])
+        tx.replace("c", tmp_path / "source", mode=0o700)
+        tx.move("old", "new")
+        tx.remove("source")
+        assert files(tmp_path) == {"old": b"old", "source": b"source"}
+    assert files(tmp_path) == {"a/b": b"one two", "c": b"source", "new": b"old"}
+    assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
+    assert not litter(tmp_path)
+
+
+def test_exception_gives_up(tmp_path: Path) -> None:
+    """An exception leaves the tree as it was, and nothing behind."""
+    put(tmp_path, {"a": b"1"})
+    with pytest.raises(KeyError), Tree(tmp_path) as tree, tree.transaction() as tx:  # noqa: PT012
+        tx.write("a", b"2")
+        tx.write("b", b"3")
+        raise KeyError
+    assert files(tmp_path) == {"a": b"1"}
+    assert not litter(tmp_path)
+
+
+def test_calls_see_earlier_ones(tmp_path: Path) -> None:
+    """Chains, swaps and changes of mind end in what was said last."""
+    put(tmp_path, {"a": b"A", "b": b"B", "c": b"C"})
+    with Tree(tmp_path) as tree, tree.transaction() as tx:
+        tx.move("a", "t")
+        tx.move("b", "a")
+        tx.move("t", "b")
+        tx.write("d", b"never")
+        tx.remove("d")
+        tx.remove("c")
+        tx.write("c", b"again")
+        with pytest.raises(FileNotFoundError):
+            tx.move("d", "e")
+        with pytest.raises(FileNotFoundError):
+            tx.remove("nothing")
+        tx.remove("nothing", missing_ok=True)
+    assert files(tmp_path) == {"a": b"B", "b": b"A", "c": b"again"}
+
+
+def test_nothing_new_is_no_generation(tmp_path: Path) -> None:
+    """The same content again is not written, and makes no generation."""
+    put(tmp_path, {"a": b"1"})
+    before = (tmp_path / "a").stat()
+    with Tree(tmp_path) as tree:
+        with tree.transaction() as tx:
+            tx.write("a", b"1")
+        assert tx.result is not None
+        assert tx.result.changes == ()
+        assert tree.generation == 1
+    assert (tmp_path / "a").stat().st_ino == before.st_ino
+    assert not litter(tmp_path)
+
+
+def test_one_at_a_time(tmp_path: Path) -> None:
+    """A second change of the same tree inside the first is refused, and does the first no harm."""
+    put(tmp_path, {"a": b"1"})
+    with Tree(tmp_path) as tree:
+        with tree.transaction() as tx:
+            tx.write("a", b"2")
+            for other in (tree.transaction, tree.switch, lambda: tree.prune(1)):
+                with pytest.raises(UpdateError, match="is open"):
+                    other()
+        with pytest.raises(UpdateError, match="is over"):
+            tx.write("a", b"3")
+    assert files(tmp_path) == {"a": b"2"}
+
+
+def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
+    """An object that somebody wrote into is not taken for the content that is to be kept."""
+    put(tmp_path, {"a": b"same", "b": b"same"})
+    put(tmp_path, {"a": b"new"})
+    (spoilt,) = (tmp_path / ".perfkit/objects").iterdir()
+    spoilt.write_bytes(b"SAME")
+    put(tmp_path, {"b": b"new"})
+    with Tree(tmp_path) as tree:
+        tree.switch(1)
+    assert files(tmp_path) == {"a": b"same", "b": b"same"}
+
+
+def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
+    """Also where the change has put another file with the same content in its place."""
+    put(tmp_path, {"a": b"same", "b": b"same", "c": b"other"})
+    put(tmp_path, {"a": b"new"})
+    (kept,) = (tmp_path / ".perfkit/objects").iterdir()
+    beneath = Beneath(os.fspath(tmp_path))
+    store = Store(beneath)
+    store.begin()
+    store.keep("b")
+    store.keep("c")
+    assert kept.samefile(tmp_path / "b")
+    store.take_back()
+    beneath.close()
+    assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
+    with Tree(tmp_path) as tree:
+        tree.switch(1)
+    assert files(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
+
+
+def test_result_tells_the_new_stat(tmp_path: Path) -> None:
+    """What a commit returns is what stat(2) says afterwards."""
+    with Tree(tmp_path) as tree, tree.transaction() as tx:
+        tx.write("a", b"1" * 10)
+    assert tx.result is not None
+    (change,) = tx.result.changes
+    assert change.signature == signature((tmp_path / "a").stat())
+    (tmp_path / "a").write_bytes(b"2" * 10)
+    assert change.signature != signature((tmp_path / "a").stat())
+
+
+def test_directories_come_and_go(tmp_path: Path) -> None:
+    """A file becomes a directory and a directory a file; directories that a change empties are gone."""
+    put(tmp_path, {"f": b"1", "d/x/1": b"2", "d/x/2": b"3", "e/only": b"4"})
+    (tmp_path / "d/empty").mkdir()
+    with Tree(tmp_path) as tree:
+        with tree.transaction() as tx:
+            tx.remove("f")
+            tx.write("f/in", b"5")
+            tx.remove("d/x/1")
+            tx.remove("d/x/2")
+            tx.write("d", b"6")
+            tx.remove("e/only")
+        assert files(tmp_path) == {"f/in": b"5", "d": b"6"}
+        assert not (tmp_path / "e").exists()
+        tree.switch()
+        assert files(tmp_path) == {"f": b"1", "d/x/1": b"2", "d/x/2": b"3", "e/only": b"4"}
+
+
+@pytest.mark.parametrize(("there", "name"), [("d/user", "d"), ("f", "f/in")])
+def test_in_the_way(tmp_path: Path, there: str, name: str) -> None:
+    """What stands in the way and isn't removed by the change is found before anything is done."""
+    (tmp_path / there).parent.mkdir(exist_ok=True)
+    (tmp_path / there).write_bytes(b"mine")
+    with pytest.raises(UpdateError, match="must go before"), Tree(tmp_path) as tree, tree.transaction() as tx:  # noqa: PT012
+        tx.write("a", b"1")
+        tx.write(name, b"2")
+    assert files(tmp_path) == {there: b"mine"}
+    assert not litter(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "a/../../x", ".perfkit/state", ".PERFKIT/x", "a\0b", ""])
+def test_names_that_escape(tmp_path: Path, name: str) -> None:
+    """No call takes a name that leads out, or into perfkit's own directory."""
+    (tmp_path / "a").write_bytes(b"")
+    with Tree(tmp_path) as tree, tree.transaction() as tx:
+        for call in (lambda: tx.write(name, b""), lambda: tx.replace(name, tmp_path / "a"), lambda: tx.remove(name),
+                     lambda: tx.move("a", name), lambda: tx.move(name, "b")):  # fmt: skip
+            with pytest.raises(UnsafePathError):
+                call()
+
+
+def test_symlinks_are_not_followed(tmp_path: Path) -> None:
+    """A symbolic link at any place of a name leads nowhere."""
+    root, outside = tmp_path / "root", tmp_path / "outside"
+    (root / "real").mkdir(parents=True)
+    outside.mkdir()
+    (outside / "file").write_bytes(b"precious")
+    (root / "link").symlink_to(outside)
+    (root / "real/deep").symlink_to(outside)
+    (root / "leaf").symlink_to(outside / "file")
+    for name in ("link/file", "link/new", "real/deep/file", "leaf"):
+        with pytest.raises((UnsafePathError, UpdateError)), Tree(root) as tree, tree.transaction() as tx:
+            tx.write(name, b"overwritten")
+        with pytest.raises((UnsafePathError, UpdateError)), Tree(root) as tree, tree.transaction() as tx:
+            tx.remove(name)
+    assert (outside / "file").read_bytes() == b"precious"
+    assert [entry.name for entry in outside.iterdir()] == ["file"]
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other/.perfkit").symlink_to(outside)
+    with pytest.raises(UnsafePathError), Tree(tmp_path / "other"):
+        pass
+    assert [entry.name for entry in outside.iterdir()] == ["file"]
+
+
+def test_adopted_file_is_renamed(tmp_path: Path) -> None:
+    """A fetched file is moved and not copied; it survives a change that is given up."""
+    with Tree(tmp_path) as tree:
+        fetched = Path(tree.stage) / "x"
+        fetched.write_bytes(b"fetched")
+        number = fetched.stat().st_ino
+        with pytest.raises(KeyError), tree.transaction() as tx:  # noqa: PT012
+            tx.adopt("a", fetched)
+            raise KeyError
+        assert fetched.exists()
+        with tree.transaction() as tx:
+            with pytest.raises(UpdateError):
+                tx.adopt("b", tmp_path / "elsewhere")
+            tx.adopt("a", fetched, mode=0o755)
+        assert (tmp_path / "a").stat().st_ino == number
+        assert not fetched.exists()
+
+
+def test_second_one_waits_or_fails(tmp_path: Path) -> None:
+    """A thread and a process find the tree locked; one that waits gets it when it is free."""
+    entered, leave = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with Tree(tmp_path):
+            entered.set()
+            leave.wait(10)
+
+    holder = threading.Thread(target=hold)
+    holder.start()
+    assert entered.wait(10)
+    with pytest.raises(LockedError, match=str(os.getpid())), Tree(tmp_path):
+        pass
+    code = f"from perfkit.transactions.tree import Tree\nTree({str(tmp_path)!r}).__enter__()"
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "LockedError" in ended.stderr
+    threading.Timer(0.1, leave.set).start()
+    with Tree(tmp_path, wait_s=10):
+        pass
+    holder.join()
+
+
+def test_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where flock does nothing, a living owner is seen, and one that was robbed does not commit."""
+    monkeypatch.setattr(fcntl, "flock", lambda fd, how: None)
+    with Tree(tmp_path) as tree:
+        with pytest.raises(LockedError), Tree(tmp_path):
+            pass
+        with pytest.raises(LockedError, match="took the tree over"), tree.transaction() as ours:  # noqa: PT012
+            ours.write("a", b"ours")
+            (tmp_path / ".perfkit/owner").unlink()  # as if it lived on another machine
+            with Tree(tmp_path) as other, other.transaction() as theirs:
+                theirs.write("a", b"theirs")
+                with pytest.raises(LockedError):
+                    ours.write("b", b"ours")
+    assert files(tmp_path) == {"a": b"theirs"}
+    assert not litter(tmp_path)
+
+
+def test_back_and_forth(tmp_path: Path) -> None:
+    """Any kept generation can be reached; a new change after going back ends what was undone."""
+    states = [{}, {"a": b"1"}, {"a": b"2", "b": b"2"}, {"b": b"3", "c/d": b"2"}]
+    put(tmp_path, {"a": b"1"})
+    put(tmp_path, {"a": b"2", "b": b"2"})
+    with Tree(tmp_path) as tree:
+        with tree.transaction({"version": "three"}) as tx:
+            tx.move("a", "c/d")
+            tx.write("b", b"3")
+        for to in (0, 3, 1, 2, 3, 0, 1):
+            result = tree.switch(to)
+            assert result.generation == tree.generation == to
+            assert files(tmp_path) == states[to]
+        assert [(g.number, g.current) for g in tree.history()] == [(0, False), (1, True), (2, False), (3, False)]
+        assert tree.history()[3].label == {"version": "three"}
+        assert (tree.history()[3].added, tree.history()[3].changed, tree.history()[3].removed) == (1, 1, 1)
+        with tree.transaction() as tx:
+            tx.write("e", b"4")
+        assert [g.number for g in tree.history()] == [0, 1, 4]
+        with pytest.raises(RollbackError, match="not kept"):
+            tree.switch(3)
+        tree.switch(0)
+        with pytest.raises(RollbackError, match="no generation before"):
+            tree.switch()
+    assert not litter(tmp_path)
+
+
+def test_private_files_go_along(tmp_path: Path) -> None:
+    """perfkit's own manifest is committed and rolled back with the files."""
+    for version in (b"1", b"2"):
+        with Tree(tmp_path) as tree, tree.transaction() as tx:
+            tx.write("a", version)
+            tx.write_private("manifest", version)
+            for name in ("state", "objects/x", "stage-1/x", "journal", "../x"):
+                with pytest.raises((UpdateError, UnsafePathError)):
+                    tx.write_private(name, b"")
+    with Tree(tmp_path) as tree:
+        tree.switch()
+    assert (tmp_path / ".perfkit/manifest").read_bytes() == b"1"
+
+
+@pytest.mark.parametrize("edits", ["refuse", "keep", "overwrite"])
+def test_local_edits_and_rollback(tmp_path: Path, edits: str) -> None:
+    """A file that was edited since is not lost by a rollback, unless asked for."""
+    put(tmp_path, {"a": b"1", "b": b"1"})
+    put(tmp_path, {"a": b"2", "b": b"2"})
+    (tmp_path / "a").unlink()
+    (tmp_path / "a").write_bytes(b"edited")
+    with Tree(tmp_path) as tree:
+        if edits == "refuse":
+            with pytest.raises(RollbackError, match="a: changed since"):
+                tree.switch(1)
+            assert files(tmp_path) == {"a": b"edited", "b": b"2"}
+        else:
+            tree.switch(1, edits=edits)  # type: ignore[arg-type]
+            kept = {"a.perfkit-local": b"edited"} if edits == "keep" else {}
+            assert files(tmp_path) == {"a": b"1", "b": b"1", **kept}
+    assert not litter(tmp_path)
+
+
+def test_damaged_object_is_found(tmp_path: Path) -> None:
+    """A kept content that somebody wrote into is not put into the tree."""
+    (tmp_path / "a").write_bytes(b"old")
+    writer = os.open(tmp_path / "a", os.O_WRONLY)
+    put(tmp_path, {"a": b"new"})
+    os.pwrite(writer, b"bad", 0)
+    os.close(writer)
+    with Tree(tmp_path) as tree, pytest.raises(RollbackError, match=r"^a: .*changed by others"):
+        tree.switch()
+    assert files(tmp_path) == {"a": b"new"}
+    assert not litter(tmp_path)
+
+
+def test_restored_files_are_not_one(tmp_path: Path) -> None:
+    """Two files of equal content that come back are two files: writing to one leaves the other."""
+    put(tmp_path, {"a": b"same", "b": b"same", "c": b""})
+    put(tmp_path, {"a": None, "b": None, "c": None})
+    with Tree(tmp_path) as tree:
+        tree.switch()
+    (tmp_path / "a").write_bytes(b"edit")
+    assert files(tmp_path) == {"a": b"edit", "b": b"same", "c": b""}
+
+
+def test_retention_frees_space(tmp_path: Path) -> None:
+    """Only so many generations are kept, and only the contents they need."""
+    for number in range(8):
+        with Tree(tmp_path, keep_generations=3) as tree, tree.transaction() as tx:
+            tx.write("a", b"%d" % number)
+    with Tree(tmp_path) as tree:
+        assert [g.number for g in tree.history()] == [5, 6, 7, 8]
+        assert len(list((tmp_path / ".perfkit/objects").iterdir())) == 3
+        assert sum(g.bytes_kept for g in tree.history()) == 3
+        tree.prune(1)
+        assert [g.number for g in tree.history()] == [7, 8]
+        tree.switch()
+        tree.prune(0)
+        assert [g.number for g in tree.history()] == [7, 8]
+        tree.switch(8)
+        tree.prune(0)
+        assert not list((tmp_path / ".perfkit/objects").iterdir())
+    assert files(tmp_path) == {"a": b"7"}
+
+
+def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file system that has no hard links costs copies, and loses nothing."""
+
+    def refuse(*args: object, **options: object) -> None:
+        raise OSError(errno.EPERM, "no hard links here")
+
+    monkeypatch.setattr(os, "link", refuse)
+    put(tmp_path, {"a": b"1", "b": b"2"})
+    with Tree(tmp_path) as tree:
+        with tree.transaction() as tx:
+            tx.move("a", "c")
+            tx.write("b", b"3")
+        assert files(tmp_path) == {"c": b"1", "b": b"3"}
+        tree.switch()
+    assert files(tmp_path) == {"a": b"1", "b": b"2"}
+
+
+def test_damaged_journal_is_told(tmp_path: Path) -> None:
+    """A journal that can't be read is neither obeyed nor thrown away."""
+    put(tmp_path, {"a": b"1"})
+    (tmp_path / ".perfkit/journal").write_bytes(b'["perfkit-journal",1,0]\ngarbage\n')
+    with pytest.raises(RecoveryError, match="journal"), Tree(tmp_path):
+        pass
+    assert (tmp_path / ".perfkit/journal").exists()
+    assert files(tmp_path) == {"a": b"1"}
+
+
+@pytest.mark.timeout(60)
+def test_full_file_system(tmp_path: Path) -> None:
+    """On an ext4 of 4 MB that fills up, at every fill level, a change is whole or not there at all."""
+    need("mkfs.ext4", "mount", "umount")
+    image, mounted = tmp_path / "image", tmp_path / "mounted"
+    mounted.mkdir()
+    with image.open("wb") as file:
+        file.truncate(4 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-b", "1024", str(image)], check=True)
+    made = subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], capture_output=True, check=False)
+    if made.returncode:
+        pytest.skip("mounting needs root and a loop device")
+    try:
+        _fill_up(mounted / "tree")
+    finally:
+        assert not [link for fd in os.listdir("/proc/self/fd") if (link := _target(fd)).startswith(str(mounted))]
+        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
+
+
+def _target(fd: str) -> str:
+    try:
+        return os.readlink(f"/proc/self/fd/{fd}")
+    except OSError:
+        return ""
+
+
+def _fill_up(root: Path) -> None:
+    names = [f"{number:03d}" + "n" * 200 for number in range(20)]  # long names: directories need blocks of their own
+    put(root, dict.fromkeys(names[:5], b"old" * 400))
+    old = files(root)
+    outcomes = set()
+    for free_kib in range(100, 0, -3):
+        stuffing = root.parent / "stuffing"
+        stuffing.unlink(missing_ok=True)
+        space = os.statvfs(root)
+        with stuffing.open("wb") as file:
+            os.posix_fallocate(file.fileno(), 0, max(1, space.f_bavail * space.f_frsize - free_kib * 1024))
+        try:
+            put(root, dict.fromkeys(names[:4], b"new" * 400) | {f"dir/{n}": b"1" * 900 for n in names[5:]})
+        except OSError as error:
+            assert error.errno == errno.ENOSPC  # noqa: PT017
+            outcomes.add("full")
+            assert files(root) == old
+            assert not litter(root)
+            assert not (root / "dir").exists()
+        else:
+            outcomes.add("done")
+            assert len(files(root)) == 20
+            stuffing.unlink()
+            with Tree(root) as tree:
+                tree.switch()
+            assert files(root) == old
+    assert outcomes == {"full", "done"}
+
+
+def test_every_directory_of_a_source_is_synced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where there is no syncfs, also those of files beyond the first few: the journal will look for them there."""
+    monkeypatch.setattr(commit, "syncfs", lambda fd: False)
+    synced: set[str] = set()
+    real = os.fsync
+
+    def fsync(fd: int) -> None:
+        synced.add(os.readlink(f"/proc/self/fd/{fd}"))
+        real(fd)
+
+    monkeypatch.setattr(os, "fsync", fsync)
+    with Tree(tmp_path) as tree:
+        deep = Path(tree.stage) / "deep"
+        deep.mkdir()
+        (deep / "fetched").write_bytes(b"fetched")
+        with tree.transaction() as tx:
+            for number in range(12):
+                tx.write(f"a{number:02}", b"written")
+            tx.adopt("z", deep / "fetched")
+    assert os.fspath(deep) in synced
+    assert {os.fspath(tmp_path), os.fspath(tmp_path / ".perfkit")} <= synced

@@ -1,0 +1,69 @@
+"""Large files that are there in part: only what they lack is fetched, and nothing is taken on trust."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from perfkit.server.server import Server
+from perfkit.updates.sources.pack_route import Salvage
+from tests.releases.test_publisher import lines, noise
+from tests.updates.test_updater import publish, tree_of
+
+LARGE = noise(1, 200_000) + lines(7, 20_000) + noise(2, 1_000_000)
+FILES = {"large.bin": LARGE, "small.txt": b"small\n"}
+
+
+@pytest.fixture
+def server(kit: Toolkit, tmp_path: Path) -> Iterator[Server]:
+    with Server(publish(kit, tmp_path, FILES, "1")) as server:
+        yield server
+
+
+def damage(path: Path) -> None:
+    """In two places, far from each other, with the size as it was."""
+    with open(path, "r+b") as file:
+        for place in (5_000, len(LARGE) - 5_000):
+            os.pwrite(file.fileno(), b"damage", place)
+
+
+def test_a_repair_fetches_only_the_damaged_parts(kit: Toolkit, tmp_path: Path, server: Server) -> None:
+    """Of a large file with two damaged places, the pieces around them are fetched."""
+    kit.sync(server.url, tmp_path / "tree")
+    damage(tmp_path / "tree/large.bin")
+    report = kit.verify(tmp_path / "tree", repair=True)
+    assert report.changed == ("large.bin",)
+    assert report.repaired is not None
+    assert report.repaired.bytes_received < len(LARGE) / 4
+    assert (tmp_path / "tree/large.bin").read_bytes() == LARGE
+
+
+def test_a_tree_from_elsewhere_is_taken_over(kit: Toolkit, tmp_path: Path, server: Server) -> None:
+    """Pieces of an unmanaged file of the same name serve as well."""
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/large.bin").write_bytes(b"a line more\n" + LARGE[:-50_000])
+    report = kit.sync(server.url, tmp_path / "tree")
+    assert report.bytes_received < len(LARGE) / 4
+    assert tree_of(tmp_path / "tree").items() >= FILES.items()
+
+
+def test_pieces_that_are_wrong_after_all_are_fetched(
+    kit: Toolkit, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A tag that lies, or a file that changes meanwhile, costs another round, and no wrong byte reaches the tree."""
+    kit.sync(server.url, tmp_path / "tree")
+    damage(tmp_path / "tree/large.bin")
+    search = Salvage._search
+
+    def wrongly(self: Salvage, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
+        search(self, path, wanted)
+        assert self._found
+        self._found = dict.fromkeys(self._found, (path, 0))
+
+    monkeypatch.setattr(Salvage, "_search", wrongly)
+    assert kit.verify(tmp_path / "tree", repair=True).repaired is not None
+    assert (tmp_path / "tree/large.bin").read_bytes() == LARGE

@@ -1,0 +1,188 @@
+"""Updating: a tree and a site, with a real server; whatever goes wrong, the tree is right or as it was."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import ManifestError, Toolkit, TransferError, UpdateError
+from perfkit.filesystem.hashing.hash_file import FileHash
+from perfkit.filesystem.hashing.hash_tree import hash_many
+from perfkit.filesystem.scan import ScanEntry
+from perfkit.server.server import Server
+from tests.releases.test_publisher import FIRST, edited
+from tests.support.release_client import Tree, write_tree
+
+SECOND = edited(FIRST, 1)
+
+
+def tree_of(root: Path) -> Tree:
+    files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != ".perfkit")
+    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+
+
+def publish(kit: Toolkit, tmp_path: Path, tree: Tree, version: str) -> Path:
+    kit.publish(write_tree(tmp_path / "src", tree), tmp_path / "site", version=version)
+    return tmp_path / "site"
+
+
+def test_install_update_and_nothing_to_do(kit: Toolkit, tmp_path: Path) -> None:
+    """An empty tree, an older one by its delta, and then one request that brings nothing."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        assert kit.sync(server.url, tmp_path / "tree").route == "blocks"
+        assert tree_of(tmp_path / "tree") == FIRST
+        publish(kit, tmp_path, SECOND, "2")
+        report = kit.sync(server.url, tmp_path / "tree")
+        assert (report.route, report.version, report.previous_version) == ("delta", "2", "1")
+        assert tree_of(tmp_path / "tree") == SECOND
+        report = kit.sync(server.url, tmp_path / "tree")
+        assert (report.route, report.requests, report.bytes_received) == ("none", 1, 0)
+
+
+def test_back_without_network_and_forward_again(kit: Toolkit, tmp_path: Path) -> None:
+    """Rollback needs no server; the next sync goes on to the newest."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(server.url, tmp_path / "tree")
+    assert kit.rollback(tmp_path / "tree").version == "1"
+    assert tree_of(tmp_path / "tree") == FIRST
+    assert kit.rollback(tmp_path / "tree", to=2).version == "2"
+    assert tree_of(tmp_path / "tree") == SECOND
+    kit.rollback(tmp_path / "tree")
+    with Server(tmp_path / "site") as server:
+        kit.sync(server.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == SECOND
+
+
+@pytest.fixture
+def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the files that a sync reads to find out what they hold."""
+    names: list[str] = []
+
+    def hash_and_tell(root: str, entries: Iterable[ScanEntry]) -> Iterator[FileHash]:
+        for found in hash_many(root, entries):
+            names.append(found.name)
+            yield found
+
+    monkeypatch.setattr("perfkit.updates.local_tree.hash_many", hash_and_tell)
+    return names
+
+
+def test_no_file_is_read_twice(kit: Toolkit, tmp_path: Path, hashed: list[str]) -> None:
+    """What perfkit wrote, moved, or brought back is known at once: only what others touched is read."""
+    moved = {**FIRST, "elsewhere/README": FIRST["README"]}
+    del moved["README"]
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        for tree in (FIRST, SECOND, moved):
+            publish(kit, tmp_path, tree, "next")
+            kit.sync(server.url, tmp_path / "tree")
+            assert kit.sync(server.url, tmp_path / "tree").route == "none"
+        kit.rollback(tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == SECOND
+        kit.sync(server.url, tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == moved
+        assert hashed == []
+        (tmp_path / "tree/pkg/a.py").touch()
+        kit.sync(server.url, tmp_path / "tree")
+        assert hashed == ["pkg/a.py"]
+
+
+def test_an_edit_at_once_after_a_sync_is_seen(kit: Toolkit, tmp_path: Path) -> None:
+    """In place, of the same size, in the very tick of the commit or of the rollback."""
+    readme = tmp_path / "tree/README"
+    trees = [FIRST, {**FIRST, "README": FIRST["README"].swapcase()}]
+    with Server(publish(kit, tmp_path, FIRST, "0")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        for number in range(1, 11):
+            wanted = trees[number % 2]["README"]
+            publish(kit, tmp_path, trees[number % 2], str(number))
+            kit.sync(server.url, tmp_path / "tree")
+            if number % 3 == 0:
+                kit.rollback(tmp_path / "tree")
+            with open(readme, "r+b") as file:
+                file.write(b"x" * len(wanted))
+            kit.sync(server.url, tmp_path / "tree")
+            assert readme.read_bytes() == wanted, number
+
+
+def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
+    """After a rollback too: the highest serial counts."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        old = (tmp_path / "site/perfkit.json").read_bytes()
+        kit.sync(server.url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(server.url, tmp_path / "tree")
+        (tmp_path / "site/perfkit.json").write_bytes(old)
+        for _ in range(2):
+            with pytest.raises(UpdateError, match="old pointer"):
+                kit.sync(server.url, tmp_path / "tree")
+            kit.rollback(tmp_path / "tree", to=1)
+
+
+@pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])
+def test_local_edits(make_kit: Callable[..., Toolkit], tmp_path: Path, policy: str) -> None:
+    """Edited files go by the policy, with nothing new at the origin too; unmanaged ones stay."""
+    kit = make_kit(local_changes=policy)
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        (tmp_path / "tree/README").write_bytes(b"mine\n")
+        (tmp_path / "tree/notes").write_bytes(b"unmanaged\n")
+        before = tree_of(tmp_path / "tree")
+        if policy == "refuse":
+            with pytest.raises(UpdateError, match="README"):
+                kit.sync(server.url, tmp_path / "tree")
+            assert tree_of(tmp_path / "tree") == before
+            return
+        kit.sync(server.url, tmp_path / "tree")
+    kept = {"README.perfkit-local": b"mine\n"} if policy == "keep" else {}
+    assert tree_of(tmp_path / "tree") == {**FIRST, "notes": b"unmanaged\n", **kept}
+
+
+def test_every_object_corrupted_in_turn(make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
+    """Either the right tree, by another route, or a typed error and the old tree."""
+    kit = make_kit()
+    site = publish(kit, tmp_path, FIRST, "1")
+    with Server(site) as server:
+        kit.sync(server.url, tmp_path / "base")
+        publish(kit, tmp_path, SECOND, "2")
+        for number, path in enumerate(sorted((site / "objects").iterdir())):
+            for start in (FIRST, {}):
+                good, dest = path.read_bytes(), tmp_path / f"tree{number}{len(start)}"
+                if start:
+                    kit.copy_tree(tmp_path / "base", dest)
+                middle = len(good) // 2
+                path.write_bytes(good[:middle] + bytes([good[middle] ^ 1]) + good[middle + 1 :])
+                try:
+                    kit.sync(server.url, dest)
+                    assert tree_of(dest) == SECOND
+                except (ManifestError, TransferError):
+                    assert tree_of(dest) == start
+                path.write_bytes(good)
+                kit.sync(server.url, dest)
+                assert tree_of(dest) == SECOND
+
+
+def test_verify_and_repair(kit: Toolkit, tmp_path: Path) -> None:
+    """All kinds of damage are told, and only what is damaged is fetched."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        (tmp_path / "tree/README").unlink()
+        (tmp_path / "tree/pkg/a.py").write_bytes(b"x")
+        (tmp_path / "tree/extra").write_bytes(b"x")
+        report = kit.verify(tmp_path / "tree")
+        assert (report.missing, report.changed, report.extra) == (("README",), ("pkg/a.py",), ("extra",))
+        assert not report.intact
+        repaired = kit.verify(tmp_path / "tree", repair=True).repaired
+        assert repaired is not None
+        assert repaired.bytes_received < 20_000
+        assert kit.verify(tmp_path / "tree").intact
+
+
+def test_a_dry_run_writes_nothing(kit: Toolkit, tmp_path: Path) -> None:
+    """Not even the directory."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        assert set(kit.plan(server.url, tmp_path / "tree").added) == set(FIRST)
+    assert not (tmp_path / "tree").exists()

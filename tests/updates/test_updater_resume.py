@@ -1,0 +1,50 @@
+"""An update whose process dies while it fetches: what was fetched is there for the next one."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from perfkit import Toolkit
+from tests.releases.test_publisher import noise
+from tests.support.release_client import Tree
+from tests.support.sites import Origin, tree_of
+from tests.transactions.test_crash import ENVIRONMENT
+
+LARGE: Tree = {f"part-{number}": noise(number, 600_000) for number in range(5)} | {"README": b"hello\n"}
+SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"
+
+
+def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
+    """Kill a sync that was sent so many bytes of objects and waits for more; returns the sizes of what it has."""
+    origin.stalled.clear()
+    origin.stall_at = size
+    process = subprocess.Popen([sys.executable, "-c", SYNC, origin.url, str(dest)], env=ENVIRONMENT)
+    assert origin.stalled.wait(30)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    origin.stall_at = None
+    whole = (path for path in (dest / ".perfkit/fetch").iterdir() if len(path.name.partition(".")[0]) == 64)
+    return {path.name.partition(".")[0]: path.stat().st_size for path in whole if "part" not in path.name}
+
+
+def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
+    """Objects that had come are not asked for again; what was under way may be, as far as no journal tells of it."""
+    kit = make_kit(segments=1)  # more of them would be cut short when another takes half of their range
+    for count in range(1, len(LARGE) + 1):  # each release has a pack of its own, so there are some to finish
+        origin.publish(dict(list(LARGE.items())[:count]), str(count))
+    _, whole = origin.counted(lambda: kit.sync(origin.url, tmp_path / "undisturbed"))
+    most = 0
+    for share in (0.0001, 0.3, 0.9):
+        dest = tmp_path / f"tree-{share}"
+        have = kill_at(origin, dest, int(whole * share))
+        most = max(most, len(have))
+        asked = len(origin.sent)
+        _, cost = origin.counted(lambda dest=dest: kit.sync(origin.url, dest))  # type: ignore[misc]
+        assert tree_of(dest) == LARGE
+        assert cost <= whole - sum(have.values())
+        assert not {path.removeprefix("objects/") for path, _ in origin.sent[asked:]} & have.keys()
+    assert most >= 3

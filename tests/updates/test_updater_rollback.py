@@ -1,0 +1,188 @@
+"""Going back: to a release's own bytes, without the network, at a cost that follows the change and not the tree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import pytest
+
+from perfkit import RollbackError, Toolkit, UpdateError
+from perfkit.releases.format.manifest import Manifest
+from perfkit.transactions import object_store
+from tests.support.sites import ONE, TWO, Origin, damage, edit, text, tree_of
+
+LOCAL = "README.perfkit-local"
+
+
+@pytest.fixture
+def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
+    """A tree at its second generation, of version 2, with version 1 before it."""
+    for version, tree in (("1", ONE), ("2", TWO)):
+        origin.publish(tree, version)
+        kit.sync(origin.url, tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def test_back_past_a_repair(kit: Toolkit, origin: Origin, dest: Path) -> None:
+    """Damage, repair, back: every file is the release's, one that both have and one that differs."""
+    for name in ("README", "pkg/same.py", "moved/b.py"):
+        damage(dest / name)
+    (dest / "pkg/a.py").unlink()
+    repaired = kit.verify(dest, repair=True).repaired
+    assert repaired is not None
+    assert repaired.generation == 2
+    asked = len(origin.sent)
+    report = kit.rollback(dest)
+    assert (report.version, report.previous_version, report.generation) == ("1", "2", 1)
+    kept = {f"{name}.perfkit-local" for name in ("README", "pkg/same.py", "moved/b.py")}
+    assert {name: data for name, data in tree_of(dest).items() if name not in kept} == ONE
+    assert kit.verify(dest).extra == tuple(sorted(kept))
+    assert kit.verify(dest).intact
+    assert len(origin.sent) == asked
+    assert kit.rollback(dest, to=2).version == "2"
+    assert kit.verify(dest).intact
+
+
+def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
+    """What was edited away can't come back: the way leads to what the sync found, which is told, and by verify too."""
+    kit = make_kit(local_changes="overwrite")
+    origin.publish({**TWO, "README": b"hello 3\n"}, "3")
+    edit(dest / "README", b"mine\n")
+    report = kit.sync(origin.url, dest)
+    assert report.overwritten == ("README",)
+    report = kit.rollback(dest)
+    assert (report.version, report.as_found) == ("2", ("README",))
+    assert tree_of(dest) == {**TWO, "README": b"mine\n"}
+    assert kit.verify(dest).changed == ("README",)
+    kit.rollback(dest, to=1)
+    assert tree_of(dest) == ONE
+
+
+def test_back_past_an_edit_that_changed_nothing(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
+    """An edit that a sync overwrote with the same release's file leaves no trace in the history."""
+    kit = make_kit(local_changes="overwrite")
+    edit(dest / "README", b"mine\n")
+    assert kit.sync(origin.url, dest).generation == 2
+    assert tree_of(dest) == TWO
+    kit.rollback(dest)
+    assert tree_of(dest) == ONE
+
+
+def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, dest: Path) -> None:
+    """The edit outlives every way, to generation 0 as well."""
+    edit(dest / "README", b"mine\n")
+    assert kit.sync(origin.url, dest).aside == {"README": LOCAL}
+    origin.publish({**TWO, "pkg/new.py": text(6)}, "3")
+    kit.sync(origin.url, dest)
+    for to, tree in ((2, TWO), (1, ONE), (0, {}), (3, {**TWO, "pkg/new.py": text(6)})):
+        kit.rollback(dest, to=to)
+        assert tree_of(dest) == {**tree, LOCAL: b"mine\n"}
+
+
+@pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])
+def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, policy: str) -> None:
+    """The policy holds for a rollback too, and its report tells what is kept, by the same names as a sync."""
+    kit = make_kit(local_changes=policy)
+    edit(dest / "README", b"mine\n")
+    if policy == "refuse":
+        with pytest.raises(RollbackError, match="README: changed since"):
+            kit.rollback(dest)
+        assert tree_of(dest) == {**TWO, "README": b"mine\n"}
+        return
+    report = kit.rollback(dest)
+    kept = {"README": LOCAL} if policy == "keep" else {}
+    assert report.aside == kept
+    assert report.overwritten == (() if kept else ("README",))
+    assert tree_of(dest) == {**ONE, **dict.fromkeys(kept.values(), b"mine\n")}
+
+
+def test_others_made_the_change_first(kit: Toolkit, origin: Origin, dest: Path) -> None:
+    """A tree that was half brought to the new release by hand goes back to the old one all the same."""
+    three = {**TWO, "pkg/new.py": text(2), "more": text(5)}
+    del three["pkg/same.py"]
+    origin.publish(three, "3")
+    os.link(dest / "pkg/new.py", dest / "more")
+    edit(dest / "pkg/new.py", text(2))
+    kit.sync(origin.url, dest)
+    assert tree_of(dest) == three
+    kit.rollback(dest)
+    assert tree_of(dest) == {**TWO, "more": text(5)}  # which was there before, and nobody's
+
+
+def test_cost_follows_the_change(kit: Toolkit, origin: Origin, dest: Path, tmp_path: Path) -> None:
+    """No scan, no manifest parsed, and of the tree only those files opened that differ."""
+    origin.publish(TWO | {f"many/file-{number}": b"%d" % number for number in range(300)}, "3")
+    kit.sync(origin.url, dest)
+    origin.publish(TWO | {f"many/file-{number}": b"%d" % number for number in range(300)} | {"README": b"4\n"}, "4")
+    kit.sync(origin.url, dest)
+    opened: list[str] = []
+    real, real_scandir = os.open, os.scandir
+
+    def watched(path: Any, *args: Any, **options: Any) -> Any:
+        opened.append(str(path))
+        return real(path, *args, **options)
+
+    def scandir(path: Any) -> Any:
+        assert isinstance(path, int), f"{path} is scanned"
+        assert os.readlink(f"/proc/self/fd/{path}").endswith("/.perfkit/objects")
+        return real_scandir(path)
+
+    with (
+        mock.patch.object(os, "open", watched),
+        mock.patch.object(Manifest, "parse", side_effect=AssertionError("a manifest is parsed")),
+        mock.patch.object(os, "scandir", scandir),
+        mock.patch.object(object_store, "digest_of", wraps=object_store.digest_of) as hashed,
+    ):
+        report = kit.rollback(dest)
+    assert (report.changed, report.added, report.removed, report.unchanged) == (1, 0, 0, 306)
+    assert not [path for path in opened if "file-" in path]
+    assert hashed.call_count <= 6  # README, manifest and record, as they are and as they were
+    assert kit.rollback(dest, to=4).unchanged == 306
+
+
+def test_retention_is_bounded_and_frees_space(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
+    """`keep_generations` bounds what can be reached and what it takes on disk."""
+    kit, dest = make_kit(keep_generations=2), tmp_path / "tree"
+    for number in range(6):
+        noise = os.urandom(200_000)
+        origin.publish({"noise": noise, "same": text(1)}, str(number))
+        kit.sync(origin.url, dest)
+    assert [(each.number, each.label["version"]) for each in kit.history(dest)] == [(4, "3"), (5, "4"), (6, "5")]
+    assert 600_000 < disk_use(dest) < 700_000
+    with pytest.raises(RollbackError, match=r"generation 1 is not kept; there are 4, 5, 6"):
+        kit.rollback(dest, to=1)
+    kit.rollback(dest)
+    assert disk_use(dest) < 700_000
+    one = make_kit(keep_generations=1)
+    origin.publish({"noise": os.urandom(200_000), "same": text(1)}, "7")
+    one.sync(origin.url, dest)
+    assert [each.label["version"] for each in one.history(dest)] == ["4", "7"]
+    assert 400_000 < disk_use(dest) < 500_000
+
+
+def disk_use(root: Path) -> int:
+    """As du(1) counts: blocks, each file once however many names it has."""
+    found = {stat.st_ino: stat.st_blocks * 512 for path in root.rglob("*") if (stat := path.lstat())}
+    return sum(found.values())
+
+
+def test_history_tells(kit: Toolkit, dest: Path) -> None:
+    """Versions, times, counts and sizes, and which one is current."""
+    zero, one, two = kit.history(dest)
+    assert (zero.number, one.number, two.number) == (0, 1, 2)
+    assert [dict(each.label).get("version") for each in (zero, one, two)] == [None, "1", "2"]
+    assert (two.current, one.current) == (True, False)
+    assert 0 < one.created_s <= two.created_s
+    assert two.bytes_kept > sum(len(ONE[name]) for name in ("README", "pkg/a.py", "pkg/b.py", "pkg/going.py"))
+
+
+def test_not_a_managed_tree(kit: Toolkit, tmp_path: Path) -> None:
+    """Nothing is made where nothing is managed."""
+    for work in (kit.rollback, kit.history, kit.verify):
+        with pytest.raises(UpdateError, match="not a tree that perfkit manages"):
+            work(tmp_path / "nothing")
+    assert not (tmp_path / "nothing").exists()

@@ -1,0 +1,164 @@
+"""Several at work on one tree, or one site: whoever comes between sees whole trees only, and loses nothing."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import FileChangedError, LockedError, Toolkit
+from perfkit.releases.format.pointer import Pointer
+from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
+from tests.transactions.test_crash import ENVIRONMENT
+
+THREE = {**TWO, "README": b"hello 3\n", "pkg/a.py": text(7), "more.py": text(8)}
+SYNC = "import sys; from perfkit import Toolkit; Toolkit().sync(*sys.argv[1:])"
+
+
+@pytest.fixture
+def origin(origin: Origin) -> Origin:
+    """With version 1 on offer."""
+    origin.publish(ONE, "1")
+    return origin
+
+
+@pytest.fixture
+def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
+    """A tree of version 1; the site has version 2."""
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish(TWO, "2")
+    return tmp_path / "tree"
+
+
+def meanwhile(origin: Origin, work: Callable[[], object], *, at: int = 2) -> None:
+    """Do this once, in the middle of a sync: before its request of this number is answered."""
+    asked = 0
+
+    def before(path: str) -> None:
+        nonlocal asked
+        asked += 1
+        if asked == at:
+            work()
+
+    origin.before = before
+
+
+@pytest.mark.parametrize("second", ["sync", "rollback", "history", "verify"])
+def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, second: str) -> None:
+    """A second one is told at once that the tree is in use, by whom, and disturbs nothing."""
+    kit, other, told = make_kit(), make_kit(), []
+
+    def try_it() -> None:
+        with pytest.raises(LockedError, match=f"process {os.getpid()}") as caught:
+            other.sync(origin.url, dest) if second == "sync" else getattr(other, second)(dest)
+        told.append(caught)
+
+    meanwhile(origin, try_it)
+    assert kit.sync(origin.url, dest).version == "2"
+    assert told
+    assert tree_of(dest) == TWO
+    assert kit.verify(dest).intact
+
+
+def test_another_process(kit: Toolkit, origin: Origin, dest: Path) -> None:
+    """The lock holds between processes too."""
+    ended: list[subprocess.CompletedProcess[str]] = []
+
+    def try_it() -> None:
+        command = [sys.executable, "-c", SYNC, origin.url, str(dest)]
+        ended.append(subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False))
+
+    meanwhile(origin, try_it)
+    kit.sync(origin.url, dest)
+    assert "LockedError" in ended[0].stderr
+    assert tree_of(dest) == TWO
+
+
+class Moment:
+    """A site that offers version 2 until `switch` puts version 3 there, and takes away what only version 2 needs."""
+
+    def __init__(self, origin: Origin, *, prune: bool) -> None:
+        self.pointer = origin.site / "perfkit.json"
+        origin.publish(TWO, "2")
+        self._before = self._files(origin.site)
+        origin.publish(THREE, "3")
+        self._after = self._files(origin.site)
+        self._old = references(self._before[self.pointer]) - references(self._after[self.pointer]) if prune else set()
+
+    def _files(self, site: Path) -> dict[Path, bytes]:
+        return {path: path.read_bytes() for path in site.rglob("*") if path.is_file()}
+
+    def rewind(self) -> None:
+        for path in self._after.keys() - self._before.keys():
+            path.unlink(missing_ok=True)
+        for path, data in self._before.items():
+            path.write_bytes(data)
+
+    def switch(self) -> None:
+        for path, data in self._after.items():
+            path.write_bytes(data)
+        for name in self._old:
+            (self.pointer.parent / name).unlink()
+
+
+def references(pointer: bytes) -> set[str]:
+    """What a pointer speaks of."""
+    read = Pointer.parse(pointer)
+    packed = (read.manifest.object, read.solid.object, read.fine.object)
+    return {ref.path for ref in (*packed, *(hop.object for hop in read.hops))}
+
+
+@pytest.mark.parametrize("prune", [False, True])
+@pytest.mark.parametrize("start", ["nothing", "1"])
+def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, start: str, prune: bool) -> None:
+    """The pointer replaced before any request, old objects gone or not: one release or the other, and no mixture."""
+    base = tmp_path / "base"
+    kit.sync(origin.url, base)
+    moment = Moment(origin, prune=prune)
+    at, asked, seen = 0, 0, list[str]()
+    while not seen or asked >= at:
+        at += 1
+        dest = tmp_path / f"tree-{at}"
+        if start == "1":
+            shutil.copytree(base, dest)
+        moment.rewind()
+        meanwhile(origin, moment.switch, at=at)
+        asked = -len(origin.sent)
+        seen.append(kit.sync(origin.url, dest).version)
+        asked += len(origin.sent)
+        assert tree_of(dest) == {"2": TWO, "3": THREE}[seen[-1]]
+        if asked >= at:
+            kit.sync(origin.url, dest)
+            assert tree_of(dest) == THREE
+    assert len(seen) >= 3
+    assert set(seen) == {"2", "3"}
+
+
+@pytest.mark.parametrize("name", ["README", "pkg/going.py", "pkg/b.py", "pkg/new.py"])
+def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: str) -> None:
+    """A file that is changed, removed, moved or added by the release, and edited meanwhile, is not lost."""
+    before = tree_of(dest)
+    meanwhile(origin, lambda: edit(dest / name, b"mine\n"))
+    with pytest.raises(FileChangedError, match=f"{name}: .*try again"):
+        kit.sync(origin.url, dest)
+    assert tree_of(dest) == {**before, name: b"mine\n"}
+    local = f"{name}.perfkit-local"
+    assert kit.sync(origin.url, dest).aside == {name: local}
+    assert tree_of(dest) == {**TWO, local: b"mine\n"}
+
+
+def test_a_touch_in_the_middle(kit: Toolkit, origin: Origin, dest: Path) -> None:
+    """Another time, or another inode, with the same content is no edit."""
+
+    def touch() -> None:
+        os.utime(dest / "README")
+        edit(dest / "pkg/b.py", ONE["pkg/b.py"])
+
+    meanwhile(origin, touch)
+    assert kit.sync(origin.url, dest).version == "2"
+    assert tree_of(dest) == TWO

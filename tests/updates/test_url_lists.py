@@ -1,0 +1,185 @@
+"""Lists of URLs, Metalink documents, and what tells the kinds of sources apart."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import lzma
+import random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
+from perfkit.updates.source_types import Kind
+from perfkit.updates.sources.detect import FIRST_BYTES, recognise
+from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
+from tests.support.archive_tools import make_tar, make_zip
+
+SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
+METALINK = f"""<?xml version="1.0" encoding="UTF-8"?>
+<!-- made by hand -->
+<metalink xmlns="urn:ietf:params:xml:ns:metalink">
+  <published>2009-05-15T12:23:23Z</published>
+  <file name="dir/example.ext">
+    <size>4</size>
+    <hash type="md5">098f6bcd4621d373cade4e832627b4f6</hash>
+    <hash type="sha-256">{SHA256}</hash>
+    <url location="de" priority="2">http://two.example/example.ext</url>
+    <url>http://last.example/example.ext</url>
+    <url location="fr" priority="1">https://one.example/example.ext</url>
+    <url priority="1">ftp://ftp.example/example.ext</url>
+    <metaurl mediatype="torrent">http://example/example.ext.torrent</metaurl>
+  </file>
+  <file name="other"><url>http://example/other</url></file>
+</metalink>
+"""
+
+
+def test_a_list_of_urls_is_read() -> None:
+    """A line each: URL, name, checksum; comments and empty lines; relative to the list's own URL if it has one."""
+    text = f"# files\n\nhttps://h/a%20b.txt\nhttps://h/x\tdir/y\tsha256:{SHA256}\n"
+    first, second = parse_urls(text)
+    assert (first.name, first.request.url, first.size) == ("a b.txt", "https://h/a%20b.txt", None)
+    assert (second.name, second.request.name, second.request.checksum) == ("dir/y", "dir/y", f"sha256:{SHA256}")
+    [third] = parse_urls("sub/f.bin\n", base="https://h/lists/urls.txt")
+    assert third.request.url == "https://h/lists/sub/f.bin"
+
+
+@pytest.mark.parametrize(
+    ("text", "error"),
+    [
+        ("", ManifestError),
+        ("# nothing\n", ManifestError),
+        ("file:///etc/passwd", ManifestError),
+        ("relative/name", ManifestError),
+        ("https://h/", ManifestError),
+        ("https://h/a\tb\tsha256:00", ManifestError),
+        ("https://h/a\tb\t\tmore", ManifestError),
+        ("https://h/a\t../b", UnsafePathError),
+        ("https://h/a\t/b", UnsafePathError),
+        ("https://h/a\thttps://i/a\n", UnsafePathError),
+        ("https://h/a\nhttps://i/a\n", UnsafePathError),
+        ("https://h/a\nhttps://i/A\n", UnsafePathError),
+    ],
+)
+def test_lists_that_can_not_be_are_refused(text: str, error: type[Exception]) -> None:
+    """Nothing in it, no URL, names that lead outside or collide."""
+    with pytest.raises(error):
+        parse_urls(text)
+
+
+def test_metalink_is_read() -> None:
+    """Mirrors by priority, the best hash, the size; URLs that are not http are left out."""
+    first, second = parse_metalink(METALINK.encode())
+    assert (first.name, first.size) == ("dir/example.ext", 4)
+    assert first.request.url == "https://one.example/example.ext"
+    assert first.request.mirrors == ("http://two.example/example.ext", "http://last.example/example.ext")
+    assert first.request.checksum == f"sha-256:{SHA256}"
+    assert (second.name, second.size, second.request.checksum) == ("other", None, None)
+
+
+BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">' + "".join(
+    f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
+) + "]>"  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "error"),
+    [
+        ("<!-- made by hand -->", BOMB, ManifestError),
+        ("<!-- made by hand -->", '<!DOCTYPE m SYSTEM "file:///etc/passwd">', ManifestError),
+        ("dir/example.ext", "../example.ext", UnsafePathError),
+        ("dir/example.ext", "/example.ext", UnsafePathError),
+        ('name="other"', 'name="DIR/example.ext"', UnsafePathError),
+        ('name="other"', "", UnsafePathError),
+        ("<size>4", "<size>-4", ManifestError),
+        ("<size>4", "<size>4e9", ManifestError),
+        (SHA256, "abcd", ManifestError),
+        ('priority="2"', 'priority="x"', ManifestError),
+        ("http://example/other", "ftp://example/other", ManifestError),
+        ("ns:metalink", "ns:metalink3", ManifestError),
+        ("</metalink>", "", ManifestError),
+        ("<published>", "<a>" * 40 + "<published>", ManifestError),
+        ('encoding="UTF-8"', 'encoding="none-such"', ManifestError),
+    ],
+)
+def test_metalinks_that_attack_are_refused(old: str, new: str, error: type[Exception]) -> None:
+    """Entities, names that lead outside or collide, numbers and hashes that can't be, other documents."""
+    assert old in METALINK
+    with pytest.raises(error):
+        parse_metalink(METALINK.replace(old, new, 1).encode())
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, len(METALINK) - 1), st.binary(min_size=1, max_size=8)), max_size=6))
+def test_fuzzed_metalinks_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
+    """Whatever a document says, nothing but our own errors comes out."""
+    data = bytearray(METALINK.encode())
+    for position, piece in edits:
+        data[position : position + len(piece)] = piece
+    try:
+        parse_metalink(bytes(data))
+    except PerfkitError:
+        pass
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.text())
+def test_fuzzed_lists_give_typed_errors(text: str) -> None:
+    """Whatever a list says, also behind a base, nothing but our own errors comes out."""
+    for base in (None, "https://h/x"):
+        for prefix in ("", "https://", "https://h/"):
+            try:
+                parse_urls(prefix + text, base=base)
+            except PerfkitError:
+                pass
+
+
+def test_content_tells_the_kind() -> None:
+    """By magic and structure; the URL's extension says nothing."""
+    tar = make_tar()
+    for data in (tar, gzip.compress(tar), lzma.compress(tar), bz2.compress(tar)):
+        assert recognise("https://h/x.zip", data[:FIRST_BYTES]) is Kind.TAR
+    assert recognise("https://h/x.tar", make_zip()[:FIRST_BYTES]) is Kind.ZIP
+    assert recognise("https://h/x", make_zip({})) is Kind.ZIP
+    assert recognise("https://h/x", b"zsync: 0.6.2\nFilename: x\n") is Kind.ZSYNC
+    assert recognise("https://h/x", METALINK.encode()) is Kind.METALINK
+    assert recognise("https://h/x", b"# mine\nhttps://h/a\nhttps://h/b\tname\n") is Kind.URLS
+
+
+def test_a_long_list_is_known_by_its_complete_lines() -> None:
+    """The line that the first bytes cut through is left out."""
+    text = "".join(f"https://host/file-{number}\n" for number in range(2000)).encode()
+    assert recognise("https://h/x", text[:FIRST_BYTES]) is Kind.URLS
+
+
+@pytest.mark.parametrize(
+    ("first", "content_type"),
+    [
+        (b"", None),
+        (b"<!DOCTYPE html><html>https://h/a</html>", None),
+        (b"https://h/a\n", "text/html; charset=utf-8"),
+        (b"https://h/a\nplease log in\n", "text/plain"),
+        (b"relative\n", "text/plain"),
+        (b"# only a comment\n", "text/plain"),
+        (b"\x00\x01\x02", None),
+        (b'{"version": 1}', "application/json"),
+        (b"<metalink version='3.0' xmlns='http://www.metalinker.org/'>", None),
+        (b"<note>urn:ietf:params:xml:ns:metalink</note>", None),
+    ],
+)
+def test_what_is_not_certain_is_not_guessed(first: bytes, content_type: str | None) -> None:
+    """Error pages, text, other XML and JSON are none of ours, whatever the URL promises."""
+    assert recognise("https://h/x.tar.gz", first, content_type) is None
+
+
+def test_compressed_files_that_are_no_tar_are_refused() -> None:
+    """A single compressed file has no tree in it. Only where nothing can be unpacked yet does the name decide."""
+    with pytest.raises(ConfigError, match="not a tar"):
+        recognise("https://h/x.tar.gz", gzip.compress(b"text" * 1000))
+    noise = bz2.compress(random.Random(1).randbytes(100_000))[:300]
+    assert recognise("https://h/x.tar.bz2", noise) is Kind.TAR
+    with pytest.raises(ConfigError, match="not a tar"):
+        recognise("https://h/x.bz2", noise)
