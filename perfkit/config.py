@@ -95,8 +95,8 @@ class Config:
     auth: Auth | None = field(default=None, repr=False)  # a pair for HTTP Basic or a requests.auth.AuthBase; else netrc
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # as requests takes them
     trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
-    verify: bool = True  # False accepts any certificate
-    ca_bundle: str | None = None  # PEM file or directory, instead of certifi's
+    verify: bool | str = True  # False accepts any certificate; a path is what `ca_bundle` is, as requests has it
+    ca_bundle: str | None = None  # PEM file or directory instead of certifi's; "system": what the system trusts
     client_cert: str | tuple[str, str] | None = None  # PEM with both, or certificate and key
     max_redirects: int = 20
     allow_downgrade: bool = False  # follow a redirect from https to http
@@ -110,6 +110,7 @@ class Config:
     keep_generations: int = 5  # before the current one, that `rollback` can reach
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes",
                      "keep_generations"):  # fmt: skip
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
@@ -119,9 +120,26 @@ class Config:
                      "max_redirects"):  # fmt: skip
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
+        _require(not (self.ca_bundle and self.verify is False), "verify", "True with a ca_bundle", self.verify)
+        _require(not (self.ca_bundle and isinstance(self.verify, str)), "verify", "True with a ca_bundle", self.verify)
         _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
         if self.rate_limit is not None:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
+
+    def _check_types(self) -> None:
+        for name in ("headers", "proxies"):
+            if getattr(self, name) is None:  # as requests takes it
+                object.__setattr__(self, name, {})
+        for name in ("verify", "ca_bundle"):
+            if isinstance(getattr(self, name), os.PathLike):
+                object.__setattr__(self, name, os.fspath(getattr(self, name)))
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            holds, form = _TYPES[str(item.type).removesuffix(" | None")]
+            optional = str(item.type).endswith(" | None")
+            if not (value is None and optional) and not holds(value):
+                shown = repr(value) if item.repr else f"a {type(value).__name__}"  # what repr leaves out is secret
+                raise ConfigError(f"Config.{item.name} must be {form}{' or None' if optional else ''}; got {shown}")
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: Any) -> Config:
@@ -151,6 +169,29 @@ class Config:
                                   + (f"; {near[0]} is one" if near else ""))  # fmt: skip
             values[fields[variable].name] = _read(cls, variable, text, fields[variable])
         return cls(**{**values, **overrides})
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_pair(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
+
+
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: what it holds, in words
+    "bool": (lambda value: isinstance(value, bool), "True or False"),
+    "int": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+    "float": (_is_number, "a number"),
+    "str": (lambda value: isinstance(value, str), "text"),
+    "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
+    "Mapping[str, str]": (
+        lambda value: isinstance(value, Mapping) and all(isinstance(each, str) for each in (*value, *value.values())),
+        "a mapping of text to text",
+    ),
+    "Auth": (lambda value: _is_pair(value) or callable(value), "a (user, password) pair or a requests.auth.AuthBase"),
+    "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
+}
 
 
 def _require(holds: bool, name: str, rule: str, value: object) -> None:
@@ -211,6 +252,13 @@ def _pair(text: str) -> tuple[str, str]:
     return user, password
 
 
+def _verify(text: str) -> bool | str:
+    try:
+        return _switch(text)
+    except KeyError:
+        return text
+
+
 def _certificate(text: str) -> str | tuple[str, str]:
     certificate, separator, key = text.partition(os.pathsep)
     return (certificate, key) if separator else certificate
@@ -224,6 +272,7 @@ _READERS: dict[str, tuple[Callable[[str], object], str]] = {  # by the type of a
     "float": (_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
     "str": (str, "text"),
     "Mapping[str, str]": (_mapping, "a JSON object whose values are strings"),
-    "tuple[str, str]": (_pair, "user:password"),
+    "Auth": (_pair, "user:password"),
+    "bool | str": (_verify, "a switch or the path of a CA bundle"),
     "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),
 }

@@ -226,7 +226,8 @@ class _Transport:
             raise CancelledError(url, "cancelled")
         if urlsplit(url).scheme not in ("http", "https"):
             raise TransferError(url, "is neither http nor https")
-        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), {**request.private_headers, **request.headers})
+        headers = {**request.private_headers, **request.headers}
+        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), headers)
         return dataclasses.replace(response, cancel=cancel)
 
     def expire(self) -> None: ...

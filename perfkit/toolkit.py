@@ -3,21 +3,23 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar
 
-from perfkit.config import Config
+from perfkit.config import Auth, Config
+from perfkit.downloads.http.transport import HttpTransport, SessionSource, Transport
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.http.transport import HttpTransport, Transport
-from perfkit.errors import BatchError
+from perfkit.errors import BatchError, ConfigError
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
+    from perfkit.downloads.http.semantics import Validator, Version
     from perfkit.filesystem.batch import BatchResult, Copied, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
@@ -42,7 +44,12 @@ class Toolkit:
     Args:
         config: settings; the defaults suit most callers.
         progress: where progress is shown, such as `Bars()`; by default nowhere.
+        session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`, `cert`,
+            `proxies`, `trust_env` and mounted adapters count; or a callable that makes one for each thread.
         transport: makes another `Transport`; by default `default_transport` does.
+
+    Raises:
+        ConfigError: an argument of the wrong type; `session` and `transport` together.
 
     Attributes:
         default_transport: requests and urllib3, for every Toolkit; `perfkit.testing` puts a fake here.
@@ -55,11 +62,15 @@ class Toolkit:
         config: Config | None = None,
         *,
         progress: Progress | None = None,
+        session: SessionSource | None = None,
         transport: Callable[[Config], Transport] | None = None,
     ) -> None:
+        _check_arguments(config, progress, session, transport)
         self.config = config or Config()
         self._progress = progress
         make = transport or type(self).default_transport
+        if session is not None and make is HttpTransport:
+            make = functools.partial(HttpTransport, session=session)
         self._patient = Patient(progress or Silent())
         self._downloads = DownloadManager(self.config, transport=make, progress=self._patient)
 
@@ -75,32 +86,51 @@ class Toolkit:
 
     def download(
         self,
-        url: str,
+        url: str | Request,
         dest: Path,
         *,
         checksum: str | None = None,
         mirrors: Iterable[str] = (),
         headers: Mapping[str, str] | None = None,
+        auth: Auth | None = None,
         resume: bool = True,
+        rate_limit: int | None = None,
+        max_bytes: int | None = None,
+        segments: int | None = None,
+        byte_range: tuple[int, int] | None = None,
+        known: Version | None = None,
+        only: Validator | None = None,
     ) -> Download:
         """Download one file; when this returns, it is whole and under its name.
 
         Args:
+            url: what to download; or a `Request`, which says all but `dest` itself.
             dest: a file, or an existing directory (or a path ending in a slash) to name the file in.
             checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. A file that is there
                 already and has it is left alone, and nothing is requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
-            headers: sent to the origin of `url`, and to no other.
+            headers, auth: sent to the origin of `url`, and to no other.
             resume: go on from what an earlier run left, and ask whether a file that is there changed (a 304 leaves it
                 alone); False fetches everything anew.
+            rate_limit, max_bytes, segments, byte_range, known, only: as of `Request`.
 
         Raises:
-            ConfigError: an argument that can't be.
+            ConfigError: an argument is invalid.
             HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, TransferError: no file.
             CancelledError: the Toolkit was closed meanwhile.
             OSError: the local disk: full, not writable, the destination a directory.
         """
-        request = Request(url, checksum=checksum, mirrors=tuple(mirrors), headers=dict(headers or {}), resume=resume)
+        if isinstance(url, Request):
+            options = (checksum, mirrors, headers, auth, rate_limit, max_bytes, segments, byte_range, known, only)
+            if any(options) or not resume:
+                raise ConfigError("a Request was given, and options beside it; set them in the Request")
+            request = url
+        else:
+            request = Request(
+                url, checksum=checksum, mirrors=tuple(mirrors), headers=dict(headers or {}), auth=auth, resume=resume,
+                rate_limit=rate_limit, max_bytes=max_bytes, segments=segments, byte_range=byte_range, known=known,
+                only=only,
+            )  # fmt: skip
         return self._downloads.fetch(request, os.fspath(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
@@ -390,3 +420,17 @@ class Toolkit:
 
         with self._patient.waiting():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)
+
+
+def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(f"config must be a perfkit.Config; got {config!r}")
+    if progress is not None and not (hasattr(progress, "update") and hasattr(progress, "finish")):
+        raise ConfigError(f"progress must have update() and finish(), as Bars() has; got {progress!r}; "
+                          "CallbackProgress(function) calls a function")  # fmt: skip
+    if session is not None and not (hasattr(session, "request") or callable(session)):
+        raise ConfigError(f"session must be a requests.Session, or make one when called; got {session!r}")
+    if transport is not None and not callable(transport):
+        raise ConfigError(f"transport must make a Transport when called with the Config; got {transport!r}")
+    if session is not None and transport is not None:
+        raise ConfigError("session and transport were given: a transport of its own sends no requests by a session")

@@ -7,9 +7,9 @@ from collections.abc import Iterator
 
 from perfkit.config import Config
 from perfkit.downloads.http.semantics import Answer
+from perfkit.downloads.http.transport import Response
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.http.transport import Response
 from perfkit.errors import TransferError, TransferTimeoutError
 
 __all__ = ["pieces"]

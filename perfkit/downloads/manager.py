@@ -16,12 +16,12 @@ from queue import Empty, SimpleQueue
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates
-from perfkit.downloads.peek import Peek, peek
 from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.http.transport import HttpTransport, Transport
+from perfkit.downloads.peek import Peek, peek
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Tools, Transfer
-from perfkit.downloads.http.transport import HttpTransport, Transport
 from perfkit.downloads.workers import Queue, Workers
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.filesystem.paths import safe_basename, safe_join

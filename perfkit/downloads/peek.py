@@ -8,8 +8,8 @@ from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
 from perfkit.downloads.http.semantics import Answer, Validator, Version, judge, validator_of, version_of
-from perfkit.downloads.retry import GiveUp, backoff_s, refuse
 from perfkit.downloads.http.transport import Get, Response, Transport
+from perfkit.downloads.retry import GiveUp, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
 
 __all__ = ["Peek", "peek"]

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from perfkit.config import check_headers
+from perfkit.config import Auth, check_headers
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError
@@ -24,7 +24,7 @@ class _Options:
     checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…"
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
     headers: Mapping[str, str] = field(default_factory=dict)
-    auth: tuple[str, str] | None = None  # HTTP Basic user and password, for the origin of `url` only
+    auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `url` only
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says

@@ -30,11 +30,11 @@ from perfkit.downloads.http.semantics import (
     validator_of,
     version_of,
 )
+from perfkit.downloads.http.transport import Get, Response, Transport
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import GiveUp, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.http.transport import Get, Response, Transport
 from perfkit.downloads.verify import Checksum, RunningDigest, matches, parse_checksum
 from perfkit.errors import (
     CancelledError,

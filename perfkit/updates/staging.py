@@ -9,9 +9,9 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import BinaryIO
 
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
-from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.progress.meter import Progress

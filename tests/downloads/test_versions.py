@@ -13,7 +13,7 @@ import pytest
 from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
-from perfkit.downloads.protocol import Validator, Version
+from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.errors import CancelledError
 from perfkit.server.server import Server
 from tests.conftest import QUICK

@@ -394,7 +394,7 @@ class _HttpPool(HTTPConnectionPool):
     _usual = HTTPConnectionPool.ConnectionCls
 
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         """Ours, unless somebody, such as vcrpy, has put another in the place of urllib3's."""
         theirs = HTTPConnectionPool.ConnectionCls
         return _HttpConnection if theirs is self._usual else theirs
@@ -404,7 +404,7 @@ class _HttpsPool(HTTPSConnectionPool):
     _usual = HTTPSConnectionPool.ConnectionCls
 
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         theirs = HTTPSConnectionPool.ConnectionCls
         return _HttpsConnection if theirs is self._usual else theirs
 

@@ -20,7 +20,7 @@ _ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempt
 _ABORT_CHECK_S = 0.05
 _REMEMBERED = 1024  # hosts
 
-Address = tuple[int, int, int, str, Any]  # an item of socket.getaddrinfo
+Address = tuple[Any, ...]  # an item of socket.getaddrinfo
 SocketOption = tuple[int, int, int | bytes]
 T = TypeVar("T")
 
@@ -60,7 +60,7 @@ def dial(
     return sock
 
 
-def _resolve(host: str, port: int, aborted: Callable[[], bool]) -> list[Address]:
+def _resolve(host: str, port: int, aborted: Callable[[], bool]) -> Sequence[Address]:
     with contextlib.suppress(socket.gaierror, UnicodeError):
         name = host.encode("ascii")  # text would load the codec of internationalized names
         return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
@@ -159,7 +159,9 @@ def _race(
             sock.close()
 
 
-def _begin(address: Address, options: Sequence[SocketOption], source: tuple[str, int] | None) -> tuple[socket.socket, Any]:
+def _begin(
+    address: Address, options: Sequence[SocketOption], source: tuple[str, int] | None
+) -> tuple[socket.socket, Any]:
     """A socket that is connecting, and the address it connects to."""
     family, kind, protocol, _, peer = address
     sock = socket.socket(family, kind, protocol)

@@ -299,7 +299,7 @@ class CallersSessions:
         # A shallow copy each time: the caller's own adapters stay as they are, and what is set on it later counts.
         session = object.__new__(type(given))
         session.__dict__.update(given.__dict__)
-        session.adapters = given.adapters.copy()
+        session.adapters = type(given.adapters)(given.adapters)
         self._mount(session)
         return session
 

@@ -19,7 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.semantics import Origin, origin_of
-from perfkit.errors import CancelledError, ConfigError, TransferError
+from perfkit.errors import ConfigError, TransferError
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ _HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
 _FOREIGN_READ_BYTES = 16 << 10
 
-SessionSource = Any  # a requests.Session, or a callable that makes one
+SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -234,9 +234,10 @@ class HttpTransport:
 
                 config = self._config
                 adapter = Adapter(keep=max(config.workers, config.segments) + 2)
-                self._sessions = (
-                    OwnSessions(config, adapter) if self._given is None else CallersSessions(config, adapter, self._given)
-                )
+                if self._given is None:
+                    self._sessions = OwnSessions(config, adapter)
+                else:
+                    self._sessions = CallersSessions(config, adapter, self._given)
             return self._sessions
 
 

@@ -7,7 +7,7 @@ import ssl
 import warnings
 from collections.abc import Mapping
 
-from requests.certs import where
+from certifi import where
 from urllib3.util.ssl_ import create_urllib3_context
 
 from perfkit.errors import ConfigError

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
-from perfkit.downloads.peek import Peek
 from perfkit.downloads.http.semantics import Version, parse_date
+from perfkit.downloads.peek import Peek
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.redact import redacted

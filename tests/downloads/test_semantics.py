@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.downloads.protocol import (
+from perfkit.downloads.http.semantics import (
     Answer,
     ContentRange,
     Validator,
