@@ -44,8 +44,8 @@ class Toolkit:
     Args:
         config: settings; the defaults suit most callers.
         progress: where progress is shown, such as `Bars()`; by default nowhere.
-        session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`, `cert`,
-            `proxies`, `trust_env` and mounted adapters count; or a callable that makes one for each thread.
+        session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`,
+            `cert`, `proxies`, `trust_env` and mounted adapters count; or a callable that makes one for each thread.
         transport: makes another `Transport`; by default `default_transport` does.
 
     Raises:

@@ -104,7 +104,8 @@ def test_permission_denied(wrong: Start, tmp_path: Path) -> None:
     (closed / "file").write_bytes(b"old")
     closed.chmod(0o555)
     program = (
-        "import os, sys, perfkit.downloads.http.session\nfrom perfkit import Toolkit\nif os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)\n"
+        "import os, sys, perfkit.downloads.http.session\nfrom perfkit import Toolkit\n"
+        "if os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)\n"
         "try:\n    Toolkit().download(sys.argv[1], sys.argv[2])\n"
         "except PermissionError as error:\n    print(error.errno)"
     )

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 
 from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
+from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.peek import Peek
-from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.errors import CancelledError
 from perfkit.server.server import Server
 from tests.conftest import QUICK

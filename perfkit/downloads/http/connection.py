@@ -11,6 +11,7 @@ import functools
 import http.client
 import re
 import socket
+import ssl
 import struct
 import sys
 import threading
@@ -33,6 +34,12 @@ _HEAD_BYTES = 256 << 10
 _INTERIM_MOST = 20  # 1xx answers before the final one
 _TRAILER_FIELDS = 100
 _RECEIVE_BYTES = 16 << 10
+_HEAD_END = re.compile(rb"\n\r?\n")
+_LONE_CR = re.compile(rb"\r(?!\n)")
+_STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: ([^\n]*))?\r?\n", re.ASCII)
+_FOLD = re.compile(r"\r?\n[ \t]+")  # RFC 9112 section 5.2: a value that goes on in the next line
+_FIELD = re.compile(r"^([^:\s]+)[ \t]*:([^\n]*)$", re.MULTILINE)
+_LENGTH = re.compile(r"\d{1,19}", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}[ \t]*(;.*)?\r?\n", re.DOTALL)
 
 _here = threading.local()  # .exchange: the one that the current thread is sending
@@ -93,6 +100,7 @@ class Exchange:
         expired: whether it was aborted for being overdue.
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
+        incoming: what its last answer is read from, if a connection of ours was used.
         spelling: a URL as requests spells it, and as it is to be sent instead.
     """
 
@@ -104,6 +112,7 @@ class Exchange:
         self.aborted = False
         self.target: str | None = None
         self.spelling: tuple[str, str] | None = None
+        self.incoming: _Incoming | None = None
         self._handles: list[AbortHandle] = []
 
     def __enter__(self) -> Exchange:
@@ -136,7 +145,7 @@ def exchange_here() -> Exchange | None:
 
 
 class _Incoming:
-    """What arrives on a socket, as http.client reads it: heads line by line, bodies as much at once as is there.
+    """What arrives on a socket: the head of an answer as a whole, and the body as much at once as is there.
 
     Reading ahead stops with the answer: what came behind a body makes the connection unusable for another request.
     """
@@ -146,19 +155,38 @@ class _Incoming:
         self._raw = sock.makefile("rb", 0)  # keeps the socket open when the connection is closed before its last answer
         self._handle = handle
         self._rest = b""
-        self._head_bytes = 0
-        self.head_ended = False
+        self._error: OSError | None = None  # for the next read
+        self._room = memoryview(b"")
+        self._gathers = isinstance(sock, ssl.SSLSocket)
+        self.reuses_memory = False  # whether what read1 returns may be overwritten by the next call
 
     def makefile(self, mode: str) -> _Incoming:
         return self
 
-    def begin_head(self) -> None:
-        self._head_bytes, self.head_ended = 0, False
+    def head(self) -> bytes:
+        """Up to the first empty line, with it; empty if the connection ended before.
+
+        Raises:
+            http.client.HTTPException: it is cut off or too long; http.client would take the former for a whole one.
+        """
+        data, searched = self._rest, 0
+        while (end := _HEAD_END.search(data, searched)) is None:
+            if len(data) > _HEAD_BYTES:
+                raise http.client.LineTooLong("head")
+            searched = max(0, len(data) - 3)
+            more = self._sock.recv(_RECEIVE_BYTES)
+            if not more and data:
+                raise http.client.IncompleteRead(b"")
+            if not more:
+                return b""
+            data += more
+        head, self._rest = data[: end.end()], data[end.end() :]
+        # A lone CR counts as a space (RFC 9112 section 2.2), where the parser of mail would begin another field.
+        return _LONE_CR.sub(b" ", head) if head.count(b"\r") != head.count(b"\r\n") else head
 
     def readline(self, limit: int = -1) -> bytes:
-        """A line of the head; the last one that arrived may have no end. A lone CR in it counts as a space (RFC 9112
-        section 2.2), where http.client would begin another field."""
-        most = _LINE_BYTES + 1 if limit < 0 else limit
+        """Up to a line feed, with it; less at the end, or after so many bytes."""
+        most = _LINE_BYTES if limit < 0 else limit
         data = self._rest
         while (end := data.find(b"\n") + 1) == 0 and len(data) < most:
             more = self._sock.recv(_RECEIVE_BYTES)
@@ -166,22 +194,40 @@ class _Incoming:
                 break
             data += more
         end = min(end or len(data), most)
-        line, self._rest = data[:end], data[end:]
-        self._head_bytes += len(line)
-        if self._head_bytes > _HEAD_BYTES:
-            raise http.client.LineTooLong("head")
-        self.head_ended = line in (b"\r\n", b"\n")
-        if b"\r" in line[:-2]:
-            line = line[:-2].replace(b"\r", b" ") + line[-2:]
-        return line
+        self._rest = data[end:]
+        return data[:end]
 
-    def read1(self, most: int = -1) -> bytes:
+    def read1(self, most: int = -1) -> bytes | memoryview:
         """Up to so many bytes, waiting for at least one; none at the end."""
         most = _RECEIVE_BYTES if most < 0 else most
         if self._rest:
             data, self._rest = self._rest[:most], self._rest[most:]
             return data
-        return self._sock.recv(most)  # type: ignore[no-any-return]
+        if self._error is not None:
+            raise self._error
+        if not self.reuses_memory:
+            return self._sock.recv(min(most, _RECEIVE_BYTES))  # type: ignore[no-any-return]
+        if len(self._room) < most:
+            self._room = memoryview(bytearray(most))
+        count = self._sock.recv_into(self._room[:most])
+        if self._gathers and 0 < count < most:
+            count += self._more(self._room[count:most])
+        return self._room[:count]
+
+    def _more(self, view: memoryview) -> int:
+        """What else is here by now: TLS hands over one record, 16 KiB, at once (RFC 8446 section 5.1)."""
+        timeout_s, total = self._sock.gettimeout(), 0
+        self._sock.settimeout(0.0)
+        try:
+            while total < len(view) and (count := self._sock.recv_into(view[total:])):
+                total += count
+        except (BlockingIOError, ssl.SSLWantReadError):
+            pass
+        except OSError as error:
+            self._error = error  # what came before it counts
+        finally:
+            self._sock.settimeout(timeout_s)
+        return total
 
     def read(self, count: int = -1) -> bytes:
         """So many bytes; fewer only at the end."""
@@ -190,11 +236,6 @@ class _Incoming:
             pieces.append(data)
             count -= len(data) if count > 0 else 0
         return b"".join(pieces)
-
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
 
     def flush(self) -> None: ...
 
@@ -224,7 +265,6 @@ class _Chunks:
 
     def readline(self, limit: int = -1) -> bytes:
         """The line with a chunk's size, or one of the trailer."""
-        self._incoming.begin_head()
         line = self._incoming.readline(_LINE_BYTES)
         if not line.endswith(b"\n"):
             raise http.client.IncompleteRead(b"")
@@ -240,7 +280,7 @@ class _Chunks:
             self._left = size
         return line
 
-    def read1(self, most: int = -1) -> bytes:
+    def read1(self, most: int = -1) -> bytes | memoryview:
         data = self._incoming.read1(min(most, self._left) if most >= 0 else self._left)
         self._left -= len(data)
         return data
@@ -255,11 +295,6 @@ class _Chunks:
         self._left -= len(data)
         return data
 
-    def readinto(self, buffer: Any) -> int:
-        data = self.read(len(buffer))
-        buffer[: len(data)] = data
-        return len(data)
-
     def flush(self) -> None: ...
 
     def fileno(self) -> int:
@@ -270,40 +305,65 @@ class _Chunks:
 
 
 class _Answer(http.client.HTTPResponse):
-    """http.client's, which takes some answers for good that are not."""
+    """http.client's, but for its head: that takes heads for good that are cut off, framings that contradict each other
+    and lengths that are none, and builds a mail message out of it, which takes longer than a small file.
+    """
 
     fp: Any
 
     def __init__(self, sock: Any, debuglevel: int = 0, method: str | None = None, url: str | None = None, *,
                  handle: AbortHandle | None = None) -> None:  # fmt: skip
-        super().__init__(_Incoming(sock, handle), debuglevel, method, url)  # type: ignore[arg-type]
+        incoming = _Incoming(sock, handle)
+        if (exchange := exchange_here()) is not None:
+            exchange.incoming = incoming
+        super().__init__(incoming, debuglevel, method, url)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Read the head of the final answer.
+        """Read the head of the final answer (RFC 9112 sections 4 to 6).
 
         Raises:
-            http.client.HTTPException: it is cut off, too long, or of a framing that was not asked for.
+            http.client.HTTPException: it is cut off, too long, or no head; the framing of the body is unknown.
         """
         if self.headers is not None:
             return
         incoming: _Incoming = self.fp
         for _ in range(_INTERIM_MOST):
-            incoming.begin_head()
-            super().begin()
-            if not incoming.head_ended:
-                raise http.client.IncompleteRead(b"")
+            text = incoming.head().decode("latin-1")
+            match = _STATUS_LINE.match(text)
+            if not text:
+                raise http.client.RemoteDisconnected("the connection ended without an answer")
+            if match is None:
+                raise http.client.BadStatusLine(text.partition("\n")[0][:80])
+            self.status = self.code = int(match[2])
             if self.status >= 200 or self.status == 101:
                 break
-            self.headers = self.msg = None  # type: ignore[assignment]
         else:
             raise http.client.HTTPException(f"more than {_INTERIM_MOST} interim answers")
-        coding = self.headers.get("transfer-encoding")
-        if self.chunked:
+        self.version, self.reason = 10 + int(match[1]), match[3].strip()
+        self.headers = self.msg = message = http.client.HTTPMessage()
+        for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
+            message[name] = value.strip()
+        self._frame(incoming)
+
+    def _frame(self, incoming: _Incoming) -> None:
+        """Find out where the body ends (section 6.3)."""
+        get = self.headers.get
+        coding, declared = get("transfer-encoding"), get("content-length")
+        options = (get("connection") or "").lower()
+        self.will_close = "close" in options if self.version > 10 else "keep-alive" not in options
+        self.length, self.chunked, self.chunk_left = None, False, None
+        if self.status in (101, 204, 304) or self._method == "HEAD":  # type: ignore[attr-defined]
+            self.length = 0
+        elif coding and coding.strip().lower() == "chunked":
+            self.chunked = True
             self.fp = _Chunks(incoming)
-            if "content-length" in self.headers:
-                self.will_close = True  # RFC 9112 section 6.3: the connection cannot be trusted after this answer
-        elif coding and coding.strip().lower() not in ("", "identity"):
+            self.will_close |= declared is not None  # which of the two is right cannot be known
+        elif coding and coding.strip().lower() != "identity":
             raise http.client.HTTPException(f"the transfer coding {coding[:40]!r} was not asked for")
+        elif declared is not None and _LENGTH.fullmatch(declared):
+            self.length = int(declared)
+        else:
+            self.will_close = True
 
 
 class _Abortable:
@@ -382,11 +442,11 @@ def _narrow(sock: socket.socket, rate_limit: int) -> None:
     sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
 
 
-class _HttpConnection(_Abortable, HTTPConnection):
+class _HttpConnection(_Abortable, HTTPConnection):  # type: ignore[misc]
     pass
 
 
-class _HttpsConnection(_Abortable, HTTPSConnection):
+class _HttpsConnection(_Abortable, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
@@ -424,13 +484,13 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any) -> Any:
             """PySocks connects in one call that nothing interrupts."""
-            make = super(_Abortable, self)._new_conn
+            make = super(_Abortable, self)._new_conn  # type: ignore[misc]
             return call_abortable(make, aborted, discard=lambda sock: sock.close())
 
-    class _SocksHttp(_Socks, socks.SOCKSConnection):
+    class _SocksHttp(_Socks, socks.SOCKSConnection):  # type: ignore[misc]
         pass
 
-    class _SocksHttps(_Socks, socks.SOCKSHTTPSConnection):
+    class _SocksHttps(_Socks, socks.SOCKSHTTPSConnection):  # type: ignore[misc]
         pass
 
     class _SocksHttpPool(socks.SOCKSHTTPConnectionPool):

@@ -39,16 +39,22 @@ _HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control
 
 
 class Adapter(HTTPAdapter):
-    """The way of every request to the one PoolManager. For any number of threads and sessions."""
+    """The way of every request to the one PoolManager. For any number of threads and sessions.
 
-    def __init__(self, *, keep: int) -> None:
+    Args:
+        keep: connections to keep for each origin.
+        lean: leave out of responses what perfkit's own sessions have no use for.
+    """
+
+    def __init__(self, *, keep: int, lean: bool) -> None:
+        self._lean = lean
         self._lock = threading.Lock()  # guards what follows
         self._contexts: dict[object, Any] = {}
         self._pools: dict[object, Any] = {}
         super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
 
     def init_poolmanager(self, *args: Any, **options: Any) -> None:
-        super().init_poolmanager(*args, **options)  # type: ignore[no-untyped-call]
+        super().init_poolmanager(*args, **options)
         self.poolmanager.pool_classes_by_scheme = POOL_CLASSES
 
     def proxy_manager_for(self, proxy: str, **options: Any) -> Any:
@@ -90,7 +96,7 @@ class Adapter(HTTPAdapter):
                     "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
                     " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
                 )
-            proxy = prepend_scheme_if_needed(proxy, "http")  # type: ignore[no-untyped-call]
+            proxy = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
             secure = proxy.lower().startswith("https:")
             manager = self.proxy_manager_for(
                 proxy, **({"proxy_ssl_context": self._context(verify, None)} if secure else {})
@@ -131,10 +137,19 @@ class Adapter(HTTPAdapter):
             exchange.target = target
         return target
 
+    def build_response(self, req: Any, resp: Any) -> requests.Response:
+        if not self._lean:
+            return super().build_response(req, resp)
+        response = requests.Response()
+        response.status_code, response.reason, response.headers = resp.status, resp.reason, resp.headers
+        response.raw, response.url, response.request = resp, req.url, req
+        response.connection = self
+        return response
+
     def close(self) -> None:
         with self._lock:
             self._pools.clear()
-        super().close()  # type: ignore[no-untyped-call]
+        super().close()
 
 
 class Sessions(Protocol):
@@ -195,7 +210,7 @@ class OwnSessions:
             session = requests.Session()
             session.trust_env = False
             session.cookies = self._cookies
-            session.get_redirect_target = _no_target  # type: ignore[method-assign]
+            session.get_redirect_target = _no_target  # type: ignore[assignment]
             session.mount("https://", self._adapter)
             session.mount("http://", self._adapter)
             self._local.session = session
@@ -288,7 +303,7 @@ class CallersSessions:
         return answer
 
     def _session(self) -> Any:
-        given = self._given
+        given: Any = self._given
         if not isinstance(given, requests.Session):
             session = getattr(self._local, "session", None)
             if session is None:
@@ -299,7 +314,7 @@ class CallersSessions:
         # A shallow copy each time: the caller's own adapters stay as they are, and what is set on it later counts.
         session = object.__new__(type(given))
         session.__dict__.update(given.__dict__)
-        session.adapters = type(given.adapters)(given.adapters)
+        session.adapters = given.adapters.copy()
         self._mount(session)
         return session
 

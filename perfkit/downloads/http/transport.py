@@ -72,7 +72,8 @@ class Response(Protocol):
         ...
 
     def read1(self, most: int) -> bytes | memoryview:
-        """What has arrived, up to `most` bytes, waiting for at least one; nothing at the end of the body.
+        """What has arrived, up to `most` bytes, waiting for at least one; nothing at the end of the body. A memoryview
+        is valid until the next call.
 
         Raises:
             TransferError: the connection broke, or the body ended before its time. What came before has been returned.
@@ -193,12 +194,9 @@ class HttpTransport:
         self, url: str, at: str, headers: Mapping[str, str], auth: Auth | None, home: bool, cancel: Cancel
     ) -> _HttpResponse:
         """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
-        from perfkit.downloads.http.connection import Exchange
-        from perfkit.downloads.http.failures import answer_in, is_stale, translated
-
-        sessions = self._started()
+        sessions, failures = self._started()
         while True:
-            exchange = Exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
+            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
             with self._lock:
                 self._waiting.add(exchange)
             cancel.add(exchange.abort)
@@ -213,7 +211,7 @@ class HttpTransport:
                 _give_up(exchange, cancel)
                 raise
             except Exception as caught:
-                if (answer := answer_in(caught)) is not None and not exchange.expired:
+                if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
                     return _HttpResponse(url, at, answer, exchange, cancel)
                 error = caught
             except BaseException:
@@ -223,22 +221,26 @@ class HttpTransport:
                 with self._lock:
                     self._waiting.discard(exchange)
             _give_up(exchange, cancel)
-            if not (exchange.reused and is_stale(error)) or exchange.expired or cancel.cancelled:
-                raise translated(url, error, exchange, cancel) from error
+            if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
+                raise failures.translated(url, error, exchange, cancel) from error
 
-    def _started(self) -> Sessions:
+    def _started(self) -> tuple[Sessions, Any]:
+        """The sessions, and the module that knows their errors."""
         with self._lock:
             if self._sessions is None:
                 # Here, since to load requests takes longer than most commands that need no network.
+                from perfkit.downloads.http import failures
+                from perfkit.downloads.http.connection import Exchange
                 from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
 
                 config = self._config
-                adapter = Adapter(keep=max(config.workers, config.segments) + 2)
+                self._failures, self._make_exchange = failures, Exchange
+                adapter = Adapter(keep=max(config.workers, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
                 else:
                     self._sessions = CallersSessions(config, adapter, self._given)
-            return self._sessions
+            return self._sessions, self._failures
 
 
 def _give_up(exchange: Exchange, cancel: Cancel) -> None:
@@ -259,12 +261,16 @@ class _HttpResponse:
         self._cancel = cancel
         raw = response.raw
         # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
-        self._read = raw.read1 if exchange.target is not None and hasattr(raw, "read1") else None
+        self._read = None
+        if exchange.target is not None and hasattr(raw, "read1"):
+            self._read = raw.read1
+            if exchange.incoming is not None:
+                exchange.incoming.reuses_memory = True
 
     def read1(self, most: int) -> bytes | memoryview:
         try:
             if self._read is not None:
-                return self._read(most)  # type: ignore[no-any-return]
+                return self._read(most)
             return self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
