@@ -256,7 +256,9 @@ def _verify(text: str) -> bool | str:
     try:
         return _switch(text)
     except KeyError:
-        return text
+        if os.sep in text or os.path.exists(text):
+            return text
+        raise
 
 
 def _certificate(text: str) -> str | tuple[str, str]:
@@ -273,6 +275,6 @@ _READERS: dict[str, tuple[Callable[[str], object], str]] = {  # by the type of a
     "str": (str, "text"),
     "Mapping[str, str]": (_mapping, "a JSON object whose values are strings"),
     "Auth": (_pair, "user:password"),
-    "bool | str": (_verify, "a switch or the path of a CA bundle"),
+    "bool | str": (_verify, "1 or 0, true or false, yes or no, on or off, or the path of a CA bundle"),
     "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),
 }

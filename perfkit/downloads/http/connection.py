@@ -24,14 +24,13 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from perfkit.downloads.http.dial import call_abortable, dial
 
-__all__ = ["POOL_CLASSES", "Exchange", "exchange_here", "socks_pool_classes"]
+__all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
 _LEAST_WINDOW_BYTES = 32 << 10
 _AHEAD_S = 1 / 128  # of the rate limit, for each connection
 _UNKNOWN_ROUND_TRIP_S = 0.05
 _LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
-_INTERIM_MOST = 20  # 1xx answers before the final one
 _TRAILER_FIELDS = 100
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
@@ -327,7 +326,7 @@ class _Answer(http.client.HTTPResponse):
         if self.headers is not None:
             return
         incoming: _Incoming = self.fp
-        for _ in range(_INTERIM_MOST):
+        while True:  # interim answers may come for as long as the final one may take
             text = incoming.head().decode("latin-1")
             match = _STATUS_LINE.match(text)
             if not text:
@@ -337,8 +336,6 @@ class _Answer(http.client.HTTPResponse):
             self.status = self.code = int(match[2])
             if self.status >= 200 or self.status == 101:
                 break
-        else:
-            raise http.client.HTTPException(f"more than {_INTERIM_MOST} interim answers")
         self.version, self.reason = 10 + int(match[1]), match[3].strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
@@ -450,23 +447,24 @@ class _HttpsConnection(_Abortable, HTTPSConnection):  # type: ignore[misc]
     pass
 
 
-class _HttpPool(HTTPConnectionPool):
-    _usual = HTTPConnectionPool.ConnectionCls
+_USUAL = (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls)
 
+
+def are_replaced() -> bool:
+    """Whether somebody, such as vcrpy, has put other connections in the place of urllib3's: then those are used."""
+    return (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls) != _USUAL
+
+
+class _HttpPool(HTTPConnectionPool):
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]
-        """Ours, unless somebody, such as vcrpy, has put another in the place of urllib3's."""
-        theirs = HTTPConnectionPool.ConnectionCls
-        return _HttpConnection if theirs is self._usual else theirs
+    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+        return HTTPConnectionPool.ConnectionCls if are_replaced() else _HttpConnection
 
 
 class _HttpsPool(HTTPSConnectionPool):
-    _usual = HTTPSConnectionPool.ConnectionCls
-
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]
-        theirs = HTTPSConnectionPool.ConnectionCls
-        return _HttpsConnection if theirs is self._usual else theirs
+    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+        return HTTPSConnectionPool.ConnectionCls if are_replaced() else _HttpsConnection
 
 
 POOL_CLASSES: dict[str, type[HTTPConnectionPool]] = {"http": _HttpPool, "https": _HttpsPool}

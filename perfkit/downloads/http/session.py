@@ -8,6 +8,7 @@ import re
 import sys
 import threading
 from collections.abc import Callable, Mapping
+from copy import copy
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -19,10 +20,11 @@ from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, get_netrc_auth, prepend_scheme_if_needed, select_proxy
 
 from perfkit.config import Auth, Config
-from perfkit.downloads.http.connection import POOL_CLASSES, exchange_here, socks_pool_classes
+from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
 from perfkit.errors import ConfigError
+from perfkit.redact import redacted
 
 __all__ = ["CallersSessions", "OwnSessions", "Sessions"]
 
@@ -123,7 +125,9 @@ class Adapter(HTTPAdapter):
         """Nothing: the pool has its context."""
 
     def request_url(self, request: Any, proxies: Any) -> str:
-        """What the request line has to say. urllib3 would spell it anew, so the connection is told itself."""
+        """What the request line says. urllib3 would spell it anew and log it with its secrets, so our connections get
+        it from the exchange, and urllib3 a redacted one.
+        """
         url = request.url
         exchange = exchange_here()
         if exchange is not None and exchange.spelling is not None and exchange.spelling[0] == url:
@@ -133,9 +137,10 @@ class Adapter(HTTPAdapter):
             target = f"{url.partition('://')[0]}://{_authority(url).rpartition('@')[2]}{_target(url)}"
         else:
             target = _target(url)
-        if exchange is not None:
-            exchange.target = target
-        return target
+        if exchange is None or are_replaced():
+            return target
+        exchange.target = target
+        return redacted(target)
 
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         if not self._lean:
@@ -305,16 +310,16 @@ class CallersSessions:
     def _session(self) -> Any:
         given: Any = self._given
         if not isinstance(given, requests.Session):
-            session = getattr(self._local, "session", None)
-            if session is None:
-                session = self._local.session = given()
-                self._made.append(session)
-                self._mount(session)
-            return session
+            made = getattr(self._local, "session", None)
+            if made is None:
+                made = self._local.session = given()
+                self._made.append(made)
+                self._mount(made)
+            return made
         # A shallow copy each time: the caller's own adapters stay as they are, and what is set on it later counts.
-        session = object.__new__(type(given))
+        session: Any = object.__new__(type(given))
         session.__dict__.update(given.__dict__)
-        session.adapters = given.adapters.copy()
+        session.adapters = copy(given.adapters)
         self._mount(session)
         return session
 
