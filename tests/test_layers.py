@@ -36,7 +36,6 @@ ONLY_IN = {
     "watchdog": "filesystem/watch.py",
 }
 FORBIDDEN_NAMES = {"utils", "util", "base", "common", "helpers", "types", "misc"}
-SAME_NAME = {"verify"}  # until downloads/verify.py is checksums.py
 
 
 def files() -> Iterator[Path]:
@@ -134,7 +133,7 @@ def test_no_name_stands_twice() -> None:
     """
     seen: dict[str, Path] = {}
     for path in files():
-        if path.stem in {"__init__", *SAME_NAME} or "commands" in path.parts:
+        if path.stem == "__init__" or "commands" in path.parts:
             continue
         assert path.stem not in seen, f"{path} and {seen[path.stem]}"
         seen[path.stem] = path

@@ -181,7 +181,7 @@ def test_a_bug_is_logged_without_the_secret(
     def broken(*_: Any, **__: Any) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr("perfkit.downloads.transfer.Draft", broken)
+    monkeypatch.setattr("perfkit.downloads.transfer.PartialFile", broken)
     with pytest.raises(ZeroDivisionError):
         kit.download(secret_url(wrong(Exchange.stall)), tmp_path / "f")
     assert "a bug in perfkit" in log.text

@@ -77,7 +77,7 @@ def _listed(
     arguments: argparse.Namespace, headers: dict[str, str]
 ) -> contextlib.AbstractContextManager[Iterable[Request | Download | None]]:
     """What `-i` gives; the URLs on the command line come before it."""
-    from perfkit.downloads.listing import RequestList
+    from perfkit.downloads.request_list import RequestList
 
     if arguments.input is None:
         return contextlib.nullcontext(())

@@ -1,4 +1,4 @@
-"""How much at once: a gate for each host, and a controller that finds the number of streams that pays."""
+"""How many requests run at once: a limit for each host, and a controller that finds the best number of streams."""
 
 from __future__ import annotations
 
@@ -10,30 +10,30 @@ from dataclasses import dataclass
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.semantics import origin_of
 
-__all__ = ["AdaptiveController", "HostGates", "gate_of"]
+__all__ = ["AdaptiveController", "HostLimiter", "host_of"]
 
-_LOOK_AGAIN_S = 0.01  # for who waits for a place at a full host
+_CHECK_S = 0.01  # how often a full host is checked for a free place
 _RECOVERY_S = 10.0  # trouble-free time after which a host is allowed one connection more
 
 
-def gate_of(url: str) -> str:
-    """The name of the gate that requests for this URL pass."""
+def host_of(url: str) -> str:
+    """The name that the limiter knows the URL's host by."""
     _, host, port = origin_of(url)
     return f"{host}:{port}"
 
 
 @dataclass(slots=True)
 class _Host:
-    """The gate of one host."""
+    """The state of one host."""
 
     limit: int
     active: int = 0
-    closed_until_s: float = 0.0
-    eased_at_s: float = 0.0
+    paused_until_s: float = 0.0
+    limited_at_s: float = 0.0  # when the limit was last changed
 
 
-class HostGates:
-    """At most so many connections to one host, none while it asked us to wait (RFC 9110 section 10.2.3)."""
+class HostLimiter:
+    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3)."""
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
@@ -42,21 +42,21 @@ class HostGates:
         self._hosts: dict[str, _Host] = {}
 
     def enter(self, host: str) -> bool:
-        """Take a place at the host; False if it is full or closed for now."""
+        """Take a place at the host; False if it is full or paused."""
         now = self._clock()
         with self._lock:
-            gate = self._hosts.setdefault(host, _Host(self._limit))
-            if gate.limit < self._limit and now - gate.eased_at_s >= _RECOVERY_S:
-                gate.limit, gate.eased_at_s = gate.limit + 1, now
-            if gate.active >= gate.limit or now < gate.closed_until_s:
+            state = self._hosts.setdefault(host, _Host(self._limit))
+            if state.limit < self._limit and now - state.limited_at_s >= _RECOVERY_S:
+                state.limit, state.limited_at_s = state.limit + 1, now
+            if state.active >= state.limit or now < state.paused_until_s:
                 return False
-            gate.active += 1
+            state.active += 1
             return True
 
     def wait(self, host: str, cancel: Cancel) -> bool:
-        """Take a place as soon as there is one; False if cancelled before."""
+        """Take a place as soon as one is free; False if cancelled before."""
         while not self.enter(host):
-            if cancel.wait(max(_LOOK_AGAIN_S, self.opens_s(host) - self._clock())):
+            if cancel.wait(max(_CHECK_S, self.resumes_s(host) - self._clock())):
                 return False
         return True
 
@@ -64,24 +64,24 @@ class HostGates:
         with self._lock:
             self._hosts[host].active -= 1
 
-    def opens_s(self, host: str) -> float:
-        """The clock's time at which a closed host opens; in the past for one that is open."""
+    def resumes_s(self, host: str) -> float:
+        """The clock's time at which a paused host may be asked again; in the past for one that is not paused."""
         with self._lock:
-            gate = self._hosts.get(host)
-            return gate.closed_until_s if gate else 0.0
+            state = self._hosts.get(host)
+            return state.paused_until_s if state else 0.0
 
-    def close_for(self, host: str, seconds: float) -> None:
+    def pause(self, host: str, seconds: float) -> None:
         """No new request to the host for that long."""
         with self._lock:
-            gate = self._hosts.setdefault(host, _Host(self._limit))
-            gate.closed_until_s = max(gate.closed_until_s, self._clock() + seconds)
+            state = self._hosts.setdefault(host, _Host(self._limit))
+            state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
 
-    def ease(self, host: str) -> None:
-        """The host is in trouble: half as many connections, for a while."""
+    def back_off(self, host: str) -> None:
+        """The host is overloaded: halve its connections for a while."""
         with self._lock:
-            gate = self._hosts.setdefault(host, _Host(self._limit))
-            gate.limit = max(1, min(gate.limit, gate.active) // 2)
-            gate.eased_at_s = self._clock()
+            state = self._hosts.setdefault(host, _Host(self._limit))
+            state.limit = max(1, min(state.limit, state.active) // 2)
+            state.limited_at_s = self._clock()
 
 
 class AdaptiveController:

@@ -1,8 +1,9 @@
-"""Many files: callers' batches fed to the workers, progress drawn meanwhile, and results in the callers' hands."""
+"""Many files: feeds callers' batches to the workers, shows progress, and hands over the results."""
 
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import threading
@@ -15,14 +16,15 @@ from queue import Empty, SimpleQueue
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.transport import HttpTransport, Transport
-from perfkit.downloads.peek import Peek, peek
+from perfkit.downloads.probe import Probe, probe
 from perfkit.downloads.request import Download, Request
+from perfkit.downloads.retry import Network
+from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
-from perfkit.downloads.transfer import Tools, Transfer
-from perfkit.downloads.workers import Queue, Workers
+from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
 from perfkit.filesystem.paths import safe_basename, safe_join
 from perfkit.progress.meter import Meter, Progress, Silent
@@ -39,8 +41,9 @@ _DEFAULT_NAME = "download"
 class _Batch:
     """One caller's files: those queued, those under way, and those done and not yet handed over."""
 
-    def __init__(self, cancel: Cancel) -> None:
+    def __init__(self, cancel: Cancel, context: TransferContext) -> None:
         self.cancel = cancel
+        self.context = context
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
         self.paths: set[str] = set()
@@ -96,11 +99,11 @@ class DownloadManager:
         self._paths: dict[str, Transfer] = {}  # whose each name is, until its transfer ends
         self._tick_lock = threading.Lock()
         self._meter = Meter()
-        self._transport: Transport | None = None
+        self._network: Network | None = None
         self._throttle = Throttle(self._rate_limit)
-        self._gates = HostGates(config.connections_per_host)
+        self._limiter = HostLimiter(config.connections_per_host)
         self._controller = AdaptiveController(config.workers, adaptive=config.adaptive)
-        self._workers = Workers(config, self._gates, self._controller)
+        self._scheduler = Scheduler(config, self._limiter, self._controller)
 
     # -- for callers ----------------------------------------------------------------------------------------------
 
@@ -112,8 +115,8 @@ class DownloadManager:
         """
         self._throttle.set_rate(bytes_per_second)
         self._rate_limit = bytes_per_second
-        if self._transport is not None:
-            self._transport.limit_changed(bytes_per_second)
+        if self._network is not None:
+            self._network.transport.limit_changed(bytes_per_second)
 
     def fetch(self, request: Request, dest: str) -> Download:
         """Download one file; `dest` is a directory if there is one of that name or it ends in a slash.
@@ -127,32 +130,31 @@ class DownloadManager:
         else:
             name = path = dest
         with contextlib.closing(self._run([(request, path, name is not None)])) as running:
-            for _, download in running:  # closed in so many words: a Ctrl-C in a generator that is collected is lost
+            for _, download in running:  # closed explicitly: a Ctrl-C in a generator that is collected is lost
                 if download.error is not None:
                     raise download.error
                 return download
         raise CancelledError(request.url, "cancelled")
 
-    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
-        """The first `most` bytes of a file, and what the origin says of it, unless it is the version `known`.
+    def probe(self, url: str, *, most: int, known: Version | None = None) -> Probe:
+        """The first `most` bytes of a file, and what the origin says about it, unless it is the version `known`.
 
         Raises:
             ConfigError: the manager is closed.
-            HTTPStatusError, TransferError, TransferTimeoutError: no answer that can be used.
-            CancelledError: the manager was closed meanwhile.
+            HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+            CancelledError: the manager was closed.
         """
         self._check_open()
-        transport = self._start()
+        network = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         with self._root.child() as cancel:
-            future = self._workers.submit(peek, transport, self._config, self._gates, self._controller, url, most=most,
-                                          known=known, cancel=cancel)  # fmt: skip
+            future = self._scheduler.submit(probe, network, url, most=most, known=known, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
             try:
                 while not future.done():
                     with contextlib.suppress(Empty):  # as in `_Batch.wait`
                         done.get(timeout=_TICK_S)
-                    transport.expire()
+                    network.transport.expire()
             finally:
                 cancel.cancel()
         self._throttle.charge(len(future.result().first), self._root)
@@ -176,11 +178,11 @@ class DownloadManager:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
         self._closed = True
         self._root.cancel()
-        self._workers.close()
+        self._scheduler.close()
         with self._lock:
-            transport, self._transport = self._transport, None
-        if transport is not None:
-            transport.close()
+            network, self._network = self._network, None
+        if network is not None:
+            network.transport.close()
 
     # -- the calling thread -----------------------------------------------------------------------------------------
 
@@ -199,7 +201,7 @@ class DownloadManager:
             return request, safe_join(directory, request.name), True
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
-                error = ConfigError(f"{item!r} is none of: a URL, a (URL, name) pair, a Request")
+                error = ConfigError(f"{item!r} is neither a URL, nor a (URL, name) pair, nor a Request")
             return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
 
     def _run(
@@ -208,7 +210,7 @@ class DownloadManager:
         self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
-            batch = _Batch(cancel)
+            batch = _Batch(cancel, self._make_context())
             self._join(batch, total)
             try:
                 exhausted = False
@@ -248,21 +250,25 @@ class DownloadManager:
             if not self._batches:
                 self._meter = Meter()
                 self._controller.restart()
-            self._start()
-            self._workers.join(batch.queue)
+            self._scheduler.join(batch.queue)
             self._batches.add(batch)
             self._meter.expect(total)
 
-    def _start(self) -> Transport:
-        """What the first request needs."""
+    def _make_context(self) -> TransferContext:
+        scheduler = self._scheduler
+        return TransferContext(self._start(), self._throttle, scheduler.notify, scheduler.spawn, self._claim_path)
+
+    def _start(self) -> Network:
+        """Make what the first request needs."""
         with self._lock:
-            if self._transport is None:
-                self._transport = self._make_transport(self._config)
-                self._transport.limit_changed(self._rate_limit)
-            return self._transport
+            if self._network is None:
+                transport = self._make_transport(self._config)
+                transport.limit_changed(self._rate_limit)
+                self._network = Network(self._config, transport, self._limiter, self._controller)
+            return self._network
 
     def _part(self, batch: _Batch) -> None:
-        self._workers.part(batch.queue)
+        self._scheduler.part(batch.queue)
         with self._lock:
             self._batches.remove(batch)
             last = not self._batches
@@ -294,21 +300,15 @@ class DownloadManager:
                         self._meter.file(url).failed()
         finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
             low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
-            self._workers.add(batch.queue, fresh, low_water=low_water)
+            self._scheduler.add(batch.queue, fresh, low_water=low_water)
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
-        """A transfer with a path of its own, in a directory that exists; None if that can't be had."""
-        assert self._transport is not None
+        """A transfer with a path of its own, in a directory that exists; None if it has failed already."""
         path = os.path.abspath(path)
         meter = self._meter.file(os.path.basename(path))
-
-        def end(download: Download) -> None:
-            self._ended(batch, index, transfer, download)
-
-        tools = Tools(self._config, self._transport, self._throttle, self._gates, self._controller,
-                      self._workers.notify, self._workers.spawn, self._claim_path)  # fmt: skip
-        transfer = Transfer(request, path, named=named, tools=tools, meter=meter, cancel=batch.cancel, on_end=end)
+        transfer = Transfer(request, path, named=named, context=batch.context, meter=meter, cancel=batch.cancel)
+        transfer.on_end = functools.partial(self._ended, batch, index, transfer)
         batch.open[transfer] = None  # from here on it will have a result, whatever happens
         try:
             if path in batch.paths:
@@ -334,7 +334,7 @@ class DownloadManager:
 
     def _abandon(self, batch: _Batch) -> None:
         """End what no worker is in, and wake those who wait."""
-        self._workers.clear(batch.queue)
+        self._scheduler.clear(batch.queue)
         with self._lock:
             waiting = list(batch.open)
         for transfer in waiting:
@@ -345,26 +345,26 @@ class DownloadManager:
         if not self._tick_lock.acquire(blocking=False):
             return
         try:
-            transport = self._transport
-            if transport is not None:
-                transport.expire()
+            network = self._network
+            if network is not None:
+                network.transport.expire()
             snapshot = self._meter.snapshot()
             rate = self._throttle.rate
             changed = self._controller.observe(
                 received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,
                 files_done=snapshot.files_done,
-                busy=self._workers.busy,
+                busy=self._scheduler.busy,
                 cpu_s=time.process_time(),
                 throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
             )
             if changed:
-                self._workers.notify()
+                self._scheduler.notify()
             self._progress.update(snapshot)
         finally:
             self._tick_lock.release()
 
     def _ended(self, batch: _Batch, index: int, transfer: Transfer, download: Download) -> None:
-        self._workers.ended(transfer)
+        self._scheduler.ended(transfer)
         with self._lock:
             if transfer not in batch.open:
                 return

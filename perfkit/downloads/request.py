@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from perfkit.config import Auth, check_headers
+from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.semantics import Validator, Version
-from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError
 
 __all__ = ["Download", "Request"]

@@ -1,23 +1,29 @@
-"""When another try may help, how long to wait before it, and what a host's refusal means for all requests to it."""
+"""When another attempt may help, how long to wait before it, and what a host's refusal means for all requests to it."""
 
 from __future__ import annotations
 
 import datetime
+import logging
+from dataclasses import dataclass
 from typing import NoReturn
 
 from perfkit.config import Config
-from perfkit.downloads.concurrency import AdaptiveController, HostGates, gate_of
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
 from perfkit.downloads.http.semantics import parse_retry_after
-from perfkit.downloads.http.transport import Response
+from perfkit.downloads.http.transport import Response, Transport
 from perfkit.errors import HTTPStatusError, TransferError
+from perfkit.redact import redacted
 
-__all__ = ["GiveUp", "backoff_s", "refuse"]
+__all__ = ["Attempts", "GiveUpError", "Network", "backoff_s", "refuse"]
+
+_log = logging.getLogger(__name__)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _BUSY_STATUSES = frozenset({429, 503})
+_FORGIVING_BYTES = 1 << 20  # after this much, earlier failures are forgiven
 
 
-class GiveUp(Exception):
+class GiveUpError(Exception):
     """A failure that a retry may cure, but not one in this run."""
 
     def __init__(self, error: TransferError) -> None:
@@ -30,34 +36,41 @@ def backoff_s(config: Config, failures: int) -> float:
     return _uniform(0.0, min(config.backoff_cap_s, config.backoff_base_s * 2.0 ** max(0, failures - 1)))
 
 
-def refuse(
-    url: str, response: Response, reason: str, *, host: str, config: Config, gates: HostGates,
-    controller: AdaptiveController,
-) -> NoReturn:  # fmt: skip
-    """Raise what an error status is; one that says the host is busy eases and closes its gate before, for everybody.
+@dataclass(frozen=True, slots=True)
+class Network:
+    """What all requests of a manager share."""
+
+    config: Config
+    transport: Transport
+    limiter: HostLimiter
+    controller: AdaptiveController
+
+
+def refuse(url: str, response: Response, reason: str, *, host: str, network: Network) -> NoReturn:
+    """Raise an error status; one that says the host is busy limits and pauses that host before, for all requests.
 
     Args:
-        host: the gate that the request passed.
+        host: the one that the limiter counted the request for.
 
     Raises:
         HTTPStatusError: always, unless
-        GiveUp: the host asks for a longer wait than `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
+        GiveUpError: the host asks for a longer wait than `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
     """
     status = response.status
     error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
     if status in _BUSY_STATUSES:
-        hosts = {host, gate_of(response.url)}  # who asked us to wait, and whoever would send us there again
+        hosts = {host, host_of(response.url)}  # who asked us to wait, and whoever would send us there again
         for each in hosts:
-            gates.ease(each)
-        controller.trouble()
+            network.limiter.back_off(each)
+        network.controller.trouble()
         wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
-        cap_s = config.retry_after_cap_s
+        cap_s = network.config.retry_after_cap_s
         if wait_s is not None and wait_s > cap_s:
             asks = f"{reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
-            raise GiveUp(HTTPStatusError(url, asks, status, transient=True))
+            raise GiveUpError(HTTPStatusError(url, asks, status, transient=True))
         if wait_s:
             for each in hosts:
-                gates.close_for(each, wait_s + _uniform(0, min(1.0, wait_s / 10)))
+                network.limiter.pause(each, wait_s + _uniform(0, min(1.0, wait_s / 10)))
     raise error
 
 
@@ -65,3 +78,69 @@ def _uniform(least: float, most: float) -> float:
     import random  # which takes 4 ms to load, and only failures need
 
     return random.uniform(least, most)
+
+
+@dataclass(slots=True)
+class Attempts:
+    """The sources of a file, the current one, and its failures. Guarded by its transfer's lock."""
+
+    config: Config
+    sources: tuple[str, ...]  # the file's URL, then its mirrors
+    source: int = 0  # the current one
+    at: str | None = None  # where redirects of it led
+    not_before_s: float = 0.0  # when the whole file may be requested; a missing range has a time of its own
+    restarts: int = 0  # times that everything fetched was discarded
+    requests: int = 0
+    retries: int = 0
+    received: int = 0  # bytes that came over the network
+    _failures: int = 0  # in a row, without real progress
+    _failed_at_s: float = 0.0
+    _gained: int = 0  # bytes put in place by this run
+    _gained_at_failure: int = 0
+
+    @property
+    def url(self) -> str:
+        """The current source."""
+        return self.sources[self.source]
+
+    @property
+    def host(self) -> str:
+        """The one that the limiter counts the next request for."""
+        return host_of(self.at or self.url)
+
+    def arrived(self, count: int, gained: int) -> None:
+        """`count` bytes arrived, `gained` of them new."""
+        self.received += count
+        self._gained += gained
+
+    def start_over(self) -> None:
+        """Everything gained was discarded."""
+        self._gained = self._gained_at_failure = 0
+
+    def retry_at_s(self, error: TransferError, began_s: float | None, now: float) -> float | None:
+        """When to try again after a failure, at this source or the next mirror; None: never.
+
+        Args:
+            began_s: when the range that failed was begun, if it was one. Ranges that fail together fail once.
+        """
+        if error.transient:
+            if self._gained - self._gained_at_failure >= _FORGIVING_BYTES:
+                self._failures = 0
+            if began_s is None or began_s >= self._failed_at_s:
+                self._failures += 1
+                self._failed_at_s = now
+            self._gained_at_failure = self._gained
+            if self._failures <= self.config.retries:
+                self.retries += 1
+                wait_s = backoff_s(self.config, self._failures)
+                _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
+                return now + wait_s
+        return now if self.next_mirror(error) else None
+
+    def next_mirror(self, error: TransferError) -> bool:
+        """Go on with the next source; False if there is none."""
+        if self.source + 1 == len(self.sources):
+            return False
+        _log.info("%s: on to the next mirror: %s", redacted(self.url), error)
+        self.source, self.at, self._failures = self.source + 1, None, 0
+        return True

@@ -11,7 +11,7 @@ from typing import BinaryIO
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
-from perfkit.downloads.peek import Peek
+from perfkit.downloads.probe import Probe as Peek
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.progress.meter import Progress
@@ -50,7 +50,7 @@ class Fetcher:
         Raises:
             TransferError: no answer that can be used.
         """
-        seen = self._downloads.peek(url, most=most, known=known)
+        seen = self._downloads.probe(url, most=most, known=known)
         self.requests += seen.requests
         self.bytes_received += len(seen.first)
         return seen

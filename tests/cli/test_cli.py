@@ -23,8 +23,8 @@ import pytest
 
 from perfkit.__main__ import _collect_later
 from perfkit.cli import main
-from perfkit.downloads.listing import RequestList
 from perfkit.downloads.request import Download, Request
+from perfkit.downloads.request_list import RequestList
 from perfkit.errors import ConfigError
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, WrongServer

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 
 
 class Clock:
@@ -14,46 +14,46 @@ class Clock:
         return self.now
 
 
-# -- gates -----------------------------------------------------------------------------------------------------------
+# -- limiter -----------------------------------------------------------------------------------------------------------
 
 
 def test_a_host_takes_so_many() -> None:
     """And others are not concerned."""
-    gates = HostGates(2, clock=Clock())
-    assert [gates.enter("a"), gates.enter("a"), gates.enter("a"), gates.enter("b")] == [True, True, False, True]
-    gates.leave("a")
-    assert gates.enter("a")
+    limiter = HostLimiter(2, clock=Clock())
+    assert [limiter.enter("a"), limiter.enter("a"), limiter.enter("a"), limiter.enter("b")] == [True, True, False, True]
+    limiter.leave("a")
+    assert limiter.enter("a")
 
 
 def test_a_closed_host_opens_in_time() -> None:
     """The longest wait that was asked for holds."""
     clock = Clock()
-    gates = HostGates(2, clock=clock)
-    gates.close_for("a", 30.0)
-    gates.close_for("a", 5.0)
-    assert gates.opens_s("a") == 130.0
+    limiter = HostLimiter(2, clock=clock)
+    limiter.pause("a", 30.0)
+    limiter.pause("a", 5.0)
+    assert limiter.resumes_s("a") == 130.0
     clock.now = 129.9
-    assert not gates.enter("a")
-    assert gates.enter("b")
+    assert not limiter.enter("a")
+    assert limiter.enter("b")
     clock.now = 130.0
-    assert gates.enter("a")
+    assert limiter.enter("a")
 
 
 def test_a_host_in_trouble_recovers_step_by_step() -> None:
     """Half as many connections, and one more every ten quiet seconds."""
     clock = Clock()
-    gates = HostGates(8, clock=clock)
+    limiter = HostLimiter(8, clock=clock)
 
     def places() -> int:
         taken = 0
-        while gates.enter("a"):
+        while limiter.enter("a"):
             taken += 1
         return taken
 
     assert places() == 8
-    gates.ease("a")
+    limiter.back_off("a")
     for _ in range(8):
-        gates.leave("a")
+        limiter.leave("a")
     assert places() == 4
     for _ in range(4):
         clock.now += 10.0

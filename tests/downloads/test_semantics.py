@@ -12,6 +12,7 @@ from perfkit.downloads.http.semantics import (
     Answer,
     ContentRange,
     Validator,
+    Verdict,
     content_disposition_name,
     judge,
     judge_part,
@@ -106,21 +107,21 @@ WHOLE = {"start": 0, "end": None, "total": None, "ranged": True}
         (206, {"content-range": "bytes 100-149/1000"}, ASKED, "body"),
         (206, {"content-range": "bytes 100-199/*"}, ASKED, "body"),
         (206, {"content-range": "bytes 90-199/1000"}, ASKED, "body"),
-        (206, {"content-range": "bytes 0-99/1000"}, ASKED, "wrong"),
-        (206, {"content-range": "bytes 101-199/1000"}, ASKED, "wrong"),
-        (206, {"content-range": "bytes 100-200/1000"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 0-99/1000"}, ASKED, "invalid"),
+        (206, {"content-range": "bytes 101-199/1000"}, ASKED, "invalid"),
+        (206, {"content-range": "bytes 100-200/1000"}, ASKED, "invalid"),
         (206, {"content-range": "bytes 100-199/1001"}, ASKED, "changed"),
-        (206, {"content-range": "bytes 100-199/1000", "content-length": "99"}, ASKED, "wrong"),
-        (206, {"content-range": "bytes */1000"}, ASKED, "wrong"),
-        (206, {}, ASKED, "wrong"),
-        (206, {"content-range": "bytes 0-9/10"}, {**WHOLE, "ranged": False}, "wrong"),
-        (206, {"content-range": "bytes 100-199/1000", "content-type": "Multipart/Byteranges; b=x"}, ASKED, "wrong"),
+        (206, {"content-range": "bytes 100-199/1000", "content-length": "99"}, ASKED, "invalid"),
+        (206, {"content-range": "bytes */1000"}, ASKED, "invalid"),
+        (206, {}, ASKED, "invalid"),
+        (206, {"content-range": "bytes 0-9/10"}, {**WHOLE, "ranged": False}, "invalid"),
+        (206, {"content-range": "bytes 100-199/1000", "content-type": "Multipart/Byteranges; b=x"}, ASKED, "invalid"),
         (206, {"content-range": "bytes 100-199/1000", "content-encoding": "br"}, ASKED, "coded"),
         (206, {"content-range": "bytes 100-199/1000", "content-encoding": "Identity"}, ASKED, "body"),
         (200, {"content-length": "1000"}, ASKED, "body"),
         (200, {"content-length": "5, 5"}, WHOLE, "body"),
-        (200, {"content-length": "5, 6"}, WHOLE, "wrong"),
-        (200, {"content-length": "-5"}, WHOLE, "wrong"),
+        (200, {"content-length": "5, 6"}, WHOLE, "invalid"),
+        (200, {"content-length": "-5"}, WHOLE, "invalid"),
         (200, {"content-length": "x", "transfer-encoding": "Chunked"}, WHOLE, "body"),
         (412, {}, ASKED, "changed"),
         (304, {}, WHOLE, "current"),
@@ -136,31 +137,31 @@ WHOLE = {"start": 0, "end": None, "total": None, "ranged": True}
 )
 def test_judge(status: int, headers: dict[str, str], asked: dict[str, object], verdict: str) -> None:
     """RFC 9110 sections 14 and 15.3.7."""
-    assert judge(status, headers, **asked).verdict == verdict  # type: ignore[arg-type]
+    assert judge(status, headers, **asked).verdict.value == verdict  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
     ("answer", "status", "verdict"),
     [
-        (Answer("body", start=500_000, end=500_100, total=600_000), 206, "body"),
-        (Answer("body", start=500_000, end=500_100, total=None), 206, "body"),
-        (Answer("body", start=499_000, end=500_100, total=600_000), 206, "body"),
-        (Answer("body", start=0, end=500_100, total=600_000), 206, "partless"),
-        (Answer("body", start=500_000, end=500_050, total=500_050), 206, "partless"),
-        (Answer("body", start=0, end=600_000, total=600_000), 200, "partless"),
-        (Answer("body", start=0, end=None, total=None), 200, "partless"),
-        (Answer("empty"), 416, "partless"),
-        (Answer("unranged"), 416, "partless"),
-        (Answer("coded"), 206, "partless"),
-        (Answer("changed"), 412, "changed"),
-        (Answer("wrong"), 206, "wrong"),
-        (Answer("status"), 404, "status"),
+        (Answer(Verdict.BODY, start=500_000, end=500_100, total=600_000), 206, "body"),
+        (Answer(Verdict.BODY, start=500_000, end=500_100, total=None), 206, "body"),
+        (Answer(Verdict.BODY, start=499_000, end=500_100, total=600_000), 206, "body"),
+        (Answer(Verdict.BODY, start=0, end=500_100, total=600_000), 206, "no range"),
+        (Answer(Verdict.BODY, start=500_000, end=500_050, total=500_050), 206, "no range"),
+        (Answer(Verdict.BODY, start=0, end=600_000, total=600_000), 200, "no range"),
+        (Answer(Verdict.BODY, start=0, end=None, total=None), 200, "no range"),
+        (Answer(Verdict.EMPTY), 416, "no range"),
+        (Answer(Verdict.UNRANGED), 416, "no range"),
+        (Answer(Verdict.CODED), 206, "no range"),
+        (Answer(Verdict.CHANGED), 412, "changed"),
+        (Answer(Verdict.INVALID), 206, "invalid"),
+        (Answer(Verdict.STATUS), 404, "status"),
     ],
 )
 def test_judge_part(answer: Answer, status: int, verdict: str) -> None:
     """Where only bytes 500,000 to 500,099 are wanted."""
     found = judge_part(answer, status, (500_000, 500_100))
-    assert found.verdict == verdict
+    assert found.verdict.value == verdict
     if verdict == "body":
         assert found.start == answer.start - 500_000
         assert found.end == 100

@@ -13,7 +13,7 @@ import pytest
 from perfkit import Config, Download, HTTPStatusError, RemoteChangedError, Request, Toolkit, TransferError
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.manager import DownloadManager
-from perfkit.downloads.peek import Peek
+from perfkit.downloads.probe import Probe
 from perfkit.errors import CancelledError
 from perfkit.server.server import Server
 from tests.conftest import QUICK
@@ -93,31 +93,31 @@ def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, wrong: Start, tm
     assert (tmp_path / "pack").read_bytes() == BODY
 
 
-def test_a_peek_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -> None:
+def test_a_probe_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -> None:
     """Beginning, size, version and whether there are ranges, in one request; 304 if the version is known."""
     (tmp_path / "pack.zip").write_bytes(BODY)
     (tmp_path / "empty").write_bytes(b"")
     with Server(tmp_path) as server:
-        seen = manager.peek(server.url + "pack.zip", most=100)
+        seen = manager.probe(server.url + "pack.zip", most=100)
         assert (seen.first, seen.size, seen.ranges, seen.whole) == (BODY[:100], len(BODY), True, False)
         assert seen.validator.etag == seen.version.etag
         assert seen.content_type == "application/zip"
-        assert manager.peek(server.url + "pack.zip", most=1 << 20).whole
-        assert manager.peek(server.url + "pack.zip", most=100, known=seen.version).unchanged
-        assert manager.peek(server.url + "empty", most=100).whole
+        assert manager.probe(server.url + "pack.zip", most=1 << 20).whole
+        assert manager.probe(server.url + "pack.zip", most=100, known=seen.version).unchanged
+        assert manager.probe(server.url + "empty", most=100).whole
         with pytest.raises(HTTPStatusError):
-            manager.peek(server.url + "none", most=100)
+            manager.probe(server.url + "none", most=100)
 
 
-def test_a_peek_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
+def test_a_probe_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
     """What is sent too much is left, and a weak ETag is no validator."""
     server = wrong(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
-    seen = manager.peek(server.url, most=100)
+    seen = manager.probe(server.url, most=100)
     assert (seen.first, seen.size, seen.ranges, bool(seen.validator)) == (BODY[:100], len(BODY), False, False)
     assert seen.version == Version('W/"v1"')
 
 
-def test_a_peek_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
+def test_a_probe_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
     """After errors that pass by: a status, a reset, a body that ends early."""
 
     def answer(exchange: Exchange) -> None:
@@ -131,12 +131,12 @@ def test_a_peek_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
             case _:
                 exchange.serve(BODY)
 
-    seen: Peek = manager.peek(wrong(answer).url, most=100)
+    seen: Probe = manager.probe(wrong(answer).url, most=100)
     assert (seen.first, seen.requests) == (BODY[:100], 3)
 
 
-@pytest.mark.parametrize("refused", ["peek", "transfer"])
-def test_peeks_and_transfers_pass_one_gate(
+@pytest.mark.parametrize("refused", ["probe", "transfer"])
+def test_probes_and_transfers_pass_one_gate(
     manager: DownloadManager, wrong: Start, tmp_path: Path, refused: str
 ) -> None:
     """A host that asks one of them to wait is left alone by the other too."""
@@ -153,12 +153,12 @@ def test_peeks_and_transfers_pass_one_gate(
             exchange.serve(BODY)
 
     server = wrong(answer)
-    work = {"peek": lambda: manager.peek(server.url, most=100),
+    work = {"probe": lambda: manager.probe(server.url, most=100),
             "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f"))}  # fmt: skip
     thread = threading.Thread(target=work.pop(refused))
     thread.start()
     assert told.wait(5)
-    assert _eventually(lambda: manager._gates.opens_s(server.url.removeprefix("http://")) > 0)
+    assert _eventually(lambda: manager._limiter.resumes_s(server.url.removeprefix("http://")) > 0)
     work.popitem()[1]()
     thread.join()
     assert times[1] - times[0] >= 0.95
@@ -171,8 +171,8 @@ def _eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_a_peek_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
-    """Where one connection is allowed, a peek waits until a transfer is done."""
+def test_a_probe_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
+    """Where one connection is allowed, a probe waits until a transfer is done."""
     inside: list[int] = []
     most: list[int] = []
     goes_on = threading.Event()
@@ -189,41 +189,41 @@ def test_a_peek_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
         fetching = threading.Thread(target=manager.fetch, args=(Request(server.url, segments=1), str(tmp_path / "f")))
         fetching.start()
         assert server.wait_for(1)
-        peeking = threading.Thread(target=manager.peek, args=(server.url,), kwargs={"most": 100})
-        peeking.start()
+        probeing = threading.Thread(target=manager.probe, args=(server.url,), kwargs={"most": 100})
+        probeing.start()
         assert not server.wait_for(2, 0.2)
         goes_on.set()
         fetching.join()
-        peeking.join()
+        probeing.join()
     finally:
         manager.close()
     assert len(server.requests) == 2
     assert max(most) == 1
 
 
-def test_a_peek_does_not_wait_for_a_day(manager: DownloadManager, wrong: Start) -> None:
+def test_a_probe_does_not_wait_for_a_day(manager: DownloadManager, wrong: Start) -> None:
     server = wrong(lambda x: x.respond("503 Service Unavailable", Retry_After="86400"))
     with pytest.raises(HTTPStatusError, match="86400 s, more than retry_after_cap_s"):
-        manager.peek(server.url, most=100)
+        manager.probe(server.url, most=100)
     assert len(server.requests) == 1
 
 
 @pytest.mark.parametrize("closed", [True, False])
-def test_close_ends_a_peek_that_waits(manager: DownloadManager, closed: bool) -> None:
+def test_close_ends_a_probe_that_waits(manager: DownloadManager, closed: bool) -> None:
     """At a gate that is closed, or where there is no place."""
     if closed:
-        manager._gates.close_for("127.0.0.1:9", 60)
+        manager._limiter.pause("127.0.0.1:9", 60)
     else:
-        while manager._gates.enter("127.0.0.1:9"):
+        while manager._limiter.enter("127.0.0.1:9"):
             pass
     waits = threading.Timer(0.05, manager.close)
     waits.start()
     with pytest.raises(CancelledError):
-        manager.peek("http://127.0.0.1:9/", most=100)
+        manager.probe("http://127.0.0.1:9/", most=100)
     waits.join()
 
 
-def test_close_ends_a_peek(manager: DownloadManager, wrong: Start) -> None:
+def test_close_ends_a_probe(manager: DownloadManager, wrong: Start) -> None:
     """At once, from another thread."""
     server = wrong(lambda x: x.stall())
 
@@ -234,5 +234,5 @@ def test_close_ends_a_peek(manager: DownloadManager, wrong: Start) -> None:
     closer = threading.Thread(target=close)
     closer.start()
     with pytest.raises(CancelledError):
-        manager.peek(server.url, most=100)
+        manager.probe(server.url, most=100)
     closer.join()

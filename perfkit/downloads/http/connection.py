@@ -457,13 +457,13 @@ def are_replaced() -> bool:
 
 class _HttpPool(HTTPConnectionPool):
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPConnectionPool.ConnectionCls if are_replaced() else _HttpConnection
 
 
 class _HttpsPool(HTTPSConnectionPool):
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPSConnectionPool.ConnectionCls if are_replaced() else _HttpsConnection
 
 

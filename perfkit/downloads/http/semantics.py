@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import datetime
+import enum
 import functools
 import re
 from collections.abc import Mapping
@@ -15,6 +16,7 @@ __all__ = [
     "ContentRange",
     "Origin",
     "Validator",
+    "Verdict",
     "Version",
     "content_disposition_name",
     "judge",
@@ -197,22 +199,24 @@ def content_disposition_name(text: str | None) -> str | None:
         return None
 
 
+class Verdict(enum.Enum):
+    """What a response to a GET is worth."""
+
+    BODY = "body"  # the bytes from `start` follow, up to `end` (exclusive; None: to the end of the stream)
+    CURRENT = "current"  # 304: the local file is the newest
+    EMPTY = "empty"  # the file has no bytes
+    CHANGED = "changed"  # this is not the version asked for
+    CODED = "coded"  # a content coding that was not asked for: ask again without a range
+    UNRANGED = "unranged"  # ask again without a range
+    NO_RANGE = "no range"  # the server cannot give the part of the file that is wanted
+    INVALID = "invalid"  # it breaks the protocol
+    STATUS = "status"  # an HTTP error status
+
+
 class Answer(NamedTuple):
-    """What a response to a ranged GET means.
+    """What a response means: its verdict, which bytes of the file it has, the file's size, and why, in words."""
 
-    `verdict` is one of:
-        "body": the bytes from `start` follow, up to `end` (exclusive; None: to the end of the stream).
-        "current": 304, the local file is the newest.
-        "empty": the file has no bytes.
-        "changed": this is not the version asked for.
-        "coded": the body carries a content coding that was not asked for; ask again without a range.
-        "unranged": ask again without a range.
-        "partless": the server can't give the part of the file that is wanted.
-        "wrong": the response breaks the protocol; `reason` says how.
-        "status": an HTTP error status.
-    """
-
-    verdict: str
+    verdict: Verdict
     start: int = 0
     end: int | None = None
     total: int | None = None
@@ -228,21 +232,21 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         ranged: whether a Range header was sent.
     """
     if status == 304:
-        return Answer("current")
+        return Answer(Verdict.CURRENT)
     if status == 412:
-        return Answer("changed", reason="the origin says the file changed")
+        return Answer(Verdict.CHANGED, reason="the origin says the file changed")
     if status == 416:
         return _judge_416(headers, start=start, total=total, ranged=ranged)
     if status not in (200, 206):
-        return Answer("status", reason=f"HTTP status {status}")
+        return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
         reason = f"Content-Encoding {headers['content-encoding']} was not asked for"
-        return Answer("coded", end=length, total=length, reason=reason)
+        return Answer(Verdict.CODED, end=length, total=length, reason=reason)
     if length is not None and length < 0:
-        return Answer("wrong", reason=f"Content-Length {headers['content-length']!r} is not a length")
+        return Answer(Verdict.INVALID, reason=f"Content-Length {headers['content-length']!r} is not a length")
     if status == 200:
-        return Answer("body", start=0, end=length, total=length)
+        return Answer(Verdict.BODY, start=0, end=length, total=length)
     return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
 
 
@@ -250,33 +254,34 @@ def _judge_416(headers: Headers, *, start: int, total: int | None, ranged: bool)
     stated = parse_content_range(headers.get("content-range"))
     size = stated.total if stated else None
     if not ranged:
-        return Answer("status", reason="HTTP status 416 to a request without a range")
+        return Answer(Verdict.STATUS, reason="HTTP status 416 to a request without a range")
     if size == 0 and start == 0 and not total:
-        return Answer("empty", total=0)
+        return Answer(Verdict.EMPTY, total=0)
     if total is not None and size is not None and size != total:
-        return Answer("changed", reason=f"the file has {size} bytes now, and had {total}")
-    return Answer("unranged", reason="HTTP status 416 to a range inside the file")
+        return Answer(Verdict.CHANGED, reason=f"the file has {size} bytes now, and had {total}")
+    return Answer(Verdict.UNRANGED, reason="HTTP status 416 to a range inside the file")
 
 
 def _judge_206(
     headers: Headers, length: int | None, *, start: int, end: int | None, total: int | None, ranged: bool
 ) -> Answer:
     if not ranged:
-        return Answer("wrong", reason="206 to a request without a range")
+        return Answer(Verdict.INVALID, reason="206 to a request without a range")
     if headers.get("content-type", "").lower().startswith("multipart/byteranges"):
-        return Answer("wrong", reason="multipart/byteranges to a single range")
+        return Answer(Verdict.INVALID, reason="multipart/byteranges to a single range")
     sent = parse_content_range(headers.get("content-range"))
     if sent is None or sent.start is None or sent.end is None:
-        return Answer("wrong", reason=f"206 with Content-Range {headers.get('content-range')!r}")
+        return Answer(Verdict.INVALID, reason=f"206 with Content-Range {headers.get('content-range')!r}")
     if length is not None and length != sent.end - sent.start:
-        return Answer("wrong", reason=f"Content-Length {length} contradicts Content-Range {headers['content-range']!r}")
+        reason = f"Content-Length {length} contradicts Content-Range {headers['content-range']!r}"
+        return Answer(Verdict.INVALID, reason=reason)
     if total is not None and sent.total is not None and sent.total != total:
-        return Answer("changed", reason=f"the file has {sent.total} bytes now, and had {total}")
+        return Answer(Verdict.CHANGED, reason=f"the file has {sent.total} bytes now, and had {total}")
     if sent.start > start or sent.end <= start:
-        return Answer("wrong", reason=f"asked for bytes from {start}, got {headers['content-range']!r}")
+        return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {headers['content-range']!r}")
     if end is not None and sent.end > end:
-        return Answer("wrong", reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
-    return Answer("body", start=sent.start, end=sent.end, total=sent.total)
+        return Answer(Verdict.INVALID, reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
+    return Answer(Verdict.BODY, start=sent.start, end=sent.end, total=sent.total)
 
 
 def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
@@ -286,18 +291,18 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     """
     first, end = part
     wanted = f"bytes {first} to {end - 1} were asked for"
-    if status == 416 and answer.verdict in ("empty", "unranged"):
-        return Answer("partless", reason=f"HTTP status 416: the file has no such range; {wanted}")
-    if answer.verdict in ("coded", "unranged"):
-        return Answer("partless", reason=f"{answer.reason}; {wanted}")
-    if answer.verdict != "body":
+    if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
+        return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
+    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED):
+        return Answer(Verdict.NO_RANGE, reason=f"{answer.reason}; {wanted}")
+    if answer.verdict is not Verdict.BODY:
         return answer
     if status == 200 and (first, answer.total) != (0, end):
-        return Answer("partless", reason=f"the server ignores ranges and sends the whole file; {wanted}")
+        return Answer(Verdict.NO_RANGE, reason=f"the server ignores ranges and sends the whole file; {wanted}")
     if answer.total is not None and answer.total < end:
-        return Answer("partless", reason=f"the file has {answer.total} bytes; {wanted}")
+        return Answer(Verdict.NO_RANGE, reason=f"the file has {answer.total} bytes; {wanted}")
     if answer.start < first - _OVERLAP_BYTES:
-        return Answer("partless", reason=f"the server sends bytes from {answer.start}; {wanted}")
+        return Answer(Verdict.NO_RANGE, reason=f"the server sends bytes from {answer.start}; {wanted}")
     return answer._replace(start=answer.start - first, end=None if answer.end is None else answer.end - first)
 
 

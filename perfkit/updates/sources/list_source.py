@@ -7,9 +7,9 @@ import os
 from collections.abc import Mapping, Sequence, Set
 from typing import Any
 
+from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.verify import parse_checksum
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.releases.format.manifest import Entry, Manifest

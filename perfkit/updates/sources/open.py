@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from perfkit.downloads.peek import Peek
+from perfkit.downloads.probe import Probe as Peek
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed

@@ -11,7 +11,7 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from perfkit.downloads.http.semantics import Version, parse_date
-from perfkit.downloads.peek import Peek
+from perfkit.downloads.probe import Probe as Peek
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.redact import redacted

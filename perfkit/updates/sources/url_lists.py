@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
-from perfkit.downloads.listing import split_line
 from perfkit.downloads.request import Request
+from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE

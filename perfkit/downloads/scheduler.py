@@ -1,4 +1,4 @@
-"""Threads that work on transfers, and what each of them does next."""
+"""The worker threads, and which task each of them does next."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from itertools import islice
 from typing import ParamSpec, TypeVar
 
 from perfkit.config import Config
-from perfkit.downloads.concurrency import AdaptiveController, HostGates
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.transfer import Task, Transfer
 
-__all__ = ["Queue", "Workers"]
+__all__ = ["Queue", "Scheduler"]
 
-_LOOK_AHEAD = 32  # queued files looked at for one whose host is open
+_LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
@@ -25,10 +25,10 @@ T = TypeVar("T")
 
 
 class Queue:
-    """One caller's transfers that nobody has begun. Changed by `Workers` only.
+    """One caller's transfers that have not begun. Used by the `Scheduler` only, under its lock.
 
     Args:
-        is_low: called when there are fewer of them than the low-water mark, once for each time that it is set.
+        is_low: called when fewer transfers than the low-water mark are left, once for each time that it is set.
     """
 
     def __init__(self, is_low: Callable[[], None]) -> None:
@@ -39,16 +39,33 @@ class Queue:
     def __len__(self) -> int:
         return len(self._waiting)
 
+    def next_ones(self, most: int) -> Iterable[Transfer]:
+        """The first transfers of the queue."""
+        return islice(self._waiting, most)
 
-class Workers:
-    """As many threads as the controller's target, for the queues of any number of callers.
+    def add(self, transfers: Iterable[Transfer], low_water: int) -> None:
+        self._waiting.extend(transfers)
+        self._low_water = low_water
+
+    def remove(self, transfer: Transfer) -> None:
+        self._waiting.remove(transfer)
+        if len(self._waiting) < self._low_water:
+            self._low_water = 0
+            self._is_low()
+
+    def clear(self) -> None:
+        self._waiting.clear()
+
+
+class Scheduler:
+    """As many worker threads as the controller's target, for the queues of any number of callers.
 
     A thread lives while there are queues and the target has room for it; threads for other work come on top.
     """
 
-    def __init__(self, config: Config, gates: HostGates, controller: AdaptiveController) -> None:
+    def __init__(self, config: Config, limiter: HostLimiter, controller: AdaptiveController) -> None:
         self._most = config.workers + _HELPERS
-        self._gates = gates
+        self._limiter = limiter
         self._controller = controller
         self._lock = threading.RLock()  # guards what follows
         self._changed = threading.Condition(self._lock)  # notified when there may be work
@@ -63,7 +80,7 @@ class Workers:
 
     @property
     def busy(self) -> int:
-        """How many are in a task just now."""
+        """How many workers are doing a task."""
         return self._busy
 
     def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
@@ -72,46 +89,45 @@ class Workers:
             return self._started().submit(function, *args, **options)
 
     def spawn(self, function: Callable[[], None]) -> bool:
-        """The same for what may be left out; False if all is at its end."""
+        """Run something optional beside the transfers; False if the scheduler is closing."""
         executor = self._executor
         try:
             return executor is not None and bool(executor.submit(function))
         except RuntimeError:
-            return False  # closing
+            return False
 
     def join(self, queue: Queue) -> None:
-        """Work on that queue too."""
+        """Begin to work on a queue."""
         with self._lock:
             self._started()
             self._queues.append(queue)
 
     def add(self, queue: Queue, transfers: Iterable[Transfer], *, low_water: int) -> None:
-        """Put transfers at the end of a queue, and have it tell when fewer than `low_water` are left."""
+        """Append transfers to a queue, and have it notify its caller when fewer than `low_water` are left."""
         with self._lock:
-            queue._waiting.extend(transfers)
-            queue._low_water = low_water
+            queue.add(transfers, low_water)
             self.notify()
 
     def clear(self, queue: Queue) -> None:
-        """Forget what is queued there, and wake those who wait."""
+        """Drop what is queued there, and wake those who wait."""
         with self._lock:
-            queue._waiting.clear()
+            queue.clear()
             self._changed.notify_all()
 
     def part(self, queue: Queue) -> None:
-        """Work no more on that queue."""
+        """Stop working on a queue."""
         with self._lock:
             self._queues.remove(queue)
             self._changed.notify_all()
 
     def ended(self, transfer: Transfer) -> None:
-        """There is nothing more to do for it."""
+        """The transfer has its result."""
         with self._lock:
             if transfer in self._active:
                 self._active.remove(transfer)
 
     def notify(self) -> None:
-        """There may be more to do, or more who may do it."""
+        """There may be more to do, or room for more workers."""
         with self._lock:
             while self._workers < self._controller.target and self._executor is not None and not self._closed:
                 self._executor.submit(self._work)
@@ -119,7 +135,7 @@ class Workers:
             self._changed.notify_all()
 
     def close(self) -> None:
-        """Have all threads end when they have done what they are at, and wait for it."""
+        """Have all threads end after their current task, and wait for them."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
@@ -148,53 +164,54 @@ class Workers:
                 self._busy += 1
             transfer, task = found
             transfer.run(task)
-            self._gates.leave(task.host)
+            self._limiter.leave(task.host)
             with self._lock:
                 self._busy -= 1
 
     def _idle_s(self) -> float:
-        """How long to wait for something to happen by itself, such as a retry that falls due."""
+        """How long to wait for something that happens by itself, such as a retry that falls due."""
         now = time.monotonic()
-        due = (max(due_s, self._gates.opens_s(each.host)) - now for each in self._active
-               if (due_s := each.due_s()) is not None)  # fmt: skip
+        due = [
+            max(due_s, self._limiter.resumes_s(each.host)) - now
+            for each in self._active
+            if (due_s := each.due_s()) is not None
+        ]
         return min(_IDLE_WAIT_S, max(0.005, min(due, default=_IDLE_WAIT_S)))
 
     def _next(self) -> tuple[Transfer, Task] | None:
-        """What to do next: finish what is begun, begin another file, or widen the one with most left to fetch."""
+        """What to do next: finish what is begun, begin another file, or split the one with most left to fetch."""
         if self._busy >= self._controller.target:
             return None
         now = time.monotonic()
         for transfer in self._active:
-            if found := self._through_gate(transfer, lambda each: each.claim(now)):
+            if found := self._within_limit(transfer, lambda each: each.claim(now)):
                 return found
         for _ in range(len(self._queues)):
             queue = self._queues[0]
             self._queues.rotate(-1)  # callers take turns
-            for transfer in islice(queue._waiting, _LOOK_AHEAD):
-                if found := self._through_gate(transfer, lambda each: each.claim(now)):
-                    queue._waiting.remove(transfer)
+            for transfer in queue.next_ones(_LOOK_AHEAD):
+                if found := self._within_limit(transfer, lambda each: each.claim(now)):
                     self._active.append(transfer)
-                    if len(queue) < queue._low_water:
-                        queue._low_water = 0
-                        queue._is_low()
+                    queue.remove(transfer)
                     return found
         widest = max(self._active, key=Transfer.splittable_bytes, default=None)
-        if widest is not None and (found := self._through_gate(widest, Transfer.split)):
+        if widest is not None and (found := self._within_limit(widest, Transfer.split)):
             return found
         for transfer in self._active:
-            if found := self._through_gate(transfer, Transfer.hedge):
+            if found := self._within_limit(transfer, Transfer.hedge):
                 return found
         return None
 
-    def _through_gate(
+    def _within_limit(
         self, transfer: Transfer, take: Callable[[Transfer], Task | None]
     ) -> tuple[Transfer, Task] | None:
+        """A task of the transfer, if its host's limit has room for one."""
         host = transfer.host
-        if not self._gates.enter(host):
+        if not self._limiter.enter(host):
             return None
         task = take(transfer)
         if task is None:
-            self._gates.leave(host)
+            self._limiter.leave(host)
             return None
         task.host = host
         return transfer, task

@@ -1,7 +1,7 @@
-"""One version of a file while it is put together: the partial file, its resume journal, and its publication.
+"""One version of a file while it is downloaded: the partial file, its resume journal, and its publication.
 
-The partial file and the journal stand beside the destination, as `NAME.perfkit-part` and `NAME.perfkit-part.json`.
-The journal is written after the data it speaks of. A process that dies leaves the data in the kernel's cache, so
+The partial file and the journal are beside the destination, as `NAME.perfkit-part` and `NAME.perfkit-part.json`.
+The journal is written after the data it describes. A process that dies leaves the data in the kernel's cache, so
 within one boot the journal is true as it is; after a power cut only what was synced before counts, which a slow
 download does from time to time.
 """
@@ -18,15 +18,16 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any, NamedTuple
 
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
-from perfkit.downloads.verify import Checksum, RunningDigest
-from perfkit.errors import TransferError
+from perfkit.errors import CancelledError, IntegrityError, TransferError
 
-__all__ = ["Draft", "Origin", "part_path", "read_origin"]
+__all__ = ["Origin", "PartialFile", "part_path", "read_origin"]
 
 _log = logging.getLogger(__name__)
 
@@ -35,11 +36,13 @@ _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _ORIGIN_ATTRIBUTE = "user.perfkit.origin"
 _NAME_MAX = 255
-_SPACE_CHECK_BYTES = 1 << 20  # a smaller file is its own test of the space
+_SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
+_HASH_STEP_BYTES = 1 << 20
+_HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
 
 
 def part_path(dest: str) -> str:
-    """Where the partial file of a destination stands; a name too long for a suffix is replaced by its digest."""
+    """The path of a destination's partial file; a name too long for a suffix is replaced by its digest."""
     directory, name = os.path.split(dest)
     part = f"{name}.perfkit-part"
     if len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
@@ -73,7 +76,7 @@ class Origin(NamedTuple):
 
 
 def read_origin(path: str, url: str) -> Origin | None:
-    """The origin of the file at `path`, if it came from `url` and has not been touched since."""
+    """The origin of the file at `path`, if it came from `url` and was not changed since."""
     try:
         record = json.loads(os.getxattr(path, _ORIGIN_ATTRIBUTE))
         origin = Origin(**record)
@@ -84,21 +87,21 @@ def read_origin(path: str, url: str) -> Origin | None:
     return origin if same else None
 
 
-class Draft:
+class PartialFile:
     """The partial file of one version, with the map of what it holds."""
 
     def __init__(self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None) -> None:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
-        self._checksum = checksum  # the caller's, which judges whatever the bytes' origin
-        self.part = part  # the bytes of the resource that the file is made of; None: all of them
+        self._checksum = checksum  # the caller's, which holds wherever the bytes come from
+        self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.validator = Validator()
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
-        self.ranges = True  # the origin has not shown that it can't do ranges
+        self.ranges = True  # the origin has not refused ranges
         self.resumed_bytes = 0
         self.mixed = False  # some bytes came from an earlier run or another server
         self.retired = False
@@ -106,16 +109,16 @@ class Draft:
         self.descriptor = -1
         self._journal_path = f"{self.path}.json"
         self._journal_lock = threading.Lock()
-        self._has_journal: bool | None = None  # None: nobody has looked
+        self._has_journal: bool | None = None  # None: unknown
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
 
     def resume(self) -> bool:
-        """Take up what an earlier run left, if anything of it can be used; what can't is removed.
+        """Continue what an earlier run left, if anything of it can be used; the rest is removed.
 
         Raises:
             TransferError: another process is writing it.
-            OSError: it can't be opened.
+            OSError: it cannot be opened.
         """
         try:
             with open(self._journal_path, "rb") as file:
@@ -136,22 +139,22 @@ class Draft:
         if journal["format"] != _FORMAT:
             raise ValueError(f"journal format {journal['format']!r}")
         if journal["part"] != (list(self.part) if self.part else None):
-            raise ValueError(f"the journal is of bytes {journal['part']}")
+            raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
         validator = Validator()
         if journal["url"] == self.url:
             validator = Validator(journal["etag"], journal["last_modified"])
         if not (validator or same_sum):
-            raise ValueError("nothing tells whether the file at the origin is still the same")
+            raise ValueError("no validator or checksum tells whether the file at the origin is still the same")
         size = int(journal["size"])
         if self.part is not None and size != self.map.size:
             raise ValueError("the journal contradicts itself")
         done = [(int(start), int(end)) for start, end in journal["done" if journal["boot"] == _BOOT else "durable"]]
-        held = os.fstat(self.descriptor).st_size
-        if not _are_ranges(done, min(size, held)):
+        present = os.fstat(self.descriptor).st_size
+        if not _are_ranges(done, min(size, present)):
             raise ValueError("the journal does not fit the partial file")
         if done == [(0, size)]:
-            done = [(0, size - 1)] if size > 1 else []  # asking for one byte again tells whether the rest still holds
+            done = [(0, size - 1)] if size > 1 else []  # one byte is fetched again, to learn whether the rest is valid
         self.validator = validator
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
@@ -160,7 +163,7 @@ class Draft:
         self.mixed = self.resumed_bytes > 0
 
     def create(self, size: int | None) -> None:
-        """Make the partial file, empty, and see that its file system has room for it.
+        """Create the partial file, empty, and check that its file system has room for it.
 
         Raises:
             TransferError: another process is writing it.
@@ -173,7 +176,7 @@ class Draft:
         found = self._open()
         if found:
             self._has_journal = None
-        self._forget_journal()  # one that speaks of other bytes must not outlive them
+        self._remove_journal()  # one that describes other bytes must not outlive them
         if found:
             os.ftruncate(self.descriptor, 0)
 
@@ -198,7 +201,7 @@ class Draft:
             os.close(descriptor)  # its owner published or removed it between our two steps
 
     def write(self, data: memoryview, position: int) -> None:
-        """Put bytes in their place.
+        """Write bytes at their position.
 
         Raises:
             OSError: such as ENOSPC or EIO.
@@ -209,16 +212,16 @@ class Draft:
 
     @property
     def resumable(self) -> bool:
-        """Whether what is here could be continued by a later request."""
+        """Whether a later request could continue it."""
         return bool(self.ranges and self.map.size and (self.validator or self._checksum))
 
     def change_source(self, url: str) -> None:
-        """Another server is to go on. What it calls the version is not known yet; only a checksum spans servers."""
+        """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
         self.url, self.validator, self.settled = url, Validator(), False
         self.mixed = self.descriptor >= 0
 
     def save_if_due(self) -> None:
-        """Write the journal when it has grown old; for the workers, after each write of data."""
+        """Write the journal if it is due; for the workers, after each write of data."""
         now = time.monotonic()
         if now - self._saved_at_s < _SAVE_EVERY_S or not self._journal_lock.acquire(blocking=False):
             return
@@ -254,15 +257,50 @@ class Draft:
         os.replace(fresh, self._journal_path)
         self._saved_at_s = time.monotonic()
 
+    def verify(self, cancel: Cancel) -> None:
+        """Check the digest of the whole file, if there is one to check.
+
+        Raises:
+            IntegrityError: it is another one.
+            CancelledError: cancelled before.
+            OSError: the file cannot be read.
+        """
+        size = self.map.size
+        if self.digest is None or size is None:
+            return
+        self.digest.catch_up(self.descriptor, size, cancel)
+        if cancel.cancelled and self.digest.position < size:
+            raise CancelledError(self.url, "cancelled")
+        for expected, found in self.digest.mismatches():
+            raise IntegrityError(self.url, "checksum mismatch", str(expected), f"{expected.algorithm}:{found}")
+
+    def hash_behind(self, stopped: Callable[[], bool], cancel: Cancel) -> None:
+        """Hash from front to back what the workers have written, until the whole file is hashed or `stopped`.
+
+        Raises:
+            OSError: the file cannot be read.
+        """
+        digest, size = self.digest, self.map.size
+        assert digest is not None
+        assert size is not None
+        least_s, most_s = _HASH_WAIT_S
+        wait_s = least_s
+        while not stopped() and digest.position < size:
+            before = digest.position
+            digest.catch_up(self.descriptor, self.map.frontier, cancel)
+            if digest.position < size:
+                wait_s = least_s if digest.position - before >= _HASH_STEP_BYTES else min(2 * wait_s, most_s)
+                cancel.wait(wait_s)
+
     def publish(self, path: str, *, durable: bool) -> None:
         """Give the whole file its final name, in one step.
 
         Args:
             path: that name, in the same directory as `dest`.
-            durable: whether to have it on the disk before, and the name after.
+            durable: whether to sync the data before, and the name after.
 
         Raises:
-            OSError: the destination is a directory, or its directory can't be changed.
+            OSError: the destination is a directory, or its directory cannot be changed.
         """
         with contextlib.suppress(FileNotFoundError):
             before = os.lstat(path)
@@ -278,7 +316,7 @@ class Draft:
         if durable:
             _sync_directory(os.path.dirname(path) or ".")
         with contextlib.suppress(OSError):
-            self._forget_journal()
+            self._remove_journal()
         self.close()
 
     def _remember(self, origin: Origin) -> None:
@@ -296,41 +334,41 @@ class Draft:
             if self.descriptor >= 0:
                 os.unlink(self.path)
         with contextlib.suppress(OSError):
-            self._forget_journal()
+            self._remove_journal()
         self.close()
 
     def keep_or_discard(self) -> bool:
-        """Leave what a later run can resume, with a true journal; remove the rest. Says whether it was kept."""
+        """Keep what a later run can resume, with a current journal; remove the rest. Returns whether it was kept."""
         if self.descriptor >= 0 and self.resumable and self.map.done():
             try:
                 self.save()
                 self.close()
                 return True
             except OSError as error:
-                _log.warning("%s: the resume journal can't be written: %s", self.dest, error)
+                _log.warning("%s: the resume journal cannot be written: %s", self.dest, error)
         self.discard()
         return False
 
     def retire(self, *, but: Runner | None = None) -> None:
-        """Another draft takes this one's place: end its runners, and leave its names to the other."""
+        """Another partial file takes this one's place: cancel its runners, and leave its names to the other."""
         with self._journal_lock:
             self.retired = True
             with contextlib.suppress(OSError):
                 if self.descriptor >= 0:
                     os.unlink(self.path)
             with contextlib.suppress(OSError):
-                self._forget_journal()
+                self._remove_journal()
         for runner in self.map.runners():
             if runner is not but:
                 runner.cancel.cancel()
         self.close_if_retired()
 
     def close_if_retired(self) -> None:
-        """The last runner of a retired draft closes its file."""
+        """The last runner of a retired partial file closes it."""
         if self.retired and not self.map.runners():
             self.close()
 
-    def _forget_journal(self) -> None:
+    def _remove_journal(self) -> None:
         if self._has_journal is not False:
             for path in (self._journal_path, f"{self._journal_path}~"):
                 with contextlib.suppress(FileNotFoundError):

@@ -1,0 +1,90 @@
+"""A probe of a file at its origin: whether it changed, its size and validators, and its first bytes."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.concurrency import host_of
+from perfkit.downloads.http.semantics import Answer, Validator, Verdict, Version, judge, validator_of, version_of
+from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
+from perfkit.errors import CancelledError, TransferError
+
+__all__ = ["Probe", "probe"]
+
+_NO_VERSION, _NO_VALIDATOR = Version(), Validator()
+
+
+class Probe(NamedTuple):
+    """What an origin says about a file. Sizes are in bytes."""
+
+    url: str  # as asked
+    at: str  # where redirects led
+    unchanged: bool = False  # it is the version that the caller knows; the fields below are then unknown
+    first: bytes = b""  # the beginning of the file, as much as was requested, or all of it
+    size: int | None = None  # of the whole file; None: unknown
+    ranges: bool = False  # it answers with the range that was requested
+    version: Version = _NO_VERSION
+    validator: Validator = _NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
+    content_type: str | None = None
+    requests: int = 1
+
+    @property
+    def whole(self) -> bool:
+        """Whether `first` is all of the file."""
+        return len(self.first) == self.size
+
+
+def probe(network: Network, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Probe:
+    """Request the first `most` bytes of a file, unless it is the version `known`.
+
+    The host's limits and retries are those of a transfer, and a refusal counts for all requests to the host.
+
+    Raises:
+        HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+        CancelledError: cancelled.
+    """
+    config, limiter = network.config, network.limiter
+    host = host_of(url)
+    headers = {"Range": f"bytes=0-{most - 1}", **(known.condition if known else {})}
+    requests = 0
+    while limiter.wait(host, cancel):
+        requests += 1
+        try:
+            with network.transport.open(Get(url=url, headers=headers), cancel) as response:
+                answer = judge(response.status, response.headers, start=0, end=most, total=None, ranged=True)
+                if answer.verdict is Verdict.STATUS:
+                    refuse(url, response, answer.reason, host=host, network=network)
+                return _seen(url, response, answer, most, known, requests)
+        except GiveUpError as end:
+            raise end.error from None
+        except TransferError as error:
+            if not error.transient or requests > config.retries:
+                raise
+        finally:
+            limiter.leave(host)
+        if cancel.wait(backoff_s(config, requests)):
+            break
+    raise CancelledError(url, "cancelled")
+
+
+def _seen(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Probe:
+    headers = response.headers
+    if answer.verdict is Verdict.CURRENT and known:
+        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+    if answer.verdict not in (Verdict.BODY, Verdict.EMPTY):
+        raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
+    length = most if answer.end is None else min(most, answer.end)
+    wanted = length if answer.verdict is Verdict.BODY else 0
+    first = bytearray()
+    while len(first) < wanted and (data := response.read1(wanted - len(first))):
+        first += data
+    if len(first) < wanted and answer.end is not None:
+        raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
+    size = len(first) if answer.total is None and len(first) < most else answer.total
+    return Probe(
+        url=url, at=response.url, first=bytes(first), size=size, ranges=response.status == 206,
+        version=version_of(headers), validator=validator_of(headers), content_type=headers.get("content-type"),
+        requests=requests,
+    )  # fmt: skip
