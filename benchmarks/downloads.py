@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import bisect
 import contextlib
+import dataclasses
 import hashlib
 import json
 import os
@@ -117,9 +118,10 @@ class Downloads:
 
     def __init__(
         self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int,
-        against: Sequence[str],
+        against: Sequence[str], before: Path | None,
     ) -> None:  # fmt: skip
         self.against = against  # only these peers, or all
+        self.before = before  # the source tree of an earlier build
         self.directory = directory
         self.nginx = nginx
         self.site = site
@@ -132,6 +134,8 @@ class Downloads:
             "https": self.https,
             "eight": self.eight,
             "small": self.small,
+            "cpu": self.cpu,
+            "one": self.one_small,
             "limited": self.limited,
             "throttle": self.throttle,
             "import": self.imports,
@@ -159,7 +163,7 @@ class Downloads:
         trust = {"SSL_CERT_FILE": ca, "REQUESTS_CA_BUNDLE": ca}
         ours = self.get(url, "-o", self.out(file), env=trust)
         curl = self.tool("curl", "-s", "--cacert", ca, "-o", self.out(file), url)
-        bars = [Bar(limit=0.90, peers=curl), *self.libraries([file], (1, WORKERS), base=self.nginx.https, env=trust)]
+        bars = [Bar(limit=0.95, peers=curl), *self.libraries([file], (1, WORKERS), base=self.nginx.https, env=trust)]
         self.contest(name, f"one file of {shown(file.size)}, https", ours, bars, [file])
 
     def eight(self, name: str) -> None:
@@ -167,24 +171,43 @@ class Downloads:
         urls = [f"{self.nginx.http}/{file.path}" for file in files]
         listed = self.write("eight.txt", "".join(f"{url}\n" for url in urls))
         into = str(self.site.out)
-        aria = ("-q", f"-j{WORKERS}", "-d", into, "-i", listed)
+        aria_arguments = ("-q", f"-j{WORKERS}", "-d", into, "-i", listed)
         each = [part for url, file in zip(urls, files, strict=True) for part in ("-o", self.out(file), url)]
-        tools = (
-            *self.tool("aria2c", *aria, name="aria2c -j8"),
-            *self.tool("aria2c", *aria, "--file-allocation=none", name="aria2c -j8, no allocation"),
-            *self.tool("curl", "-s", "-Z", "--parallel-max", str(WORKERS), *each, name="curl -Z"),
-            *self.tool("wget2", "-q", f"--max-threads={WORKERS}", "-P", into, "-i", listed),
-        )
+        aria = self.tool("aria2c", *aria_arguments, name="aria2c -j8")
+        curl = self.tool("curl", "-s", "-Z", "--parallel-max", str(WORKERS), *each, name="curl -Z")
+        wget = self.tool("wget2", "-q", f"--max-threads={WORKERS}", "-P", into, "-i", listed)
         title = f"{len(files)} files of {shown(files[0].size)}, http"
-        bars = [Bar(limit=0.75, peers=tools), *self.libraries(files)]
+        bars = [Bar(limit=0.40, peers=aria), Bar(limit=0.50, peers=curl), Bar(limit=1.15, peers=wget),
+                *self.libraries(files)]  # fmt: skip
         self.contest(name, title, self.get("-i", listed, "-d", into), bars, files)
 
     def small(self, name: str) -> None:
         files = self.site.small()
         threads = self.client("requests-threads", files, name="8 threads, one Session", own_clock=True)
         ours = self.client("perfkit", files, own_clock=True)
-        bars = [Bar(limit=0.6, peers=(threads,)), *self.libraries(files, own_clock=True)]
+        bars = [Bar(limit=0.55, peers=(threads,)), *self.libraries(files, own_clock=True)]
         self.contest(name, f"{len(files)} files of 0.5 to 8 KiB, http, in process", ours, bars, files)
+
+    def cpu(self, name: str) -> None:
+        """Processor time: everything that perfkit does for a file, against what requests alone takes."""
+        files = self.site.small()
+        env = {"BENCH_CPU": "1"}
+        loop = self.client("requests-content", files, name="loop of Session.get", own_clock=True, env=env)
+        ours = self.client("perfkit", files, own_clock=True, env=env)
+        contest = Contest(name=name, title=f"processor time of {len(files)} files of 0.5 to 8 KiB", ours=ours,
+                          bars=(Bar(limit=0.9, peers=(loop,)), *self.earlier(ours)), after=self.site.clear)  # fmt: skip
+        self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
+
+    def one_small(self, name: str) -> None:
+        """The shortest command: it is all start-up."""
+        file = self.site.file("one-small.bin", 1024)
+        url = f"{self.nginx.http}/{file.path}"
+        code = f"import requests; requests.get({url!r})"
+        other = Contestant(name="python -c requests.get", command=(sys.executable, "-c", code))
+        ours = self.get(url, "-o", self.out(file))
+        contest = Contest(name=name, title="one file of 1 KiB, whole process", ours=ours, after=self.site.clear,
+                          bars=(Bar(limit=1.25, peers=(other,)), *self.earlier(ours)))  # fmt: skip
+        self.report.add(self.bench.compare(contest, 3 * self.pairs), rss_limit=RSS_LIMIT)
 
     def limited(self, name: str) -> None:
         file = self.site.eight()[0]
@@ -195,7 +218,7 @@ class Downloads:
             *self.tool("aria2c", *aria, name="aria2c -x8 -s8"),
             *self.tool("aria2c", *finer, *aria, name="aria2c -x8 -s8 -k1M"),
         )
-        bars = [Bar(limit=1.15, peers=tools), *self.libraries([file], (WORKERS,), base=self.nginx.limited)]
+        bars = [Bar(limit=1.10, peers=tools), *self.libraries([file], (WORKERS,), base=self.nginx.limited)]
         title = f"one file of {shown(file.size)}, each connection gets 8 MiB/s"
         self.contest(name, title, self.get(url, "-o", self.out(file)), bars, [file])
 
@@ -238,15 +261,22 @@ class Downloads:
 
         times = max(3, int(8 * self.pairs * self.site.scale))
         other = importing("import requests")
-        for ours, limit in ((importing("import perfkit"), 1.25), (importing("from perfkit import Toolkit"), None)):
+        for ours, limit in ((importing("import perfkit"), 0.2), (importing("from perfkit import Toolkit"), None)):
             contest = Contest(name=name, title=f"{ours.name}, fresh processes, {times} times", ours=ours,
                               bars=(Bar(limit=limit, peers=(other,)),))  # fmt: skip
             self.report.add(self.bench.compare(contest, times), rss_limit=RSS_LIMIT)
 
     def contest(self, name: str, title: str, ours: Contestant, bars: Sequence[Bar], files: Sequence[Served]) -> None:
-        contest = Contest(name=name, title=title, ours=ours, bars=tuple(bar for bar in bars if bar.peers),
+        bars = [*(bar for bar in bars if bar.peers), *self.earlier(ours)]
+        contest = Contest(name=name, title=title, ours=ours, bars=tuple(bars),
                           after=self.site.check_and_clear(files))  # fmt: skip
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
+
+    def earlier(self, ours: Contestant) -> Iterator[Bar]:
+        """The same work by the earlier build, where one is given; without a bar."""
+        if self.before is not None:
+            env = {**ours.env, "PYTHONPATH": str(self.before)}
+            yield Bar(limit=None, peers=(dataclasses.replace(ours, name="perfkit before", env=env),))
 
     def get(self, *arguments: str, env: dict[str, str] | None = None) -> Contestant:
         return Contestant(name="perfkit", command=(sys.executable, "-m", "perfkit", "get", "--quiet", *arguments),
@@ -329,13 +359,14 @@ def shown(size: int) -> str:
 
 def main() -> int:
     """Measure, show and write; 1 if a bar is missed at full scale."""
-    names = ("http", "sha256", "https", "eight", "small", "limited", "throttle", "import")
+    names = ("http", "sha256", "https", "eight", "small", "cpu", "one", "limited", "throttle", "import")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs for each comparison (default 5)")
     parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
                         help=f"only these rows: {', '.join(names)}")  # fmt: skip
     parser.add_argument("--against", nargs="+", default=(), choices=(*PROGRAMS, *LIBRARIES), metavar="PEER",
                         help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}")  # fmt: skip
+    parser.add_argument("--before", type=Path, metavar="DIR", help="source tree of an earlier build, to compare with")
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and counts; 0.01 is a smoke test")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")
     arguments = parser.parse_args()
@@ -359,7 +390,7 @@ def main() -> int:
         nginx = Nginx(site.root, directory / "nginx", limit="8m")
         bench = Bench(directory, without=("PERFKIT_", "PARFIVE_"))
         with nginx, bench:
-            rows = Downloads(directory, bench, nginx, site, report, arguments.pairs, arguments.against)
+            rows = Downloads(directory, bench, nginx, site, report, arguments.pairs, arguments.against, arguments.before)
             for name in arguments.only:
                 rows.rows[name](name)
     print(report.table())
