@@ -336,7 +336,7 @@ class _Answer(http.client.HTTPResponse):
             self.status = self.code = int(match[2])
             if self.status >= 200 or self.status == 101:
                 break
-        self.version, self.reason = 10 + int(match[1]), match[3].strip()
+        self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
             message[name] = value.strip()

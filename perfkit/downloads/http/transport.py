@@ -270,12 +270,16 @@ class _HttpResponse:
     def read1(self, most: int) -> bytes | memoryview:
         try:
             if self._read is not None:
-                return self._read(most)
-            return self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
+                data = self._read(most)
+            else:
+                data = self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
             raise translated(self._asked, error, self._exchange, self._cancel) from error
+        if not data and self._exchange.aborted:  # which looks like the end of a body that the connection's end delimits
+            raise CancelledError(self._asked, "cancelled")
+        return data  # type: ignore[no-any-return]
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""

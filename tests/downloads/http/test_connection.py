@@ -1,0 +1,287 @@
+"""What holds for a connection and its answers, whatever the server does: aborts, resets, framing (RFC 9112)."""
+
+from __future__ import annotations
+
+import socket
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import trustme
+
+from perfkit import CancelledError, Config, TransferError
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.transport import Get, HttpTransport, Response
+from tests.support.fakes import Exchange, WrongServer
+
+Start = Callable[..., WrongServer]
+
+BODY = bytes(range(256)) * 4096  # 1 MiB
+
+
+@pytest.fixture
+def transport() -> Iterator[HttpTransport]:
+    made = HttpTransport(Config(read_timeout_s=2.0, connect_timeout_s=2.0))
+    yield made
+    made.close()
+
+
+def read_all(response: Response) -> bytes:
+    body = bytearray()
+    while data := response.read1(1 << 16):
+        body += data
+    return bytes(body)
+
+
+def get(transport: HttpTransport, url: str) -> tuple[int, bytes]:
+    with transport.open(Get(url=url), Cancel()) as response:
+        return response.status, read_all(response)
+
+
+# -- aborts ----------------------------------------------------------------------------------------------------------
+
+
+def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, wrong: Start) -> None:
+    """A request that is cancelled between the end of its body and its own end leaves the connection alone, which
+    carries another request by then."""
+    go_on = threading.Event()
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY, pause=(lambda: go_on.wait(5)) if x.number == 2 else None)
+
+    server = wrong(handler)
+    first, second = Cancel(), Cancel()
+    with transport.open(Get(url=f"{server.url}/1"), first) as one:
+        assert read_all(one) == BODY
+        with transport.open(Get(url=f"{server.url}/2"), second) as two:
+            begun = bytes(two.read1(1 << 16))
+            first.cancel()
+            go_on.set()
+            assert begun + read_all(two) == BODY
+    assert len(server._threads) == 2, "not the same connection: nothing was tested"
+
+
+def test_an_abort_ends_its_own_request(transport: HttpTransport, wrong: Start) -> None:
+    """On a connection that was used before, too."""
+    server = wrong(lambda x: x.serve(BODY, pause=x.stall if x.number == 2 else None))
+    assert get(transport, server.url)[1] == BODY
+    cancel = Cancel()
+    with transport.open(Get(url=server.url), cancel) as response:
+        began_s = time.monotonic()
+        threading.Timer(0.2, cancel.cancel).start()
+        with pytest.raises(CancelledError):
+            read_all(response)
+    assert time.monotonic() - began_s < 1.0
+
+
+def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTransport, wrong: Start) -> None:
+    """Such a connection is closed for urllib3 as soon as its head is there; its body can still be aborted."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Connection="close")
+        x.send(b"begun")
+        x.stall()
+
+    cancel = Cancel()
+    with transport.open(Get(url=wrong(handler).url), cancel) as response:
+        assert bytes(response.read1(100)) == b"begun"
+        began_s = time.monotonic()
+        threading.Timer(0.2, cancel.cancel).start()
+        with pytest.raises(CancelledError):
+            response.read1(100)
+    assert time.monotonic() - began_s < 1.0
+
+
+# -- the end of a body -----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("framing", ["length", "chunked", "close"])
+def test_bytes_before_a_reset_count(transport: HttpTransport, wrong: Start, framing: str) -> None:
+    """All of them are handed over, and the next read is the error; never the end of the body."""
+    arrived = threading.Event()
+
+    def handler(x: Exchange) -> None:
+        match framing:
+            case "length":
+                x.head("200 OK", Content_Length=str(2 * len(BODY)))
+            case "chunked":
+                x.head("200 OK", Transfer_Encoding="chunked")
+                x.send(b"%x\r\n" % (2 * len(BODY)))
+            case "close":
+                x.head("200 OK", Connection="close")
+        x.send(BODY)
+        arrived.wait(5)
+        x.reset()
+
+    body = bytearray()
+    with transport.open(Get(url=wrong(handler).url), Cancel()) as response:
+        while len(body) < len(BODY):
+            body += response.read1(1 << 20)
+        arrived.set()
+        with pytest.raises(TransferError) as caught:
+            while data := response.read1(1 << 20):
+                body += data
+    assert bytes(body) == BODY
+    assert caught.value.transient
+
+
+@pytest.fixture(scope="module")
+def authority() -> trustme.CA:
+    return trustme.CA()
+
+
+@pytest.mark.parametrize("notified", [True, False])
+def test_a_body_over_tls_ends_with_close_notify(authority: trustme.CA, wrong: Start, tmp_path: Path,
+                                                notified: bool) -> None:  # fmt: skip
+    """Where only the close ends it, a connection that just ends may have been cut (RFC 9112 section 9.8)."""
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+    authority.issue_cert("127.0.0.1").configure_cert(context)
+    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Connection="close")
+        x.send(BODY)
+        assert isinstance(x.connection, ssl.SSLSocket)
+        if notified:
+            x.connection.unwrap()
+        x.connection.shutdown(socket.SHUT_WR)
+        x.hang_up()
+
+    transport = HttpTransport(Config(ca_bundle=str(tmp_path / "ca.pem")))
+    url = wrong(handler, tls=context).url
+    try:
+        if notified:
+            assert get(transport, url) == (200, BODY)
+        else:
+            with pytest.raises(TransferError) as caught:
+                get(transport, url)
+            assert caught.value.transient
+    finally:
+        transport.close()
+
+
+GOOD = b"5\r\nhello\r\n"
+
+
+@pytest.mark.parametrize(
+    ("chunks", "right"),
+    [
+        (GOOD + b"0\r\n\r\n", True),
+        (GOOD + b"6;name=value\r\n world\r\n0\r\nTrailer: 1\r\n\r\n", True),
+        (GOOD + b"00\r\n\r\n", True),
+        (b"+5\r\nhello\r\n0\r\n\r\n", False),
+        (b"0x5\r\nhello\r\n0\r\n\r\n", False),
+        (b"-5\r\nhello\r\n0\r\n\r\n", False),
+        (b"1_0\r\nhello\r\n0\r\n\r\n", False),
+        (b"\r\n", False),
+        (b"11112222333344445\r\nhello\r\n0\r\n\r\n", False),
+        (b"5\r\nhello world\r\n0\r\n\r\n", False),
+        (GOOD, False),
+        (GOOD + b"0\r\n", False),
+        (GOOD + b"0\r\nTrailer: 1\r\n", False),
+        (GOOD + b"0\r\n" + b"Trailer: 1\r\n" * 200 + b"\r\n", False),
+        (GOOD + b"5" * 100_000, False),
+    ],
+)
+def test_chunks(transport: HttpTransport, wrong: Start, chunks: bytes, right: bool) -> None:
+    """RFC 9112 section 7.1; http.client takes most of the wrong ones."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Transfer_Encoding="chunked")
+        x.send(chunks)
+        x.hang_up()
+
+    url = wrong(handler).url
+    if right:
+        assert get(transport, url)[1].startswith(b"hello")
+    else:
+        with pytest.raises(TransferError):
+            get(transport, url)
+
+
+# -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def answering(head: bytes, body: bytes = b"") -> Callable[[Exchange], None]:
+    def handler(x: Exchange) -> None:
+        x.send(head + body)
+        x.hang_up()
+
+    return handler
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n",
+        b"HTTP/1.1 200 OK\r\nContent-Length: 5",
+        b"HTTP/1.1 200 OK\r\n",
+        b"HTTP/1.1 200",
+        b"HTTP/2 200 OK\r\n\r\n",
+        b"HTTP/1.1 20 OK\r\n\r\n",
+        b"200 OK\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000 + b"\r\n",
+    ],
+)
+def test_heads_that_are_refused(transport: HttpTransport, wrong: Start, head: bytes) -> None:
+    """Cut off, too long, or not HTTP/1."""
+    with pytest.raises(TransferError):
+        get(transport, wrong(answering(head)).url)
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"HTTP/1.1 200\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\nContent-Length: 5\n\n",
+        b"HTTP/1.0 200 OK\r\ncontent-length:5 \t\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nno field\r\n: none\r\nContent-Length: 5\r\n\r\n",
+        b"HTTP/1.1 103 Early Hints\r\nLink: </a>\r\n\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 200 OK\r\n"
+        b"Content-Length: 5\r\n\r\n",
+        b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n",
+    ],
+)
+def test_heads_that_are_understood(transport: HttpTransport, wrong: Start, head: bytes) -> None:
+    """What RFC 9112 sections 2.2 and 4 to 6 lets a recipient take."""
+    assert get(transport, wrong(answering(head, b"hello")).url) == (200, b"hello")
+
+
+def test_a_lone_cr_begins_no_field(transport: HttpTransport, wrong: Start) -> None:
+    """Else whoever can put text into a field's value could frame the body (RFC 9112 section 2.2)."""
+    head = b"HTTP/1.1 200 OK\r\nX-Name: a\rContent-Length: 1\r\nContent-Length: 5\r\n\r\n"
+    with transport.open(Get(url=wrong(answering(head, b"hello")).url), Cancel()) as response:
+        assert response.headers["x-name"] == "a Content-Length: 1"
+        assert read_all(response) == b"hello"
+
+
+def test_a_folded_value_is_one_line(transport: HttpTransport, wrong: Start) -> None:
+    """RFC 9112 section 5.2."""
+    head = b"HTTP/1.1 200 OK\r\nETag:\r\n \"a\"\r\nX-Long: one\r\n\ttwo\r\nContent-Length: 5\r\n\r\n"
+    with transport.open(Get(url=wrong(answering(head, b"hello")).url), Cancel()) as response:
+        assert (response.headers["etag"], response.headers["x-long"]) == ('"a"', "one two")
+
+
+def test_both_framings_end_the_connection(transport: HttpTransport, wrong: Start) -> None:
+    """Chunks win, and nothing else is sent on a connection whose framing was in doubt (RFC 9112 section 6.3)."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Transfer_Encoding="chunked", Content_Length="3")
+        x.send(GOOD + b"0\r\n\r\n")
+
+    server = wrong(handler)
+    assert get(transport, server.url) == (200, b"hello")
+    assert get(transport, server.url) == (200, b"hello")
+    assert len(server._threads) == 3, "two connections, and the listener"
+
+
+def test_what_follows_a_body_is_no_answer(transport: HttpTransport, wrong: Start) -> None:
+    """Bytes behind the body's end make the connection unusable, also those that came along with it."""
+    extra = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
+    server = wrong(lambda x: x.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello" + extra))
+    for _ in range(3):
+        assert get(transport, server.url) == (200, b"hello")
+    assert len(server._threads) == 4
