@@ -19,7 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.semantics import Origin, origin_of
-from perfkit.errors import ConfigError, TransferError
+from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -279,7 +279,7 @@ class _HttpResponse:
             raise translated(self._asked, error, self._exchange, self._cancel) from error
         if not data and self._exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
-        return data  # type: ignore[no-any-return]
+        return data
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""
