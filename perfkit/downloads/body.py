@@ -74,4 +74,3 @@ class _StallWatch:
             reason = f"stalled: {self._bytes} bytes in {self._waited_s:.1f} s"
             raise TransferTimeoutError(url, reason, transient=True)
         self._waited_s, self._bytes = 0.0, 0
-

@@ -242,8 +242,10 @@ class DownloadManager:
         if self._closed:
             raise ConfigError("this Toolkit is closed; make a new one")
         if SimpleQueue is not queue.SimpleQueue:  # greenlets would wait for each other in real, blocking queues
-            raise ConfigError("gevent patched this process after perfkit was imported: have it patched first "
-                              "(gunicorn: without --preload, or patch in its configuration file)")  # fmt: skip
+            raise ConfigError(
+                "gevent patched this process after perfkit was imported: have it patched first "
+                "(gunicorn: without --preload, or patch in its configuration file)"
+            )
 
     def _join(self, batch: _Batch, total: int | None) -> None:
         with self._lock:

@@ -245,11 +245,17 @@ class PartialFile:
             self._durable = done
             self._synced_at_s = time.monotonic()
         journal = {
-            "format": _FORMAT, "url": self.url, "etag": self.validator.etag,
-            "last_modified": self.validator.last_modified, "size": self.map.size, "part": self.part,
+            "format": _FORMAT,
+            "url": self.url,
+            "etag": self.validator.etag,
+            "last_modified": self.validator.last_modified,
+            "size": self.map.size,
+            "part": self.part,
             "checksum": str(self._checksum) if self._checksum else None,
-            "boot": _BOOT, "done": done, "durable": self._durable,
-        }  # fmt: skip
+            "boot": _BOOT,
+            "done": done,
+            "durable": self._durable,
+        }
         fresh = f"{self._journal_path}~"
         self._has_journal = True  # or a part of one, on a full disk
         with open(fresh, "w", encoding="utf-8") as file:

@@ -84,7 +84,13 @@ def _seen(url: str, response: Response, answer: Answer, most: int, known: Versio
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
     size = len(first) if answer.total is None and len(first) < most else answer.total
     return Probe(
-        url=url, at=response.url, first=bytes(first), size=size, ranges=response.status == 206,
-        version=version_of(headers), validator=validator_of(headers), content_type=headers.get("content-type"),
+        url=url,
+        at=response.url,
+        first=bytes(first),
+        size=size,
+        ranges=response.status == 206,
+        version=version_of(headers),
+        validator=validator_of(headers),
+        content_type=headers.get("content-type"),
         requests=requests,
-    )  # fmt: skip
+    )

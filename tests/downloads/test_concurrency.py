@@ -68,8 +68,15 @@ def test_a_host_in_trouble_recovers_step_by_step() -> None:
 class Bench:
     """A link whose goodput is a function of the number of streams."""
 
-    def __init__(self, goodput: Callable[[int], float], *, ceiling: int = 8, cpu: float = 0.1, throttled: bool = False,
-                 busy: Callable[[int], int] = lambda target: target) -> None:  # fmt: skip
+    def __init__(
+        self,
+        goodput: Callable[[int], float],
+        *,
+        ceiling: int = 8,
+        cpu: float = 0.1,
+        throttled: bool = False,
+        busy: Callable[[int], int] = lambda target: target,
+    ) -> None:
         self.clock = Clock()
         self.controller = AdaptiveController(ceiling, clock=self.clock)
         self.goodput, self.cpu, self.throttled, self.busy = goodput, cpu, throttled, busy
@@ -82,9 +89,13 @@ class Bench:
             self.clock.now += 0.1
             self.received += 0.1 * self.goodput(self.controller.target)
             self.cpu_s += 0.1 * self.cpu
-            self.controller.observe(received_bytes=int(self.received), files_done=0,
-                                    busy=self.busy(self.controller.target), cpu_s=self.cpu_s,
-                                    throttled=self.throttled)  # fmt: skip
+            self.controller.observe(
+                received_bytes=int(self.received),
+                files_done=0,
+                busy=self.busy(self.controller.target),
+                cpu_s=self.cpu_s,
+                throttled=self.throttled,
+            )
             if self.controller.target != targets[-1]:
                 targets.append(self.controller.target)
         return targets

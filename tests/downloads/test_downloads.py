@@ -97,8 +97,12 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, wrong: Start, out: Path) -> No
         if start > len(BODY) // 4 and not crawling.is_set():
             crawling.set()
             end = (x.asked.range or (0, None))[1] or len(BODY)
-            x.head("206 Partial Content", Content_Length=str(end - start), ETag='"v1"',
-                   Content_Range=f"bytes {start}-{end - 1}/{len(BODY)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(end - start),
+                ETag='"v1"',
+                Content_Range=f"bytes {start}-{end - 1}/{len(BODY)}",
+            )
             x.drip(BODY[start:end], 0.001)
         else:
             x.serve(BODY, pause=lambda: crawling.wait(5))
@@ -374,8 +378,12 @@ def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, wrong: Start, out
     def dies(x: Exchange) -> None:
         if x.number > 1:
             return x.respond("404 Not Found")
-        x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"a"',
-               Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+        x.head(
+            "206 Partial Content",
+            Content_Length=str(len(BODY)),
+            ETag='"a"',
+            Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+        )
         x.send(BODY[: 2 << 20])
         return x.hang_up()
 

@@ -105,8 +105,9 @@ PEERS = {
 def test_ctrl_c(tmp_path: Path, peer: str) -> None:
     """A real SIGINT to a real process, whose main thread is blocked in a download."""
     with PEERS[peer]() as (url, stuck):
-        process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(tmp_path / "out")],
-                                   stdout=subprocess.PIPE, text=True)  # fmt: skip
+        process = subprocess.Popen(
+            [sys.executable, "-c", PROGRAM, url, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
+        )
         assert process.stdout is not None
         with closing(process.stdout):
             assert process.stdout.readline() == "ready\n"
@@ -193,11 +194,13 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERFKIT_ADAPTIVE", "no")
 
 
-def interrupted(command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float,
-                count: int) -> tuple[int, str]:  # fmt: skip
+def interrupted(
+    command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float, count: int
+) -> tuple[int, str]:
     """Run perfkit, and send it so many SIGINTs; its exit code, and what it said on standard error."""
-    process = subprocess.Popen([sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL,
-                               stderr=subprocess.PIPE, text=True)  # fmt: skip
+    process = subprocess.Popen(
+        [sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
+    )
     try:
         assert under_way(), "nothing was asked for"
         time.sleep(after_s)
@@ -226,8 +229,13 @@ def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture
             out, seen = Path(f"out{number}"), len(server.requests)
             command = ["get", "-j", "4", "-d", str(out), *(f"{server.url}/{name}" for name in "abcd")]
             stalls.set()
-            code, said = interrupted([*command, "--quiet"], lambda seen=seen: server.wait_for(seen + 4),
-                                     after_s=between_s / 2, between_s=between_s, count=count)  # fmt: skip
+            code, said = interrupted(
+                [*command, "--quiet"],
+                lambda seen=seen: server.wait_for(seen + 4),
+                after_s=between_s / 2,
+                between_s=between_s,
+                count=count,
+            )
             assert (code, said) == (130, SAID), between_s
             left = {each.name for each in out.iterdir()}
             parts = {name for name in left if name.endswith(".perfkit-part")}
@@ -251,8 +259,9 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) 
         command = ["sync", origin.url, f"tree{number}", "--quiet"]
         origin.stall_at = 100
         origin.stalled.clear()
-        code, said = interrupted(command, lambda: origin.stalled.wait(10), after_s=between_s / 2, between_s=between_s,
-                                 count=count)  # fmt: skip
+        code, said = interrupted(
+            command, lambda: origin.stalled.wait(10), after_s=between_s / 2, between_s=between_s, count=count
+        )
         assert (code, said) == (130, SAID), between_s
         assert tree_of(Path(command[2])) == {}
         origin.stall_at = None
@@ -270,8 +279,9 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
         origin.before = lambda path, asked=asked: asked.set()
         dest = f"dest{number}"
         command = ["get", "-o", dest, f"{origin.url}/perfkit.json"] if name == "get" else ["sync", origin.url, dest]
-        code, said = interrupted([*command, "--quiet"], lambda asked=asked: asked.wait(10), after_s=after_s,
-                                 between_s=0.002, count=30)  # fmt: skip
+        code, said = interrupted(
+            [*command, "--quiet"], lambda asked=asked: asked.wait(10), after_s=after_s, between_s=0.002, count=30
+        )
         assert (code, said) in [(0, ""), (130, SAID)], after_s
         there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
         whole = pointer if name == "get" else ONE

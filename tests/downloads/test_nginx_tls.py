@@ -106,8 +106,15 @@ class TlsNginx:
             (self.home / "nginx.conf").write_text(CONFIG.format(home=self.home, ports=ports, user=user))
             descriptors = [each.fileno() for each in sockets]
             inherited = "".join(f"{descriptor};" for descriptor in descriptors)
-            command = [shutil.which("nginx") or "", "-p", f"{self.home}/", "-c", f"{self.home}/nginx.conf",
-                       "-e", f"{self.home}/error.log"]  # fmt: skip
+            command = [
+                shutil.which("nginx") or "",
+                "-p",
+                f"{self.home}/",
+                "-c",
+                f"{self.home}/nginx.conf",
+                "-e",
+                f"{self.home}/error.log",
+            ]
             self._process = subprocess.Popen(command, pass_fds=descriptors, env={**os.environ, "NGINX": inherited})
         return self
 
@@ -165,8 +172,9 @@ def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path) -> None:
     url, part = nginx.serve("f", BODY), tmp_path / "f.perfkit-part.json"
     command = [sys.executable, "-m", "perfkit", "get", "--json", "--segments", "1", "-o", str(tmp_path / "f"), url]
     environment = {**os.environ, "PERFKIT_CA_BUNDLE": nginx.ca}
-    killed = subprocess.Popen([*command, "--header", "X-Rate: 1m"], env=environment, stdout=subprocess.DEVNULL,
-                              stderr=subprocess.DEVNULL)  # fmt: skip
+    killed = subprocess.Popen(
+        [*command, "--header", "X-Rate: 1m"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+    )
     try:
         while not part.exists():
             assert killed.poll() is None, "it ended before it wrote a journal"

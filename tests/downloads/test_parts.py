@@ -37,8 +37,9 @@ def fetch(kit: Toolkit, server: WrongServer, out: Path, part: tuple[int, int] = 
     return download
 
 
-def assert_fails(kit: Toolkit, server: WrongServer, out: Path, match: str, part: tuple[int, int] = PART,
-                 **options: object) -> TransferError:  # fmt: skip
+def assert_fails(
+    kit: Toolkit, server: WrongServer, out: Path, match: str, part: tuple[int, int] = PART, **options: object
+) -> TransferError:
     """A typed error; the old file stays, and nothing else does."""
     (out / "part").write_bytes(b"old")
     with pytest.raises(TransferError, match=match) as caught:
@@ -210,8 +211,12 @@ def cut(x: Exchange) -> None:
     """Half of what is asked for, and the end of the connection."""
     start, end = x.asked.range or (0, 0)
     assert end
-    x.head("206 Partial Content", Content_Length=str(end - start), ETag='"v1"',
-           Content_Range=f"bytes {start}-{end - 1}/{len(BODY)}")  # fmt: skip
+    x.head(
+        "206 Partial Content",
+        Content_Length=str(end - start),
+        ETag='"v1"',
+        Content_Range=f"bytes {start}-{end - 1}/{len(BODY)}",
+    )
     x.send(BODY[start : (start + end) // 2])
     x.hang_up()
 

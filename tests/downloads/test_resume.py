@@ -48,8 +48,12 @@ class Origin:
             x.head("200 OK", Content_Length=str(len(body)), ETag=self.etag)
         else:
             end = end or len(body)
-            x.head("206 Partial Content", Content_Length=str(end - start), ETag=self.etag,
-                   Content_Range=f"bytes {start}-{end - 1}/{len(body)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(end - start),
+                ETag=self.etag,
+                Content_Range=f"bytes {start}-{end - 1}/{len(body)}",
+            )
         for at in range(start, end or len(body), 16 << 10):
             piece = body[at : min(at + (16 << 10), end or len(body))]
             x.send(piece)
@@ -131,8 +135,12 @@ def leave_half(kit: Toolkit, server: WrongServer, dest: Path) -> Path:
 def cut_first(x: Exchange) -> None:
     if x.number > 1:
         return x.serve(BODY)
-    x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-           Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+    x.head(
+        "206 Partial Content",
+        Content_Length=str(len(BODY)),
+        ETag='"v1"',
+        Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+    )
     x.send(BODY[: len(BODY) // 2])
     return x.hang_up()
 

@@ -57,8 +57,16 @@ def test_no_header_breaks_a_parser(text: str) -> None:
     parse_repr_digest(text)
     parse_retry_after(text, now=NOW)
     content_disposition_name(text)
-    headers = {"etag": text, "last-modified": text, "date": text, "content-length": text, "content-range": text,
-               "content-encoding": text, "content-type": text, "transfer-encoding": text}  # fmt: skip
+    headers = {
+        "etag": text,
+        "last-modified": text,
+        "date": text,
+        "content-length": text,
+        "content-range": text,
+        "content-encoding": text,
+        "content-type": text,
+        "transfer-encoding": text,
+    }
     validator_of(headers)
     for status in (200, 206, 416, 404):
         assert judge(status, headers, start=0, end=10, total=None, ranged=True).verdict
@@ -72,14 +80,16 @@ def test_no_header_breaks_a_parser(text: str) -> None:
         ({"etag": 'W/"a"'}, Validator()),
         ({"etag": "a"}, Validator()),
         ({"etag": '"'}, Validator()),
-        ({"last-modified": "Thu, 01 Jan 2026 11:00:00 GMT", "date": "Thu, 01 Jan 2026 12:00:00 GMT"},
-         Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")),
+        (
+            {"last-modified": "Thu, 01 Jan 2026 11:00:00 GMT", "date": "Thu, 01 Jan 2026 12:00:00 GMT"},
+            Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT"),
+        ),
         ({"last-modified": "Thu, 01 Jan 2026 12:00:00 GMT", "date": "Thu, 01 Jan 2026 12:00:00 GMT"}, Validator()),
         ({"last-modified": "Thu, 01 Jan 2026 11:00:00 GMT"}, Validator()),
         ({"last-modified": "yesterday", "date": "today"}, Validator()),
         ({}, Validator()),
     ],
-)  # fmt: skip
+)
 def test_validators(headers: dict[str, str], validator: Validator) -> None:
     """Strong ones only (RFC 9110 section 8.8)."""
     assert validator_of(headers) == validator
@@ -88,10 +98,17 @@ def test_validators(headers: dict[str, str], validator: Validator) -> None:
 @pytest.mark.parametrize(
     ("text", "seconds"),
     [
-        ("120", 120.0), (" 0 ", 0.0), ("-1", None), ("1.5", None), ("soon", None), (None, None), ("", None),
-        ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0), ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
+        ("120", 120.0),
+        (" 0 ", 0.0),
+        ("-1", None),
+        ("1.5", None),
+        ("soon", None),
+        (None, None),
+        ("", None),
+        ("Thu, 01 Jan 2026 12:00:30 GMT", 30.0),
+        ("Thu, 01 Jan 2026 11:00:00 GMT", 0.0),
     ],
-)  # fmt: skip
+)
 def test_retry_after(text: str | None, seconds: float | None) -> None:
     assert parse_retry_after(text, now=NOW) == seconds
 

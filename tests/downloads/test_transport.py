@@ -70,16 +70,18 @@ def test_an_unknown_authority_is_refused(kit: Toolkit, secure: WrongServer, tmp_
     assert len(secure._threads) == 2  # one connection, and the listener
 
 
-def test_another_name_is_refused(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str,
-                                 tmp_path: Path) -> None:  # fmt: skip
+def test_another_name_is_refused(
+    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
     server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
     with pytest.raises(TransferError, match="certificate is not trusted"):
         make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
 
 
 @pytest.mark.parametrize("way", ["ca_bundle", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "verify"])
-def test_ways_to_trust(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, way: str,
-                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_ways_to_trust(
+    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By setting, by environment as requests reads it, or not asking at all."""
     options: dict[str, object] = {}
     if way == "ca_bundle":
@@ -103,8 +105,9 @@ def test_a_bundle_that_is_not_there(make_kit: MakeKit, secure: WrongServer, tmp_
 
 
 @pytest.mark.parametrize("shape", ["one file", "two files"])
-def test_client_certificates(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path,
-                             shape: str) -> None:  # fmt: skip
+def test_client_certificates(
+    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, shape: str
+) -> None:
     """A server that wants one gets it; without one there is an error."""
     server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
     mine = authority.issue_cert("me@example.org")
@@ -118,8 +121,9 @@ def test_client_certificates(make_kit: MakeKit, wrong: Start, authority: trustme
         make_kit(ca_bundle=ca_file, retries=0).download(f"{server.url}/f", tmp_path / "g")
 
 
-def test_from_https_to_http(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str,
-                            tmp_path: Path) -> None:  # fmt: skip
+def test_from_https_to_http(
+    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
     """Refused, unless it is allowed."""
     plain = wrong(lambda x: x.serve(BODY))
     server = wrong(lambda x: x.respond("302 Found", Location=f"{plain.url}/g"), tls=server_context(authority))
@@ -253,8 +257,9 @@ def proxy() -> Iterator[Proxy]:
 
 
 @pytest.mark.parametrize("way", ["http_proxy", "HTTP_PROXY", "all_proxy", "proxies"])
-def test_a_proxy(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, way: str,
-                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_proxy(
+    make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """From the environment or the settings; the request line has the whole URL."""
     server = wrong(lambda x: x.serve(BODY))
     if way != "proxies":
@@ -264,8 +269,9 @@ def test_a_proxy(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, 
     assert proxy.asked == [f"GET {server.url}/f"]
 
 
-def test_a_tunnel_for_https(make_kit: MakeKit, secure: WrongServer, ca_file: str, proxy: Proxy, tmp_path: Path,
-                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_tunnel_for_https(
+    make_kit: MakeKit, secure: WrongServer, ca_file: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """CONNECT with the proxy's password, which the server never sees; wrong, it is an error."""
     monkeypatch.setenv("https_proxy", f"http://me:word@{proxy.address}")
     proxy.password = "Basic " + base64.b64encode(b"me:word").decode()
@@ -283,9 +289,25 @@ def real_proxy(tmp_path: Path) -> Iterator[str]:
     if importlib.util.find_spec("proxy") is None:
         (pytest.fail if os.environ.get("CI") else pytest.skip)("needs proxy.py")
     port = tmp_path / "port"
-    command = [sys.executable, "-m", "proxy", "--hostname", "127.0.0.1", "--port", "0", "--port-file", str(port),
-               "--num-workers", "1", "--num-acceptors", "1", "--log-level", "c",
-               "--data-dir", str(tmp_path / "data")]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "proxy",
+        "--hostname",
+        "127.0.0.1",
+        "--port",
+        "0",
+        "--port-file",
+        str(port),
+        "--num-workers",
+        "1",
+        "--num-acceptors",
+        "1",
+        "--log-level",
+        "c",
+        "--data-dir",
+        str(tmp_path / "data"),
+    ]
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True) as process:
         try:
             deadline_s = time.monotonic() + 20
@@ -298,8 +320,9 @@ def real_proxy(tmp_path: Path) -> Iterator[str]:
             os.killpg(process.pid, signal.SIGKILL)  # its own children with it; asked to end, it takes ten seconds
 
 
-def test_a_real_proxy(make_kit: MakeKit, wrong: Start, secure: WrongServer, ca_file: str, real_proxy: str,
-                      tmp_path: Path) -> None:  # fmt: skip
+def test_a_real_proxy(
+    make_kit: MakeKit, wrong: Start, secure: WrongServer, ca_file: str, real_proxy: str, tmp_path: Path
+) -> None:
     """Forwarding and a tunnel, with segments, through proxy.py."""
     body = os.urandom(3 << 20)
     server = wrong(lambda x: x.serve(body))
@@ -319,8 +342,9 @@ def test_proxy_authentication_in_the_clear(make_kit: MakeKit, wrong: Start, prox
 
 
 @pytest.mark.parametrize("how", ["no_proxy", "trust_env"])
-def test_no_proxy(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, how: str,
-                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_no_proxy(
+    make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = wrong(lambda x: x.serve(BODY))
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     if how == "no_proxy":
@@ -342,8 +366,11 @@ def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pyt
     fetch(make_kit(auth=("other", "one")), f"{server.url}/f", tmp_path)
     fetch(make_kit(trust_env=False), f"{server.url}/f", tmp_path)
     sent = [each.headers.get("authorization") for each in server.requests]
-    assert sent == ["Basic " + base64.b64encode(b"me:word").decode(),
-                    "Basic " + base64.b64encode(b"other:one").decode(), None]  # fmt: skip
+    assert sent == [
+        "Basic " + base64.b64encode(b"me:word").decode(),
+        "Basic " + base64.b64encode(b"other:one").decode(),
+        None,
+    ]
 
 
 def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path: Path) -> None:
@@ -357,8 +384,24 @@ def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path
         kit.download(f"{server.url}/f", tmp_path / "f")
 
 
-SPELLINGS = ["/f", "/a/b.c/d-e_f~", "/a/", "/", "/f?a=b&c=d/e", "/f?", "/a//b", "/%7e", "/%2E/a", "/f?a=%41",
-             "/f?sig=a%2fb%3D", "/a/../b", "/./a", "/%e4", "/a;b=c,d", "/f?a=b?c=d"]  # fmt: skip
+SPELLINGS = [
+    "/f",
+    "/a/b.c/d-e_f~",
+    "/a/",
+    "/",
+    "/f?a=b&c=d/e",
+    "/f?",
+    "/a//b",
+    "/%7e",
+    "/%2E/a",
+    "/f?a=%41",
+    "/f?sig=a%2fb%3D",
+    "/a/../b",
+    "/./a",
+    "/%e4",
+    "/a;b=c,d",
+    "/f?a=b?c=d",
+]
 
 
 @pytest.mark.parametrize("target", SPELLINGS)

@@ -153,8 +153,10 @@ def test_probes_and_transfers_pass_one_gate(
             exchange.serve(BODY)
 
     server = wrong(answer)
-    work = {"probe": lambda: manager.probe(server.url, most=100),
-            "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f"))}  # fmt: skip
+    work = {
+        "probe": lambda: manager.probe(server.url, most=100),
+        "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f")),
+    }
     thread = threading.Thread(target=work.pop(refused))
     thread.start()
     assert told.wait(5)

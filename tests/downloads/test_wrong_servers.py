@@ -90,8 +90,12 @@ def test_200_at_an_offset_after_a_cut(kit: Toolkit, wrong: Start, tmp_path: Path
 
     def handler(x: Exchange) -> None:
         if x.number == 1:
-            x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-                   Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(len(BODY)),
+                ETag='"v1"',
+                Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+            )
             x.send(BODY[:300_000])
             x.hang_up()
         else:
@@ -109,8 +113,12 @@ def partial(change: Callable[[int, int, int], tuple[int, int, int]]) -> Handler:
             return x.serve(BODY, pause=lambda: x.server.wait_for(2))
         assert x.asked.range is not None
         start, end, total = change(x.asked.range[0], x.asked.range[1] or len(BODY), len(BODY))
-        x.head("206 Partial Content", Content_Length=str(end - start), ETag='"v1"',
-               Content_Range=f"bytes {start}-{end - 1}/{total}")  # fmt: skip
+        x.head(
+            "206 Partial Content",
+            Content_Length=str(end - start),
+            ETag='"v1"',
+            Content_Range=f"bytes {start}-{end - 1}/{total}",
+        )
         x.send(BODY[start:end])
 
     return handler
@@ -144,8 +152,11 @@ def test_206_that_ends_short_without_a_validator(kit: Toolkit, wrong: Start, tmp
             return x.respond("200 OK", BODY)
         body = bytes(len(BODY)) if x.number == 1 else BODY
         start, end = x.asked.range[0], x.asked.range[0] + len(BODY) // 2
-        x.head("206 Partial Content", Content_Length=str(len(body[start:end])),
-               Content_Range=f"bytes {start}-{min(end, len(BODY)) - 1}/{len(BODY)}")  # fmt: skip
+        x.head(
+            "206 Partial Content",
+            Content_Length=str(len(body[start:end])),
+            Content_Range=f"bytes {start}-{min(end, len(BODY)) - 1}/{len(BODY)}",
+        )
         return x.send(body[start:end])
 
     fetch(kit, wrong(handler), tmp_path)
@@ -173,8 +184,12 @@ def test_206_that_states_another_total(kit: Toolkit, wrong: Start, tmp_path: Pat
     def handler(x: Exchange) -> None:
         assert x.asked.range is not None
         start, end, total = x.asked.range[0], x.asked.range[1] or len(BODY), len(BODY) + x.number
-        x.head("206 Partial Content", Content_Length=str(end - start), Content_Range=f"bytes {start}-{end - 1}/{total}",
-               ETag='"v1"')  # fmt: skip
+        x.head(
+            "206 Partial Content",
+            Content_Length=str(end - start),
+            Content_Range=f"bytes {start}-{end - 1}/{total}",
+            ETag='"v1"',
+        )
         x.send(BODY[start : start + 100_000])
         x.server.wait_for(x.number + 1)
         x.send(BODY[start + 100_000 : end])
@@ -262,8 +277,12 @@ def test_weak_etag_is_no_validator(kit: Toolkit, wrong: Start, tmp_path: Path) -
 
     def handler(x: Exchange) -> None:
         if x.number == 1:
-            x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='W/"v1"',
-                   Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(len(BODY)),
+                ETag='W/"v1"',
+                Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+            )
             x.send(OTHER[:500_000])
             x.hang_up()
         else:
@@ -283,8 +302,13 @@ def test_gzip_coded_range(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
 
     def handler(x: Exchange) -> None:
         if x.asked.range is not None:
-            x.respond("206 Partial Content", coded, Content_Encoding="gzip", ETag='"v1"',
-                      Content_Range=f"bytes 0-{len(coded) - 1}/{len(coded)}")  # fmt: skip
+            x.respond(
+                "206 Partial Content",
+                coded,
+                Content_Encoding="gzip",
+                ETag='"v1"',
+                Content_Range=f"bytes 0-{len(coded) - 1}/{len(coded)}",
+            )
         else:
             x.respond("200 OK", BODY, ETag='"v1"')
 
@@ -316,8 +340,12 @@ def leave_half(kit: Toolkit, server: WrongServer, where: Path) -> None:
 
 
 def cut_at_half(x: Exchange) -> None:
-    x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-           Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+    x.head(
+        "206 Partial Content",
+        Content_Length=str(len(BODY)),
+        ETag='"v1"',
+        Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+    )
     x.send(BODY[: len(BODY) // 2])
     x.hang_up()
 
@@ -399,8 +427,12 @@ def test_reset_in_the_middle(kit: Toolkit, wrong: Start, tmp_path: Path) -> None
 
     def handler(x: Exchange) -> None:
         if x.number == 1:
-            x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-                   Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(len(BODY)),
+                ETag='"v1"',
+                Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+            )
             x.send(BODY[:200_000])
             x.server.wait_for(2, 0.3)
             x.reset()
@@ -426,8 +458,12 @@ def test_drip_is_overtaken(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
 
     def handler(x: Exchange) -> None:
         if x.number == 1:
-            x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-                   Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(len(BODY)),
+                ETag='"v1"',
+                Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+            )
             x.drip(BODY, 0.3)
         else:
             x.serve(BODY)
@@ -621,8 +657,12 @@ def test_redirect_to_a_link_that_expires(kit: Toolkit, wrong: Start, tmp_path: P
             return x.respond("302 Found", Location=f"/signed-{links}")
         if x.asked.path == "/signed-1":
             if x.server.requests.count(x.asked) == 1 and x.asked.range == (0, None):
-                x.head("206 Partial Content", Content_Length=str(len(BODY)), ETag='"v1"',
-                       Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}")  # fmt: skip
+                x.head(
+                    "206 Partial Content",
+                    Content_Length=str(len(BODY)),
+                    ETag='"v1"',
+                    Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
+                )
                 x.send(BODY[:400_000])
                 return x.hang_up()
             return x.respond("403 Forbidden", b"expired")
