@@ -1,4 +1,4 @@
-"""The body of an answer as it comes: throttled, watched for stalls, and cut to the range that is wanted."""
+"""The body of an answer as it comes: throttled, watched for stalls, and cut to the range that was requested."""
 
 from __future__ import annotations
 

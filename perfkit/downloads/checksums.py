@@ -39,7 +39,7 @@ def parse_checksum(text: str) -> Checksum:
     name, _, digest = text.partition(":")
     algorithm, size = _algorithm(name.strip())
     if size == 0:
-        raise ConfigError(f"checksum {text!r}: {name!r} is no algorithm of this Python; write sha256:HEX")
+        raise ConfigError(f"checksum {text!r}: this Python has no algorithm {name!r}; write for example sha256:HEX")
     digest = digest.strip().lower()
     if len(digest) != 2 * size or not _HEX.fullmatch(digest):
         raise ConfigError(f"checksum {text!r}: a {algorithm} digest is {2 * size} hexadecimal digits")
@@ -48,7 +48,7 @@ def parse_checksum(text: str) -> Checksum:
 
 @functools.lru_cache(maxsize=64)
 def _algorithm(name: str) -> tuple[str, int]:
-    """hashlib's name and digest size in bytes for a name in any case and however hyphenated; 0 if there is none."""
+    """hashlib's name and digest size in bytes, for a name in any case and hyphenation; size 0 if it is unknown."""
     marks = str.maketrans("", "", "-_")
     short = name.lower().translate(marks)
     known = {each.translate(marks): each for each in hashlib.algorithms_available}.get(short, short)
@@ -62,7 +62,7 @@ def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:
     """Whether the file at `path` has this digest.
 
     Raises:
-        OSError: the file can't be read.
+        OSError: the file cannot be read.
     """
     descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     try:

@@ -33,7 +33,7 @@ __all__ = ["DownloadManager"]
 
 Item = str | tuple[str, str] | Request
 
-_TICK_S = 0.1  # how often the calling thread draws progress and looks after the workers
+_TICK_S = 0.1  # how often the calling thread shows progress and adjusts the workers
 _QUEUED_PER_WORKER = 8
 _DEFAULT_NAME = "download"
 

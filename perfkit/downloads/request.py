@@ -1,4 +1,4 @@
-"""What is asked of a download, and what came of it."""
+"""What to download, and the result."""
 
 from __future__ import annotations
 
@@ -42,11 +42,11 @@ class Request(_Options):
     (RFC 6266), reduced to a safe basename, or else the last segment of the URL's path, names the file.
 
     With a `byte_range` the file made holds just those bytes of the resource, and `checksum` is theirs. A server that
-    can't give them (no ranges, too few bytes) is an error, and no more than them is read from it. Any number of parts
+    cannot give them (no ranges, too few bytes) is an error, and no more than them is read from it. Any number of parts
     of one URL may be under way at once, each under its own name; a part is never asked whether it changed (304).
 
     Raises:
-        ConfigError: the URL is not http or https, or an option can't be.
+        ConfigError: the URL is not http or https, or an option is invalid.
     """
 
     url: str
@@ -85,7 +85,7 @@ def _split(url: object) -> SplitResult | None:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Download:
-    """What came of one request.
+    """The result of one request.
 
     A download whose `error` is None is whole, under `path`, and all that was promised of it was checked.
     """
@@ -100,7 +100,7 @@ class Download:
     retries: int = 0
     checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
     seconds: float = 0.0
-    length_known: bool = True  # False: nothing but the end of the connection told where the file ends
+    length_known: bool = True  # False: only the end of the connection marked the end of the file
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
     version: Version = _NO_VERSION  # what the origin calls it; empty for a part, and without an answer
     error: Exception | None = None

@@ -20,7 +20,7 @@ _WAIT_S = 0.1
 class RequestList:
     """The requests in a file, or in standard input (`-`), inside a `with` block.
 
-    Iterating gives a `Request` for each line, or, for a line that can't be one, a `Download` with the error; and None
+    Iterating gives a `Request` for each line, or, for an invalid line, a `Download` with the error; and None
     where the list is still being written and has no more at the moment. Empty lines and those that begin with `#` are
     left out. Not more than 64 KiB are read ahead.
 
@@ -28,7 +28,7 @@ class RequestList:
         headers, resume: of every request.
 
     Raises:
-        ConfigError: there is no such file (in `with`), or a line of more than 64 KiB (while iterating).
+        ConfigError: the file does not exist (in `with`), or a line of more than 64 KiB (while iterating).
     """
 
     def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True) -> None:
@@ -87,7 +87,7 @@ class RequestList:
             *lines, rest = (rest + data).split(b"\n")
             yield from lines
             if len(rest) > _LONGEST_LINE_BYTES:
-                raise ConfigError(f"{self._path}: a line of more than {_LONGEST_LINE_BYTES} bytes is no URL")
+                raise ConfigError(f"{self._path}: a line has more than {_LONGEST_LINE_BYTES} bytes")
 
     def _readable(self, timeout_s: float) -> bool:
         return bool(select.select([self._descriptor], [], [], timeout_s)[0])

@@ -59,7 +59,7 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
     status = response.status
     error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
     if status in _BUSY_STATUSES:
-        hosts = {host, host_of(response.url)}  # who asked us to wait, and whoever would send us there again
+        hosts = {host, host_of(response.url)}  # the host that asked us to wait, and the one whose redirect leads there
         for each in hosts:
             network.limiter.back_off(each)
         network.controller.trouble()
@@ -138,7 +138,7 @@ class Attempts:
         return now if self.next_mirror(error) else None
 
     def next_mirror(self, error: TransferError) -> bool:
-        """Go on with the next source; False if there is none."""
+        """Continue with the next source; False if this was the last one."""
         if self.source + 1 == len(self.sources):
             return False
         _log.info("%s: on to the next mirror: %s", redacted(self.url), error)

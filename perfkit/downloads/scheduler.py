@@ -151,7 +151,7 @@ class Scheduler:
     # -- the workers --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
-        """A worker: the next task, until there is none."""
+        """A worker: does tasks until nothing is left to do."""
         while True:
             with self._lock:
                 found = self._next()

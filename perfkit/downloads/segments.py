@@ -115,7 +115,7 @@ class SegmentMap:
             return min((gap.not_before_s for gap in self._gaps), default=None)
 
     def largest_split(self, minimum: int) -> int:
-        """Bytes left in the largest segment that can be split into two of at least `minimum`; 0 if there is none."""
+        """Bytes left in the largest segment that can be split into two of at least `minimum`; 0 if none can."""
         with self._lock:
             return max((_left(segment) for segment in self._active if _left(segment) >= 2 * minimum), default=0)
 

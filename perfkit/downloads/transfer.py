@@ -617,7 +617,11 @@ class Transfer:
 
 
 def _is_file(path: str) -> bool:
-    """Whether something is there; a directory can't be a destination."""
+    """Whether a file exists at the path.
+
+    Raises:
+        IsADirectoryError: a directory does.
+    """
     try:
         mode = os.stat(path).st_mode
     except FileNotFoundError:
