@@ -65,8 +65,8 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     name, *releases = WHEEL
     note(f"zip: {name} {releases[0]} to {releases[1]}")
     for number, release in enumerate(releases):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory),
-                   f"{name}=={release}"]  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+        command = [*pip, "-d", str(directory), f"{name}=={release}"]
         subprocess.run(command, check=True)
         [wheel] = directory.glob("*.whl")
         wheel.rename(directory / f"pack.whl.{number}")
@@ -87,14 +87,31 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     for each in archives[1].infolist():
         if (tree / each.filename).read_bytes() != archives[1].read(each):
             raise RunFailedError(f"{each.filename} is another one")
-    title = (f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
-             f"wheel of {size} bytes")  # fmt: skip
-    details = {"bytes": seen.bytes, "requests": seen.requests, "bodies": told["bytes_received"], "allowed": allowed,
-               "seconds": told["seconds"], "idle_requests": idle.requests, "idle_bytes": idle.bytes}  # fmt: skip
+    title = (
+        f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
+        f"wheel of {size} bytes"
+    )
+    details = {
+        "bytes": seen.bytes,
+        "requests": seen.requests,
+        "bodies": told["bytes_received"],
+        "allowed": allowed,
+        "seconds": told["seconds"],
+        "idle_requests": idle.requests,
+        "idle_bytes": idle.bytes,
+    }
     report.figures.append(
-        Figure(contest="zip", title=title, name="bytes on the wire / (changed + directory + 64 KiB)",
-               value=seen.bytes / allowed, unit="", bar="<= 1.10", holds=seen.bytes <= 1.1 * allowed, details=details)
-    )  # fmt: skip
+        Figure(
+            contest="zip",
+            title=title,
+            name="bytes on the wire / (changed + directory + 64 KiB)",
+            value=seen.bytes / allowed,
+            unit="",
+            bar="<= 1.10",
+            holds=seen.bytes <= 1.1 * allowed,
+            details=details,
+        )
+    )
 
 
 def make_tree(rng: random.Random, directory: Path, total: int, count: int) -> list[Path]:
@@ -160,11 +177,12 @@ def tar_contest(
 
     unpack = ("tar", "xzf", str(site / "pack.tar.gz"), "-C", str(empty))
     contest = Contest(
-        name="tar", title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
+        name="tar",
+        title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
         ours=Contestant(name="perfkit", command=(*SYNC, url, str(tree))),
         bars=(Bar(limit=1.3, peers=(Contestant(name="tar xzf, to an empty directory", command=unpack),)),),
         after=after,
-    )  # fmt: skip
+    )
     report.add(bench.compare(contest, pairs), rss_limit=50 * MB)
     told = sync(url, tree)
     after()
@@ -209,8 +227,9 @@ def zsync_contest(
     ours, theirs = (*SYNC, url, str(tree)), ("zsync", "-q", "-i", str(seed), "-o", str(made), url)
     title = f"zsync: a tar of {size} MB, 1 file in 25 changed"
     bar = Bar(limit=3.0, peers=(Contestant(name="zsync", command=theirs),))
-    contest = Contest(name=f"zsync{size}", title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,),
-                      after=after)  # fmt: skip
+    contest = Contest(
+        name=f"zsync{size}", title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,), after=after
+    )
     report.add(bench.compare(contest, pairs), rss_limit=120 * MB)
     server.traffic()
     loud = tuple(word for word in theirs if word != "-q")
@@ -222,12 +241,27 @@ def zsync_contest(
     control = (site / f"{name}.zsync").stat().st_size
     reference = control + int((run.stdout + run.stderr).rpartition("fetched ")[2].split()[0])
     received = int(str(told["bytes_received"]))
-    details = {"bytes": received, "zsync": reference, "control": control, "wire": seen.bytes, "requests": seen.requests,
-               "zsync_wire": theirs_seen.bytes, "zsync_requests": theirs_seen.requests}  # fmt: skip
+    details = {
+        "bytes": received,
+        "zsync": reference,
+        "control": control,
+        "wire": seen.bytes,
+        "requests": seen.requests,
+        "zsync_wire": theirs_seen.bytes,
+        "zsync_requests": theirs_seen.requests,
+    }
     report.figures.append(
-        Figure(contest=f"zsync{size}", title=title, name="bytes fetched / zsync's", unit="", bar="<= 1.10",
-               value=received / reference, holds=received <= 1.1 * reference, details=details)
-    )  # fmt: skip
+        Figure(
+            contest=f"zsync{size}",
+            title=title,
+            name="bytes fetched / zsync's",
+            unit="",
+            bar="<= 1.10",
+            value=received / reference,
+            holds=received <= 1.1 * reference,
+            details=details,
+        )
+    )
 
 
 def main() -> int:
@@ -244,9 +278,10 @@ def main() -> int:
         site.mkdir()
         (directory / "bench").mkdir()
         report = Report(
-            benchmark="archives", settings={"pairs": arguments.pairs, "scale": arguments.scale},
+            benchmark="archives",
+            settings={"pairs": arguments.pairs, "scale": arguments.scale},
             versions=versions({"nginx": "-v", "tar": "--version", "zsync": "-V"}, ("perfkit", "numpy")),
-        )  # fmt: skip
+        )
         with Bench(directory / "bench") as bench, Nginx(site, directory / "nginx", counted=True) as server:
             if "zip" in only:
                 zip_figures(report, directory, site, server)

@@ -34,8 +34,11 @@ def perfkit(job: Job) -> None:
     from perfkit import Request, Toolkit
 
     requests = [(file["url"], file["name"]) for file in job["files"] if not file["sha256"]]
-    checked = [Request(file["url"], file["name"], checksum=f"sha256:{file['sha256']}")
-               for file in job["files"] if file["sha256"]]  # fmt: skip
+    checked = [
+        Request(file["url"], file["name"], checksum=f"sha256:{file['sha256']}")
+        for file in job["files"]
+        if file["sha256"]
+    ]
     with _clock(), Toolkit() as kit:
         kit.download_many([*requests, *checked], job["dest"])
 
@@ -82,8 +85,14 @@ def pypdl(job: Job) -> None:
     """pypdl; its blocking `start` looks once a second whether all is done."""
     from pypdl import Pypdl
 
-    tasks = [{"url": file["url"], "file_path": os.path.join(job["dest"], file["name"]),
-              **({"hash_algorithms": "sha256"} if file["sha256"] else {})} for file in job["files"]]  # fmt: skip
+    tasks = [
+        {
+            "url": file["url"],
+            "file_path": os.path.join(job["dest"], file["name"]),
+            **({"hash_algorithms": "sha256"} if file["sha256"] else {}),
+        }
+        for file in job["files"]
+    ]
     segments = job["segments"]
     with _clock():
         loader = Pypdl(max_concurrent=_STREAMS)
@@ -103,8 +112,9 @@ def parfive(job: Job) -> None:
         loader = Downloader(max_conn=_STREAMS, max_splits=job["segments"], progress=False, overwrite=True)
         for file in job["files"]:
             checksum = f"sha-256={file['sha256']}" if file["sha256"] else None
-            loader.enqueue_file(file["url"], path=job["dest"], filename=file["name"], checksum=checksum,
-                                chunksize=_CHUNK)  # fmt: skip
+            loader.enqueue_file(
+                file["url"], path=job["dest"], filename=file["name"], checksum=checksum, chunksize=_CHUNK
+            )
         results = loader.download()
     if results.errors:
         sys.exit(f"failed: {results.errors[:3]}")

@@ -38,8 +38,8 @@ def sdist(cache: Path, project: str, release: str) -> Path:
 
     if found() is None:
         note(f"downloading {project} {release}")
-        run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(directory),
-             f"{project}=={release}"])  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+        run([*pip, "-d", str(directory), f"{project}=={release}"])
     path = found()
     assert path is not None, f"pip did not bring {project} {release}"
     return path
@@ -109,8 +109,10 @@ def rsync_bytes(old: Path, new: Path) -> int:
 def block_bytes(tars: list[Path], work: Path) -> dict[str, float]:
     """From one tar to the other by each tool that compares blocks and is there."""
     peers: dict[str, Callable[[], float]] = {
-        "zchunk": lambda: zchunk(tars), "zsync": lambda: zsync(tars, work), "casync": lambda: casync(tars, work)
-    }  # fmt: skip
+        "zchunk": lambda: zchunk(tars),
+        "zsync": lambda: zsync(tars, work),
+        "casync": lambda: casync(tars, work),
+    }
     return {peer: measured() for peer, measured in peers.items() if shutil.which("zck" if peer == "zchunk" else peer)}
 
 
@@ -122,8 +124,10 @@ def zchunk(tars: list[Path]) -> float:
 
 
 def zsync(tars: list[Path], work: Path) -> float:
-    run(["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
-        cwd=work)  # fmt: skip
+    run(
+        ["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
+        cwd=work,
+    )
     shutil.rmtree(work / "nginx", ignore_errors=True)  # of a run that was interrupted
     with Nginx(work, work / "nginx") as server:  # zsync asks for several ranges at once
         said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])

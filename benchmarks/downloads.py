@@ -116,9 +116,15 @@ class Downloads:
     """The rows, by name. Each adds what it found to the report."""
 
     def __init__(
-        self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int,
+        self,
+        directory: Path,
+        bench: Bench,
+        nginx: Nginx,
+        site: Site,
+        report: Report,
+        pairs: int,
         against: Sequence[str],
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.against = against  # only these peers, or all
         self.directory = directory
         self.nginx = nginx
@@ -216,41 +222,77 @@ class Downloads:
                     mean, window = flow(relay.samples)
                 except RunFailedError as error:
                     self.report.notes.append(f"{name} at {rate} MiB/s: {error}")
-                    self.report.figures.append(Figure(contest=name, title=title, name=f"{rate} MiB/s: failed", value=0,
-                                                      unit="bytes", bar="", holds=False))  # fmt: skip
+                    self.report.figures.append(
+                        Figure(
+                            contest=name,
+                            title=title,
+                            name=f"{rate} MiB/s: failed",
+                            value=0,
+                            unit="bytes",
+                            bar="",
+                            holds=False,
+                        )
+                    )
                     continue
             off, above = mean / (rate * MIB) - 1, window / (rate * MIB) - 1
             curve = [(round(at - relay.samples[0][0], 3), count) for at, count in relay.samples[::20]]
             self.report.figures += [
-                Figure(contest=name, title=title, name=f"{rate} MiB/s: mean", value=100 * off, unit="% off",
-                       bar="within +-3 %", holds=abs(off) <= 0.03, details={"bytes_at_s": curve}),
-                Figure(contest=name, title=title, name=f"{rate} MiB/s: fullest second", value=100 * above, unit="% off",
-                       bar="<= +10 %", holds=above <= 0.10),
-            ]  # fmt: skip
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=f"{rate} MiB/s: mean",
+                    value=100 * off,
+                    unit="% off",
+                    bar="within +-3 %",
+                    holds=abs(off) <= 0.03,
+                    details={"bytes_at_s": curve},
+                ),
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=f"{rate} MiB/s: fullest second",
+                    value=100 * above,
+                    unit="% off",
+                    bar="<= +10 %",
+                    holds=above <= 0.10,
+                ),
+            ]
         if peaks:
             self.report.figures.append(measure.memory(name, title, max(peaks), limit=RSS_LIMIT))
 
     def imports(self, name: str) -> None:
         def importing(what: str) -> Contestant:
-            code = ("import time, json; began = time.perf_counter(); " + what + "; "
-                    "print(json.dumps({'seconds': time.perf_counter() - began}))")  # fmt: skip
+            code = (
+                "import time, json; began = time.perf_counter(); " + what + "; "
+                "print(json.dumps({'seconds': time.perf_counter() - began}))"
+            )
             return Contestant(name=what, command=(sys.executable, "-c", code), own_clock=True)
 
         times = max(3, int(8 * self.pairs * self.site.scale))
         other = importing("import requests")
         for ours, limit in ((importing("import perfkit"), 1.25), (importing("from perfkit import Toolkit"), None)):
-            contest = Contest(name=name, title=f"{ours.name}, fresh processes, {times} times", ours=ours,
-                              bars=(Bar(limit=limit, peers=(other,)),))  # fmt: skip
+            contest = Contest(
+                name=name,
+                title=f"{ours.name}, fresh processes, {times} times",
+                ours=ours,
+                bars=(Bar(limit=limit, peers=(other,)),),
+            )
             self.report.add(self.bench.compare(contest, times), rss_limit=RSS_LIMIT)
 
     def contest(self, name: str, title: str, ours: Contestant, bars: Sequence[Bar], files: Sequence[Served]) -> None:
-        contest = Contest(name=name, title=title, ours=ours, bars=tuple(bar for bar in bars if bar.peers),
-                          after=self.site.check_and_clear(files))  # fmt: skip
+        contest = Contest(
+            name=name,
+            title=title,
+            ours=ours,
+            bars=tuple(bar for bar in bars if bar.peers),
+            after=self.site.check_and_clear(files),
+        )
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def get(self, *arguments: str, env: dict[str, str] | None = None) -> Contestant:
-        return Contestant(name="perfkit", command=(sys.executable, "-m", "perfkit", "get", "--quiet", *arguments),
-                          env=env or {})  # fmt: skip
+        return Contestant(
+            name="perfkit", command=(sys.executable, "-m", "perfkit", "get", "--quiet", *arguments), env=env or {}
+        )
 
     def tool(self, program: str, *arguments: str, name: str = "") -> tuple[Contestant, ...]:
         """The contestant; none if it was not asked for, nor, with a note about it, where it is not installed."""
@@ -262,9 +304,15 @@ class Downloads:
         return (Contestant(name=name or program, command=(program, *arguments)),)
 
     def libraries(
-        self, files: Sequence[Served], segments: Sequence[int] = (1,), *, base: str = "", checked: bool = False,
-        own_clock: bool = False, env: dict[str, str] | None = None,
-    ) -> Iterator[Bar]:  # fmt: skip
+        self,
+        files: Sequence[Served],
+        segments: Sequence[int] = (1,),
+        *,
+        base: str = "",
+        checked: bool = False,
+        own_clock: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> Iterator[Bar]:
         """The other Python libraries: we are to be ahead of each, with the number of segments that suits it best."""
         for library in LIBRARIES:
             if self.against and library not in self.against:
@@ -272,19 +320,40 @@ class Downloads:
             if util.find_spec(library) is None:
                 self.missing(library)
                 continue
-            yield Bar(limit=1.0, peers=tuple(
-                self.client(library, files, name=f"{library}, {count} segments" if count > 1 else library, base=base,
-                            segments=count, checked=checked, own_clock=own_clock, env=env)
-                for count in (segments if library in SEGMENTING else (1,))
-            ))  # fmt: skip
+            yield Bar(
+                limit=1.0,
+                peers=tuple(
+                    self.client(
+                        library,
+                        files,
+                        name=f"{library}, {count} segments" if count > 1 else library,
+                        base=base,
+                        segments=count,
+                        checked=checked,
+                        own_clock=own_clock,
+                        env=env,
+                    )
+                    for count in (segments if library in SEGMENTING else (1,))
+                ),
+            )
 
     def client(
-        self, client: str, files: Iterable[Served], *, name: str = "", base: str = "", segments: int = 1,
-        checked: bool = False, own_clock: bool = False, env: dict[str, str] | None = None,
-    ) -> Contestant:  # fmt: skip
+        self,
+        client: str,
+        files: Iterable[Served],
+        *,
+        name: str = "",
+        base: str = "",
+        segments: int = 1,
+        checked: bool = False,
+        own_clock: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> Contestant:
         base = base or self.nginx.http
-        asked = [{"url": f"{base}/{file.path}", "name": file.name, "sha256": file.sha256 if checked else None}
-                 for file in files]  # fmt: skip
+        asked = [
+            {"url": f"{base}/{file.path}", "name": file.name, "sha256": file.sha256 if checked else None}
+            for file in files
+        ]
         job = json.dumps({"files": asked, "dest": str(self.site.out), "segments": segments})
         command = (sys.executable, str(HERE / "clients.py"), client, self.write(f"{client}-{segments}.json", job))
         return Contestant(name=name or client, command=command, env=env or {}, own_clock=own_clock)
@@ -332,10 +401,17 @@ def main() -> int:
     names = ("http", "sha256", "https", "eight", "small", "limited", "throttle", "import")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs for each comparison (default 5)")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
-                        help=f"only these rows: {', '.join(names)}")  # fmt: skip
-    parser.add_argument("--against", nargs="+", default=(), choices=(*PROGRAMS, *LIBRARIES), metavar="PEER",
-                        help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"only these rows: {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=(),
+        choices=(*PROGRAMS, *LIBRARIES),
+        metavar="PEER",
+        help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}",
+    )
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and counts; 0.01 is a smoke test")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")
     arguments = parser.parse_args()

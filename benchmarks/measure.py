@@ -156,15 +156,21 @@ class Bench:
         self._out, self._err = directory / "stdout", directory / "stderr"
         home = directory / "home"
         home.mkdir()
-        kept = {name: value for name, value in os.environ.items()
-                if not name.lower().endswith("_proxy") and not name.startswith(("PYTHON", *without))}  # fmt: skip
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.lower().endswith("_proxy") and not name.startswith(("PYTHON", *without))
+        }
         self._env = {**kept, "HOME": str(home), "PYTHONPYCACHEPREFIX": str(directory / "pycache")}
 
     def __enter__(self) -> Bench:
         self._launcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=self.directory,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
@@ -287,8 +293,11 @@ class Report:
     @property
     def missed(self) -> list[str]:
         """The bars that don't hold."""
-        ratios = [f"{found.contest}: {found.peer}" for found in self.comparisons
-                  if found.holds is False or (found.error or "").startswith("OURS")]  # fmt: skip
+        ratios = [
+            f"{found.contest}: {found.peer}"
+            for found in self.comparisons
+            if found.holds is False or (found.error or "").startswith("OURS")
+        ]
         return ratios + [f"{found.contest}: {found.name}" for found in self.figures if found.holds is False]
 
     def table(self) -> str:
@@ -356,8 +365,18 @@ class Report:
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / f"{name}.json"]
         written[0].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
-        shown = [_Bar(f"{found.contest} / {found.peer}", found.ratio, min(found.ratios), max(found.ratios), found.limit,
-                      found.holds) for found in self.comparisons if found.runs]  # fmt: skip
+        shown = [
+            _Bar(
+                f"{found.contest} / {found.peer}",
+                found.ratio,
+                min(found.ratios),
+                max(found.ratios),
+                found.limit,
+                found.holds,
+            )
+            for found in self.comparisons
+            if found.runs
+        ]
         for found in (figure for figure in self.figures if figure.limit):
             share = found.value / found.limit
             shown.append(_Bar(f"{found.contest} / {found.name}, of the bar", share, share, share, 1.0, found.holds))
@@ -422,14 +441,24 @@ def _plot(shown: Sequence[_Bar], title: str, path: Path) -> None:
 
 def memory(contest: str, title: str, peak: int, *, limit: int) -> Figure:
     """The most memory any of our runs held, judged."""
-    return Figure(contest=contest, title=title, name="peak RSS of ours, most", value=peak / MB, unit="MB",
-                  bar=f"< {limit / MB:.0f} MB", holds=peak < limit, limit=limit / MB)  # fmt: skip
+    return Figure(
+        contest=contest,
+        title=title,
+        name="peak RSS of ours, most",
+        value=peak / MB,
+        unit="MB",
+        bar=f"< {limit / MB:.0f} MB",
+        holds=peak < limit,
+        limit=limit / MB,
+    )
 
 
 def machine() -> dict[str, object]:
     """What the figures were taken on."""
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-                 platform.processor())  # fmt: skip
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     return {
         "cpus": os.cpu_count(),
         "cpus_allowed": len(os.sched_getaffinity(0)),

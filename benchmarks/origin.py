@@ -67,9 +67,14 @@ class Nginx:
         self.http_port = http
         self._home = home
         config = _CONFIG.format(
-            user="user root;" if os.geteuid() == 0 else "", home=home, site=site, http=http, https=self._https,
-            limit=limit, log=f"{self._log} bytes" if counted else "off",
-        )  # fmt: skip
+            user="user root;" if os.geteuid() == 0 else "",
+            home=home,
+            site=site,
+            http=http,
+            https=self._https,
+            limit=limit,
+            log=f"{self._log} bytes" if counted else "off",
+        )
         (home / "nginx.conf").write_text(config, encoding="utf-8")
 
     @property
@@ -104,9 +109,26 @@ class Nginx:
         raise RuntimeError(f"{self._log} says nothing of {fence}")
 
     def __enter__(self) -> Nginx:
-        certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3", "-subj", "/CN=perfkit",
-                       "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "keyUsage=digitalSignature,keyCertSign",
-                       "-keyout", str(self._home / "key.pem"), "-out", str(self.ca)]  # fmt: skip
+        certificate = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "3",
+            "-subj",
+            "/CN=perfkit",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "keyUsage=digitalSignature,keyCertSign",
+            "-keyout",
+            str(self._home / "key.pem"),
+            "-out",
+            str(self.ca),
+        ]
         subprocess.run(certificate, check=True, capture_output=True)
         program = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
         if program is None:

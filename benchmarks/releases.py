@@ -39,6 +39,8 @@ from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.releases.format.zstd import expand
 
 HEADERS = 600  # bytes of one request and the head of its response, nginx and our client
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
     """One figure of ours beside those of others, in bytes unless the name says otherwise."""
@@ -67,10 +69,15 @@ def main() -> int:
         note("\n".join(table(found)))
         rows += found
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tools = versions({"zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version",
-                      "rsync": "--version"}, ["perfkit", "backports.zstd"])  # fmt: skip
-    record = {"machine": machine(), "versions": tools,
-              "rows": [{**dataclasses.asdict(row), "holds": row.holds} for row in rows]}  # fmt: skip
+    tools = versions(
+        {"zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version", "rsync": "--version"},
+        ["perfkit", "backports.zstd"],
+    )
+    record = {
+        "machine": machine(),
+        "versions": tools,
+        "rows": [{**dataclasses.asdict(row), "holds": row.holds} for row in rows],
+    }
     (arguments.out / "releases.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(rows)))
     return 0 if all(row.holds is not False for row in rows) else 1
@@ -83,8 +90,10 @@ def table(rows: list[Row]) -> list[str]:
         digits = 0 if row.ours > 1000 else 2
         bar = "" if row.bar is None else f"{row.bar:,.{digits}f}"
         verdict = {True: "yes", False: "NO", None: "-"}[row.holds]
-        lines.append(f"{row.corpus:<9}{row.work:<26}{row.ours:>12,.{digits}f}{bar:>12}  {verdict:<6}"
-                     f"{row.requests or '':>4}  {others}")  # fmt: skip
+        lines.append(
+            f"{row.corpus:<9}{row.work:<26}{row.ours:>12,.{digits}f}{bar:>12}  {verdict:<6}"
+            f"{row.requests or '':>4}  {others}"
+        )
     return lines
 
 

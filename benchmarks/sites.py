@@ -36,8 +36,19 @@ class Site:
         self.tree(version).mkdir(parents=True)
         make(self.tree(version))
         note(f"publishing {self.root.name} {version}")
-        run([sys.executable, "-m", "perfkit", "publish", str(self.tree(version)), str(self.path), "--version", version,
-             "--quiet"])  # fmt: skip
+        run(
+            [
+                sys.executable,
+                "-m",
+                "perfkit",
+                "publish",
+                str(self.tree(version)),
+                str(self.path),
+                "--version",
+                version,
+                "--quiet",
+            ]
+        )
         pointer.parent.mkdir(exist_ok=True)
         shutil.copy2(self.path / _POINTER, pointer)
 

@@ -44,8 +44,9 @@ def build(scratch: Path, archive: Path) -> int:
     for tree in ("small", "plain", "large"):
         with tarfile.open(archive) as packed:
             packed.extractall(scratch / tree, filter="data")
-    found = sorted(path.relative_to(scratch / "small").as_posix() for path in (scratch / "small").rglob("*")
-                   if path.is_file())  # fmt: skip
+    found = sorted(
+        path.relative_to(scratch / "small").as_posix() for path in (scratch / "small").rglob("*") if path.is_file()
+    )
     (scratch / "names").write_text("\n".join(found), encoding="utf-8")
     for index in range(LARGE - len(found)):
         path = scratch / f"large/more-{index // PER_DIRECTORY // 10}/d{index // PER_DIRECTORY}/file-{index}.bin"
@@ -104,13 +105,25 @@ def main() -> int:
 
         small = run("ours", "change", "small")
         contests = [
-            Contest(name="change", title=f"change {CHANGED} files of 4 KiB in a tree of {files}", ours=small,
-                    bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),)),
-            Contest(name="large tree", title=f"the same in a tree of {LARGE}", ours=run("ours", "change", "large"),
-                    bars=(Bar(limit=1.2, peers=(run(f"ours, {files} files", "change", "small"),)),)),
-            Contest(name="back", title=f"back by {BACK} files in a tree of {files}", ours=run("ours", "back", "small"),
-                    bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),)),
-        ]  # fmt: skip
+            Contest(
+                name="change",
+                title=f"change {CHANGED} files of 4 KiB in a tree of {files}",
+                ours=small,
+                bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),),
+            ),
+            Contest(
+                name="large tree",
+                title=f"the same in a tree of {LARGE}",
+                ours=run("ours", "change", "large"),
+                bars=(Bar(limit=1.2, peers=(run(f"ours, {files} files", "change", "small"),)),),
+            ),
+            Contest(
+                name="back",
+                title=f"back by {BACK} files in a tree of {files}",
+                ours=run("ours", "back", "small"),
+                bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),),
+            ),
+        ]
         (scratch / "bench").mkdir()
         with Bench(scratch / "bench") as bench:
             for contest in contests:
@@ -118,9 +131,17 @@ def main() -> int:
                 report.add(found, rss_limit=RSS_LIMIT)
                 walls = [ours.wall_s * 1000 for one in found for ours, _ in one.runs]
                 if contest.name != "large tree" and walls:
-                    report.figures.append(Figure(contest=contest.name, title=contest.title, name="wall, median",
-                                                 value=median(walls), unit="ms", bar="< 100 ms",
-                                                 holds=median(walls) < 100))  # fmt: skip
+                    report.figures.append(
+                        Figure(
+                            contest=contest.name,
+                            title=contest.title,
+                            name="wall, median",
+                            value=median(walls),
+                            unit="ms",
+                            bar="< 100 ms",
+                            holds=median(walls) < 100,
+                        )
+                    )
     finally:
         shutil.rmtree(scratch)
     print(report.table())

@@ -36,8 +36,15 @@ from sites import Site, edited, entries, large_file, small_files, spread
 RSS_LIMIT = 50 * 10**6
 FILES, MANY = 3_500, 100_000
 CHANGED = 45  # files
-TOOLS = {"nginx": "-v", "zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version",
-         "rsync": "--version", "aria2c": "--version"}  # fmt: skip
+TOOLS = {
+    "nginx": "-v",
+    "zstd": "--version",
+    "zck": "--version",
+    "zsync": "-V",
+    "casync": "--version",
+    "rsync": "--version",
+    "aria2c": "--version",
+}
 _CLOCK = """\
 import json, sys, time
 from perfkit import Toolkit
@@ -108,10 +115,19 @@ class Updates:
         title = f"{name}, {kind}: bytes by nginx's log"
 
         def figure(work: str, used: Traffic, bar: float, beside: dict[str, float]) -> None:
-            self.report.figures.append(Figure(
-                contest=name, title=title, name=work, value=used.bytes, unit="B", bar=f"<={bar:,.0f}", limit=bar,
-                holds=used.bytes <= bar, beside={"requests": used.requests, **beside},
-            ))  # fmt: skip
+            self.report.figures.append(
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=work,
+                    value=used.bytes,
+                    unit="B",
+                    bar=f"<={bar:,.0f}",
+                    limit=bar,
+                    holds=used.bytes <= bar,
+                    beside={"requests": used.requests, **beside},
+                )
+            )
 
         for release in reversed(releases[:-1]):
             used, run = self.sync(site, clients / release, last)
@@ -148,9 +164,13 @@ class Updates:
             _check(dest, tree)
             shutil.rmtree(dest)
 
-        contest = Contest(name="small", title="first install of 2,000 files of 0.5 to 8 KiB, wall time",
-                          ours=self.cli("sync", self.url(site.path), dest), bars=(Bar(limit=1.0, peers=(aria,)),),
-                          after=after)  # fmt: skip
+        contest = Contest(
+            name="small",
+            title="first install of 2,000 files of 0.5 to 8 KiB, wall time",
+            ours=self.cli("sync", self.url(site.path), dest),
+            bars=(Bar(limit=1.0, peers=(aria,)),),
+            after=after,
+        )
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def nothing(self) -> None:
@@ -164,8 +184,9 @@ class Updates:
         walk = Contestant(name="scandir and stat", command=(sys.executable, "-c", _WALK, *where), own_clock=True)
         title = "sync with nothing to do, botocore (3,433 files)"
         for ours, limit in ((again, 3.0), (first, None)):
-            contest = Contest(name=f"nothing, {ours.name}", title=title, ours=ours,
-                              bars=(Bar(limit=limit, peers=(walk,)),))  # fmt: skip
+            contest = Contest(
+                name=f"nothing, {ours.name}", title=title, ours=ours, bars=(Bar(limit=limit, peers=(walk,)),)
+            )
             found = self.bench.compare(contest, self.pairs)
             self.report.add(found, rss_limit=RSS_LIMIT)
             walls = [mine.wall_s * 1000 for one in found for mine, _ in one.runs]
@@ -248,12 +269,28 @@ class Updates:
         shutil.rmtree(dest)
 
     def judge(
-        self, contest: str, title: str, name: str, value: float, unit: str, limit: float,
+        self,
+        contest: str,
+        title: str,
+        name: str,
+        value: float,
+        unit: str,
+        limit: float,
         beside: dict[str, float] | None = None,
-    ) -> None:  # fmt: skip
-        self.report.figures.append(Figure(contest=contest, title=title, name=name, value=value, unit=unit,
-                                          bar=f"<={limit} {unit}".strip(), limit=limit, holds=value <= limit,
-                                          beside=beside or {}))  # fmt: skip
+    ) -> None:
+        self.report.figures.append(
+            Figure(
+                contest=contest,
+                title=title,
+                name=name,
+                value=value,
+                unit=unit,
+                bar=f"<={limit} {unit}".strip(),
+                limit=limit,
+                holds=value <= limit,
+                beside=beside or {},
+            )
+        )
 
     def sync(self, site: Site, dest: Path, release: str, *, exactly: bool = True) -> tuple[Traffic, Run]:
         """A whole process, what it asked for, and whether it made the release."""
@@ -332,8 +369,9 @@ def _check(dest: Path, tree: Path, *, exactly: bool = True) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change back "
-                        "large entries")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change back large entries"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")
     parser.add_argument("--reuse", action="store_true", help="what an earlier run published")

@@ -41,8 +41,10 @@ def main() -> None:
                 kit.download_many([*wanted, f"{server.url}missing.bin"], out)
             except BatchError as error:  # raised when all the others are done
                 failed = [each for each in error.results if each.error is not None]
-                print(f"failed: {str(failed[0].error).removeprefix(server.url)}; "
-                      f"the other {len(error.results) - len(failed)} are there all the same")  # fmt: skip
+                print(
+                    f"failed: {str(failed[0].error).removeprefix(server.url)}; "
+                    f"the other {len(error.results) - len(failed)} are there all the same"
+                )
 
 
 if __name__ == "__main__":

@@ -57,8 +57,11 @@ def main() -> None:
         print(f"{len(answers)} requests at once: {statuses} with {bodies}")
 
         jobs: queue.Queue[str] = queue.Queue()
-        worker = threading.Thread(target=lambda: print("from a worker thread with a queue:",
-                                  kit.download(jobs.get(), f"{scratch}/w.bin").bytes, "bytes"))  # fmt: skip
+        worker = threading.Thread(
+            target=lambda: print(
+                "from a worker thread with a queue:", kit.download(jobs.get(), f"{scratch}/w.bin").bytes, "bytes"
+            )
+        )
         worker.start()
         jobs.put(f"{server.url}a.bin")
         worker.join()

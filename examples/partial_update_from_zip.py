@@ -46,8 +46,10 @@ def main() -> None:
             second = kit.sync(url, tree)
             size = (site / "pack.zip").stat().st_size
             print(f"the next archive has {size / 1e6:.0f} MB; all of it came: {second.bytes_received >= size}")
-            print(f"second: {second.added} added, {second.changed} changed, {second.removed} removed; "
-                  f"by {second.route}; a tenth of the archive came: {second.bytes_received > size / 10}")  # fmt: skip
+            print(
+                f"second: {second.added} added, {second.changed} changed, {second.removed} removed; "
+                f"by {second.route}; a tenth of the archive came: {second.bytes_received > size / 10}"
+            )
 
             third = kit.sync(url, tree)
             print(f"third: the same archive again: {third.route}, {third.changed} changed")

@@ -44,12 +44,16 @@ def main() -> None:
                 (rules / "new.rules").write_text("alert udp any any -> any 53 (sid:100;)\n")
                 kit.publish(rules, site, version="2026.11")
                 new = kit.sync(server.url, tree)
-            print(f"{new.version} installed: {new.added} added, {new.changed} changed, {new.removed} removed, "
-                  f"by {new.route}; fewer than 2000 bytes came: {new.bytes_received < 2000}")  # fmt: skip
+            print(
+                f"{new.version} installed: {new.added} added, {new.changed} changed, {new.removed} removed, "
+                f"by {new.route}; fewer than 2000 bytes came: {new.bytes_received < 2000}"
+            )
 
             back = kit.rollback(tree)
-            print(f"rolled back to {back.version} with {back.bytes_received} bytes from the network; "
-                  f"007.rules is as before: {(tree / '007.rules').read_bytes() == before}")  # fmt: skip
+            print(
+                f"rolled back to {back.version} with {back.bytes_received} bytes from the network; "
+                f"007.rules is as before: {(tree / '007.rules').read_bytes() == before}"
+            )
             for generation in kit.history(tree):
                 version = generation.label.get("version", "as it was before the first")
                 print(f"generation {generation.number}: {version}{' (current)' if generation.current else ''}")

@@ -46,8 +46,10 @@ def main() -> int:
             again = kit.download_many(requests, dest)
         size = sum(result.bytes for result in results)
         print(f"{len(results)} files, {size >> 20} MiB, every SHA-256 verified")
-        print(f"asked again: {sum(result.unchanged for result in again)} files unchanged, "
-              f"{sum(result.bytes_received for result in again)} bytes received")  # fmt: skip
+        print(
+            f"asked again: {sum(result.unchanged for result in again)} files unchanged, "
+            f"{sum(result.bytes_received for result in again)} bytes received"
+        )
         return 0
 
 

@@ -48,8 +48,10 @@ def main() -> None:
             with Toolkit(CONFIG) as kit:
                 done = kit.download(url, dest)  # the same call again
         print(f"gone on from what was there: {done.resumed_from > 0}")
-        print(f"received in the second run: {'less than' if done.bytes_received < SIZE else 'all of'} "
-              f"the file's {SIZE} bytes")  # fmt: skip
+        print(
+            f"received in the second run: {'less than' if done.bytes_received < SIZE else 'all of'} "
+            f"the file's {SIZE} bytes"
+        )
         same = hashlib.sha256(dest.read_bytes()).digest() == hashlib.sha256((site / "big.bin").read_bytes()).digest()
         print(f"the file is the same as the origin's: {same}")
 

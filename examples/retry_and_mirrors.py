@@ -47,8 +47,11 @@ def main() -> None:
         (site / "f.bin").write_bytes(DATA)
         (site / "lie.bin").write_bytes(b"not at all what was promised")
         handler = functools.partial(Busy, directory=str(site))
-        with Server(site) as server, Toolkit(Config(retries=3, backoff_base_s=0.01)) as kit, \
-                http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as busy:  # fmt: skip
+        with (
+            Server(site) as server,
+            Toolkit(Config(retries=3, backoff_base_s=0.01)) as kit,
+            http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as busy,
+        ):
             threading.Thread(target=busy.serve_forever, args=(0.05,), daemon=True).start()
             done = kit.download(f"http://127.0.0.1:{busy.server_port}/f.bin", dest)
             print(f"busy: whole after {done.retries} retries")

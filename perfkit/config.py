@@ -37,8 +37,19 @@ def parse_size(text: str) -> int:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OURS = frozenset({"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since",
-                   "content-length", "transfer-encoding", "connection"})  # fmt: skip
+_OURS = frozenset(
+    {
+        "range",
+        "if-range",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-unmodified-since",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+    }
+)
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
@@ -108,13 +119,25 @@ class Config:
     keep_generations: int = 5  # before the current one, that `rollback` can reach
 
     def __post_init__(self) -> None:
-        for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes",
-                     "keep_generations"):  # fmt: skip
+        for name in (
+            "workers",
+            "segments",
+            "min_segment_bytes",
+            "connections_per_host",
+            "buffer_bytes",
+            "keep_generations",
+        ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s",
-                     "max_redirects"):  # fmt: skip
+        for name in (
+            "stall_bytes_per_s",
+            "retries",
+            "backoff_base_s",
+            "backoff_cap_s",
+            "retry_after_cap_s",
+            "max_redirects",
+        ):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
         _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
@@ -145,8 +168,9 @@ class Config:
                 import difflib
 
                 near = difflib.get_close_matches(variable, fields, n=1)
-                raise ConfigError(f"{variable} is set, and perfkit has no such setting"
-                                  + (f"; {near[0]} is one" if near else ""))  # fmt: skip
+                raise ConfigError(
+                    f"{variable} is set, and perfkit has no such setting" + (f"; {near[0]} is one" if near else "")
+                )
             values[fields[variable].name] = _read(cls, variable, text, fields[variable])
         return cls(**{**values, **overrides})
 
@@ -182,8 +206,9 @@ def is_size(name: str) -> bool:
 
 
 def _switch(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True,
-            "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+        text.lower()
+    ]
 
 
 def _size(text: str) -> int:

@@ -158,8 +158,14 @@ class Toolkit:
         """
         from perfkit.filesystem.scan import scan
 
-        return scan(path, directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude,
-                    without=without)  # fmt: skip
+        return scan(
+            path,
+            directories=directories,
+            follow_symlinks=follow_symlinks,
+            include=include,
+            exclude=exclude,
+            without=without,
+        )
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
@@ -298,8 +304,9 @@ class Toolkit:
         """
         from perfkit.releases.publish.on_change import republish
 
-        return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
-                         exclude=tuple(exclude))  # fmt: skip
+        return republish(
+            os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+        )
 
     def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
@@ -311,8 +318,15 @@ class Toolkit:
         from perfkit.updates.updater import plan
 
         with self._patient.waiting():
-            return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+            return plan(
+                self.config,
+                self._downloads,
+                os.fspath(source),
+                os.fspath(dest),
+                kind=kind_of(type),
+                selection=selection,
+                progress=self._progress,
+            )
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -343,8 +357,15 @@ class Toolkit:
         from perfkit.updates.updater import sync
 
         with self._patient.waiting():
-            return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+            return sync(
+                self.config,
+                self._downloads,
+                os.fspath(source),
+                os.fspath(dest),
+                kind=kind_of(type),
+                selection=selection,
+                progress=self._progress,
+            )
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.

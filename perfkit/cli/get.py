@@ -93,8 +93,12 @@ def _downloads(
     """The results, as they end; failures are results too."""
     from perfkit.downloads.request import Download, Request
 
-    options = {"checksum": arguments.checksum, "mirrors": tuple(arguments.mirror), "headers": headers,
-               "resume": not arguments.no_resume}  # fmt: skip
+    options = {
+        "checksum": arguments.checksum,
+        "mirrors": tuple(arguments.mirror),
+        "headers": headers,
+        "resume": not arguments.no_resume,
+    }
     requests = [Request(url, **options) for url in arguments.urls]
     if arguments.output is not None:
         try:

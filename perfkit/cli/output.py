@@ -16,8 +16,16 @@ from perfkit.progress.lines import say
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
 
-__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "interrupted", "print_text", "progress_for",
-           "tell"]  # fmt: skip
+__all__ = [
+    "INTERRUPTED",
+    "complain",
+    "error_as_json",
+    "error_told",
+    "interrupted",
+    "print_text",
+    "progress_for",
+    "tell",
+]
 
 INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
 

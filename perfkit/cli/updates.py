@@ -81,8 +81,11 @@ def add_publish(publish: Parser) -> None:
 def _publish(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    options: dict[str, Any] = {"version": arguments.version, "keep_deltas": arguments.keep_deltas,
-                               "exclude": arguments.exclude}  # fmt: skip
+    options: dict[str, Any] = {
+        "version": arguments.version,
+        "keep_deltas": arguments.keep_deltas,
+        "exclude": arguments.exclude,
+    }
     with error_told(arguments), Toolkit(config_for(arguments)) as kit:
         if arguments.watch:
             with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
@@ -100,8 +103,10 @@ def _tell_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
         note = f"{release.version} is what {arguments.site} offers already"
     else:
-        note = (f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
-                f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
+        note = (
+            f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+            f"{release.objects_written} objects with {release.bytes_written} bytes written"
+        )
     tell(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
 
 
@@ -136,9 +141,13 @@ def _sync(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         _tell_plan(arguments, plan)
         return 0
-    tell(arguments, dataclasses.asdict(report), f"{report.version}, generation {report.generation}: {report.added} "
-         f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
-         f"{report.route}{_edits(report)}")  # fmt: skip
+    tell(
+        arguments,
+        dataclasses.asdict(report),
+        f"{report.version}, generation {report.generation}: {report.added} "
+        f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
+        f"{report.route}{_edits(report)}",
+    )
     return 0
 
 
@@ -158,8 +167,9 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
         return None
     from perfkit.archives.members import Selection
 
-    return Selection(strip_components=arguments.strip_components, include=tuple(arguments.include),
-                     exclude=tuple(arguments.exclude))  # fmt: skip
+    return Selection(
+        strip_components=arguments.strip_components, include=tuple(arguments.include), exclude=tuple(arguments.exclude)
+    )
 
 
 def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
@@ -168,9 +178,12 @@ def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
     record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
-    tell(arguments, {**record, "offers": offers},
-         f"{plan.version}: {len(plan.fetch)} files to fetch, {here} from here, {len(plan.remove)} to remove; by "
-         f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, some {plan.seconds:.1f} s")  # fmt: skip
+    tell(
+        arguments,
+        {**record, "offers": offers},
+        f"{plan.version}: {len(plan.fetch)} files to fetch, {here} from here, {len(plan.remove)} to remove; by "
+        f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, some {plan.seconds:.1f} s",
+    )
 
 
 # -- rollback, history, verify ----------------------------------------------------------------------------------------
@@ -192,8 +205,12 @@ def _rollback(arguments: argparse.Namespace) -> int:
     with error_told(arguments), Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
     version = report.version or "as it was before the first one"
-    tell(arguments, dataclasses.asdict(report), f"{version}, generation {report.generation}: {report.added} added, "
-         f"{report.changed} changed, {report.removed} removed{_edits(report)}")  # fmt: skip
+    tell(
+        arguments,
+        dataclasses.asdict(report),
+        f"{version}, generation {report.generation}: {report.added} added, "
+        f"{report.changed} changed, {report.removed} removed{_edits(report)}",
+    )
     return 0
 
 
@@ -245,7 +262,11 @@ def _verify(arguments: argparse.Namespace) -> int:
     if not (arguments.json or arguments.quiet):
         for what, names in (("missing", report.missing), ("changed", report.changed), ("extra", report.extra)):
             print_text("".join(f"{what} {printable(name)}\n" for name in names))
-    tell(arguments, {**dataclasses.asdict(report), "intact": report.intact}, f"{report.files} files: "
-         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-         f"{'; repaired' if report.repaired else ''}")  # fmt: skip
+    tell(
+        arguments,
+        {**dataclasses.asdict(report), "intact": report.intact},
+        f"{report.files} files: "
+        f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
+        f"{'; repaired' if report.repaired else ''}",
+    )
     return 0 if report.intact else 1

@@ -179,9 +179,16 @@ class _Line:
         if self._bar is None:
             # An explicit width keeps it from installing a handler for SIGWINCH.
             self._bar = progressbar.ProgressBar(
-                widgets=self._widgets, fd=self._buffer, term_width=width, max_error=False, custom_len=display_width,
-                is_terminal=False, line_breaks=False, enable_colors=False, variables={"left": left, "tail": tail},
-            )  # fmt: skip
+                widgets=self._widgets,
+                fd=self._buffer,
+                term_width=width,
+                max_error=False,
+                custom_len=display_width,
+                is_terminal=False,
+                line_breaks=False,
+                enable_colors=False,
+                variables={"left": left, "tail": tail},
+            )
             self._bar.start()
         bar = self._bar
         bar.term_width = width

@@ -205,8 +205,9 @@ class FileMeter:
     def _progress(self, now: float) -> FileProgress:
         speed = self._window.see(now, self.transferred_bytes) if self._window else 0.0
         left = None if self.total_bytes is None else max(0, self.total_bytes - self.received_bytes)
-        return FileProgress(self.name, self.state, self.received_bytes, self.total_bytes, self.resumed_bytes, speed,
-                            _eta_s(left, speed))  # fmt: skip
+        return FileProgress(
+            self.name, self.state, self.received_bytes, self.total_bytes, self.resumed_bytes, speed, _eta_s(left, speed)
+        )
 
 
 class Meter:
@@ -272,9 +273,20 @@ class Meter:
             else:
                 eta = None
             return Snapshot(
-                self._phase, expected, self._done, self._failed, self._received, total, self._known,
-                self._resumed, speed, eta, elapsed, active, finished,
-            )  # fmt: skip
+                self._phase,
+                expected,
+                self._done,
+                self._failed,
+                self._received,
+                total,
+                self._known,
+                self._resumed,
+                speed,
+                eta,
+                elapsed,
+                active,
+                finished,
+            )
 
 
 def _eta_s(left_bytes: int | None, speed: float) -> float | None:

@@ -66,12 +66,20 @@ class Stage:
         speed = self._window.see(now, self._bytes_done)
         left = None if self._total_bytes is None else max(0, self._total_bytes - self._bytes_done)
         return Snapshot(
-            phase=self._phase, files_total=self._files, files_done=self._files_done, files_failed=0,
-            received_bytes=self._bytes_done, total_bytes=self._total_bytes,
-            known_bytes=self._bytes_done if self._total_bytes is None else self._total_bytes, resumed_bytes=0,
-            speed_bytes_per_s=speed, eta_s=left / speed if left is not None and speed > 0 else None,
-            elapsed_s=now - self._began_s, active=(), finished=(),
-        )  # fmt: skip
+            phase=self._phase,
+            files_total=self._files,
+            files_done=self._files_done,
+            files_failed=0,
+            received_bytes=self._bytes_done,
+            total_bytes=self._total_bytes,
+            known_bytes=self._bytes_done if self._total_bytes is None else self._total_bytes,
+            resumed_bytes=0,
+            speed_bytes_per_s=speed,
+            eta_s=left / speed if left is not None and speed > 0 else None,
+            elapsed_s=now - self._began_s,
+            active=(),
+            finished=(),
+        )
 
 
 class Patient:

@@ -49,8 +49,10 @@ def _unwritable(tree: TreeSettings) -> Iterator[checks.CheckMessage]:
         hint = "Remove it, or choose another directory."
         yield checks.Warning(f"The tree {tree.name!r}: {place} is not a directory.", hint=hint, id="perfkit.W001")
     elif not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
-        hint = ("Give it to the user that runs the commands; if that is not the user of this process, add "
-                "'perfkit.W001' to SILENCED_SYSTEM_CHECKS.")  # fmt: skip
+        hint = (
+            "Give it to the user that runs the commands; if that is not the user of this process, add "
+            "'perfkit.W001' to SILENCED_SYSTEM_CHECKS."
+        )
         yield checks.Warning(f"The tree {tree.name!r}: {place} is not writable.", hint=hint, id="perfkit.W001")
 
 

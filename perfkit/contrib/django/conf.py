@@ -220,8 +220,12 @@ def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
             if inner.startswith(outer):
                 how = "is the same directory as" if inner == outer else "lies inside"
                 what = f'{how} the "DEST" of the tree {_quoted(outer_name)}'
-                yield Problem("E008", f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]', what,
-                              "Give each tree a directory of its own.")  # fmt: skip
+                yield Problem(
+                    "E008",
+                    f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]',
+                    what,
+                    "Give each tree a directory of its own.",
+                )
 
 
 def _config_values(

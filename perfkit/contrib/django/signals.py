@@ -40,8 +40,10 @@ class ReceiverError(PerfkitError):
 
     def __str__(self) -> str:
         told = "; ".join(f"{receiver}: {type(error).__name__}: {error}" for receiver, error in self.failures)
-        return (f"the tree {self.name!r} is at {self.report.version} (generation {self.report.generation}), but "
-                f"receivers failed ({told}); mend them and sync again: they are then called again")  # fmt: skip
+        return (
+            f"the tree {self.name!r} is at {self.report.version} (generation {self.report.generation}), but "
+            f"receivers failed ({told}); mend them and sync again: they are then called again"
+        )
 
 
 def receiver_name(receiver: Any) -> str:

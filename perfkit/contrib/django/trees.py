@@ -136,9 +136,12 @@ def status(name: str) -> Status:
 
 
 def _change(
-    tree: TreeSettings, wait_s: float, config: Config | None, progress: Progress | None,
+    tree: TreeSettings,
+    wait_s: float,
+    config: Config | None,
+    progress: Progress | None,
     change: Callable[[Toolkit], SyncReport],
-) -> SyncReport:  # fmt: skip
+) -> SyncReport:
     deadline_s = time.monotonic() + wait_s
     with one_at_a_time(tree.dest, deadline_s):
         with Toolkit(config or tree.config, progress=progress) as kit:

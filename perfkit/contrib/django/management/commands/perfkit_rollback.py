@@ -17,8 +17,13 @@ class Command(BaseCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME", help="a tree in the settings")
         parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
-        parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS",
-                            help="how long to wait for another that is changing the tree (default 0)")  # fmt: skip
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=0.0,
+            metavar="SECONDS",
+            help="how long to wait for another that is changing the tree (default 0)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         with failures_told():

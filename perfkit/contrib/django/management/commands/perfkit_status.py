@@ -48,8 +48,9 @@ class Command(BaseCommand):
         name = self.style.MIGRATE_LABEL(record["name"])
         match record["state"]:
             case "installed":
-                self.stdout.write(f"{name}: {record['version']} (generation {record['generation']}, "
-                                  f"{_local(record['changed'])})")  # fmt: skip
+                self.stdout.write(
+                    f"{name}: {record['version']} (generation {record['generation']}, {_local(record['changed'])})"
+                )
             case "busy":
                 self.stdout.write(f"{name}: being changed right now")
             case "absent":

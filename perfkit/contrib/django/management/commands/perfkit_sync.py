@@ -21,8 +21,13 @@ class Command(ToolkitCommand):
         parser.add_argument("names", nargs="*", metavar="NAME", help="a tree in the settings")
         parser.add_argument("--all", action="store_true", help="all trees in the settings")
         parser.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
-        parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS",
-                            help="how long to wait for another that is changing the same tree (default 0)")  # fmt: skip
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=0.0,
+            metavar="SECONDS",
+            help="how long to wait for another that is changing the same tree (default 0)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
         with failures_told():
@@ -64,8 +69,11 @@ class Command(ToolkitCommand):
             self.note(f"{name}: {report.version} is there already (generation {report.generation})", options)
             return
         self.note(self.style.SUCCESS(f"{name}: {report.version} (generation {report.generation})"), options)
-        self.note(f"  {report.added} added, {report.changed} changed, {report.removed} removed; "
-                  f"{report.bytes_received} bytes received in {report.seconds:.1f} s", options)  # fmt: skip
+        self.note(
+            f"  {report.added} added, {report.changed} changed, {report.removed} removed; "
+            f"{report.bytes_received} bytes received in {report.seconds:.1f} s",
+            options,
+        )
         for edited, kept in report.aside.items():
             self.note(self.style.WARNING(f"  {edited} was edited here; that is kept as {kept}"), options)
         for edited in report.overwritten:
