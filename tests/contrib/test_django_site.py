@@ -64,7 +64,7 @@ def test_a_release_that_cannot_be_loaded(project: Path, kit: Toolkit, tmp_path: 
         assert "ValueError: dns.rules, line 1: not a rule: 'resolver permit port=53'" in complaint
         assert tree_of(project / "data/rules").keys() == {"base.rules", "dns.rules", "web.rules"}
         assert manage("list_rules") == rules
-        assert "receivers of tree_updated are not done with it" in manage("perfkit_status")
+        assert "some receivers of tree_updated have not processed this generation" in manage("perfkit_status")
     assert manage("perfkit_rollback", "rules").startswith("rules: 2026.10 (generation 1)\n")
     assert tree_of(project / "data/rules").keys() == {"base.rules", "web.rules"}
     assert manage("list_rules") == rules
