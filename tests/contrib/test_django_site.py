@@ -86,5 +86,5 @@ def test_its_readme(project: Path, tmp_path: Path) -> None:
     for told in re.findall(r"# ((?:rules|2026\.10): .+)", script):
         assert told in ended.stdout, ended.stdout
     assert "2026.10 would become 2026.11: 1 added, 1 changed, 0 removed" in ended.stdout
-    assert "3 files are as 2026.11 has them" in ended.stdout
+    assert "3 files match release 2026.11" in ended.stdout
     assert tree_of(project / "data/rules").keys() == {"base.rules", "web.rules"}
