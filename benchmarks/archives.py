@@ -1,4 +1,4 @@
-"""How updates from archives and `.zsync` fare: `python benchmarks/archives.py`, from perfkit[bench,zsync].
+"""Benchmark updates from archives and `.zsync` files: `python benchmarks/archives.py`, from perfkit[bench,zsync].
 
 All through the command line, from nginx on loopback, whole processes. zip: two adjacent releases of a real wheel (from
 PyPI, by pip), bytes by nginx's log. tar: a tar.gz of 150 MB against `tar xzf`. zsync: tars of 20 and 150 MB against the
@@ -32,7 +32,7 @@ SYNC = (sys.executable, "-m", "perfkit", "sync", "--quiet")
 
 
 class Offer:
-    """Two versions of some files, of which a site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
+    """Two versions of some files; the site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
 
     def __init__(self, store: Path, site: Path, names: Sequence[str]) -> None:
         self.store = store
@@ -43,22 +43,22 @@ class Offer:
         self.put(0)
 
     def put(self, version: int) -> None:
-        """Offer this one."""
+        """Offer this version."""
         self.current = version
         for name in self._names:
             shutil.copy(self.store / f"{name}.{version}", self._site / f"{name}~")
-            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # nginx makes the ETag of it
+            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # the ETag
             os.replace(self._site / f"{name}~", self._site / name)
 
 
 def sync(url: str, tree: Path) -> dict[str, object]:
-    """One run that is not measured; its report."""
+    """One unmeasured run; returns its report."""
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     run = subprocess.run([*SYNC, "--json", url, str(tree)], capture_output=True, text=True, env=env, check=False)
     if run.returncode:
         raise RunFailedError(f"perfkit sync ended with {run.returncode}: {run.stderr[-500:]}")
-    report: dict[str, object] = json.loads(run.stdout)
-    return report
+    synced: dict[str, object] = json.loads(run.stdout)
+    return synced
 
 
 def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> None:
@@ -75,7 +75,7 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     sync(url, tree)
     server.traffic()
     offer.put(1)
-    told = sync(url, tree)
+    synced = sync(url, tree)
     seen = server.traffic()
     sync(url, tree)
     idle = server.traffic()
@@ -86,7 +86,7 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     allowed = sum(each.compress_size for each in changed) + size - archives[1].start_dir + (64 << 10)
     for each in archives[1].infolist():
         if (tree / each.filename).read_bytes() != archives[1].read(each):
-            raise RunFailedError(f"{each.filename} is another one")
+            raise RunFailedError(f"{each.filename} differs from the archive")
     title = (
         f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
         f"wheel of {size} bytes"
@@ -94,9 +94,9 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     details = {
         "bytes": seen.bytes,
         "requests": seen.requests,
-        "bodies": told["bytes_received"],
+        "bodies": synced["bytes_received"],
         "allowed": allowed,
-        "seconds": told["seconds"],
+        "seconds": synced["seconds"],
         "idle_requests": idle.requests,
         "idle_bytes": idle.bytes,
     }
@@ -115,7 +115,7 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
 
 
 def make_tree(rng: random.Random, directory: Path, total: int, count: int) -> list[Path]:
-    """Files of a text-like kind: words, which compress about 3 to 1, in sizes that vary."""
+    """Text-like files of varying size, which compress about 3 to 1."""
     words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz_", k=rng.randrange(2, 12))) for _ in range(4000)]
     paths = []
     for number in range(count):
@@ -164,7 +164,7 @@ def tar_contest(
         return all((root / name).read_bytes() == data for name, data in contents[offer.current].items())
 
     def after() -> None:
-        """Ours leaves the tree as offered, and the next has the other version to fetch; theirs fills a directory."""
+        """Check the tree and offer the other version; empty the directory of the peer."""
         if os.listdir(empty):
             if not has(empty):
                 raise RunFailedError("tar unpacked something else")
@@ -184,10 +184,10 @@ def tar_contest(
         after=after,
     )
     report.add(bench.compare(contest, pairs), rss_limit=50 * MB)
-    told = sync(url, tree)
+    synced = sync(url, tree)
     after()
-    if told["changed"] != CHANGED or told["added"] or told["removed"]:
-        raise RunFailedError(f"not {CHANGED} files were written: {told}")
+    if synced["changed"] != CHANGED or synced["added"] or synced["removed"]:
+        raise RunFailedError(f"not {CHANGED} files were written: {synced}")
 
 
 def zsync_contest(
@@ -219,7 +219,7 @@ def zsync_contest(
         for left in directory.glob(f"{made.name}*"):
             left.unlink()
         if not same:
-            raise RunFailedError("the file that was made is another one")
+            raise RunFailedError("the file that was made differs from the archive")
         if not theirs:
             other()
 
@@ -236,11 +236,11 @@ def zsync_contest(
     run = subprocess.run(loud, check=True, capture_output=True, text=True, cwd=directory)
     theirs_seen = server.traffic()
     after()
-    told = sync(url, tree)
+    synced = sync(url, tree)
     seen = server.traffic()
     control = (site / f"{name}.zsync").stat().st_size
     reference = control + int((run.stdout + run.stderr).rpartition("fetched ")[2].split()[0])
-    received = int(str(told["bytes_received"]))
+    received = int(str(synced["bytes_received"]))
     details = {
         "bytes": received,
         "zsync": reference,

@@ -1,4 +1,4 @@
-"""Trees from PyPI, and what other tools need to bring one up to date: for the benchmarks of releases and updates."""
+"""Trees from PyPI, and the costs of other update tools: for the benchmarks of releases and updates."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def sdist(cache: Path, project: str, release: str) -> Path:
 
 
 def unpack(archive: Path, root: Path) -> Path:
-    """Regular files without the top directory; links as copies of what they lead to; unsafe names left out."""
+    """Regular files without the top directory; links as copies of their targets; unsafe names omitted."""
     with tarfile.open(archive) as tar:
         for member in tar:
             name = member.name.partition("/")[2]
@@ -97,7 +97,7 @@ def patch_bytes(tars: list[Path]) -> int:
 
 
 def rsync_bytes(old: Path, new: Path) -> int:
-    """What rsync sends and receives to make one tree the other."""
+    """The bytes that rsync sends and receives to turn one tree into the other."""
     target = old.with_name("rsync-target")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(old, target)
@@ -107,7 +107,7 @@ def rsync_bytes(old: Path, new: Path) -> int:
 
 
 def block_bytes(tars: list[Path], work: Path) -> dict[str, float]:
-    """From one tar to the other by each tool that compares blocks and is there."""
+    """The bytes from one tar to the other with each installed tool that compares blocks."""
     peers: dict[str, Callable[[], float]] = {
         "zchunk": lambda: zchunk(tars),
         "zsync": lambda: zsync(tars, work),
@@ -129,7 +129,7 @@ def zsync(tars: list[Path], work: Path) -> float:
         cwd=work,
     )
     shutil.rmtree(work / "nginx", ignore_errors=True)  # of a run that was interrupted
-    with Nginx(work, work / "nginx") as server:  # zsync asks for several ranges at once
+    with Nginx(work, work / "nginx") as server:  # zsync requests several ranges at once
         said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])
     fetched = re.findall(r"fetched (\d+)", said)
     return Path(f"{tars[1]}.zsync").stat().st_size + float(fetched[-1])

@@ -1,4 +1,4 @@
-"""How fast downloads are, against the tools people use: `python benchmarks/downloads.py`, from perfkit[bench].
+"""Benchmark downloads against common tools: `python benchmarks/downloads.py`, from perfkit[bench].
 
 nginx serves from tmpfs on loopback; whole processes are measured. See README.md next to this file.
 """
@@ -37,7 +37,7 @@ LIBRARIES = (*SEGMENTING, "pooch", "requests")  # clients in clients.py, named l
 
 @dataclass(frozen=True)
 class Served:
-    """A file that the server has."""
+    """A file on the server."""
 
     path: str  # below the site
     size: int
@@ -49,7 +49,7 @@ class Served:
 
 
 class Site:
-    """The files to fetch, made when a row asks for them, and the directory they are fetched into."""
+    """The files to download, created on demand, and the directory for the downloads."""
 
     def __init__(self, directory: Path, scale: float) -> None:
         self.root = directory / "site"
@@ -61,7 +61,7 @@ class Site:
         self._checked = 0
 
     def file(self, path: str, size: int) -> Served:
-        """A file of `size` random bytes, which no coding can make smaller."""
+        """A file of `size` random bytes, which can't be compressed."""
         if path not in self._made:
             full = self.root / path
             full.parent.mkdir(exist_ok=True)
@@ -88,7 +88,7 @@ class Site:
         return max(8, int(number * self.scale))
 
     def check_and_clear(self, files: Sequence[Served]) -> Callable[[], None]:
-        """To do after a run: see that all sizes are right and the bytes of one file, another each time; then clear."""
+        """After a run: check all sizes and the bytes of one file, another one each time; then remove the files."""
 
         def after() -> None:
             try:
@@ -113,7 +113,7 @@ class Site:
 
 
 class Downloads:
-    """The rows, by name. Each adds what it found to the report."""
+    """The rows, by name. Each adds its results to the report."""
 
     def __init__(
         self,
@@ -295,7 +295,7 @@ class Downloads:
         )
 
     def tool(self, program: str, *arguments: str, name: str = "") -> tuple[Contestant, ...]:
-        """The contestant; none if it was not asked for, nor, with a note about it, where it is not installed."""
+        """The contestant; none if it was not selected, or if it is not installed, which is noted."""
         if self.against and program not in self.against:
             return ()
         if shutil.which(program) is None:
@@ -313,7 +313,7 @@ class Downloads:
         own_clock: bool = False,
         env: dict[str, str] | None = None,
     ) -> Iterator[Bar]:
-        """The other Python libraries: we are to be ahead of each, with the number of segments that suits it best."""
+        """The other Python libraries: perfkit should beat each, with its best number of segments."""
         for library in LIBRARIES:
             if self.against and library not in self.against:
                 continue

@@ -1,4 +1,4 @@
-"""How fast traversal, hashing and batches are, against what people use: `python benchmarks/filesystem.py`.
+"""Benchmark traversal, hashing and batches against common tools: `python benchmarks/filesystem.py`.
 
 The tree is botocore's source archive from PyPI, about 3,400 files and 130 MB, fetched once into --cache.
 """
@@ -47,7 +47,7 @@ print(json.dumps({{"seconds": time.perf_counter() - began}}))
 
 
 def fetch(cache: Path) -> Path:
-    """The source archive, by pip, which builds its metadata to know its name."""
+    """The source archive, downloaded by pip, which builds its metadata to learn its name."""
     cache.mkdir(parents=True, exist_ok=True)
     name, _, version = SOURCE.partition("==")
     archive = cache / f"{name}-{version}.tar.gz"
@@ -58,7 +58,7 @@ def fetch(cache: Path) -> Path:
 
 
 def same(left: Path, right: Path) -> Callable[[], None]:
-    """To do after a copy: see that it has the names and sizes of the source, and remove it."""
+    """After a copy: check that it has the names and sizes of the source, and remove it."""
 
     def listing(root: Path) -> dict[str, int]:
         return {

@@ -1,4 +1,4 @@
-"""Releases against other ways to bring a tree up to date: bytes to fetch, requests, and what publishing takes.
+"""Benchmark releases against other update methods: bytes to fetch, requests, and the cost of publishing.
 
     python benchmarks/releases.py [--only django lxml ansible] [--cache DIR] [--out DIR]
 
@@ -38,12 +38,12 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.releases.format.zstd import expand
 
-HEADERS = 600  # bytes of one request and the head of its response, nginx and our client
+HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of ours beside those of others, in bytes unless the name says otherwise."""
+    """A figure of perfkit with those of others, in bytes unless the name says otherwise."""
 
     corpus: str
     work: str
@@ -118,7 +118,7 @@ def corpus_rows(name: str, cache: Path) -> list[Row]:
 
 
 def publish_rows(name: str, trees: list[Path], site: Path) -> list[Row]:
-    """The first release against zstd -19 of its tar; the last one for itself."""
+    """The first release against zstd -19 of its tar; the last one by itself."""
     tar = make_tar(trees[0], site.parent / "first.tar")
     zstd_s, _ = timed(["zstd", "-q", "-f", "-19", "-T2", str(tar), "-o", f"{tar}.zst"])
     walls, peaks = [], []
@@ -136,7 +136,7 @@ def publish_rows(name: str, trees: list[Path], site: Path) -> list[Row]:
 
 
 class SiteClient:
-    """Counts what a client would fetch."""
+    """Counts the bytes that a client would fetch."""
 
     def __init__(self, site: Path) -> None:
         self.site = site

@@ -34,13 +34,13 @@ RSS_LIMIT = 50_000_000
 
 
 def names(listing: str, count: int) -> list[str]:
-    """So many of the names in this file, evenly spread."""
+    """Some of the names in this file, evenly spread."""
     lines = Path(listing).read_text(encoding="utf-8").splitlines()
     return [lines[index * len(lines) // count] for index in range(count)]
 
 
 def build(scratch: Path, archive: Path) -> int:
-    """The trees `small`, `plain` and `large`, and the file `names` of what the small ones have; says how many files."""
+    """Create the trees `small`, `plain` and `large`, and the file `names`; returns the number of names."""
     for tree in ("small", "plain", "large"):
         with tarfile.open(archive) as packed:
             packed.extractall(scratch / tree, filter="data")
@@ -58,7 +58,7 @@ def build(scratch: Path, archive: Path) -> int:
 
 
 def work(kind: str, root: str, listing: str) -> float:
-    """Do it, and return the seconds it took."""
+    """Run it, and return the seconds it took."""
     from perfkit.transactions.tree import Tree
 
     contents = {name: os.urandom(SIZE) for name in names(listing, BACK if kind == "back" else CHANGED)}

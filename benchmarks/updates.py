@@ -1,4 +1,4 @@
-"""Syncs and rollbacks against other ways to bring a tree up to date: `python benchmarks/updates.py`.
+"""Benchmark syncs and rollbacks against other update methods: `python benchmarks/updates.py`.
 
 Bytes and requests are what nginx's log says of whole runs of `perfkit sync`: both directions, heads included. The peers
 are charged no heads. Trees are made on the disk of --dir, and what is published is kept in --cache for the next run
@@ -77,7 +77,7 @@ _OTHER = "to = max(each.number for each in kit.history(sys.argv[1]) if not each.
 
 
 class Updates:
-    """The rows, by name. Each adds what it found to the report."""
+    """The rows, by name. Each adds its results to the report."""
 
     def __init__(self, bench: Bench, nginx: Nginx, cache: Path, scratch: Path, report: Report, pairs: int) -> None:
         self.bench = bench
@@ -97,7 +97,7 @@ class Updates:
         }
 
     def corpus(self, name: str) -> None:
-        """Bytes: from every earlier release, without a delta, and from nothing."""
+        """Bytes: from every earlier release, without a delta, and for a first install."""
         project, releases, kind = CORPORA[name]
         site, fresh = self.site(name), self.site(f"{name}-fresh")
         clients = self.scratch / name
@@ -174,7 +174,7 @@ class Updates:
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def nothing(self) -> None:
-        """Time: a sync that finds nothing to do."""
+        """Time: a sync with nothing to do."""
         site, dest = self.botocore(), self.scratch / "nothing"
         site.offer("1")
         self.sync(site, dest, "1")
@@ -195,7 +195,7 @@ class Updates:
         shutil.rmtree(dest)
 
     def change(self) -> None:
-        """Time: an update of few files, each to another release; and back."""
+        """Time: an update of few files, each to another release, and a rollback."""
         site, dest = self.botocore(), self.scratch / "change"
         site.offer("1")
         self.sync(site, dest, "1")
@@ -218,7 +218,7 @@ class Updates:
         shutil.rmtree(dest)
 
     def back(self) -> None:
-        """Time: going back by the same files in a small tree and in a large one."""
+        """Time: a rollback of the same files in a small tree and in a large one."""
         trees = {}
         for count in (MANY, FILES):
             site = self.listing(count)
@@ -293,7 +293,7 @@ class Updates:
         )
 
     def sync(self, site: Site, dest: Path, release: str, *, exactly: bool = True) -> tuple[Traffic, Run]:
-        """A whole process, what it asked for, and whether it made the release."""
+        """Run a whole process; returns its traffic, after checking that it installed the release."""
         self.nginx.traffic()
         run = self.bench.run(self.cli("sync", self.url(site.path), dest))
         used = self.nginx.traffic()
@@ -311,7 +311,7 @@ class Updates:
         return Site(self.cache / "updates" / name)
 
     def botocore(self) -> Site:
-        """A release, and for each update to be measured another one with few changes."""
+        """Publish a release, and for each measured update another one with few changes."""
         site = self.site("botocore")
         site.grow("1", partial(_unpacked, self.cache, "botocore", "1.43.0"))
         names = spread(site.tree("1"), CHANGED)
@@ -320,14 +320,14 @@ class Updates:
         return site
 
     def listing(self, count: int) -> Site:
-        """So many small files, and a release with few changes."""
+        """Publish small files, and a release with few changes."""
         site = self.site(f"entries-{count}")
         site.grow("1", partial(entries, count=count))
         site.grow("2", partial(edited, old=site.tree("1"), names=spread(site.tree("1"), CHANGED), change="2"))
         return site
 
     def peers(self, site: Site, releases: Sequence[str]) -> dict[str, float]:
-        """What the others need, measured once for each site."""
+        """The costs of other tools, measured once per site."""
         record = site.root / "peers.json"
         found: dict[str, float] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         trees = [site.tree(release) for release in releases]
@@ -355,13 +355,13 @@ def _unpacked(cache: Path, project: str, release: str, root: Path) -> None:
 
 
 def _timed(name: str, work: str, *arguments: str, before: str = "pass") -> Contestant:
-    """Ours, with the clock around the work alone."""
+    """perfkit, timed without start-up."""
     code = _CLOCK.format(before=before, work=work)
     return Contestant(name=name, command=(sys.executable, "-c", code, *arguments), own_clock=True)
 
 
 def _check(dest: Path, tree: Path, *, exactly: bool = True) -> None:
-    """See that every file is there and has its content, and with `exactly` that no other is."""
+    """Check that every file exists with its content, and with `exactly` that there are no others."""
     found, wanted = manifest_of(dest), manifest_of(tree)
     if found.sha256 != wanted.sha256 and (exactly or not set(found) >= set(wanted)):
         raise RunFailedError(f"{dest} is not what {tree} is")
