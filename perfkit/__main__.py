@@ -1,4 +1,4 @@
-"""The `perfkit` process, also `python -m perfkit`: runs the command line and handles Ctrl-C."""
+"""The `perfkit` process, `python -m perfkit` too: the command, and a Ctrl-C that ends it once."""
 
 from __future__ import annotations
 
@@ -15,26 +15,24 @@ if TYPE_CHECKING:
 __all__ = ["run"]
 
 _SOON_S = 0.001
-_IMPORTED = 40_000  # about as many objects as a command has after all imports
+_IMPORTED = 40_000  # objects that are there when a command has all of its modules
 
 
 def run() -> NoReturn:
-    """Run the command line of this process, and exit with the command's exit code.
+    """Run the command line of this process, and end it with the command's exit code.
 
-    The first SIGINT raises KeyboardInterrupt. Later ones are ignored: the clean-up after the first takes less than a
-    second, and must not be interrupted in turn.
+    The first SIGINT is a KeyboardInterrupt. Those that follow do nothing: what the first one set off takes less than a
+    second, and would leave things half-made if it were interrupted in its turn.
 
-    The process exits here, without the interpreter's finalization: that has nothing left to do, takes 9 ms, and would
-    print a traceback for a SIGINT. Use `perfkit.cli.main` with profilers that print at exit.
+    The process ends here, without the interpreter's own end: nothing is left for it to do, it takes 9 ms, and a SIGINT
+    in it would be told of with a traceback. Profilers that print at exit want `perfkit.cli.main` instead.
     """
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent process has SIGINT ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants none of it
             signal.signal(signal.SIGINT, _interrupt)
             signal.signal(signal.SIGALRM, _interrupt)
             sys.unraisablehook = _again
-        os.environ.setdefault(
-            "OPENBLAS_NUM_THREADS", "1"
-        )  # the other threads of numpy would spin while they wait for work
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
         _collect_later()
         from perfkit.cli import main
         from perfkit.libc import own_process
@@ -42,16 +40,16 @@ def run() -> NoReturn:
         own_process()
         try:
             code = main()
-        except SystemExit as end:  # from --help, or arguments that can't be parsed
+        except SystemExit as end:  # of --help, and of arguments that can't be parsed
             code = int(end.code or 0)
         signal.signal(signal.SIGINT, _ignore)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:  # before the command began, or after it ended
+    except KeyboardInterrupt:  # before the command began, or when it had ended
         from perfkit.cli.output import interrupted
 
         code = interrupted()
     if not (_flush(sys.stdout) and _flush(sys.stderr)):
-        code = code or 1  # some output is lost
+        code = code or 1  # what was to be told is lost
     os._exit(code)
 
 
@@ -59,13 +57,13 @@ def _flush(stream: TextIO | None) -> bool:
     try:
         if stream is not None:
             stream.flush()
-    except (OSError, ValueError):  # a full disk, a closed pipe, a closed stream
+    except (OSError, ValueError):  # a full disk, a reader that is gone; or closed
         return False
     return True
 
 
 def _collect_later() -> None:
-    """Delay garbage collection until all modules are imported: nothing before is garbage, and scanning takes 6 ms."""
+    """Have the garbage collector begin when the modules are there: none of that is garbage, and to look takes 6 ms."""
     usual = gc.get_threshold()
 
     def begun(phase: str, info: object) -> None:
@@ -82,7 +80,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _again(lost: UnraisableHookArgs) -> None:
-    """Repeat a KeyboardInterrupt that was lost where nothing can be raised, such as while a generator is collected."""
+    """A KeyboardInterrupt that came where nothing can be raised, as while a generator is collected, comes once more."""
     if lost.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, _SOON_S)
     else:
@@ -90,7 +88,7 @@ def _again(lost: UnraisableHookArgs) -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """A handler that does nothing; with SIG_IGN the interpreter would print an error for a pending signal."""
+    """What the interpreter calls, unlike SIG_IGN, of which it would complain for a signal that is on its way."""
 
 
 if __name__ == "__main__":

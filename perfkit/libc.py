@@ -1,4 +1,4 @@
-"""Functions of the C library that Python does not offer. ctypes, which takes 2 ms to load, is imported on demand."""
+"""What the C library has and Python does not offer. ctypes takes 2 ms to load: only who calls one of these needs it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _OWN = False
 
 
 def syncfs(descriptor: int) -> bool:
-    """Sync the file system of an open file: syncfs(2); False if that is not supported here.
+    """Write back the file system that an open file is on: syncfs(2); False if that can't be done here.
 
-    Only Linux 5.8 and later report write-back errors.
+    Only Linux 5.8 and later reports the errors of writing back.
 
     Raises:
         OSError: the disk failed.
@@ -47,10 +47,10 @@ def _syncfs() -> Callable[[int], int] | None:
 
 
 def give_back() -> None:
-    """Return freed memory to the system, if the C library can: malloc_trim(3).
+    """Return to the system what was freed, if the C library can: malloc_trim(3).
 
-    glibc keeps freed blocks for the next allocation of their size, such as a decoder's window of 8 MiB. Python's own
-    allocator never requests such sizes, so they would stay resident.
+    glibc keeps what was freed for the next allocation of that size, such as a decoder's window of 8 MiB, which
+    Python's own allocator never asks for: it would stay resident beside all that follows.
     """
     trim = _malloc_trim()
     if trim is not None:
@@ -58,16 +58,16 @@ def give_back() -> None:
 
 
 def own_process() -> None:
-    """Declare that this process belongs to perfkit, so that process-wide settings may be changed."""
+    """Say that this process is perfkit's, and that settings of the whole process may be made."""
     global _OWN
     _OWN = True
 
 
 def map_large_blocks() -> None:
-    """In a process of perfkit, make the C library map each block of 256 KiB or more separately: mallopt(3).
+    """In a process of our own, have the C library map each block of 256 KiB and more by itself: mallopt(3).
 
-    glibc raises that threshold to the largest freed block. Growing columns would then be moved within the heap and
-    leave holes. Short-lived arrays are slower with this setting.
+    glibc raises that limit to the largest block that was freed. Columns that grow are then moved about in the heap, and
+    leave holes. Arrays that come and go are slower for it.
     """
     if _OWN:
         import ctypes

@@ -15,5 +15,5 @@ class Command(ToolkitCommand):
     def run(self, kit: Toolkit, **options: Any) -> None:
         report = kit.verify(tree_settings("rules").dest)
         if not report.intact:
-            raise CommandError(f"missing: {report.missing}; changed: {report.changed}; run `perfkit_sync rules` to repair")
+            raise CommandError(f"missing: {report.missing}; changed: {report.changed}; run `perfkit_sync rules`")
         self.stdout.write(self.style.SUCCESS(f"{report.files} files match release {report.version}"))
