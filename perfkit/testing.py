@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -72,7 +72,7 @@ class FakeOrigin:
         self._scratch: Path | None = None
 
     def __call__(self, config: Config) -> _Transport:
-        return _Transport(self)
+        return _Transport(self._answer)
 
     def __enter__(self) -> FakeOrigin:
         return self
@@ -217,8 +217,8 @@ class _Response:
 class _Transport:
     """A Transport whose server is a FakeOrigin."""
 
-    def __init__(self, origin: FakeOrigin) -> None:
-        self._origin = origin
+    def __init__(self, answer: Callable[[str, Mapping[str, str]], _Response]) -> None:
+        self._answer = answer
 
     def open(
         self,
@@ -234,7 +234,7 @@ class _Transport:
             raise CancelledError(url, "cancelled")
         if urlsplit(url).scheme not in ("http", "https"):
             raise TransferError(url, "is neither http nor https")
-        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), {**private_headers, **headers})
+        response = self._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), {**private_headers, **headers})
         return dataclasses.replace(response, cancel=cancel)
 
     def expire(self) -> None: ...
