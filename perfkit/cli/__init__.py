@@ -38,8 +38,8 @@ examples:
   perfkit rollback rules
 
 Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PROXY,
-NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are honoured too; see
-perfkit COMMAND --help.
+NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are honoured too.
+See perfkit COMMAND --help for the options of a command.
 """
 
 

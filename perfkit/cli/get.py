@@ -35,7 +35,7 @@ def add_get(get: Parser) -> None:
     """Add the options of `perfkit get`."""
     get.description = "Download files in parallel and in segments, and resume interrupted downloads."
     get.epilog = _EXAMPLES
-    get.add_argument("urls", nargs="*", metavar="URL")
+    get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
     listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
     where = get.add_mutually_exclusive_group()
@@ -45,7 +45,7 @@ def add_get(get: Parser) -> None:
     )
     add_rates(get)
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
-    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:..., for a single URL")
+    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL")
     get.add_argument(
         "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
     )
