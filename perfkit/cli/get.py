@@ -45,7 +45,9 @@ def add_get(get: Parser) -> None:
     )
     add_rates(get)
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
-    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL")
+    get.add_argument(
+        "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
+    )
     get.add_argument(
         "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
     )
