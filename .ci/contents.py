@@ -1,4 +1,4 @@
-"""See that the built sdist and wheel hold what they should, and nothing else:  python .ci/contents.py dist"""
+"""Check that the built sdist and wheel contain every tracked file, and nothing else:  python .ci/contents.py dist"""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ import tarfile
 import zipfile
 from pathlib import Path
 
-SOURCES = ("perfkit/", "tests/", "docs/", "examples/", "benchmarks/", ".ci/", "README.md", "CHANGELOG.md", "LICENSE",
-           "MANIFEST.in", "setup.cfg", "setup.py", "tox.ini", "ruff.toml")  # fmt: skip
+SOURCES = (
+    *("perfkit/", "tests/", "docs/", "examples/", "benchmarks/", ".ci/"),
+    *("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md", "LICENSE", "MANIFEST.in"),
+    *("pyproject.toml", "setup.cfg", "setup.py", "tox.ini", "ruff.toml", ".pre-commit-config.yaml"),
+)
 
 
 def main() -> int:
@@ -20,19 +23,19 @@ def main() -> int:
 
     with tarfile.open(sdist) as archive:
         names = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    made = {name for name in names if ".egg-info/" in name} | {"PKG-INFO"}
-    complain("sdist", lacking=wanted - names, extra=names - wanted - made)
+    generated = {name for name in names if ".egg-info/" in name} | {"PKG-INFO"}
+    check("sdist", missing=wanted - names, extra=names - wanted - generated)
 
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
     wanted = {name for name in tracked if name.startswith("perfkit/")}
-    complain("wheel", lacking=wanted - names, extra=names - wanted)
+    check("wheel", missing=wanted - names, extra=names - wanted)
     return 0
 
 
-def complain(what: str, *, lacking: set[str], extra: set[str]) -> None:
-    if lacking or extra:
-        raise SystemExit(f"{what}: lacks {sorted(lacking)}, and should not have {sorted(extra)}")
+def check(archive: str, *, missing: set[str], extra: set[str]) -> None:
+    if missing or extra:
+        raise SystemExit(f"{archive}: missing {sorted(missing)}, unexpected {sorted(extra)}")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How updates from archives and `.zsync` fare: `python benchmarks/archives.py`, from perfkit[bench,zsync].
+"""Benchmark updates from archives and `.zsync` files: `python benchmarks/archives.py`, from perfkit[bench,zsync].
 
 All through the command line, from nginx on loopback, whole processes. zip: two adjacent releases of a real wheel (from
 PyPI, by pip), bytes by nginx's log. tar: a tar.gz of 150 MB against `tar xzf`. zsync: tars of 20 and 150 MB against the
@@ -32,7 +32,7 @@ SYNC = (sys.executable, "-m", "perfkit", "sync", "--quiet")
 
 
 class Offer:
-    """Two versions of some files, of which a site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
+    """Two versions of some files; the site offers one: its NAME is a copy of NAME.0 or NAME.1 in `store`."""
 
     def __init__(self, store: Path, site: Path, names: Sequence[str]) -> None:
         self.store = store
@@ -43,30 +43,30 @@ class Offer:
         self.put(0)
 
     def put(self, version: int) -> None:
-        """Offer this one."""
+        """Offer this version."""
         self.current = version
         for name in self._names:
             shutil.copy(self.store / f"{name}.{version}", self._site / f"{name}~")
-            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # nginx makes the ETag of it
+            os.utime(self._site / f"{name}~", (self._began_s, self._began_s + version))  # the ETag
             os.replace(self._site / f"{name}~", self._site / name)
 
 
 def sync(url: str, tree: Path) -> dict[str, object]:
-    """One run that is not measured; its report."""
+    """One unmeasured run; returns its report."""
     env = {key: value for key, value in os.environ.items() if not key.lower().endswith("_proxy")}
     run = subprocess.run([*SYNC, "--json", url, str(tree)], capture_output=True, text=True, env=env, check=False)
     if run.returncode:
         raise RunFailedError(f"perfkit sync ended with {run.returncode}: {run.stderr[-500:]}")
-    report: dict[str, object] = json.loads(run.stdout)
-    return report
+    synced: dict[str, object] = json.loads(run.stdout)
+    return synced
 
 
 def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> None:
     name, *releases = WHEEL
     note(f"zip: {name} {releases[0]} to {releases[1]}")
     for number, release in enumerate(releases):
-        command = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(directory),
-                   f"{name}=={release}"]  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps"]
+        command = [*pip, "-d", str(directory), f"{name}=={release}"]
         subprocess.run(command, check=True)
         [wheel] = directory.glob("*.whl")
         wheel.rename(directory / f"pack.whl.{number}")
@@ -75,7 +75,7 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     sync(url, tree)
     server.traffic()
     offer.put(1)
-    told = sync(url, tree)
+    synced = sync(url, tree)
     seen = server.traffic()
     sync(url, tree)
     idle = server.traffic()
@@ -86,19 +86,36 @@ def zip_figures(report: Report, directory: Path, site: Path, server: Nginx) -> N
     allowed = sum(each.compress_size for each in changed) + size - archives[1].start_dir + (64 << 10)
     for each in archives[1].infolist():
         if (tree / each.filename).read_bytes() != archives[1].read(each):
-            raise RunFailedError(f"{each.filename} is another one")
-    title = (f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
-             f"wheel of {size} bytes")  # fmt: skip
-    details = {"bytes": seen.bytes, "requests": seen.requests, "bodies": told["bytes_received"], "allowed": allowed,
-               "seconds": told["seconds"], "idle_requests": idle.requests, "idle_bytes": idle.bytes}  # fmt: skip
+            raise RunFailedError(f"{each.filename} differs from the archive")
+    title = (
+        f"zip: {name} {' to '.join(releases)}, {len(changed)} of {len(archives[1].infolist())} members, "
+        f"wheel of {size} bytes"
+    )
+    details = {
+        "bytes": seen.bytes,
+        "requests": seen.requests,
+        "bodies": synced["bytes_received"],
+        "allowed": allowed,
+        "seconds": synced["seconds"],
+        "idle_requests": idle.requests,
+        "idle_bytes": idle.bytes,
+    }
     report.figures.append(
-        Figure(contest="zip", title=title, name="bytes on the wire / (changed + directory + 64 KiB)",
-               value=seen.bytes / allowed, unit="", bar="<= 1.10", holds=seen.bytes <= 1.1 * allowed, details=details)
-    )  # fmt: skip
+        Figure(
+            contest="zip",
+            title=title,
+            name="bytes on the wire / (changed + directory + 64 KiB)",
+            value=seen.bytes / allowed,
+            unit="",
+            bar="<= 1.10",
+            holds=seen.bytes <= 1.1 * allowed,
+            details=details,
+        )
+    )
 
 
 def make_tree(rng: random.Random, directory: Path, total: int, count: int) -> list[Path]:
-    """Files of a text-like kind: words, which compress about 3 to 1, in sizes that vary."""
+    """Text-like files of varying size, which compress about 3 to 1."""
     words = [bytes(rng.choices(b"abcdefghijklmnopqrstuvwxyz_", k=rng.randrange(2, 12))) for _ in range(4000)]
     paths = []
     for number in range(count):
@@ -147,7 +164,7 @@ def tar_contest(
         return all((root / name).read_bytes() == data for name, data in contents[offer.current].items())
 
     def after() -> None:
-        """Ours leaves the tree as offered, and the next has the other version to fetch; theirs fills a directory."""
+        """Check the tree and offer the other version; empty the directory of the peer."""
         if os.listdir(empty):
             if not has(empty):
                 raise RunFailedError("tar unpacked something else")
@@ -160,16 +177,17 @@ def tar_contest(
 
     unpack = ("tar", "xzf", str(site / "pack.tar.gz"), "-C", str(empty))
     contest = Contest(
-        name="tar", title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
+        name="tar",
+        title=f"tar.gz of {150 * scale:.0f} MB, {CHANGED} of {FILES} members changed",
         ours=Contestant(name="perfkit", command=(*SYNC, url, str(tree))),
         bars=(Bar(limit=1.3, peers=(Contestant(name="tar xzf, to an empty directory", command=unpack),)),),
         after=after,
-    )  # fmt: skip
+    )
     report.add(bench.compare(contest, pairs), rss_limit=50 * MB)
-    told = sync(url, tree)
+    synced = sync(url, tree)
     after()
-    if told["changed"] != CHANGED or told["added"] or told["removed"]:
-        raise RunFailedError(f"not {CHANGED} files were written: {told}")
+    if synced["changed"] != CHANGED or synced["added"] or synced["removed"]:
+        raise RunFailedError(f"not {CHANGED} files were written: {synced}")
 
 
 def zsync_contest(
@@ -201,7 +219,7 @@ def zsync_contest(
         for left in directory.glob(f"{made.name}*"):
             left.unlink()
         if not same:
-            raise RunFailedError("the file that was made is another one")
+            raise RunFailedError("the file that was made differs from the archive")
         if not theirs:
             other()
 
@@ -209,25 +227,41 @@ def zsync_contest(
     ours, theirs = (*SYNC, url, str(tree)), ("zsync", "-q", "-i", str(seed), "-o", str(made), url)
     title = f"zsync: a tar of {size} MB, 1 file in 25 changed"
     bar = Bar(limit=3.0, peers=(Contestant(name="zsync", command=theirs),))
-    contest = Contest(name=f"zsync{size}", title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,),
-                      after=after)  # fmt: skip
+    contest = Contest(
+        name=f"zsync{size}", title=title, ours=Contestant(name="perfkit", command=ours), bars=(bar,), after=after
+    )
     report.add(bench.compare(contest, pairs), rss_limit=120 * MB)
     server.traffic()
     loud = tuple(word for word in theirs if word != "-q")
     run = subprocess.run(loud, check=True, capture_output=True, text=True, cwd=directory)
     theirs_seen = server.traffic()
     after()
-    told = sync(url, tree)
+    synced = sync(url, tree)
     seen = server.traffic()
     control = (site / f"{name}.zsync").stat().st_size
     reference = control + int((run.stdout + run.stderr).rpartition("fetched ")[2].split()[0])
-    received = int(str(told["bytes_received"]))
-    details = {"bytes": received, "zsync": reference, "control": control, "wire": seen.bytes, "requests": seen.requests,
-               "zsync_wire": theirs_seen.bytes, "zsync_requests": theirs_seen.requests}  # fmt: skip
+    received = int(str(synced["bytes_received"]))
+    details = {
+        "bytes": received,
+        "zsync": reference,
+        "control": control,
+        "wire": seen.bytes,
+        "requests": seen.requests,
+        "zsync_wire": theirs_seen.bytes,
+        "zsync_requests": theirs_seen.requests,
+    }
     report.figures.append(
-        Figure(contest=f"zsync{size}", title=title, name="bytes fetched / zsync's", unit="", bar="<= 1.10",
-               value=received / reference, holds=received <= 1.1 * reference, details=details)
-    )  # fmt: skip
+        Figure(
+            contest=f"zsync{size}",
+            title=title,
+            name="bytes fetched / zsync's",
+            unit="",
+            bar="<= 1.10",
+            value=received / reference,
+            holds=received <= 1.1 * reference,
+            details=details,
+        )
+    )
 
 
 def main() -> int:
@@ -244,9 +278,10 @@ def main() -> int:
         site.mkdir()
         (directory / "bench").mkdir()
         report = Report(
-            benchmark="archives", settings={"pairs": arguments.pairs, "scale": arguments.scale},
+            benchmark="archives",
+            settings={"pairs": arguments.pairs, "scale": arguments.scale},
             versions=versions({"nginx": "-v", "tar": "--version", "zsync": "-V"}, ("perfkit", "numpy")),
-        )  # fmt: skip
+        )
         with Bench(directory / "bench") as bench, Nginx(site, directory / "nginx", counted=True) as server:
             if "zip" in only:
                 zip_figures(report, directory, site, server)

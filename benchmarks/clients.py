@@ -1,4 +1,4 @@
-"""The clients that have no command of their own, each in its best documented way of doing a job.
+"""Clients without a command of their own, each used as its documentation recommends.
 
 `python clients.py CLIENT JOB.json` does it and prints `{"seconds": S}`, from after the imports to the last byte.
 A job is `{"files": [{"url", "name", "sha256" or null}], "dest": DIR, "segments": N}`; segments are the most connections
@@ -18,7 +18,7 @@ from typing import Any
 
 Job = dict[str, Any]
 
-_STREAMS = 8  # what perfkit may use at most, too
+_STREAMS = 8  # also the maximum of perfkit
 _CHUNK = 1 << 20
 
 
@@ -39,14 +39,17 @@ def perfkit(job: Job) -> None:
         import perfkit.downloads.http.session  # noqa: F401
 
     requests = [(file["url"], file["name"]) for file in job["files"] if not file["sha256"]]
-    checked = [Request(file["url"], file["name"], checksum=f"sha256:{file['sha256']}")
-               for file in job["files"] if file["sha256"]]  # fmt: skip
+    checked = [
+        Request(file["url"], file["name"], checksum=f"sha256:{file['sha256']}")
+        for file in job["files"]
+        if file["sha256"]
+    ]
     with _clock(), Toolkit() as kit:
         kit.download_many([*requests, *checked], job["dest"])
 
 
 def requests_threads(job: Job) -> None:
-    """What people write by hand: a pool of threads, and one Session for all of them."""
+    """The usual handwritten solution: a pool of threads with one shared Session."""
     from concurrent.futures import ThreadPoolExecutor
 
     import requests
@@ -73,7 +76,7 @@ def requests_content(job: Job) -> None:
 
 
 def requests_loop(job: Job) -> None:
-    """The loop of requests' own documentation, in one Session, with 64 KiB at a time."""
+    """The loop from the documentation of requests, in one Session, with chunks of 64 KiB."""
     import hashlib
 
     import requests
@@ -93,11 +96,17 @@ def requests_loop(job: Job) -> None:
 
 
 def pypdl(job: Job) -> None:
-    """pypdl; its blocking `start` looks once a second whether all is done."""
+    """pypdl; its blocking `start` checks once a second whether it is done."""
     from pypdl import Pypdl
 
-    tasks = [{"url": file["url"], "file_path": os.path.join(job["dest"], file["name"]),
-              **({"hash_algorithms": "sha256"} if file["sha256"] else {})} for file in job["files"]]  # fmt: skip
+    tasks = [
+        {
+            "url": file["url"],
+            "file_path": os.path.join(job["dest"], file["name"]),
+            **({"hash_algorithms": "sha256"} if file["sha256"] else {}),
+        }
+        for file in job["files"]
+    ]
     segments = job["segments"]
     with _clock():
         loader = Pypdl(max_concurrent=_STREAMS)
@@ -110,15 +119,16 @@ def pypdl(job: Job) -> None:
 
 
 def parfive(job: Job) -> None:
-    """parfive; `chunksize` goes with each file, as 2.3 doesn't heed the one of SessionConfig."""
+    """parfive; `chunksize` is given for each file, since 2.3 ignores the one in SessionConfig."""
     from parfive import Downloader
 
     with _clock():
         loader = Downloader(max_conn=_STREAMS, max_splits=job["segments"], progress=False, overwrite=True)
         for file in job["files"]:
             checksum = f"sha-256={file['sha256']}" if file["sha256"] else None
-            loader.enqueue_file(file["url"], path=job["dest"], filename=file["name"], checksum=checksum,
-                                chunksize=_CHUNK)  # fmt: skip
+            loader.enqueue_file(
+                file["url"], path=job["dest"], filename=file["name"], checksum=checksum, chunksize=_CHUNK
+            )
         results = loader.download()
     if results.errors:
         sys.exit(f"failed: {results.errors[:3]}")

@@ -1,4 +1,4 @@
-"""Trees from PyPI, and what other tools need to bring one up to date: for the benchmarks of releases and updates."""
+"""Trees from PyPI, and the costs of other update tools: for the benchmarks of releases and updates."""
 
 from __future__ import annotations
 
@@ -38,15 +38,15 @@ def sdist(cache: Path, project: str, release: str) -> Path:
 
     if found() is None:
         note(f"downloading {project} {release}")
-        run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:", "-d", str(directory),
-             f"{project}=={release}"])  # fmt: skip
+        pip = [sys.executable, "-m", "pip", "download", "-q", "--no-deps", "--no-binary", ":all:"]
+        run([*pip, "-d", str(directory), f"{project}=={release}"])
     path = found()
     assert path is not None, f"pip did not bring {project} {release}"
     return path
 
 
 def unpack(archive: Path, root: Path) -> Path:
-    """Regular files without the top directory; links as copies of what they lead to; unsafe names left out."""
+    """Regular files without the top directory; links as copies of their targets; unsafe names omitted."""
     with tarfile.open(archive) as tar:
         for member in tar:
             name = member.name.partition("/")[2]
@@ -97,7 +97,7 @@ def patch_bytes(tars: list[Path]) -> int:
 
 
 def rsync_bytes(old: Path, new: Path) -> int:
-    """What rsync sends and receives to make one tree the other."""
+    """The bytes that rsync sends and receives to turn one tree into the other."""
     target = old.with_name("rsync-target")
     shutil.rmtree(target, ignore_errors=True)
     shutil.copytree(old, target)
@@ -107,10 +107,12 @@ def rsync_bytes(old: Path, new: Path) -> int:
 
 
 def block_bytes(tars: list[Path], work: Path) -> dict[str, float]:
-    """From one tar to the other by each tool that compares blocks and is there."""
+    """The bytes from one tar to the other with each installed tool that compares blocks."""
     peers: dict[str, Callable[[], float]] = {
-        "zchunk": lambda: zchunk(tars), "zsync": lambda: zsync(tars, work), "casync": lambda: casync(tars, work)
-    }  # fmt: skip
+        "zchunk": lambda: zchunk(tars),
+        "zsync": lambda: zsync(tars, work),
+        "casync": lambda: casync(tars, work),
+    }
     return {peer: measured() for peer, measured in peers.items() if shutil.which("zck" if peer == "zchunk" else peer)}
 
 
@@ -122,10 +124,12 @@ def zchunk(tars: list[Path]) -> float:
 
 
 def zsync(tars: list[Path], work: Path) -> float:
-    run(["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
-        cwd=work)  # fmt: skip
+    run(
+        ["zsyncmake", "-z", "-u", f"{tars[1].name}.gz", "-f", tars[1].name, "-o", f"{tars[1]}.zsync", str(tars[1])],
+        cwd=work,
+    )
     shutil.rmtree(work / "nginx", ignore_errors=True)  # of a run that was interrupted
-    with Nginx(work, work / "nginx") as server:  # zsync asks for several ranges at once
+    with Nginx(work, work / "nginx") as server:  # zsync requests several ranges at once
         said = run(["zsync", "-i", str(tars[0]), "-o", str(work / "zsynced"), f"{server.http}/{tars[1].name}.zsync"])
     fetched = re.findall(r"fetched (\d+)", said)
     return Path(f"{tars[1]}.zsync").stat().st_size + float(fetched[-1])

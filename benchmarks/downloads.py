@@ -1,4 +1,4 @@
-"""How fast downloads are, against the tools people use: `python benchmarks/downloads.py`, from perfkit[bench].
+"""Benchmark downloads against common tools: `python benchmarks/downloads.py`, from perfkit[bench].
 
 nginx serves from tmpfs on loopback; whole processes are measured. See README.md next to this file.
 """
@@ -38,7 +38,7 @@ LIBRARIES = (*SEGMENTING, "pooch", "requests")  # clients in clients.py, named l
 
 @dataclass(frozen=True)
 class Served:
-    """A file that the server has."""
+    """A file on the server."""
 
     path: str  # below the site
     size: int
@@ -50,7 +50,7 @@ class Served:
 
 
 class Site:
-    """The files to fetch, made when a row asks for them, and the directory they are fetched into."""
+    """The files to download, created on demand, and the directory for the downloads."""
 
     def __init__(self, directory: Path, scale: float) -> None:
         self.root = directory / "site"
@@ -62,7 +62,7 @@ class Site:
         self._checked = 0
 
     def file(self, path: str, size: int) -> Served:
-        """A file of `size` random bytes, which no coding can make smaller."""
+        """A file of `size` random bytes, which can't be compressed."""
         if path not in self._made:
             full = self.root / path
             full.parent.mkdir(exist_ok=True)
@@ -89,7 +89,7 @@ class Site:
         return max(8, int(number * self.scale))
 
     def check_and_clear(self, files: Sequence[Served]) -> Callable[[], None]:
-        """To do after a run: see that all sizes are right and the bytes of one file, another each time; then clear."""
+        """After a run: check all sizes and the bytes of one file, another one each time; then remove the files."""
 
         def after() -> None:
             try:
@@ -114,7 +114,7 @@ class Site:
 
 
 class Downloads:
-    """The rows, by name. Each adds what it found to the report."""
+    """The rows, by name. Each adds its results to the report."""
 
     def __init__(
         self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int,
@@ -239,24 +239,50 @@ class Downloads:
                     mean, window = flow(relay.samples)
                 except RunFailedError as error:
                     self.report.notes.append(f"{name} at {rate} MiB/s: {error}")
-                    self.report.figures.append(Figure(contest=name, title=title, name=f"{rate} MiB/s: failed", value=0,
-                                                      unit="bytes", bar="", holds=False))  # fmt: skip
+                    self.report.figures.append(
+                        Figure(
+                            contest=name,
+                            title=title,
+                            name=f"{rate} MiB/s: failed",
+                            value=0,
+                            unit="bytes",
+                            bar="",
+                            holds=False,
+                        )
+                    )
                     continue
             off, above = mean / (rate * MIB) - 1, window / (rate * MIB) - 1
             curve = [(round(at - relay.samples[0][0], 3), count) for at, count in relay.samples[::20]]
             self.report.figures += [
-                Figure(contest=name, title=title, name=f"{rate} MiB/s: mean", value=100 * off, unit="% off",
-                       bar="within +-3 %", holds=abs(off) <= 0.03, details={"bytes_at_s": curve}),
-                Figure(contest=name, title=title, name=f"{rate} MiB/s: fullest second", value=100 * above, unit="% off",
-                       bar="<= +10 %", holds=above <= 0.10),
-            ]  # fmt: skip
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=f"{rate} MiB/s: mean",
+                    value=100 * off,
+                    unit="% off",
+                    bar="within +-3 %",
+                    holds=abs(off) <= 0.03,
+                    details={"bytes_at_s": curve},
+                ),
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=f"{rate} MiB/s: fullest second",
+                    value=100 * above,
+                    unit="% off",
+                    bar="<= +10 %",
+                    holds=above <= 0.10,
+                ),
+            ]
         if peaks:
             self.report.figures.append(measure.memory(name, title, max(peaks), limit=RSS_LIMIT))
 
     def imports(self, name: str) -> None:
         def importing(what: str) -> Contestant:
-            code = ("import time, json; began = time.perf_counter(); " + what + "; "
-                    "print(json.dumps({'seconds': time.perf_counter() - began}))")  # fmt: skip
+            code = (
+                "import time, json; began = time.perf_counter(); " + what + "; "
+                "print(json.dumps({'seconds': time.perf_counter() - began}))"
+            )
             return Contestant(name=what, command=(sys.executable, "-c", code), own_clock=True)
 
         times = max(3, int(8 * self.pairs * self.site.scale))
@@ -279,11 +305,12 @@ class Downloads:
             yield Bar(limit=None, peers=(dataclasses.replace(ours, name="perfkit before", env=env),))
 
     def get(self, *arguments: str, env: dict[str, str] | None = None) -> Contestant:
-        return Contestant(name="perfkit", command=(sys.executable, "-m", "perfkit", "get", "--quiet", *arguments),
-                          env=env or {})  # fmt: skip
+        return Contestant(
+            name="perfkit", command=(sys.executable, "-m", "perfkit", "get", "--quiet", *arguments), env=env or {}
+        )
 
     def tool(self, program: str, *arguments: str, name: str = "") -> tuple[Contestant, ...]:
-        """The contestant; none if it was not asked for, nor, with a note about it, where it is not installed."""
+        """The contestant; none if it was not selected, or if it is not installed, which is noted."""
         if self.against and program not in self.against:
             return ()
         if shutil.which(program) is None:
@@ -292,29 +319,56 @@ class Downloads:
         return (Contestant(name=name or program, command=(program, *arguments)),)
 
     def libraries(
-        self, files: Sequence[Served], segments: Sequence[int] = (1,), *, base: str = "", checked: bool = False,
-        own_clock: bool = False, env: dict[str, str] | None = None,
-    ) -> Iterator[Bar]:  # fmt: skip
-        """The other Python libraries: we are to be ahead of each, with the number of segments that suits it best."""
+        self,
+        files: Sequence[Served],
+        segments: Sequence[int] = (1,),
+        *,
+        base: str = "",
+        checked: bool = False,
+        own_clock: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> Iterator[Bar]:
+        """The other Python libraries: perfkit should beat each, with its best number of segments."""
         for library in LIBRARIES:
             if self.against and library not in self.against:
                 continue
             if util.find_spec(library) is None:
                 self.missing(library)
                 continue
-            yield Bar(limit=1.0, peers=tuple(
-                self.client(library, files, name=f"{library}, {count} segments" if count > 1 else library, base=base,
-                            segments=count, checked=checked, own_clock=own_clock, env=env)
-                for count in (segments if library in SEGMENTING else (1,))
-            ))  # fmt: skip
+            yield Bar(
+                limit=1.0,
+                peers=tuple(
+                    self.client(
+                        library,
+                        files,
+                        name=f"{library}, {count} segments" if count > 1 else library,
+                        base=base,
+                        segments=count,
+                        checked=checked,
+                        own_clock=own_clock,
+                        env=env,
+                    )
+                    for count in (segments if library in SEGMENTING else (1,))
+                ),
+            )
 
     def client(
-        self, client: str, files: Iterable[Served], *, name: str = "", base: str = "", segments: int = 1,
-        checked: bool = False, own_clock: bool = False, env: dict[str, str] | None = None,
-    ) -> Contestant:  # fmt: skip
+        self,
+        client: str,
+        files: Iterable[Served],
+        *,
+        name: str = "",
+        base: str = "",
+        segments: int = 1,
+        checked: bool = False,
+        own_clock: bool = False,
+        env: dict[str, str] | None = None,
+    ) -> Contestant:
         base = base or self.nginx.http
-        asked = [{"url": f"{base}/{file.path}", "name": file.name, "sha256": file.sha256 if checked else None}
-                 for file in files]  # fmt: skip
+        asked = [
+            {"url": f"{base}/{file.path}", "name": file.name, "sha256": file.sha256 if checked else None}
+            for file in files
+        ]
         job = json.dumps({"files": asked, "dest": str(self.site.out), "segments": segments})
         command = (sys.executable, str(HERE / "clients.py"), client, self.write(f"{client}-{segments}.json", job))
         return Contestant(name=name or client, command=command, env=env or {}, own_clock=own_clock)

@@ -1,4 +1,4 @@
-"""Measure whole processes in alternating pairs, and show what came of it: a table, JSON and a plot.
+"""Measures whole processes in alternating pairs, and reports a table, JSON and a plot.
 
 Nothing in here knows what is measured. Walls are seconds, memory is bytes (MB is 10**6 of them), and a ratio is our
 wall time divided by the peer's: below 1 we are ahead.
@@ -30,7 +30,7 @@ MB = 10**6
 
 
 class RunFailedError(Exception):
-    """A process failed, took too long, or did not do what it was asked: its time means nothing."""
+    """A process failed, timed out, or had a wrong result: its time means nothing."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,7 +58,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """The median ratio against the best of these peers is to be no more than `limit`; None only shows the ratio."""
+    """The median ratio against the best of these peers must not exceed `limit`; None only shows the ratio."""
 
     limit: float | None
     peers: tuple[Contestant, ...]
@@ -66,7 +66,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Contest:
-    """One piece of work, who does it, and what is done after each run, outside the clock.
+    """A task, its contestants, and an action after each run, outside the measured time.
 
     `after` checks what the run made, raises RunFailedError if it is wrong, and clears it away.
     """
@@ -99,13 +99,13 @@ class Comparison:
 
     @property
     def holds(self) -> bool | None:
-        """None where there is no bar to hold, or nothing to say about it."""
+        """Whether the bar holds; None without a bar or without runs."""
         return None if self.limit is None or not self.runs else self.ratio <= self.limit
 
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
-    """A number of ours that is judged by itself."""
+    """A figure of perfkit that is compared with a bar only."""
 
     contest: str
     title: str
@@ -115,8 +115,8 @@ class Figure:
     bar: str
     holds: bool | None
     details: Mapping[str, object] = field(default_factory=dict)
-    beside: Mapping[str, float] = field(default_factory=dict)  # what others have, in the same unit
-    limit: float | None = None  # the bar as a number, where it is one: the plot shows the share of it
+    beside: Mapping[str, float] = field(default_factory=dict)  # figures of others, in the same unit
+    limit: float | None = None  # the bar as a number, if it is one: the plot shows the ratio to it
 
 
 _LAUNCHER = """\
@@ -143,7 +143,7 @@ while True:
 
 
 class Bench:
-    """Where the runs happen: an empty directory, a clean environment, and one command at a time; a context manager.
+    """The environment of the runs: an empty directory, clean variables, one command at a time; a context manager.
 
     Proxies, variables that begin with one of `without`, and the settings in a user's home would change what is
     measured; children see none of them. Python's bytecode is cached, for a source tree as for installed modules. The
@@ -156,15 +156,21 @@ class Bench:
         self._out, self._err = directory / "stdout", directory / "stderr"
         home = directory / "home"
         home.mkdir()
-        kept = {name: value for name, value in os.environ.items()
-                if not name.lower().endswith("_proxy") and not name.startswith(("PYTHON", *without))}  # fmt: skip
+        kept = {
+            name: value
+            for name, value in os.environ.items()
+            if not name.lower().endswith("_proxy") and not name.startswith(("PYTHON", *without))
+        }
         self._env = {**kept, "HOME": str(home), "PYTHONPYCACHEPREFIX": str(directory / "pycache")}
 
     def __enter__(self) -> Bench:
         self._launcher = subprocess.Popen(
-            [sys.executable, "-I", "-S", "-c", _LAUNCHER], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL, cwd=self.directory,
-        )  # fmt: skip
+            [sys.executable, "-I", "-S", "-c", _LAUNCHER],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            cwd=self.directory,
+        )
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
@@ -209,7 +215,7 @@ class Bench:
         return marshal.load(self._launcher.stdout)
 
     def compare(self, contest: Contest, pairs: int) -> list[Comparison]:
-        """Ours and each peer next to each other, `pairs` times, after one unmeasured run each.
+        """Run perfkit and each peer alternately, `pairs` times, after one unmeasured run each.
 
         All peers take part in every round, so that a slow minute of the machine hits them alike; who goes first changes
         from round to round. A peer that fails is out, with the reason. If ours fails, the contest is lost.
@@ -224,7 +230,7 @@ class Bench:
                 contest.after()
             except RunFailedError as error:
                 with contextlib.suppress(RunFailedError):
-                    contest.after()  # clears what is left
+                    contest.after()  # removes leftovers
                 errors[contestant.name] = str(error)
                 return None
             return found
@@ -261,14 +267,14 @@ class Bench:
 
 
 def _best(bar: Bar, runs: Mapping[str, list[tuple[Run, Run]]], errors: Mapping[str, str]) -> str | None:
-    """The peer with the lowest median wall time, of those that did the work."""
+    """The peer with the lowest median wall time, of those that succeeded."""
     able = [peer.name for peer in bar.peers if peer.name not in errors]
     return min(able, key=lambda name: median(theirs.wall_s for _, theirs in runs[name]), default=None)
 
 
 @dataclass
 class Report:
-    """What was found, and the ways to show it."""
+    """The results, and their output formats."""
 
     benchmark: str
     settings: Mapping[str, object]
@@ -278,7 +284,7 @@ class Report:
     notes: list[str] = field(default_factory=list)
 
     def add(self, comparisons: Sequence[Comparison], *, rss_limit: int) -> None:
-        """Take these in, and judge the memory of our runs among them."""
+        """Add comparisons, and check the memory of perfkit's runs in them."""
         self.comparisons += comparisons
         peaks = [ours.peak_rss for comparison in comparisons for ours, _ in comparison.runs]
         if peaks:
@@ -286,13 +292,16 @@ class Report:
 
     @property
     def missed(self) -> list[str]:
-        """The bars that don't hold."""
-        ratios = [f"{found.contest}: {found.peer}" for found in self.comparisons
-                  if found.holds is False or (found.error or "").startswith("OURS")]  # fmt: skip
+        """The missed bars."""
+        ratios = [
+            f"{found.contest}: {found.peer}"
+            for found in self.comparisons
+            if found.holds is False or (found.error or "").startswith("OURS")
+        ]
         return ratios + [f"{found.contest}: {found.name}" for found in self.figures if found.holds is False]
 
     def table(self) -> str:
-        """Everything in at most 120 columns."""
+        """The table, in at most 120 columns."""
         lines: list[str] = []
         head = ("against", "ratio (min..max)", "bar", "holds", "wall s", "CPU s", "peak MB")
         layout = "  {:<28} {:<20} {:<7} {:<6} {:>17} {:>17} {:>15}"
@@ -330,7 +339,7 @@ class Report:
         return "\n".join(lines)
 
     def as_json(self) -> dict[str, object]:
-        """Everything, each single run included."""
+        """All results, including each single run."""
         return {
             "benchmark": self.benchmark,
             "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
@@ -352,12 +361,22 @@ class Report:
         }
 
     def write(self, directory: Path, name: str) -> list[Path]:
-        """`name`.json and, where matplotlib is installed, `name`.png; returns what was written."""
+        """`name`.json and, if matplotlib is installed, `name`.png; returns the paths."""
         directory.mkdir(parents=True, exist_ok=True)
         written = [directory / f"{name}.json"]
         written[0].write_text(json.dumps(self.as_json(), indent=1) + "\n", encoding="utf-8")
-        shown = [_Bar(f"{found.contest} / {found.peer}", found.ratio, min(found.ratios), max(found.ratios), found.limit,
-                      found.holds) for found in self.comparisons if found.runs]  # fmt: skip
+        shown = [
+            _Bar(
+                f"{found.contest} / {found.peer}",
+                found.ratio,
+                min(found.ratios),
+                max(found.ratios),
+                found.limit,
+                found.holds,
+            )
+            for found in self.comparisons
+            if found.runs
+        ]
         for found in (figure for figure in self.figures if figure.limit):
             share = found.value / found.limit
             shown.append(_Bar(f"{found.contest} / {found.name}, of the bar", share, share, share, 1.0, found.holds))
@@ -421,15 +440,25 @@ def _plot(shown: Sequence[_Bar], title: str, path: Path) -> None:
 
 
 def memory(contest: str, title: str, peak: int, *, limit: int) -> Figure:
-    """The most memory any of our runs held, judged."""
-    return Figure(contest=contest, title=title, name="peak RSS of ours, most", value=peak / MB, unit="MB",
-                  bar=f"< {limit / MB:.0f} MB", holds=peak < limit, limit=limit / MB)  # fmt: skip
+    """The peak memory of perfkit's runs, compared with the limit."""
+    return Figure(
+        contest=contest,
+        title=title,
+        name="peak RSS of ours, most",
+        value=peak / MB,
+        unit="MB",
+        bar=f"< {limit / MB:.0f} MB",
+        holds=peak < limit,
+        limit=limit / MB,
+    )
 
 
 def machine() -> dict[str, object]:
-    """What the figures were taken on."""
-    model = next((line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
-                 platform.processor())  # fmt: skip
+    """The machine of the measurements."""
+    model = next(
+        (line.partition(":")[2].strip() for line in _lines("/proc/cpuinfo") if line.startswith("model name")),
+        platform.processor(),
+    )
     return {
         "cpus": os.cpu_count(),
         "cpus_allowed": len(os.sched_getaffinity(0)),
@@ -448,7 +477,7 @@ def _lines(path: str) -> list[str]:
 
 
 def versions(tools: Mapping[str, str], packages: Sequence[str]) -> dict[str, str]:
-    """Of programs (name to the option that tells) and of Python packages; what is absent is left out."""
+    """Versions of programs (name to option) and of Python packages; missing ones are omitted."""
     found = {}
     for tool, option in tools.items():
         if shutil.which(tool) is not None:
@@ -461,7 +490,7 @@ def versions(tools: Mapping[str, str], packages: Sequence[str]) -> dict[str, str
 
 
 def note(text: str) -> None:
-    """Say on standard error what is going on; on a terminal in one line."""
+    """Print the current step on standard error; on a terminal in one line."""
     if sys.stderr.isatty():
         print(f"\r\033[K{text}", end="", file=sys.stderr, flush=True)
     elif text:

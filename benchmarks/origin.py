@@ -1,4 +1,4 @@
-"""The other end of the wire: nginx on loopback, and a relay that counts what arrives at the client."""
+"""The server side: nginx on loopback, and a relay that counts the bytes that reach the client."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ http {{
 
 @dataclass(frozen=True, slots=True)
 class Traffic:
-    """Requests, and the bytes of both directions, heads included."""
+    """Requests, and bytes in both directions, including headers."""
 
     requests: int
     bytes: int
@@ -67,9 +67,14 @@ class Nginx:
         self.http_port = http
         self._home = home
         config = _CONFIG.format(
-            user="user root;" if os.geteuid() == 0 else "", home=home, site=site, http=http, https=self._https,
-            limit=limit, log=f"{self._log} bytes" if counted else "off",
-        )  # fmt: skip
+            user="user root;" if os.geteuid() == 0 else "",
+            home=home,
+            site=site,
+            http=http,
+            https=self._https,
+            limit=limit,
+            log=f"{self._log} bytes" if counted else "off",
+        )
         (home / "nginx.conf").write_text(config, encoding="utf-8")
 
     @property
@@ -85,16 +90,16 @@ class Nginx:
         return f"{self.http}/limited"
 
     def traffic(self) -> Traffic:
-        """What went over the wire since it was asked last: requests as they came, responses with their heads.
+        """The traffic since the last call: requests as received, responses with headers.
 
         A request that is made now is the last that counts: one worker writes its log in the order it works.
         """
         self._fences += 1
         fence = f"/fence-{self._fences}"
-        with contextlib.suppress(urllib.error.HTTPError):  # there is no such file
+        with contextlib.suppress(urllib.error.HTTPError):  # the file does not exist
             urllib.request.urlopen(self.http + fence, timeout=10)
         deadline = time.monotonic() + 10
-        while time.monotonic() < deadline:  # a line is written when its answer is sent
+        while time.monotonic() < deadline:  # a log line is written after its response is sent
             lines = self._log.read_bytes()[self._read :].splitlines(keepends=True)
             rows = [line.decode().split() for line in lines]
             if rows and rows[-1][-1:] == [fence] and lines[-1].endswith(b"\n"):
@@ -104,13 +109,30 @@ class Nginx:
         raise RuntimeError(f"{self._log} says nothing of {fence}")
 
     def __enter__(self) -> Nginx:
-        certificate = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "3", "-subj", "/CN=perfkit",
-                       "-addext", "subjectAltName=IP:127.0.0.1", "-addext", "keyUsage=digitalSignature,keyCertSign",
-                       "-keyout", str(self._home / "key.pem"), "-out", str(self.ca)]  # fmt: skip
+        certificate = [
+            "openssl",
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-days",
+            "3",
+            "-subj",
+            "/CN=perfkit",
+            "-addext",
+            "subjectAltName=IP:127.0.0.1",
+            "-addext",
+            "keyUsage=digitalSignature,keyCertSign",
+            "-keyout",
+            str(self._home / "key.pem"),
+            "-out",
+            str(self.ca),
+        ]
         subprocess.run(certificate, check=True, capture_output=True)
         program = shutil.which("nginx", path=os.environ.get("PATH", os.defpath) + ":/usr/sbin:/usr/local/sbin")
         if program is None:
-            raise FileNotFoundError("the benchmark needs nginx, and there is none on PATH or in sbin")
+            raise FileNotFoundError("the benchmark needs nginx, which is neither on PATH nor in sbin")
         command = [program, "-p", f"{self._home}/", "-c", f"{self._home}/nginx.conf", "-e", f"{self._home}/error.log"]
         self._process = subprocess.Popen(command, stdin=subprocess.DEVNULL)
         for _ in range(500):
@@ -139,7 +161,7 @@ _SENT = struct.Struct("=QQ")
 
 
 class CountingRelay:
-    """Passes connections on to a port of this machine, and samples how many bytes have gone out to the client.
+    """Relays connections to a port of this machine, and samples how many bytes were sent to the client.
 
     The kernel is asked for what it sent on each connection (TCP_INFO), not what we wrote: bytes in a send buffer have
     not arrived, bytes sent over loopback have. `samples` are (seconds, bytes of all connections so far).
@@ -152,7 +174,7 @@ class CountingRelay:
         self.samples: list[tuple[float, int]] = []
         self._lock = threading.Lock()
         self._live: set[socket.socket] = set()
-        self._gone = 0  # bytes of the connections that ended
+        self._gone = 0  # bytes of closed connections
         self._over = threading.Event()
 
     def __enter__(self) -> CountingRelay:
@@ -199,7 +221,7 @@ class CountingRelay:
 
 
 def _pump(source: socket.socket, sink: socket.socket) -> None:
-    """Pass on what comes until either side ends; then end both."""
+    """Relay bytes until either side closes; then close both."""
     buffer = memoryview(bytearray(64 << 10))
     with contextlib.suppress(OSError):
         while count := source.recv_into(buffer):

@@ -1,4 +1,4 @@
-"""Releases against other ways to bring a tree up to date: bytes to fetch, requests, and what publishing takes.
+"""Benchmark releases against other update methods: bytes to fetch, requests, and the cost of publishing.
 
     python benchmarks/releases.py [--only django lxml ansible] [--cache DIR] [--out DIR]
 
@@ -38,10 +38,12 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.releases.format.zstd import expand
 
-HEADERS = 600  # bytes of one request and the head of its response, nginx and our client
+HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
+
+
 @dataclasses.dataclass(frozen=True, slots=True)
 class Row:
-    """One figure of ours beside those of others, in bytes unless the name says otherwise."""
+    """A figure of perfkit with those of others, in bytes unless the name says otherwise."""
 
     corpus: str
     work: str
@@ -67,10 +69,15 @@ def main() -> int:
         note("\n".join(table(found)))
         rows += found
     arguments.out.mkdir(parents=True, exist_ok=True)
-    tools = versions({"zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version",
-                      "rsync": "--version"}, ["perfkit", "backports.zstd"])  # fmt: skip
-    record = {"machine": machine(), "versions": tools,
-              "rows": [{**dataclasses.asdict(row), "holds": row.holds} for row in rows]}  # fmt: skip
+    tools = versions(
+        {"zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version", "rsync": "--version"},
+        ["perfkit", "backports.zstd"],
+    )
+    record = {
+        "machine": machine(),
+        "versions": tools,
+        "rows": [{**dataclasses.asdict(row), "holds": row.holds} for row in rows],
+    }
     (arguments.out / "releases.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
     print("\n".join(table(rows)))
     return 0 if all(row.holds is not False for row in rows) else 1
@@ -83,8 +90,10 @@ def table(rows: list[Row]) -> list[str]:
         digits = 0 if row.ours > 1000 else 2
         bar = "" if row.bar is None else f"{row.bar:,.{digits}f}"
         verdict = {True: "yes", False: "NO", None: "-"}[row.holds]
-        lines.append(f"{row.corpus:<9}{row.work:<26}{row.ours:>12,.{digits}f}{bar:>12}  {verdict:<6}"
-                     f"{row.requests or '':>4}  {others}")  # fmt: skip
+        lines.append(
+            f"{row.corpus:<9}{row.work:<26}{row.ours:>12,.{digits}f}{bar:>12}  {verdict:<6}"
+            f"{row.requests or '':>4}  {others}"
+        )
     return lines
 
 
@@ -109,7 +118,7 @@ def corpus_rows(name: str, cache: Path) -> list[Row]:
 
 
 def publish_rows(name: str, trees: list[Path], site: Path) -> list[Row]:
-    """The first release against zstd -19 of its tar; the last one for itself."""
+    """The first release against zstd -19 of its tar; the last one by itself."""
     tar = make_tar(trees[0], site.parent / "first.tar")
     zstd_s, _ = timed(["zstd", "-q", "-f", "-19", "-T2", str(tar), "-o", f"{tar}.zst"])
     walls, peaks = [], []
@@ -127,7 +136,7 @@ def publish_rows(name: str, trees: list[Path], site: Path) -> list[Row]:
 
 
 class SiteClient:
-    """Counts what a client would fetch."""
+    """Counts the bytes that a client would fetch."""
 
     def __init__(self, site: Path) -> None:
         self.site = site

@@ -1,4 +1,4 @@
-"""Sites with a past: releases published one after the other, and offered again as they were at the time."""
+"""Sites with a history: releases published one after the other, each of which can be offered again."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _PER_DIRECTORY = 35  # entries
 
 
 class Site:
-    """Releases of one tree; objects of earlier ones stay, so a pointer put back makes the site what it was.
+    """Releases of one tree; objects of earlier ones stay, so restoring a pointer restores the site.
 
     What stands in `root` from an earlier run is used again.
     """
@@ -28,7 +28,7 @@ class Site:
         self.path = root / "site"
 
     def grow(self, version: str, make: Callable[[Path], object]) -> None:
-        """Publish what `make` makes of an empty directory as the next release."""
+        """Publish the directory that `make` fills as the next release."""
         pointer = self.root / "pointers" / version
         if pointer.exists():
             return
@@ -36,31 +36,42 @@ class Site:
         self.tree(version).mkdir(parents=True)
         make(self.tree(version))
         note(f"publishing {self.root.name} {version}")
-        run([sys.executable, "-m", "perfkit", "publish", str(self.tree(version)), str(self.path), "--version", version,
-             "--quiet"])  # fmt: skip
+        run(
+            [
+                sys.executable,
+                "-m",
+                "perfkit",
+                "publish",
+                str(self.tree(version)),
+                str(self.path),
+                "--version",
+                version,
+                "--quiet",
+            ]
+        )
         pointer.parent.mkdir(exist_ok=True)
         shutil.copy2(self.path / _POINTER, pointer)
 
     def tree(self, version: str) -> Path:
-        """What the release was published from."""
+        """The source tree of the release."""
         return self.root / "trees" / version
 
     def offer(self, version: str) -> None:
-        """Be as it was when this release was the last one; its pointer's time, which nginx makes the ETag of, too."""
+        """Restore the site with this release, including the time of its pointer, from which nginx derives the ETag."""
         fresh = self.path / f"{_POINTER}~"
         shutil.copy2(self.root / "pointers" / version, fresh)
         os.replace(fresh, self.path / _POINTER)
 
 
 def small_files(root: Path, count: int, *, least: int, most: int) -> None:
-    """So many files of random bytes, which no coding makes smaller."""
+    """Files of random bytes, which can't be compressed."""
     sizes = random.Random(2)
     for number in range(count):
         (root / f"{number:04}.bin").write_bytes(os.urandom(sizes.randint(least, most)))
 
 
 def entries(root: Path, count: int) -> None:
-    """Some hundred bytes of text in each of so many files."""
+    """Files of some hundred bytes of text each."""
     for number in range(count):
         path = root / f"part-{number // _PER_DIRECTORY // 10}/d{number // _PER_DIRECTORY}/file-{number}.txt"
         if number % _PER_DIRECTORY == 0:
@@ -69,7 +80,7 @@ def entries(root: Path, count: int) -> None:
 
 
 def edited(root: Path, old: Path, names: Sequence[str], change: str) -> None:
-    """A copy of `old` in which a line was put into the middle of each of these files."""
+    """A copy of `old` with a line inserted in the middle of each of these files."""
     shutil.copytree(old, root, dirs_exist_ok=True)
     for name in names:
         data = (root / name).read_bytes()
@@ -78,13 +89,13 @@ def edited(root: Path, old: Path, names: Sequence[str], change: str) -> None:
 
 
 def spread(root: Path, count: int) -> list[str]:
-    """The names of so many files, evenly from all of a tree."""
+    """The names of some files, spread evenly over a tree."""
     names = sorted(str(path.relative_to(root)) for path in root.rglob("*") if path.is_file())
     return [names[index * len(names) // count] for index in range(count)]
 
 
 def large_file(path: Path, size: int, *, edits: int) -> None:
-    """One file in which 16 KiB never repeat, but parts of them do, so that it is published within minutes."""
+    """A file in which no 16 KiB repeat but parts of them do, so that publishing takes only minutes."""
     chance = random.Random(3)
     bases = [chance.randbytes(_MIB) for _ in range(4)]
     changed = {size // _MIB * edit // edits for edit in range(edits)} if edits else set()

@@ -34,18 +34,19 @@ RSS_LIMIT = 50_000_000
 
 
 def names(listing: str, count: int) -> list[str]:
-    """So many of the names in this file, evenly spread."""
+    """Some of the names in this file, evenly spread."""
     lines = Path(listing).read_text(encoding="utf-8").splitlines()
     return [lines[index * len(lines) // count] for index in range(count)]
 
 
 def build(scratch: Path, archive: Path) -> int:
-    """The trees `small`, `plain` and `large`, and the file `names` of what the small ones have; says how many files."""
+    """Create the trees `small`, `plain` and `large`, and the file `names`; returns the number of names."""
     for tree in ("small", "plain", "large"):
         with tarfile.open(archive) as packed:
             packed.extractall(scratch / tree, filter="data")
-    found = sorted(path.relative_to(scratch / "small").as_posix() for path in (scratch / "small").rglob("*")
-                   if path.is_file())  # fmt: skip
+    found = sorted(
+        path.relative_to(scratch / "small").as_posix() for path in (scratch / "small").rglob("*") if path.is_file()
+    )
     (scratch / "names").write_text("\n".join(found), encoding="utf-8")
     for index in range(LARGE - len(found)):
         path = scratch / f"large/more-{index // PER_DIRECTORY // 10}/d{index // PER_DIRECTORY}/file-{index}.bin"
@@ -57,7 +58,7 @@ def build(scratch: Path, archive: Path) -> int:
 
 
 def work(kind: str, root: str, listing: str) -> float:
-    """Do it, and return the seconds it took."""
+    """Run it, and return the seconds it took."""
     from perfkit.transactions.tree import Tree
 
     contents = {name: os.urandom(SIZE) for name in names(listing, BACK if kind == "back" else CHANGED)}
@@ -104,13 +105,25 @@ def main() -> int:
 
         small = run("ours", "change", "small")
         contests = [
-            Contest(name="change", title=f"change {CHANGED} files of 4 KiB in a tree of {files}", ours=small,
-                    bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),)),
-            Contest(name="large tree", title=f"the same in a tree of {LARGE}", ours=run("ours", "change", "large"),
-                    bars=(Bar(limit=1.2, peers=(run(f"ours, {files} files", "change", "small"),)),)),
-            Contest(name="back", title=f"back by {BACK} files in a tree of {files}", ours=run("ours", "back", "small"),
-                    bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),)),
-        ]  # fmt: skip
+            Contest(
+                name="change",
+                title=f"change {CHANGED} files of 4 KiB in a tree of {files}",
+                ours=small,
+                bars=(Bar(limit=1.0, peers=(run("an fsync each", "each", "plain"),)),),
+            ),
+            Contest(
+                name="large tree",
+                title=f"the same in a tree of {LARGE}",
+                ours=run("ours", "change", "large"),
+                bars=(Bar(limit=1.2, peers=(run(f"ours, {files} files", "change", "small"),)),),
+            ),
+            Contest(
+                name="back",
+                title=f"back by {BACK} files in a tree of {files}",
+                ours=run("ours", "back", "small"),
+                bars=(Bar(limit=None, peers=(run(f"ours, {LARGE} files", "back", "large"),)),),
+            ),
+        ]
         (scratch / "bench").mkdir()
         with Bench(scratch / "bench") as bench:
             for contest in contests:
@@ -118,9 +131,17 @@ def main() -> int:
                 report.add(found, rss_limit=RSS_LIMIT)
                 walls = [ours.wall_s * 1000 for one in found for ours, _ in one.runs]
                 if contest.name != "large tree" and walls:
-                    report.figures.append(Figure(contest=contest.name, title=contest.title, name="wall, median",
-                                                 value=median(walls), unit="ms", bar="< 100 ms",
-                                                 holds=median(walls) < 100))  # fmt: skip
+                    report.figures.append(
+                        Figure(
+                            contest=contest.name,
+                            title=contest.title,
+                            name="wall, median",
+                            value=median(walls),
+                            unit="ms",
+                            bar="< 100 ms",
+                            holds=median(walls) < 100,
+                        )
+                    )
     finally:
         shutil.rmtree(scratch)
     print(report.table())

@@ -1,4 +1,4 @@
-"""Syncs and rollbacks against other ways to bring a tree up to date: `python benchmarks/updates.py`.
+"""Benchmark syncs and rollbacks against other update methods: `python benchmarks/updates.py`.
 
 Bytes and requests are what nginx's log says of whole runs of `perfkit sync`: both directions, heads included. The peers
 are charged no heads. Trees are made on the disk of --dir, and what is published is kept in --cache for the next run
@@ -36,8 +36,15 @@ from sites import Site, edited, entries, large_file, small_files, spread
 RSS_LIMIT = 50 * 10**6
 FILES, MANY = 3_500, 100_000
 CHANGED = 45  # files
-TOOLS = {"nginx": "-v", "zstd": "--version", "zck": "--version", "zsync": "-V", "casync": "--version",
-         "rsync": "--version", "aria2c": "--version"}  # fmt: skip
+TOOLS = {
+    "nginx": "-v",
+    "zstd": "--version",
+    "zck": "--version",
+    "zsync": "-V",
+    "casync": "--version",
+    "rsync": "--version",
+    "aria2c": "--version",
+}
 _CLOCK = """\
 import json, sys, time
 from perfkit import Toolkit
@@ -70,7 +77,7 @@ _OTHER = "to = max(each.number for each in kit.history(sys.argv[1]) if not each.
 
 
 class Updates:
-    """The rows, by name. Each adds what it found to the report."""
+    """The rows, by name. Each adds its results to the report."""
 
     def __init__(self, bench: Bench, nginx: Nginx, cache: Path, scratch: Path, report: Report, pairs: int) -> None:
         self.bench = bench
@@ -90,7 +97,7 @@ class Updates:
         }
 
     def corpus(self, name: str) -> None:
-        """Bytes: from every earlier release, without a delta, and from nothing."""
+        """Bytes: from every earlier release, without a delta, and for a first install."""
         project, releases, kind = CORPORA[name]
         site, fresh = self.site(name), self.site(f"{name}-fresh")
         clients = self.scratch / name
@@ -108,10 +115,19 @@ class Updates:
         title = f"{name}, {kind}: bytes by nginx's log"
 
         def figure(work: str, used: Traffic, bar: float, beside: dict[str, float]) -> None:
-            self.report.figures.append(Figure(
-                contest=name, title=title, name=work, value=used.bytes, unit="B", bar=f"<={bar:,.0f}", limit=bar,
-                holds=used.bytes <= bar, beside={"requests": used.requests, **beside},
-            ))  # fmt: skip
+            self.report.figures.append(
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=work,
+                    value=used.bytes,
+                    unit="B",
+                    bar=f"<={bar:,.0f}",
+                    limit=bar,
+                    holds=used.bytes <= bar,
+                    beside={"requests": used.requests, **beside},
+                )
+            )
 
         for release in reversed(releases[:-1]):
             used, run = self.sync(site, clients / release, last)
@@ -148,13 +164,17 @@ class Updates:
             _check(dest, tree)
             shutil.rmtree(dest)
 
-        contest = Contest(name="small", title="first install of 2,000 files of 0.5 to 8 KiB, wall time",
-                          ours=self.cli("sync", self.url(site.path), dest), bars=(Bar(limit=1.0, peers=(aria,)),),
-                          after=after)  # fmt: skip
+        contest = Contest(
+            name="small",
+            title="first install of 2,000 files of 0.5 to 8 KiB, wall time",
+            ours=self.cli("sync", self.url(site.path), dest),
+            bars=(Bar(limit=1.0, peers=(aria,)),),
+            after=after,
+        )
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def nothing(self) -> None:
-        """Time: a sync that finds nothing to do."""
+        """Time: a sync with nothing to do."""
         site, dest = self.botocore(), self.scratch / "nothing"
         site.offer("1")
         self.sync(site, dest, "1")
@@ -164,8 +184,9 @@ class Updates:
         walk = Contestant(name="scandir and stat", command=(sys.executable, "-c", _WALK, *where), own_clock=True)
         title = "sync with nothing to do, botocore (3,433 files)"
         for ours, limit in ((again, 3.0), (first, None)):
-            contest = Contest(name=f"nothing, {ours.name}", title=title, ours=ours,
-                              bars=(Bar(limit=limit, peers=(walk,)),))  # fmt: skip
+            contest = Contest(
+                name=f"nothing, {ours.name}", title=title, ours=ours, bars=(Bar(limit=limit, peers=(walk,)),)
+            )
             found = self.bench.compare(contest, self.pairs)
             self.report.add(found, rss_limit=RSS_LIMIT)
             walls = [mine.wall_s * 1000 for one in found for mine, _ in one.runs]
@@ -174,7 +195,7 @@ class Updates:
         shutil.rmtree(dest)
 
     def change(self) -> None:
-        """Time: an update of few files, each to another release; and back."""
+        """Time: an update of few files, each to another release, and a rollback."""
         site, dest = self.botocore(), self.scratch / "change"
         site.offer("1")
         self.sync(site, dest, "1")
@@ -197,7 +218,7 @@ class Updates:
         shutil.rmtree(dest)
 
     def back(self) -> None:
-        """Time: going back by the same files in a small tree and in a large one."""
+        """Time: a rollback of the same files in a small tree and in a large one."""
         trees = {}
         for count in (MANY, FILES):
             site = self.listing(count)
@@ -248,15 +269,31 @@ class Updates:
         shutil.rmtree(dest)
 
     def judge(
-        self, contest: str, title: str, name: str, value: float, unit: str, limit: float,
+        self,
+        contest: str,
+        title: str,
+        name: str,
+        value: float,
+        unit: str,
+        limit: float,
         beside: dict[str, float] | None = None,
-    ) -> None:  # fmt: skip
-        self.report.figures.append(Figure(contest=contest, title=title, name=name, value=value, unit=unit,
-                                          bar=f"<={limit} {unit}".strip(), limit=limit, holds=value <= limit,
-                                          beside=beside or {}))  # fmt: skip
+    ) -> None:
+        self.report.figures.append(
+            Figure(
+                contest=contest,
+                title=title,
+                name=name,
+                value=value,
+                unit=unit,
+                bar=f"<={limit} {unit}".strip(),
+                limit=limit,
+                holds=value <= limit,
+                beside=beside or {},
+            )
+        )
 
     def sync(self, site: Site, dest: Path, release: str, *, exactly: bool = True) -> tuple[Traffic, Run]:
-        """A whole process, what it asked for, and whether it made the release."""
+        """Run a whole process; returns its traffic, after checking that it installed the release."""
         self.nginx.traffic()
         run = self.bench.run(self.cli("sync", self.url(site.path), dest))
         used = self.nginx.traffic()
@@ -274,7 +311,7 @@ class Updates:
         return Site(self.cache / "updates" / name)
 
     def botocore(self) -> Site:
-        """A release, and for each update to be measured another one with few changes."""
+        """Publish a release, and for each measured update another one with few changes."""
         site = self.site("botocore")
         site.grow("1", partial(_unpacked, self.cache, "botocore", "1.43.0"))
         names = spread(site.tree("1"), CHANGED)
@@ -283,14 +320,14 @@ class Updates:
         return site
 
     def listing(self, count: int) -> Site:
-        """So many small files, and a release with few changes."""
+        """Publish small files, and a release with few changes."""
         site = self.site(f"entries-{count}")
         site.grow("1", partial(entries, count=count))
         site.grow("2", partial(edited, old=site.tree("1"), names=spread(site.tree("1"), CHANGED), change="2"))
         return site
 
     def peers(self, site: Site, releases: Sequence[str]) -> dict[str, float]:
-        """What the others need, measured once for each site."""
+        """The costs of other tools, measured once per site."""
         record = site.root / "peers.json"
         found: dict[str, float] = json.loads(record.read_text(encoding="utf-8")) if record.exists() else {}
         trees = [site.tree(release) for release in releases]
@@ -318,13 +355,13 @@ def _unpacked(cache: Path, project: str, release: str, root: Path) -> None:
 
 
 def _timed(name: str, work: str, *arguments: str, before: str = "pass") -> Contestant:
-    """Ours, with the clock around the work alone."""
+    """perfkit, timed without start-up."""
     code = _CLOCK.format(before=before, work=work)
     return Contestant(name=name, command=(sys.executable, "-c", code, *arguments), own_clock=True)
 
 
 def _check(dest: Path, tree: Path, *, exactly: bool = True) -> None:
-    """See that every file is there and has its content, and with `exactly` that no other is."""
+    """Check that every file exists with its content, and with `exactly` that there are no others."""
     found, wanted = manifest_of(dest), manifest_of(tree)
     if found.sha256 != wanted.sha256 and (exactly or not set(found) >= set(wanted)):
         raise RunFailedError(f"{dest} is not what {tree} is")
@@ -332,8 +369,9 @@ def _check(dest: Path, tree: Path, *, exactly: bool = True) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change back "
-                        "large entries")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", metavar="ROW", help="of: django lxml ansible small nothing change back large entries"
+    )
     parser.add_argument("--pairs", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")
     parser.add_argument("--reuse", action="store_true", help="what an earlier run published")

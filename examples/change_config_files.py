@@ -1,8 +1,8 @@
 """Change many configuration files at once, or none of them. It prints:
 
-    wrong value found: 137.conf has no number of workers; all 200 files are as before: True
+    invalid value found: 137.conf has no number of workers; all 200 files unchanged: True
     changed: 200 files; workers is 16 everywhere: True
-    taken back: workers is 4 everywhere: True
+    rolled back: workers is 4 everywhere: True
 
 To run it:  python examples/change_config_files.py
 """
@@ -24,7 +24,7 @@ def write_configs(directory: Path) -> None:
 
 
 def set_workers(kit: Toolkit, directory: Path, workers: int) -> None:
-    """All files, durably, when the block ends; nothing if an exception leaves it."""
+    """Change all files durably at the end of the block, or none if an exception leaves it."""
     with kit.transaction(directory) as tx:
         for path in sorted(directory.glob("*.conf")):
             text, count = re.subn(r"workers = \d+", f"workers = {workers}", path.read_text())
@@ -41,22 +41,22 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as scratch, Toolkit() as kit:
         configs = Path(scratch, "conf.d")
         write_configs(configs)
-        wrong = configs / "137.conf"
-        wrong.write_text("workers = many\n")
+        broken = configs / "137.conf"
+        broken.write_text("workers = many\n")
         before = {path.name: path.read_bytes() for path in configs.glob("*.conf")}
         try:
             set_workers(kit, configs, 16)
         except ValueError as error:
             same = before == {path.name: path.read_bytes() for path in configs.glob("*.conf")}
-            print(f"wrong value found: {error}; all {len(before)} files are as before: {same}")
+            print(f"invalid value found: {error}; all {len(before)} files unchanged: {same}")
 
-        wrong.write_text("workers = 4\n")
+        broken.write_text("workers = 4\n")
         set_workers(kit, configs, 16)
         print(f"changed: {len(before)} files; workers is 16 everywhere: {all_have(configs, 16)}")
 
         with Tree(configs) as tree:
-            tree.switch()  # to the generation before
-        print(f"taken back: workers is 4 everywhere: {all_have(configs, 4)}")
+            tree.switch()  # to the previous generation
+        print(f"rolled back: workers is 4 everywhere: {all_have(configs, 4)}")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""Progress as messages: to a web socket, a queue, a log. It prints:
+"""Send progress as messages to a web socket, a queue or a log. It prints:
 
-    a browser would have seen: {"event": "progress", "percent": 100, "files": "30/30", "speed": "...", "eta": 0}
-    messages never went backwards: True
+    last message to the browser: {"event": "progress", "percent": 100, "files": "30/30", "speed": "...", "eta": 0}
+    percentages never decreased: True
     the log has: fetched 30 files, 5.9 MiB
 
 To run it:  python examples/custom_progress.py
@@ -22,20 +22,20 @@ from perfkit.server.server import Server
 
 
 def message(snapshot: Snapshot) -> dict[str, object]:
-    """What the page needs to draw a bar of its own."""
+    """The data that the page needs to draw a bar."""
     total = snapshot.total_bytes
     return {
         "event": "progress",
         "percent": 100 * snapshot.received_bytes // total if total else 0,
         "files": f"{snapshot.files_done}/{snapshot.files_total}",
-        "speed": "...",  # snapshot.speed_bytes_per_s, left out since it differs from run to run
+        "speed": "...",  # snapshot.speed_bytes_per_s, omitted here since it varies between runs
         "eta": 0 if snapshot.eta_s is None else round(snapshot.eta_s),
     }
 
 
 def main() -> None:
     logging.basicConfig(stream=sys.stdout, format="the log has: %(message)s", level=logging.INFO)
-    browser, server_side = socket.socketpair()  # stands for the web socket; any `send` of yours will do
+    browser, server_side = socket.socketpair()  # in place of a web socket
 
     def send(snapshot: Snapshot) -> None:
         server_side.sendall(json.dumps(message(snapshot)).encode() + b"\n")
@@ -49,9 +49,9 @@ def main() -> None:
             done = kit.download_many((f"{server.url}{number}.bin" for number in range(30)), Path(scratch, "out"))
         server_side.shutdown(socket.SHUT_WR)
         seen = [json.loads(line) for line in browser.makefile()]
-    print(f"a browser would have seen: {json.dumps(seen[-1])}")
+    print(f"last message to the browser: {json.dumps(seen[-1])}")
     percents = [each["percent"] for each in seen]
-    print(f"messages never went backwards: {percents == sorted(percents)}")
+    print(f"percentages never decreased: {percents == sorted(percents)}")
     size = sum(each.bytes for each in done)
     logging.info("fetched %d files, %.1f MiB", len(done), size / (1 << 20))
 

@@ -1,8 +1,8 @@
 """Download many files at once, with bars on standard error. It prints:
 
     200 files, 19.5 MiB, in out/
-    the first: 000.bin, 102400 bytes, checked: True
-    failed: missing.bin: HTTP status 404; the other 200 are there all the same
+    the first: 000.bin, 102400 bytes, verified: True
+    failed: missing.bin: HTTP status 404; the other 200 are complete
 
 To run it:  python examples/download_many.py
 """
@@ -34,15 +34,17 @@ def main() -> None:
             wanted = [Request(f"{server.url}{name}", name, checksum=checksum) for name, checksum in checksums.items()]
             done = kit.download_many(wanted, out)
             print(f"{len(done)} files, {sum(each.bytes for each in done) / (1 << 20):.1f} MiB, in {out.name}/")
-            first = done[0]  # results come in the order of the requests
-            print(f"the first: {Path(first.path).name}, {first.bytes} bytes, checked: {first.checksum is not None}")
+            first = done[0]  # results are in the order of the requests
+            print(f"the first: {Path(first.path).name}, {first.bytes} bytes, verified: {first.checksum is not None}")
 
             try:
                 kit.download_many([*wanted, f"{server.url}missing.bin"], out)
-            except BatchError as error:  # raised when all the others are done
+            except BatchError as error:  # raised after all others are complete
                 failed = [each for each in error.results if each.error is not None]
-                print(f"failed: {str(failed[0].error).removeprefix(server.url)}; "
-                      f"the other {len(error.results) - len(failed)} are there all the same")  # fmt: skip
+                print(
+                    f"failed: {str(failed[0].error).removeprefix(server.url)}; "
+                    f"the other {len(error.results) - len(failed)} are complete"
+                )
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""One Toolkit for a plain WSGI application and its threads, as old code has them. It prints:
+"""One Toolkit for a plain WSGI application and its threads, as in legacy code. It prints:
 
     8 requests at once: {'200 OK'} with {'65536 bytes fetched'}
     from a worker thread with a queue: 65536 bytes
-    what can't be fetched: 502 Bad Gateway
+    a missing file: 502 Bad Gateway
 
 To run it:  python examples/legacy_wsgi.py
 """
@@ -21,15 +21,15 @@ from wsgiref.util import setup_testing_defaults
 from perfkit import PerfkitError, Toolkit
 from perfkit.server.server import Server
 
-kit = Toolkit()  # of the module: made once, used by all threads, also those after a fork; threads start when needed
+kit = Toolkit()  # one per process, used by all threads, also after a fork; its own threads start when needed
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., object]) -> Iterable[bytes]:
-    """GET /NAME fetches NAME from the origin into a directory of ours."""
+    """GET /NAME fetches NAME from the origin into a local directory."""
     url, dest = environ["app.origin"] + environ["PATH_INFO"].lstrip("/"), environ["app.files"]
     try:
         done = kit.download(url, f"{dest}/{threading.get_ident()}.bin", resume=False)
-    except PerfkitError as error:  # all that perfkit raises of its own
+    except PerfkitError as error:  # any failure of perfkit
         start_response("502 Bad Gateway", [])
         return [str(error).encode()]
     start_response("200 OK", [("Content-Type", "text/plain")])
@@ -57,15 +57,18 @@ def main() -> None:
         print(f"{len(answers)} requests at once: {statuses} with {bodies}")
 
         jobs: queue.Queue[str] = queue.Queue()
-        worker = threading.Thread(target=lambda: print("from a worker thread with a queue:",
-                                  kit.download(jobs.get(), f"{scratch}/w.bin").bytes, "bytes"))  # fmt: skip
+        worker = threading.Thread(
+            target=lambda: print(
+                "from a worker thread with a queue:", kit.download(jobs.get(), f"{scratch}/w.bin").bytes, "bytes"
+            )
+        )
         worker.start()
         jobs.put(f"{server.url}a.bin")
         worker.join()
 
         refused: list[tuple[str, str]] = []
         visit("/missing.bin", refused)
-        print(f"what can't be fetched: {refused[0][0]}")
+        print(f"a missing file: {refused[0][0]}")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,10 @@
 """Follow a .zip that somebody else publishes: only the members that changed are fetched. It prints:
 
     first: 300 added, by whole
-    the next archive has 6 MB; all of it came: False
-    second: 1 added, 2 changed, 1 removed; by zip; a tenth of the archive came: False
+    the next archive has 6 MB; all of it was fetched: False
+    second: 1 added, 2 changed, 1 removed; by zip; a tenth of the archive was fetched: False
     third: the same archive again: none, 0 changed
-    taken back: maps/7.map is as it was: True
+    rolled back: maps/7.map is restored: True
 
 To run it:  python examples/partial_update_from_zip.py
 """
@@ -21,7 +21,7 @@ from perfkit.server.server import Server
 
 
 def write_zip(path: Path, members: dict[str, bytes]) -> None:
-    """As any publisher would; nothing of perfkit's is needed there but a server with ranges."""
+    """Write the archive as any publisher would; the server only needs to support ranges."""
     with zipfile.ZipFile(path.with_suffix(".new"), "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in members.items():
             archive.writestr(name, data)
@@ -45,14 +45,16 @@ def main() -> None:
             write_zip(site / "pack.zip", members)
             second = kit.sync(url, tree)
             size = (site / "pack.zip").stat().st_size
-            print(f"the next archive has {size / 1e6:.0f} MB; all of it came: {second.bytes_received >= size}")
-            print(f"second: {second.added} added, {second.changed} changed, {second.removed} removed; "
-                  f"by {second.route}; a tenth of the archive came: {second.bytes_received > size / 10}")  # fmt: skip
+            print(f"the next archive has {size / 1e6:.0f} MB; all of it was fetched: {second.bytes_received >= size}")
+            print(
+                f"second: {second.added} added, {second.changed} changed, {second.removed} removed; "
+                f"by {second.route}; a tenth of the archive was fetched: {second.bytes_received > size / 10}"
+            )
 
             third = kit.sync(url, tree)
             print(f"third: the same archive again: {third.route}, {third.changed} changed")
         kit.rollback(tree)
-        print(f"taken back: maps/7.map is as it was: {(tree / 'maps/7.map').read_bytes() == before}")
+        print(f"rolled back: maps/7.map is restored: {(tree / 'maps/7.map').read_bytes() == before}")
 
 
 if __name__ == "__main__":

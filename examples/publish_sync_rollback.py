@@ -1,9 +1,9 @@
-"""Publish a directory, keep a tree in step with it, and take an update back. It prints:
+"""Publish a directory, keep a tree in step with it, and roll back an update. It prints:
 
     2026.10 installed: 100 added, by blocks
-    2026.11 installed: 1 added, 2 changed, 1 removed, by delta; fewer than 2000 bytes came: True
-    rolled back to 2026.10 with 0 bytes from the network; 007.rules is as before: True
-    generation 0: as it was before the first
+    2026.11 installed: 1 added, 2 changed, 1 removed, by delta; fewer than 2000 bytes received: True
+    rolled back to 2026.10 with 0 bytes from the network; 007.rules is restored: True
+    generation 0: before the first change
     generation 1: 2026.10 (current)
     generation 2: 2026.11
     verified: 100 files, intact: True
@@ -33,7 +33,7 @@ def main() -> None:
         write_rules(rules)
         with Toolkit() as kit:
             kit.publish(rules, site, version="2026.10")
-            with Server(site) as server:  # any server of static files will do
+            with Server(site) as server:  # any static file server works
                 first = kit.sync(server.url, tree)
                 print(f"{first.version} installed: {first.added} added, by {first.route}")
                 before = (tree / "007.rules").read_bytes()
@@ -44,14 +44,18 @@ def main() -> None:
                 (rules / "new.rules").write_text("alert udp any any -> any 53 (sid:100;)\n")
                 kit.publish(rules, site, version="2026.11")
                 new = kit.sync(server.url, tree)
-            print(f"{new.version} installed: {new.added} added, {new.changed} changed, {new.removed} removed, "
-                  f"by {new.route}; fewer than 2000 bytes came: {new.bytes_received < 2000}")  # fmt: skip
+            print(
+                f"{new.version} installed: {new.added} added, {new.changed} changed, {new.removed} removed, "
+                f"by {new.route}; fewer than 2000 bytes received: {new.bytes_received < 2000}"
+            )
 
             back = kit.rollback(tree)
-            print(f"rolled back to {back.version} with {back.bytes_received} bytes from the network; "
-                  f"007.rules is as before: {(tree / '007.rules').read_bytes() == before}")  # fmt: skip
+            print(
+                f"rolled back to {back.version} with {back.bytes_received} bytes from the network; "
+                f"007.rules is restored: {(tree / '007.rules').read_bytes() == before}"
+            )
             for generation in kit.history(tree):
-                version = generation.label.get("version", "as it was before the first")
+                version = generation.label.get("version", "before the first change")
                 print(f"generation {generation.number}: {version}{' (current)' if generation.current else ''}")
             found = kit.verify(tree)
             print(f"verified: {found.files} files, intact: {found.intact}")

@@ -1,9 +1,9 @@
 """Download real files in parallel, with live bars, from a server that this script starts itself. It prints:
 
     304 files, 117 MiB, every SHA-256 verified
-    asked again: 304 files unchanged, 0 bytes received
+    downloaded again: 304 files unchanged, 0 bytes received
 
-No internet and no root needed:  python examples/quickstart.py
+It needs neither internet nor root:  python examples/quickstart.py
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SMALL_FILES = 300
 
 
 def make_site(site: Path) -> list[tuple[str, str]]:
-    """Real bytes to fetch: a few large files and a ruleset of many small ones, with their checksums."""
+    """Create the files to download: a few large ones and a ruleset of many small ones, with their checksums."""
     names: list[tuple[str, str]] = []
     sizes = {name: mib << 20 for name, mib in SIZES_MIB.items()}
     sizes |= {f"rules/{number:03}.rules": 1000 + 37 * number for number in range(SMALL_FILES)}
@@ -39,15 +39,17 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as scratch:
         site, dest = Path(scratch, "site"), Path(scratch, "downloads")
         names = make_site(site)
-        # The server sends 8 MiB a second on each connection, so that there is something to see.
+        # The server sends 8 MiB/s per connection, so that the bars can be seen.
         with Server(site, bytes_per_s=8 << 20) as server, Toolkit(progress=Bars()) as kit:
             requests = [Request(f"{server.url}{name}", name, checksum=checksum) for name, checksum in names]
             results = kit.download_many(requests, dest)
             again = kit.download_many(requests, dest)
         size = sum(result.bytes for result in results)
         print(f"{len(results)} files, {size >> 20} MiB, every SHA-256 verified")
-        print(f"asked again: {sum(result.unchanged for result in again)} files unchanged, "
-              f"{sum(result.bytes_received for result in again)} bytes received")  # fmt: skip
+        print(
+            f"downloaded again: {sum(result.unchanged for result in again)} files unchanged, "
+            f"{sum(result.bytes_received for result in again)} bytes received"
+        )
         return 0
 
 

@@ -1,9 +1,9 @@
-"""A download that is killed with SIGKILL goes on where it was. It prints:
+"""A download that was killed with SIGKILL resumes where it stopped. It prints:
 
-    killed; big.bin is there: False
-    gone on from what was there: True
+    killed; big.bin exists: False
+    resumed from the partial file: True
     received in the second run: less than the file's 8388608 bytes
-    the file is the same as the origin's: True
+    the file is identical to the original: True
 
 To run it:  python examples/resume_after_crash.py
 """
@@ -39,19 +39,21 @@ def main() -> None:
         with Server(site, bytes_per_s=8 << 20) as server:
             url = f"{server.url}big.bin"
             with subprocess.Popen([sys.executable, __file__, url, str(dest)]) as child:
-                # What is there already is noted twice a second, beside the file; only what is noted is believed.
+                # The journal beside the file is written twice a second; only ranges recorded in it are resumed.
                 while not Path(f"{dest}.perfkit-part.json").exists():
                     time.sleep(0.01)
                 child.kill()
-            print(f"killed; big.bin is there: {dest.exists()}")
+            print(f"killed; big.bin exists: {dest.exists()}")
 
             with Toolkit(CONFIG) as kit:
                 done = kit.download(url, dest)  # the same call again
-        print(f"gone on from what was there: {done.resumed_from > 0}")
-        print(f"received in the second run: {'less than' if done.bytes_received < SIZE else 'all of'} "
-              f"the file's {SIZE} bytes")  # fmt: skip
+        print(f"resumed from the partial file: {done.resumed_from > 0}")
+        print(
+            f"received in the second run: {'less than' if done.bytes_received < SIZE else 'all of'} "
+            f"the file's {SIZE} bytes"
+        )
         same = hashlib.sha256(dest.read_bytes()).digest() == hashlib.sha256((site / "big.bin").read_bytes()).digest()
-        print(f"the file is the same as the origin's: {same}")
+        print(f"the file is identical to the original: {same}")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,11 @@
-"""Leave the line to others by day: the limit of running downloads follows the clock. It prints:
+"""Limit bandwidth during the day: the limit of running downloads follows the clock. It prints:
 
     07:00  no limit
     08:00  16 MiB/s
     18:00  no limit
-    24.0 MiB came, and the limit was changed under way
+    24.0 MiB received, with the limit changed on the way
 
-A day passes in a second here. In earnest, yield `datetime.now().hour` every minute instead of `quick_day()`.
+Here a day takes a second. In production, yield `datetime.now().hour` every minute instead of `quick_day()`.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ def limit_at(hour: int) -> int | None:
 
 
 def quick_day() -> Iterator[int]:
-    """The hour, now and again."""
+    """The hours of a short day."""
     for hour in range(7, 20):
         yield hour
         time.sleep(0.08)
 
 
 def follow_the_clock(kit: Toolkit, hours: Iterator[int]) -> None:
-    """Set the limit whenever it becomes another; downloads under way heed it at once."""
+    """Set the limit whenever it changes; running downloads apply it at once."""
     last: int | None = -1
     for hour in hours:
         limit = limit_at(hour)
@@ -48,13 +48,13 @@ def follow_the_clock(kit: Toolkit, hours: Iterator[int]) -> None:
 def main() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         Path(scratch, "big.bin").write_bytes(os.urandom(24 << 20))
-        # The server sends 16 MiB a second on each connection, so that there is something to slow down.
+        # The server sends 16 MiB/s per connection, so that the limit has an effect.
         with Server(scratch, bytes_per_s=16 << 20) as server, Toolkit() as kit:
             clock = threading.Thread(target=follow_the_clock, args=(kit, quick_day()))
             clock.start()
             done = kit.download(f"{server.url}big.bin", Path(scratch, "copy.bin"))
             clock.join()
-        print(f"{done.bytes / (1 << 20):.1f} MiB came, and the limit was changed under way")
+        print(f"{done.bytes / (1 << 20):.1f} MiB received, with the limit changed on the way")
 
 
 if __name__ == "__main__":

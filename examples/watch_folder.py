@@ -1,4 +1,4 @@
-"""Publish a folder again when something in it changed, and only then. It prints:
+"""Publish a folder again only when something in it has changed. It prints:
 
     published 1: 50 files
     changed: 2 names, such as new.txt; published 2: 51 files
@@ -19,15 +19,15 @@ from perfkit.filesystem.watch import ALL, DirtySet
 
 
 def publish_if_changed(kit: Toolkit, dirty: DirtySet, site: Path, version: int) -> None:
-    """One turn of the loop; in earnest it runs every few seconds, or when `dirty.wait` says so."""
-    dirty.settle()  # events of changes made up to now are in
+    """One iteration of the loop; in production it runs every few seconds, or after `dirty.wait`."""
+    dirty.settle()  # until all events up to now have arrived
     names = dirty.take()
     if not names:
         print("nothing changed")
         return
-    told = "maybe everything" if names is ALL else f"{len(names)} names, such as {min(names)}"
+    what = "maybe everything" if names is ALL else f"{len(names)} names, such as {min(names)}"
     release = kit.publish(dirty.root, site, version=str(version))
-    print(f"changed: {told}; published {release.version}: {release.files} files")
+    print(f"changed: {what}; published {release.version}: {release.files} files")
 
 
 def main() -> None:
@@ -36,7 +36,7 @@ def main() -> None:
         (folder / "notes").mkdir(parents=True)
         for number in range(50):
             (folder / "notes" / f"{number}.txt").write_text(f"note {number}\n")
-        with kit.watch(folder) as dirty:  # first watch, then look: nothing is missed
+        with kit.watch(folder) as dirty:  # watch first, then read: no change is missed
             release = kit.publish(folder, site, version="1")
             print(f"published {release.version}: {release.files} files")
 

@@ -1,6 +1,6 @@
 """perfkit: fast parallel downloads, live progress, and all-or-nothing changes, in plain synchronous Python.
 
-Names are imported when first used, so that `import perfkit` costs next to nothing.
+Names are imported on first use, so that `import perfkit` is almost free.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ __all__ = [
     "VerifyReport",
 ]
 
-_HOMES = {  # whatever is not named here is an error
+_HOMES = {  # the names that are not listed here are in perfkit.errors
     "Bars": "perfkit.progress.bars",
     "CallbackProgress": "perfkit.progress.lines",
     "Config": "perfkit.config",

@@ -1,4 +1,4 @@
-"""Settings: one frozen dataclass, units in the names, checked when made."""
+"""Settings: one frozen dataclass with units in the names, validated when it is created."""
 
 from __future__ import annotations
 
@@ -39,58 +39,69 @@ def parse_size(text: str) -> int:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OURS = frozenset({"range", "if-range", "if-match", "if-none-match", "if-modified-since", "if-unmodified-since",
-                   "content-length", "transfer-encoding", "connection"})  # fmt: skip
+_OURS = frozenset(
+    {
+        "range",
+        "if-range",
+        "if-match",
+        "if-none-match",
+        "if-modified-since",
+        "if-unmodified-since",
+        "content-length",
+        "transfer-encoding",
+        "connection",
+    }
+)
 
 
 def check_headers(headers: Mapping[str, str]) -> None:
-    """See that these can be sent with a request.
+    """Check that these headers can be sent with a request.
 
     Raises:
-        ConfigError: a name that is no token (RFC 9110 section 5.6.2) or that perfkit sets itself; a value that is not
-            text, or has a line break in it.
+        ConfigError: a name is not a token (RFC 9110 section 5.6.2) or is set by perfkit itself; a value is not text, or
+            contains a line break.
     """
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ConfigError(f"{name!r} is not a header name")
+            raise ConfigError(f"invalid header name {name!r}")
         if name.lower() in _OURS:
-            raise ConfigError(f"the header {name!r} is perfkit's to set")
+            raise ConfigError(f"the header {name!r} is set by perfkit; leave it out")
         if not isinstance(value, str) or any(character in value for character in "\r\n\0"):
-            raise ConfigError(f"the header {name!r} must have one line of text as its value")
+            raise ConfigError(f"the value of the header {name!r} must be one line of text")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """How a `Toolkit` works. Every field has a default that suits most callers.
+    """The settings of a `Toolkit`. Every field has a default that suits most callers.
 
     Raises:
-        ConfigError: a value out of its range, when the object is made.
+        ConfigError: a value is out of range; raised when the object is created.
     """
 
-    # How much at once
-    workers: int = 8  # threads, and the most transfers or segments under way
-    segments: int = 8  # the most connections for one file; 1 turns segments off
+    # Concurrency
+    workers: int = 8  # threads; the maximum of concurrent transfers or segments
+    segments: int = 8  # the maximum of connections for one file; 1 turns segments off
     min_segment_bytes: int = 2 << 20  # a range shorter than twice this is not split
     connections_per_host: int = 8
-    adaptive: bool = True  # start with few connections and add more while it pays
+    adaptive: bool = True  # start with few connections and add more while that is faster
     buffer_bytes: int = 1 << 20  # per worker
 
-    # How fast
+    # Bandwidth
     rate_limit: int | None = None  # bytes per second for all transfers together; None is unlimited
 
-    # How long
+    # Time-outs
     connect_timeout_s: float = 10.0
-    read_timeout_s: float = 30.0  # silence of the peer, in headers and body
-    stall_bytes_per_s: int = 1024  # slower than this over stall_window_s and the segment starts anew
+    read_timeout_s: float = 30.0  # silence of the server, in headers and body
+    stall_bytes_per_s: int = 1024  # slower than this over stall_window_s, and the segment is requested again
     stall_window_s: float = 30.0
 
-    # How often
-    retries: int = 5  # failures in a row without real progress, per file and origin
+    # Retries
+    retries: int = 5  # failures in a row without progress, per file and origin
     backoff_base_s: float = 0.5  # full jitter: a wait is uniform in 0 .. base * 2**failures
     backoff_cap_s: float = 30.0
     retry_after_cap_s: float = 120.0  # a server that asks for a longer wait ends the transfer
 
-    # To whom, and as whom
+    # Requests
     headers: Mapping[str, str] = field(default_factory=dict, repr=False)
     auth: Auth | None = field(default=None, repr=False)  # a pair for HTTP Basic or a requests.auth.AuthBase; else netrc
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # as requests takes them
@@ -102,12 +113,12 @@ class Config:
     allow_downgrade: bool = False  # follow a redirect from https to http
 
     # On disk
-    keep_partial: bool = True  # keep what can be resumed when a transfer ends early
-    durable: bool = False  # fsync each file before it takes its name: it then outlives a power cut, not just a crash
+    keep_partial: bool = True  # keep a partial file when a transfer ends early
+    durable: bool = False  # fsync each file before it is renamed into place: it survives a power cut, not just a crash
 
     # Updates
-    local_changes: str = "keep"  # what `sync` does to edited files: keep them aside, overwrite, or refuse to go on
-    keep_generations: int = 5  # before the current one, that `rollback` can reach
+    local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
+    keep_generations: int = 5  # before the current one, that `rollback` can restore
 
     def __post_init__(self) -> None:
         self._check_types()
@@ -116,8 +127,14 @@ class Config:
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))
-        for name in ("stall_bytes_per_s", "retries", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s",
-                     "max_redirects"):  # fmt: skip
+        for name in (
+            "stall_bytes_per_s",
+            "retries",
+            "backoff_base_s",
+            "backoff_cap_s",
+            "retry_after_cap_s",
+            "max_redirects",
+        ):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
         _require(not (self.ca_bundle and self.verify is False), "verify", "True with a ca_bundle", self.verify)
@@ -143,18 +160,18 @@ class Config:
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: Any) -> Config:
-        """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; an empty one counts as not set.
+        """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; an empty one counts as unset.
 
-        Written as: counts `8`; sizes and rates `500K`, `5M`; times in seconds, `1.5`, or `90s`, `2m`, `1h`; switches
+        Formats: counts `8`; sizes and rates `500K`, `5M`; times in seconds, `1.5`, or `90s`, `2m`, `1h`; switches
         `1`, `true`, `yes`, `on` and their opposites; `headers` and `proxies` a JSON object of strings; `auth`
-        `user:password`; `client_cert` a path, or `CERT:KEY`. `none` is None where that is allowed.
+        `user:password`; `client_cert` a path, or `CERT:KEY`. `none` stands for None where that is allowed.
 
         Args:
             environ: by default `os.environ`.
-            overrides: fields that are given whatever the environment says.
+            overrides: fields that take precedence over the environment.
 
         Raises:
-            ConfigError: a variable that names no such field, or whose value doesn't fit it; its name is told.
+            ConfigError: a variable names no field, or its value is invalid; the message has the name of the variable.
         """
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
@@ -165,8 +182,9 @@ class Config:
                 import difflib
 
                 near = difflib.get_close_matches(variable, fields, n=1)
-                raise ConfigError(f"{variable} is set, and perfkit has no such setting"
-                                  + (f"; {near[0]} is one" if near else ""))  # fmt: skip
+                raise ConfigError(
+                    f"{variable} is set, and perfkit has no such setting" + (f"; {near[0]} is one" if near else "")
+                )
             values[fields[variable].name] = _read(cls, variable, text, fields[variable])
         return cls(**{**values, **overrides})
 
@@ -200,8 +218,8 @@ def _require(holds: bool, name: str, rule: str, value: object) -> None:
 
 
 def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[Any]) -> object:
-    """The value of a field as a variable has it; checked here, while the variable's name is at hand."""
-    shown = variable if not item.repr else f"{variable}={text!r}"  # what repr leaves out is secret
+    """The value of a field from a variable, validated here so that errors can name the variable."""
+    shown = variable if not item.repr else f"{variable}={text!r}"  # fields without repr are secret
     kind = str(item.type)
     optional = kind.endswith(" | None")
     if optional and text.lower() == "none":
@@ -225,8 +243,9 @@ def is_size(name: str) -> bool:
 
 
 def _switch(text: str) -> bool:
-    return {"1": True, "true": True, "yes": True, "on": True,
-            "0": False, "false": False, "no": False, "off": False}[text.lower()]  # fmt: skip
+    return {"1": True, "true": True, "yes": True, "on": True, "0": False, "false": False, "no": False, "off": False}[
+        text.lower()
+    ]
 
 
 def _size(text: str) -> int:
@@ -267,7 +286,9 @@ def _certificate(text: str) -> str | tuple[str, str]:
 
 
 _SECONDS = {"s": 1, "m": 60, "h": 3600}
-_READERS: dict[str, tuple[Callable[[str], object], str]] = {  # by the type of a field; and what its text should be
+_READERS: dict[
+    str, tuple[Callable[[str], object], str]
+] = {  # by the type of the field: parser, and description of the format
     "bool": (_switch, "1 or 0, true or false, yes or no, on or off"),
     "int": (int, "a whole number"),
     "size": (_size, "a number of bytes, such as 500K or 5M"),

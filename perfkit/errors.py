@@ -1,8 +1,8 @@
-"""Every error perfkit raises of its own: one tree with one root, `PerfkitError`.
+"""The exceptions that perfkit defines, all derived from `PerfkitError`.
 
-Local `OSError` (disk full, permission denied) passes through unchanged, so that "the disk is full" and "the network
-is down" never look alike. Fields survive pickling, so errors cross process pools and task queues whole. What is shown
-of an error has no passwords and no tokens of URLs; its fields have the URLs as they were given.
+Local `OSError` (disk full, permission denied) passes through unchanged, so that a full disk never looks like a network
+failure. Fields survive pickling, so errors cross process pools and task queues intact. The text of an error contains
+no passwords and no tokens from URLs; its fields have the URLs as given.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ __all__ = [
 
 
 class PerfkitError(Exception):
-    """Root of the tree: `except PerfkitError` catches all that perfkit raises of its own."""
+    """The base class of all perfkit exceptions."""
 
     def __str__(self) -> str:
         return redacted_text(super().__str__())
@@ -43,16 +43,16 @@ class PerfkitError(Exception):
 
 
 class ConfigError(PerfkitError, ValueError):
-    """The caller asked for something that can't be: a bad setting, a bad argument, a closed Toolkit."""
+    """Invalid configuration or argument, or use of a closed Toolkit."""
 
 
 class TransferError(PerfkitError):
     """A transfer failed for good.
 
     Attributes:
-        url: the URL as the caller gave it.
-        reason: what went wrong and, where something can be done, what.
-        transient: whether the same request may succeed later; perfkit's own retries are then already used up.
+        url: the URL as given by the caller.
+        reason: what went wrong and, if something can be done about it, what.
+        transient: whether the same request may succeed later; perfkit's own retries are already used up.
     """
 
     def __init__(self, url: str, reason: str, *, transient: bool = False) -> None:
@@ -79,17 +79,17 @@ class HTTPStatusError(TransferError):
 
 
 class TransferTimeoutError(TransferError, TimeoutError):
-    """The peer did not connect, answer, or send fast enough in the time allowed."""
+    """The server did not accept the connection, respond, or send fast enough in the allowed time."""
 
     __str__ = TransferError.__str__
 
 
 class IntegrityError(TransferError):
-    """All bytes arrived, and they are not the bytes that were promised.
+    """Checksum or size mismatch: all bytes arrived, but they are not the expected ones.
 
     Attributes:
-        expected: the promised digest or size, as `algorithm:hex` or `N bytes`.
-        actual: what was received, in the same form.
+        expected: the expected digest or size, as `algorithm:hex` or `N bytes`.
+        actual: the received one, in the same form.
     """
 
     def __init__(self, url: str, reason: str, expected: str, actual: str) -> None:
@@ -103,18 +103,18 @@ class IntegrityError(TransferError):
 
 
 class RemoteChangedError(TransferError):
-    """The file changed at the origin while it was being fetched, again after a fresh start."""
+    """The file changed on the server during the transfer, and again after a restart."""
 
 
 class CancelledError(TransferError):
-    """The transfer was ended by the caller: `close()`, Ctrl-C, or the end of its batch."""
+    """The transfer was cancelled: by `close()`, Ctrl-C, or because its batch was abandoned."""
 
 
 class BatchError(PerfkitError):
-    """Some items of a batch failed; the others are done.
+    """Some items of a batch failed; the others are complete.
 
     Attributes:
-        results: one result per item, in input order; a failed one has its exception in `error`.
+        results: one result per item, in input order; a failed item has its exception in `error`.
     """
 
     def __init__(self, results: Sequence[Any]) -> None:
@@ -129,11 +129,11 @@ class BatchError(PerfkitError):
 
 
 class FileChangedError(PerfkitError):
-    """A local file was changed, cut short or replaced while it was being read.
+    """A local file was modified, truncated or replaced while it was being read.
 
     Attributes:
         path: the file.
-        reason: what was seen.
+        reason: the observed change.
     """
 
     def __init__(self, path: str, reason: str) -> None:
@@ -146,15 +146,15 @@ class FileChangedError(PerfkitError):
 
 
 class ManifestError(PerfkitError):
-    """A manifest, pointer or delta is damaged, hostile, or of an unknown version."""
+    """A manifest, pointer, delta or archive is damaged, malicious, or of an unknown version."""
 
 
 class UnsafePathError(PerfkitError):
-    """A name that would leave its root, or that some file system can't hold.
+    """A name would escape its root directory, or is not valid on every file system.
 
     Attributes:
-        name: the name as it was given.
-        reason: which rule it breaks.
+        name: the name as given.
+        reason: the rule that it violates.
     """
 
     def __init__(self, name: str, reason: str) -> None:
@@ -167,16 +167,16 @@ class UnsafePathError(PerfkitError):
 
 
 class UpdateError(PerfkitError):
-    """A change of a local tree could not be made; the tree is as it was."""
+    """A local tree could not be changed; it is as it was before."""
 
 
 class LockedError(UpdateError):
-    """Another process or thread is changing the same tree."""
+    """Another process or thread is changing the same tree, or publishing to the same site."""
 
 
 class RollbackError(UpdateError):
-    """The generation asked for can't be restored."""
+    """The requested generation can't be restored."""
 
 
 class RecoveryError(UpdateError):
-    """An unfinished change was found and could not be completed or discarded."""
+    """An interrupted change could not be completed or discarded; the tree may be in the middle of it."""

@@ -1,4 +1,4 @@
-"""The pytest fixture `perfkit_origin`; see `perfkit.testing`. Nothing is loaded until a test asks for it."""
+"""The pytest fixture `perfkit_origin`; see `perfkit.testing`. perfkit is imported only when a test uses it."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["perfkit_origin"]
 
 @pytest.fixture
 def perfkit_origin() -> Iterator[FakeOrigin]:
-    """A `perfkit.testing.FakeOrigin`, which every Toolkit that is made during the test talks to."""
+    """A `perfkit.testing.FakeOrigin` that serves every Toolkit created during the test."""
     from perfkit.testing import FakeOrigin
 
     with FakeOrigin() as origin, origin.installed():

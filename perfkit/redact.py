@@ -1,4 +1,4 @@
-"""URLs as they may stand in logs and messages: without passwords and tokens."""
+"""Removes passwords and tokens from URLs, for logs and messages."""
 
 from __future__ import annotations
 
@@ -6,16 +6,16 @@ import re
 
 __all__ = ["redacted", "redacted_text"]
 
-_USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a name alone may be a token too
+_USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a user name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
 _URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
-_AFTER = ":;,.)]"  # ends a sentence rather than a URL
+_AFTER = ":;,.)]"  # punctuation of the sentence rather than part of the URL
 
 
 def redacted(url: str) -> str:
-    """The URL with stars for the user, for all values of the query, and for the fragment.
+    """The URL with `***` in place of the user, the query values and the fragment.
 
-    Any of them may be secret (signed links, `?token=`), and scheme, host and path are enough to know it by.
+    Any of them may be secret (signed links, `?token=`); scheme, host and path are enough to identify the URL.
     """
     shown, _, fragment = _USER.sub(r"\1//***@", url).partition("#")
     path, question, query = shown.partition("?")
@@ -27,7 +27,7 @@ def redacted(url: str) -> str:
 
 
 def redacted_text(text: str) -> str:
-    """The same for all URLs in a text."""
+    """The text with every URL in it redacted."""
     return _URL.sub(_redacted_match, text) if "://" in text else text
 
 

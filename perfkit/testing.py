@@ -1,4 +1,4 @@
-"""Test code that uses perfkit without a network: an origin in memory, with files, releases and failures on demand.
+"""Test code that uses perfkit without a network: an in-memory origin with files, releases and simulated failures.
 
     origin = FakeOrigin()
     origin.add("https://example.org/a.rules", b"alert")
@@ -6,8 +6,8 @@
     with Toolkit(Config(backoff_base_s=0), transport=origin) as kit:
         assert kit.download("https://example.org/a.rules", "out/").retries == 1
 
-Everything above the wire is perfkit's own: resumption, retries, checksums, transactions. With pytest, the fixture
-`perfkit_origin` gives a FakeOrigin that every Toolkit made during the test talks to, also those deep in your code.
+Only the transport is replaced: resumption, retries, checksums and transactions are the real ones. With pytest, the
+fixture `perfkit_origin` is a FakeOrigin that serves every Toolkit created during the test, however deep in your code.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import shutil
 import tempfile
 import threading
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -35,16 +35,16 @@ from perfkit.releases.publish.publisher import Release, publish
 from perfkit.server.conditional import Representation, part_for, refusal_for
 from perfkit.toolkit import Toolkit
 
-__all__ = ["Asked", "FakeOrigin"]
+__all__ = ["FakeOrigin", "RecordedRequest"]
 
 
 @dataclass(frozen=True)
-class Asked:
-    """A request that a FakeOrigin got, and what it answered."""
+class RecordedRequest:
+    """A request that a FakeOrigin received, and the status of its response."""
 
     url: str
     headers: Mapping[str, str]  # by lower-case name, secrets included
-    status: int | None  # None: no answer at all
+    status: int | None  # None: no response
 
 
 @dataclass(frozen=True)
@@ -55,17 +55,17 @@ class _Failure:
 
 
 class FakeOrigin:
-    """Every host of a web without wires. A context manager: `publish` keeps a directory until it is closed.
+    """An in-memory web: it answers for every host. Close it, or use `with`, to remove what `publish` wrote.
 
-    It is what `Toolkit(transport=...)` takes. URLs that were never added answer 404. One FakeOrigin may serve many
-    Toolkits and threads at once.
+    Pass it as `Toolkit(transport=...)`. Unknown URLs return 404. One FakeOrigin may serve many Toolkits and threads at
+    once.
 
     Attributes:
-        requests: all that was asked, in order.
+        requests: all received requests, in order.
     """
 
     def __init__(self) -> None:
-        self.requests: list[Asked] = []
+        self.requests: list[RecordedRequest] = []
         self._files: dict[str, bytes] = {}
         self._mounts: dict[str, Path] = {}
         self._failures: dict[str, deque[_Failure]] = {}
@@ -73,7 +73,7 @@ class FakeOrigin:
         self._scratch: Path | None = None
 
     def __call__(self, config: Config) -> _Transport:
-        return _Transport(self)
+        return _Transport(self._answer)
 
     def __enter__(self) -> FakeOrigin:
         return self
@@ -82,31 +82,31 @@ class FakeOrigin:
         self.close()
 
     def close(self) -> None:
-        """Remove what `publish` made. Idempotent."""
+        """Remove the releases that `publish` wrote. Idempotent."""
         if self._scratch is not None:
             shutil.rmtree(self._scratch)
             self._scratch, self._mounts = None, {}
 
     @contextlib.contextmanager
     def installed(self) -> Iterator[FakeOrigin]:
-        """While the block runs, every new Toolkit of this process talks to this origin, unless told otherwise."""
+        """Inside the block, every new Toolkit of this process uses this origin, unless it has its own transport."""
         with mock.patch.object(Toolkit, "default_transport", self):
             yield self
 
     def add(self, url: str, content: bytes | str) -> None:
-        """Have this at `url`, instead of what was there; text is sent as UTF-8."""
+        """Serve `content` at `url`, replacing earlier content; text is encoded as UTF-8."""
         self._files[url] = content.encode() if isinstance(content, str) else content
 
     def remove(self, url: str) -> None:
-        """From now on `url` answers 404."""
+        """Return 404 for `url` from now on."""
         self._files.pop(url, None)
 
     def mount(self, url: str, directory: str | os.PathLike[str]) -> None:
-        """Have the files of a directory below `url`, as they are when they are asked for."""
+        """Serve the files of a directory below `url`; they are read at each request."""
         self._mounts[url.rstrip("/") + "/"] = Path(directory)
 
     def publish(self, url: str, files: Mapping[str, bytes | str], *, version: str) -> Release:
-        """Have a release with these files at `url`, for `Toolkit.sync`; the next one there has a delta from it.
+        """Publish a release with these files at `url`, for `Toolkit.sync`; the next one has a delta from it.
 
         Raises:
             ConfigError, UnsafePathError: as `Toolkit.publish`.
@@ -132,18 +132,18 @@ class FakeOrigin:
         after_bytes: int | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        """Let the next requests for `url` fail: with a status, by a broken connection, or else by a timeout.
+        """Make the next requests for `url` fail: with a status, with a broken connection, or by default with a timeout.
 
         Args:
-            times: how many requests; then those of earlier calls that are still to come, then none.
-            status: answered instead of the file, with `headers`, such as `{"Retry-After": "1"}`.
-            after_bytes: the connection breaks when this much of the body has been read.
+            times: how many requests; failures are used up in the order of the calls.
+            status: returned instead of the file, with `headers`, such as `{"Retry-After": "1"}`.
+            after_bytes: the connection breaks after this many bytes of the body.
         """
         failures = self._failures.setdefault(url, deque())
         failures.extend([_Failure(status, after_bytes, headers or {})] * times)
 
-    def mend(self, url: str) -> None:
-        """Failures of `url` that are still to come don't."""
+    def clear_failures(self, url: str) -> None:
+        """Cancel the remaining failures of `url`."""
         self._failures.pop(url, None)
 
     def _answer(self, url: str, headers: Mapping[str, str]) -> _Response:
@@ -151,8 +151,8 @@ class FakeOrigin:
             failure = failures.popleft() if (failures := self._failures.get(url)) else None
         asked = {name.lower(): value for name, value in headers.items()}
         if failure is not None and failure.status is None and failure.after_bytes is None:
-            self.requests.append(Asked(url, asked, None))
-            raise TransferTimeoutError(url, "no answer in time, as the test wants it", transient=True)
+            self.requests.append(RecordedRequest(url, asked, None))
+            raise TransferTimeoutError(url, "no response in time, as the test requested", transient=True)
         if failure is not None and failure.status is not None:
             given = {name.lower(): value for name, value in failure.headers.items()}
             response = _Response(url, failure.status, {"content-length": "0", **given}, b"")
@@ -160,7 +160,7 @@ class FakeOrigin:
             response = _answer(url, asked, self._content(url))
         if failure is not None and failure.after_bytes is not None:
             response = dataclasses.replace(response, breaks_at=failure.after_bytes)
-        self.requests.append(Asked(url, asked, response.status))
+        self.requests.append(RecordedRequest(url, asked, response.status))
         return response
 
     def _content(self, url: str) -> bytes | None:
@@ -200,7 +200,7 @@ class _Response:
         if self.cancel.cancelled:
             raise CancelledError(self.url, "cancelled")
         if self.breaks_at is not None and self._at >= self.breaks_at:
-            raise TransferError(self.url, "the connection broke, as the test wants it", transient=True)
+            raise TransferError(self.url, "the connection broke, as the test requested", transient=True)
         end = len(self.body) if self.breaks_at is None else min(len(self.body), self.breaks_at)
         piece = self.body[self._at : min(end, self._at + most)]
         self._at += len(piece)
@@ -215,10 +215,10 @@ class _Response:
 
 
 class _Transport:
-    """A Transport that opens what a FakeOrigin has."""
+    """A Transport whose server is a FakeOrigin."""
 
-    def __init__(self, origin: FakeOrigin) -> None:
-        self._origin = origin
+    def __init__(self, answer: Callable[[str, Mapping[str, str]], _Response]) -> None:
+        self._answer = answer
 
     def open(self, request: Get, cancel: Cancel) -> _Response:
         url = request.url
@@ -227,7 +227,7 @@ class _Transport:
         if urlsplit(url).scheme not in ("http", "https"):
             raise TransferError(url, "is neither http nor https")
         headers = {**request.private_headers, **request.headers}
-        response = self._origin._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), headers)
+        response = self._answer(quote(url, safe=":/?#[]@!$&'()*+,;=%~"), headers)
         return dataclasses.replace(response, cancel=cancel)
 
     def expire(self) -> None: ...

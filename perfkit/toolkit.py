@@ -1,4 +1,4 @@
-"""`Toolkit`, the facade: it wires the rooms together and holds no algorithm of its own."""
+"""`Toolkit`, the facade: it wires the packages together and contains no algorithm of its own."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import BatchError, ConfigError
 from perfkit.progress.meter import Progress, Silent
-from perfkit.progress.stage import Patient
+from perfkit.progress.stage import DelayedProgress
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -36,23 +36,24 @@ Path = str | os.PathLike[str]
 
 
 class Toolkit:
-    """Everything perfkit does, in ordinary blocking calls.
+    """Everything perfkit does, as ordinary blocking calls.
 
-    One Toolkit may be used from many threads at once, and after a fork. It holds threads and connections from the
-    first download on: use it as a context manager, or call `close()`.
+    A Toolkit may be used by many threads at once, and after a fork. From the first download on it has threads and open
+    connections: use it as a context manager, or call `close()`.
 
     Args:
         config: settings; the defaults suit most callers.
-        progress: where progress is shown, such as `Bars()`; by default nowhere.
+        progress: displays progress, such as `Bars()`; none by default.
         session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`,
-            `cert`, `proxies`, `trust_env` and mounted adapters count; or a callable that makes one for each thread.
-        transport: makes another `Transport`; by default `default_transport` does.
+            `cert`, `proxies`, `trust_env` and mounted adapters apply; or a callable that makes one for each thread.
+        transport: creates a `Transport`; by default `default_transport`.
 
     Raises:
         ConfigError: an argument of the wrong type; `session` and `transport` together.
 
     Attributes:
-        default_transport: requests and urllib3, for every Toolkit; `perfkit.testing` puts a fake here.
+        default_transport: creates the transport of every Toolkit that is not given one: requests sessions over one
+            urllib3 PoolManager. `perfkit.testing` replaces it.
     """
 
     default_transport: ClassVar[Callable[[Config], Transport]] = HttpTransport
@@ -71,8 +72,8 @@ class Toolkit:
         make = transport or type(self).default_transport
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
-        self._patient = Patient(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=make, progress=self._patient)
+        self._download_progress = DelayedProgress(progress or Silent())
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._download_progress)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -81,7 +82,7 @@ class Toolkit:
         self.close()
 
     def close(self) -> None:
-        """End what is under way, within a second, and give everything back. Idempotent."""
+        """Cancel all running work within a second, and release threads and connections. Idempotent."""
         self._downloads.close()
 
     def download(
@@ -101,29 +102,30 @@ class Toolkit:
         known: Version | None = None,
         only: Validator | None = None,
     ) -> Download:
-        """Download one file; when this returns, it is whole and under its name.
+        """Download one file; when this returns, the file is complete and under its name.
 
         Args:
-            url: what to download; or a `Request`, which says all but `dest` itself.
-            dest: a file, or an existing directory (or a path ending in a slash) to name the file in.
-            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. A file that is there
-                already and has it is left alone, and nothing is requested.
+            url: what to download; or a `Request`, which has all options but `dest`.
+            dest: a file; or a directory that exists, or a path that ends in a slash, to put the file in.
+            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. If the file exists
+                with this checksum, nothing is requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
-            headers, auth: sent to the origin of `url`, and to no other.
-            resume: go on from what an earlier run left, and ask whether a file that is there changed (a 304 leaves it
-                alone); False fetches everything anew.
-            rate_limit, max_bytes, segments, byte_range, known, only: as of `Request`.
+            headers, auth: sent to the origin of `url` only.
+            resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
+                server (a conditional request); False fetches everything again.
+            rate_limit, max_bytes, segments, byte_range, known, only: as for `Request`.
 
         Raises:
             ConfigError: an argument is invalid.
-            HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, TransferError: no file.
-            CancelledError: the Toolkit was closed meanwhile.
-            OSError: the local disk: full, not writable, the destination a directory.
+            HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, TransferError: the download
+                failed; there is no new file.
+            CancelledError: the Toolkit was closed during the download.
+            OSError: the local disk is full or not writable, or the destination is a directory.
         """
         if isinstance(url, Request):
             options = (checksum, mirrors, headers, auth, rate_limit, max_bytes, segments, byte_range, known, only)
             if any(options) or not resume:
-                raise ConfigError("a Request was given, and options beside it; set them in the Request")
+                raise ConfigError("options were given beside a Request; set them in the Request")
             request = url
         else:
             request = Request(
@@ -134,17 +136,17 @@ class Toolkit:
         return self._downloads.fetch(request, os.fspath(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
-        """Download many files, as many at once as pays.
+        """Download many files in parallel.
 
         Args:
-            requests: URLs, (URL, name) pairs, or `Request` objects; read as workers get free.
-            dest: the directory that names are relative to; the current one by default. It is made if need be.
+            requests: URLs, (URL, name) pairs, or `Request` objects; read as workers become free.
+            dest: the directory that names are relative to, by default the current one; created if it does not exist.
 
         Returns:
             One result per request, in input order.
 
         Raises:
-            BatchError: some failed; the others are done, and `results` has all of them, in input order.
+            BatchError: some failed; the others are complete, and `results` has all of them, in input order.
         """
         found = dict(self.iter_downloads(requests, dest))
         results = [found[index] for index in sorted(found)]
@@ -157,16 +159,16 @@ class Toolkit:
     ) -> Iterator[tuple[int, Download]]:
         """Like `download_many`, for streams of any length: yields (input index, result) as each file ends.
 
-        A source that has to wait for its next item may yield None meanwhile, so that progress and results go on.
-        A failed file is a result whose `error` is set; nothing is raised for it. Closing the iterator cancels the rest.
+        An iterable that has to wait for its next item may yield None, so that progress and results continue. A failed
+        file is a result whose `error` is set; nothing is raised for it. Closing the iterator cancels the rest.
         """
         return self._downloads.run(requests, None if dest is None else os.fspath(dest))
 
     def set_rate_limit(self, bytes_per_second: int | None) -> None:
-        """Limit all downloads together from now on, running ones included; None lifts the limit.
+        """Limit all downloads together from now on, including running ones; None removes the limit.
 
         Raises:
-            ConfigError: not a positive number, nor None.
+            ConfigError: neither a positive number nor None.
         """
         self._downloads.set_rate_limit(bytes_per_second)
 
@@ -180,24 +182,30 @@ class Toolkit:
         exclude: Iterable[str] = (),
         without: Collection[str] = (),
     ) -> Iterator[ScanEntry]:
-        """What is below `path`, with its stat information; see `perfkit.filesystem.scan.scan`.
+        """Traverse the tree below `path`, with stat information; see `perfkit.filesystem.scan.scan`.
 
         Raises:
-            ConfigError: patterns that can't be read.
-            OSError: the root can't be. What fails below it is an entry with `error` set.
+            ConfigError: a pattern is invalid.
+            OSError: the root can't be read. A failure below it is an entry with `error` set.
         """
         from perfkit.filesystem.scan import scan
 
-        return scan(path, directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude,
-                    without=without)  # fmt: skip
+        return scan(
+            path,
+            directories=directories,
+            follow_symlinks=follow_symlinks,
+            include=include,
+            exclude=exclude,
+            without=without,
+        )
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
 
         Raises:
-            FileChangedError: it changed while it was read.
-            ConfigError: `chunk_bytes` can't be.
-            OSError: it can't be read.
+            FileChangedError: the file changed while it was read.
+            ConfigError: `chunk_bytes` is invalid.
+            OSError: the file can't be read.
         """
         from perfkit.filesystem.hashing.hash_file import hash_file
 
@@ -206,33 +214,33 @@ class Toolkit:
     def hash_tree(
         self, path: Path, *, include: Iterable[str] = (), exclude: Iterable[str] = (), without: Collection[str] = ()
     ) -> Iterator[FileHash]:
-        """SHA-256 of every regular file below `path`, as they are done.
+        """SHA-256 of every regular file below `path`, in the order of completion.
 
         Raises:
-            ConfigError, OSError: as `scan`. A file that fails is a result with `error` set.
+            ConfigError, OSError: as `scan`. A failed file is a result with `error` set.
         """
         from perfkit.filesystem.hashing.hash_tree import hash_tree
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
     def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
-        """Copy a tree, by reflink where that is to be had; a new `dest` appears in one step.
+        """Copy a tree, using reflinks where supported; a new `dest` appears in one step.
 
         Args:
-            merge: `dest` may have contents, which are replaced file by file or stay.
-            on_error: `stop` at the first failure or `continue` with the rest.
+            merge: `dest` need not be empty; files of the same name are replaced one by one, others stay.
+            on_error: `stop` at the first failure, or `continue` with the rest.
 
         Raises:
-            BatchError: some paths failed; `results` has those.
-            FileExistsError: `dest` has contents (without `merge`), or is no directory.
-            OSError: either can't be opened or made.
+            BatchError: some paths failed; `results` lists them.
+            FileExistsError: `dest` is not empty (without `merge`), or is not a directory.
+            OSError: `src` can't be opened, or `dest` can't be created.
         """
         from perfkit.filesystem.batch import copy_tree
 
         return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
 
     def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
-        """As `copy_tree`, with hard links for files; what can't be linked is copied."""
+        """As `copy_tree`, with hard links for files; files that can't be linked are copied."""
         from perfkit.filesystem.batch import link_tree
 
         return link_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
@@ -240,28 +248,28 @@ class Toolkit:
     def move_many(
         self, pairs: Iterable[tuple[Path, Path]], *, replace: bool = False, on_error: OnError = "stop"
     ) -> list[BatchResult]:
-        """Move files, links and directories, in order; to another file system by a copy.
+        """Move files, links and directories, in the given order; to another file system by copying.
 
         Raises:
-            BatchError: some failed; `results` has all that were tried.
+            BatchError: some moves failed; `results` lists all that were attempted.
         """
         from perfkit.filesystem.batch import move_many
 
         return move_many(pairs, replace=replace, on_error=on_error, progress=self._progress)
 
     def remove_tree(self, path: Path, *, on_error: OnError = "stop") -> int:
-        """Remove a directory and all below it, never through a link; returns how many names.
+        """Remove a directory and everything below it, without following links; returns the number of names removed.
 
         Raises:
-            BatchError: some paths could not be removed; `results` has those.
-            OSError: it is not there, or is no directory.
+            BatchError: some paths could not be removed; `results` lists them.
+            OSError: `path` does not exist, or is not a directory.
         """
         from perfkit.filesystem.batch import remove_tree
 
         return remove_tree(path, on_error=on_error, progress=self._progress)
 
     def watch(self, path: Path) -> DirtySet:
-        """The names that change below `path`: `with kit.watch(path) as dirty: ...`; see `DirtySet`."""
+        """Watch the names that change below `path`: `with kit.watch(path) as dirty: ...`; see `DirtySet`."""
         from perfkit.filesystem.watch import watch
 
         return watch(path)
@@ -270,14 +278,14 @@ class Toolkit:
     def transaction(self, root: Path, *, wait_s: float = 0.0) -> Iterator[Transaction]:
         """Change files below `root` all at once: durably at the end of the block, or not at all.
 
-        An exception that leaves the block, or a crash, gives everything up. What is replaced is kept for a rollback.
+        An exception that leaves the block, or a crash, discards all changes. Replaced contents are kept for a rollback.
 
         Args:
-            wait_s: how long to wait for another that is changing the same tree.
+            wait_s: how long to wait for another process or thread that is changing the same tree.
 
         Raises:
-            LockedError: another process or thread is changing it.
-            UpdateError, FileChangedError, OSError: the change can't be made; nothing was changed.
+            LockedError: another process or thread is still changing the tree.
+            UpdateError, FileChangedError, OSError: the change failed; nothing was changed.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
         """
         from perfkit.transactions.tree import Tree
@@ -288,23 +296,24 @@ class Toolkit:
     def publish(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
     ) -> Release:
-        """Make a directory tree the release that a static site offers; the site is made if need be.
+        """Publish a directory as the current release of a static site, which is created if it does not exist.
 
         Args:
-            site: a directory for any static file server; everything in it but one small file never changes.
-            version: what to call the release; one line of at most 200 characters. `{n}` in it becomes the release's
-                serial, and `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer is not released
-                again then.
-            keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-            exclude: patterns (fnmatch) of names in `src` to leave out; of a directory, with all in it.
+            site: a directory for any static file server; only one small file in it is ever replaced.
+            version: the name of the release, one line of at most 200 characters. `{n}` is replaced by the serial of
+                the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that is the
+                current release already is not published again.
+            keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
+            exclude: fnmatch patterns of names in `src` to leave out; a directory is left out with its contents.
 
         Raises:
-            ConfigError: an argument that can't be; `site` lies in `src`.
-            UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
+            ConfigError: an argument is invalid, or `site` is inside `src`.
+            UnsafePathError: `src` contains a name that is not valid on every client, a symbolic link, or a special
+                file.
             FileChangedError: a file changed while it was read; the site is as it was.
             LockedError: another process is publishing to this site.
             ManifestError: the site is damaged.
-            OSError: from reading `src` or writing `site`; the site is as it was.
+            OSError: `src` can't be read or `site` can't be written; the site is as it was.
         """
         from perfkit.releases.publish.publisher import publish
 
@@ -313,14 +322,14 @@ class Toolkit:
     def republish(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
     ) -> Generator[Release, None, None]:
-        """Publish a tree now, and again whenever its files change: yields each release, and goes on until closed.
+        """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
-        Files are hashed once, and then only those that the kernel tells of, when nothing has changed for half a
-        second. What can't be published, such as a file that is still being written, is logged, and tried again at the
-        next change.
+        All files are hashed once, then only those that the kernel reports as changed, after half a second without
+        changes. A tree that can't be published, because a file is still being written for example, is logged and tried
+        again at the next change.
 
         Args:
-            version: as for `publish`; with `{n}` or `{time}` in it each release has a version of its own.
+            version: as for `publish`; `{n}` or `{time}` give each release its own version.
 
         Raises:
             as `publish`, for the first release.
@@ -328,8 +337,9 @@ class Toolkit:
         """
         from perfkit.releases.publish.on_change import republish
 
-        return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
-                         exclude=tuple(exclude))  # fmt: skip
+        return republish(
+            os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+        )
 
     def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
@@ -340,54 +350,68 @@ class Toolkit:
         from perfkit.updates.source_types import kind_of
         from perfkit.updates.updater import plan
 
-        with self._patient.waiting():
-            return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+        with self._download_progress.delayed():
+            return plan(
+                self.config,
+                self._downloads,
+                os.fspath(source),
+                os.fspath(dest),
+                kind=kind_of(type),
+                selection=selection,
+                progress=self._progress,
+            )
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
     ) -> SyncReport:
-        """Bring a tree to what a source offers: only what differs is fetched, and all is changed at once.
+        """Update a tree to what a source offers: only differences are fetched, and all files change at once.
 
-        Unmanaged files are left alone; `Config.local_changes` says what becomes of edited ones. After a crash the same
-        call goes on with what was fetched.
+        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. After a crash, the same call
+        resumes with what was fetched.
 
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
-            dest: the tree; made if need be.
-            type: what the source is, one of `Kind`; by default it is recognised by its content.
-            selection: which files of an archive are wanted, and under which names.
+            dest: the tree; created if it does not exist.
+            type: the type of the source, one of `Kind`; by default it is detected from the content.
+            selection: which members of an archive are wanted, and under which names.
 
         Raises:
-            ConfigError: the source is of no kind that perfkit knows, or `selection` is not for its kind.
-            ManifestError, UnsafePathError: the release is damaged or hostile; the tree is as it was.
-            TransferError: it can't be fetched; the tree is as it was.
-            UpdateError: there are local changes that are to be refused, or the source offers an older release than was
-                installed from it; the tree is as it was.
-            FileChangedError: a file that the release changes was edited meanwhile; the tree is as it was.
+            ConfigError: the source has no known type, or `selection` does not apply to its type.
+            ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
+            TransferError: the source can't be fetched; the tree is as it was.
+            UpdateError: there are local edits and `Config.local_changes` is `refuse`, or the source offers an older
+                release than was installed from it before; the tree is as it was.
+            FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
-            OSError: the local disk, such as no space; the tree is as it was.
+            OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
         from perfkit.updates.source_types import kind_of
         from perfkit.updates.updater import sync
 
-        with self._patient.waiting():
-            return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+        with self._download_progress.delayed():
+            return sync(
+                self.config,
+                self._downloads,
+                os.fspath(source),
+                os.fspath(dest),
+                kind=kind_of(type),
+                selection=selection,
+                progress=self._progress,
+            )
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
-        """Go back to a kept generation, or forward again, without the network.
+        """Return a tree to a kept generation, an earlier or a later one, without the network.
 
-        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
-        release had there; the report's `as_found` names it.
+        A file that had local edits before it was updated is restored with those edits if the released content is not
+        kept anywhere; the report's `as_found` lists such files.
 
         Args:
-            to: its number, as `history` tells; by default the one before the current one.
+            to: the number of the generation, as in `history`; by default the previous one.
 
         Raises:
-            RollbackError: there is no such generation, or its contents are damaged; the tree is as it was.
-            UpdateError: `dest` is no managed tree.
+            RollbackError: the generation is not kept, or its contents are damaged; the tree is as it was.
+            UpdateError: `dest` is not a managed tree.
             LockedError, RecoveryError, OSError: as `sync`.
         """
         from perfkit.updates.updater import rollback
@@ -395,10 +419,10 @@ class Toolkit:
         return rollback(self.config, os.fspath(dest), to)
 
     def history(self, dest: Path) -> list[Generation]:
-        """The generations that `rollback` can reach, oldest first.
+        """The generations that `rollback` can restore, oldest first.
 
         Raises:
-            UpdateError: `dest` is no managed tree.
+            UpdateError: `dest` is not a managed tree.
             RollbackError: a record is damaged.
             LockedError: another process or thread is changing the tree.
         """
@@ -407,18 +431,18 @@ class Toolkit:
         return history(os.fspath(dest))
 
     def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
-        """Hash every file of the installed release again, and tell what is missing, changed, or extra.
+        """Hash every file of the installed release again; reports missing, changed and extra files.
 
         Args:
-            repair: fetch what is missing or changed; extra files stay.
+            repair: fetch missing and changed files again; extra files stay.
 
         Raises:
             UpdateError: no release is installed in `dest`.
-            as `sync`, with `repair`.
+            as `sync`, if `repair` is true.
         """
         from perfkit.updates.verify import verify
 
-        with self._patient.waiting():
+        with self._download_progress.delayed():
             return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)
 
 

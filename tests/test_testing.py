@@ -79,7 +79,7 @@ def test_segments_resumption_and_freshness(tmp_path: Path) -> None:
     origin.fail(URL, status=500, times=99)
     with Toolkit(Config(retries=0, segments=1), transport=origin) as kit, pytest.raises(TransferError):
         kit.download(URL, tmp_path / "g")
-    origin.mend(URL)
+    origin.clear_failures(URL)
     with Toolkit(transport=origin) as kit:
         assert kit.download(URL, tmp_path / "g").resumed_from > 0
     assert (tmp_path / "g").read_bytes() == BODY[::-1]

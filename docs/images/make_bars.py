@@ -38,9 +38,14 @@ def watch() -> list[str]:
     ioctl(slave, TIOCSWINSZ, struct.pack("HHHH", LINES, COLUMNS, 0, 0))
     environment = {name: value for name, value in os.environ.items() if name != "CI"}
     script = subprocess.Popen(
-        [sys.executable, ROOT / "examples/quickstart.py"], stdin=slave, stdout=slave, stderr=slave, cwd=ROOT,
-        env={**environment, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"}, start_new_session=True,
-    )  # fmt: skip
+        [sys.executable, ROOT / "examples/quickstart.py"],
+        stdin=slave,
+        stdout=slave,
+        stderr=slave,
+        cwd=ROOT,
+        env={**environment, "TERM": "xterm-256color", "LC_ALL": "C.UTF-8"},
+        start_new_session=True,
+    )
     os.close(slave)
     screen = pyte.Screen(COLUMNS, LINES)
     stream = pyte.ByteStream(screen)

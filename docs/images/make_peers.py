@@ -14,8 +14,13 @@ matplotlib.use("Agg")
 import matplotlib.pyplot as plt
 
 HERE = Path(__file__).parent
-WORK = {"http": "one file of 1 GiB", "https": "the same over TLS", "eight": "8 files of 256 MiB",
-        "small": "2,000 small files", "limited": "256 MiB, 8 MiB/s for each connection"}  # fmt: skip
+WORK = {
+    "http": "one file of 1 GiB",
+    "https": "the same over TLS",
+    "eight": "8 files of 256 MiB",
+    "small": "2,000 small files",
+    "limited": "256 MiB, 8 MiB/s for each connection",
+}
 
 
 def figures() -> list[tuple[str, str, float]]:

@@ -1,4 +1,4 @@
-"""Django's command line for this project; README.md has a walk through it."""
+"""Django's command line for this project; README.md explains it step by step."""
 
 import os
 import sys

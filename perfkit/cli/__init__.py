@@ -1,8 +1,8 @@
-"""The `perfkit` command: arguments in, Toolkit calls, text or JSON out.
+"""The `perfkit` command: parses arguments, calls the Toolkit, prints text or JSON.
 
-Each command is two functions in one of the modules here: `add_COMMAND` gives its options, and the one that these name
-as `run` does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 bad usage, 130
-interrupted. Results go to standard output, all else to standard error, an error a line.
+Each command has two functions in one of the modules here: `add_COMMAND` defines its options and sets `run` to the
+function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 130
+interrupted. Results go to standard output, everything else to standard error, with one line per error.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ from functools import partial
 from importlib import import_module
 
 from perfkit._version import __version__
-from perfkit.cli.output import complain, interrupted
+from perfkit.cli.output import interrupted, print_error
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError
 
 __all__ = ["command_parser", "main"]
 
-_COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what the list of commands says of it
+_COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
     ("publish", "updates", "publish a directory"),
     ("sync", "updates", "update a tree"),
@@ -29,7 +29,7 @@ _COMMANDS = (  # name, the module of `perfkit.cli` that has its `add_NAME`, what
     ("completion", "completion", "print a completion script for a shell"),
 )
 
-_ABOUT = "Fast parallel downloads, and trees that follow a release; whole or absent."
+_ABOUT = "Download files in parallel, and keep directories in step with releases, all-or-nothing."
 _EXAMPLES = """\
 examples:
   perfkit get -d out https://example.org/a.iso https://example.org/b.iso
@@ -38,33 +38,33 @@ examples:
   perfkit rollback rules
 
 Every setting has a variable: PERFKIT_RATE_LIMIT=5M, PERFKIT_RETRIES=2. HTTPS_PROXY,
-NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are heeded too.
-perfkit COMMAND --help tells more.
+NO_PROXY, REQUESTS_CA_BUNDLE, netrc and NO_COLOR are honoured too.
+See perfkit COMMAND --help for the options of a command.
 """
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run the command line `argv`, `sys.argv[1:]` by default; returns the exit code.
+    """Run the command line `argv`, by default `sys.argv[1:]`, and return the exit code.
 
     Raises:
-        SystemExit: arguments that can't be parsed (code 2), `--help` and `--version` (code 0).
+        SystemExit: the arguments can't be parsed (code 2), or are `--help` or `--version` (code 0).
     """
     try:
         arguments = command_parser().parse_args(argv)
         code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
-        complain(str(error))
+        print_error(str(error))
         return 2
     except (PerfkitError, OSError) as error:
-        complain(str(error))
+        print_error(str(error))
         return 1
     except KeyboardInterrupt:
         return interrupted()
 
 
 def command_parser() -> Parser:
-    """The parser of the whole command line; a command's options are added when it is asked for."""
+    """The parser of the whole command line; a command's options are added when it is selected."""
     parser = Parser(prog="perfkit", description=_ABOUT, epilog=_EXAMPLES)
     parser.set_defaults(parser=parser)
     parser.add_argument("--version", action="version", version=f"perfkit {__version__}")
@@ -75,5 +75,5 @@ def command_parser() -> Parser:
 
 
 def _fill(name: str, module: str, command: Parser) -> None:
-    """Give a command its options; its module is imported only now."""
+    """Add a command's options; its module is imported only now."""
     getattr(import_module(f"perfkit.cli.{module}"), f"add_{name}")(command)

@@ -1,4 +1,4 @@
-"""`perfkit completion`: scripts made from the very parser that reads the command line, by shtab."""
+"""`perfkit completion`: scripts that shtab generates from the parser of the command line."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ examples:
   perfkit completion fish > ~/.config/fish/completions/perfkit.fish
 """
 _SHELLS = ("bash", "zsh", "fish")
-_FILES, _DIRECTORIES = {"FILE"}, {"DIR", "DEST", "SRC", "SITE"}  # what an option takes, by its metavar
+_FILES, _DIRECTORIES = {"FILE"}, {"DIR", "DEST", "SRC", "SITE"}  # metavars of options that take a path
 
 
 def add_completion(completion: Parser) -> None:
-    """The options of `perfkit completion`."""
+    """Add the options of `perfkit completion`."""
     completion.description = "Print a script with which a shell completes perfkit's commands, options and files."
     completion.epilog = _EXAMPLES
     completion.add_argument("shell", choices=_SHELLS, help=" or ".join(_SHELLS))
@@ -32,7 +32,7 @@ def _completion(arguments: argparse.Namespace) -> int:
     try:
         import shtab
     except ImportError as error:
-        raise ConfigError("completion needs shtab: pip install 'perfkit[completion]'") from error
+        raise ConfigError("completion scripts need shtab: pip install 'perfkit[completion]'") from error
 
     parser: Parser = arguments.parser
     for command in parser.filled_commands():

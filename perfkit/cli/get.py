@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING
 
-from perfkit.cli.output import complain, error_as_json, print_text, progress_for
+from perfkit.cli.output import error_as_json, print_error, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
@@ -27,28 +27,42 @@ examples:
   perfkit get https://example.org/a.iso          into the current directory
   perfkit get -o b.iso --checksum sha256:... URL under another name, verified
   perfkit get -d out -j 4 --limit-rate 5M URL URL
-  producer | perfkit get -i - -d out --json      a list still being written
+  producer | perfkit get -i - -d out --json      a list that is still being written
 """
 
 
 def add_get(get: Parser) -> None:
-    """The options of `perfkit get`."""
-    get.description = "Download files, in parallel and in parts; go on with what an earlier run left."
+    """Add the options of `perfkit get`."""
+    get.description = "Download files in parallel and in segments, and resume interrupted downloads."
     get.epilog = _EXAMPLES
-    get.add_argument("urls", nargs="*", metavar="URL")
-    listed = "read more from FILE, or - for standard input; a line each: URL[<TAB>NAME[<TAB>CHECKSUM]]"
+    get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
+    listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
-    where.add_argument("-d", "--directory", metavar="DIR", help="the directory to write into (default: here)")
+    where.add_argument(
+        "-d", "--directory", metavar="DIR", help="the directory to write into (default: the current one)"
+    )
     add_rates(get)
     get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
-    get.add_argument("--checksum", metavar="ALGORITHM:HEX", help="such as sha256:..., for a single URL")
-    get.add_argument("--mirror", action="append", default=[], metavar="URL", help="another URL of the same file")
-    get.add_argument("--header", action="append", default=[], metavar="'K: V'", help="sent to the URLs' own origins")
+    get.add_argument(
+        "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
+    )
+    get.add_argument(
+        "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
+    )
+    get.add_argument(
+        "--header",
+        action="append",
+        default=[],
+        metavar="'K: V'",
+        help="a header for the origins of the URLs (can be repeated)",
+    )
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
-    get.add_argument("--no-resume", action="store_true", help="ignore what is there already and fetch everything")
-    add_output(get, "print one JSON object with the results on standard output")
+    get.add_argument(
+        "--no-resume", action="store_true", help="ignore existing and partial files, and fetch everything again"
+    )
+    add_output(get, "print one JSON object with all results on standard output")
     get.set_defaults(run=_get)
 
 
@@ -56,12 +70,12 @@ def _get(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with _Results(as_json=arguments.json) as results:
-        # Whatever is wrong with the arguments is found before the first byte is asked for, or written.
+        # Invalid arguments are found before anything is requested or written.
         if not arguments.urls and arguments.input is None:
-            raise ConfigError("no URL given, and no -i FILE with URLs")
+            raise ConfigError("no URLs: give at least one, or -i FILE with a list")
         for name in ("output", "checksum", "mirror"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
-                raise ConfigError(f"--{name} goes with a single URL")
+                raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
         headers, config = _headers(arguments.header), config_for(arguments)
         with (
             _listed(arguments, headers) as listed,
@@ -76,7 +90,7 @@ def _get(arguments: argparse.Namespace) -> int:
 def _listed(
     arguments: argparse.Namespace, headers: dict[str, str]
 ) -> contextlib.AbstractContextManager[Iterable[Request | Download | None]]:
-    """What `-i` gives; the URLs on the command line come before it."""
+    """The requests that `-i` lists; they follow the URLs on the command line."""
     from perfkit.downloads.request_list import RequestList
 
     if arguments.input is None:
@@ -90,11 +104,15 @@ def _downloads(
     headers: dict[str, str],
     listed: Iterable[Request | Download | None],
 ) -> Generator[Download, None, None]:
-    """The results, as they end; failures are results too."""
+    """The results in the order of completion, failures included."""
     from perfkit.downloads.request import Download, Request
 
-    options = {"checksum": arguments.checksum, "mirrors": tuple(arguments.mirror), "headers": headers,
-               "resume": not arguments.no_resume}  # fmt: skip
+    options = {
+        "checksum": arguments.checksum,
+        "mirrors": tuple(arguments.mirror),
+        "headers": headers,
+        "resume": not arguments.no_resume,
+    }
     requests = [Request(url, **options) for url in arguments.urls]
     if arguments.output is not None:
         try:
@@ -111,7 +129,7 @@ def _downloads(
         yield from requests
         for item in listed:
             if isinstance(item, Download):
-                refused.append(item)  # one bad line is not the end of the others
+                refused.append(item)  # an invalid line does not stop the others
             else:
                 yield item
 
@@ -123,9 +141,9 @@ def _downloads(
 
 
 class _Results:
-    """What came of each file: errors on standard error and, if asked for, one JSON object on standard output.
+    """Reports each file: errors on standard error and, with `--json`, one JSON object on standard output.
 
-    The object is written as the results come, and is whole however the run ends; `error` tells what ended it early.
+    The object is written as results arrive and is complete however the run ends; `error` says what ended it early.
     """
 
     def __init__(self, *, as_json: bool) -> None:
@@ -145,7 +163,7 @@ class _Results:
         error = download.error
         if error is not None:
             self.failed += 1
-            complain(str(error) if isinstance(error, PerfkitError) else f"{download.url}: {error}")
+            print_error(str(error) if isinstance(error, PerfkitError) else f"{download.url}: {error}")
         if self._as_json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","
@@ -186,6 +204,6 @@ def _headers(lines: list[str]) -> dict[str, str]:
     for line in lines:
         name, separator, value = line.partition(":")
         if not separator or not name.strip():
-            raise ConfigError(f"--header {line!r} is not of the form 'Name: value'")
+            raise ConfigError(f"--header {line!r} must have the form 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers

@@ -1,4 +1,4 @@
-"""What the commands say, and where: results on standard output, all else on standard error."""
+"""The output of the commands: results on standard output, everything else on standard error."""
 
 from __future__ import annotations
 
@@ -11,33 +11,41 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from perfkit.progress.lines import say
+from perfkit.progress.lines import print_line
 
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
 
-__all__ = ["INTERRUPTED", "complain", "error_as_json", "error_told", "interrupted", "print_text", "progress_for",
-           "tell"]  # fmt: skip
+__all__ = [
+    "INTERRUPTED",
+    "error_as_json",
+    "errors_as_json",
+    "interrupted",
+    "print_error",
+    "print_result",
+    "print_text",
+    "progress_for",
+]
 
-INTERRUPTED = 130  # the exit code of what Ctrl-C ended, as shells have it
+INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
 
 
-def complain(message: str) -> None:
-    """An error, a line of standard error."""
-    say(f"perfkit: error: {message}")
+def print_error(message: str) -> None:
+    """Print an error as one line on standard error."""
+    print_line(f"perfkit: error: {message}")
 
 
 def interrupted() -> int:
-    """Say so, and give the exit code."""
-    say("perfkit: interrupted; the same command again goes on from here")
+    """Report the interruption; returns the exit code."""
+    print_line("perfkit: interrupted; run the same command again to resume")
     return INTERRUPTED
 
 
 def print_text(text: str) -> None:
-    """Write to standard output and flush, so that a failure is an error of the command, told of in a line.
+    """Write to standard output and flush, so that a failure is reported as an error of the command.
 
     Raises:
-        OSError: it is closed, or full.
+        OSError: it is closed or full.
     """
     if sys.stdout is None:
         raise OSError(errno.EBADF, "standard output is closed")
@@ -45,38 +53,38 @@ def print_text(text: str) -> None:
         sys.stdout.write(text)
         sys.stdout.flush()
     except OSError as error:
-        with contextlib.suppress(OSError):  # what is left in the buffer would fail again when the interpreter ends
+        with contextlib.suppress(OSError):  # the rest of the buffer would fail again at interpreter exit
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise OSError(error.errno, f"standard output: {error.strerror}") from error
 
 
-def tell(arguments: argparse.Namespace, record: dict[str, object], note: str) -> None:
-    """The result of a command: the record as JSON if asked for, else a note for people unless they want none."""
+def print_result(arguments: argparse.Namespace, record: dict[str, object], note: str) -> None:
+    """Print the result of a command: the record with `--json`, else the note unless `--quiet` was given."""
     if arguments.json:
         print_text(json.dumps(record) + "\n")
     elif not arguments.quiet:
-        say(f"perfkit: {note}")
+        print_line(f"perfkit: {note}")
 
 
 @contextlib.contextmanager
-def error_told(arguments: argparse.Namespace) -> Iterator[None]:
-    """For a command that prints one object: what ends it early is an object too, if JSON is asked for."""
+def errors_as_json(arguments: argparse.Namespace) -> Iterator[None]:
+    """For commands that print one JSON object: with `--json`, an exception is printed as one too."""
     try:
         yield
     except BaseException as error:
         if arguments.json:
-            with contextlib.suppress(OSError):  # where standard output is what failed
+            with contextlib.suppress(OSError):  # standard output may be what failed
                 print_text(json.dumps({"error": error_as_json(error)}) + "\n")
         raise
 
 
 def error_as_json(error: BaseException) -> dict[str, str]:
-    """An error as all JSON of the commands has it."""
+    """An error as it appears in the JSON of every command."""
     return {"type": type(error).__name__, "message": str(error)}
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:
-    """Bars or lines, as standard error is; none if they are not wanted."""
+    """Bars on a terminal, lines elsewhere, None with `--quiet`."""
     if arguments.quiet:
         return None
     from perfkit.progress.bars import for_stream

@@ -1,4 +1,4 @@
-"""argparse as the command line wants it: complaints of one line, and commands that cost nothing until asked for."""
+"""argparse with one-line errors, and with subcommands whose options are added only when they are needed."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import argparse
 from collections.abc import Callable
 from typing import Any, NoReturn
 
-from perfkit.cli.output import complain, print_text
+from perfkit.cli.output import print_error, print_text
 
 __all__ = ["Parser", "add_output"]
 
 
 class Parser(argparse.ArgumentParser):
-    """Shows the examples as they are written, and complains in one line.
+    """Shows the examples as written, and reports errors in one line.
 
     Attributes:
-        fill: adds what it parses, once it turns out to be the parser of the command that is asked for.
+        fill: adds the options; called when this turns out to be the parser of the selected command.
     """
 
     fill: Callable[[Parser], None] | None = None
-    _width: int | None = 80  # None: as the terminal's, which is dear, and argparse makes a formatter for each option
+    _width: int | None = 80  # None: the terminal's width, which is slow to query for each option that is added
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=self._formatter, **options)
@@ -36,7 +36,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def filled(self) -> Parser:
-        """The same, with all its options."""
+        """This parser, with all its options."""
         if self.fill is not None:
             fill, self.fill = self.fill, None
             fill(self)
@@ -48,14 +48,14 @@ class Parser(argparse.ArgumentParser):
         return [command.filled() for command in commands.choices.values()]
 
     def _print_message(self, message: str, file: object = None) -> None:
-        print_text(message)  # of --help and --version
+        print_text(message)  # for --help and --version
 
     def error(self, message: str) -> NoReturn:
-        complain(f"{message} ({self.prog} --help tells more)")
+        print_error(f"{message}; see {self.prog} --help")
         raise SystemExit(2)
 
 
-def add_output(command: Parser, json: str, *, quiet: str = "no bars and notes; errors are still shown") -> None:
-    """The two options that every command has."""
+def add_output(command: Parser, json: str, *, quiet: str = "no progress and notes; errors are still shown") -> None:
+    """Add the two options that every command has."""
     command.add_argument("--quiet", action="store_true", help=quiet)
     command.add_argument("--json", action="store_true", help=json)

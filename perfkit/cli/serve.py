@@ -7,24 +7,26 @@ import json
 
 from perfkit.cli.output import INTERRUPTED, print_text
 from perfkit.cli.parser import Parser, add_output
-from perfkit.progress.lines import say
+from perfkit.progress.lines import print_line
 
 __all__ = ["add_serve"]
 
 _EXAMPLES = """\
 examples:
   perfkit serve public                 at http://127.0.0.1:8000/
-  perfkit serve public --port 0        at a free port, which is told
+  perfkit serve public --port 0        at a free port, which is printed
 """
 
 
 def add_serve(serve: Parser) -> None:
-    """The options of `perfkit serve`."""
-    serve.description = "A small Range-capable HTTP server on loopback, for development. Ctrl-C ends it."
+    """Add the options of `perfkit serve`."""
+    serve.description = "Serve a directory on loopback, with Range requests, for development. Ctrl-C stops it."
     serve.epilog = _EXAMPLES
     serve.add_argument("site", metavar="SITE", help="the directory to serve")
-    serve.add_argument("--port", type=int, default=8000, metavar="P", help="0 picks a free one (default 8000)")
-    add_output(serve, "print the address as a JSON object", quiet="don't tell the address")
+    serve.add_argument(
+        "--port", type=int, default=8000, metavar="P", help="the port; 0 picks a free one (default 8000)"
+    )
+    add_output(serve, "print the address as a JSON object", quiet="don't print the address")
     serve.set_defaults(run=_serve)
 
 
@@ -37,9 +39,9 @@ def _serve(arguments: argparse.Namespace) -> int:
             if arguments.json:
                 print_text(json.dumps({"url": server.url}) + "\n")
             elif not arguments.quiet:
-                say(f"perfkit: serving {arguments.site} at {server.url}; Ctrl-C ends it")
+                print_line(f"perfkit: serving {arguments.site} at {server.url}; press Ctrl-C to stop")
             server.wait()
     except KeyboardInterrupt:
-        server.close()  # it may have come before the block was entered
+        server.close()  # the interrupt may have come before the block was entered
         return INTERRUPTED
     return 0

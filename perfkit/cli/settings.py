@@ -1,4 +1,4 @@
-"""The options that are fields of `Config`; what they leave open, `PERFKIT_*` and the defaults say."""
+"""Command-line options that set fields of `Config`; `PERFKIT_*` variables and defaults provide the rest."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ __all__ = ["add_rates", "config_for"]
 
 
 def add_rates(command: argparse.ArgumentParser) -> None:
-    """How much at once, and how fast."""
-    command.add_argument("-j", "--workers", type=int, metavar="N", help="transfers at once (default 8)")
-    limit = "bytes per second for all together, such as 500K or 5M"
+    """Add the options for concurrency and bandwidth."""
+    command.add_argument("-j", "--workers", type=int, metavar="N", help="concurrent transfers (default 8)")
+    limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
 
 
 def config_for(arguments: argparse.Namespace) -> Config:
-    """The Config that a command line asks for.
+    """The Config for a command line.
 
     Raises:
-        ConfigError: a value that can't be, here or in the environment.
+        ConfigError: an option or a `PERFKIT_*` variable has an invalid value.
     """
     given = vars(arguments)
     limit = given.get("limit_rate")

@@ -1,4 +1,4 @@
-"""`perfkit publish`, `sync`, `rollback`, `history`, `verify`: releases, and the trees that follow them."""
+"""`perfkit publish`, `sync`, `rollback`, `history` and `verify`: releases, and the trees that follow them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import datetime
 import json
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.output import INTERRUPTED, error_told, print_text, progress_for, tell
+from perfkit.cli.output import INTERRUPTED, errors_as_json, print_result, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.progress.text import amount, printable
@@ -30,7 +30,7 @@ examples:
   perfkit publish rules site --version 2026.11
   perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
   perfkit publish rules site --version 'r{n}' --watch    again whenever files change
-uploading it, the pointer last:
+to upload it, the pointer last:
   rsync -a --exclude perfkit.json site/ web:/srv/rules/
   rsync -a site/perfkit.json web:/srv/rules/
 """
@@ -46,7 +46,7 @@ examples:
 """
 _ROLLBACK_EXAMPLES = """\
 examples:
-  perfkit rollback rules             to the generation before
+  perfkit rollback rules             to the previous generation
   perfkit rollback rules --to 3      to one that `perfkit history rules` lists
 """
 _HISTORY_EXAMPLES = """\
@@ -56,69 +56,84 @@ examples:
 """
 _VERIFY_EXAMPLES = """\
 examples:
-  perfkit verify rules               tells what is missing, changed or extra
-  perfkit verify rules --repair      and fetches what is missing or changed
+  perfkit verify rules               lists missing, changed and extra files
+  perfkit verify rules --repair      and fetches those missing or changed
 """
 
 # -- publish ----------------------------------------------------------------------------------------------------------
 
 
 def add_publish(publish: Parser) -> None:
-    """The options of `perfkit publish`."""
-    publish.description = "Make a directory the release that a static site offers."
+    """Add the options of `perfkit publish`."""
+    publish.description = "Publish a directory as the current release of a static site."
     publish.epilog = _PUBLISH_EXAMPLES
-    publish.add_argument("src", metavar="SRC", help="the tree to publish")
-    publish.add_argument("site", metavar="SITE", help="the directory that a static file server serves")
-    what = "what to call the release; {n} in it is its number, {time} its time"
+    publish.add_argument("src", metavar="SRC", help="the directory to publish")
+    publish.add_argument("site", metavar="SITE", help="the site: a directory for any static file server")
+    what = "the name of the release; {n} is replaced by its number, {time} by its time"
     publish.add_argument("--version", required=True, metavar="V", help=what)
     publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
-    publish.add_argument("--keep-deltas", type=int, default=3, metavar="N", help="direct deltas (default 3)")
-    publish.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out")
-    add_output(publish, "print one JSON object about each release", quiet="no notes; errors are still shown")
+    publish.add_argument(
+        "--keep-deltas", type=int, default=3, metavar="N", help="earlier releases with a direct delta (default 3)"
+    )
+    publish.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
+    )
+    add_output(publish, "print one JSON object for each release", quiet="no notes; errors are still shown")
     publish.set_defaults(run=_publish)
 
 
 def _publish(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    options: dict[str, Any] = {"version": arguments.version, "keep_deltas": arguments.keep_deltas,
-                               "exclude": arguments.exclude}  # fmt: skip
-    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
+    options: dict[str, Any] = {
+        "version": arguments.version,
+        "keep_deltas": arguments.keep_deltas,
+        "exclude": arguments.exclude,
+    }
+    with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
         if arguments.watch:
             with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
                 try:
                     for release in releases:
-                        _tell_release(arguments, release)
-                except KeyboardInterrupt:  # the way to end it
+                        _print_release(arguments, release)
+                except KeyboardInterrupt:  # this is how to stop it
                     return INTERRUPTED
         release = kit.publish(arguments.src, arguments.site, **options)
-    _tell_release(arguments, release)
+    _print_release(arguments, release)
     return 0
 
 
-def _tell_release(arguments: argparse.Namespace, release: Release) -> None:
+def _print_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
-        note = f"{release.version} is what {arguments.site} offers already"
+        note = f"{arguments.site} offers {release.version} already; nothing to do"
     else:
-        note = (f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
-                f"{release.objects_written} objects with {release.bytes_written} bytes written")  # fmt: skip
-    tell(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
+        note = (
+            f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+            f"{release.objects_written} objects with {release.bytes_written} bytes written"
+        )
+    print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
 
 
 # -- sync -------------------------------------------------------------------------------------------------------------
 
 
 def add_sync(sync: Parser) -> None:
-    """The options of `perfkit sync`."""
-    sync.description = "Bring a tree to what a release, an archive or a list offers; moves what differs."
+    """Add the options of `perfkit sync`."""
+    sync.description = "Update a tree from a release, an archive or a list; only differences are fetched."
     sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
-    sync.add_argument("dest", metavar="DEST", help="the tree; made if need be")
-    sync.add_argument("--type", metavar="KIND", help="release, zip, tar, zsync, urls, metalink (default: recognised)")
-    sync.add_argument("--strip-components", type=int, default=0, metavar="N", help="directories to cut off the names")
-    sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help="only these members")
-    sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help="not these members")
-    sync.add_argument("--dry-run", action="store_true", help="tell what would be done, and do nothing")
+    sync.add_argument("dest", metavar="DEST", help="the tree; created if it does not exist")
+    sync.add_argument("--type", metavar="TYPE", help="release, zip, tar, zsync, urls or metalink (default: detected)")
+    sync.add_argument(
+        "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
+    )
+    sync.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN", help="only these members (can be repeated)"
+    )
+    sync.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
+    )
+    sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     add_rates(sync)
     add_output(sync, _ONE_OBJECT)
     sync.set_defaults(run=_sync)
@@ -127,61 +142,69 @@ def add_sync(sync: Parser) -> None:
 def _sync(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+    with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:
             plan = kit.plan(arguments.source, arguments.dest, **chosen)
         else:
             report = kit.sync(arguments.source, arguments.dest, **chosen)
     if arguments.dry_run:
-        _tell_plan(arguments, plan)
+        _print_plan(arguments, plan)
         return 0
-    tell(arguments, dataclasses.asdict(report), f"{report.version}, generation {report.generation}: {report.added} "
-         f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
-         f"{report.route}{_edits(report)}")  # fmt: skip
+    print_result(
+        arguments,
+        dataclasses.asdict(report),
+        f"{report.version}, generation {report.generation}: {report.added} "
+        f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
+        f"{report.route}{_edits(report)}",
+    )
     return 0
 
 
 def _edits(report: SyncReport) -> str:
-    """What became of files that others had edited."""
-    kept = "".join(f"; {name} had been edited, and is kept as {fresh}" for name, fresh in report.aside.items())
-    lost = "".join(f"; {name} had been edited, and was overwritten" for name in report.overwritten)
+    """What happened to locally edited files."""
+    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.aside.items())
+    lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
     back = "".join(
-        f"; {name} is as it had been edited, since the release's own is not kept" for name in report.as_found
+        f"; {name} was restored with local edits, since the released content is not kept" for name in report.as_found
     )
     return kept + lost + back
 
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:
-    """Which members of an archive are asked for; None if the options say nothing of that."""
+    """The members of an archive to extract; None if no option selects any."""
     if not (arguments.strip_components or arguments.include or arguments.exclude):
         return None
     from perfkit.archives.members import Selection
 
-    return Selection(strip_components=arguments.strip_components, include=tuple(arguments.include),
-                     exclude=tuple(arguments.exclude))  # fmt: skip
+    return Selection(
+        strip_components=arguments.strip_components, include=tuple(arguments.include), exclude=tuple(arguments.exclude)
+    )
 
 
-def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
+def _print_plan(arguments: argparse.Namespace, plan: Plan) -> None:
     values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "aside")
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
     record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
-    tell(arguments, {**record, "offers": offers},
-         f"{plan.version}: {len(plan.fetch)} files to fetch, {here} from here, {len(plan.remove)} to remove; by "
-         f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, some {plan.seconds:.1f} s")  # fmt: skip
+    print_result(
+        arguments,
+        {**record, "offers": offers},
+        f"{plan.version}: {len(plan.fetch)} files to fetch, {here} available locally, {len(plan.remove)} to remove; by "
+        f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, about {plan.seconds:.1f} s",
+    )
 
 
 # -- rollback, history, verify ----------------------------------------------------------------------------------------
 
 
 def add_rollback(rollback: Parser) -> None:
-    """The options of `perfkit rollback`."""
-    rollback.description = "Go back to an earlier generation of a tree, or forward again, without the network."
+    """Add the options of `perfkit rollback`."""
+    rollback.description = "Return a tree to an earlier generation, or to a later one, without the network."
     rollback.epilog = _ROLLBACK_EXAMPLES
     rollback.add_argument("dest", metavar="DEST", help="the tree")
-    rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
+    rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
     add_output(rollback, _ONE_OBJECT)
     rollback.set_defaults(run=_rollback)
 
@@ -189,17 +212,21 @@ def add_rollback(rollback: Parser) -> None:
 def _rollback(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
+    with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
         report = kit.rollback(arguments.dest, to=arguments.to)
-    version = report.version or "as it was before the first one"
-    tell(arguments, dataclasses.asdict(report), f"{version}, generation {report.generation}: {report.added} added, "
-         f"{report.changed} changed, {report.removed} removed{_edits(report)}")  # fmt: skip
+    version = report.version or "the tree before the first change"
+    print_result(
+        arguments,
+        dataclasses.asdict(report),
+        f"{version}, generation {report.generation}: {report.added} added, "
+        f"{report.changed} changed, {report.removed} removed{_edits(report)}",
+    )
     return 0
 
 
 def add_history(history: Parser) -> None:
-    """The options of `perfkit history`."""
-    history.description = "List the generations that rollback can reach; a star marks the current one."
+    """Add the options of `perfkit history`."""
+    history.description = "List the generations that rollback can restore; a star marks the current one."
     history.epilog = _HISTORY_EXAMPLES
     history.add_argument("dest", metavar="DEST", help="the tree")
     add_output(history, _ONE_OBJECT)
@@ -209,7 +236,7 @@ def add_history(history: Parser) -> None:
 def _history(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with error_told(arguments), Toolkit(config_for(arguments)) as kit:
+    with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
         found = kit.history(arguments.dest)
     if arguments.json:
         print_text(json.dumps({"generations": [dataclasses.asdict(each) for each in found]}) + "\n")
@@ -228,11 +255,11 @@ def _generation_line(each: Generation) -> str:
 
 
 def add_verify(verify: Parser) -> None:
-    """The options of `perfkit verify`."""
-    verify.description = "Hash every file of a tree again; the exit code is 1 unless all is as installed."
+    """Add the options of `perfkit verify`."""
+    verify.description = "Hash every file of a tree again; exits with 1 unless all are as installed."
     verify.epilog = _VERIFY_EXAMPLES
     verify.add_argument("dest", metavar="DEST", help="the tree")
-    verify.add_argument("--repair", action="store_true", help="fetch what is missing or changed")
+    verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
     add_output(verify, _ONE_OBJECT)
     verify.set_defaults(run=_verify)
 
@@ -240,12 +267,16 @@ def add_verify(verify: Parser) -> None:
 def _verify(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
-    with error_told(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+    with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         report = kit.verify(arguments.dest, repair=arguments.repair)
     if not (arguments.json or arguments.quiet):
         for what, names in (("missing", report.missing), ("changed", report.changed), ("extra", report.extra)):
             print_text("".join(f"{what} {printable(name)}\n" for name in names))
-    tell(arguments, {**dataclasses.asdict(report), "intact": report.intact}, f"{report.files} files: "
-         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-         f"{'; repaired' if report.repaired else ''}")  # fmt: skip
+    print_result(
+        arguments,
+        {**dataclasses.asdict(report), "intact": report.intact},
+        f"{report.files} files: "
+        f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
+        f"{'; repaired' if report.repaired else ''}",
+    )
     return 0 if report.intact else 1

@@ -1,1 +1,1 @@
-"""perfkit inside other people's frameworks. Each module here needs the extra of its name."""
+"""Integrations with other frameworks. Each needs the extra of its name."""

@@ -1,6 +1,6 @@
-"""Downloads spread over a Dask cluster: each worker has a Toolkit of its own, and all write below one directory.
+"""Downloads on a Dask cluster: each worker has its own Toolkit, and all write below one directory.
 
-Worth its while where the network of one machine is the limit, or where the files are wanted on the workers.
+Useful if the network of one machine is the limit, or if the files are needed on the workers.
 """
 
 from __future__ import annotations
@@ -30,27 +30,29 @@ def download_many(
     config: Config | None = None,
     files_per_task: int = 32,
 ) -> list[Download]:
-    """Download many files on the workers of a cluster; as `Toolkit.download_many`, spread over machines.
+    """Download many files on the workers of a cluster; like `Toolkit.download_many`, on several machines.
 
-    Each file must have a name of its own. A task whose worker is lost is done again by another worker, and goes on with
-    what the first one left if both see the same directory.
+    Each file must have its own name. A task whose worker is lost runs again on another worker, and resumes partial
+    files if both see the same directory.
 
     Args:
-        client: of the cluster. perfkit has to be installed on its workers.
-        dest: a directory, by an absolute path that every worker has: shared storage, or each machine's own disk.
-        config: of the workers' Toolkits. Its `rate_limit` is for all that are there at the start together.
-        files_per_task: how many files a task has; small ones go better together, large ones alone.
+        client: the client of the cluster. perfkit must be installed on its workers.
+        dest: a directory, as an absolute path that exists on every worker: shared storage, or each machine's own disk.
+        config: settings of the workers' Toolkits. `rate_limit` is divided among the workers present at the start.
+        files_per_task: files per task; more for small files, one for large files.
 
     Returns:
         One result per request, in input order.
 
     Raises:
-        BatchError: some failed; the others are done, and `results` has all of them, in input order.
-        ConfigError: `dest` is relative, `files_per_task` is not at least 1, or there is no worker.
+        BatchError: some failed; the others are complete, and `results` has all of them, in input order.
+        ConfigError: `dest` is relative, `files_per_task` is less than 1, or the cluster has no workers.
     """
     dest = os.fspath(dest)
     if not os.path.isabs(dest):
-        raise ConfigError(f"{dest!r} must be absolute: each worker has a current directory of its own")
+        raise ConfigError(
+            f"dest must be an absolute path, since each worker has its own current directory; got {dest!r}"
+        )
     if files_per_task < 1:
         raise ConfigError(f"files_per_task must be at least 1; got {files_per_task}")
     name = f"perfkit-{uuid.uuid4().hex}"
@@ -70,7 +72,7 @@ def download_many(
 
 
 class _OwnToolkit(WorkerPlugin):
-    """A worker's Toolkit, shared by the tasks that run on it; it lasts as long as the batch."""
+    """A worker's Toolkit, shared by its tasks for the duration of the batch."""
 
     def __init__(self, config: Config) -> None:
         self._config = config
@@ -85,7 +87,7 @@ class _OwnToolkit(WorkerPlugin):
 
 
 def _share(config: Config, client: Client) -> Config:
-    """The settings of one worker of many."""
+    """The settings of each worker."""
     workers = len(client.scheduler_info(n_workers=-1)["workers"])
     if workers == 0:
         raise ConfigError("the cluster has no workers; start some, or wait for them with client.wait_for_workers(1)")
@@ -95,7 +97,7 @@ def _share(config: Config, client: Client) -> Config:
 
 
 def _fetch(name: str, batch: Sequence[Item], dest: str) -> list[Download]:
-    """On a worker: a task's files."""
+    """Runs on a worker: download the files of a task."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, _OwnToolkit)
     assert plugin.kit is not None
@@ -104,11 +106,11 @@ def _fetch(name: str, batch: Sequence[Item], dest: str) -> list[Download]:
 
 
 def _results(batch: Sequence[Item], future: Future[list[Download]]) -> list[Download]:
-    """What came of a task; where that is lost, so are its files."""
+    """The results of a task; if it failed as a whole, a failure for each of its files."""
     failure = future.exception()  # type: ignore[no-untyped-call]
     if failure is None:
         return list(future.result())
-    reason = f"its Dask task failed: {failure}"
+    reason = f"the Dask task failed: {failure}"
     urls = [each.url if isinstance(each, Request) else each if isinstance(each, str) else each[0] for each in batch]
     return [Download(url=url, path="", error=TransferError(url, reason, transient=True)) for url in urls]
 

@@ -1,1 +1,1 @@
-"""Show how far the work is: the numbers, and the ways to draw them."""
+"""Progress: meters that count bytes and files, and the displays that draw them."""

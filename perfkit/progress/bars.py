@@ -1,7 +1,7 @@
-"""Live bars on a terminal: a line for each active file, and a total. The only door to progressbar2.
+"""Live bars on a terminal: a line for each active file, and a total. The only module that imports progressbar2.
 
-progressbar2 lays out and draws the lines; what they say comes from the meter, since its own speed and ETA are averages
-over a lifetime. Its MultiBar is not used: it draws from a thread of its own, and never asks if there is a terminal.
+progressbar2 lays out and draws the lines; their numbers come from the meter, since its own speed and ETA are averages
+over the whole run. Its MultiBar is not used: it draws from its own thread and does not check for a terminal.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _NARROW = 34  # columns below which there is no bar
 def for_stream(stream: TextIO | None = None) -> Progress:
     """`Bars` if the stream (standard error by default) is a terminal that can show them, else `PlainLines`.
 
-    A terminal of a continuous integration service (`CI` is set) is a log.
+    With `CI` set, as continuous integration services do, a terminal is treated as a log.
     """
     stream = stream or sys.stderr
     logged = os.environ.get("CI", "").lower() not in ("", "0", "false")
@@ -40,12 +40,12 @@ def for_stream(stream: TextIO | None = None) -> Progress:
 
 
 class Bars:
-    """A line with a bar for each active file, as many as fit, and one for all together.
+    """Draws a bar for each active file, as many as fit, and one for the total.
 
-    Between two updates the cursor rests on an empty line above the bars, so that whatever else is printed there stays
-    readable and the bars move down. Without a terminal behind the stream it is as silent as `PlainLines` is there.
-    There are no colours, so NO_COLOR finds nothing to do. If several are in use in a process, the first one draws
-    until its run ends; the others have their say when theirs end.
+    Between two updates the cursor stays on an empty line above the bars, so that other output there remains readable
+    and the bars move down. If the stream is not a terminal, it prints what `PlainLines` prints. It uses no colours,
+    with or without NO_COLOR. If a process uses several, the first one draws until its run ends; the others print only
+    their summaries.
 
     Args:
         stream: by default standard error.
@@ -67,8 +67,8 @@ class Bars:
         if size is None:
             self._plain.update(snapshot)
         elif self._alive and self._takes_screen():
-            # The last column stays free: some terminals wrap when it is written. So do the line that the cursor rests
-            # on and, where there is room, one more.
+            # The last column stays empty, since some terminals wrap when it is written. So do the line of the cursor
+            # and, if there is room, one more.
             columns, rows = size.columns or 80, size.lines or 24
             lines = self._draw(snapshot, max(1, columns - 1), max(1, rows - 2)) if rows > 1 else []
             back = f"\x1b[{len(lines)}A\r" if lines else "\r"
@@ -87,7 +87,7 @@ class Bars:
         self._unknown.close()
 
     def _takes_screen(self) -> bool:
-        """Whether these bars may draw: they do already, or no others do; those that stopped without an end don't."""
+        """Whether these bars may draw: no others do, or those were abandoned without `finish`."""
         now = time.monotonic()
         if Bars._shown not in (None, self) and now - Bars._shown_s < _ABANDONED_S:
             return False
@@ -98,7 +98,7 @@ class Bars:
         """At most `height` lines, the total last."""
         most, active = min(_MOST_BARS, height - 1), snapshot.active
         if len(active) > most:
-            # A file that waits for its next try gives its place to one that moves.
+            # Files that wait for a retry give way to active ones.
             active = tuple(sorted(active, key=lambda each: each.state is State.RETRYING))[: max(0, most - 1)]
         rows = [*(_file_row(each) for each in active), _total_row(snapshot)]
         column = min(max(display_width(row.name) for row in rows), max(8, width // 4))
@@ -121,7 +121,7 @@ class Bars:
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """What a line says: a bar of `value` of `total`, or a bouncing one."""
+    """The content of a line: a bar of `value` of `total`, or a bouncing bar if `total` is None."""
 
     name: str
     value: int
@@ -157,7 +157,7 @@ def _pace(what: FileProgress | Snapshot) -> str:
 
 
 class _Field(WidgetBase):
-    """Shows what the line was told to show."""
+    """A widget that shows a variable of the bar."""
 
     def __init__(self, name: str) -> None:
         super().__init__()
@@ -168,7 +168,7 @@ class _Field(WidgetBase):
 
 
 class _Line:
-    """A progressbar2 bar that draws into memory, at a width of ours and with numbers of ours."""
+    """A progressbar2 bar that draws into memory, with a given width and given numbers."""
 
     def __init__(self, bar: Any) -> None:
         self._widgets = [_Field("left"), bar, _Field("tail")]
@@ -177,11 +177,18 @@ class _Line:
 
     def render(self, width: int, left: str, tail: str, value: int, total: int | None) -> str:
         if self._bar is None:
-            # An explicit width keeps it from installing a handler for SIGWINCH.
+            # An explicit width keeps it from installing a SIGWINCH handler.
             self._bar = progressbar.ProgressBar(
-                widgets=self._widgets, fd=self._buffer, term_width=width, max_error=False, custom_len=display_width,
-                is_terminal=False, line_breaks=False, enable_colors=False, variables={"left": left, "tail": tail},
-            )  # fmt: skip
+                widgets=self._widgets,
+                fd=self._buffer,
+                term_width=width,
+                max_error=False,
+                custom_len=display_width,
+                is_terminal=False,
+                line_breaks=False,
+                enable_colors=False,
+                variables={"left": left, "tail": tail},
+            )
             self._bar.start()
         bar = self._bar
         bar.term_width = width

@@ -1,4 +1,4 @@
-"""Progress where there is no terminal: plain lines for logs, JSON lines for programs, a callback for code."""
+"""Progress without a terminal: plain lines for logs, JSON lines for programs, a callback for code."""
 
 from __future__ import annotations
 
@@ -13,33 +13,33 @@ from typing import TextIO
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.text import amount, clock, printable, summary
 
-__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "say", "terminal_size", "write_text"]
+__all__ = ["CallbackProgress", "JsonLines", "PlainLines", "print_line", "terminal_size", "write_text"]
 
 _CLEAR_REST = "\x1b[K"
 
 _STEPS = 10  # a line for each tenth of the work
-_EVERY_S = 30.0  # and at least one in this time
+_EVERY_S = 30.0  # and at least one in this interval
 
 
 def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
-    """None unless there is a terminal that moves its cursor behind the stream, whatever it says of itself."""
+    """The size of the terminal behind a stream; None if there is none, or one that can't move its cursor."""
     try:
         if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
             return None
         return os.get_terminal_size(stream.fileno())
     except (OSError, ValueError, AttributeError):
-        return None  # Jupyter's streams have no file behind them
+        return None  # Jupyter's streams have no file descriptor
 
 
-def say(text: str, stream: TextIO | None = None) -> None:
-    """A line of text on standard error, and all of it one line; bars that are being drawn there move down."""
+def print_line(text: str, stream: TextIO | None = None) -> None:
+    """Print a text as exactly one line, by default on standard error; bars drawn there move down."""
     stream = stream or sys.stderr
     write_text(stream, printable(text) + (f"{_CLEAR_REST}\n" if terminal_size(stream) else "\n"))
 
 
 def write_text(stream: TextIO | None, text: str) -> bool:
-    """Write and flush; False if the stream is gone, which is no reason to end a download."""
-    if stream is None:  # as sys.stderr is where the process was started without one
+    """Write and flush; False if the stream is closed or broken, which must not end a download."""
+    if stream is None:  # sys.stderr of a process that was started without one
         return False
     try:
         encoding = getattr(stream, "encoding", None) or "utf-8"
@@ -51,7 +51,7 @@ def write_text(stream: TextIO | None, text: str) -> bool:
 
 
 class PlainLines:
-    """A line for every tenth of the work or every half minute, and a summary. For CI logs, files and pipes.
+    """Prints a line for every tenth of the work or every half minute, and a summary; for CI logs, files and pipes.
 
     Args:
         stream: by default standard error.
@@ -60,14 +60,14 @@ class PlainLines:
     def __init__(self, stream: TextIO | None = None) -> None:
         self._stream = stream or sys.stderr
         self._alive = True
-        self._step = 0  # the last one told of
+        self._step = 0  # the last one printed
         self._next_s = _EVERY_S
 
     def update(self, snapshot: Snapshot) -> None:
         share = _share(snapshot)
         step = self._step if share is None else int(share * _STEPS + 1e-9)
         if step < self._step - 1:
-            self._step = step  # it fell: a size became known, or a retry began anew
+            self._step = step  # it decreased: a size became known, or a retry started over
         due = self._step < step < _STEPS
         if not due and snapshot.elapsed_s < self._next_s:
             return
@@ -84,7 +84,7 @@ class PlainLines:
 
 
 def _share(snapshot: Snapshot) -> float | None:
-    """How much of the work is done, 0..1, by bytes or else by files; None if nobody knows."""
+    """The fraction of the work that is done, 0..1, by bytes or else by files; None if unknown."""
     if snapshot.total_bytes:
         return snapshot.received_bytes / snapshot.total_bytes
     if snapshot.files_total:
@@ -105,7 +105,7 @@ def _line(snapshot: Snapshot, share: float | None) -> str:
 
 
 class CallbackProgress:
-    """Calls a function with each `Snapshot`, the last one included. What it raises ends the work."""
+    """Calls a function with each `Snapshot`, including the last one. An exception from it ends the work."""
 
     def __init__(self, function: Callable[[Snapshot], object]) -> None:
         self._function = function
@@ -118,7 +118,7 @@ class CallbackProgress:
 
 
 class JsonLines:
-    """A JSON object a line, with the fields of `Snapshot` and an `event`: `progress`, or `finish` for the last.
+    """Prints one JSON object per line: `event`, which is `progress` or finally `finish`, and the fields of `Snapshot`.
 
     Args:
         stream: by default standard error.

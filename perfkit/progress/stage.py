@@ -1,4 +1,4 @@
-"""What goes on between downloads: the stages of a longer work, each shown if it takes long enough to be looked at."""
+"""Progress of work other than downloads: stages, each displayed only if it takes long enough to be noticed."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from types import TracebackType
 
 from perfkit.progress.meter import Progress, Snapshot, SpeedWindow
 
-__all__ = ["Patient", "Stage"]
+__all__ = ["DelayedProgress", "Stage"]
 
-_SHOWN_FROM_S = 0.3  # what is over sooner needs no bar
+_SHOWN_FROM_S = 0.3  # shorter stages and downloads are not displayed
 _EVERY_S = 0.1
 
 
 class Stage:
-    """One stage, in a `with` block of one thread, which counts what it has done.
+    """One stage of an operation: a `with` block in one thread, which counts its work.
 
     Args:
-        progress: where it is shown; None: nowhere.
-        phase: what goes on, in a word, such as `commit`.
-        files: how many there will be; None: nobody knows.
-        total_bytes: likewise.
+        progress: the display; None for none.
+        phase: a word for the stage, such as `commit`.
+        files: how many files the stage handles; None if unknown.
+        total_bytes: how many bytes; None if unknown.
     """
 
     def __init__(
@@ -46,7 +46,7 @@ class Stage:
             self._progress.finish(self._snapshot(time.monotonic()))
 
     def count(self, *, files: int = 0, count_bytes: int = 0) -> None:
-        """So much more is done."""
+        """Add finished work."""
         self._files_done += files
         self._bytes_done += count_bytes
         if self._progress is None:
@@ -56,7 +56,7 @@ class Stage:
             self.show(now)
 
     def show(self, now: float | None = None) -> None:
-        """Show it now, however long it takes: what follows can't be counted."""
+        """Display it now, however long it has taken: the work that follows can't be counted."""
         if self._progress is not None:
             self._drawn_s = time.monotonic() if now is None else now
             self._shown = True
@@ -66,43 +66,51 @@ class Stage:
         speed = self._window.see(now, self._bytes_done)
         left = None if self._total_bytes is None else max(0, self._total_bytes - self._bytes_done)
         return Snapshot(
-            phase=self._phase, files_total=self._files, files_done=self._files_done, files_failed=0,
-            received_bytes=self._bytes_done, total_bytes=self._total_bytes,
-            known_bytes=self._bytes_done if self._total_bytes is None else self._total_bytes, resumed_bytes=0,
-            speed_bytes_per_s=speed, eta_s=left / speed if left is not None and speed > 0 else None,
-            elapsed_s=now - self._began_s, active=(), finished=(),
-        )  # fmt: skip
+            phase=self._phase,
+            files_total=self._files,
+            files_done=self._files_done,
+            files_failed=0,
+            received_bytes=self._bytes_done,
+            total_bytes=self._total_bytes,
+            known_bytes=self._bytes_done if self._total_bytes is None else self._total_bytes,
+            resumed_bytes=0,
+            speed_bytes_per_s=speed,
+            eta_s=left / speed if left is not None and speed > 0 else None,
+            elapsed_s=now - self._began_s,
+            active=(),
+            finished=(),
+        )
 
 
-class Patient:
-    """A `Progress` that is told only of downloads that take a while, as long as it is asked to wait.
+class DelayedProgress:
+    """A `Progress` that, inside a `delayed` block, displays only runs that take longer than 0.3 s.
 
-    A sync makes several downloads, most of them tiny; each would else have its summary. May be used by several threads.
+    A sync makes several downloads, most of them tiny, and each would print a summary of its own. Thread-safe.
     """
 
     def __init__(self, progress: Progress) -> None:
         self._progress = progress
         self._lock = threading.Lock()
-        self._waiting = 0  # how many ask for it
+        self._delays = 0  # nested or concurrent `delayed` blocks
         self._shown = False
 
     @contextlib.contextmanager
-    def waiting(self) -> Iterator[None]:
-        """Wait, inside this block."""
+    def delayed(self) -> Iterator[None]:
+        """Display only long runs inside this block."""
         with self._lock:
-            self._waiting += 1
+            self._delays += 1
         try:
             yield
         finally:
             with self._lock:
-                self._waiting -= 1
+                self._delays -= 1
 
     def update(self, snapshot: Snapshot) -> None:
-        if not self._waiting or snapshot.elapsed_s >= _SHOWN_FROM_S:
+        if not self._delays or snapshot.elapsed_s >= _SHOWN_FROM_S:
             self._shown = True
             self._progress.update(snapshot)
 
     def finish(self, snapshot: Snapshot) -> None:
         shown, self._shown = self._shown, False
-        if shown or not self._waiting:
+        if shown or not self._delays:
             self._progress.finish(snapshot)

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them, in a width that is known."""
+"""Formats sizes, durations and names for people, in a known display width."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def amount(size: float) -> str:
 
 
 def clock(seconds: float | None) -> str:
-    """`1:05`, `2:03:00`, `3d 04h`; `-:--` where it is not known."""
+    """`1:05`, `2:03:00`, `3d 04h`; `-:--` if unknown."""
     if seconds is None or seconds > 99 * 86400:
         return "-:--"
     whole = int(seconds + 0.5)
@@ -32,20 +32,20 @@ def clock(seconds: float | None) -> str:
 
 def summary(snapshot: Snapshot) -> str:
     """The last line of a run."""
-    came = snapshot.received_bytes - snapshot.resumed_bytes
-    speed = came / snapshot.elapsed_s if snapshot.elapsed_s > 0 else 0.0
+    transferred = snapshot.received_bytes - snapshot.resumed_bytes
+    speed = transferred / snapshot.elapsed_s if snapshot.elapsed_s > 0 else 0.0
     files = f"{snapshot.files_done} file{'' if snapshot.files_done == 1 else 's'}"
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
     parts = [f"{what}{files}, {amount(snapshot.received_bytes)} in {clock(snapshot.elapsed_s)}, {amount(speed)}/s"]
     if snapshot.resumed_bytes:
-        parts.append(f"{amount(snapshot.resumed_bytes)} were there already")
+        parts.append(f"{amount(snapshot.resumed_bytes)} resumed")
     if snapshot.files_failed:
         parts.append(f"{snapshot.files_failed} failed")
     return "; ".join(parts)
 
 
 def display_width(text: str) -> int:
-    """Columns of a terminal: two for wide characters, none for combining ones (Unicode Annex 11)."""
+    """The width in terminal columns: two for wide characters, zero for combining ones (Unicode Annex 11)."""
     if text.isascii():
         return len(text)
     return sum(_columns(character) for character in text)
@@ -60,12 +60,12 @@ def _columns(character: str) -> int:
 
 
 def printable(text: str) -> str:
-    """The text without what could move a cursor or break a line: names and reasons come from servers."""
+    """The text with control characters replaced: names and reasons come from servers."""
     return text if text.isprintable() else "".join(each if each.isprintable() else "?" for each in text)
 
 
 def clip(text: str, width: int) -> str:
-    """At most `width` columns, without control characters; a cut is shown."""
+    """The text in at most `width` columns, without control characters; `~` marks a cut."""
     text = printable(text)
     if display_width(text) <= width:
         return text
@@ -79,6 +79,6 @@ def clip(text: str, width: int) -> str:
 
 
 def fit(text: str, width: int) -> str:
-    """Exactly `width` columns."""
+    """The text in exactly `width` columns."""
     clipped = clip(text, width)
     return clipped + " " * (width - display_width(clipped))

@@ -258,7 +258,7 @@ URL = "http://127.0.0.1:1/f"
 @pytest.mark.parametrize(("arguments", "said"), [
     ([], "COMMAND"),
     (["fetch"], "fetch"),
-    (["get"], "no URL given"),
+    (["get"], "no URLs: give"),
     (["get", "--nonsense", URL], "--nonsense"),
     (["get", "-j", "many", URL], "many"),
     (["get", "-j", "0", URL], "workers"),
@@ -268,12 +268,12 @@ URL = "http://127.0.0.1:1/f"
     (["get", "--limit-rate", "fast", URL], "'fast' is not a size"),
     (["get", "--checksum", "sha256:12", URL], "sha256"),
     (["get", "--checksum", "crc32:12345678", URL], "crc32"),
-    (["get", "--checksum", SHA256, URL, URL], "--checksum goes with a single URL"),
-    (["get", "-o", "x", URL, URL], "--output goes with a single URL"),
-    (["get", "-o", "x", "-i", "list", URL], "--output goes with a single URL"),
+    (["get", "--checksum", SHA256, URL, URL], "--checksum needs exactly one URL"),
+    (["get", "-o", "x", URL, URL], "--output needs exactly one URL"),
+    (["get", "-o", "x", "-i", "list", URL], "--output needs exactly one URL"),
     (["get", "-o", "x", "-d", "y", URL], "not allowed with"),
     (["get", "--mirror", "ftp://host/f", URL], "ftp://host/f"),
-    (["get", "--mirror", URL, URL, URL], "--mirror goes with a single URL"),
+    (["get", "--mirror", URL, URL, URL], "--mirror needs exactly one URL"),
     (["get", "--header", "no colon", URL], "no colon"),
     (["get", "--header", "Range: bytes=0-", URL], "Range"),
     (["get", "--header", "X: a\r\nY: b", URL], "X"),
@@ -483,7 +483,7 @@ def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], wrong: St
         out, err = interrupt(process)
     value = the_object(out.decode())
     assert value["error"]["type"] == "KeyboardInterrupt"
-    assert err == b"perfkit: interrupted; the same command again goes on from here\n"
+    assert err == b"perfkit: interrupted; run the same command again to resume\n"
 
 
 def test_ctrl_c_keeps_what_is_done(wrong: Start, tmp_path: Path, capsys: Capture) -> None:
@@ -569,7 +569,7 @@ def test_serve_tells_its_address(tmp_path: Path) -> None:
     """On standard error, for people; and the port is free again afterwards."""
     with start("serve", tmp_path, "--port", "0") as server:
         said = read_until(server.stderr, b"\n").decode()
-        found = re.fullmatch(r"perfkit: serving .* at http://127\.0\.0\.1:(\d+)/; Ctrl-C ends it\n", said)
+        found = re.fullmatch(r"perfkit: serving .* at http://127\.0\.0\.1:(\d+)/; press Ctrl-C to stop\n", said)
         assert found
         taken = subprocess.run([*PERFKIT, "serve", ".", "--port", found[1]], capture_output=True, timeout=10,
                                check=False)  # fmt: skip

@@ -131,7 +131,7 @@ WRONG = [
     ("E002", {"TREE": {}}, "'TREES'"),
     ("E002", {"WORKRES": 4}, "'WORKERS'"),
     ("E002", {"TREES": {"rules": {**GOOD, "DST": "x"}}}, "'DEST'"),
-    ("E002", {7: 4}, "There are: "),
+    ("E002", {7: 4}, "Known keys: "),
     ("E003", {"WORKERS": "4"}, "default is 8"),
     ("E003", {"WORKERS": True}, "default is 8"),
     ("E003", {"VERIFY": 1}, "default is True"),
@@ -149,11 +149,11 @@ WRONG = [
     ("E006", {"TREES": {"rules": {**GOOD, "SOURCE": "http://[/"}}}, "https://"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": "rules"}}}, "BASE_DIR"),
     ("E007", {"TREES": {"rules": {**GOOD, "DEST": 7}}}, "BASE_DIR"),
-    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "detected"),
     ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/rules/geo"}}}, "of its own"),
-    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "recognised"),
+    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "detected"),
     ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
@@ -235,14 +235,15 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
     out, err = run("perfkit_sync", "rules")
     assert out.startswith("rules: 1 (generation 1)\n  20 added, 0 changed, 0 removed; ")
     assert (err, tree_of(site.dest), told) == ("", FIRST, [("rules", "1", 1)])
-    assert run("perfkit_sync", all=True)[0] == "rules: 1 is there already (generation 1)\n"
-    assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is there already; nothing to do\n"
+    assert run("perfkit_sync", all=True)[0] == "rules: 1 is installed already (generation 1)\n"
+    assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is installed already; nothing to do\n"
 
     site.publish("2", SECOND)
     (site.dest / "03.rules").write_bytes(b"mine\n")
-    assert "03.rules was edited here; that is kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
+    assert "03.rules had local edits, which are kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
-    assert (record["version"], record["generation"], record["told"], record["state"]) == ("2", 2, True, "installed")
+    assert (record["version"], record["generation"], record["state"]) == ("2", 2, "installed")
+    assert record["receivers_notified"] is True
     assert record["changed"].endswith("+00:00")
     assert [each["number"] for each in record["generations"]] == [0, 1, 2]
     assert "  * 2  2  " in run("perfkit_status")[0]
@@ -269,9 +270,9 @@ def test_several_trees_of_which_one_fails(site: Site, told: list[Any]) -> None:
 
 def test_what_cannot_be_asked_for(site: Site) -> None:
     """Return code 2, and what can be asked for; 1 for a tree that has nothing to go back to."""
-    assert failure("perfkit_sync") == (2, "give names of trees, or --all; there are: rules")
+    assert failure("perfkit_sync") == (2, "give names of trees or --all; the trees are rules")
     assert failure("perfkit_sync", "rules", "--all")[0] == 2
-    assert "there are: rules" in failure("perfkit_sync", "rule")[1]
+    assert "it has rules" in failure("perfkit_sync", "rule")[1]
     assert failure("perfkit_status", "rule")[0] == failure("perfkit_rollback", "rule")[0] == 2
     assert failure("perfkit_sync", "rules", "--limit-rate", "fast")[0] == 2
     assert failure("perfkit_sync", "rules", "--workers", "0")[0] == 2
@@ -300,8 +301,8 @@ def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Cal
     assert "breaks: ValueError: line 3 of 07.rules" in message
     assert "is at 1 (generation 1)" in message
     assert (tree_of(site.dest), calls) == (FIRST, ["breaks", "other"])
-    assert "receivers of tree_updated are not done with it" in run("perfkit_status")[0]
-    assert "is there already" in run("perfkit_sync", "rules")[0]
+    assert "some receivers of tree_updated have not processed this generation" in run("perfkit_status")[0]
+    assert "is installed already" in run("perfkit_sync", "rules")[0]
     assert calls == ["breaks", "other"] * 2
     run("perfkit_sync", "rules")
     assert calls == ["breaks", "other"] * 2
@@ -346,7 +347,7 @@ def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., No
     trees.sync("rules")
     assert tree_of(site.dest) == FIRST
     assert ("rules", "1", 1) in told[1:]
-    assert trees.status("rules").told
+    assert trees.status("rules").receivers_notified
 
 
 def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:

@@ -191,7 +191,7 @@ trees.sync("rules")
     assert tree_of(project.tree) == FIRST
     sync = (
         "from tests.support.django_project import trees\n"
-        'print(trees.status("rules").told, trees.sync("rules").route)'
+        'print(trees.status("rules").receivers_notified, trees.sync("rules").route)'
     )
     assert [project.python(sync).stdout for _ in range(2)] == ["False none\n", "True none\n"]
     assert project.told() == ["1", "1"]
@@ -216,7 +216,7 @@ execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *s
             time.sleep(0.02)
         first.send_signal(signal.SIGINT)
         _, told = first.communicate(timeout=20)
-    assert (first.returncode, told) == (130, "interrupted; the same command again goes on from here\n")
+    assert (first.returncode, told) == (130, "interrupted; run the same command again to resume\n")
     assert (project.root / "large.perfkit-part").stat().st_size
     again = subprocess.run(
         command, check=True, env=project.environment, cwd=project.root, stdout=subprocess.PIPE, text=True

@@ -64,7 +64,7 @@ def test_a_release_that_cannot_be_loaded(project: Path, kit: Toolkit, tmp_path: 
         assert "ValueError: dns.rules, line 1: not a rule: 'resolver permit port=53'" in complaint
         assert tree_of(project / "data/rules").keys() == {"base.rules", "dns.rules", "web.rules"}
         assert manage("list_rules") == rules
-        assert "receivers of tree_updated are not done with it" in manage("perfkit_status")
+        assert "some receivers of tree_updated have not processed this generation" in manage("perfkit_status")
     assert manage("perfkit_rollback", "rules").startswith("rules: 2026.10 (generation 1)\n")
     assert tree_of(project / "data/rules").keys() == {"base.rules", "web.rules"}
     assert manage("list_rules") == rules
@@ -86,5 +86,5 @@ def test_its_readme(project: Path, tmp_path: Path) -> None:
     for told in re.findall(r"# ((?:rules|2026\.10): .+)", script):
         assert told in ended.stdout, ended.stdout
     assert "2026.10 would become 2026.11: 1 added, 1 changed, 0 removed" in ended.stdout
-    assert "3 files are as 2026.11 has them" in ended.stdout
+    assert "3 files match release 2026.11" in ended.stdout
     assert tree_of(project / "data/rules").keys() == {"base.rules", "web.rules"}

@@ -185,7 +185,7 @@ def test_close_while_a_name_is_resolved(
 
 BODY = bytes(range(256)) * 4096
 BETWEEN_S = (0.0, 0.001, 0.003, 0.006, 0.011, 0.018, 0.03, 0.05, 0.1)
-SAID = "perfkit: interrupted; the same command again goes on from here\n"
+SAID = "perfkit: interrupted; run the same command again to resume\n"
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perfkit import CallbackProgress, FileProgress, JsonLines, PlainLines, Snapshot, Toolkit, TransferError
-from perfkit.progress.lines import say
+from perfkit.progress.lines import print_line
 from perfkit.progress.meter import Meter, State
 from perfkit.server.server import Server
 from tests.progress.test_meter import Clock
@@ -115,7 +115,7 @@ def test_several_runs() -> None:
         plain.finish(a_run(100, 40.0, files_failed=1, resumed_bytes=20 * MIB))
     lines = out.getvalue().splitlines()
     assert lines[:3] == lines[3:]
-    assert lines[2] == "3 files, 100.0 MiB in 0:40, 2.0 MiB/s; 20.0 MiB were there already; 1 failed"
+    assert lines[2] == "3 files, 100.0 MiB in 0:40, 2.0 MiB/s; 20.0 MiB resumed; 1 failed"
 
 
 def test_nothing_to_do() -> None:
@@ -145,7 +145,7 @@ def test_a_broken_stream(reporter: type[PlainLines | JsonLines], error: Exceptio
 def test_a_stream_that_knows_few_characters() -> None:
     """What a stream's encoding can't say becomes a question mark, in a log as anywhere."""
     stream = io.TextIOWrapper(raw := io.BytesIO(), encoding="ascii")
-    say("naïve \udcff\nfile\x1b[2J", stream)
+    print_line("naïve \udcff\nfile\x1b[2J", stream)
     assert raw.getvalue() == b"na?ve ??file?[2J\n"
 
 
@@ -247,5 +247,5 @@ def test_a_note_among_bars(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("TERM", "xterm")
     with Terminal(40, 5) as terminal:
         terminal.stream.write("#" * 30 + "\r")
-        say("a note", terminal.stream)
+        print_line("a note", terminal.stream)
         assert terminal.read() == ["a note"]

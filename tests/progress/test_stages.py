@@ -14,7 +14,7 @@ from perfkit.cli import main
 from perfkit.progress import stage as stages
 from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.stage import Patient, Stage
+from perfkit.progress.stage import DelayedProgress, Stage
 from perfkit.server.server import Server
 from tests.releases.test_publisher import FIRST, edited
 from tests.updates.test_updater import publish
@@ -103,15 +103,15 @@ def test_patience_ends_with_the_block() -> None:
     def at(elapsed_s: float) -> Snapshot:
         return Snapshot("download", 1, 0, 0, 0, None, 0, 0, 0.0, None, elapsed_s, (), ())
 
-    patient = Patient(Telling())
-    with patient.waiting():
-        patient.update(at(0.1))
-        patient.finish(at(0.2))
+    delayed = DelayedProgress(Telling())
+    with delayed.delayed():
+        delayed.update(at(0.1))
+        delayed.finish(at(0.2))
         assert told == []
-        patient.update(at(5.0))
-        patient.finish(at(6.0))
+        delayed.update(at(5.0))
+        delayed.finish(at(6.0))
         assert told == [("update", 5.0), ("finish", 6.0)]
-    patient.finish(at(0.1))
+    delayed.finish(at(0.1))
     assert told[-1] == ("finish", 0.1)
 
 

@@ -33,7 +33,7 @@ from perfkit import (
 from perfkit.config import parse_size
 from perfkit.filesystem.watch import ALL
 from perfkit.server.server import Server
-from perfkit.testing import Asked, FakeOrigin
+from perfkit.testing import FakeOrigin, RecordedRequest
 from perfkit.transactions.tree import Tree
 
 
@@ -117,7 +117,7 @@ def files(kit: Toolkit) -> None:
 def test_with_the_fixture(perfkit_origin: FakeOrigin) -> None:
     perfkit_origin.add("https://h/f", "text")
     perfkit_origin.fail("https://h/f", status=503, times=2)
-    asked: list[Asked] = perfkit_origin.requests
+    asked: list[RecordedRequest] = perfkit_origin.requests
     assert [each.status for each in asked] == []
 
 

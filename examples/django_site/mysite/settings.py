@@ -1,4 +1,4 @@
-"""As small as settings can be. RULES_SOURCE and SITE_DATA say where the rules come from, and where data is kept."""
+"""Minimal settings. RULES_SOURCE is the source of the rules, SITE_DATA the directory for data."""
 
 import os
 from pathlib import Path
@@ -22,7 +22,7 @@ PERFKIT = {
         "rules": {
             "SOURCE": os.environ.get("RULES_SOURCE", "http://127.0.0.1:8123/"),
             "DEST": DATA / "rules",
-            "LOCAL_CHANGES": "overwrite",  # nobody edits them here
+            "LOCAL_CHANGES": "overwrite",  # they are never edited here
         },
     },
     "RETRIES": 2,

@@ -1,4 +1,4 @@
-"""The rules, and which release they are of."""
+"""The rules, and the release that they belong to."""
 
 from django.db import models
 
@@ -16,7 +16,7 @@ class Rule(models.Model):
 
 
 class Release(models.Model):
-    """The one that is loaded: there is a single row."""
+    """The loaded release; the table has a single row."""
 
     version = models.CharField(max_length=200)
     generation = models.PositiveIntegerField()

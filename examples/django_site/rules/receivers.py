@@ -1,4 +1,4 @@
-"""What happens when the files of the ruleset have changed: they are loaded into the database, all or none."""
+"""Loads the ruleset into the database after its files have changed, all or none."""
 
 from pathlib import Path
 
@@ -12,7 +12,7 @@ from rules.models import Release, Rule
 
 @receiver(tree_updated)
 def load_rules(name: str, dest: str, report: SyncReport, **kwargs: object) -> None:
-    """Make the table what the files are. Called again after a failure, so it must not matter how often it runs."""
+    """Replace the table with the rules in the files. Called again after a failure, so it must be idempotent."""
     if name != "rules":
         return
     rules = [rule for path in sorted(Path(dest).glob("*.rules")) for rule in parse(path)]
@@ -23,10 +23,10 @@ def load_rules(name: str, dest: str, report: SyncReport, **kwargs: object) -> No
 
 
 def parse(path: Path) -> list[Rule]:
-    """A rule a line: name, action, pattern; `#` begins a comment.
+    """Parse one rule per line: name, action, pattern; `#` starts a comment.
 
     Raises:
-        ValueError: a line that is no rule.
+        ValueError: a line is not a rule.
     """
     rules = []
     for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), start=1):

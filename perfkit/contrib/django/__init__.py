@@ -1,5 +1,5 @@
-"""The Django app: trees declared in settings, commands, system checks, and a signal when a tree has changed.
+"""The Django app: trees declared in the settings, commands, system checks, and a signal when a tree has changed.
 
-Put `"perfkit.contrib.django"` into `INSTALLED_APPS`. From code, `perfkit.contrib.django.trees` has the functions and
-`perfkit.contrib.django.signals` the signal; `perfkit.contrib.django.management` has the base class for commands.
+Add `"perfkit.contrib.django"` to `INSTALLED_APPS`. `perfkit.contrib.django.trees` has the functions for code,
+`perfkit.contrib.django.signals` the signal, `perfkit.contrib.django.management` the base class for commands.
 """

@@ -1,4 +1,4 @@
-"""System checks: what `manage.py check`, and every command before it starts, tells about `settings.PERFKIT`."""
+"""System checks of `settings.PERFKIT`, run by `manage.py check` and before each perfkit command."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ __all__ = ["check_deployment", "check_settings"]
 def check_settings(
     app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[checks.CheckMessage]:
-    """`perfkit.E001` to `E009`: settings that can't work; `W001`: a tree that this user can't change."""
+    """`perfkit.E001` to `E009`: invalid settings; `W001`: a tree that this user can't write."""
     found = read(getattr(settings, "PERFKIT", {}))
     messages: list[checks.CheckMessage] = [
-        checks.Error(f"{each.where} {each.what}.", hint=each.hint, id=f"perfkit.{each.id}") for each in found.problems
+        checks.Error(f"{each.where} {each.message}.", hint=each.hint, id=f"perfkit.{each.id}")
+        for each in found.problems
     ]
     return [*messages, *(warning for tree in found.trees.values() for warning in _unwritable(tree))]
 
@@ -31,11 +32,13 @@ def check_settings(
 def check_deployment(
     app_configs: Sequence[AppConfig] | None = None, databases: Sequence[str] | None = None, **_: Any
 ) -> list[checks.CheckMessage]:
-    """`perfkit.W002`, with `--deploy`: a tree that comes unprotected over a network."""
+    """`perfkit.W002`, with `--deploy`: a tree that is fetched over plain http."""
     trees = read(getattr(settings, "PERFKIT", {})).trees.values()
-    hint = "Use https: digests protect files against damage, but come over the same connection."
+    hint = "Use https: the digests of the files come over the same connection."
     return [
-        checks.Warning(f"The tree {tree.name!r} comes over plain http: {tree.source}", hint=hint, id="perfkit.W002")
+        checks.Warning(
+            f"The tree {tree.name!r} is fetched over plain http: {tree.source}", hint=hint, id="perfkit.W002"
+        )
         for tree in trees
         if urlsplit(tree.source).scheme == "http" and not _is_loopback(urlsplit(tree.source).hostname or "")
     ]
@@ -44,13 +47,15 @@ def check_deployment(
 def _unwritable(tree: TreeSettings) -> Iterator[checks.CheckMessage]:
     place = tree.dest
     while not os.path.lexists(place):
-        place = os.path.dirname(place)  # ends at the root, which is there
+        place = os.path.dirname(place)  # ends at the root, which exists
     if not os.path.isdir(place):
         hint = "Remove it, or choose another directory."
         yield checks.Warning(f"The tree {tree.name!r}: {place} is not a directory.", hint=hint, id="perfkit.W001")
     elif not os.access(place, os.W_OK | os.X_OK, effective_ids=True):
-        hint = ("Give it to the user that runs the commands; if that is not the user of this process, add "
-                "'perfkit.W001' to SILENCED_SYSTEM_CHECKS.")  # fmt: skip
+        hint = (
+            "Make it writable for the user that runs the commands; if another user runs them, add 'perfkit.W001' to "
+            "SILENCED_SYSTEM_CHECKS."
+        )
         yield checks.Warning(f"The tree {tree.name!r}: {place} is not writable.", hint=hint, id="perfkit.W001")
 
 

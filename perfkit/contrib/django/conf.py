@@ -1,7 +1,7 @@
-"""`settings.PERFKIT`, read and checked.
+"""Reads and validates `settings.PERFKIT`.
 
-`read` is pure and tells everything that is wrong at once, for the system checks; `load` and `tree_settings` are for
-those who want to work, and raise. Nothing is cached, so that `override_settings` works.
+`read` is pure and reports all problems at once, for the system checks; `load` and `tree_settings` raise the first one.
+Nothing is cached, so that `override_settings` works.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load"
 
 _HINTS = typing.get_type_hints(Config)
 OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
-_NAME = re.compile(r"\w[\w.-]*")  # what a command line takes for a name, and not for an option
+_NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,24 +37,24 @@ class TreeSettings:
     name: str
     source: str  # a URL, or the absolute path of a list
     dest: str  # absolute path
-    type: str | None = None  # what the source is, as `Toolkit.sync` takes it; None: that is recognised
-    selection: Selection | None = None  # of an archive's files
-    config: Config = field(default_factory=Config)  # PERFKIT's own, with what the tree says
+    type: str | None = None  # as for `Toolkit.sync`; None: detected
+    selection: Selection | None = None  # the members of an archive
+    config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong in the settings, where, and what to do about it."""
+    """A problem in the settings: where and what it is, and how to fix it."""
 
     id: str  # such as `E003`
     where: str  # such as `PERFKIT["TREES"]["rules"]["DEST"]`
-    what: str
+    message: str
     hint: str
 
 
 @dataclass(frozen=True)
 class Settings:
-    """`settings.PERFKIT`, as far as it could be read."""
+    """The valid part of `settings.PERFKIT`, and the problems in the rest."""
 
     config: Config
     trees: Mapping[str, TreeSettings]
@@ -62,36 +62,36 @@ class Settings:
 
 
 def load() -> Settings:
-    """The settings, all of them right.
+    """The settings, if all are valid.
 
     Raises:
-        ConfigError: something is wrong; `manage.py check` tells all of it.
+        ConfigError: there is a problem; `manage.py check` lists all of them.
     """
     found = read(getattr(settings, "PERFKIT", {}))
     if found.problems:
         first = found.problems[0]
-        raise ConfigError(f"settings.{first.where} {first.what}. {first.hint}")
+        raise ConfigError(f"settings.{first.where} {first.message}. {first.hint}")
     return found
 
 
 def tree_settings(name: str) -> TreeSettings:
-    """The tree of that name.
+    """The tree called `name`.
 
     Raises:
-        ConfigError: there is none in the settings, or the settings are wrong.
+        ConfigError: the settings have no such tree, or are invalid.
     """
     trees = load().trees
     if name not in trees:
-        known = f"there are: {', '.join(trees)}" if trees else "there are none"
+        known = f"it has {', '.join(trees)}" if trees else "it is empty"
         raise ConfigError(f'no tree {name!r} in settings.PERFKIT["TREES"]; {known}')
     return trees[name]
 
 
 def convert(field_name: str, value: object) -> object:
-    """A setting as the field of `Config` wants it: sizes may be text, paths `Path`s, and pairs lists.
+    """Convert a setting to the type of the `Config` field: sizes may be text, paths `Path` objects, pairs lists.
 
     Raises:
-        ConfigError: it has another type.
+        ConfigError: the value has another type.
     """
     hint = _HINTS[field_name]
     if is_size(field_name) and isinstance(value, str):
@@ -101,12 +101,12 @@ def convert(field_name: str, value: object) -> object:
     if isinstance(value, list):
         value = tuple(value)
     if not _fits(value, hint):
-        raise ConfigError(f"must be {_in_words(hint)}; got {value!r}")
+        raise ConfigError(f"must be {_type_name(hint)}; got {value!r}")
     return value
 
 
 def read(raw: object) -> Settings:
-    """What `settings.PERFKIT` says, and everything that is wrong with it."""
+    """Read `settings.PERFKIT`, collecting all problems."""
     problems: list[Problem] = []
     if not isinstance(raw, Mapping):
         hint = 'Write PERFKIT = {"TREES": {}}.'
@@ -129,11 +129,11 @@ def read(raw: object) -> Settings:
 
 
 def _tree(name: object, entry: object, inherited: Mapping[str, object], problems: list[Problem]) -> TreeSettings | None:
-    """One tree; None if what is wrong with it leaves no tree."""
+    """One tree; None if its name, source or destination is invalid."""
     where = f'PERFKIT["TREES"][{_quoted(name)}]'
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-        hint = "Use letters, digits, dots, dashes and underscores, and begin with a letter or a digit."
-        problems.append(Problem("E004", where, "has a name that no command line can give", hint))
+        hint = "Use letters, digits, dots, dashes and underscores; start with a letter or a digit."
+        problems.append(Problem("E004", where, "has a name that can't be given on a command line", hint))
         return None
     if not isinstance(entry, Mapping):
         hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
@@ -165,7 +165,7 @@ def _source(where: str, value: object, problems: list[Problem]) -> str | None:
                 return value
         except ValueError:
             pass
-    hint = "Begin it with https://, or give the absolute path of a list of URLs."
+    hint = "Start it with https://, or give the absolute path of a list of URLs."
     problems.append(Problem("E006", where, f"must be an http or https URL; got {value!r}", hint))
     return None
 
@@ -175,23 +175,27 @@ def _type(where: str, value: object, problems: list[Problem]) -> str | None:
         kind = kind_of(value if value is None else str(value))
         return None if kind is None else str(kind)
     except ConfigError as error:
-        problems.append(Problem("E009", where, f"can't be: {error}", "Leave it out to have it recognised."))
+        problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))
         return None
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:
-    """Which files of an archive are wanted, if the tree says so."""
+    """The selection of archive members; None if the tree has none."""
     strip = entry.get("STRIP_COMPONENTS", 0)
     if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
-        what = f"must be a number, 0 or more; got {strip!r}"
-        problems.append(Problem("E009", f'{where}["STRIP_COMPONENTS"]', what, "It cuts off that many directories."))
+        message = f"must be a number, 0 or more; got {strip!r}"
+        problems.append(
+            Problem(
+                "E009", f'{where}["STRIP_COMPONENTS"]', message, "It is the number of leading directories to remove."
+            )
+        )
         strip = 0
     patterns: dict[str, tuple[str, ...]] = {}
     for key in ("INCLUDE", "EXCLUDE"):
         value = entry.get(key, ())
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            what = f"must be a list of patterns; got {value!r}"
-            problems.append(Problem("E009", f"{where}[{_quoted(key)}]", what, 'Write ["*.rules"].'))
+            message = f"must be a list of patterns; got {value!r}"
+            problems.append(Problem("E009", f"{where}[{_quoted(key)}]", message, 'Write ["*.rules"].'))
             value = ()
         patterns[key] = tuple(value)
     if not strip and not any(patterns.values()):
@@ -213,21 +217,25 @@ def _dest(where: str, value: object, problems: list[Problem]) -> str | None:
 
 
 def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
-    """Two trees in one place, or one in the other, would undo each other's work."""
+    """Problems of trees in the same directory or inside one another, which would overwrite each other."""
     places = sorted((os.path.join(os.path.realpath(tree.dest), ""), tree.name) for tree in trees)
     for number, (outer, outer_name) in enumerate(places):
         for inner, inner_name in places[number + 1 :]:
             if inner.startswith(outer):
                 how = "is the same directory as" if inner == outer else "lies inside"
-                what = f'{how} the "DEST" of the tree {_quoted(outer_name)}'
-                yield Problem("E008", f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]', what,
-                              "Give each tree a directory of its own.")  # fmt: skip
+                message = f'{how} the "DEST" of the tree {_quoted(outer_name)}'
+                yield Problem(
+                    "E008",
+                    f'PERFKIT["TREES"][{_quoted(inner_name)}]["DEST"]',
+                    message,
+                    "Give each tree a directory of its own.",
+                )
 
 
 def _config_values(
     where: str, raw: Mapping[object, object], others: Collection[str], problems: list[Problem]
 ) -> dict[str, object]:
-    """The fields of `Config` among these settings, by their names there."""
+    """The settings that are fields of `Config`, by field name."""
     values: dict[str, object] = {}
     known = {name.upper(): name for name in _HINTS}
     for key, value in raw.items():
@@ -236,12 +244,12 @@ def _config_values(
         name = known.get(key) if isinstance(key, str) else None
         if name is None:
             hint = _nearest(key, [*known, *others])
-            problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is no setting", hint))
+            problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is not a setting", hint))
             continue
         try:
             values[name] = convert(name, value)
         except ConfigError as error:
-            hint = f"The default is {_default(name)!r}; leave the key out for that."
+            hint = f"The default is {_default(name)!r}; leave the key out to get it."
             problems.append(Problem("E003", f"{where}[{_quoted(key)}]", str(error), hint))
     return values
 
@@ -250,18 +258,18 @@ def _config(where: str, values: Mapping[str, object], problems: list[Problem]) -
     try:
         return Config(**values)  # type: ignore[arg-type]
     except ConfigError as error:
-        hint = "See perfkit.Config: a setting here is a field there, in capitals."
+        hint = "See perfkit.Config: each setting is one of its fields, in capitals."
         problems.append(Problem("E003", where, f"has a value out of its range: {error}", hint))
         return Config()
 
 
 def _config_or_default(values: Mapping[str, object]) -> Config:
-    """What PERFKIT itself says; where that is wrong, it has been told already."""
+    """The Config of PERFKIT itself; problems in it were reported already."""
     return _config("", values, [])
 
 
 def _fits(value: object, hint: object) -> bool:
-    """Whether a value has one of the types that Config's fields have."""
+    """Whether a value has the type of a `Config` field."""
     if isinstance(hint, types.UnionType):
         return any(_fits(value, each) for each in typing.get_args(hint))
     if typing.get_origin(hint) is tuple:
@@ -274,7 +282,7 @@ def _fits(value: object, hint: object) -> bool:
     return isinstance(value, (int, float) if hint is float else typing.cast(type, hint))
 
 
-def _in_words(hint: object) -> str:
+def _type_name(hint: object) -> str:
     return getattr(hint, "__name__", "") if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
 
 
@@ -285,7 +293,7 @@ def _default(name: str) -> object:
 
 def _nearest(key: object, known: Collection[str]) -> str:
     near = difflib.get_close_matches(str(key).upper(), known, n=1)
-    return f"Did you mean {near[0]!r}?" if near else f"There are: {', '.join(sorted(known))}."
+    return f"Did you mean {near[0]!r}?" if near else f"Known keys: {', '.join(sorted(known))}."
 
 
 def _quoted(key: object) -> str:

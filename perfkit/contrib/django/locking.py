@@ -1,4 +1,4 @@
-"""One at a time: a change of a tree together with what its receivers make of it."""
+"""A lock over a change of a tree and the receivers that process it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _POLL_S = 0.1
 
 
 class _Held(threading.local):
-    """Which trees the current thread holds (a greenlet, where gevent has patched threads)."""
+    """The trees that the current thread has locked (the current greenlet, if gevent has patched threads)."""
 
     def __init__(self) -> None:
         self.dests: set[str] = set()
@@ -30,13 +30,13 @@ _held = _Held()
 
 
 def when_free(deadline_s: float, action: Callable[[], T]) -> T:
-    """Run the action, again and again while another process or thread has the tree.
+    """Run the action, repeatedly while another process or thread has the tree locked.
 
     Args:
-        deadline_s: on the monotonic clock; the last try is not before it.
+        deadline_s: on the monotonic clock; the last attempt is not before it.
 
     Raises:
-        LockedError: the tree was not free in time.
+        LockedError: the tree was still locked at the deadline.
     """
     while True:
         try:
@@ -49,14 +49,14 @@ def when_free(deadline_s: float, action: Callable[[], T]) -> T:
 
 @contextlib.contextmanager
 def one_at_a_time(dest: str, deadline_s: float) -> Iterator[None]:
-    """Hold the directory `dest`, so that a second change of it waits until the receivers of the first have ended.
+    """Lock the directory `dest`, so that another change of it waits until the receivers of this one have ended.
 
-    The tree's own lock ends with the commit. A receiver may change its tree, such as roll it back: the same thread
-    comes in again. Where directories can't be locked (some network file systems) there is only the tree's own lock.
+    The tree's own lock ends with the commit. The lock is reentrant, since a receiver may change its tree, for example
+    roll it back. Where directories can't be locked (some network file systems), only the tree's own lock remains.
 
     Raises:
-        LockedError: another holds it, and went on for too long.
-        OSError: the directory is not there.
+        LockedError: another thread or process still has it locked at the deadline.
+        OSError: the directory does not exist.
     """
     dest = os.path.realpath(dest)
     if dest in _held.dests:
@@ -71,7 +71,7 @@ def one_at_a_time(dest: str, deadline_s: float) -> Iterator[None]:
         finally:
             _held.dests.discard(dest)
             with contextlib.suppress(OSError):
-                fcntl.flock(directory, fcntl.LOCK_UN)  # closing would not do if a process was forked meanwhile
+                fcntl.flock(directory, fcntl.LOCK_UN)  # a forked child may still have the descriptor open
     finally:
         os.close(directory)
 
@@ -80,6 +80,8 @@ def _lock(directory: int, dest: str) -> None:
     try:
         fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise LockedError(f"{dest} is being changed, or its receivers are at work; wait for that to end") from error
+        raise LockedError(
+            f"{dest} is being changed, or its receivers are still running; try again when they have ended"
+        ) from error
     except OSError:
-        pass  # EBADF of NFS, ENOLCK: no locks on directories here
+        pass  # EBADF on NFS, ENOLCK: directories can't be locked here

@@ -1,6 +1,6 @@
-"""Changes of trees as tasks of Django's own framework (6.0 and later): `sync_tree.enqueue("rules")`.
+"""Sync and rollback as tasks of Django 6.0 and later: `sync_tree.enqueue("rules")`.
 
-In Django 5.2, which has no tasks, these are plain functions; Celery's `shared_task` takes them as they are.
+In Django 5.2, which has no tasks, these are plain functions; Celery's `shared_task` accepts them unchanged.
 """
 
 from __future__ import annotations
@@ -26,16 +26,16 @@ __all__ = ["rollback_tree", "sync_tree"]
 
 @task
 def sync_tree(name: str, wait_s: float = 0.0) -> dict[str, object]:
-    """`trees.sync`; returns its report as a dictionary that JSON can hold."""
+    """`trees.sync`; returns the report as a JSON-serializable dictionary."""
     return _plain(dataclasses.asdict(trees.sync(name, wait_s=wait_s)))
 
 
 @task
 def rollback_tree(name: str, to: int | None = None, wait_s: float = 0.0) -> dict[str, object]:
-    """`trees.rollback`; returns its report as a dictionary that JSON can hold."""
+    """`trees.rollback`; returns the report as a JSON-serializable dictionary."""
     return _plain(dataclasses.asdict(trees.rollback(name, to=to, wait_s=wait_s)))
 
 
 def _plain(report: dict[str, object]) -> dict[str, object]:
-    """Tuples as lists: Django's tasks take what JSON gives back unchanged."""
+    """Tuples become lists: Django requires results that survive a JSON round trip."""
     return {key: list(value) if isinstance(value, tuple) else value for key, value in report.items()}

@@ -1,6 +1,6 @@
-"""The trees of the settings, from code: what the commands do, for views, Celery tasks, cron scripts and tests.
+"""The commands as functions, for views, Celery tasks, cron scripts and tests.
 
-Each call makes its own Toolkit and closes it, so nothing is shared over a fork, between threads, or between greenlets.
+Each call creates its own Toolkit and closes it, so nothing is shared across forks, threads or greenlets.
 """
 
 from __future__ import annotations
@@ -31,42 +31,42 @@ __all__ = ["Status", "plan", "rollback", "status", "sync"]
 
 _log = logging.getLogger(__name__)
 
-_TOLD = ".perfkit/django"  # which generation the receivers have been told of
+_NOTIFIED = ".perfkit/django"  # the generation that all receivers have processed
 
 
 def sync(
     name: str, *, wait_s: float = 0.0, config: Config | None = None, progress: Progress | None = None
 ) -> SyncReport:
-    """Bring a tree to what its source offers, and send `tree_updated` if its receivers don't know that yet.
+    """Update a tree from its source, and send `tree_updated` unless all receivers have processed the result already.
 
     Args:
-        name: of the tree, in `settings.PERFKIT["TREES"]`.
-        wait_s: how long to wait for another that is changing the same tree.
-        config: instead of the settings'.
-        progress: where progress is shown; by default nowhere.
+        name: the name of the tree in `settings.PERFKIT["TREES"]`.
+        wait_s: how long to wait for another change of the same tree.
+        config: replaces the Config from the settings.
+        progress: displays progress; none by default.
 
     Raises:
-        ConfigError: no such tree, or wrong settings.
-        ReceiverError: the tree is in step, and a receiver failed.
-        LockedError: another process or thread is changing the tree, and went on for longer than `wait_s`.
+        ConfigError: there is no such tree, or the settings are invalid.
+        ReceiverError: the tree is up to date, but a receiver failed.
+        LockedError: another process or thread was still changing the tree after `wait_s`.
         as `Toolkit.sync`.
     """
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
 
-    def bring(kit: Toolkit) -> SyncReport:
+    def update(kit: Toolkit) -> SyncReport:
         return kit.sync(tree.source, tree.dest, type=tree.type, selection=tree.selection)
 
-    return _change(tree, wait_s, config, progress, bring)
+    return _change(tree, wait_s, config, progress, update)
 
 
 def rollback(name: str, *, to: int | None = None, wait_s: float = 0.0, config: Config | None = None) -> SyncReport:
-    """Take a tree back to a kept generation, without the network, and send `tree_updated`.
+    """Return a tree to a kept generation, without the network, and send `tree_updated`.
 
-    The next sync goes forward again: stop scheduled ones until the source offers something better.
+    The next sync installs the newest release again: stop scheduled syncs until the source offers a better one.
 
     Args:
-        to: the generation, as `status` tells; by default the one before the current one.
+        to: the number of the generation, as in `status`; by default the previous one.
 
     Raises:
         ConfigError, ReceiverError, LockedError: as `sync`.
@@ -74,7 +74,7 @@ def rollback(name: str, *, to: int | None = None, wait_s: float = 0.0, config: C
     """
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
-        raise UpdateError(f"{tree.dest} is not there; sync the tree {name!r} first")
+        raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
     return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to))
 
 
@@ -82,7 +82,7 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """What `sync` would do now; nothing is written, and no signal is sent.
 
     Raises:
-        ConfigError: no such tree, or wrong settings.
+        ConfigError: there is no such tree, or the settings are invalid.
         as `Toolkit.plan`.
     """
     tree = tree_settings(name)
@@ -92,24 +92,24 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """What is known of a tree without asking its source."""
+    """The state of a tree, without contacting its source."""
 
     name: str
     source: str
     dest: str
-    state: Literal["installed", "absent", "busy"]  # busy: being changed right now, and nothing else is known
+    state: Literal["installed", "absent", "busy"]  # busy: being changed now; nothing else is known
     version: str | None = None
     generation: int | None = None
-    changed_s: float | None = None  # when this generation was made, in seconds since 1970
-    told: bool = False  # whether all receivers of `tree_updated` have dealt with this generation
-    generations: tuple[Generation, ...] = ()  # that `rollback` can reach, oldest first
+    changed_s: float | None = None  # when this generation was created, in seconds since 1970
+    receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
+    generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
 
 
 def status(name: str) -> Status:
-    """What state a tree is in.
+    """The state of a tree.
 
     Raises:
-        ConfigError: no such tree, or wrong settings.
+        ConfigError: there is no such tree, or the settings are invalid.
         RollbackError, OSError: as `Toolkit.history`.
     """
     tree = tree_settings(name)
@@ -130,50 +130,53 @@ def status(name: str) -> Status:
         version=current.label.get("version"),
         generation=current.number,
         changed_s=current.created_s or None,
-        told=_told(tree.dest) == current.number,
+        receivers_notified=_notified(tree.dest) == current.number,
         generations=tuple(generations),
     )
 
 
 def _change(
-    tree: TreeSettings, wait_s: float, config: Config | None, progress: Progress | None,
+    tree: TreeSettings,
+    wait_s: float,
+    config: Config | None,
+    progress: Progress | None,
     change: Callable[[Toolkit], SyncReport],
-) -> SyncReport:  # fmt: skip
+) -> SyncReport:
     deadline_s = time.monotonic() + wait_s
     with one_at_a_time(tree.dest, deadline_s):
         with Toolkit(config or tree.config, progress=progress) as kit:
             report = when_free(deadline_s, lambda: change(kit))
-        if _told(tree.dest) != report.generation:
-            _tell_receivers(tree, report)
+        if _notified(tree.dest) != report.generation:
+            _notify_receivers(tree, report)
     return report
 
 
-def _tell_receivers(tree: TreeSettings, report: SyncReport) -> None:
-    """Send the signal. The note of what receivers know is gone meanwhile, and back when all of them are done: whatever
-    ends this early, the next change of the tree, to an older generation too, calls them again.
+def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
+    """Send the signal. The note of the processed generation is removed first and written again after all receivers
+    succeeded: if this ends early, the next change of the tree calls them again, even one to an older generation.
     """
-    path = os.path.join(tree.dest, _TOLD)
+    path = os.path.join(tree.dest, _NOTIFIED)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
-    close_old_connections()  # the database may have hung up during a long download
+    close_old_connections()  # the database may have closed them during a long download
     answers = tree_updated.send_robust(sender=TreeSettings, name=tree.name, dest=tree.dest, report=report)
     failures = [(receiver_name(receiver), answer) for receiver, answer in answers if isinstance(answer, Exception)]
     if failures:
         raise ReceiverError(tree.name, report, failures)
     if os.path.exists(path):
-        return  # a receiver changed the tree again, and all of them have been told of that
+        return  # a receiver changed the tree again, and all receivers were called for that change
     try:
         with open(f"{path}~", "w", encoding="utf-8") as file:
             json.dump({"generation": report.generation}, file)
         os.replace(f"{path}~", path)
     except OSError as error:
-        _log.warning("%s can't be written, so the next sync calls the receivers again: %s", path, error)
+        _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)
 
 
-def _told(dest: str) -> int | None:
-    """The generation that the receivers know; None if nobody knows."""
+def _notified(dest: str) -> int | None:
+    """The generation that all receivers have processed; None if unknown."""
     try:
-        with open(os.path.join(dest, _TOLD), encoding="utf-8") as file:
+        with open(os.path.join(dest, _NOTIFIED), encoding="utf-8") as file:
             found = json.load(file)["generation"]
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""The base class for commands of one's own."""
+"""The base class for your own commands."""
 
 from perfkit.contrib.django.management.command import ToolkitCommand
 

@@ -1,4 +1,4 @@
-"""What perfkit's commands have in common, and what a project's own commands may share with them."""
+"""The base class of perfkit's commands, for a project's own commands too."""
 
 from __future__ import annotations
 
@@ -18,39 +18,39 @@ from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ToolkitCommand", "command_error", "failures_told", "returncode_of"]
+__all__ = ["ToolkitCommand", "as_command_errors", "command_error", "returncode_of"]
 
 _FAILED, _BAD_USAGE, _RECEIVER_FAILED, _INTERRUPTED = 1, 2, 3, 130
 
 
 class ToolkitCommand(BaseCommand):
-    """A command that is given a `Toolkit`, and has the options `--workers`, `--limit-rate` and `--no-progress`.
+    """A command whose `run` gets a `Toolkit`; it has the options `--workers`, `--limit-rate` and `--no-progress`.
 
         class Command(ToolkitCommand):
             def run(self, kit, **options):
                 kit.download_many(URLS, settings.MEDIA_ROOT)
 
-    The Toolkit has the settings of `PERFKIT`, which the options override, and is closed afterwards. Bars are shown on
-    standard error if that is a terminal; elsewhere there is silence, and plain lines with `--verbosity 2`. Errors of
-    perfkit and of the disk become `CommandError`, with the return code 1; what can't be asked for has 2, failed
-    receivers of `tree_updated` have 3, and Ctrl-C ends the process with 130.
+    The Toolkit has the settings of `PERFKIT`, overridden by the options, and is closed afterwards. Bars are shown on
+    standard error if it is a terminal; otherwise plain lines with `--verbosity 2`, and nothing below. Errors of perfkit
+    and of the disk become `CommandError` with return code 1, invalid usage with 2, failed receivers of `tree_updated`
+    with 3; Ctrl-C exits with 130.
     """
 
     def run(self, kit: Toolkit, **options: Any) -> str | None:
-        """The work. What it returns is printed, as with Django's `handle`."""
+        """Do the work. The returned text is printed, as with Django's `handle`."""
         raise NotImplementedError("subclasses of ToolkitCommand must have a run() method")
 
     def handle(self, *args: Any, **options: Any) -> str | None:
-        with failures_told():
+        with as_command_errors():
             config = self.config(conf.load().config, options)
             with Toolkit(config, progress=self.progress(options)) as kit:
                 return self.run(kit, **options)
 
     def config(self, config: Config, options: dict[str, Any]) -> Config:
-        """These settings, with what the options say instead.
+        """The settings, overridden by the options.
 
         Raises:
-            ConfigError: an option that can't be.
+            ConfigError: an option is invalid.
         """
         changes: dict[str, Any] = {}
         for option, fields in _FIELDS.items():
@@ -62,7 +62,7 @@ class ToolkitCommand(BaseCommand):
         return dataclasses.replace(config, **changes)
 
     def progress(self, options: dict[str, Any]) -> Progress | None:
-        """Where progress is to be shown, by the options and by what standard error is."""
+        """The progress display, chosen by the options and by whether standard error is a terminal."""
         stream = cast(TextIO, self.stderr._out)  # the wrapper would end each write with a newline
         lines = options["verbosity"] >= 2
         if options["no_progress"] or options["verbosity"] < 1 or not (lines or terminal_size(stream)):
@@ -72,25 +72,27 @@ class ToolkitCommand(BaseCommand):
         return for_stream(stream)
 
     def note(self, text: str, options: dict[str, Any], *, verbosity: int = 1) -> None:
-        """A line on standard output, from this verbosity on."""
+        """Print a line on standard output, at this verbosity or higher."""
         if options["verbosity"] >= verbosity:
             self.stdout.write(text)
 
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
-        """Adds the options here, so that `add_arguments` is all the subclass's own."""
+        """Add the options here, so that subclasses need not call `super().add_arguments`."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)
         group = parser.add_argument_group("transfers")
-        group.add_argument("--workers", type=int, metavar="N", help="transfers at once")
-        group.add_argument("--limit-rate", metavar="RATE", help="bytes per second for all together, such as 500K or 5M")
-        group.add_argument("--no-progress", action="store_true", help="no bars, on a terminal either")
+        group.add_argument("--workers", type=int, metavar="N", help="concurrent transfers")
+        group.add_argument(
+            "--limit-rate", metavar="RATE", help="bytes per second for all transfers, such as 500K or 5M"
+        )
+        group.add_argument("--no-progress", action="store_true", help="show no bars, even on a terminal")
         return parser
 
     def run_from_argv(self, argv: list[str]) -> None:
-        """As Django does; and Ctrl-C ends with a line instead of a traceback."""
+        """As in Django, but Ctrl-C prints a line instead of a traceback."""
         try:
             super().run_from_argv(argv)
         except KeyboardInterrupt:
-            self.stderr.write("interrupted; the same command again goes on from here")
+            self.stderr.write("interrupted; run the same command again to resume")
             sys.exit(_INTERRUPTED)
 
 
@@ -98,11 +100,11 @@ _FIELDS = {"workers": ("workers", "connections_per_host"), "limit_rate": ("rate_
 
 
 @contextlib.contextmanager
-def failures_told() -> Iterator[None]:
-    """Errors of perfkit and of the disk become `CommandError`, which Django prints as a line.
+def as_command_errors() -> Iterator[None]:
+    """Turn errors of perfkit and of the disk into `CommandError`, which Django prints as a line.
 
     Raises:
-        CommandError: instead.
+        CommandError: for each of them.
     """
     try:
         yield
@@ -111,16 +113,16 @@ def failures_told() -> Iterator[None]:
 
 
 def command_error(error: Exception) -> CommandError:
-    """What Django prints, in one line, or one for each failure of a batch; with its return code."""
-    told = str(error)
+    """The CommandError for an error: one line, or one for each failure of a batch; with its return code."""
+    message = str(error)
     if isinstance(error, BatchError):
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
-        told = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
-    return CommandError(told, returncode=returncode_of(error))
+        message = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
+    return CommandError(message, returncode=returncode_of(error))
 
 
 def returncode_of(error: Exception) -> int:
-    """What the command ends with: 2 for what can't be asked for, 3 for failed receivers, else 1."""
+    """The exit code of a command: 2 for invalid usage, 3 for failed receivers, else 1."""
     if isinstance(error, ReceiverError):
         return _RECEIVER_FAILED
     return _BAD_USAGE if isinstance(error, ConfigError) else _FAILED

@@ -1,4 +1,4 @@
-"""A command of one's own: it is given a Toolkit, and has --workers, --limit-rate and --no-progress."""
+"""A custom command: it gets a Toolkit, and has --workers, --limit-rate and --no-progress."""
 
 from typing import Any
 
@@ -15,5 +15,5 @@ class Command(ToolkitCommand):
     def run(self, kit: Toolkit, **options: Any) -> None:
         report = kit.verify(tree_settings("rules").dest)
         if not report.intact:
-            raise CommandError(f"missing: {report.missing}; changed: {report.changed}; `perfkit_sync rules` mends that")
-        self.stdout.write(self.style.SUCCESS(f"{report.files} files are as {report.version} has them"))
+            raise CommandError(f"missing: {report.missing}; changed: {report.changed}; run `perfkit_sync rules`")
+        self.stdout.write(self.style.SUCCESS(f"{report.files} files match release {report.version}"))

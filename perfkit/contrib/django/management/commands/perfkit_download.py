@@ -1,4 +1,4 @@
-"""Download files, with the project's settings."""
+"""Download files, with the settings of the project."""
 
 from __future__ import annotations
 
@@ -12,12 +12,18 @@ from perfkit.toolkit import Toolkit
 
 
 class Command(ToolkitCommand):
-    help = "Download files, in parallel and in parts; go on with what an earlier run left."
+    help = "Download files in parallel and in segments, and resume interrupted downloads."
     requires_system_checks = ("perfkit",)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("urls", nargs="+", metavar="URL")
-        parser.add_argument("-d", "--directory", default=os.curdir, metavar="DIR", help="where to (default: here)")
+        parser.add_argument(
+            "-d",
+            "--directory",
+            default=os.curdir,
+            metavar="DIR",
+            help="the directory to write into (default: the current one)",
+        )
 
     def run(self, kit: Toolkit, **options: Any) -> None:
         for download in kit.download_many(options["urls"], options["directory"]):

@@ -1,4 +1,4 @@
-"""Take a tree of the settings back to an earlier generation."""
+"""Return a tree of the settings to an earlier generation."""
 
 from __future__ import annotations
 
@@ -7,26 +7,33 @@ from typing import Any
 from django.core.management.base import BaseCommand, CommandParser
 
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.command import failures_told
+from perfkit.contrib.django.management.command import as_command_errors
 
 
 class Command(BaseCommand):
-    help = "Take a tree back to an earlier generation, without the network. The next sync goes forward again."
+    help = (
+        "Return a tree to an earlier generation, without the network. The next sync installs the newest release again."
+    )
     requires_system_checks = ("perfkit",)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", metavar="NAME", help="a tree in the settings")
-        parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the one before)")
-        parser.add_argument("--wait", type=float, default=0.0, metavar="SECONDS",
-                            help="how long to wait for another that is changing the tree (default 0)")  # fmt: skip
+        parser.add_argument("name", metavar="NAME", help="the name of a tree in the settings")
+        parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
+        parser.add_argument(
+            "--wait",
+            type=float,
+            default=0.0,
+            metavar="SECONDS",
+            help="how long to wait for another change of the tree (default 0)",
+        )
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with failures_told():
+        with as_command_errors():
             report = trees.rollback(options["name"], to=options["to"], wait_s=options["wait"])
         if options["verbosity"] >= 1:
             version = report.version or "the tree before the first sync"
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
             self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
             for name in report.as_found:
-                told = f"  {name} is back as it had been edited; what the release had there is not kept"
-                self.stdout.write(self.style.WARNING(told))
+                warning = f"  {name} was restored with local edits; the released content is not kept"
+                self.stdout.write(self.style.WARNING(warning))

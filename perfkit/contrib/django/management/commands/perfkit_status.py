@@ -1,4 +1,4 @@
-"""Tell what is installed in the trees of the settings."""
+"""Show what is installed in the trees of the settings."""
 
 from __future__ import annotations
 
@@ -11,20 +11,22 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
 from perfkit.contrib.django import conf, trees
-from perfkit.contrib.django.management.command import failures_told, returncode_of
+from perfkit.contrib.django.management.command import as_command_errors, returncode_of
 from perfkit.errors import PerfkitError
 
 
 class Command(BaseCommand):
-    help = "Tell what is installed in the trees of the settings; no network is used."
+    help = "Show what is installed in the trees of the settings, without the network."
     requires_system_checks = ("perfkit",)
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("names", nargs="*", metavar="NAME", help="a tree in the settings (default: all)")
-        parser.add_argument("--json", action="store_true", help="print one JSON object, and nothing else")
+        parser.add_argument(
+            "names", nargs="*", metavar="NAME", help="the name of a tree in the settings (default: all)"
+        )
+        parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     def handle(self, *args: Any, **options: Any) -> None:
-        with failures_told():
+        with as_command_errors():
             names = options["names"] or list(conf.load().trees)
             for name in names:
                 conf.tree_settings(name)
@@ -40,24 +42,25 @@ class Command(BaseCommand):
             self.stdout.write(json.dumps({"trees": records}))
         else:
             for record in records:
-                self._tell(record, verbosity=options["verbosity"])
+                self._print(record, verbosity=options["verbosity"])
         if failed:
             raise CommandError(f"{len(failed)} of {len(names)} trees failed", returncode=returncode_of(failed[0]))
 
-    def _tell(self, record: dict[str, Any], *, verbosity: int) -> None:
+    def _print(self, record: dict[str, Any], *, verbosity: int) -> None:
         name = self.style.MIGRATE_LABEL(record["name"])
         match record["state"]:
             case "installed":
-                self.stdout.write(f"{name}: {record['version']} (generation {record['generation']}, "
-                                  f"{_local(record['changed'])})")  # fmt: skip
+                self.stdout.write(
+                    f"{name}: {record['version']} (generation {record['generation']}, {_local(record['changed'])})"
+                )
             case "busy":
                 self.stdout.write(f"{name}: being changed right now")
             case "absent":
                 self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
             case _:
                 self.stdout.write(f"{name}: {self.style.ERROR(record['error'])}")
-        if record.get("told") is False:
-            warning = "  receivers of tree_updated are not done with it; the next sync calls them"
+        if record.get("receivers_notified") is False:
+            warning = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
             self.stdout.write(self.style.WARNING(warning))
         if verbosity < 1 or "source" not in record:
             return
@@ -70,13 +73,13 @@ class Command(BaseCommand):
 
 
 def _record(status: trees.Status) -> dict[str, Any]:
-    """As JSON has it: times in ISO 8601, UTC."""
+    """The status as JSON: times in ISO 8601, UTC."""
     record = dataclasses.asdict(status)
     record["changed"] = _iso(record.pop("changed_s"))
     for each in record["generations"]:
         each["created"] = _iso(each.pop("created_s"))
     if status.state != "installed":
-        record["told"] = None
+        record["receivers_notified"] = None
     return record
 
 
