@@ -13,7 +13,7 @@ __all__ = ["aside_name", "check_name", "check_names", "fold_name", "safe_basenam
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _ASIDE = ".perfkit-local"
 _BASENAME_BYTES = 200  # room for a suffix of ours
-_OWN_DIRECTORY = ".perfkit"
+PRIVATE_DIR = ".perfkit"
 _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
@@ -38,8 +38,8 @@ def check_name(name: str) -> str:
     components = name.split("/")
     for component in components:
         _check_component(name, component)
-    if components[0].casefold() == _OWN_DIRECTORY:
-        raise UnsafePathError(name, f"{_OWN_DIRECTORY} is perfkit's own directory")
+    if components[0].casefold() == PRIVATE_DIR:
+        raise UnsafePathError(name, f"{PRIVATE_DIR} is perfkit's own directory")
     return name
 
 

@@ -19,16 +19,12 @@ from perfkit.filesystem.rootdir import Beneath
 from perfkit.libc import syncfs
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal import Journal
-from perfkit.transactions.object_store import OBJECTS, link_or_copy, open_regular
+from perfkit.transactions.layout import FETCHED_OBJECT, JOURNAL, OBJECTS, PRIVATE_DIR, is_stage, stage_directory
+from perfkit.transactions.object_store import link_or_copy, open_regular
 from perfkit.transactions.records import Step
 
-__all__ = ["FETCH", "FETCHED", "OWN", "Committer"]
+__all__ = ["Committer"]
 
-OWN = ".perfkit"
-FETCH = f"{OWN}/fetch"
-FETCHED = f"{FETCH}/content-"  # before the SHA-256, in hex, of what a fetched file holds
-_JOURNAL = f"{OWN}/journal"
-_STAGE_PREFIX = "stage-"
 _FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
 
 _log = logging.getLogger(__name__)
@@ -47,7 +43,7 @@ class Committer:
         self, beneath: Beneath, token: str, *, still_ours: Callable[[], None], tidy: Callable[[], None]
     ) -> None:
         self._beneath = beneath
-        self._stage = f"{OWN}/{_STAGE_PREFIX}{token}"
+        self._stage = stage_directory(token)
         self._still_ours = still_ours
         self._tidy = tidy
         self._count = 0
@@ -73,7 +69,7 @@ class Committer:
 
     def change_set(self) -> ChangeSet:
         """For changes whose new files are staged here, or were fetched."""
-        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED)
+        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT)
 
     def discard(self) -> None:
         """Remove the stage; what can't be removed now waits for the next opening."""
@@ -122,7 +118,7 @@ class Committer:
             self.discard()
             raise done
 
-    def _journal(self, name: str = _JOURNAL) -> Journal:
+    def _journal(self, name: str = JOURNAL) -> Journal:
         return Journal(lambda: open(open_regular(self._beneath, name), "rb"))
 
     def _write_journal(self, firm: Iterable[Step], rest: Iterable[Step]) -> None:
@@ -131,28 +127,28 @@ class Committer:
             Journal.write(file, firm, rest)
         with self._journal(name).steps() as (written_firm, written_rest):
             sources = (step.source for step in chain(written_firm, written_rest) if step.source)
-            self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
+            self._sync(chain([name], sources), {"", PRIVATE_DIR, OBJECTS, self._stage})
         self._still_ours()
         # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
         try:
-            self._beneath.link(name, _JOURNAL)
+            self._beneath.link(name, JOURNAL)
         except FileExistsError as error:
             raise LockedError(f"{self._beneath.root}: another process is committing a change; start again") from error
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            self._beneath.rename(name, _JOURNAL)
+            self._beneath.rename(name, JOURNAL)
         try:
-            os.fsync(self._beneath.directory(OWN))
+            os.fsync(self._beneath.directory(PRIVATE_DIR))
         except OSError:
-            self._beneath.unlink(_JOURNAL)
-            os.fsync(self._beneath.directory(OWN))
+            self._beneath.unlink(JOURNAL)
+            os.fsync(self._beneath.directory(PRIVATE_DIR))
             raise
 
     @property
     def committed(self) -> bool:
         """Whether a change is past its commit point and not yet completed."""
-        return self._beneath.lstat(_JOURNAL) is not None
+        return self._beneath.lstat(JOURNAL) is not None
 
     def recover(self) -> None:
         """Complete or discard what a crash left.
@@ -162,7 +158,7 @@ class Committer:
         """
         self._still_ours()
         self._beneath.forget()
-        found = self._beneath.lstat(_JOURNAL) is not None
+        found = self._beneath.lstat(JOURNAL) is not None
         if found:
             _log.info("%s: completing an interrupted change", self._beneath.root)
             journal = self._journal()
@@ -171,20 +167,20 @@ class Committer:
             except (ValueError, TypeError) as error:
                 raise RecoveryError(
                     f"{self._beneath.root}: an interrupted change can't be completed, its journal is {error}; "
-                    f"remove {_JOURNAL} to give it up, and check the files"
+                    f"remove {JOURNAL} to give it up, and check the files"
                 ) from error
             if (failed := self._carry_out(journal)) is not None:
                 _log.warning("%s: an interrupted change was given up: %s", self._beneath.root, failed)
-        litter = [entry for entry in self._beneath.names(OWN) if entry.startswith(_STAGE_PREFIX)]
+        litter = [entry for entry in self._beneath.names(PRIVATE_DIR) if is_stage(entry)]
         if litter and not found:
             self._tidy()  # before the stage goes: it tells the next one that there is something to tidy
         for entry in litter:
-            self._remove_stage(f"{OWN}/{entry}")
+            self._remove_stage(f"{PRIVATE_DIR}/{entry}")
 
     def _carry_out(self, journal: Journal) -> Exception | None:
         """Do the steps and retire the journal; or undo them, retire it, and return why."""
         failed: Exception | None = None
-        touched = {"", OWN}  # directories whose entries the steps change
+        touched = {"", PRIVATE_DIR}  # directories whose entries the steps change
         done = 0
         try:
             with journal.steps() as (firm, rest):
@@ -204,8 +200,8 @@ class Committer:
             self._sync(iter(()), touched)
             self._tidy()
             self._retiring = True
-            self._beneath.unlink(_JOURNAL)
-            os.fsync(self._beneath.directory(OWN))
+            self._beneath.unlink(JOURNAL)
+            os.fsync(self._beneath.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
             raise RecoveryError(
                 f"{self._beneath.root}: the change could not be completed: {error}; "

@@ -12,15 +12,13 @@ from typing import Any, NamedTuple
 
 from perfkit.errors import RecoveryError, RollbackError
 from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.layout import HISTORY, STATE, is_private, record_path
 from perfkit.transactions.records import FORMAT, Change, Content, pack, seal, unpack, unseal
 
-__all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "forget_others", "generations"]
+__all__ = ["Generation", "Timeline", "changes_between", "forget_others", "generations"]
 
-HISTORY = ".perfkit/history"
-STATE = ".perfkit/state"
 _CONTENT = re.compile(rb"[0-9a-f]{64}")
 _CONTENTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
-_OURS = ".perfkit/"  # what `write_private` wrote rides along, and is no file of the tree's
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,10 +99,6 @@ def state_of(timeline: Timeline) -> Iterator[bytes]:
     return seal([["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]])
 
 
-def record_name(number: int) -> str:
-    return f"{HISTORY}/{number}"
-
-
 def record_of(
     number: int, label: Mapping[str, str], changes: Iterable[Change], as_found: Collection[str] = ()
 ) -> Iterator[bytes]:
@@ -119,7 +113,7 @@ def record_of(
     for change in changes:
         if change.before is not None:
             before[bytes.fromhex(change.before.sha256)] = change.before.size
-        if not change.name.startswith(_OURS):
+        if not is_private(change.name):
             added += change.before is None
             changed += change.before is not None and change.after is not None
             removed += change.after is None
@@ -141,7 +135,7 @@ def record_of(
 def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], set[bytes]]:
     """Header and kept contents (SHA-256) of a record, unverified."""
     try:
-        with open(beneath.open(record_name(number)), "rb") as file:
+        with open(beneath.open(record_path(number)), "rb") as file:
             head, before = json.loads(file.readline()), file.readline()
         if head["format"] != FORMAT:
             raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
@@ -164,7 +158,7 @@ def _record(beneath: Beneath, number: int) -> _Record:
         RollbackError: the record is damaged or gone.
     """
     try:
-        with open(beneath.open(record_name(number)), "rb") as file:
+        with open(beneath.open(record_path(number)), "rb") as file:
             head, _before, *rows = unseal(file)
         if head["format"] != FORMAT:
             raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")

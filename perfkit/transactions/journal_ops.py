@@ -10,8 +10,8 @@ from itertools import chain, takewhile
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions.changeset import ChangeSet
-from perfkit.transactions.commit import OWN
-from perfkit.transactions.object_store import EMPTY, OBJECTS
+from perfkit.transactions.layout import PRIVATE_DIR, object_path
+from perfkit.transactions.object_store import EMPTY
 from perfkit.transactions.records import Content, Step
 
 __all__ = ["check_places", "steps"]
@@ -98,7 +98,7 @@ def steps(beneath: Beneath, changes: ChangeSet, changed: Collection[int]) -> tup
 
     made = (Step("mkdir", name) for name in sorted(above) if not _is_directory(beneath, name))
     firm = chain(dropped(first), removed(emptied), made, placed(new=True))
-    return firm, chain(placed(new=False), dropped(later), removed(left - above - emptied - {OWN}))
+    return firm, chain(placed(new=False), dropped(later), removed(left - above - emptied - {PRIVATE_DIR}))
 
 
 def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:
@@ -111,7 +111,7 @@ def _drop(beneath: Beneath, name: str, before: Content | None) -> Step:
     assert before is not None
     if found is None:
         raise FileChangedError(name, "it was removed meanwhile")
-    kept = "" if before.sha256 == EMPTY else f"{OBJECTS}/{before.sha256}"
+    kept = "" if before.sha256 == EMPTY else object_path(before.sha256)
     return Step("drop", name, kept, found.st_size, found.st_mtime_ns)
 
 

@@ -10,12 +10,11 @@ import time
 
 from perfkit.errors import LockedError
 from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import write_all
 
 __all__ = ["Lock"]
 
-_LOCK = ".perfkit/lock"
-_OWNER = ".perfkit/owner"
 _POLL_S = 0.02
 
 
@@ -47,10 +46,10 @@ class Lock:
             time.sleep(_POLL_S)
 
     def _try(self) -> bool:
-        fd = self._beneath.open(_LOCK, os.O_RDWR | os.O_CREAT)
+        fd = self._beneath.open(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = self._beneath.lstat(_LOCK)
+            found = self._beneath.lstat(LOCK)
             if found is None or found.st_ino != os.fstat(fd).st_ino or _lives(self._owner()):
                 os.close(fd)
                 return False
@@ -65,12 +64,12 @@ class Lock:
         return True
 
     def _write_note(self) -> None:
-        note = self._beneath.open(_OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        note = self._beneath.open(OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_all(note, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
         except BaseException:
             with contextlib.suppress(OSError):  # on a full disk an empty note would stay
-                self._beneath.unlink(_OWNER)
+                self._beneath.unlink(OWNER)
             raise
         finally:
             os.close(note)
@@ -93,7 +92,7 @@ class Lock:
             if os.getpid() == self._pid:
                 with contextlib.suppress(OSError):  # a note that stays is that of a dead process
                     if self._owner().get("token") == self.token:
-                        self._beneath.unlink(_OWNER)
+                        self._beneath.unlink(OWNER)
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
@@ -101,7 +100,7 @@ class Lock:
     def _owner(self) -> dict[str, object]:
         """The note; empty if there is none that can be read."""
         try:
-            with open(self._beneath.open(_OWNER), "rb") as file:
+            with open(self._beneath.open(OWNER), "rb") as file:
                 owner = json.loads(file.read(4096))
         except (FileNotFoundError, ValueError):
             return {}

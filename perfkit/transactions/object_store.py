@@ -14,11 +14,11 @@ from collections.abc import Collection
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import Names
 from perfkit.filesystem.rootdir import Beneath
+from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
-__all__ = ["EMPTY", "OBJECTS", "Store", "content_of", "copy_into", "digest_of", "write_all"]
+__all__ = ["EMPTY", "Store", "content_of", "copy_into", "digest_of", "write_all"]
 
-OBJECTS = ".perfkit/objects"
 EMPTY = hashlib.sha256().hexdigest()
 
 _CHUNK = 256 << 10
@@ -105,7 +105,7 @@ class Store:
         try:
             content = content_of(fd, name, seen)
             if content.sha256 != EMPTY:
-                self._take(name, fd, f"{OBJECTS}/{content.sha256}")
+                self._take(name, fd, object_path(content.sha256))
             return content
         finally:
             os.close(fd)
@@ -128,7 +128,7 @@ class Store:
 
     def has(self, content: Content) -> bool:
         """Whether this content is kept, and undamaged; one that a writer spoilt through a hard link is removed."""
-        target = f"{OBJECTS}/{content.sha256}"
+        target = object_path(content.sha256)
         found = self._beneath.lstat(target)
         if found is None:
             return False
@@ -153,7 +153,7 @@ class Store:
         """Remove every object but these."""
         for name in self._beneath.each(OBJECTS):
             if not (_DIGEST.fullmatch(name) and bytes.fromhex(name) in needed):
-                self._beneath.unlink(f"{OBJECTS}/{name}")
+                self._beneath.unlink(object_path(name))
 
 
 def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:

@@ -9,8 +9,8 @@ from typing import NamedTuple
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions.changeset import ChangeSet
-from perfkit.transactions.commit import OWN
 from perfkit.transactions.journal_ops import check_places
+from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import EMPTY, Store
 from perfkit.transactions.records import Content, Seen
 
@@ -43,7 +43,7 @@ class Known(NamedTuple):
         Raises:
             FileChangedError: the caller saw none there.
         """
-        if self.seen is None or name.startswith(f"{OWN}/"):
+        if self.seen is None or is_private(name):
             return None
         seen = self.seen(name)
         if seen is None:

@@ -16,7 +16,8 @@ from perfkit.transactions.changeset import Changes, ChangeSet, Put
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Timeline, changes_between
 from perfkit.transactions.journal_ops import check_places
-from perfkit.transactions.object_store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.transactions.layout import object_path
+from perfkit.transactions.object_store import EMPTY, Store, copy_into, digest_of, link_or_copy, open_regular
 from perfkit.transactions.records import Change, Content, Seen
 
 __all__ = ["Switch", "plan_switch"]
@@ -166,7 +167,7 @@ class _Staging:
             os.fchmod(fd, content.mode)
             os.close(fd)
             return source
-        kept = f"{OBJECTS}/{content.sha256}"
+        kept = object_path(content.sha256)
         try:
             fd = open_regular(self._beneath, kept)
         except (FileNotFoundError, UpdateError):

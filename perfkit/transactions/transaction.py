@@ -12,7 +12,8 @@ from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions.changeset import ChangeSet, Put
-from perfkit.transactions.commit import FETCH, OWN, Committer
+from perfkit.transactions.commit import Committer
+from perfkit.transactions.layout import FETCH, PRIVATE_DIR, is_private, is_reserved
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Change, Content
@@ -87,8 +88,8 @@ class Transaction:
         return self._write(check_name(name), data, mode)
 
     def write_private(self, name: str, data: bytes | Iterable[bytes]) -> Content:
-        """`write` for perfkit's own files: `.perfkit/NAME`, which is committed and rolled back with all else."""
-        return self._write(_private(name), data, 0o600)  # a source's URL may have a password in it
+        """`write` for one of perfkit's own files (see `layout`): it is committed and rolled back with the others."""
+        return self._write(_check_private(name), data, 0o600)  # a source's URL may have a password in it
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
@@ -275,9 +276,8 @@ def need_space(beneath: Beneath, size: int) -> None:
         raise OSError(28, f"No space left on device: {size} bytes are needed, {free} are free", beneath.root)
 
 
-def _private(name: str) -> str:
-    """A name of our own, in our own directory, that is none of the machinery's."""
-    first = check_name(name).partition("/")[0]
-    if first in ("lock", "owner", "journal", "state", "objects", "history", "fetch") or first.startswith("stage-"):
-        raise UpdateError(f"{OWN}/{name} is the machinery's own")
-    return f"{OWN}/{name}"
+def _check_private(name: str) -> str:
+    leaf = check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
+    if not is_private(name) or is_reserved(leaf.partition("/")[0]):
+        raise UpdateError(f"{name} can't be written: it is reserved for perfkit")
+    return name

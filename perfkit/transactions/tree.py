@@ -14,21 +14,19 @@ from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions.changeset import Changes, ChangeSet
-from perfkit.transactions.commit import FETCH, OWN, Committer
+from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import (
-    HISTORY,
-    STATE,
     Generation,
     Timeline,
     forget_others,
     generations,
     needed_objects,
     read_timeline,
-    record_name,
     record_of,
     state_of,
 )
 from perfkit.transactions.journal_ops import steps
+from perfkit.transactions.layout import FETCH, HISTORY, PRIVATE_DIR, STATE, record_path
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import Store
 from perfkit.transactions.prepare import Known, prepare
@@ -70,7 +68,7 @@ class Tree:
         os.makedirs(self.root, exist_ok=True)
         self._beneath = Beneath(self.root)
         try:
-            self._beneath.mkdir(OWN)
+            self._beneath.mkdir(PRIVATE_DIR)
             self._lock = Lock(self._beneath)
             self._lock.acquire(self._wait_s)
             try:
@@ -218,7 +216,7 @@ class Tree:
             if told:
                 timeline = timeline.commit(self._keep)
                 staged = self._staged(record_of(timeline.current, label, told, as_found))
-                record = [Step("mkdir", HISTORY), Step("put", record_name(timeline.current), staged)]
+                record = [Step("mkdir", HISTORY), Step("put", record_path(timeline.current), staged)]
             firm, rest = self._steps(change_set, changes, timeline)
         firm = chain(firm, record)
         self._committer.run(firm, rest, self._store.take_back)

@@ -12,11 +12,12 @@ from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.transactions.layout import MANIFEST, RELEASE
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Content
 from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import MANIFEST, RELEASE, record_of
+from perfkit.updates.installed import record_of
 from perfkit.updates.local_tree import Look
 from perfkit.updates.planner import Local, Plan
 from perfkit.updates.sources import Source

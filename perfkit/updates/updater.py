@@ -19,11 +19,11 @@ from perfkit.libc import give_back
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Manifest, Part, side_by_side
-from perfkit.transactions.commit import OWN
+from perfkit.transactions.layout import CLOCK, MANIFEST, OBJECTS, PRIVATE_DIR, STATCACHE, is_private, object_path
 from perfkit.transactions.tree import Generation, Tree
 from perfkit.updates.apply import Done, carry_out
 from perfkit.updates.digest_index import ContentSet
-from perfkit.updates.installed import MANIFEST, Installed, read_installed
+from perfkit.updates.installed import Installed, read_installed
 from perfkit.updates.local_tree import Look
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -36,7 +36,7 @@ from perfkit.updates.statcache import Patch, StatCache, append, clock_ns, stamp
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
 
-__all__ = ["Job", "bring", "history", "must_be_managed", "own", "plan", "rollback", "sync"]
+__all__ = ["Job", "bring", "history", "must_be_managed", "plan", "rollback", "sync"]
 
 _log = logging.getLogger(__name__)
 
@@ -115,7 +115,7 @@ def _bring_newest(job: Job, ask: Callable[[], Source]) -> SyncReport:
 def bring(job: Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
     tree, installed = job.tree, job.installed
-    probe = own(tree.root, "clock")
+    probe = os.path.join(tree.root, CLOCK)
     look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
     assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
@@ -144,7 +144,7 @@ def bring(job: Job, source: Source) -> SyncReport:
         installed.note(source.url, source.serial)
     if cache.dirty:
         with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.save(own(tree.root, "statcache"))
+            cache.save(os.path.join(tree.root, STATCACHE))
     _tidy(tree.stage, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
@@ -153,11 +153,11 @@ def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | 
     """The tree beside what is installed."""
 
     def earlier(digest: str) -> Manifest | None:
-        with contextlib.suppress(OSError, ManifestError), open(own(root, f"objects/{digest}"), "rb") as file:
+        with contextlib.suppress(OSError, ManifestError), open(os.path.join(root, object_path(digest)), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
         return None
 
-    cache = StatCache.load(own(root, "statcache"), installed.manifest, earlier)
+    cache = StatCache.load(os.path.join(root, STATCACHE), installed.manifest, earlier)
     return Look(root, cache, now_ns=now_ns, progress=progress)
 
 
@@ -175,7 +175,7 @@ def _decide(
     before, after = _differing(installed.manifest, wanted, look)
     stored = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
+        stored = {bytes.fromhex(name) for name in os.listdir(os.path.join(root, OBJECTS)) if len(name) == 64}
     plan = decide(
         version=source.version, wanted=after, installed=look.of(before, after), before=before,
         installed_version=installed.version, stored=stored,
@@ -212,7 +212,7 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     assembly.expect(needed.contents)
     assembly.take_up(needed)
     for digest in assembly.lacking(_contents(wanted, plan.stored)):
-        assembly.copy(digest, os.path.join(own(tree.root, "objects"), digest.hex()))  # if it is still what it was
+        assembly.copy(digest, os.path.join(tree.root, object_path(digest.hex())))  # if it is still what it was
     missing = assembly.lacking(needed)
     tree.need_space(needed.contents.bytes_of(missing))
     routes = source.fetch(missing, wanted, assembly)
@@ -250,11 +250,6 @@ def _tidy(stage: str, keep: frozenset[str]) -> None:
                     os.unlink(os.path.join(stage, name))
 
 
-def own(root: str, name: str) -> str:
-    """The path of one of perfkit's own files."""
-    return os.path.join(root, OWN, name)
-
-
 def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     """Go back, or forward again, without the network. See `Toolkit.rollback`."""
     began_s = time.monotonic()
@@ -262,17 +257,17 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
         before.note(before.source, before.serial)
-        probe = own(tree.root, "clock")
+        probe = os.path.join(tree.root, CLOCK)
         began_ns = clock_ns(probe)
-        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
+        unchecked = {MANIFEST: before.manifest_sha256} if before.kind else {}
         commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
             stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
                   certain_ns=lambda name: began_ns)  # fmt: skip
-            append(patch, own(tree.root, "statcache"))
-        mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
+            append(patch, os.path.join(tree.root, STATCACHE))
+        mine = [change for change in commit.changes if not is_private(change.name)]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
         return SyncReport(
@@ -308,5 +303,5 @@ def must_be_managed(dest: str) -> None:
     Raises:
         UpdateError: there is not.
     """
-    if not os.path.isdir(os.path.join(dest, OWN)):
+    if not os.path.isdir(os.path.join(dest, PRIVATE_DIR)):
         raise UpdateError(f"{dest} is not a tree that perfkit manages; sync makes one")

@@ -17,13 +17,14 @@ from perfkit.filesystem.scan import ScanEntry
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
+from perfkit.transactions.layout import STATCACHE
 from perfkit.transactions.tree import Tree
 from perfkit.updates.installed import Installed, read_installed
 from perfkit.updates.local_tree import entries
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Job, bring, must_be_managed, own
+from perfkit.updates.updater import Job, bring, must_be_managed
 
 __all__ = ["verify"]
 
@@ -52,7 +53,7 @@ def verify(
 
 def _repair(job: Job, installed: Installed) -> SyncReport:
     with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
-        os.unlink(own(job.tree.root, "statcache"))
+        os.unlink(os.path.join(job.tree.root, STATCACHE))
     return bring(job, reopen_source(job.fetcher, installed))
 
 

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from perfkit.errors import PerfkitError, RecoveryError
+from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.tree import Tree
 
 DONE, FAILED, UNFINISHED = 0, 3, 4
@@ -76,7 +77,7 @@ def change(root: str) -> None:
             tx.move("swap-1", "swap-3")
             tx.move("swap-2", "swap-1")
             tx.move("swap-3", "swap-2")
-            tx.write_private("manifest", b"manifest 2")
+            tx.write_private(MANIFEST, b"manifest 2")
 
 
 def begin(root: str) -> None:
@@ -92,7 +93,7 @@ def begin(root: str) -> None:
         tx.write("directory-then-file/sub/two", b"2")
         tx.write("swap-1", b"one")
         tx.write("swap-2", b"two")
-        tx.write_private("manifest", b"manifest 1")
+        tx.write_private(MANIFEST, b"manifest 1")
 
 
 def back(root: str) -> None:

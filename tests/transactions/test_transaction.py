@@ -22,6 +22,7 @@ from perfkit.errors import (
 )
 from perfkit.filesystem.rootdir import Beneath
 from perfkit.transactions import commit
+from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.object_store import Store
 from perfkit.transactions.records import signature
 from perfkit.transactions.tree import Tree
@@ -320,10 +321,10 @@ def test_private_files_go_along(tmp_path: Path) -> None:
     for version in (b"1", b"2"):
         with Tree(tmp_path) as tree, tree.transaction() as tx:
             tx.write("a", version)
-            tx.write_private("manifest", version)
+            tx.write_private(MANIFEST, version)
             for name in ("state", "objects/x", "stage-1/x", "journal", "../x"):
                 with pytest.raises((UpdateError, UnsafePathError)):
-                    tx.write_private(name, b"")
+                    tx.write_private(f".perfkit/{name}", b"")
     with Tree(tmp_path) as tree:
         tree.switch()
     assert (tmp_path / ".perfkit/manifest").read_bytes() == b"1"
