@@ -55,7 +55,7 @@ def main() -> None:
         print(f"changed: {len(before)} files; workers is 16 everywhere: {all_have(configs, 16)}")
 
         with Tree(configs) as tree:
-            tree.switch()  # to the generation before
+            tree.rollback()  # to the generation before
         print(f"taken back: workers is 4 everywhere: {all_have(configs, 4)}")
 
 

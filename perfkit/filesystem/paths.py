@@ -8,10 +8,10 @@ from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["aside_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
+__all__ = ["backup_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
-_ASIDE = ".perfkit-local"
+_BACKUP_SUFFIX = ".perfkit-local"
 _BASENAME_BYTES = 200  # room for a suffix of ours
 PRIVATE_DIR = ".perfkit"
 _DEVICES = frozenset(
@@ -118,16 +118,16 @@ def safe_basename(text: str) -> str | None:
         return None
 
 
-def aside_name(name: str, taken: Callable[[str], bool]) -> str:
-    """What an edited file is kept as, in the same directory: `NAME.perfkit-local`, then `NAME.perfkit-local-2` and on.
+def backup_name(name: str, taken: Callable[[str], bool]) -> str:
+    """The name to keep an edited file under, in the same directory: `NAME.perfkit-local`, or `-local-2` and so on.
 
     Args:
-        taken: whether there is something of this name. A long name is cut to fit.
+        taken: whether a name exists already. A long name is cut to fit.
     """
     directory, slash, base = name.rpartition("/")
     number = 1
     while True:
-        suffix = _ASIDE if number == 1 else f"{_ASIDE}-{number}"
+        suffix = _BACKUP_SUFFIX if number == 1 else f"{_BACKUP_SUFFIX}-{number}"
         cut = base.encode()[: _COMPONENT_BYTES - len(suffix)].decode(errors="ignore")
         fresh = f"{directory}{slash}{cut}{suffix}"
         if not taken(fresh):

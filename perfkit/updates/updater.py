@@ -49,7 +49,7 @@ def sync(
     began_s = time.monotonic()
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
-        fetcher = Fetcher(downloads, tree.stage)
+        fetcher = Fetcher(downloads, tree.fetch_directory)
         ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
         report = _bring_newest(Job(tree, fetcher, installed, _policy(config), progress), ask)
     return replace(report, seconds=time.monotonic() - began_s)
@@ -117,7 +117,7 @@ def bring(job: Job, source: Source) -> SyncReport:
     tree, installed = job.tree, job.installed
     probe = os.path.join(tree.root, CLOCK)
     look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
+    assembly = Assembly(tree.fetch_directory, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
@@ -145,7 +145,7 @@ def bring(job: Job, source: Source) -> SyncReport:
     if cache.dirty:
         with contextlib.suppress(OSError):  # a cache: without it files are read again
             cache.save(os.path.join(tree.root, STATCACHE))
-    _tidy(tree.stage, source.keeps)
+    _tidy(tree.fetch_directory, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
@@ -214,7 +214,7 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     for digest in assembly.lacking(_contents(wanted, plan.stored)):
         assembly.copy(digest, os.path.join(tree.root, object_path(digest.hex())))  # if it is still what it was
     missing = assembly.lacking(needed)
-    tree.need_space(needed.contents.bytes_of(missing))
+    tree.check_free_space(needed.contents.bytes_of(missing))
     routes = source.fetch(missing, wanted, assembly)
     if lacking := assembly.lacking(missing):
         raise TransferError(source.url, f"{len(lacking)} contents could not be had as they should be; nothing was done")
@@ -260,11 +260,11 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         probe = os.path.join(tree.root, CLOCK)
         began_ns = clock_ns(probe)
         unchecked = {MANIFEST: before.manifest_sha256} if before.kind else {}
-        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
+        commit = tree.rollback(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
-            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
+            stamp(patch, tree.root, commit.changes, but=commit.saved_as.values(), probe=probe,
                   certain_ns=lambda name: began_ns)  # fmt: skip
             append(patch, os.path.join(tree.root, STATCACHE))
         mine = [change for change in commit.changes if not is_private(change.name)]
@@ -275,8 +275,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
-            overwritten=commit.overwritten, as_found=commit.as_found,
+            unchanged=max(0, after.files - len(mine) + removed), aside=commit.saved_as,
+            overwritten=commit.overwritten, as_found=commit.restored_with_edits,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
 

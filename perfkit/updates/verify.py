@@ -43,7 +43,8 @@ def verify(
         repaired = None
         if repair and (found.missing or found.changed):
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            repaired = _repair(Job(tree, Fetcher(downloads, tree.stage), installed, policy, progress), installed)
+            fetcher = Fetcher(downloads, tree.fetch_directory)
+            repaired = _repair(Job(tree, fetcher, installed, policy, progress), installed)
         return VerifyReport(
             version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
             bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),

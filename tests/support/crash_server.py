@@ -56,7 +56,7 @@ IDLE: dict[str, Callable[[], object]] = {
 def change(root: str) -> None:
     """Every kind of operation, over some dozens of files in nested directories."""
     with Tree(root) as tree:
-        stage = tree.stage
+        stage = tree.fetch_directory
         if not os.path.exists(f"{stage}/fetched"):
             with open(f"{stage}/fetched", "wb") as file:
                 file.write(b"fetched" * 100)
@@ -98,7 +98,7 @@ def begin(root: str) -> None:
 
 def back(root: str) -> None:
     with Tree(root) as tree:
-        tree.switch()
+        tree.rollback()
 
 
 def prune(root: str) -> None:

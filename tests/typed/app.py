@@ -99,7 +99,7 @@ def trees(kit: Toolkit) -> None:
     except LockedError:
         pass
     with Tree("tree") as tree:
-        print(tree.switch().generation)
+        print(tree.rollback().generation)
 
 
 def files(kit: Toolkit) -> None:
