@@ -31,8 +31,10 @@ began = time.perf_counter()
 print(json.dumps({{"seconds": time.perf_counter() - began}}))
 """
 _SCAN = _TIMED.format(setup="from perfkit.filesystem.scan import scan", work="for entry in scan(root): pass")
-_SCAN_ALL = _TIMED.format(setup="from perfkit.filesystem.scan import scan",
-                          work="for entry in scan(root, directories=True): pass")  # fmt: skip
+_SCAN_ALL = _TIMED.format(
+    setup="from perfkit.filesystem.scan import ScanOptions, scan",
+    work="for entry in scan(root, ScanOptions(directories=True)): pass",
+)
 _WALK = _TIMED.format(setup="", work="for d, _, fs in os.walk(root):\n    for f in fs: os.stat(os.path.join(d, f))")
 _WALK_ALL = _TIMED.format(
     setup="", work="for d, ds, fs in os.walk(root):\n    for f in fs + ds: os.stat(os.path.join(d, f))"

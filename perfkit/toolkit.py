@@ -156,10 +156,12 @@ class Toolkit:
             ConfigError: patterns that can't be read.
             OSError: the root can't be. What fails below it is an entry with `error` set.
         """
-        from perfkit.filesystem.scan import scan
+        from perfkit.filesystem.scan import ScanOptions, scan
 
-        return scan(path, directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude,
-                    without=without)  # fmt: skip
+        options = ScanOptions(
+            directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude, without=without
+        )
+        return scan(path, options)
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.

@@ -13,7 +13,7 @@ from itertools import chain
 from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
 from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run, beside, forget
-from perfkit.filesystem.scan import ScanEntry, scan_batches
+from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches
 from perfkit.progress.meter import Progress
 
 __all__ = ["Copied", "copy_tree", "link_tree"]
@@ -111,7 +111,7 @@ class _Copier:
         batch: list[ScanEntry] = []
         weight = 0
         lost: set[str] = set()  # directories that could not be made: nothing can go below
-        for entry in chain.from_iterable(scan_batches(self._source, directories=True)):
+        for entry in chain.from_iterable(scan_batches(self._source, ScanOptions(directories=True))):
             if lost and any(entry.name.startswith(each) for each in lost):
                 run.see(BatchResult(entry.name, error=entry.error or OSError(errno.ENOENT, "its directory failed")))
             elif entry.kind == "directory":

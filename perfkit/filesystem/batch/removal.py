@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 
 from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run
-from perfkit.filesystem.scan import DIRECTORY, open_below, scan_batches
+from perfkit.filesystem.scan import DIRECTORY, ScanOptions, open_below, scan_batches
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
@@ -50,7 +50,7 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
 
 def _removals(path: Path, directories: list[str], run: Run) -> Iterator[list[str]]:
     batch: list[str] = []
-    for entry in chain.from_iterable(scan_batches(path, directories=True)):
+    for entry in chain.from_iterable(scan_batches(path, ScanOptions(directories=True))):
         if entry.kind == "directory":
             directories.append(entry.name)
         elif entry.error is None:

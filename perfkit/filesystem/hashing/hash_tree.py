@@ -11,7 +11,7 @@ from itertools import islice
 from perfkit.filesystem.hashing.hash_file import FileHash, hash_one
 from perfkit.filesystem.hashing.hash_process import Hasher
 from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, digests
-from perfkit.filesystem.scan import DIRECTORY, ScanEntry, scan_batches
+from perfkit.filesystem.scan import DIRECTORY, ScanEntry, ScanOptions, scan_batches
 from perfkit.filesystem.thread_map import pooled, usable_cpus
 
 __all__ = ["hash_many", "hash_tree"]
@@ -42,8 +42,8 @@ def hash_tree(
     Raises:
         ConfigError, OSError: as `scan`.
     """
-    found = scan_batches(root, include=include, exclude=exclude, without=frozenset(without), bare=True,
-                         batch=_WAITING_FILES)  # fmt: skip
+    options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
+    found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
     return hash_many(root, files, cpus=cpus)
 
