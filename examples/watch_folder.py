@@ -20,8 +20,8 @@ from perfkit.filesystem.watch import ALL, DirtySet
 
 def publish_if_changed(kit: Toolkit, dirty: DirtySet, site: Path, version: int) -> None:
     """One turn of the loop; in earnest it runs every few seconds, or when `dirty.wait` says so."""
-    dirty.settle()  # events of changes made up to now are in
-    names = dirty.take()
+    dirty.flush()  # events of changes made up to now are in
+    names = dirty.drain()
     if not names:
         print("nothing changed")
         return

@@ -18,7 +18,7 @@ from perfkit.progress.stage import Patient
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
-    from perfkit.filesystem.batch import BatchResult, Copied, OnError
+    from perfkit.filesystem.batch import BatchResult, CopyResult, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
@@ -187,7 +187,7 @@ class Toolkit:
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
-    def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
+    def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
         """Copy a tree, by reflink where that is to be had; a new `dest` appears in one step.
 
         Args:
@@ -203,7 +203,7 @@ class Toolkit:
 
         return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
 
-    def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
+    def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
         """As `copy_tree`, with hard links for files; what can't be linked is copied."""
         from perfkit.filesystem.batch import link_tree
 

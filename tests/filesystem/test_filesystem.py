@@ -558,13 +558,13 @@ def test_changes_are_dirty(tmp_path: Path) -> None:
         make(tmp_path, {"new/deep/e": b""})
         (tmp_path / "quiet").read_bytes()
         assert dirty.wait(5)
-        dirty.settle()
-        found = dirty.take()
+        dirty.flush()
+        found = dirty.drain()
         assert found is not ALL
         assert {"a", "d/b", "d/c", "moved", "new"} <= set(found)
         assert "quiet" not in found
-        dirty.settle()
-        assert dirty.take() == frozenset()
+        dirty.flush()
+        assert dirty.drain() == frozenset()
         assert not dirty.wait(0)
 
 
@@ -575,7 +575,7 @@ def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
         names = {f"f{number}" for number in range(500)}
         for name in names:
             (tmp_path / name).touch()
-    assert dirty.take() == names
+    assert dirty.drain() == names
     assert set(threading.enumerate()) == threads
 
 
@@ -601,7 +601,7 @@ def test_directories_made_meanwhile_cause_no_warning(tmp_path: Path) -> None:
             for number in range(30):
                 (tmp_path / f"{number}/a/b/c/d/e/f").mkdir(parents=True)
     assert told == []
-    assert {f"{number}" for number in range(30)} <= dirty.take()  # type: ignore[operator]
+    assert {f"{number}" for number in range(30)} <= dirty.drain()  # type: ignore[operator]
 
 
 def test_overflow_dirties_everything(tmp_path: Path) -> None:
@@ -616,10 +616,10 @@ def test_overflow_dirties_everything(tmp_path: Path) -> None:
                 (tmp_path / f"f{number}").touch()
                 (tmp_path / f"f{number}").unlink()
         (tmp_path / "late").mkdir()
-        assert dirty.take() is ALL
+        assert dirty.drain() is ALL
         (tmp_path / "late/x").touch()
-        dirty.settle()
-        found = dirty.take()
+        dirty.flush()
+        found = dirty.drain()
         assert found is not ALL
         assert "late/x" in found
 
@@ -633,7 +633,7 @@ def test_a_root_that_goes_away_dirties_everything(tmp_path: Path) -> None:
         deadline = time.monotonic() + 5
         while dirty._alive() and time.monotonic() < deadline:
             dirty._observer.join(0.01)
-        assert dirty.take() is ALL
+        assert dirty.drain() is ALL
     with pytest.raises(NotADirectoryError), watch(tmp_path / "none"):
         pass
 
@@ -658,7 +658,7 @@ def test_the_toolkit_wires_it(tree: Path, tmp_path: Path, kit: Any) -> None:
     assert kit.remove_tree(tmp_path / "moved") > 6
     with kit.watch(tmp_path) as dirty:
         (tmp_path / "w").touch()
-    assert dirty.take() == {"w"}
+    assert dirty.drain() == {"w"}
 
 
 def test_pieces_of_a_batch_are_bounded() -> None:
