@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
-from perfkit.libc import give_back
+from perfkit.libc import trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Manifest, Part, side_by_side
@@ -124,7 +124,7 @@ def bring(job: Job, source: Source) -> SyncReport:
                tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
                len(plan.fetch), len(plan.remove))  # fmt: skip
     if not plan.empty:
-        give_back()  # what it took to decide, before decoders want their part
+        trim_heap()  # what it took to decide, before decoders want their part
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip
