@@ -28,9 +28,7 @@ def run() -> NoReturn:
     it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
     """
     try:
-        if (
-            signal.getsignal(signal.SIGINT) is signal.default_int_handler
-        ):  # else the parent has SIGINT ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent has SIGINT ignored
             signal.signal(signal.SIGINT, _interrupt)
             signal.signal(signal.SIGALRM, _interrupt)
             sys.unraisablehook = _redeliver_interrupt

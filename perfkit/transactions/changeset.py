@@ -30,8 +30,8 @@ class StagedFile(NamedTuple):
 class ChangeSet(MutableMapping[str, StagedFile | None]):
     """The staged file for each name that is written, and None for each name that is deleted.
 
-    Beside that, for each row: what the name held before (on disk), and what the generation's record says that it held,
-    which is the same unless others edited the file.
+    Each row also has the content that was on disk before, and the one that the generation's record has as previous,
+    which differs from it if others edited the file.
 
     Args:
         staged: the common prefix of the names of staged files, before a number.
@@ -164,17 +164,17 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         del self._rows, self._fetched
 
     def set_before(self, row: int, found: Content | None, recorded: Content | None) -> None:
-        """Set what the name held when it was inspected, and what the record is to say that it held."""
+        """Set the previous content: as it was found on disk, and as it is to be recorded."""
         self._before[row] = self._contents.add(found)
         self._recorded[row] = self._before[row] if recorded == found else self._contents.add(recorded)
 
     def record_found(self, name: str) -> None:
-        """Have the record say that the name held what was found there."""
+        """Record the previous content as it was found on disk, after all."""
         row = self.row(name)
         self._recorded[row] = self._before[row]
 
     def before(self, row: int) -> Content | None:
-        """What the name held."""
+        """The previous content on disk."""
         return self._contents[self._before[row]]
 
     def is_new(self, row: int) -> bool:

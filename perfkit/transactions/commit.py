@@ -223,7 +223,7 @@ class Committer:
             self._complete()
         stages = [entry for entry in self.rootdir.listdir(PRIVATE_DIR) if is_stage(entry)]
         if stages and not interrupted:
-            self.history.delete_unreachable()  # before the stages, which tell that this has to be done
+            self.history.delete_unreachable()  # before deleting the stages, which show that this is necessary
         for entry in stages:
             self._delete_stage(f"{PRIVATE_DIR}/{entry}")
 

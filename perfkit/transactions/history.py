@@ -1,4 +1,4 @@
-"""Generations: which can be reached, what each changed, and which kept objects that needs."""
+"""Generations: which can be reached, what each changed, and which objects that needs."""
 
 from __future__ import annotations
 
@@ -200,7 +200,7 @@ class History:
         return needed
 
     def _head(self, number: int) -> tuple[dict[str, Any], set[bytes]]:
-        """Header and kept contents (SHA-256) of a record, without checking its checksum."""
+        """Header and needed objects (SHA-256) of a record, without checking its checksum."""
         try:
             with open(self._rootdir.open(record_path(number)), "rb") as file:
                 head, before = json.loads(file.readline()), file.readline()
@@ -245,7 +245,7 @@ def record_lines(
 
     Args:
         changes: iterated twice.
-        restored_with_edits: names of edited files whose original content is kept nowhere: rollback restores the edits.
+        restored_with_edits: names of edited files whose original content is not stored: rollback restores the edits.
     """
     before: dict[bytes, int] = {}  # size of each content
     added = changed = removed = 0

@@ -119,8 +119,8 @@ def _delete(rootdir: RootDir, name: str, before: Content | None) -> JournalOp:
     assert before is not None
     if found is None:
         raise FileChangedError(name, "the file was removed during the update; nothing was changed, retry")
-    kept = "" if before.sha256 == EMPTY else object_path(before.sha256)
-    return JournalOp(DELETE, name, kept, found.st_size, found.st_mtime_ns)
+    stored = "" if before.sha256 == EMPTY else object_path(before.sha256)
+    return JournalOp(DELETE, name, stored, found.st_size, found.st_mtime_ns)
 
 
 def _parents(name: str) -> Iterable[str]:

@@ -34,7 +34,7 @@ OWNER = f"{PRIVATE_DIR}/owner"  # JSON: which process holds the lock, for file s
 JOURNAL = f"{PRIVATE_DIR}/journal"  # present: a change is past its commit point and has to be completed
 STATE = f"{PRIVATE_DIR}/state"  # the generations that can be reached, and the current one
 HISTORY = f"{PRIVATE_DIR}/history"  # a record per generation, by number
-OBJECTS = f"{PRIVATE_DIR}/objects"  # contents that rollback needs, by SHA-256
+OBJECTS = f"{PRIVATE_DIR}/objects"  # file contents that rollback needs, by SHA-256
 FETCH = f"{PRIVATE_DIR}/fetch"  # what is fetched before a transaction adopts it; survives a crash
 FETCHED_OBJECT = f"{FETCH}/content-"  # followed by the SHA-256 of the file's content
 _STAGE = "stage-"  # followed by the lock's token: the new files of one transaction; deleted after a crash
@@ -53,7 +53,7 @@ _RESERVED = frozenset(path.rpartition("/")[2] for path in (LOCK, OWNER, JOURNAL,
 
 
 def object_path(sha256: str) -> str:
-    """The kept object with this SHA-256 (hexadecimal)."""
+    """The stored object with this SHA-256 (hexadecimal)."""
     return f"{OBJECTS}/{sha256}"
 
 

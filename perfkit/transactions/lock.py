@@ -22,7 +22,7 @@ class Lock:
     """The right to change a tree, for one process and one thread.
 
     The owner file keeps two processes of one machine apart even where flock does not. Whether a process of another
-    machine is alive can't be known: whoever comes later takes over, and the earlier one notices by `check`, before its
+    machine is alive can't be known: the later one takes over, and the earlier one finds out by `check`, before its
     commit.
 
     Attributes:

@@ -1,4 +1,4 @@
-"""Contents kept beside the tree by their SHA-256: as hard links where supported, else as reflinks or copies."""
+"""Content-addressed storage next to the tree: hard links where supported, otherwise reflinks or copies."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ class ObjectStore:
         self._added = Names()
 
     def inspect(self, name: str, seen: Seen | None = None) -> Content:
-        """The content of a file, which is not kept.
+        """The content of a file, without keeping it.
 
         Raises:
             as `keep`.
@@ -88,7 +88,7 @@ class ObjectStore:
             self._rootdir.rename(temporary, target)
 
     def has_intact(self, content: Content) -> bool:
-        """Whether this content is kept and undamaged; a damaged object is deleted."""
+        """Whether this content is stored and undamaged; a damaged object is deleted."""
         target = object_path(content.sha256)
         found = self._rootdir.lstat(target)
         if found is None:

@@ -1,4 +1,4 @@
-"""Before a commit: inspect the files it replaces, keep them for rollback, and decide what the record says of them."""
+"""Before a commit: inspect the files it replaces, keep them for rollback, and decide how they are recorded."""
 
 from __future__ import annotations
 
@@ -54,9 +54,9 @@ class Known(NamedTuple):
 def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: ChangeSet) -> tuple[str, ...]:
     """Inspect the files that are to be replaced, keep what rollback needs, and set both in `change_set`.
 
-    Where others edited a file, the record differs from what is done on disk: it says that the name held the content of
-    the previous generation, not the edit. The exceptions are returned: names whose previous content is kept nowhere, so
-    that rollback restores the edited file.
+    Where others edited a file, the record has the content of the previous generation as the previous one, not the edit.
+    The exceptions are returned: names whose content in the previous generation is not available any more, so that
+    rollback restores the edited file.
 
     Raises:
         UpdateError, UnsafePathError: something is in the way of a new file.

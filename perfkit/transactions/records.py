@@ -1,4 +1,4 @@
-"""The records kept beside a managed tree: lines of JSON, followed by a line with their SHA-256."""
+"""Records next to a managed tree: lines of JSON, followed by a line with their SHA-256."""
 
 from __future__ import annotations
 

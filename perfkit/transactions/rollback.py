@@ -48,7 +48,7 @@ def plan_rollback(
         to, edits, unchecked: as `Tree.rollback` takes them.
 
     Raises:
-        RollbackError: there is no such generation, its contents are not all kept, or edited files are in the way.
+        RollbackError: there is no such generation, objects that it needs are missing, or edited files are in the way.
         UpdateError, UnsafePathError, OSError: something in the tree is in the way.
     """
     timeline = committer.history.timeline()
@@ -140,7 +140,7 @@ def _link(committer: Committer, name: str) -> str:
 
 
 class _Restorer:
-    """Stages kept contents, each verified first, except for those of `unchecked` names."""
+    """Stages stored objects, each verified first, except for those of `unchecked` names."""
 
     def __init__(self, committer: Committer, replaced_links: Mapping[int, int], unchecked: Collection[str]) -> None:
         self._committer = committer
@@ -153,7 +153,7 @@ class _Restorer:
         """The staged file of each name that gets one.
 
         Raises:
-            RollbackError: contents are missing or damaged; it names the files.
+            RollbackError: objects are missing or damaged; it names the files.
         """
         sources: dict[str, str] = {}
         lost: dict[str, list[str]] = {}
@@ -169,7 +169,7 @@ class _Restorer:
         return sources
 
     def _stage(self, content: Content, *, verify: bool) -> str:
-        """Stage a kept content.
+        """Stage a content.
 
         Its object is linked, and deleted when nothing needs it any more. Where another file of the tree is the same
         inode, it is copied, so that the two files stay independent.
@@ -179,14 +179,14 @@ class _Restorer:
             os.fchmod(fd, content.mode)
             os.close(fd)
             return source
-        kept = object_path(content.sha256)
+        stored = object_path(content.sha256)
         try:
-            fd = open_regular(self._rootdir, kept)
+            fd = open_regular(self._rootdir, stored)
         except (FileNotFoundError, UpdateError):
-            raise _LostError("its kept content is missing, or not a regular file") from None
+            raise _LostError("its stored copy is missing, or not a regular file") from None
         try:
-            if verify and digest_of(fd, kept) != content.sha256:
-                raise _LostError("its kept content was modified through a hard link")
+            if verify and digest_of(fd, stored) != content.sha256:
+                raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
             mode_fits = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
             others = found.st_nlink - 1 - self._replaced_links.get(found.st_ino, 0)  # links besides the object's own
@@ -194,7 +194,7 @@ class _Restorer:
                 self._linked.add(content.sha256)
                 os.fchmod(fd, content.mode)
                 source = self._committer.new_staged_name()
-                link_or_copy(self._rootdir, kept, fd, source)
+                link_or_copy(self._rootdir, stored, fd, source)
                 return source
             return self._copy(fd, content)
         finally:
@@ -205,7 +205,7 @@ class _Restorer:
         source, copy = self._committer.create_staged_file()
         try:
             if copy_into(fd, copy) != content.sha256:
-                raise _LostError("its kept content was modified while it was copied")
+                raise _LostError("its stored copy was modified while it was read")
             os.fchmod(copy, content.mode)
             os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
         finally:
@@ -214,4 +214,4 @@ class _Restorer:
 
 
 class _LostError(Exception):
-    """A content can't be restored; the message says why."""
+    """A file can't be restored; the message says why."""

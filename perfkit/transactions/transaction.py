@@ -28,7 +28,7 @@ class Commit:
 
     `saved_as` has the edited files that a rollback kept: by name, the name it saved them under. `overwritten` has those
     that it did not keep. `restored_with_edits` has those that came back as others had edited them, because their
-    original content is not kept.
+    original content is not stored anywhere.
     """
 
     generation: int

@@ -132,14 +132,15 @@ class Tree:
             What changed. Later generations stay reachable until the next transaction.
 
         Raises:
-            RollbackError: there is no such generation; a content is missing or damaged; or there are edited files and
-                `edits` is "refuse". The tree is as it was.
+            RollbackError: there is no such generation; an object that it needs is missing or damaged; or files were
+                edited and `edits` is "refuse". The tree is as it was.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
         self._begin()
         with self._committer.preparing():
             plan = plan_rollback(self._committer, to=to, edits=edits, unchecked=unchecked or {})
-        self._committer.commit(plan.change_set, plan.change_set.disk_changes(), plan.timeline)
+            changes = plan.change_set.disk_changes()  # those between the generations, and the edited files it saves
+        self._committer.commit(plan.change_set, changes, plan.timeline)
         plan.changes.sign(self._rootdir)
         return Commit(plan.timeline.current, plan.changes, plan.saved_as, plan.overwritten, plan.restored_with_edits)
 
@@ -164,7 +165,8 @@ class Tree:
         with self._committer.preparing():
             timeline = self._history.timeline().prune(keep)
             nothing = self._committer.new_change_set()
-        self._committer.commit(nothing, nothing.disk_changes(), timeline)
+            changes = nothing.disk_changes()
+        self._committer.commit(nothing, changes, timeline)
 
     def _begin(self) -> None:
         if self._transaction is not None and self._transaction.open:
