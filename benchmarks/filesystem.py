@@ -32,7 +32,8 @@ print(json.dumps({{"seconds": time.perf_counter() - began}}))
 """
 _SCAN = _TIMED.format(setup="from perfkit.filesystem.scan import scan", work="for entry in scan(root): pass")
 _SCAN_ALL = _TIMED.format(
-    setup="from perfkit.filesystem.scan import scan", work="for entry in scan(root, directories=True): pass"
+    setup="from perfkit.filesystem.scan import ScanOptions, scan",
+    work="for entry in scan(root, ScanOptions(directories=True)): pass",
 )
 _WALK = _TIMED.format(setup="", work="for d, _, fs in os.walk(root):\n    for f in fs: os.stat(os.path.join(d, f))")
 _WALK_ALL = _TIMED.format(

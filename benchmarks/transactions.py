@@ -77,7 +77,7 @@ def work(kind: str, root: str, listing: str) -> float:
     began = time.perf_counter()
     with Tree(root) as tree:
         if kind == "back":
-            tree.switch()
+            tree.rollback()
         else:
             with tree.transaction() as tx:
                 for name, data in contents.items():

@@ -55,7 +55,7 @@ def main() -> None:
         print(f"changed: {len(before)} files; workers is 16 everywhere: {all_have(configs, 16)}")
 
         with Tree(configs) as tree:
-            tree.switch()  # to the previous generation
+            tree.rollback()  # to the previous generation
         print(f"rolled back: workers is 4 everywhere: {all_have(configs, 4)}")
 
 

@@ -20,8 +20,8 @@ from perfkit.filesystem.watch import ALL, DirtySet
 
 def publish_if_changed(kit: Toolkit, dirty: DirtySet, site: Path, version: int) -> None:
     """One iteration of the loop; in production it runs every few seconds, or after `dirty.wait`."""
-    dirty.settle()  # until all events up to now have arrived
-    names = dirty.take()
+    dirty.flush()  # until all events up to now have arrived
+    names = dirty.drain()
     if not names:
         print("nothing changed")
         return

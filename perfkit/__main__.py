@@ -1,4 +1,4 @@
-"""The `perfkit` process, `python -m perfkit` too: the command, and a Ctrl-C that ends it once."""
+"""The `perfkit` process, also as `python -m perfkit`: runs the command line, and handles Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,42 +14,42 @@ if TYPE_CHECKING:
 
 __all__ = ["run"]
 
-_SOON_S = 0.001
-_IMPORTED = 40_000  # objects that are there when a command has all of its modules
+_REDELIVER_S = 0.001
+_GC_THRESHOLD = 40_000  # more objects than exist when a command has imported its modules
 
 
 def run() -> NoReturn:
-    """Run the command line of this process, and end it with the command's exit code.
+    """Run the command line of this process, and exit with its exit code.
 
-    The first SIGINT is a KeyboardInterrupt. Those that follow do nothing: what the first one set off takes less than a
-    second, and would leave things half-made if it were interrupted in its turn.
+    The first SIGINT raises KeyboardInterrupt. Later ones are ignored: the cleanup takes less than a second, and must
+    not be interrupted itself.
 
-    The process ends here, without the interpreter's own end: nothing is left for it to do, it takes 9 ms, and a SIGINT
-    in it would be told of with a traceback. Profilers that print at exit want `perfkit.cli.main` instead.
+    The process exits without finalising the interpreter: that would do nothing useful, takes 9 ms, and a SIGINT during
+    it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
     """
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else who started us wants none of it
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent has SIGINT ignored
             signal.signal(signal.SIGINT, _interrupt)
             signal.signal(signal.SIGALRM, _interrupt)
-            sys.unraisablehook = _again
-        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would wait in a loop for work
-        _collect_later()
+            sys.unraisablehook = _redeliver_interrupt
+        os.environ.setdefault("OPENBLAS_NUM_THREADS", "1")  # numpy's other threads would busy-wait for work
+        _defer_gc()
         from perfkit.cli import main
-        from perfkit.libc import own_process
+        from perfkit.libc import allow_process_settings
 
-        own_process()
+        allow_process_settings()
         try:
             code = main()
-        except SystemExit as end:  # of --help, and of arguments that can't be parsed
+        except SystemExit as end:  # raised for --help and for invalid arguments
             code = int(end.code or 0)
         signal.signal(signal.SIGINT, _ignore)
         signal.setitimer(signal.ITIMER_REAL, 0)
-    except KeyboardInterrupt:  # before the command began, or when it had ended
+    except KeyboardInterrupt:  # before the command started, or after it ended
         from perfkit.cli.output import interrupted
 
         code = interrupted()
     if not (_flush(sys.stdout) and _flush(sys.stderr)):
-        code = code or 1  # what was to be told is lost
+        code = code or 1  # output was lost
     os._exit(code)
 
 
@@ -57,21 +57,21 @@ def _flush(stream: TextIO | None) -> bool:
     try:
         if stream is not None:
             stream.flush()
-    except (OSError, ValueError):  # a full disk, a reader that is gone; or closed
+    except (OSError, ValueError):  # a full disk, a broken pipe, or a closed stream
         return False
     return True
 
 
-def _collect_later() -> None:
-    """Have the garbage collector begin when the modules are there: none of that is garbage, and to look takes 6 ms."""
+def _defer_gc() -> None:
+    """Keep the garbage collector from running during imports, which create no garbage; that saves 6 ms."""
     usual = gc.get_threshold()
 
-    def begun(phase: str, info: object) -> None:
+    def restore(phase: str, info: object) -> None:
         gc.set_threshold(*usual)
-        gc.callbacks.remove(begun)
+        gc.callbacks.remove(restore)
 
-    gc.callbacks.append(begun)
-    gc.set_threshold(_IMPORTED)
+    gc.callbacks.append(restore)
+    gc.set_threshold(_GC_THRESHOLD)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> None:
@@ -79,16 +79,16 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
     raise KeyboardInterrupt
 
 
-def _again(lost: UnraisableHookArgs) -> None:
-    """A KeyboardInterrupt that came where nothing can be raised, as while a generator is collected, comes once more."""
+def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:
+    """Raise a KeyboardInterrupt again that was raised where exceptions are discarded, such as in a finaliser."""
     if lost.exc_type is KeyboardInterrupt:
-        signal.setitimer(signal.ITIMER_REAL, _SOON_S)
+        signal.setitimer(signal.ITIMER_REAL, _REDELIVER_S)
     else:
         sys.__unraisablehook__(lost)
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """What the interpreter calls, unlike SIG_IGN, of which it would complain for a signal that is on its way."""
+    """Ignore the signal. With SIG_IGN, the interpreter would complain about one that is already pending."""
 
 
 if __name__ == "__main__":

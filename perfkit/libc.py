@@ -1,4 +1,4 @@
-"""What the C library has and Python does not offer. ctypes takes 2 ms to load: only who calls one of these needs it."""
+"""Functions of the C library that Python does not expose. ctypes takes 2 ms to import, so it is imported on use."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ import functools
 import os
 from collections.abc import Callable
 
-__all__ = ["give_back", "map_large_blocks", "own_process", "syncfs"]
+__all__ = ["allow_process_settings", "mmap_large_allocations", "syncfs", "trim_heap"]
 
 _M_MMAP_THRESHOLD = -3  # malloc.h
-_OWN = False
+_process_settings_allowed = False
 
 
 def syncfs(descriptor: int) -> bool:
-    """Write back the file system that an open file is on: syncfs(2); False if that can't be done here.
+    """Sync the file system that an open file is on: syncfs(2); False where it is unsupported.
 
-    Only Linux 5.8 and later reports the errors of writing back.
+    Linux reports write-back errors from syncfs only since 5.8, so earlier versions count as unsupported.
 
     Raises:
-        OSError: the disk failed.
+        OSError: writing to the disk failed.
     """
     call = _syncfs()
     if call is None:
@@ -46,30 +46,30 @@ def _syncfs() -> Callable[[int], int] | None:
     return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
 
 
-def give_back() -> None:
-    """Return to the system what was freed, if the C library can: malloc_trim(3).
+def trim_heap() -> None:
+    """Return freed memory to the system, where the C library can: malloc_trim(3).
 
-    glibc keeps what was freed for the next allocation of that size, such as a decoder's window of 8 MiB, which
-    Python's own allocator never asks for: it would stay resident beside all that follows.
+    glibc keeps freed blocks for later allocations of that size. A decoder's window of 8 MiB, which Python's own
+    allocator never reuses, would stay resident for the rest of the run.
     """
     trim = _malloc_trim()
     if trim is not None:
         trim(0)
 
 
-def own_process() -> None:
-    """Say that this process is perfkit's, and that settings of the whole process may be made."""
-    global _OWN
-    _OWN = True
+def allow_process_settings() -> None:
+    """Allow changing settings of the whole process, because it is perfkit's own and not a caller's."""
+    global _process_settings_allowed
+    _process_settings_allowed = True
 
 
-def map_large_blocks() -> None:
-    """In a process of our own, have the C library map each block of 256 KiB and more by itself: mallopt(3).
+def mmap_large_allocations() -> None:
+    """Have malloc use mmap for blocks of 256 KiB and more: mallopt(3). Only where process settings are allowed.
 
-    glibc raises that limit to the largest block that was freed. Columns that grow are then moved about in the heap, and
-    leave holes. Arrays that come and go are slower for it.
+    glibc raises that threshold to the largest block that was freed. Growing arrays are then moved within the heap and
+    fragment it. The price is that short-lived arrays are slower.
     """
-    if _OWN:
+    if _process_settings_allowed:
         import ctypes
 
         with contextlib.suppress(OSError, AttributeError, TypeError):

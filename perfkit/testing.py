@@ -32,7 +32,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get
 from perfkit.errors import CancelledError, TransferError, TransferTimeoutError
 from perfkit.releases.publish.publisher import Release, publish
-from perfkit.server.conditional import Representation, part_for, refusal_for
+from perfkit.server.conditional import Representation, failed_condition, select_part
 from perfkit.toolkit import Toolkit
 
 __all__ = ["FakeOrigin", "RecordedRequest"]
@@ -178,10 +178,10 @@ def _answer(url: str, asked: Mapping[str, str], content: bytes | None) -> _Respo
         return _Response(url, 404, {"content-length": "0"}, b"")
     file = Representation(len(content), f'"{hashlib.sha256(content).hexdigest()[:16]}"', 0.0)
     common = {name.lower(): value for name, value in file.headers.items()}
-    refusal = refusal_for(asked, file)
+    refusal = failed_condition(asked, file)
     if refusal is not None:
         return _Response(url, refusal, {**common, "content-length": "0"}, b"")
-    part = part_for(asked, file)
+    part = select_part(asked, file)
     headers = {name.lower(): value for name, value in part.headers.items()}
     return _Response(url, part.status, {**common, **headers}, content[part.start : part.end])
 

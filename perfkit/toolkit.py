@@ -20,7 +20,7 @@ from perfkit.progress.stage import DelayedProgress
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.downloads.http.semantics import Validator, Version
-    from perfkit.filesystem.batch import BatchResult, Copied, OnError
+    from perfkit.filesystem.batch import BatchResult, CopyResult, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
@@ -188,16 +188,12 @@ class Toolkit:
             ConfigError: a pattern is invalid.
             OSError: the root can't be read. A failure below it is an entry with `error` set.
         """
-        from perfkit.filesystem.scan import scan
+        from perfkit.filesystem.scan import ScanOptions, scan
 
-        return scan(
-            path,
-            directories=directories,
-            follow_symlinks=follow_symlinks,
-            include=include,
-            exclude=exclude,
-            without=without,
+        options = ScanOptions(
+            directories=directories, follow_symlinks=follow_symlinks, include=include, exclude=exclude, without=without
         )
+        return scan(path, options)
 
     def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
@@ -223,7 +219,7 @@ class Toolkit:
 
         return hash_tree(path, include=include, exclude=exclude, without=without)
 
-    def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
+    def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
         """Copy a tree, using reflinks where supported; a new `dest` appears in one step.
 
         Args:
@@ -239,8 +235,8 @@ class Toolkit:
 
         return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
 
-    def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> Copied:
-        """As `copy_tree`, with hard links for files; files that can't be linked are copied."""
+    def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
+        """As `copy_tree`, with hard links for files; files that cannot be linked are copied."""
         from perfkit.filesystem.batch import link_tree
 
         return link_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)

@@ -118,7 +118,7 @@ def test_an_update_can_be_followed(kit: Toolkit, log: pytest.LogCaptureFixture, 
         kit.sync(server.url, tmp_path / "tree")
     assert "offers 7: 0 files to keep, 0 from here, 1 to fetch, 0 to remove" in log.text
     assert "requests, by blocks" in log.text
-    assert "steps committed" in log.text
+    assert "tree: committed in " in log.text
 
 
 def test_no_secret_in_the_history(kit: Toolkit, tmp_path: Path) -> None:

@@ -1,1 +1,1 @@
-"""Touch the disk, and keep nothing: names, traversal, watching, hashing, batches."""
+"""Stateless file system tools: names, traversal, watching, hashing, batches."""

@@ -1,4 +1,4 @@
-"""Many names and numbers in little memory: bytes in a row, arrays, or a range if they are one."""
+"""Many names and numbers in little memory, as byte strings, arrays and ranges."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Any
 
 __all__ = ["Names", "pack_numbers", "sort_numbers"]
 
-_BLOCK = 32  # names: one row of bytes that grows would be moved again and again, and leave holes in the heap
-_LONGEST = 255  # of what is shared, so that a byte tells how much
-_AT_ONCE = 4096  # numbers that are sorted together
+_BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
+_MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
+_SORT_CHUNK = 4096  # numbers that are sorted at a time
 
 
 class Names:
-    """Names in the order they were appended, which is best the alphabet's.
+    """A list of names, which takes least memory if they are appended in sorted order.
 
-    In a block, the directories of the first name are kept once; the others say how many bytes of that they share.
+    Each block stores the directory of its first name once; every name stores how many bytes of that it shares.
     """
 
     def __init__(self) -> None:
@@ -27,10 +27,10 @@ class Names:
         self._ends = array("I")  # within the block
 
     def append(self, name: str) -> None:
-        """One more."""
+        """Add a name."""
         data = name.encode()
         if len(self._ends) % _BLOCK == 0:
-            self._shared.append(data[: data.rfind(b"/", 0, _LONGEST) + 1])
+            self._shared.append(data[: data.rfind(b"/", 0, _MAX_SHARED) + 1])
             self._blocks.append(bytearray())
         shared, block = self._shared[-1], self._blocks[-1]
         size = len(shared)
@@ -50,25 +50,25 @@ class Names:
         return map(self.__getitem__, range(len(self)))
 
     def encoded(self, at: int) -> bytes:
-        """The UTF-8 bytes of one, which sort as names do."""
+        """The UTF-8 bytes of a name, which sort as the names do."""
         block = self._blocks[at // _BLOCK]
         begin = self._ends[at - 1] if at % _BLOCK else 0
         return self._shared[at // _BLOCK][: block[begin]] + block[begin + 1 : self._ends[at]]
 
 
 def sort_numbers(numbers: Sequence[int], key: Callable[[int], Any]) -> Iterator[int]:
-    """These numbers, each below 2**32, by their keys; those with the same key stay in order.
+    """Sort numbers below 2**32 by key; the sort is stable.
 
-    `sorted` holds all keys at once, of a hundred thousand files ten megabytes.
+    `sorted` would hold all keys at once: ten megabytes for a hundred thousand files.
     """
-    if len(numbers) <= _AT_ONCE:
+    if len(numbers) <= _SORT_CHUNK:
         return iter(sorted(numbers, key=key))
-    parts = (sorted(numbers[at : at + _AT_ONCE], key=key) for at in range(0, len(numbers), _AT_ONCE))
+    parts = (sorted(numbers[at : at + _SORT_CHUNK], key=key) for at in range(0, len(numbers), _SORT_CHUNK))
     return heapq.merge(*[array("I", part) for part in parts], key=key)
 
 
 def pack_numbers(numbers: Iterable[int]) -> Sequence[int]:
-    """These numbers, each below 2**32."""
+    """Numbers below 2**32 as an array, or as a range if they are consecutive."""
     packed = array("I", numbers)
     whole = range(packed[0], packed[0] + len(packed)) if packed else range(0)
     return whole if all(map(operator.eq, packed, whole)) else packed

@@ -1,4 +1,4 @@
-"""Names: which ones every file system can hold, and how none leads out of its root."""
+"""Names: which are valid on every file system, and do not lead out of their root."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["aside_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
+__all__ = ["backup_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
-_ASIDE = ".perfkit-local"
-_BASENAME_BYTES = 200  # room for a suffix of ours
-_OWN_DIRECTORY = ".perfkit"
+_BACKUP_SUFFIX = ".perfkit-local"
+_BASENAME_BYTES = 200  # leaves room for our suffixes
+PRIVATE_DIR = ".perfkit"
 _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
@@ -22,12 +22,12 @@ _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
 
 def check_name(name: str) -> str:
-    """`name` itself, if it is a relative name with forward slashes that any common file system can hold.
+    """Returns `name`, if it is a relative name with forward slashes that is valid on all common file systems.
 
     Raises:
         UnsafePathError: it is empty or absolute; a component is empty, `.`, `..`, too long, a Windows device, or ends
-            in a dot or space; it has control characters, a backslash, a colon or another character that Windows
-            reserves; it is perfkit's own directory; it is not valid Unicode.
+            in a dot or space; it contains control characters, a backslash, a colon or another character that Windows
+            reserves; it is in perfkit's own directory; it is not valid Unicode.
     """
     if not isinstance(name, str) or not name:
         raise UnsafePathError(str(name), "it is empty")
@@ -38,8 +38,8 @@ def check_name(name: str) -> str:
     components = name.split("/")
     for component in components:
         _check_component(name, component)
-    if components[0].casefold() == _OWN_DIRECTORY:
-        raise UnsafePathError(name, f"{_OWN_DIRECTORY} is perfkit's own directory")
+    if components[0].casefold() == PRIVATE_DIR:
+        raise UnsafePathError(name, f"{PRIVATE_DIR} is reserved for perfkit")
     return name
 
 
@@ -59,7 +59,7 @@ def _check_component(name: str, component: str) -> None:
 
 
 def check_names(names: Iterable[str]) -> None:
-    """See that names are safe, and can all stand in one tree on any file system.
+    """Check that names are safe, and can all exist in one tree on any file system.
 
     Raises:
         UnsafePathError: `check_name` refuses one; two differ only in case or Unicode normalisation; one is the
@@ -70,7 +70,9 @@ def check_names(names: Iterable[str]) -> None:
     for name in names:
         folded = fold_name(check_name(name))
         if folded in files:
-            raise UnsafePathError(name, f"it is the same as {files[folded]!r} where case or normalisation don't count")
+            raise UnsafePathError(
+                name, f"it collides with {files[folded]!r} where case or Unicode normalisation is ignored"
+            )
         files[folded] = name
         parent = folded.rpartition("/")[0]
         while parent and parent not in directories:
@@ -78,11 +80,11 @@ def check_names(names: Iterable[str]) -> None:
             parent = parent.rpartition("/")[0]
     for folded, name in files.items():
         if folded in directories:
-            raise UnsafePathError(name, f"it is a file, and the directory of {directories[folded]!r}")
+            raise UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")
 
 
 def fold_name(name: str) -> str:
-    """What two names share that are one where case or normalisation don't count."""
+    """A key that is equal for names that differ only in case or Unicode normalisation."""
     if name.isascii():
         return name.lower()
     import unicodedata
@@ -100,10 +102,10 @@ def safe_join(root: str, name: str) -> str:
 
 
 def safe_basename(text: str) -> str | None:
-    """What is left of an untrusted name, such as a Content-Disposition's, as one plain file name; None if nothing is.
+    """Reduce an untrusted name, such as one from Content-Disposition, to a plain file name; None if nothing is left.
 
-    Takes what follows the last slash or backslash, without characters that file systems reserve and without leading
-    dots, cut to 200 bytes with its extension kept.
+    Takes the part after the last slash or backslash, without reserved characters and leading dots, and truncates it to
+    200 bytes, keeping the extension.
     """
     name = re.split(r"[/\\]", text)[-1]
     name = _FORBIDDEN.sub("", name.encode(errors="ignore").decode()).strip().lstrip(".").rstrip(". ")
@@ -118,16 +120,16 @@ def safe_basename(text: str) -> str | None:
         return None
 
 
-def aside_name(name: str, taken: Callable[[str], bool]) -> str:
-    """What an edited file is kept as, in the same directory: `NAME.perfkit-local`, then `NAME.perfkit-local-2` and on.
+def backup_name(name: str, taken: Callable[[str], bool]) -> str:
+    """The name to keep an edited file under, in the same directory: `NAME.perfkit-local`, or `-local-2` and so on.
 
     Args:
-        taken: whether there is something of this name. A long name is cut to fit.
+        taken: whether a name exists already. A long name is cut to fit.
     """
     directory, slash, base = name.rpartition("/")
     number = 1
     while True:
-        suffix = _ASIDE if number == 1 else f"{_ASIDE}-{number}"
+        suffix = _BACKUP_SUFFIX if number == 1 else f"{_BACKUP_SUFFIX}-{number}"
         cut = base.encode()[: _COMPONENT_BYTES - len(suffix)].decode(errors="ignore")
         fresh = f"{directory}{slash}{cut}{suffix}"
         if not taken(fresh):

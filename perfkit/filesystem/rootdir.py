@@ -1,4 +1,4 @@
-"""Work below one directory, and never outside it: every step goes through directory descriptors, without symlinks."""
+"""File operations confined to one directory: every component is opened by descriptor, without following symlinks."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from collections.abc import Iterator
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["Beneath"]
+__all__ = ["RootDir"]
 
-_MOST_OPEN = 128
-_NOT_EMPTY = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # or gone, or a mount point
+_MAX_CACHED = 128
+_NOT_REMOVABLE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # EBUSY: a mount point
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
-class Beneath:
-    """The files below `root`, by names with forward slashes; not for several threads at once.
+class RootDir:
+    """The files below `root`, by names with forward slashes. Not thread-safe.
 
-    A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, and no rename of
-    one into the way while we work, leads out of the root. Open directories are kept, the last 128 of them.
+    A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
+    is moved into place during an operation, leads out of the root. The 128 most recently used descriptors are cached.
 
     Every method raises UnsafePathError where a component is a symbolic link, and OSError as the system call does.
     """
@@ -30,47 +30,47 @@ class Beneath:
     def __init__(self, root: str) -> None:
         self.root = os.path.abspath(root)
         self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-        self._open: OrderedDict[str, int] = OrderedDict()
+        self._cached: OrderedDict[str, int] = OrderedDict()
 
     def close(self) -> None:
-        self.forget()
+        self.close_cached()
         if self.fd >= 0:
             os.close(self.fd)
             self.fd = -1
 
-    def forget(self) -> None:
-        """Open every directory anew: others may have moved them meanwhile."""
-        while self._open:
-            os.close(self._open.popitem()[1])
+    def close_cached(self) -> None:
+        """Open every directory anew from now on, since other processes may have moved some."""
+        while self._cached:
+            os.close(self._cached.popitem()[1])
 
     def directory(self, name: str) -> int:
-        """A descriptor of this directory, good until 128 others were asked for; the empty name is the root."""
+        """A descriptor of this directory, valid until 128 others were requested; the empty name is the root."""
         if not name:
             return self.fd
-        if name in self._open:
-            self._open.move_to_end(name)
-            return self._open[name]
+        if name in self._cached:
+            self._cached.move_to_end(name)
+            return self._cached[name]
         parent, _, leaf = name.rpartition("/")
-        above = self.directory(parent)
+        parent_fd = self.directory(parent)
         try:
-            fd = os.open(leaf, _DIRECTORY, dir_fd=above)
+            fd = os.open(leaf, _DIRECTORY, dir_fd=parent_fd)
         except OSError as error:
-            if _is_symlink(leaf, above):
+            if _is_symlink(leaf, parent_fd):
                 raise UnsafePathError(name, "it is a symbolic link where a directory is needed") from error
             error.filename = name
             raise
-        self._open[name] = fd
-        if len(self._open) > _MOST_OPEN:
-            os.close(self._open.popitem(last=False)[1])
+        self._cached[name] = fd
+        if len(self._cached) > _MAX_CACHED:
+            os.close(self._cached.popitem(last=False)[1])
         return fd
 
     def parent(self, name: str) -> tuple[int, str]:
-        """The directory of a name, and its last component."""
+        """A descriptor of the directory that a name is in, and the name's last component."""
         directory, _, leaf = name.rpartition("/")
         return self.directory(directory), leaf
 
     def lstat(self, name: str) -> os.stat_result | None:
-        """What has this name; None if nothing has."""
+        """lstat(2) of a name; None if it does not exist."""
         try:
             fd, leaf = self.parent(name)
             return os.stat(leaf, dir_fd=fd, follow_symlinks=False)
@@ -78,7 +78,7 @@ class Beneath:
             return None
 
     def open(self, name: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
-        """A descriptor of a file; O_NONBLOCK, lest a FIFO in its place hang us."""
+        """A descriptor of a file, opened with O_NONBLOCK, so that a FIFO in its place can't block."""
         fd, leaf = self.parent(name)
         try:
             return os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
@@ -86,21 +86,21 @@ class Beneath:
             error.filename = name
             raise
 
-    def names(self, name: str) -> list[str]:
-        """What a directory holds; nothing if there is none."""
+    def listdir(self, name: str) -> list[str]:
+        """The entries of a directory; none if it does not exist."""
         try:
             return os.listdir(self.directory(name))
         except FileNotFoundError:
             return []
 
-    def each(self, name: str) -> Iterator[str]:
-        """`names` one after the other, for directories that may have very many; what was told may be removed."""
+    def iterdir(self, name: str) -> Iterator[str]:
+        """`listdir`, one entry at a time, for very large directories; entries may be removed on the way."""
         with contextlib.suppress(FileNotFoundError), os.scandir(self.directory(name)) as entries:
             for entry in entries:
                 yield entry.name
 
     def mkdir(self, name: str, mode: int = 0o777) -> bool:
-        """Make a directory; False if there is one already."""
+        """Create a directory; False if it exists already."""
         fd, leaf = self.parent(name)
         try:
             os.mkdir(leaf, mode, dir_fd=fd)
@@ -110,15 +110,15 @@ class Beneath:
         return True
 
     def rmdir(self, name: str) -> bool:
-        """Remove a directory if it is there and empty."""
+        """Remove a directory if it exists and is empty."""
         try:
             fd, leaf = self.parent(name)
-            held = self._open.pop(name, None)
-            if held is not None:
-                os.close(held)
+            cached = self._cached.pop(name, None)
+            if cached is not None:
+                os.close(cached)
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
-            if error.errno not in _NOT_EMPTY:
+            if error.errno not in _NOT_REMOVABLE:
                 raise
             return False
         return True
@@ -134,13 +134,24 @@ class Beneath:
         os.link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
     def unlink(self, name: str) -> bool:
-        """Remove a file; False if it is not there."""
+        """Remove a file; False if it does not exist."""
         try:
             fd, leaf = self.parent(name)
             os.unlink(leaf, dir_fd=fd)
         except (FileNotFoundError, NotADirectoryError):
             return False
         return True
+
+    def check_free_space(self, size: int) -> None:
+        """Check that so many bytes can still be written.
+
+        Raises:
+            OSError: ENOSPC: fewer bytes are free.
+        """
+        found = os.fstatvfs(self.fd)
+        free = found.f_bavail * found.f_frsize
+        if size > free:
+            raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
 
 
 def _is_symlink(leaf: str, fd: int) -> bool:

@@ -1,4 +1,4 @@
-"""Traversal: what is in a tree, with its stat information, in batches or in the order of names, in little memory."""
+"""Traversal: the files of a tree with their stat, in batches or sorted by name, in little memory."""
 
 from __future__ import annotations
 
@@ -6,26 +6,27 @@ import errno
 import os
 import stat
 from collections.abc import Callable, Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
 from perfkit.errors import ConfigError
 
-__all__ = ["DIRECTORY", "ScanEntry", "open_below", "scan", "scan_batches", "scan_in_order"]
+__all__ = ["DIRECTORY", "ScanEntry", "ScanOptions", "open_below", "scan", "scan_batches", "scan_in_order"]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = DIRECTORY | os.O_NOFOLLOW
 _BATCH = 1024
-_OPEN_MOST = 32  # directories held open at once; deeper ones are opened again on the way back
+_MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
 Path = str | os.PathLike[str]
 
 
 class ScanEntry(NamedTuple):
-    """One name in a tree, and what `lstat` says of it (`stat` where symlinks are followed).
+    """One name in a tree, and its lstat(2); stat(2) where symlinks are followed.
 
-    A tuple, since a frozen dataclass takes four times as long to make.
+    A tuple, since creating a frozen dataclass takes four times as long.
     """
 
     name: str  # relative to the root, with slashes; os.fsencode gives back bytes that are not UTF-8
@@ -43,125 +44,142 @@ class ScanEntry(NamedTuple):
         return _KINDS.get(stat.S_IFMT(self.mode), "other")
 
 
-def scan(
-    root: Path,
-    *,
-    directories: bool = False,
-    follow_symlinks: bool = False,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    without: Collection[str] = (),
-) -> Iterator[ScanEntry]:
-    """Everything below `root` but directories, in the order of the file system.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ScanOptions:
+    """What to scan.
 
-    What vanishes meanwhile or can't be read is an entry with `error` set; so is a directory that can't be listed, and
-    with `follow_symlinks` a link that leads to nothing or back to a directory it is in (ELOOP). Memory follows the
-    depth of the tree and the subdirectories of one directory, not the number of files.
+    `include` and `exclude` are gitignore-style patterns, which need `perfkit[patterns]`. Only what matches `include` is
+    an entry; what matches `exclude` is left out, with everything below it.
+    """
 
-    Args:
-        directories: whether directories are entries too, each before what is in it; the root is none.
-        follow_symlinks: whether links are taken for what they lead to. Otherwise they are entries of their own.
-        include: gitignore-style patterns (needs `perfkit[patterns]`); only what matches is an entry.
-        exclude: gitignore-style patterns; what matches is no entry, nor what is below it.
-        without: names directly in the root to leave out, such as `.perfkit`.
+    directories: bool = False  # whether directories are entries, too, each before its contents; never the root
+    follow_symlinks: bool = False  # whether links are replaced by their targets; otherwise they are entries themselves
+    include: Iterable[str] = ()
+    exclude: Iterable[str] = ()
+    without: Collection[str] = ()  # names directly in the root to leave out, such as `.perfkit`
+
+
+def scan(root: Path, options: ScanOptions = ScanOptions()) -> Iterator[ScanEntry]:
+    """Everything below `root` except directories, in the order of the file system.
+
+    What vanishes during the scan or can't be read is an entry with `error` set; so is a directory that can't be listed,
+    and with `follow_symlinks` a link that is broken or leads back to a directory it is in (ELOOP). Memory depends on
+    the depth of the tree and the number of subdirectories of one directory, not on the number of files.
 
     Raises:
-        ConfigError: patterns that can't be read, or without the package that reads them.
+        ConfigError: invalid patterns, or the package that reads them is not installed.
         OSError: the root can't be opened or listed.
     """
-    batches = scan_batches(root, directories=directories, follow_symlinks=follow_symlinks, include=include,
-                           exclude=exclude, without=without)  # fmt: skip
-    return chain.from_iterable(batches)
+    return chain.from_iterable(scan_batches(root, options))
 
 
 def scan_batches(
-    root: Path,
-    *,
-    directories: bool = False,
-    follow_symlinks: bool = False,
-    include: Iterable[str] = (),
-    exclude: Iterable[str] = (),
-    without: Collection[str] = (),
-    batch: int = _BATCH,
-    bare: bool = False,
+    root: Path, options: ScanOptions = ScanOptions(), *, batch: int = _BATCH, types_only: bool = False
 ) -> Iterator[list[ScanEntry]]:
-    """As `scan`, in lists of about `batch` entries: no list is empty, and only one that an error ends is longer.
+    """As `scan`, in lists of about `batch` entries, none of them empty; only one that an error ends is longer.
 
     Args:
-        bare: names and types only, which takes half the time: all numbers are 0, and `mode` has the type alone.
+        types_only: read only names and types, in half the time: all numbers are 0, and `mode` has the type alone.
     """
-    included, excluded = _matcher(include), _matcher(exclude)
-    flags = DIRECTORY if follow_symlinks else DIRECTORY | os.O_NOFOLLOW
-    make = tuple.__new__
-    levels: list[_Level] = []
-    out: list[ScanEntry] = []
-    level = _Level(os.open(root, DIRECTORY), "", follow_symlinks)
+    walk = _Walk(options, batch, types_only)
+    level: _Level | None = _Level(os.open(root, DIRECTORY), "", options.follow_symlinks)
     try:
-        while True:
-            levels.append(level)
-            prefix, names = level.prefix, level.names
-            skipped = without if not prefix else ()
-            try:
-                with os.scandir(level.descriptor) as found:
-                    for entry in found:
-                        name = prefix + entry.name
-                        if skipped and entry.name in skipped:
-                            continue
-                        try:
-                            is_directory = entry.is_dir(follow_symlinks=follow_symlinks)
-                            if excluded is not None and excluded(f"{name}/" if is_directory else name):
-                                continue
-                            if is_directory:
-                                names.append(entry.name)
-                                if not directories:
-                                    continue
-                            if included is not None and not included(f"{name}/" if is_directory else name):
-                                continue
-                            if bare:
-                                out.append(_bare(entry, name, is_directory, follow_symlinks))
-                            else:
-                                status = entry.stat(follow_symlinks=follow_symlinks)
-                                mode, inode, device, _, _, _, size, _, _, _ = status
-                                out.append(make(ScanEntry, (name, size, status.st_mtime_ns, status.st_ctime_ns, inode,
-                                                            device, mode, None)))  # fmt: skip
-                        except OSError as error:
-                            out.append(_failed(name, error))
-                            continue
-                        if len(out) >= batch:
-                            yield out
-                            out = []
-            except OSError as error:
-                if not prefix:
-                    raise
-                out.append(_failed(prefix[:-1], error))
-            while True:  # to the next directory
-                while not levels[-1].names:
-                    levels.pop().close()
-                    if not levels:
-                        if out:
-                            yield out
-                        return
-                parent = levels[-1]
-                name = parent.names.pop()
-                try:
-                    if parent.descriptor < 0:
-                        parent.descriptor = open_below(levels[0].descriptor, parent.prefix, flags)
-                    level = _Level(os.open(name, flags, dir_fd=parent.descriptor), f"{parent.prefix}{name}/",
-                                   follow_symlinks)  # fmt: skip
-                except OSError as error:
-                    out.append(_failed(parent.prefix + name, error))
-                    continue
-                if follow_symlinks and any(level.identity == above.identity for above in levels):
-                    level.close()
-                    out.append(_failed(level.prefix[:-1], OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)))
-                    continue
-                if len(levels) > _OPEN_MOST:
-                    levels[-_OPEN_MOST].close()
-                break
+        while level is not None:
+            walk.levels.append(level)
+            yield from walk.list(level)
+            level = walk.next_directory()
+        if walk.out:
+            yield walk.out
     finally:
-        level.close()
-        for each in levels:
+        for each in walk.levels:
             each.close()
+
+
+class _Walk:
+    """A depth-first traversal: `list` a directory, then go to the `next_directory`.
+
+    Attributes:
+        levels: the open directory and those above it.
+        out: entries that are not yielded yet.
+    """
+
+    def __init__(self, options: ScanOptions, batch: int, types_only: bool) -> None:
+        self.levels: list[_Level] = []
+        self.out: list[ScanEntry] = []
+        self._options = options
+        self._included, self._excluded = _matcher(options.include), _matcher(options.exclude)
+        self._flags = DIRECTORY if options.follow_symlinks else _BELOW
+        self._batch = batch
+        self._types_only = types_only
+
+    def list(self, level: _Level) -> Iterator[list[ScanEntry]]:
+        """The full batches that the entries of a directory make; its subdirectories are added to the level."""
+        prefix, names = level.prefix, level.names
+        follow, directories = self._options.follow_symlinks, self._options.directories
+        included, excluded, types_only, batch = self._included, self._excluded, self._types_only, self._batch
+        skipped = self._options.without if not prefix else ()
+        make = tuple.__new__
+        out = self.out
+        try:
+            with os.scandir(level.descriptor) as found:
+                for entry in found:
+                    name = prefix + entry.name
+                    if skipped and entry.name in skipped:
+                        continue
+                    try:
+                        is_directory = entry.is_dir(follow_symlinks=follow)
+                        if excluded is not None and excluded(f"{name}/" if is_directory else name):
+                            continue
+                        if is_directory:
+                            names.append(entry.name)
+                            if not directories:
+                                continue
+                        if included is not None and not included(f"{name}/" if is_directory else name):
+                            continue
+                        if types_only:
+                            out.append(_without_stat(entry, name, is_directory, follow))
+                        else:
+                            status = entry.stat(follow_symlinks=follow)
+                            mode, inode, device, _, _, _, size, _, _, _ = status
+                            row = (name, size, status.st_mtime_ns, status.st_ctime_ns, inode, device, mode, None)
+                            out.append(make(ScanEntry, row))
+                    except OSError as error:
+                        out.append(_failed(name, error))
+                        continue
+                    if len(out) >= batch:
+                        yield out
+                        self.out = out = []
+        except OSError as error:
+            if not prefix:
+                raise
+            out.append(_failed(prefix[:-1], error))
+
+    def next_directory(self) -> _Level | None:
+        """Open the next directory; None at the end. One that can't be opened is an entry with an error."""
+        levels = self.levels
+        while levels:
+            parent = levels[-1]
+            if not parent.names:
+                levels.pop().close()
+                continue
+            name = parent.names.pop()
+            try:
+                if parent.descriptor < 0:
+                    parent.descriptor = open_below(levels[0].descriptor, parent.prefix, self._flags)
+                descriptor = os.open(name, self._flags, dir_fd=parent.descriptor)
+                level = _Level(descriptor, f"{parent.prefix}{name}/", self._options.follow_symlinks)
+            except OSError as error:
+                self.out.append(_failed(parent.prefix + name, error))
+                continue
+            if self._options.follow_symlinks and any(level.identity == above.identity for above in levels):
+                level.close()
+                loop = OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
+                self.out.append(_failed(level.prefix[:-1], loop))
+                continue
+            if len(levels) > _MAX_OPEN:
+                levels[-_MAX_OPEN].close()
+            return level
+        return None
 
 
 class _Level:
@@ -172,7 +190,7 @@ class _Level:
     def __init__(self, descriptor: int, prefix: str, identify: bool) -> None:
         self.descriptor = descriptor
         self.prefix = prefix
-        self.names: list[str] = []  # the subdirectories still to come
+        self.names: list[str] = []  # of subdirectories that are not scanned yet
         self.identity: tuple[int, int] | None = None
         if identify:
             status = os.fstat(descriptor)
@@ -185,11 +203,12 @@ class _Level:
 
 
 def open_below(root: int, name: str, flags: int = DIRECTORY | os.O_NOFOLLOW) -> int:
-    """Open the directory `name` below the open directory `root`, a component at a time: no link can lead out of it, and
-    it may be deeper than PATH_MAX.
+    """Open the directory `name` below the open directory `root`, one component at a time.
+
+    So no symlink can lead out of it, and its path may be longer than PATH_MAX.
 
     Raises:
-        OSError: a component is missing, no directory, or (ELOOP, ENOTDIR) a symlink.
+        OSError: a component is missing, not a directory, or a symlink (ELOOP, ENOTDIR).
     """
     descriptor = os.open(".", DIRECTORY, dir_fd=root)
     for component in name.split("/"):
@@ -202,7 +221,7 @@ def open_below(root: int, name: str, flags: int = DIRECTORY | os.O_NOFOLLOW) -> 
     return descriptor
 
 
-def _bare(entry: os.DirEntry[str], name: str, is_directory: bool, follow_symlinks: bool) -> ScanEntry:
+def _without_stat(entry: os.DirEntry[str], name: str, is_directory: bool, follow_symlinks: bool) -> ScanEntry:
     if is_directory:
         mode = stat.S_IFDIR
     elif entry.is_file(follow_symlinks=follow_symlinks):
@@ -223,17 +242,17 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
     try:
         from pathspec import GitIgnoreSpec
     except ImportError:
-        raise ConfigError("patterns need the package pathspec: pip install 'perfkit[patterns]'") from None
+        raise ConfigError("patterns need the package pathspec; pip install 'perfkit[patterns]'") from None
     try:
         return GitIgnoreSpec.from_lines(lines).match_file
     except ValueError as error:
-        raise ConfigError(f"{lines}: not gitignore patterns: {error}") from error
+        raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error
 
 
 def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()) -> Iterator[ScanEntry]:
-    """Everything below `root` but directories, as `scan` has it, sorted by the code points of the whole names.
+    """Everything below `root` except directories, as `scan` finds it, sorted by the code points of the whole names.
 
-    That is the order of their UTF-8 bytes, too. Memory follows the names of one directory.
+    That is also the order of their UTF-8 bytes. Memory depends on the number of names in one directory.
 
     Args:
         without: names directly in the root to leave out.
@@ -259,26 +278,28 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
                     below = _SortedLevel(os.open(leaf[:-1], _BELOW, dir_fd=level.descriptor), name)
                     levels.append(below)
                     below.list()
-                    if len(levels) > _OPEN_MOST:
-                        levels[-_OPEN_MOST].close()
+                    if len(levels) > _MAX_OPEN:
+                        levels[-_MAX_OPEN].close()
                     continue
                 status = os.stat(leaf, dir_fd=level.descriptor, follow_symlinks=False)
             except OSError as error:
                 yield ScanEntry(name.rstrip("/"), 0, 0, 0, 0, 0, 0, error)
                 continue
             mode = status.st_mode
-            if stat.S_ISDIR(mode):  # since it was listed; as if it had not been there
+            if stat.S_ISDIR(mode):  # it became a directory after it was listed: ignore it
                 continue
-            yield make(ScanEntry, (name, status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino,
-                                   status.st_dev, mode, None))  # fmt: skip
+            mtime_ns, ctime_ns = status.st_mtime_ns, status.st_ctime_ns
+            yield make(ScanEntry, (name, status.st_size, mtime_ns, ctime_ns, status.st_ino, status.st_dev, mode, None))
     finally:
         for level in levels:
             level.close()
 
 
 class _SortedLevel:
-    """A directory on the way down: its names still to come, the next one last; those of directories end in a slash,
-    which is what puts `a.txt` before `a/b`."""
+    """A directory on the way down, and its names that are not scanned yet, the next one last.
+
+    Names of directories end in a slash, which sorts `a.txt` before `a/b`.
+    """
 
     __slots__ = ("descriptor", "names", "prefix")
 
@@ -289,8 +310,11 @@ class _SortedLevel:
 
     def list(self, without: Collection[str] = ()) -> None:
         with os.scandir(self.descriptor) as found:
-            self.names = [f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
-                          for entry in found if entry.name not in without]  # fmt: skip
+            self.names = [
+                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+                for entry in found
+                if entry.name not in without
+            ]
         self.names.sort(reverse=True)
 
     def close(self) -> None:

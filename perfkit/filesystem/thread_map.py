@@ -1,4 +1,4 @@
-"""Work spread over a few threads: in order, with little in flight, and no thread left when it ends."""
+"""An ordered map over a few threads, with little in flight, and no thread left when it ends."""
 
 from __future__ import annotations
 
@@ -8,33 +8,34 @@ from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-__all__ = ["pooled", "usable_cpus"]
+__all__ = ["map_in_threads", "usable_cpus"]
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 
 def usable_cpus(most: int = 4) -> int:
-    """Processors that this process may use, `most` at most: the memory of the work goes with it."""
+    """The number of processors this process may use, at most `most`: memory use grows with it."""
     return max(1, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
 
 
-def pooled(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
-    """What `work` makes of each item, in their order. Items are taken as threads get free; they had better be batches.
+def map_in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
+    """Apply `work` to each item in threads; yields the results in order. Submit batches: each item is one task.
 
-    Closing the iterator, or an error, lets what is under way end and drops the rest.
+    Items are read as threads become free. Closing the iterator, or an error, waits for running tasks and cancels the
+    others.
     """
     if threads == 1:
         yield from map(work, items)
         return
     pool = ThreadPoolExecutor(threads, thread_name_prefix="perfkit-disk")
-    flying: deque[Future[R]] = deque()
+    pending: deque[Future[R]] = deque()
     try:
         for item in items:
-            flying.append(pool.submit(work, item))
-            if len(flying) > 2 * threads:
-                yield flying.popleft().result()
-        while flying:
-            yield flying.popleft().result()
+            pending.append(pool.submit(work, item))
+            if len(pending) > 2 * threads:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
         pool.shutdown(cancel_futures=True)

@@ -1,1 +1,1 @@
-"""HTTP as a server speaks it: a server for development, and the conditions of a request."""
+"""The server side of HTTP: a server for development, and the evaluation of conditional and range requests."""

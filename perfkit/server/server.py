@@ -1,7 +1,7 @@
-"""A small Range-capable HTTP server on loopback: for development, examples and tests; not for production.
+"""A small HTTP server on loopback, for development, examples and tests; not for production.
 
-It speaks what a correct downloader relies on: single ranges (RFC 9110 section 14), strong ETags, `If-Range`,
-`If-Match` and the other conditions (section 13), keep-alive, and bodies sent by the kernel (`sendfile`).
+It supports what a correct downloader relies on: single ranges (RFC 9110 section 14), strong ETags, `If-Range`,
+`If-Match` and the other conditions (section 13), and keep-alive. Bodies are sent by the kernel (`sendfile`).
 """
 
 from __future__ import annotations
@@ -22,38 +22,38 @@ from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from perfkit.errors import ConfigError
 from perfkit.redact import redacted, redacted_text
-from perfkit.server.conditional import Representation, part_for, refusal_for
+from perfkit.server.conditional import Representation, failed_condition, select_part
 
 __all__ = ["Server"]
 
 _log = logging.getLogger(__name__)
 
 _SLICE_BYTES = 1 << 20
-_SLICES_PER_S = 20  # of a limited connection
+_SLICES_PER_S = 20  # on a rate-limited connection
 
 
 class Server:
-    """Serves the files under `root` at `url`, from threads of its own, inside a `with` block.
+    """Serves the files under `root` at `url`, in its own threads, inside a `with` block.
 
     Args:
-        root: the directory to serve; nothing outside it is reachable, through symbolic links neither.
-        port: 0 picks a free one.
+        root: the directory to serve; nothing outside it can be reached, not even through symbolic links.
+        port: 0 selects a free one.
         host: the address to listen on.
-        bytes_per_s: limit for each connection's bodies, to play a slow link; None for none.
+        bytes_per_s: rate limit of each connection, to simulate a slow link; None: no limit.
 
     Raises:
-        ConfigError: `root` is not a directory, or the port is taken or not allowed.
+        ConfigError: `root` is not a directory, or the port is in use or not permitted.
     """
 
     def __init__(
         self, root: str | os.PathLike[str], *, port: int = 0, host: str = "127.0.0.1", bytes_per_s: int | None = None
     ) -> None:
         if not os.path.isdir(root):
-            raise ConfigError(f"{os.fspath(root)} is not a directory to serve")
+            raise ConfigError(f"can't serve {os.fspath(root)}: it is not a directory")
         try:
             self._server = _ThreadingServer((host, port), _Handler)
         except (OSError, OverflowError) as error:
-            raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 picks a free one") from error
+            raise ConfigError(f"can't listen on {host} port {port}: {error}; --port 0 selects a free one") from error
         self._server.root = os.path.realpath(root)
         self._server.bytes_per_s = bytes_per_s
         self._thread = threading.Thread(
@@ -63,7 +63,7 @@ class Server:
 
     @property
     def url(self) -> str:
-        """The root's URL, with a slash at its end."""
+        """The URL of the root, ending in a slash."""
         host, port = self._server.server_address[:2]
         return f"http://{host!s}:{port}/"
 
@@ -76,13 +76,13 @@ class Server:
 
     def wait(self) -> None:
         """Block until the server is closed, or interrupted by the keyboard."""
-        # Not for the thread: CPython 3.11 takes one whose join is interrupted for ended. And not without a timeout: a
-        # signal that comes just before the wait does not end it.
+        # Not by joining the thread: CPython 3.11 considers a thread ended when its join is interrupted. And not without
+        # a timeout: a signal that arrives just before the wait would not end it.
         while not self._closed.wait(0.2):
             pass
 
     def close(self) -> None:
-        """Stop, with all connections and threads. Idempotent."""
+        """Close all connections and stop all threads. Idempotent."""
         if self._thread.is_alive():
             self._server.shutdown()
             self._thread.join()
@@ -129,10 +129,10 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     server: _ThreadingServer
 
     def do_GET(self) -> None:
-        self._answer(with_body=True)
+        self._respond(with_body=True)
 
     def do_HEAD(self) -> None:
-        self._answer(with_body=False)
+        self._respond(with_body=False)
 
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         _log.debug("%s %s: %s", self.command, redacted(self.path), code)
@@ -140,33 +140,33 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     def log_message(self, format: str, *args: object) -> None:
         _log.debug(redacted_text(format % args))
 
-    def _answer(self, *, with_body: bool) -> None:
+    def _respond(self, *, with_body: bool) -> None:
         path = self._path()
         if path is None:
-            self._say(404, "no such file\n", with_body=with_body)
+            self._send_text(404, "no such file\n", with_body=with_body)
             return
         if os.path.isdir(path):
             try:
-                self._index(path, with_body=with_body)
+                self._send_index(path, with_body=with_body)
             except PermissionError as error:
-                self._say(403, f"{error.strerror}\n", with_body=with_body)
+                self._send_text(403, f"{error.strerror}\n", with_body=with_body)
             return
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            self._say(404, f"{error.strerror}\n", with_body=with_body)
+            self._send_text(404, f"{error.strerror}\n", with_body=with_body)
             return
         try:
             status = os.fstat(descriptor)
             if stat.S_ISREG(status.st_mode):
-                self._file(path, descriptor, status, with_body=with_body)
+                self._send_file(path, descriptor, status, with_body=with_body)
             else:
-                self._say(404, "no such file\n", with_body=with_body)
+                self._send_text(404, "no such file\n", with_body=with_body)
         finally:
             os.close(descriptor)
 
     def _path(self) -> str | None:
-        """The real path of what is asked for, if it is inside the root."""
+        """The real path of the requested file, if it is inside the root."""
         name = self._name()
         if "\0" in name or ".." in name.split("/"):
             return None
@@ -176,60 +176,60 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return path if inside and exists else None
 
     def _name(self) -> str:
-        """The path asked for, as the file system spells it; names may be any bytes."""
+        """The requested path, decoded as file names are; they may be any bytes."""
         try:
             return os.fsdecode(unquote_to_bytes(urlsplit(self.path).path.encode("latin-1")))
-        except ValueError:  # brackets that don't close
+        except ValueError:  # such as unbalanced brackets
             return "\0"
 
-    def _file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
+    def _send_file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
         size = status.st_size
         etag = f'"{status.st_mtime_ns:x}-{size:x}-{status.st_ino:x}"'
         file = Representation(size, etag, status.st_mtime)
         headers = {**file.headers, "Content-Type": mimetypes.guess_type(path)[0] or "application/octet-stream"}
-        asked = {name.lower(): value for name, value in self.headers.items()}
-        if (refusal := refusal_for(asked, file)) is not None:
-            self._head(refusal, {**headers, "Content-Length": "0"} if refusal == 412 else headers)
+        requested = {name.lower(): value for name, value in self.headers.items()}
+        if (status_code := failed_condition(requested, file)) is not None:
+            self._send_head(status_code, {**headers, "Content-Length": "0"} if status_code == 412 else headers)
             return
-        part = part_for(asked if with_body else {}, file)
-        self._head(part.status, part.headers if part.status == 416 else {**headers, **part.headers})
+        part = select_part(requested if with_body else {}, file)
+        self._send_head(part.status, part.headers if part.status == 416 else {**headers, **part.headers})
         if with_body and part.status != 416:
-            self._send(descriptor, part.start, part.end)
+            self._send_bytes(descriptor, part.start, part.end)
 
-    def _send(self, descriptor: int, start: int, end: int) -> None:
+    def _send_bytes(self, descriptor: int, start: int, end: int) -> None:
         limit = self.server.bytes_per_s
         piece = _SLICE_BYTES if limit is None else max(1, limit // _SLICES_PER_S)
         began, sent = time.monotonic(), 0
         while start + sent < end:
             count = os.sendfile(self.connection.fileno(), descriptor, start + sent, min(piece, end - start - sent))
             if count == 0:
-                self.close_connection = True  # the file was cut short: the promised length can't be kept
+                self.close_connection = True  # the file was truncated, so Content-Length can't be met
                 return
             sent += count
             if limit is not None:
                 time.sleep(max(0.0, began + sent / limit - time.monotonic()))
 
-    def _index(self, path: str, *, with_body: bool) -> None:
+    def _send_index(self, path: str, *, with_body: bool) -> None:
         name = self._name()
         if not name.endswith("/"):
-            self._head(301, {"Location": f"/{quote(os.fsencode(name.lstrip('/')))}/", "Content-Length": "0"})
+            self._send_head(301, {"Location": f"/{quote(os.fsencode(name.lstrip('/')))}/", "Content-Length": "0"})
             return
         rows = []
         with os.scandir(path) as entries:
-            for entry in sorted(entries, key=lambda each: each.name):
+            for entry in sorted(entries, key=lambda entry: entry.name):
                 name = entry.name + ("/" if entry.is_dir() else "")
                 shown = html.escape(name.encode(errors="replace").decode())
                 rows.append(f'<li><a href="{quote(os.fsencode(name))}">{shown}</a>')
         text = f"<!doctype html><meta charset=utf-8><title>perfkit serve</title><ul>{''.join(rows)}</ul>\n"
-        self._say(200, text, kind="text/html; charset=utf-8", with_body=with_body)
+        self._send_text(200, text, kind="text/html; charset=utf-8", with_body=with_body)
 
-    def _say(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
+    def _send_text(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
         body = text.encode()
-        self._head(code, {"Content-Type": kind, "Content-Length": str(len(body))})
+        self._send_head(code, {"Content-Type": kind, "Content-Length": str(len(body))})
         if with_body:
             self.wfile.write(body)
 
-    def _head(self, code: int, headers: dict[str, str]) -> None:
+    def _send_head(self, code: int, headers: dict[str, str]) -> None:
         self.send_response(code)
         for name, value in headers.items():
             self.send_header(name, value)

@@ -10,29 +10,32 @@ from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.records import Change, Content, signature
 
-__all__ = ["ChangeSet", "Changes", "Put"]
+__all__ = ["ChangeSet", "Changes", "StagedFile"]
 
-_PUT, _DROP, _NOTED, _ASIDE = 1, 2, 4, 8
-_NOTHING = 0  # the number of no content
-_GONE = -1  # no signature is that
+_WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
+_NO_CONTENT = 0  # the number of a file that does not exist
+_ABSENT = -1  # in place of a signature, which is never -1
 
 
-class Put(NamedTuple):
+class StagedFile(NamedTuple):
     """What a name is to hold, and the staged file that has it."""
 
     source: str
     content: Content
 
 
-class ChangeSet(MutableMapping[str, Put | None]):
-    """What each name is to hold; None: nothing. Then, what it held, and what the generation's record tells of it.
+class ChangeSet(MutableMapping[str, StagedFile | None]):
+    """The staged file for each name that is written, and None for each name that is deleted.
+
+    Each row also has the content that was on disk before, and the one that the generation's record has as previous,
+    which differs from it if others edited the file.
 
     Args:
-        staged: what the names of staged files begin with, before a number.
-        fetched: what the names of fetched files begin with, before the SHA-256 of their content in hex.
+        staged: the common prefix of the names of staged files, before a number.
+        fetched: the common prefix of the names of fetched files, before the SHA-256 of their content in hex.
     """
 
     def __init__(self, staged: str, fetched: str) -> None:
@@ -40,17 +43,17 @@ class ChangeSet(MutableMapping[str, Put | None]):
         self._names = Names()
         self._flags = bytearray()
         self._contents = _Contents()
-        self._after, self._before, self._told = (_Numbers() for _ in range(3))  # of contents
+        self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
-        self._elsewhere: dict[int, str] = {}  # by row, sources that are neither
-        self._taken: set[str] = set()  # these, and such as have been
+        self._other_sources: dict[int, str] = {}  # by row, those that are neither
+        self._used: set[str] = set()  # other sources, including those that were replaced later
         self._rows = _Lookup(lambda row: hash(self.name(row)))
-        self._adopted = _Lookup(lambda row: hash(self._sha256(row)))  # rows that have a fetched file
-        self._order: Sequence[int] | None = None  # rows by name, once they were asked for
+        self._fetched = _Lookup(lambda row: hash(self._sha256(row)))  # rows whose source is a fetched file
+        self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
 
     def row(self, name: str) -> int:
-        """The row of a name; made if need be."""
+        """The row of a name, added if necessary."""
         row = self._rows.find(hash(name), lambda row: self.name(row) == name)
         if row is None:
             row = len(self._flags)
@@ -62,35 +65,35 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def _set(self, name: str, flag: int) -> int:
         row = self.row(name)
         self._order = None
-        self._count += (flag != 0) - (self._flags[row] & (_PUT | _DROP) != 0)
-        self._flags[row] = self._flags[row] & ~(_PUT | _DROP) | flag
+        self._count += (flag != 0) - self.is_key(row)
+        self._flags[row] = self._flags[row] & ~(_WRITE | _DELETE) | flag
         return row
 
-    def __setitem__(self, name: str, put: Put | None) -> None:
-        row = self._set(name, _DROP if put is None else _PUT)
-        self._after[row] = self._contents.add(None if put is None else put.content)
-        self._elsewhere.pop(row, None)
+    def __setitem__(self, name: str, file: StagedFile | None) -> None:
+        row = self._set(name, _DELETE if file is None else _WRITE)
+        self._after[row] = self._contents.add(None if file is None else file.content)
+        self._other_sources.pop(row, None)
         self._sources[row] = 0
-        if put is not None:
-            self._take(row, put)
+        if file is not None:
+            self._set_source(row, file)
 
-    def _take(self, row: int, put: Put) -> None:
+    def _set_source(self, row: int, file: StagedFile) -> None:
         staged, fetched = self._prefixes
-        number = put.source.removeprefix(staged)
-        if number != put.source:
+        number = file.source.removeprefix(staged)
+        if number != file.source:
             self._sources[row] = int(number)
-        elif put.source == fetched + put.content.sha256:
-            self._adopted.add(row)
+        elif file.source == fetched + file.content.sha256:
+            self._fetched.add(row)
         else:
-            self._elsewhere[row] = put.source
-            self._taken.add(put.source)
+            self._other_sources[row] = file.source
+            self._used.add(file.source)
 
-    def takes_fetched(self, source: str) -> bool:
-        """Whether a name is to have this fetched file already."""
-        if source in self._taken:
+    def uses_fetched(self, source: str) -> bool:
+        """Whether this fetched file is already the source of a name."""
+        if source in self._used:
             return True
         sha256 = source.removeprefix(self._prefixes[1])
-        return self._adopted.find(hash(sha256), lambda row: self.puts(row) and self.source(row) == source) is not None
+        return self._fetched.find(hash(sha256), lambda r: self.is_written(r) and self.source(r) == source) is not None
 
     def _sha256(self, row: int) -> str:
         return self._contents.sha256(self._after[row])
@@ -98,38 +101,38 @@ class ChangeSet(MutableMapping[str, Put | None]):
     def __delitem__(self, name: str) -> None:
         self._set(name, 0)
 
-    def note(self, name: str) -> None:
-        """The record is to tell of the name, though nothing is done about it."""
-        self._flags[self.row(name)] |= _NOTED
+    def record(self, name: str) -> None:
+        """Include the name in the generation's record, though the change does nothing to it."""
+        self._flags[self.row(name)] |= _RECORD
         self._order = None
 
-    def set_aside(self, name: str) -> None:
-        """The record is not to tell of the name."""
-        self._flags[self.row(name)] |= _ASIDE
+    def omit_from_record(self, name: str) -> None:
+        """Leave the name out of the generation's record."""
+        self._flags[self.row(name)] |= _OMIT
 
     def __len__(self) -> int:
         return self._count
 
     def __iter__(self) -> Iterator[str]:
-        return (self.name(row) for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP))
+        return (self.name(row) for row in range(len(self._flags)) if self.is_key(row))
 
-    def __getitem__(self, name: str) -> Put | None:
+    def __getitem__(self, name: str) -> StagedFile | None:
         row = self._rows.find(hash(name), lambda row: self.name(row) == name)
-        if row is None or not self._flags[row] & (_PUT | _DROP):
+        if row is None or not self.is_key(row):
             raise KeyError(name)
         content = self._contents[self._after[row]]
-        return None if content is None else Put(self.source(row), content)
+        return None if content is None else StagedFile(self.source(row), content)
 
-    # By row: what the commit goes through, in the order of names.
+    # By row: how the commit goes through it, in the order of names.
 
     def rows(self) -> Sequence[int]:
-        """All that something is done or told about, by name."""
+        """All rows that are changed or recorded, sorted by name."""
         if self._order is None:
-            self._order = self._in_order()
+            self._order = self._sorted_rows()
         return self._order
 
-    def _in_order(self) -> Sequence[int]:
-        rows = pack_numbers(row for row, flags in enumerate(self._flags) if flags & (_PUT | _DROP | _NOTED))
+    def _sorted_rows(self) -> Sequence[int]:
+        rows = pack_numbers(row for row, flags in enumerate(self._flags) if flags & (_WRITE | _DELETE | _RECORD))
         key = self._names.encoded
         if all(before < after for before, after in itertools.pairwise(map(key, rows))):
             return rows
@@ -139,81 +142,84 @@ class ChangeSet(MutableMapping[str, Put | None]):
         """The name that a row is about."""
         return self._names[row]
 
-    def acts(self, row: int) -> bool:
-        """Whether something is done about the name, and not only told."""
-        return self._flags[row] & (_PUT | _DROP) != 0
+    def is_key(self, row: int) -> bool:
+        """Whether the name is written or deleted, and not only recorded."""
+        return self._flags[row] & (_WRITE | _DELETE) != 0
 
-    def puts(self, row: int) -> bool:
-        """Whether the name is to hold something."""
-        return self._flags[row] & _PUT != 0
+    def is_written(self, row: int) -> bool:
+        """Whether the name gets a file."""
+        return self._flags[row] & _WRITE != 0
 
     def source(self, row: int) -> str:
-        """The staged file of a row that puts."""
-        if row in self._elsewhere:
-            return self._elsewhere[row]
+        """The staged file of a row that is written."""
+        if row in self._other_sources:
+            return self._other_sources[row]
         staged, fetched = self._prefixes
         number = self._sources[row]
         return f"{staged}{number}" if number else fetched + self._sha256(row)
 
     def freeze(self) -> None:
-        """No name will be asked for any more, and rows alone are."""
+        """Free the lookup by name; from now on only rows can be used."""
         self.rows()
-        del self._rows, self._adopted
+        del self._rows, self._fetched
 
-    def found(self, row: int, content: Content | None, told: Content | None) -> None:
-        """Take down what the name held when it was looked at, and what the record is to say that it held."""
-        self._before[row] = self._contents.add(content)
-        self._told[row] = self._before[row] if told == content else self._contents.add(told)
+    def set_before(self, row: int, found: Content | None, recorded: Content | None) -> None:
+        """Set the previous content: as it was found on disk, and as it is to be recorded."""
+        self._before[row] = self._contents.add(found)
+        self._recorded[row] = self._before[row] if recorded == found else self._contents.add(recorded)
 
-    def tell_found(self, name: str) -> None:
-        """The record is to say that the name held what was found, after all."""
+    def record_found(self, name: str) -> None:
+        """Record the previous content as it was found on disk, after all."""
         row = self.row(name)
-        self._told[row] = self._before[row]
+        self._recorded[row] = self._before[row]
 
     def before(self, row: int) -> Content | None:
-        """What the name held."""
+        """The previous content on disk."""
         return self._contents[self._before[row]]
 
     def is_new(self, row: int) -> bool:
-        """Whether the name held nothing."""
-        return self._before[row] == _NOTHING
+        """Whether the name did not exist."""
+        return self._before[row] == _NO_CONTENT
 
-    def changed(self) -> Changes:
-        """What is done to the disk."""
-        rows = filter(self.acts, self.rows())
+    def disk_changes(self) -> Changes:
+        """The changes made on disk."""
+        rows = filter(self.is_key, self.rows())
         return Changes(self, pack_numbers(row for row in rows if not self._same(self._before[row], self._after[row])))
 
-    def told(self) -> Changes:
-        """What the record tells."""
-        return Changes(self, pack_numbers(filter(self.is_told, self.rows())), told=True)
+    def recorded_changes(self) -> Changes:
+        """The changes in the generation's record."""
+        return Changes(self, pack_numbers(filter(self.is_recorded, self.rows())), recorded=True)
 
-    def is_told(self, row: int) -> bool:
-        """Whether the record tells of a row."""
-        return not self._flags[row] & _ASIDE and not self._same(self._told[row], self._stays(row))
+    def is_recorded(self, row: int) -> bool:
+        """Whether a row is in the generation's record."""
+        return not self._flags[row] & _OMIT and not self._same(self._recorded[row], self._result(row))
 
-    def _stays(self, row: int) -> int:
-        return self._after[row] if self.acts(row) else self._before[row]
+    def _result(self, row: int) -> int:
+        return self._after[row] if self.is_key(row) else self._before[row]
 
     def _same(self, one: int, other: int) -> bool:
         return self._contents.same(one, other)
 
-    def change(self, row: int, *, told: bool, signature: int | None = None) -> Change:
-        """What is done to the disk, or told of it, in one row."""
-        before, after = (self._told[row], self._stays(row)) if told else (self._before[row], self._after[row])
+    def change(self, row: int, *, recorded: bool, signature: int | None = None) -> Change:
+        """The change of one row: as recorded, or as made on disk."""
+        if recorded:
+            before, after = self._recorded[row], self._result(row)
+        else:
+            before, after = self._before[row], self._after[row]
         return Change(self._names[row], self._contents[before], self._contents[after], signature)
 
 
 class Changes(Collection[Change]):
-    """Changes in the order of names, each made when it is asked for.
+    """Changes in the order of names, each created when it is read.
 
     Attributes:
         rows: of the change set.
     """
 
-    def __init__(self, change_set: ChangeSet, rows: Sequence[int], *, told: bool = False) -> None:
+    def __init__(self, change_set: ChangeSet, rows: Sequence[int], *, recorded: bool = False) -> None:
         self.rows = rows
         self._set = change_set
-        self._told = told
+        self._recorded = recorded
         self._signatures = array("q")
 
     def __len__(self) -> int:
@@ -221,22 +227,22 @@ class Changes(Collection[Change]):
 
     def __iter__(self) -> Iterator[Change]:
         for row, found in itertools.zip_longest(self.rows, self._signatures):
-            yield self._set.change(row, told=self._told, signature=None if found == _GONE else found)
+            yield self._set.change(row, recorded=self._recorded, signature=None if found == _ABSENT else found)
 
     def __contains__(self, change: object) -> bool:
         return any(each == change for each in self)
 
-    def sign(self, beneath: Beneath) -> None:
-        """Take down the signature that each file has now."""
+    def sign(self, rootdir: RootDir) -> None:
+        """Store the signature that each file has now."""
         for row in self.rows:
             found = None
-            with contextlib.suppress(OSError, UnsafePathError):  # the change is made, and stays made
-                found = beneath.lstat(self._set.name(row)) if self._set.puts(row) else None
-            self._signatures.append(_GONE if found is None else signature(found))
+            with contextlib.suppress(OSError, UnsafePathError):  # the change is committed, whatever happened since
+                found = rootdir.lstat(self._set.name(row)) if self._set.is_written(row) else None
+            self._signatures.append(_ABSENT if found is None else signature(found))
 
 
 class _Numbers:
-    """A number for each row, of which the last may be said to be 0 by saying nothing."""
+    """A number for each row; trailing zeros take no memory."""
 
     def __init__(self) -> None:
         self._numbers = array("I")
@@ -252,23 +258,23 @@ class _Numbers:
 
 
 class _Contents:
-    """Contents by number; number 0 is that of none."""
+    """Contents by number; 0 is the number of a file that does not exist."""
 
     def __init__(self) -> None:
         self._digests = bytearray(32)
         self._sizes, self._modes = array("q", (0,)), array("H", (0,))
 
     def add(self, content: Content | None) -> int:
-        """The number of this content from now on."""
+        """Add a content; returns its number."""
         if content is None:
-            return _NOTHING
+            return _NO_CONTENT
         self._digests += bytes.fromhex(content.sha256)
         self._sizes.append(content.size)
         self._modes.append(content.mode)
         return len(self._sizes) - 1
 
     def __getitem__(self, number: int) -> Content | None:
-        if number == _NOTHING:
+        if number == _NO_CONTENT:
             return None
         return Content(self.sha256(number), self._sizes[number], self._modes[number])
 
@@ -277,7 +283,7 @@ class _Contents:
         return self._digests[32 * number : 32 * number + 32].hex()
 
     def same(self, one: int, other: int) -> bool:
-        """Whether these are the same content with the same mode, or both none."""
+        """Whether both have the same content and mode, or neither exists."""
         if one == other or not one or not other:
             return one == other
         same_mode = self._modes[one] == self._modes[other] and self._sizes[one] == self._sizes[other]
@@ -285,33 +291,33 @@ class _Contents:
 
 
 class _Lookup:
-    """Numbers of rows by the hash of what the rows hold; a dictionary of strings would take ten times the memory."""
+    """A hash table of row numbers; a dictionary of strings would take ten times the memory."""
 
     def __init__(self, hash_of: Callable[[int], int]) -> None:
         self._hash_of = hash_of
-        self._slots = array("I", bytes(4 * 64))  # a row's number plus one; 0: free
+        self._slots = array("I", bytes(4 * 64))  # row number plus one; 0: free
         self._used = 0
 
-    def find(self, key: int, fits: Callable[[int], bool]) -> int | None:
-        """The row with this hash that fits."""
+    def find(self, key: int, matches: Callable[[int], bool]) -> int | None:
+        """The row with this hash that matches."""
         mask = len(self._slots) - 1
         at = key & mask
         while found := self._slots[at]:
-            if fits(found - 1):
+            if matches(found - 1):
                 return found - 1
             at = (at + 1) & mask
         return None
 
     def add(self, row: int) -> None:
-        """One more row."""
+        """Add a row."""
         self._used += 1
         if 3 * self._used > 2 * len(self._slots):
-            before, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
-            for each in filter(None, before):
-                self._place(each)
-        self._place(row + 1)
+            old, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
+            for each in filter(None, old):
+                self._insert(each)
+        self._insert(row + 1)
 
-    def _place(self, entry: int) -> None:
+    def _insert(self, entry: int) -> None:
         mask = len(self._slots) - 1
         at = self._hash_of(entry - 1) & mask
         while self._slots[at]:

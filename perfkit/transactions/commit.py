@@ -1,272 +1,295 @@
-"""The commit: a journal that is there says that everything it names is safe on disk and will be done.
+"""The commit: once the journal has its name, everything it refers to is safe on disk and will be applied.
 
-Order is all. The staged files and the journal reach the disk; the journal takes its name (the commit point); the
-steps are done; the directories reach the disk; the journal goes. A crash before the commit point leaves a stage that is
-thrown away, one after it a journal that is carried out at the next opening. Both can be done any number of times.
+The order is what matters: staged files and the journal are synced; the journal gets its name (the commit point); its
+operations are applied; the directories are synced; the journal is deleted. After a crash before the commit point the
+staged files are deleted, after one behind it the journal is applied, at the next opening. Both can be repeated any
+number of times.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
-import stat
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from itertools import chain, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import syncfs
-from perfkit.transactions.changeset import ChangeSet
+from perfkit.transactions.changeset import Changes, ChangeSet
+from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import Journal
-from perfkit.transactions.object_store import OBJECTS, link_or_copy, open_regular
-from perfkit.transactions.records import Step
+from perfkit.transactions.journal_ops import apply_op, modified_directories, plan_ops, undo_op
+from perfkit.transactions.layout import (
+    FETCHED_OBJECT,
+    HISTORY,
+    JOURNAL,
+    OBJECTS,
+    PRIVATE_DIR,
+    STATE,
+    is_stage,
+    record_path,
+    stage_directory,
+)
+from perfkit.transactions.lock import Lock
+from perfkit.transactions.object_store import ObjectStore, open_regular
+from perfkit.transactions.records import MKDIR, RENAME, JournalOp
 
-__all__ = ["FETCH", "FETCHED", "OWN", "Committer"]
+__all__ = ["Committer"]
 
-OWN = ".perfkit"
-FETCH = f"{OWN}/fetch"
-FETCHED = f"{FETCH}/content-"  # before the SHA-256, in hex, of what a fetched file holds
-_JOURNAL = f"{OWN}/journal"
-_STAGE_PREFIX = "stage-"
 _FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
 
 _log = logging.getLogger(__name__)
 
 
 class Committer:
-    """Stages and commits the changes of one tree; held by the one that holds the tree's lock.
+    """Stages, commits and recovers the changes of one tree, while its lock is held.
 
-    Args:
-        token: names the stage, so that not even two unlocked processes share one.
-        still_ours: raises if another process took the tree over.
-        tidy: removes what nothing needs after a commit; called while the journal still stands.
+    Attributes:
+        rootdir, store, history: of the tree.
     """
 
-    def __init__(
-        self, beneath: Beneath, token: str, *, still_ours: Callable[[], None], tidy: Callable[[], None]
-    ) -> None:
-        self._beneath = beneath
-        self._stage = f"{OWN}/{_STAGE_PREFIX}{token}"
-        self._still_ours = still_ours
-        self._tidy = tidy
+    def __init__(self, rootdir: RootDir, lock: Lock, store: ObjectStore, history: History) -> None:
+        self.rootdir = rootdir
+        self.store = store
+        self.history = history
+        self._lock = lock
+        self._stage = stage_directory(lock.token)  # so that not even two unlocked processes share one
         self._count = 0
-        self._retiring = False  # the change is done, and only its journal is still to go
+        self._completed = False  # the change is made, and only its journal is left to delete
 
     def begin(self) -> None:
-        """Make the stage: as long as it is there, a crash is known to have left things to clear away."""
-        self._beneath.mkdir(self._stage, 0o700)
+        """Begin a change: complete an earlier one if necessary, and create the stage.
 
-    def stage(self) -> str:
+        As long as the stage exists, a crash is known to have left files to clean up.
+
+        Raises:
+            RecoveryError: as `recover`.
+        """
+        self.recover()
+        self.rootdir.close_cached()
+        self.store.begin()
+        self.rootdir.mkdir(self._stage, 0o700)
+
+    def new_staged_name(self) -> str:
         """A name for one more staged file."""
         self._count += 1
         return f"{self._stage}/{self._count}"
 
-    def stage_file(self) -> tuple[str, int]:
+    def create_staged_file(self) -> tuple[str, int]:
         """A new staged file: its name, and a descriptor to read and write it."""
-        name = self.stage()
+        name = self.new_staged_name()
         try:
-            return name, self._beneath.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
         except FileNotFoundError:
-            self._still_ours()  # another took the tree over, and threw our stage away
+            self._lock.check()  # another process took over the tree, and deleted our stage
             raise
 
-    def change_set(self) -> ChangeSet:
+    def _stage_lines(self, lines: Iterable[bytes]) -> str:
+        name, fd = self.create_staged_file()
+        with open(fd, "wb") as file:
+            file.writelines(lines)
+        return name
+
+    def new_change_set(self) -> ChangeSet:
         """For changes whose new files are staged here, or were fetched."""
-        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED)
+        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT)
 
-    def discard(self) -> None:
-        """Remove the stage; what can't be removed now waits for the next opening."""
-        self._remove_stage(self._stage)
-
-    def _remove_stage(self, stage: str) -> None:
+    @contextlib.contextmanager
+    def preparing(self) -> Iterator[None]:
+        """Before the commit: any exception aborts the change."""
         try:
-            for name in self._beneath.names(stage):
-                self._beneath.unlink(f"{stage}/{name}")
-            self._beneath.rmdir(stage)
-        except OSError as error:
-            _log.warning("%s: leftovers could not be removed: %s", self._beneath.root, error)
+            yield
+        except BaseException:
+            self.abort()
+            raise
 
-    def run(self, firm: Iterable[Step], rest: Iterable[Step], abandon: Callable[[], None]) -> None:
-        """Carry out these steps, all or none.
+    def abort(self) -> None:
+        """Abort a change that is not committed: delete its staged files, and the objects that were kept for it."""
+        with contextlib.suppress(LockedError):  # then the objects belong to the new owner
+            self._lock.check()
+            self.store.revert()
+        self.discard_stage()
+
+    def discard_stage(self) -> None:
+        """Delete the staged files; what can't be deleted now is left to the next opening."""
+        self._delete_stage(self._stage)
+
+    def _delete_stage(self, stage: str) -> None:
+        try:
+            for name in self.rootdir.listdir(stage):
+                self.rootdir.unlink(f"{stage}/{name}")
+            self.rootdir.rmdir(stage)
+        except OSError as error:
+            _log.warning("%s: could not delete staged files: %s", self.rootdir.root, error)
+
+    def commit(
+        self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None = None
+    ) -> None:
+        """Make these changes, all or none, and then free what no generation needs any more.
 
         Args:
-            firm: steps that can be taken back: new directories and files, and what must go to make room for them.
-            rest: steps that need no space: replacements and removals. Both are read once.
-            abandon: takes back what was prepared outside the stage, when the change is given up.
+            changes: those of the change set that are made on disk.
+            timeline: what the tree's timeline is to be afterwards.
+            record: lines of the record of the new generation, if there is one.
 
         Raises:
-            LockedError: another process took the tree over; nothing was changed.
+            LockedError: another process took over the tree; nothing was changed.
             OSError: the disk failed or is full; nothing was changed.
             RecoveryError: it failed after the commit point; the next opening completes it.
         """
-        self._retiring = False
+        with self.preparing():
+            reversible, final = self._operations(change_set, changes, timeline, record)
+        self._completed = False
         try:
-            self._write_journal(firm, rest)
-            done = self._carry_out(self._journal())
+            self._write_journal(reversible, final)
+            failure = self._apply(self._journal())
         except RecoveryError:
             raise
         except LockedError:
-            self.discard()  # what else there is belongs to the other now
+            self.discard_stage()  # everything else belongs to the new owner
             raise
         except BaseException:
-            # An interrupt may have come on either side of the commit point: what is on disk decides.
-            if self.committed:
+            # An interrupt may have come before or after the commit point: what is on disk decides.
+            if self.rootdir.lstat(JOURNAL) is not None:
                 self.recover()
-            elif not self._retiring:
-                abandon()
-            self.discard()
+            elif not self._completed:
+                self.store.revert()
+            self.discard_stage()
             raise
-        if done is not None:
-            abandon()
-            self.discard()
-            raise done
+        if failure is not None:
+            self.store.revert()
+            self.discard_stage()
+            raise failure
 
-    def _journal(self, name: str = _JOURNAL) -> Journal:
-        return Journal(lambda: open(open_regular(self._beneath, name), "rb"))
+    def _operations(
+        self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None
+    ) -> tuple[Iterator[JournalOp], Iterator[JournalOp]]:
+        """The operations that make the changes, and store the record and the timeline."""
+        record_ops: list[JournalOp] = []
+        if record is not None:
+            staged_record = self._stage_lines(record)
+            record_ops = [
+                JournalOp(MKDIR, HISTORY),
+                JournalOp(RENAME, record_path(timeline.current), staged_record),
+            ]
+        reversible, final = plan_ops(self.rootdir, change_set, changes.rows)
+        state_op = JournalOp(RENAME, STATE, self._stage_lines(state_lines(timeline)))
+        if self.rootdir.lstat(STATE) is None:  # a new name, which may need disk space
+            return chain(reversible, [state_op], record_ops), final
+        return chain(reversible, record_ops), chain(final, [state_op])
 
-    def _write_journal(self, firm: Iterable[Step], rest: Iterable[Step]) -> None:
-        name, fd = self.stage_file()
+    def _journal(self, name: str = JOURNAL) -> Journal:
+        return Journal(lambda: open(open_regular(self.rootdir, name), "rb"))
+
+    def _write_journal(self, reversible: Iterable[JournalOp], final: Iterable[JournalOp]) -> None:
+        """Write and sync everything, then pass the commit point."""
+        name, fd = self.create_staged_file()
         with open(fd, "wb") as file:
-            Journal.write(file, firm, rest)
-        with self._journal(name).steps() as (written_firm, written_rest):
-            sources = (step.source for step in chain(written_firm, written_rest) if step.source)
-            self._sync(chain([name], sources), {"", OWN, OBJECTS, self._stage})
-        self._still_ours()
-        # link(2) and not rename: it fails if there is a journal, which only one that does not see our lock can make.
+            Journal.write(file, reversible, final)
+        with self._journal(name).read() as (written_reversible, written_final):
+            sources = (op.source for op in chain(written_reversible, written_final) if op.source)
+            self._sync(chain([name], sources), {"", PRIVATE_DIR, OBJECTS, self._stage})
+        self._lock.check()
+        # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
+        # have written.
         try:
-            self._beneath.link(name, _JOURNAL)
+            self.rootdir.link(name, JOURNAL)
         except FileExistsError as error:
-            raise LockedError(f"{self._beneath.root}: another process is committing a change; start again") from error
+            raise LockedError(f"{self.rootdir.root}: another process is committing a change; try again") from error
         except OSError as error:
             if error.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS):
                 raise
-            self._beneath.rename(name, _JOURNAL)
+            self.rootdir.rename(name, JOURNAL)
         try:
-            os.fsync(self._beneath.directory(OWN))
+            os.fsync(self.rootdir.directory(PRIVATE_DIR))
         except OSError:
-            self._beneath.unlink(_JOURNAL)
-            os.fsync(self._beneath.directory(OWN))
+            self.rootdir.unlink(JOURNAL)
+            os.fsync(self.rootdir.directory(PRIVATE_DIR))
             raise
-
-    @property
-    def committed(self) -> bool:
-        """Whether a change is past its commit point and not yet completed."""
-        return self._beneath.lstat(_JOURNAL) is not None
 
     def recover(self) -> None:
         """Complete or discard what a crash left.
 
         Raises:
-            RecoveryError: it can't be; the tree is not whole, and the journal stays.
+            RecoveryError: that is impossible; the tree is incomplete, and the journal stays.
         """
-        self._still_ours()
-        self._beneath.forget()
-        found = self._beneath.lstat(_JOURNAL) is not None
-        if found:
-            _log.info("%s: completing an interrupted change", self._beneath.root)
-            journal = self._journal()
-            try:
-                journal.check()
-            except (ValueError, TypeError) as error:
-                raise RecoveryError(
-                    f"{self._beneath.root}: an interrupted change can't be completed, its journal is {error}; "
-                    f"remove {_JOURNAL} to give it up, and check the files"
-                ) from error
-            if (failed := self._carry_out(journal)) is not None:
-                _log.warning("%s: an interrupted change was given up: %s", self._beneath.root, failed)
-        litter = [entry for entry in self._beneath.names(OWN) if entry.startswith(_STAGE_PREFIX)]
-        if litter and not found:
-            self._tidy()  # before the stage goes: it tells the next one that there is something to tidy
-        for entry in litter:
-            self._remove_stage(f"{OWN}/{entry}")
+        self._lock.check()
+        self.rootdir.close_cached()
+        interrupted = self.rootdir.lstat(JOURNAL) is not None
+        if interrupted:
+            self._complete()
+        stages = [entry for entry in self.rootdir.listdir(PRIVATE_DIR) if is_stage(entry)]
+        if stages and not interrupted:
+            self.history.delete_unreachable()  # before deleting the stages, which show that this is necessary
+        for entry in stages:
+            self._delete_stage(f"{PRIVATE_DIR}/{entry}")
 
-    def _carry_out(self, journal: Journal) -> Exception | None:
-        """Do the steps and retire the journal; or undo them, retire it, and return why."""
-        failed: Exception | None = None
-        touched = {"", OWN}  # directories whose entries the steps change
-        done = 0
+    def _complete(self) -> None:
+        """Complete an interrupted commit."""
+        _log.info("%s: completing an interrupted change", self.rootdir.root)
+        journal = self._journal()
         try:
-            with journal.steps() as (firm, rest):
+            journal.check()
+        except (ValueError, TypeError) as error:
+            raise RecoveryError(
+                f"{self.rootdir.root}: an interrupted change can't be completed, because its journal is {error}; "
+                f"remove {JOURNAL} to discard the change, then check the files"
+            ) from error
+        if (failure := self._apply(journal)) is not None:
+            _log.warning("%s: an interrupted change was undone: %s", self.rootdir.root, failure)
+
+    def _apply(self, journal: Journal) -> Exception | None:
+        """Apply the operations and delete the journal; or undo them, delete the journal, and return the reason."""
+        failure: Exception | None = None
+        modified = {"", PRIVATE_DIR}  # directories to sync
+        count = 0
+        try:
+            with journal.read() as (reversible, final):
                 try:
-                    for step in firm:
-                        touched.update(_touched(step))
-                        self._do(step)
-                        done += 1
+                    for op in reversible:
+                        modified.update(modified_directories(op))
+                        apply_op(self.rootdir, op)
+                        count += 1
                 except (OSError, UnsafePathError) as error:
-                    failed = error
-                for step in rest if failed is None else ():
-                    touched.update(_touched(step))
-                    self._do(step)
-                    done += 1
-            if failed is not None:
-                self._undo_all(journal, touched)
-            self._sync(iter(()), touched)
-            self._tidy()
-            self._retiring = True
-            self._beneath.unlink(_JOURNAL)
-            os.fsync(self._beneath.directory(OWN))
+                    failure = error
+                for op in final if failure is None else ():
+                    modified.update(modified_directories(op))
+                    apply_op(self.rootdir, op)
+                    count += 1
+            if failure is not None:
+                self._undo(journal, modified)
+            self._sync(iter(()), modified)
+            self.history.delete_unreachable()
+            self._completed = True
+            self.rootdir.unlink(JOURNAL)
+            os.fsync(self.rootdir.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
             raise RecoveryError(
-                f"{self._beneath.root}: the change could not be completed: {error}; "
-                "when the cause is gone, the next use of the tree completes it"
+                f"{self.rootdir.root}: the change could not be completed: {error}; "
+                "fix the cause, and the next use of the tree will complete it"
             ) from error
-        if failed is None:
-            self.discard()
-            _log.debug("%s: %d steps committed", self._beneath.root, done)
-        return failed
+        if failure is None:
+            self.discard_stage()
+            _log.debug("%s: committed in %d operations", self.rootdir.root, count)
+        return failure
 
-    def _undo_all(self, journal: Journal, touched: set[str]) -> None:
-        with journal.steps() as (firm, _):
-            for step in reversed(list(firm)):
-                touched.update(_touched(step))
-                self._undo(step)
-
-    def _do(self, step: Step) -> None:
-        beneath = self._beneath
-        if step.kind == "mkdir":
-            beneath.mkdir(step.name)
-        elif step.kind == "rmdir":
-            beneath.rmdir(step.name)
-        elif step.kind == "drop":
-            found = beneath.lstat(step.name)
-            if found is not None and _is(found, step):
-                beneath.unlink(step.name)
-        else:
-            try:
-                beneath.rename(step.source, step.name)
-            except FileNotFoundError:
-                if beneath.lstat(step.source) is not None:
-                    raise  # it is the directory that is missing
-
-    def _undo(self, step: Step) -> None:
-        beneath = self._beneath
-        if step.kind == "mkdir":
-            beneath.rmdir(step.name)
-        elif step.kind == "rmdir":
-            beneath.mkdir(step.name)
-        elif step.kind == "drop":
-            if beneath.lstat(step.name) is not None:
-                return
-            if not step.source:  # an empty file
-                os.close(beneath.open(step.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-            else:
-                fd = open_regular(beneath, step.source)
-                try:
-                    link_or_copy(beneath, step.source, fd, step.name)
-                finally:
-                    os.close(fd)
-        elif beneath.lstat(step.source) is None and beneath.lstat(step.name) is not None:
-            beneath.rename(step.name, step.source)
+    def _undo(self, journal: Journal, modified: set[str]) -> None:
+        with journal.read() as (reversible, _):
+            for op in reversed(list(reversible)):
+                modified.update(modified_directories(op))
+                undo_op(self.rootdir, op)
 
     def _sync(self, files: Iterator[str], directories: set[str]) -> None:
-        """See that these are on disk. An error is final: it is reported once, and the pages may be lost."""
+        """Sync these to disk. An error is final: it is reported once only, and dirty pages may be lost (fsync(2))."""
         few = list(islice(files, _FEW + 1))
         directories = {*directories, *map(os.path.dirname, few)}
-        if len(few) + len(directories) > _FEW and syncfs(self._beneath.fd):
+        if len(few) + len(directories) > _FEW and syncfs(self.rootdir.fd):
             return
         for name in chain(few, files):
-            fd = self._beneath.open(name)
+            fd = self.rootdir.open(name)
             try:
                 os.fsync(fd)
             finally:
@@ -274,17 +297,6 @@ class Committer:
             directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:
-                os.fsync(self._beneath.directory(name))
+                os.fsync(self.rootdir.directory(name))
             except (FileNotFoundError, NotADirectoryError):
                 pass  # removed by this very change
-
-
-def _is(found: os.stat_result, step: Step) -> bool:
-    """Whether this is still the file that the step is about, and not one that came after the crash."""
-    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (step.size, step.mtime_ns)
-
-
-def _touched(step: Step) -> tuple[str, ...]:
-    """The directories whose entries a step changes."""
-    directory = step.name.rpartition("/")[0]
-    return (directory, step.name) if step.kind == "mkdir" else (directory,)

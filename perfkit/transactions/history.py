@@ -1,34 +1,36 @@
-"""Generations: which there are, what each changed, and which kept contents that needs."""
+"""Generations: which can be reached, what each changed, and which objects that needs."""
 
 from __future__ import annotations
 
 import itertools
 import json
+import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
-from perfkit.errors import RecoveryError, RollbackError
-from perfkit.filesystem.rootdir import Beneath
-from perfkit.transactions.records import FORMAT, Change, Content, pack, seal, unpack, unseal
+from perfkit.errors import PerfkitError, RecoveryError, RollbackError
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.layout import HISTORY, STATE, is_private, record_path
+from perfkit.transactions.object_store import ObjectStore
+from perfkit.transactions.records import FORMAT, Change, Content, pack, read_checked, unpack, with_checksum
 
-__all__ = ["HISTORY", "STATE", "Generation", "Timeline", "changes_between", "forget_others", "generations"]
+__all__ = ["Generation", "History", "Timeline", "record_lines", "state_lines"]
 
-HISTORY = ".perfkit/history"
-STATE = ".perfkit/state"
-_CONTENT = re.compile(rb"[0-9a-f]{64}")
-_CONTENTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
-_OURS = ".perfkit/"  # what `write_private` wrote rides along, and is no file of the tree's
+_DIGEST = re.compile(rb"[0-9a-f]{64}")
+_DIGESTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
+
+_log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Generation:
     """One state of a tree that can be restored.
 
-    `added`, `changed` and `removed` count the files by which it differs from the one before it; `bytes_kept` are held
-    to be able to leave it, or return to it. Number 0 is the tree before perfkit's first change, and has no date.
+    `added`, `changed` and `removed` count the files by which it differs from the one before it; `bytes_kept` are stored
+    so that it can be left or restored. Number 0 is the tree before perfkit's first change, and has no date.
     """
 
     number: int
@@ -43,83 +45,214 @@ class Generation:
 
 @dataclass(frozen=True, slots=True)
 class Timeline:
-    """The generations that can be reached, oldest first; the first is where the others start from."""
+    """The reachable generations, oldest first: a chain, like an editor's undo history."""
 
     chain: tuple[int, ...] = (0,)
     current: int = 0
     next: int = 1
 
-    def commit(self, keep: int) -> Timeline:
-        """A new generation follows: what was undone is gone for good, and only `keep` older ones stay."""
+    def append(self, keep: int) -> Timeline:
+        """Add a generation and make it current: undone ones are dropped, and only the last `keep` older ones stay."""
         chain = (*self.chain[: self.chain.index(self.current) + 1], self.next)
         return Timeline(chain[-keep - 1 :], self.next, self.next + 1)
 
+    def at(self, number: int) -> Timeline:
+        """The same timeline with another current generation."""
+        return replace(self, current=number)
+
     def prune(self, keep: int) -> Timeline:
-        """Keep only so many generations older than the current one."""
+        """Keep only so many generations before the current one."""
         return replace(self, chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
 
-    def path(self, to: int | None) -> tuple[list[int], bool]:
-        """The records between here and there, in the order they are undone or done, and whether they are undone.
+    def resolve(self, to: int | None) -> int:
+        """The generation to go to: this one, or by default the one before the current one.
 
         Raises:
             RollbackError: there is no such generation.
         """
-        here = self.chain.index(self.current)
         if to is None:
+            here = self.chain.index(self.current)
             if here == 0:
                 raise RollbackError(f"there is no generation before {self.current}")
-            to = self.chain[here - 1]
+            return self.chain[here - 1]
         if to not in self.chain:
-            there = ", ".join(str(number) for number in self.chain)
-            raise RollbackError(f"generation {to} is not kept; there are {there}")
-        target = self.chain.index(to)
-        if target <= here:
-            return list(reversed(self.chain[target + 1 : here + 1])), True
-        return list(self.chain[here + 1 : target + 1]), False
+            kept = ", ".join(str(number) for number in self.chain)
+            raise RollbackError(f"generation {to} is not kept; choose one of {kept}")
+        return to
+
+    def path(self, target: int) -> tuple[list[int], bool]:
+        """The records between the current generation and another, in order, and whether they are to be undone."""
+        here, there = self.chain.index(self.current), self.chain.index(target)
+        if there <= here:
+            return list(reversed(self.chain[there + 1 : here + 1])), True
+        return list(self.chain[here + 1 : there + 1]), False
 
 
-def read_timeline(beneath: Beneath) -> Timeline:
-    """Where on the timeline the tree is; at the beginning if nothing says so.
-
-    Raises:
-        RecoveryError: it is damaged.
-    """
-    if beneath.lstat(STATE) is None:
-        return Timeline()
-    try:
-        with open(beneath.open(STATE), "rb") as file:
-            ((kind, version, chain, current, following),) = unseal(file)
-        if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
-            raise ValueError(f"of format {version!r}, and this perfkit knows {FORMAT}")
-        return Timeline(tuple(chain), current, following)
-    except (ValueError, TypeError) as error:
-        raise RecoveryError(f"{beneath.root}: {STATE} is {error}; remove it to forget the history") from error
+class _Record(NamedTuple):
+    changes: list[Change]
+    restored_with_edits: list[str]
 
 
-def state_of(timeline: Timeline) -> Iterator[bytes]:
-    """What `read_timeline` reads."""
-    return seal([["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]])
+class History:
+    """The generations of one tree."""
+
+    def __init__(self, rootdir: RootDir, store: ObjectStore) -> None:
+        self._rootdir = rootdir
+        self._store = store
+
+    def timeline(self) -> Timeline:
+        """The reachable generations; only number 0 in a tree that has no history.
+
+        Raises:
+            RecoveryError: the state file is damaged.
+        """
+        if self._rootdir.lstat(STATE) is None:
+            return Timeline()
+        try:
+            with open(self._rootdir.open(STATE), "rb") as file:
+                ((kind, version, chain, current, following),) = read_checked(file)
+            if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
+                raise ValueError(_unknown_format(version))
+            return Timeline(tuple(chain), current, following)
+        except (ValueError, TypeError) as error:
+            message = f"{self._rootdir.root}: {STATE} is {error}; remove it to forget the history"
+            raise RecoveryError(message) from error
+
+    def changes_between(self, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
+        """These records combined: `before` is what the tree should hold now, `after` what it is to hold.
+
+        Also returns the names whose `after` is not what the generation should have, but how others had edited it.
+
+        Raises:
+            RollbackError: a record is damaged or missing.
+        """
+        first: dict[str, Content | None] = {}
+        last: dict[str, Content | None] = {}
+        with_edits: set[str] = set()
+        for number in numbers:
+            record = self._record(number)
+            for change in record.changes:
+                before, after = (change.after, change.before) if undo else (change.before, change.after)
+                first.setdefault(change.name, before)
+                last[change.name] = after
+                with_edits.discard(change.name)
+            if undo:
+                with_edits.update(record.restored_with_edits)
+        return [Change(name, before, last[name]) for name, before in first.items() if before != last[name]], with_edits
+
+    def generations(self) -> list[Generation]:
+        """All reachable generations, oldest first.
+
+        Raises:
+            RollbackError: a record is damaged or missing.
+        """
+        timeline = self.timeline()
+        here = timeline.chain.index(timeline.current)
+        found = []
+        for place, number in enumerate(timeline.chain):
+            if number == 0:
+                found.append(Generation(0, current=timeline.current == 0))
+                continue
+            head, _ = self._head(number)
+            kept = 0
+            if 0 < place <= here:
+                kept = head["bytes_before"]
+            elif place > here:
+                kept = sum({c.after.sha256: c.after.size for c in self._record(number).changes if c.after}.values())
+            found.append(
+                Generation(
+                    number,
+                    label=head["label"],
+                    created_s=head["created_s"],
+                    current=number == timeline.current,
+                    added=head["added"],
+                    changed=head["changed"],
+                    removed=head["removed"],
+                    bytes_kept=kept,
+                )
+            )
+        return found
+
+    def delete_unreachable(self) -> None:
+        """Delete the records and objects that no reachable generation needs; a failure is logged."""
+        try:
+            timeline = self.timeline()
+            self._delete_records_except(timeline)
+            self._store.delete_except(self.needed_objects(timeline))
+        except (PerfkitError, OSError) as error:
+            _log.warning("%s: could not delete old generations: %s", self._rootdir.root, error)
+
+    def _delete_records_except(self, timeline: Timeline) -> None:
+        kept = {str(number) for number in timeline.chain}
+        for entry in self._rootdir.listdir(HISTORY):
+            if entry not in kept:
+                self._rootdir.unlink(f"{HISTORY}/{entry}")
+
+    def needed_objects(self, timeline: Timeline) -> set[bytes]:
+        """The SHA-256 of all contents that are needed to undo what was done, and to redo what was undone."""
+        here = timeline.chain.index(timeline.current)
+        needed: set[bytes] = set()
+        for number in timeline.chain[1 : here + 1]:
+            needed |= self._head(number)[1]
+        for number in timeline.chain[here + 1 :]:
+            redone = (change.after for change in self._record(number).changes)
+            needed.update(bytes.fromhex(content.sha256) for content in redone if content is not None)
+        return needed
+
+    def _head(self, number: int) -> tuple[dict[str, Any], set[bytes]]:
+        """Header and needed objects (SHA-256) of a record, without checking its checksum."""
+        try:
+            with open(self._rootdir.open(record_path(number)), "rb") as file:
+                head, before = json.loads(file.readline()), file.readline()
+            if head["format"] != FORMAT:
+                raise ValueError(_unknown_format(head["format"]))
+            if _DIGESTS.fullmatch(before) is None:
+                raise ValueError("its list of objects is damaged")
+            return head, {bytes.fromhex(found[0].decode()) for found in _DIGEST.finditer(before)}
+        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+            raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+    def _record(self, number: int) -> _Record:
+        """The changes of a generation, and the names of which it found an edited file that was not its predecessor's.
+
+        Raises:
+            RollbackError: the record is damaged or missing.
+        """
+        try:
+            with open(self._rootdir.open(record_path(number)), "rb") as file:
+                head, _before, *rows = read_checked(file)
+            if head["format"] != FORMAT:
+                raise ValueError(_unknown_format(head["format"]))
+            changes = [Change(name, unpack(before), unpack(after)) for name, before, after in rows]
+            return _Record(changes, head["as_found"])
+        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+            raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
 
-def record_name(number: int) -> str:
-    return f"{HISTORY}/{number}"
+def _unknown_format(version: object) -> str:
+    return f"in format {version!r}; this version of perfkit reads format {FORMAT}"
 
 
-def record_of(
-    number: int, label: Mapping[str, str], changes: Iterable[Change], as_found: Collection[str] = ()
+def state_lines(timeline: Timeline) -> Iterator[bytes]:
+    """The state file, which `History.timeline` reads."""
+    return with_checksum([["perfkit-state", FORMAT, timeline.chain, timeline.current, timeline.next]])
+
+
+def record_lines(
+    number: int, label: Mapping[str, str], changes: Iterable[Change], restored_with_edits: Collection[str] = ()
 ) -> Iterator[bytes]:
-    """The header, the contents that undoing needs, and the changes; so that most readers stop early.
+    """A record: its header, the objects that undoing needs, and the changes, so that most readers can stop early.
 
     Args:
-        changes: gone through twice.
-        as_found: names whose content before is what others had made of it, since what it should have been is not kept.
+        changes: iterated twice.
+        restored_with_edits: names of edited files whose original content is not stored: rollback restores the edits.
     """
-    before: dict[bytes, int] = {}  # sizes of contents
+    before: dict[bytes, int] = {}  # size of each content
     added = changed = removed = 0
     for change in changes:
         if change.before is not None:
             before[bytes.fromhex(change.before.sha256)] = change.before.size
-        if not change.name.startswith(_OURS):
+        if not is_private(change.name):
             added += change.before is None
             changed += change.before is not None and change.after is not None
             removed += change.after is None
@@ -132,115 +265,7 @@ def record_of(
         "changed": changed,
         "removed": removed,
         "bytes_before": sum(before.values()),
-        "as_found": list(as_found),
+        "as_found": list(restored_with_edits),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
-    return seal(itertools.chain([head, [digest.hex() for digest in before]], rows))
-
-
-def _head(beneath: Beneath, number: int) -> tuple[dict[str, Any], set[bytes]]:
-    """Header and kept contents (SHA-256) of a record, unverified."""
-    try:
-        with open(beneath.open(record_name(number)), "rb") as file:
-            head, before = json.loads(file.readline()), file.readline()
-        if head["format"] != FORMAT:
-            raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
-        if _CONTENTS.fullmatch(before) is None:
-            raise ValueError("its list of contents is damaged")
-        return head, {bytes.fromhex(found[0].decode()) for found in _CONTENT.finditer(before)}
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
-
-
-class _Record(NamedTuple):
-    changes: list[Change]
-    as_found: list[str]
-
-
-def _record(beneath: Beneath, number: int) -> _Record:
-    """What this generation changed, and of which names it found something else before than should have been.
-
-    Raises:
-        RollbackError: the record is damaged or gone.
-    """
-    try:
-        with open(beneath.open(record_name(number)), "rb") as file:
-            head, _before, *rows = unseal(file)
-        if head["format"] != FORMAT:
-            raise ValueError(f"of format {head['format']!r}, and this perfkit knows {FORMAT}")
-        return _Record([Change(name, unpack(before), unpack(after)) for name, before, after in rows], head["as_found"])
-    except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
-        raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
-
-
-def changes_between(beneath: Beneath, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
-    """These records as one: `before` is what the tree should hold now, `after` what it is to hold.
-
-    The names beside them are those whose `after` is what others had made of the file, and not what it should have been.
-
-    Raises:
-        RollbackError: a record is damaged or gone.
-    """
-    first: dict[str, Content | None] = {}
-    last: dict[str, Content | None] = {}
-    as_found: set[str] = set()
-    for number in numbers:
-        record = _record(beneath, number)
-        for change in record.changes:
-            before, after = (change.after, change.before) if undo else (change.before, change.after)
-            first.setdefault(change.name, before)
-            last[change.name] = after
-            as_found.discard(change.name)
-        if undo:
-            as_found.update(record.as_found)
-    return [Change(name, before, last[name]) for name, before in first.items() if before != last[name]], as_found
-
-
-def needed_objects(beneath: Beneath, timeline: Timeline) -> set[bytes]:
-    """What the store must hold, by SHA-256: contents to undo what was done, and to do again what was undone."""
-    here = timeline.chain.index(timeline.current)
-    needed: set[bytes] = set()
-    for number in timeline.chain[1 : here + 1]:
-        needed |= _head(beneath, number)[1]
-    for number in timeline.chain[here + 1 :]:
-        redone = (change.after for change in _record(beneath, number).changes)
-        needed.update(bytes.fromhex(content.sha256) for content in redone if content is not None)
-    return needed
-
-
-def forget_others(beneath: Beneath, timeline: Timeline) -> None:
-    """Remove the records that are not in the timeline."""
-    kept = {str(number) for number in timeline.chain}
-    for entry in beneath.names(HISTORY):
-        if entry not in kept:
-            beneath.unlink(f"{HISTORY}/{entry}")
-
-
-def generations(beneath: Beneath, timeline: Timeline) -> list[Generation]:
-    """All that can be reached, oldest first."""
-    here = timeline.chain.index(timeline.current)
-    found = []
-    for place, number in enumerate(timeline.chain):
-        if number == 0:
-            found.append(Generation(0, current=timeline.current == 0))
-            continue
-        head, _ = _head(beneath, number)
-        kept = 0
-        if 0 < place <= here:
-            kept = head["bytes_before"]
-        elif place > here:
-            sizes = {c.after.sha256: c.after.size for c in _record(beneath, number).changes if c.after is not None}
-            kept = sum(sizes.values())
-        found.append(
-            Generation(
-                number,
-                label=head["label"],
-                created_s=head["created_s"],
-                current=number == timeline.current,
-                added=head["added"],
-                changed=head["changed"],
-                removed=head["removed"],
-                bytes_kept=kept,
-            )
-        )
-    return found
+    return with_checksum(itertools.chain([head, [digest.hex() for digest in before]], rows))

@@ -1,4 +1,4 @@
-"""One writer per tree: flock(2), and a note of who holds it, since flock does nothing on some network file systems."""
+"""One writer per tree: flock(2), and an owner file, since flock does nothing on some network file systems."""
 
 from __future__ import annotations
 
@@ -9,52 +9,55 @@ import os
 import time
 
 from perfkit.errors import LockedError
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import write_all
 
 __all__ = ["Lock"]
 
-_LOCK = ".perfkit/lock"
-_OWNER = ".perfkit/owner"
 _POLL_S = 0.02
 
 
 class Lock:
     """The right to change a tree, for one process and one thread.
 
-    The note tells two processes of one machine apart even where flock doesn't. Between machines it can't be known
-    whether the other lives: whoever comes later takes over, and the earlier finds out by `check`, before its commit.
+    The owner file keeps two processes of one machine apart even where flock does not. Whether a process of another
+    machine is alive can't be known: the later one takes over, and the earlier one finds out by `check`, before its
+    commit.
+
+    Attributes:
+        token: random, in hex; names this owner.
     """
 
-    def __init__(self, beneath: Beneath) -> None:
-        self._beneath = beneath
+    def __init__(self, rootdir: RootDir) -> None:
+        self._rootdir = rootdir
         self._fd = -1
         self._pid = os.getpid()
         self.token = os.urandom(8).hex()
 
     def acquire(self, wait_s: float) -> None:
-        """Take it, waiting so long at most.
+        """Take the lock, waiting at most `wait_s` seconds.
 
         Raises:
-            LockedError: another holds it.
+            LockedError: another process or thread holds it.
         """
         deadline = time.monotonic() + wait_s
-        while not self._try():
+        while not self._try_acquire():
             if time.monotonic() >= deadline:
                 holder = self._owner().get("pid")
                 by = f" by process {holder}" if holder else ""
-                raise LockedError(f"{self._beneath.root} is being changed{by}; wait for that to end")
+                raise LockedError(f"{self._rootdir.root} is being changed{by}; try again when that has finished")
             time.sleep(_POLL_S)
 
-    def _try(self) -> bool:
-        fd = self._beneath.open(_LOCK, os.O_RDWR | os.O_CREAT)
+    def _try_acquire(self) -> bool:
+        fd = self._rootdir.open(LOCK, os.O_RDWR | os.O_CREAT)
         try:
             fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = self._beneath.lstat(_LOCK)
-            if found is None or found.st_ino != os.fstat(fd).st_ino or _lives(self._owner()):
+            found = self._rootdir.lstat(LOCK)
+            if found is None or found.st_ino != os.fstat(fd).st_ino or _is_alive(self._owner()):
                 os.close(fd)
                 return False
-            self._write_note()
+            self._write_owner()
         except BlockingIOError:
             os.close(fd)
             return False
@@ -64,44 +67,44 @@ class Lock:
         self._fd = fd
         return True
 
-    def _write_note(self) -> None:
-        note = self._beneath.open(_OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    def _write_owner(self) -> None:
+        fd = self._rootdir.open(OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
-            write_all(note, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
+            write_all(fd, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
         except BaseException:
-            with contextlib.suppress(OSError):  # on a full disk an empty note would stay
-                self._beneath.unlink(_OWNER)
+            with contextlib.suppress(OSError):  # a full disk would leave an empty file
+                self._rootdir.unlink(OWNER)
             raise
         finally:
-            os.close(note)
+            os.close(fd)
 
     def check(self) -> None:
-        """See that nobody took the tree over.
+        """Check that this is still the owner.
 
         Raises:
-            LockedError: somebody did.
+            LockedError: another process took the tree over.
         """
         if self._owner().get("token") != self.token:
-            raise LockedError(f"{self._beneath.root}: another process took the tree over; start again")
+            raise LockedError(f"{self._rootdir.root}: another process took over the tree; try again")
 
     def release(self) -> None:
-        """Give it back; idempotent. In a child that was forked with it, only close."""
+        """Release the lock; idempotent. In a child that was forked while it was held, only close the descriptor."""
         if self._fd < 0:
             return
         fd, self._fd = self._fd, -1
         try:
             if os.getpid() == self._pid:
-                with contextlib.suppress(OSError):  # a note that stays is that of a dead process
+                with contextlib.suppress(OSError):  # an owner file that stays is that of a dead process
                     if self._owner().get("token") == self.token:
-                        self._beneath.unlink(_OWNER)
+                        self._rootdir.unlink(OWNER)
                 fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
 
     def _owner(self) -> dict[str, object]:
-        """The note; empty if there is none that can be read."""
+        """The owner file; empty if it is missing or can't be parsed."""
         try:
-            with open(self._beneath.open(_OWNER), "rb") as file:
+            with open(self._rootdir.open(OWNER), "rb") as file:
                 owner = json.loads(file.read(4096))
         except (FileNotFoundError, ValueError):
             return {}
@@ -109,7 +112,7 @@ class Lock:
 
 
 def _identity(pid: int) -> dict[str, object]:
-    """What makes a process unique: boot, process namespace, number, and when it began."""
+    """What makes a process unique: boot, process namespace, PID, and start time."""
     try:
         with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
             boot = file.read().strip()
@@ -120,8 +123,8 @@ def _identity(pid: int) -> dict[str, object]:
         return {"pid": pid}
 
 
-def _lives(owner: dict[str, object]) -> bool:
-    """Whether this is a process that can be seen to live."""
+def _is_alive(owner: dict[str, object]) -> bool:
+    """Whether this process is known to be alive."""
     pid = owner.get("pid")
     if not isinstance(pid, int) or "boot" not in owner:
         return False

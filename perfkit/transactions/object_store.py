@@ -1,4 +1,4 @@
-"""Contents by their SHA-256, kept beside the tree: hard links where the file system has them, else clones or copies."""
+"""Content-addressed storage next to the tree: hard links where supported, otherwise reflinks or copies."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from collections.abc import Collection
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import Names
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
-__all__ = ["EMPTY", "OBJECTS", "Store", "content_of", "copy_into", "digest_of", "write_all"]
+__all__ = ["EMPTY", "ObjectStore", "content_of", "copy_into", "digest_of", "link_or_copy", "open_regular", "write_all"]
 
-OBJECTS = ".perfkit/objects"
 EMPTY = hashlib.sha256().hexdigest()
 
 _CHUNK = 256 << 10
@@ -27,154 +27,137 @@ _FICLONE = 0x40049409  # ioctl_ficlone(2)
 _CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
-def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
-    view = memoryview(data).cast("B")
-    while view:
-        view = view[os.write(fd, view) :]
+class ObjectStore:
+    """The objects of one tree. Empty files are never stored."""
 
-
-def digest_of(fd: int, name: str) -> str:
-    """The SHA-256 of an open file.
-
-    Raises:
-        FileChangedError: it was written to while it was read.
-    """
-    before = os.fstat(fd)
-    digest = hashlib.sha256()
-    place = 0
-    while chunk := os.pread(fd, _CHUNK, place):
-        digest.update(chunk)
-        place += len(chunk)
-    after = os.fstat(fd)
-    if place != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
-        raise FileChangedError(name, "it was written to while it was read; try again when its writer has finished")
-    return digest.hexdigest()
-
-
-def copy_into(source: int, target: int) -> str:
-    """Copy the content of one open file to another, empty one, by reflink if possible; returns its SHA-256."""
-    digest = hashlib.sha256()
-    cloned = True
-    try:
-        fcntl.ioctl(target, _FICLONE, source)
-    except OSError:
-        cloned = False
-    place = 0
-    while chunk := os.pread(target if cloned else source, _CHUNK, place):
-        if not cloned:
-            write_all(target, chunk)
-        digest.update(chunk)
-        place += len(chunk)
-    return digest.hexdigest()
-
-
-class Store:
-    """The objects of one tree."""
-
-    def __init__(self, beneath: Beneath) -> None:
-        self._beneath = beneath
-        self.added = Names()  # since `begin`; what an abandoned change takes back
+    def __init__(self, rootdir: RootDir) -> None:
+        self._rootdir = rootdir
+        self._added = Names()  # since `begin`
 
     def begin(self) -> None:
-        self.added = Names()
+        """Begin a change: `revert` removes what is added from now on."""
+        self._added = Names()
 
-    def look(self, name: str, seen: Seen | None = None) -> Content:
-        """What a name holds.
+    def inspect(self, name: str, seen: Seen | None = None) -> Content:
+        """The content of a file, without keeping it.
 
         Raises:
             as `keep`.
         """
-        fd = open_regular(self._beneath, name)
+        fd = open_regular(self._rootdir, name)
         try:
             return content_of(fd, name, seen)
         finally:
             os.close(fd)
 
     def keep(self, name: str, seen: Seen | None = None) -> Content:
-        """Keep what a name holds, by a hard link if possible, so that it outlives the name.
+        """Keep the content of a file, by a hard link if possible, so that it outlives the name.
 
         Args:
-            seen: what it was found to be before; without, it is hashed.
+            seen: the file as it was hashed before; without it, the file is hashed.
 
         Raises:
-            FileNotFoundError: nothing has this name.
-            UpdateError: it is no regular file.
-            FileChangedError: it changed meanwhile.
+            FileNotFoundError: there is no such file.
+            UpdateError: it is not a regular file.
+            FileChangedError: it is no longer as it was seen, or is being written to.
         """
-        fd = open_regular(self._beneath, name)
+        fd = open_regular(self._rootdir, name)
         try:
             content = content_of(fd, name, seen)
             if content.sha256 != EMPTY:
-                self._take(name, fd, f"{OBJECTS}/{content.sha256}")
+                self._add(name, fd, object_path(content.sha256))
             return content
         finally:
             os.close(fd)
 
-    def _take(self, name: str, fd: int, target: str) -> None:
-        """Make an open file the object `target`.
+    def _add(self, name: str, fd: int, target: str) -> None:
+        """Make the open file `name` the object `target`.
 
-        If there is one, a writer may have spoilt it through a hard link. To read it takes longer than to replace it.
+        An existing object may have been damaged by writing through one of its hard links. Verifying it takes longer
+        than replacing it.
         """
-        found = self._beneath.lstat(target)
+        found = self._rootdir.lstat(target)
         if found is None:
-            self._beneath.mkdir(OBJECTS, 0o700)
-            self.added.append(target)
-            link_or_copy(self._beneath, name, fd, target)
+            self._rootdir.mkdir(OBJECTS, 0o700)
+            self._added.append(target)
+            link_or_copy(self._rootdir, name, fd, target)
         elif found.st_ino != os.fstat(fd).st_ino:
-            fresh = f"{target}~"
-            self._beneath.unlink(fresh)  # of a run that crashed
-            link_or_copy(self._beneath, name, fd, fresh)
-            self._beneath.rename(fresh, target)
+            temporary = f"{target}~"
+            self._rootdir.unlink(temporary)  # left by a crash
+            link_or_copy(self._rootdir, name, fd, temporary)
+            self._rootdir.rename(temporary, target)
 
-    def has(self, content: Content) -> bool:
-        """Whether this content is kept, and undamaged; one that a writer spoilt through a hard link is removed."""
-        target = f"{OBJECTS}/{content.sha256}"
-        found = self._beneath.lstat(target)
+    def has_intact(self, content: Content) -> bool:
+        """Whether this content is stored and undamaged; a damaged object is deleted."""
+        target = object_path(content.sha256)
+        found = self._rootdir.lstat(target)
         if found is None:
             return False
         if stat.S_ISREG(found.st_mode) and found.st_size == content.size:
-            fd = open_regular(self._beneath, target)
+            fd = open_regular(self._rootdir, target)
             try:
                 if digest_of(fd, target) == content.sha256:
                     return True
             finally:
                 os.close(fd)
-        self._beneath.unlink(target)
+        self._rootdir.unlink(target)
         return False
 
-    def take_back(self) -> None:
-        """Remove what was added since `begin`."""
-        for target in self.added:
-            with contextlib.suppress(OSError):  # then the next sweep removes it
-                self._beneath.unlink(target)
-        self.added = Names()
+    def revert(self) -> None:
+        """Delete the objects that were added since `begin`."""
+        for target in self._added:
+            with contextlib.suppress(OSError):  # then the next `delete_except` does it
+                self._rootdir.unlink(target)
+        self._added = Names()
 
-    def sweep(self, needed: Collection[bytes]) -> None:
-        """Remove every object but these."""
-        for name in self._beneath.each(OBJECTS):
+    def delete_except(self, needed: Collection[bytes]) -> None:
+        """Delete every object but these, given by SHA-256."""
+        for name in self._rootdir.iterdir(OBJECTS):
             if not (_DIGEST.fullmatch(name) and bytes.fromhex(name) in needed):
-                self._beneath.unlink(f"{OBJECTS}/{name}")
+                self._rootdir.unlink(object_path(name))
 
 
 def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:
-    """What an open file holds: what was seen before, if it still looks so; else it is hashed.
+    """The content of an open file, which is hashed unless it is as it was `seen`.
 
     Raises:
-        FileChangedError: it is not what was seen, or was written to while it was read.
+        FileChangedError: its content is not what was seen, or was written to while it was read.
     """
     found = os.fstat(fd)
     if seen is not None and (found.st_ino, found.st_size, found.st_mtime_ns) == (seen.ino, seen.size, seen.mtime_ns):
         return Content(seen.sha256, found.st_size, stat.S_IMODE(found.st_mode))
     digest = digest_of(fd, name)
     if seen is not None and digest != seen.sha256:
-        raise FileChangedError(name, "it was changed by others meanwhile; nothing was done, try again")
+        raise FileChangedError(name, "the file was modified during the update; nothing was changed, retry")
     return Content(digest, found.st_size, stat.S_IMODE(found.st_mode))
 
 
-def open_regular(beneath: Beneath, name: str) -> int:
-    """A descriptor of a regular file for reading."""
+def digest_of(fd: int, name: str) -> str:
+    """The SHA-256 of an open file, in hex.
+
+    Raises:
+        FileChangedError: it was written to while it was read.
+    """
+    before = os.fstat(fd)
+    digest = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(fd, _CHUNK, offset):
+        digest.update(chunk)
+        offset += len(chunk)
+    after = os.fstat(fd)
+    if offset != before.st_size or (before.st_mtime_ns, before.st_size) != (after.st_mtime_ns, after.st_size):
+        raise FileChangedError(name, "the file was modified while it was read; retry when its writer has finished")
+    return digest.hexdigest()
+
+
+def open_regular(rootdir: RootDir, name: str) -> int:
+    """A descriptor of a regular file for reading.
+
+    Raises:
+        UpdateError: it is not a regular file.
+    """
     try:
-        fd = beneath.open(name)
+        fd = rootdir.open(name)
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise UpdateError(f"{name}: not a regular file; move it away first") from error
@@ -185,24 +168,24 @@ def open_regular(beneath: Beneath, name: str) -> int:
     return fd
 
 
-def link_or_copy(beneath: Beneath, name: str, fd: int, target: str) -> None:
-    """Make `target` another name of the open file `name`, or a copy with its mode and times where that can't be.
+def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
+    """Make `target` a hard link to the open file `name`, or a copy with its mode and times where that is impossible.
 
     Empty files are never linked: a tree may have more of them than a file system allows links.
     """
     found = os.fstat(fd)
     if found.st_size:
         try:
-            beneath.link(name, target)
+            rootdir.link(name, target)
         except OSError as error:
             if error.errno not in _CANNOT_LINK:
                 raise
         else:
-            linked = beneath.lstat(target)
+            linked = rootdir.lstat(target)
             if linked is None or linked.st_ino != found.st_ino:
-                raise FileChangedError(name, "it was replaced while it was read; try again")
+                raise FileChangedError(name, "the file was replaced while it was read; retry")
             return
-    copy = beneath.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         copy_into(fd, copy)
         os.fchmod(copy, stat.S_IMODE(found.st_mode))
@@ -210,3 +193,26 @@ def link_or_copy(beneath: Beneath, name: str, fd: int, target: str) -> None:
             os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
     finally:
         os.close(copy)
+
+
+def copy_into(source: int, target: int) -> str:
+    """Copy one open file to another, empty one, using reflinks where supported; returns its SHA-256."""
+    digest = hashlib.sha256()
+    cloned = True
+    try:
+        fcntl.ioctl(target, _FICLONE, source)
+    except OSError:
+        cloned = False
+    offset = 0
+    while chunk := os.pread(target if cloned else source, _CHUNK, offset):
+        if not cloned:
+            write_all(target, chunk)
+        digest.update(chunk)
+        offset += len(chunk)
+    return digest.hexdigest()
+
+
+def write_all(fd: int, data: bytes | bytearray | memoryview) -> None:
+    view = memoryview(data).cast("B")
+    while view:
+        view = view[os.write(fd, view) :]

@@ -1,4 +1,4 @@
-"""What a change replaces: looked at, kept for the way back, and told to the record as it was meant to be."""
+"""Before a commit: inspect the files it replaces, keep them for rollback, and decide how they are recorded."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.errors import FileChangedError
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.changeset import ChangeSet
-from perfkit.transactions.commit import OWN
-from perfkit.transactions.journal_ops import check_places
-from perfkit.transactions.object_store import EMPTY, Store
+from perfkit.transactions.journal_ops import check_conflicts
+from perfkit.transactions.layout import is_private
+from perfkit.transactions.object_store import EMPTY, ObjectStore
 from perfkit.transactions.records import Content, Seen
 
 __all__ = ["Known", "prepare"]
@@ -22,77 +22,77 @@ def _nothing(name: str) -> None:
 
 
 class Known(NamedTuple):
-    """What a caller knows of a tree that it is about to change; without it, what is found there is taken as it is.
+    """What a caller knows about a tree that it changes; by default, whatever is on disk is taken as it is.
 
     Attributes:
-        meant: what the current generation has under a name, where the caller can tell. If others have changed the file
-            since, the way back restores this and not what they made of it. A change that only brings such files back
-            makes no generation.
-        seen: what the caller found under a name when it decided on the change; None: nothing. A file that is something
-            else by now is not touched, and the change given up.
-        holder: a name that has this content (its SHA-256 in hex).
+        expected: by name, the content that the current generation should have, where the caller knows. If others have
+            edited the file, rollback restores this content, not theirs. A change that only repairs such files creates
+            no generation.
+        seen: by name, the file that the caller found when it decided on the change; None if there was none. If it has
+            changed since, the change is aborted.
+        copy_of: by SHA-256 in hex, the name of a file of the tree with this content.
     """
 
-    meant: Callable[[str], Content | None] = _nothing
+    expected: Callable[[str], Content | None] = _nothing
     seen: Callable[[str], Seen | None] | None = None
-    holder: Callable[[str], str | None] = _nothing
+    copy_of: Callable[[str], str | None] = _nothing
 
     def seen_at(self, name: str) -> Seen | None:
-        """What the caller saw under a name that has a file now; None: it may be anything.
+        """What the caller saw under the name of an existing file; None: it does not matter.
 
         Raises:
-            FileChangedError: the caller saw none there.
+            FileChangedError: the file did not exist then.
         """
-        if self.seen is None or name.startswith(f"{OWN}/"):
+        if self.seen is None or is_private(name):
             return None
         seen = self.seen(name)
         if seen is None:
-            raise FileChangedError(name, "it came meanwhile; nothing was done, try again")
+            raise FileChangedError(name, "the file appeared during the update; nothing was changed, retry")
         return seen
 
 
-def prepare(beneath: Beneath, store: Store, known: Known, changes: ChangeSet) -> tuple[str, ...]:
-    """Look at what is to be replaced, keep what the way back needs, and take both down in `changes`.
+def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: ChangeSet) -> tuple[str, ...]:
+    """Inspect the files that are to be replaced, keep what rollback needs, and set both in `change_set`.
 
-    What the record tells differs from what is done where others changed a file: it then says that the name held what
-    the generation before had, and not what they made of it; but for the names that this returns, where what it had is
-    kept nowhere, and the way back leads to theirs.
+    Where others edited a file, the record has the content of the previous generation as the previous one, not the edit.
+    The exceptions are returned: names whose content in the previous generation is not available any more, so that
+    rollback restores the edited file.
 
     Raises:
-        UpdateError, UnsafePathError: a file can't have its place.
-        FileChangedError: a file is not what the caller saw.
+        UpdateError, UnsafePathError: something is in the way of a new file.
+        FileChangedError: a file is not as the caller saw it.
     """
-    check_places(beneath, changes)
-    lost: dict[str, Content] = {}  # by the names whose file others changed, what was meant
-    for row in changes.rows():
-        name = changes.name(row)
-        found = _found(beneath, name, known, store.keep if changes.acts(row) else store.look)
-        meant = known.meant(name) or found
-        changes.found(row, found, meant)
-        if meant is not None and (found is None or meant.sha256 != found.sha256) and changes.is_told(row):
-            lost[name] = meant
-    lacking = _lacking(beneath, store, known, {content.sha256: content for content in lost.values()})
-    as_found = [name for name, content in lost.items() if content.sha256 in lacking]
-    for name in as_found:
-        changes.tell_found(name)
-    changes.freeze()
-    return tuple(as_found)
+    check_conflicts(rootdir, change_set)
+    edited: dict[str, Content] = {}  # by name, the content that it should have
+    for row in change_set.rows():
+        name = change_set.name(row)
+        found = _found(rootdir, name, known, store.keep if change_set.is_key(row) else store.inspect)
+        expected = known.expected(name) or found
+        change_set.set_before(row, found, expected)
+        if expected is not None and (found is None or expected.sha256 != found.sha256) and change_set.is_recorded(row):
+            edited[name] = expected
+    missing = _missing(rootdir, store, known, {content.sha256: content for content in edited.values()})
+    restored_with_edits = [name for name, content in edited.items() if content.sha256 in missing]
+    for name in restored_with_edits:
+        change_set.record_found(name)
+    change_set.freeze()
+    return tuple(restored_with_edits)
 
 
-def _found(beneath: Beneath, name: str, known: Known, look: Callable[[str, Seen | None], Content]) -> Content | None:
-    found = beneath.lstat(name)
+def _found(rootdir: RootDir, name: str, known: Known, inspect: Callable[[str, Seen | None], Content]) -> Content | None:
+    found = rootdir.lstat(name)
     if found is None or stat.S_ISDIR(found.st_mode):
         return None
-    return look(name, known.seen_at(name))
+    return inspect(name, known.seen_at(name))
 
 
-def _lacking(beneath: Beneath, store: Store, known: Known, lost: Mapping[str, Content]) -> set[str]:
-    """Which of these contents, whose own files others changed, the store has not and no known file can give it."""
-    lacking = set()
-    for digest, content in lost.items():
-        if digest == EMPTY or store.has(content):
+def _missing(rootdir: RootDir, store: ObjectStore, known: Known, edited: Mapping[str, Content]) -> set[str]:
+    """Which contents of files that others edited are neither in the store nor in another file of the tree."""
+    missing = set()
+    for digest, content in edited.items():
+        if digest == EMPTY or store.has_intact(content):
             continue
-        holder = known.holder(digest)
-        if holder is None or beneath.lstat(holder) is None or store.keep(holder).sha256 != digest:
-            lacking.add(digest)
-    return lacking
+        copy = known.copy_of(digest)
+        if copy is None or rootdir.lstat(copy) is None or store.keep(copy).sha256 != digest:
+            missing.add(digest)
+    return missing

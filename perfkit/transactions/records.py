@@ -1,4 +1,4 @@
-"""What perfkit writes down beside a managed tree: lines of JSON, sealed by their SHA-256."""
+"""Records next to a managed tree: lines of JSON, followed by a line with their SHA-256."""
 
 from __future__ import annotations
 
@@ -10,13 +10,32 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
 
-__all__ = ["Change", "Content", "Seen", "Step", "is_sealed", "seal", "signature", "unseal"]
+__all__ = [
+    "DELETE",
+    "MKDIR",
+    "RENAME",
+    "RMDIR",
+    "Change",
+    "Content",
+    "JournalOp",
+    "Seen",
+    "has_valid_checksum",
+    "read_checked",
+    "signature",
+    "with_checksum",
+]
 
 FORMAT = 1
 
+# What a `JournalOp` does, as it is written in a journal.
+MKDIR = "mkdir"  # create directory `name`
+RENAME = "put"  # rename the staged file `source` to `name`
+DELETE = "drop"  # delete `name`, if it still has `size` and `mtime_ns`
+RMDIR = "rmdir"  # remove directory `name`, if it is empty
+
 
 class Content(NamedTuple):
-    """What a name holds: the SHA-256 in hex, the size in bytes, and the permission bits."""
+    """The content of a file: its SHA-256 in hex, its size in bytes, and its permission bits."""
 
     sha256: str
     size: int
@@ -24,9 +43,9 @@ class Content(NamedTuple):
 
 
 class Seen(NamedTuple):
-    """What a file was found to be when it was hashed, and what it looked like then: the SHA-256 in hex, and its stat.
+    """A file as it was when it was hashed: its SHA-256 in hex, and its stat.
 
-    Not its ctime, which links and renames of our own change.
+    Without its ctime, which links and renames of our own change.
     """
 
     sha256: str
@@ -39,8 +58,8 @@ class Seen(NamedTuple):
 class Change:
     """One name that a commit changed.
 
-    `before` is None if the name was absent, `after` if it is now; `signature` is that of the new file, taken after the
-    commit.
+    `before` is None if the name was absent, `after` if it is absent now; `signature` is that of the new file, taken
+    after the commit.
     """
 
     name: str
@@ -49,26 +68,23 @@ class Change:
     signature: int | None = None
 
 
-class Step(NamedTuple):
-    """One step of a journal; names are relative to the root.
-
-    mkdir name; put source as name; drop name, if it is still the file of this size and mtime; rmdir name, if empty.
-    """
+class JournalOp(NamedTuple):
+    """One operation of a journal, all of them idempotent; names are relative to the root."""
 
     kind: str
     name: str
-    source: str = ""  # of put: the staged file; of drop: the object that has the same content
+    source: str = ""  # RENAME: the staged file; DELETE: the object with the same content, "" for an empty file
     size: int = 0
     mtime_ns: int = 0
 
 
 def signature(found: os.stat_result) -> int:
-    """What stat(2) says of a file, as far as it tells whether the file changed, in 64 bits."""
+    """A 64-bit hash of everything in stat(2) that tells whether a file changed."""
     return hash((found.st_ino, found.st_size, stat.S_IMODE(found.st_mode), found.st_mtime_ns, found.st_ctime_ns))
 
 
-def seal(rows: Iterable[object]) -> Iterator[bytes]:
-    """The rows as lines, and a last one with the digest of all before it."""
+def with_checksum(rows: Iterable[object]) -> Iterator[bytes]:
+    """The rows as lines of JSON, then a line with the SHA-256 of all of them."""
     digest = hashlib.sha256()
     for row in rows:
         line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
@@ -77,31 +93,31 @@ def seal(rows: Iterable[object]) -> Iterator[bytes]:
     yield digest.hexdigest().encode() + b"\n"
 
 
-def unseal(file: IO[bytes]) -> Iterator[Any]:
-    """The rows of what `seal` wrote; only when the last has come is it certain that they are whole.
+def read_checked(file: IO[bytes]) -> Iterator[Any]:
+    """The rows that `with_checksum` wrote. They are verified only once the iterator is exhausted.
 
     Raises:
-        ValueError: cut short, or changed.
+        ValueError: the file is truncated or damaged.
     """
     digest = hashlib.sha256()
-    held: bytes | None = None
+    previous: bytes | None = None
     for line in file:
-        if held is not None:
-            digest.update(held)
-            yield json.loads(held)
-        held = line
-    if held is None or held.decode(errors="replace") != digest.hexdigest() + "\n":
-        raise ValueError("cut short or damaged")
+        if previous is not None:
+            digest.update(previous)
+            yield json.loads(previous)
+        previous = line
+    if previous is None or previous.decode(errors="replace") != digest.hexdigest() + "\n":
+        raise ValueError("truncated or damaged")
 
 
-def is_sealed(file: IO[bytes]) -> bool:
-    """Whether this is all of what `seal` wrote."""
+def has_valid_checksum(file: IO[bytes]) -> bool:
+    """Whether a file is complete as `with_checksum` wrote it."""
     digest = hashlib.sha256()
-    held = b""
+    previous = b""
     for line in file:
-        digest.update(held)
-        held = line
-    return held.decode(errors="replace") == digest.hexdigest() + "\n"
+        digest.update(previous)
+        previous = line
+    return previous.decode(errors="replace") == digest.hexdigest() + "\n"
 
 
 def pack(content: Content | None) -> list[object] | None:

@@ -1,198 +1,211 @@
-"""The way to another generation, decided and staged: what changes, what others' edits become, where contents are."""
+"""A rollback, planned and staged: which files change, what happens to edited ones, and where the contents come from."""
 
 from __future__ import annotations
 
 import os
 import stat
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
-from perfkit.filesystem.paths import aside_name
-from perfkit.filesystem.rootdir import Beneath
-from perfkit.transactions.changeset import Changes, ChangeSet, Put
+from perfkit.filesystem.paths import backup_name
+from perfkit.transactions.changeset import Changes, ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
-from perfkit.transactions.history import Timeline, changes_between
-from perfkit.transactions.journal_ops import check_places
-from perfkit.transactions.object_store import EMPTY, OBJECTS, Store, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.transactions.history import Timeline
+from perfkit.transactions.journal_ops import check_conflicts
+from perfkit.transactions.layout import object_path
+from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, link_or_copy, open_regular
 from perfkit.transactions.records import Change, Content, Seen
 
-__all__ = ["Switch", "plan_switch"]
+__all__ = ["RollbackPlan", "plan_rollback"]
+
+_MAX_SHOWN = 5  # names in an error
 
 
-_SHOWN = 5  # names in an error
+class RollbackPlan(NamedTuple):
+    """How to get to another generation.
 
-
-class Switch(NamedTuple):
-    """What is to be done: the generation that comes of it, and how.
-
-    `changes` are those between the generations, and `change_set` all; `aside` has the edited names, and what each is
-    kept under; `overwritten` the edited names that are not kept; `as_found` the names that have again, or still, what
-    others had made of them.
+    `timeline` is that of the tree afterwards; `change_set` has everything that is done, `changes` only what differs
+    between the generations; for the others see `Commit`.
     """
 
-    target: int
+    timeline: Timeline
     change_set: ChangeSet
     changes: Changes
-    aside: dict[str, str]
+    saved_as: dict[str, str]
     overwritten: tuple[str, ...]
-    as_found: tuple[str, ...]
+    restored_with_edits: tuple[str, ...]
 
 
-def plan_switch(
-    beneath: Beneath,
-    committer: Committer,
-    store: Store,
-    timeline: Timeline,
-    *,
-    to: int | None,
-    edits: LocalChanges,
-    unchecked: Mapping[str, str],
-) -> Switch:
-    """Decide, and stage, how to get from the current generation to another; it costs as much as they differ.
+def plan_rollback(
+    committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]
+) -> RollbackPlan:
+    """Decide, and stage, how to get from the current generation to another; the cost depends on how much they differ.
 
     Args:
-        unchecked: as in `Tree.switch`.
+        to, edits, unchecked: as `Tree.rollback` takes them.
 
     Raises:
-        RollbackError: there is no such generation, its contents are not all kept, or there are edits to be refused.
-        UpdateError, UnsafePathError, OSError: what stands in the tree is in the way.
+        RollbackError: there is no such generation, objects that it needs are missing, or edited files are in the way.
+        UpdateError, UnsafePathError, OSError: something in the tree is in the way.
     """
-    numbers, undo = timeline.path(to)
-    target = timeline.current
-    if numbers:
-        place = timeline.chain.index(numbers[-1])
-        target = timeline.chain[place - 1 if undo else place]
+    timeline = committer.history.timeline()
+    target = timeline.resolve(to)
+    numbers, undo = timeline.path(target)
+    recorded, with_edits = committer.history.changes_between(numbers, undo=undo)
+    changes, edited, replaced_links = _compare(committer, recorded, unchecked)
+    if edited and edits == "refuse":
+        raise RollbackError(
+            f"{_shown([change.name for change in edited])}: changed since the last update; set local_changes to 'keep' "
+            "or 'overwrite' to roll back"
+        )
+    check_conflicts(committer.rootdir, {change.name: change.after for change in changes})
+    sources = _Restorer(committer, replaced_links, unchecked).stage_all(changes, target)
+    change_set = committer.new_change_set()
+    for change in changes:
+        change_set[change.name] = None if change.after is None else StagedFile(sources[change.name], change.after)
+        change_set.set_before(change_set.row(change.name), change.before, change.before)
+    restored = change_set.disk_changes()
+    saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
+    return RollbackPlan(
+        timeline=timeline.at(target),
+        change_set=change_set,
+        changes=restored,
+        saved_as=saved_as,
+        overwritten=tuple(change.name for change in edited) if edits == "overwrite" else (),
+        restored_with_edits=tuple(sorted(with_edits)),
+    )
+
+
+class _Differences(NamedTuple):
+    changes: list[Change]  # from what is on disk to what is wanted, by name
+    edited: list[Change]  # those of them whose file is neither the current generation's nor the wanted one
+    replaced_links: Counter[int]  # by inode, how many of its names are replaced or removed
+
+
+def _compare(committer: Committer, recorded: Iterable[Change], unchecked: Mapping[str, str]) -> _Differences:
+    """Compare the tree with what is wanted, and keep what is going to be replaced."""
     changes: list[Change] = []
     edited: list[Change] = []
-    leaving: Counter[int] = Counter()  # inode to how many of its names are replaced or removed
-    recorded, as_found = changes_between(beneath, numbers, undo=undo)
+    replaced_links: Counter[int] = Counter()
     for wanted in recorded:
-        found = beneath.lstat(wanted.name)
+        found = committer.rootdir.lstat(wanted.name)
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            vouched = unchecked.get(wanted.name)
-            seen = Seen(vouched, found.st_ino, found.st_size, found.st_mtime_ns) if vouched else None
-            before = store.keep(wanted.name, seen)
-            leaving[found.st_ino] += 1
+            sha256 = unchecked.get(wanted.name)
+            seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
+            before = committer.store.keep(wanted.name, seen)
+            replaced_links[found.st_ino] += 1
         if before == wanted.after:
             continue
         change = Change(wanted.name, before, wanted.after)
-        if before is not None and not _holds(before, wanted.before) and not _holds(before, wanted.after):
+        if before is not None and not _same_data(before, wanted.before) and not _same_data(before, wanted.after):
             edited.append(change)
         changes.append(change)
-    if edited and edits == "refuse":
-        names = _shown([change.name for change in edited])
-        raise RollbackError(f"{names}: changed since by others; keep it aside, or overwrite it")
     changes.sort(key=lambda change: change.name)
-    check_places(beneath, {change.name: change.after for change in changes})
-    sources = _Staging(beneath, committer, leaving, unchecked).restore(changes, target)
-    change_set = committer.change_set()
-    for change in changes:
-        change_set[change.name] = None if change.after is None else Put(sources[change.name], change.after)
-        change_set.found(change_set.row(change.name), change.before, change.before)
-    between = change_set.changed()
-    aside: dict[str, str] = {}
-    for change in edited if edits == "keep" else ():
-        fresh = aside_name(change.name, lambda name: name in change_set or beneath.lstat(name) is not None)
-        assert change.before is not None
-        change_set[fresh] = Put(_linked(beneath, committer, change.name), change.before)
-        aside[change.name] = fresh
-    overwritten = tuple(change.name for change in edited) if edits == "overwrite" else ()
-    return Switch(target, change_set, between, aside, overwritten, tuple(sorted(as_found)))
+    return _Differences(changes, edited, replaced_links)
 
 
-def _holds(found: Content, content: Content | None) -> bool:
+def _same_data(found: Content, content: Content | None) -> bool:
     return content is not None and found.sha256 == content.sha256
 
 
 def _shown(names: Sequence[str]) -> str:
-    more = len(names) - _SHOWN
-    return ", ".join(names[:_SHOWN]) + (f" and {more} more" if more > 0 else "")
+    more = len(names) - _MAX_SHOWN
+    return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _linked(beneath: Beneath, committer: Committer, name: str) -> str:
-    """Another name in the stage for a file of the tree."""
-    fd = open_regular(beneath, name)
+def _save_edited(committer: Committer, change_set: ChangeSet, edited: Iterable[Change]) -> dict[str, str]:
+    """Add the edited files to the change set under backup names, which are returned."""
+    saved_as: dict[str, str] = {}
+    for change in edited:
+        backup = backup_name(change.name, lambda name: name in change_set or committer.rootdir.lstat(name) is not None)
+        assert change.before is not None
+        change_set[backup] = StagedFile(_link(committer, change.name), change.before)
+        saved_as[change.name] = backup
+    return saved_as
+
+
+def _link(committer: Committer, name: str) -> str:
+    """Stage a file of the tree under another name."""
+    fd = open_regular(committer.rootdir, name)
     try:
-        staged = committer.stage()
-        link_or_copy(beneath, name, fd, staged)
+        staged = committer.new_staged_name()
+        link_or_copy(committer.rootdir, name, fd, staged)
         return staged
     finally:
         os.close(fd)
 
 
-class _Staging:
-    """Kept contents on their way back into the tree, each hashed again before, but for those of `unchecked` names."""
+class _Restorer:
+    """Stages stored objects, each verified first, except for those of `unchecked` names."""
 
-    def __init__(
-        self, beneath: Beneath, committer: Committer, leaving: Mapping[int, int], unchecked: Collection[str]
-    ) -> None:
-        self._unchecked = unchecked
-        self._beneath = beneath
+    def __init__(self, committer: Committer, replaced_links: Mapping[int, int], unchecked: Collection[str]) -> None:
         self._committer = committer
-        self._leaving = leaving
-        self._taken: set[str] = set()  # objects that were linked: for a second file they are copied
+        self._rootdir = committer.rootdir
+        self._replaced_links = replaced_links
+        self._unchecked = unchecked
+        self._linked: set[str] = set()  # objects that were linked: for a second file they are copied
 
-    def restore(self, changes: Sequence[Change], target: int) -> dict[str, str]:
-        """The staged file of each change that makes one.
+    def stage_all(self, changes: Sequence[Change], target: int) -> dict[str, str]:
+        """The staged file of each name that gets one.
 
         Raises:
-            RollbackError: contents are not kept, or damaged; it names the files.
+            RollbackError: objects are missing or damaged; it names the files.
         """
         sources: dict[str, str] = {}
         lost: dict[str, list[str]] = {}
         for change in changes:
             if change.after is not None:
                 try:
-                    sources[change.name] = self._stage(change.after, checked=change.name not in self._unchecked)
+                    sources[change.name] = self._stage(change.after, verify=change.name not in self._unchecked)
                 except _LostError as error:
                     lost.setdefault(str(error), []).append(change.name)
         if lost:
-            told = "; ".join(f"{_shown(names)}: {reason}" for reason, names in lost.items())
-            raise RollbackError(f"{told}; generation {target} can't be restored, and nothing was done")
+            reasons = "; ".join(f"{_shown(names)}: {reason}" for reason, names in lost.items())
+            raise RollbackError(f"{reasons}; generation {target} can't be restored, and nothing was changed")
         return sources
 
-    def _stage(self, content: Content, *, checked: bool) -> str:
-        """Stage a kept content.
+    def _stage(self, content: Content, *, verify: bool) -> str:
+        """Stage a content.
 
-        Its object is linked, and loses its own name when nothing needs it any more. Where another file of the tree
-        shares it, it is copied: two files must not be one.
+        Its object is linked, and deleted when nothing needs it any more. Where another file of the tree is the same
+        inode, it is copied, so that the two files stay independent.
         """
         if content.sha256 == EMPTY:
-            source, fd = self._committer.stage_file()
+            source, fd = self._committer.create_staged_file()
             os.fchmod(fd, content.mode)
             os.close(fd)
             return source
-        kept = f"{OBJECTS}/{content.sha256}"
+        stored = object_path(content.sha256)
         try:
-            fd = open_regular(self._beneath, kept)
+            fd = open_regular(self._rootdir, stored)
         except (FileNotFoundError, UpdateError):
-            raise _LostError("its kept content is gone, or no regular file") from None
+            raise _LostError("its stored copy is missing, or not a regular file") from None
         try:
-            if checked and digest_of(fd, kept) != content.sha256:
-                raise _LostError("its kept content was changed by others, through a hard link")
+            if verify and digest_of(fd, stored) != content.sha256:
+                raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
-            alone = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
-            links = self._leaving.get(found.st_ino, 0)  # of this file, that go; beside them it has its object's name
-            if alone and content.sha256 not in self._taken and found.st_nlink - 1 <= links:
-                self._taken.add(content.sha256)
+            mode_fits = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
+            others = found.st_nlink - 1 - self._replaced_links.get(found.st_ino, 0)  # links besides the object's own
+            if mode_fits and content.sha256 not in self._linked and others <= 0:
+                self._linked.add(content.sha256)
                 os.fchmod(fd, content.mode)
-                source = self._committer.stage()
-                link_or_copy(self._beneath, kept, fd, source)
+                source = self._committer.new_staged_name()
+                link_or_copy(self._rootdir, stored, fd, source)
                 return source
-            return self._copied(fd, content)
+            return self._copy(fd, content)
         finally:
             os.close(fd)
 
-    def _copied(self, fd: int, content: Content) -> str:
+    def _copy(self, fd: int, content: Content) -> str:
         found = os.fstat(fd)
-        source, copy = self._committer.stage_file()
+        source, copy = self._committer.create_staged_file()
         try:
             if copy_into(fd, copy) != content.sha256:
-                raise _LostError("its kept content was changed by others while it was copied")
+                raise _LostError("its stored copy was modified while it was read")
             os.fchmod(copy, content.mode)
             os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
         finally:
@@ -201,4 +214,4 @@ class _Staging:
 
 
 class _LostError(Exception):
-    """A content can't come back; the message says why."""
+    """A file can't be restored; the message says why."""

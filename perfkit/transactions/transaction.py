@@ -1,20 +1,22 @@
-"""One change of many files: written beside the tree, then all of it is there, or none."""
+"""One change of many files: staged beside the tree, then committed all or nothing."""
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name
-from perfkit.filesystem.rootdir import Beneath
-from perfkit.transactions.changeset import ChangeSet, Put
-from perfkit.transactions.commit import FETCH, OWN, Committer
+from perfkit.transactions.changeset import StagedFile
+from perfkit.transactions.commit import Committer
+from perfkit.transactions.history import record_lines
+from perfkit.transactions.layout import FETCH, PRIVATE_DIR, is_private, is_reserved
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
-from perfkit.transactions.prepare import Known
+from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
 
 __all__ = ["Commit", "Transaction"]
@@ -22,43 +24,38 @@ __all__ = ["Commit", "Transaction"]
 
 @dataclass(frozen=True, slots=True)
 class Commit:
-    """What came of a transaction or a switch: the generation the tree is in, and every name that changed.
+    """The result of a transaction or a rollback: the generation the tree is in, and every name that changed.
 
-    `aside` has the edited files that a switch kept, by name, and the names they are kept under; `overwritten` those
-    that it did not keep; `as_found` those that came back as others had left them, for want of what they should be.
+    `saved_as` has the edited files that a rollback kept: by name, the name it saved them under. `overwritten` has those
+    that it did not keep. `restored_with_edits` has those that came back as others had edited them, because their
+    original content is not stored anywhere.
     """
 
     generation: int
     changes: Collection[Change] = ()
-    aside: Mapping[str, str] = field(default_factory=dict)
+    saved_as: Mapping[str, str] = field(default_factory=dict)
     overwritten: tuple[str, ...] = ()
-    as_found: tuple[str, ...] = ()
+    restored_with_edits: tuple[str, ...] = ()
 
 
 class Transaction:
-    """Changes of one tree, in a `with` block of `Tree.transaction`; from one thread.
+    """Changes of one tree, in a `with` block of `Tree.transaction`; for one thread.
 
-    Each call sees what the ones before it did. Names are those of `check_name`. A call that raises has changed
-    nothing; an exception that leaves the block gives all up.
+    The block is committed at its end, and aborted if an exception leaves it. Each call sees the effects of the ones
+    before it. Names are those that `check_name` accepts. A call that raises has changed nothing.
 
     Attributes:
         result: after the block: what was committed.
     """
 
-    def __init__(
-        self,
-        beneath: Beneath,
-        committer: Committer,
-        *,
-        known: Known,
-        finish: Callable[[ChangeSet], Commit],
-    ) -> None:
-        self._beneath = beneath
+    def __init__(self, committer: Committer, *, known: Known, label: Mapping[str, str], keep_generations: int) -> None:
         self._committer = committer
+        self._rootdir = committer.rootdir
         self._known = known
-        self._finish = finish
-        self._final = committer.change_set()
-        self._entered = self._over = False
+        self._label = label
+        self._keep_generations = keep_generations
+        self._change_set = committer.new_change_set()
+        self._entered = self._ended = False
         self.result: Commit | None = None
 
     def __enter__(self) -> Transaction:
@@ -67,53 +64,70 @@ class Transaction:
 
     @property
     def open(self) -> bool:
-        """Whether its block has begun and not ended."""
-        return self._entered and not self._over
+        """Whether its block has been entered and not left."""
+        return self._entered and not self._ended
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._over = True
+        self._ended = True
         if kind is not None:
-            self._committer.discard()
+            self._committer.discard_stage()
         else:
-            self.result = self._finish(self._final)
+            self.result = self._commit()
+
+    def _commit(self) -> Commit:
+        committer, change_set = self._committer, self._change_set
+        timeline = committer.history.timeline()
+        record: Iterable[bytes] | None = None
+        with committer.preparing():
+            restored_with_edits = prepare(self._rootdir, committer.store, self._known, change_set)
+            changes, recorded = change_set.disk_changes(), change_set.recorded_changes()
+            if not changes and not recorded:
+                committer.abort()
+                return Commit(timeline.current)
+            if recorded:
+                timeline = timeline.append(self._keep_generations)
+                record = record_lines(timeline.current, self._label, recorded, restored_with_edits)
+        committer.commit(change_set, changes, timeline, record)
+        changes.sign(self._rootdir)
+        return Commit(timeline.current, changes)
 
     def write(self, name: str, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> Content:
-        """The file is to have this content; an iterable is written as it comes.
+        """Give the file this content; an iterable is written as it is read.
 
         Raises:
-            UnsafePathError: the name leads, or might lead, out of the tree.
+            UnsafePathError: the name could lead out of the tree.
             OSError: such as a full disk.
         """
         return self._write(check_name(name), data, mode)
 
     def write_private(self, name: str, data: bytes | Iterable[bytes]) -> Content:
-        """`write` for perfkit's own files: `.perfkit/NAME`, which is committed and rolled back with all else."""
-        return self._write(_private(name), data, 0o600)  # a source's URL may have a password in it
+        """`write` for one of perfkit's own files (see `layout`): it is committed and rolled back with the others."""
+        return self._write(_check_private(name), data, 0o600)  # a source's URL may contain a password
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
         chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
-        source, fd = self._committer.stage_file()
+        source, fd = self._committer.create_staged_file()
         try:
             for chunk in chunks:
                 write_all(fd, chunk)
-            return self._staged(name, source, fd, mode)
+            return self._set_staged(name, source, fd, mode)
         except BaseException:
-            self._beneath.unlink(source)
+            self._rootdir.unlink(source)
             raise
         finally:
             os.close(fd)
 
     def replace(self, name: str, path: str | os.PathLike[str], *, mode: int | None = None) -> Content:
-        """The file is to have the content of another file, which stays as it is; by reflink where there is one.
+        """Give the file the content of another file, copied with reflinks where supported.
 
         Args:
-            mode: permission bits; those of the other file by default.
+            mode: permission bits; by default those of the other file.
 
         Raises:
             UnsafePathError, OSError: as `write`.
-            FileChangedError: the other file was written to meanwhile.
-            UpdateError: it is no regular file.
+            FileChangedError: the other file was modified while it was copied.
+            UpdateError: it is not a regular file.
         """
         check_name(name)
         self._check_open()
@@ -123,16 +137,17 @@ class Transaction:
             before = os.fstat(other)
             if not stat.S_ISREG(before.st_mode):
                 raise UpdateError(f"{path}: not a regular file")
-            self.need_space(before.st_size)
-            source, fd = self._committer.stage_file()
+            self._rootdir.check_free_space(before.st_size)
+            source, fd = self._committer.create_staged_file()
             try:
                 digest = copy_into(other, fd)
                 after = os.fstat(other)
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
-                    raise FileChangedError(path, "it was written to while it was copied")
-                return self._staged(name, source, fd, stat.S_IMODE(before.st_mode) if mode is None else mode, digest)
+                    raise FileChangedError(path, "the file was modified while it was copied; retry")
+                mode = stat.S_IMODE(before.st_mode) if mode is None else mode
+                return self._set_staged(name, source, fd, mode, digest)
             except BaseException:
-                self._beneath.unlink(source)
+                self._rootdir.unlink(source)
                 raise
             finally:
                 os.close(fd)
@@ -142,93 +157,93 @@ class Transaction:
     def adopt(
         self, name: str, path: str | os.PathLike[str], *, sha256: str | None = None, mode: int = 0o644
     ) -> Content:
-        """The file is to be this one, which stands in `Tree.stage`: it is renamed, at the commit, and not copied.
+        """Make a file in `Tree.fetch_directory` this file: the commit renames it, instead of copying.
 
-        Until then it must not be written to, and stays where it is if the change is given up.
+        Until then it must not be written to; if the change is aborted, it stays where it is.
 
         Args:
-            sha256: its digest in hex, where the caller took it while writing.
+            sha256: its digest in hex, if the caller computed it while writing.
 
         Raises:
             UnsafePathError, OSError: as `write`.
-            UpdateError: it is not in the stage, is no regular file, or was adopted already.
+            UpdateError: it is not in that directory, is not a regular file, or was adopted already.
         """
         check_name(name)
         self._check_open()
-        source = os.path.relpath(os.path.abspath(os.fspath(path)), self._beneath.root)
-        if not source.startswith(f"{FETCH}/") or self._final.takes_fetched(source):
-            raise UpdateError(f"{os.fspath(path)}: only a file in the tree's stage can be adopted, and only once")
-        fd = open_regular(self._beneath, source)
+        source = os.path.relpath(os.path.abspath(os.fspath(path)), self._rootdir.root)
+        if not source.startswith(f"{FETCH}/") or self._change_set.uses_fetched(source):
+            raise UpdateError(f"{os.fspath(path)}: only a file in {FETCH} can be adopted, and only once")
+        fd = open_regular(self._rootdir, source)
         try:
             found = os.fstat(fd)
             if found.st_nlink != 1:
-                raise UpdateError(f"{os.fspath(path)}: it has other hard links, which could change it later")
-            return self._staged(name, source, fd, mode, sha256)
+                raise UpdateError(f"{os.fspath(path)}: it has other hard links, through which it could be modified")
+            return self._set_staged(name, source, fd, mode, sha256)
         finally:
             os.close(fd)
 
-    def _staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
-        """An open staged file is complete: note what it is for."""
+    def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
+        """Set the mode of a complete staged file, and add it to the change set."""
         os.fchmod(fd, mode & 0o777)
         digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
-        self._final[name] = Put(source, content)
+        self._change_set[name] = StagedFile(source, content)
         return content
 
     def move(self, name: str, to: str) -> None:
-        """The file is to have another name, in place of what has that name now.
+        """Rename the file, replacing a file that has the new name.
 
         Raises:
             FileNotFoundError: no such file.
             UnsafePathError, OSError: as `write`.
-            UpdateError: it is no regular file.
+            UpdateError: it is not a regular file.
         """
         check_name(name)
         check_name(to)
         self._check_open()
-        if name in self._final:
-            put = self._final[name]
-            if put is None:
-                raise FileNotFoundError(2, "no such file in the tree", name)
+        if name in self._change_set:
+            file = self._change_set[name]
+            if file is None:
+                raise _not_found(name)
         else:
-            put = self._link(name)
+            file = self._link(name)
         if name != to:
             self._remove(name)
-            self._final[to] = put
+            self._change_set[to] = file
 
-    def set_aside(self, name: str, to: str) -> None:
-        """`move` for a file that others made or edited: no generation has it, so that no way back takes it away.
+    def move_aside(self, name: str, to: str) -> None:
+        """`move` a file that others created or edited: no generation includes it, so no rollback touches it.
 
         Raises:
             as `move`.
         """
         self.move(name, to)
-        self._final.set_aside(to)
+        self._change_set.omit_from_record(to)
 
-    def note(self, name: str) -> None:
-        """What stands under this name, or that nothing does, is as wanted, though others saw to it.
+    def record_existing(self, name: str) -> None:
+        """Record that a name is already as wanted (or absent, as wanted), though others made it so.
 
-        It is not touched; where the generation before was meant to have something else, the way back restores that.
+        It is not touched. If the previous generation should have had something else there, rollback restores that.
 
         Raises:
             UnsafePathError: as `write`.
         """
         self._check_open()
-        self._final.note(check_name(name))
+        self._change_set.record(check_name(name))
 
-    def _link(self, name: str) -> Put:
-        """Another name in the stage for a file of the tree."""
-        fd = open_regular(self._beneath, name)
+    def _link(self, name: str) -> StagedFile:
+        """Stage a file of the tree under another name."""
+        fd = open_regular(self._rootdir, name)
         try:
-            source = self._committer.stage()
+            source = self._committer.new_staged_name()
             content = content_of(fd, name, self._known.seen_at(name))
-            link_or_copy(self._beneath, name, fd, source)
-            return Put(source, content)
+            link_or_copy(self._rootdir, name, fd, source)
+            return StagedFile(source, content)
         finally:
             os.close(fd)
 
     def remove(self, name: str, *, missing_ok: bool = False) -> None:
-        """The file is to be gone, and directories that this leaves empty.
+        """Remove the file, and directories that this leaves empty.
 
         Raises:
             FileNotFoundError: no such file, unless `missing_ok`.
@@ -242,42 +257,25 @@ class Transaction:
 
     def _remove(self, name: str) -> None:
         self._check_open()
-        there = self._beneath.lstat(name) is not None
-        if (self._final[name] is None) if name in self._final else not there:
-            raise FileNotFoundError(2, "no such file in the tree", name)
-        if there:
-            self._final[name] = None
+        on_disk = self._rootdir.lstat(name) is not None
+        if (self._change_set[name] is None) if name in self._change_set else not on_disk:
+            raise _not_found(name)
+        if on_disk:
+            self._change_set[name] = None
         else:
-            del self._final[name]
-
-    def need_space(self, size: int) -> None:
-        """See that so many bytes can still be written.
-
-        Raises:
-            OSError: ENOSPC; there is less.
-        """
-        need_space(self._beneath, size)
+            del self._change_set[name]
 
     def _check_open(self) -> None:
-        if self._over:
-            raise UpdateError("this transaction is over; begin another")
+        if self._ended:
+            raise UpdateError("this transaction has ended; begin another one")
 
 
-def need_space(beneath: Beneath, size: int) -> None:
-    """See that so many bytes can still be written.
-
-    Raises:
-        OSError: ENOSPC; there is less.
-    """
-    found = os.fstatvfs(beneath.fd)
-    free = found.f_bavail * found.f_frsize
-    if size > free:
-        raise OSError(28, f"No space left on device: {size} bytes are needed, {free} are free", beneath.root)
+def _not_found(name: str) -> FileNotFoundError:
+    return FileNotFoundError(errno.ENOENT, "no such file in the tree", name)
 
 
-def _private(name: str) -> str:
-    """A name of our own, in our own directory, that is none of the machinery's."""
-    first = check_name(name).partition("/")[0]
-    if first in ("lock", "owner", "journal", "state", "objects", "history", "fetch") or first.startswith("stage-"):
-        raise UpdateError(f"{OWN}/{name} is the machinery's own")
-    return f"{OWN}/{name}"
+def _check_private(name: str) -> str:
+    leaf = check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
+    if not is_private(name) or is_reserved(leaf.partition("/")[0]):
+        raise UpdateError(f"{name} can't be written: it is reserved for perfkit")
+    return name

@@ -12,11 +12,12 @@ from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.transactions.layout import MANIFEST, RELEASE
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Content
 from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import MANIFEST, RELEASE, record_of
+from perfkit.updates.installed import record_of
 from perfkit.updates.local_tree import Look
 from perfkit.updates.planner import Local, Plan
 from perfkit.updates.sources import Source
@@ -63,7 +64,7 @@ def carry_out(
         UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
     """
     label = {"version": source.version, "source": redacted(source.url)}  # history is shown, and logged
-    known = Known(meant=_meant(installed), seen=look.seen, holder=look.holder)
+    known = Known(expected=_meant(installed), seen=look.seen, copy_of=look.holder)
     transaction = tree.transaction(label, known=known)
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
     with Stage(progress, "commit", files=todo) as shown, transaction as tx:
@@ -105,9 +106,9 @@ class _Work:
     def carry(self, plan: Plan) -> None:
         """All of the plan."""
         for name, fresh in plan.aside.items():
-            self._tx.set_aside(name, fresh)
+            self._tx.move_aside(name, fresh)
         for name in plan.noted:
-            self._tx.note(name)
+            self._tx.record_existing(name)
         self._place_local(plan.local)
         for name in plan.modes:
             self._copy(name, os.path.join(self._root, name))

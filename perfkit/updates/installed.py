@@ -11,13 +11,11 @@ from typing import Any
 
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Manifest
-from perfkit.transactions.commit import OWN
+from perfkit.transactions.layout import MANIFEST, RELEASE, SERIALS
 from perfkit.updates.source_types import Kind
 
-__all__ = ["MANIFEST", "RELEASE", "Installed", "read_installed", "record_of"]
+__all__ = ["Installed", "read_installed", "record_of"]
 
-MANIFEST, RELEASE = "manifest", "release"  # below OWN; committed and rolled back with the files that they speak of
-_SERIALS = "serials"  # below OWN; never rolled back
 _NOTHING = Manifest.of(())
 
 
@@ -56,7 +54,7 @@ class Installed:
         """
         if self.kind is None:
             return _NOTHING
-        with open(os.path.join(self.root, OWN, MANIFEST), "rb") as file:
+        with open(os.path.join(self.root, MANIFEST), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
     def highest(self, source: str) -> int:
@@ -72,7 +70,7 @@ class Installed:
         """
         if serial <= self.serials.get(source, 0):
             return
-        path = os.path.join(self.root, OWN, _SERIALS)
+        path = os.path.join(self.root, SERIALS)
         with open(f"{path}~", "w", encoding="utf-8") as file:
             json.dump({**self.serials, source: serial}, file)
         os.replace(f"{path}~", path)
@@ -84,13 +82,12 @@ def read_installed(root: str) -> Installed:
     Raises:
         UpdateError: one of the files that tell is damaged.
     """
-    own = os.path.join(root, OWN)
-    serials = _serials(os.path.join(own, _SERIALS))
-    path = os.path.join(own, RELEASE)
+    serials = _serials(os.path.join(root, SERIALS))
+    path = os.path.join(root, RELEASE)
     try:
         with open(path, "rb") as file:
             record = json.load(file)
-        if not os.path.exists(os.path.join(own, MANIFEST)):
+        if not os.path.exists(os.path.join(root, MANIFEST)):
             return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
         return Installed(
             root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),

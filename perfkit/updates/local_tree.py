@@ -12,8 +12,7 @@ from perfkit.filesystem.scan import ScanEntry, scan_in_order
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest, Part
-from perfkit.transactions.commit import OWN
-from perfkit.transactions.object_store import OBJECTS
+from perfkit.transactions.layout import PRIVATE_DIR, object_path
 from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import Contents
 from perfkit.updates.planner import Held, Standing
@@ -28,7 +27,7 @@ def entries(root: str) -> Iterator[ScanEntry]:
     Raises:
         OSError: a directory can't be read.
     """
-    for entry in scan_in_order(root, without=(OWN,)):
+    for entry in scan_in_order(root, without=(PRIVATE_DIR,)):
         if entry.error is None:
             yield entry
         elif not isinstance(entry.error, FileNotFoundError):
@@ -198,7 +197,7 @@ class Look(Mapping[str, Held]):
         holder = self.holder(digest.hex())
         if holder is not None:
             return os.path.join(self._root, holder)
-        kept = os.path.join(self._root, OBJECTS, digest.hex())
+        kept = os.path.join(self._root, object_path(digest.hex()))
         return kept if os.path.exists(kept) else None
 
     def seen(self, name: str) -> Seen | None:

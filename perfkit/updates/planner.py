@@ -14,7 +14,7 @@ from typing import NamedTuple, Protocol
 from perfkit.config import LocalChanges
 from perfkit.errors import UpdateError
 from perfkit.filesystem.compact import pack_numbers
-from perfkit.filesystem.paths import aside_name
+from perfkit.filesystem.paths import backup_name
 from perfkit.releases.format.manifest import Part, View
 from perfkit.updates.digest_index import DigestIndex
 
@@ -218,7 +218,7 @@ def decide(
     aside: dict[str, str] = {}
     fresh: set[str] = set()
     for name in tree.edited if local_changes == "keep" else ():
-        aside[name] = aside_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
+        aside[name] = backup_name(name, lambda n: n in wanted or n in installed or n in fresh or taken(n))
         fresh.add(aside[name])
     local, kept, fetch = _sources(files, lacking, tree, stored)
     moved = {each.source for each in local if each.move}

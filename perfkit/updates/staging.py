@@ -17,13 +17,13 @@ from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
-from perfkit.transactions.commit import FETCHED
+from perfkit.transactions.layout import FETCHED_OBJECT
 from perfkit.transactions.object_store import copy_into
 from perfkit.updates.digest_index import Contents, ContentSet
 
 __all__ = ["Assembly", "Fetcher"]
 
-_PREFIX = FETCHED.rpartition("/")[2]
+_PREFIX = FETCHED_OBJECT.rpartition("/")[2]
 _CONTENT = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
 

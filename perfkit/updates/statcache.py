@@ -26,7 +26,7 @@ from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import IO, NamedTuple, Protocol
 
 from perfkit.releases.format.manifest import Manifest, side_by_side
-from perfkit.transactions.commit import OWN
+from perfkit.transactions.layout import is_private
 from perfkit.transactions.records import Change, signature
 
 __all__ = ["Patch", "Rows", "StatCache", "Status", "append", "clock_ns", "next_tick_ns", "stamp"]
@@ -311,4 +311,4 @@ def stamp(
 
 def _files(changes: Iterable[Change]) -> Iterator[Change]:
     """Those of the tree's files, and not of perfkit's own."""
-    return (change for change in changes if not change.name.startswith(f"{OWN}/"))
+    return (change for change in changes if not is_private(change.name))

@@ -15,15 +15,15 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
-from perfkit.libc import give_back
+from perfkit.libc import trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Manifest, Part, side_by_side
-from perfkit.transactions.commit import OWN
+from perfkit.transactions.layout import CLOCK, MANIFEST, OBJECTS, PRIVATE_DIR, STATCACHE, is_private, object_path
 from perfkit.transactions.tree import Generation, Tree
 from perfkit.updates.apply import Done, carry_out
 from perfkit.updates.digest_index import ContentSet
-from perfkit.updates.installed import MANIFEST, Installed, read_installed
+from perfkit.updates.installed import Installed, read_installed
 from perfkit.updates.local_tree import Look
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -36,7 +36,7 @@ from perfkit.updates.statcache import Patch, StatCache, append, clock_ns, stamp
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
 
-__all__ = ["Job", "bring", "history", "must_be_managed", "own", "plan", "rollback", "sync"]
+__all__ = ["Job", "bring", "history", "must_be_managed", "plan", "rollback", "sync"]
 
 _log = logging.getLogger(__name__)
 
@@ -49,7 +49,7 @@ def sync(
     began_s = time.monotonic()
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
-        fetcher = Fetcher(downloads, tree.stage)
+        fetcher = Fetcher(downloads, tree.fetch_directory)
         ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
         report = _bring_newest(Job(tree, fetcher, installed, _policy(config), progress), ask)
     return replace(report, seconds=time.monotonic() - began_s)
@@ -115,16 +115,16 @@ def _bring_newest(job: Job, ask: Callable[[], Source]) -> SyncReport:
 def bring(job: Job, source: Source) -> SyncReport:
     """The tree as this source has it: look, decide, fetch, commit."""
     tree, installed = job.tree, job.installed
-    probe = own(tree.root, "clock")
+    probe = os.path.join(tree.root, CLOCK)
     look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
+    assembly = Assembly(tree.fetch_directory, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
     _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
                tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
                len(plan.fetch), len(plan.remove))  # fmt: skip
     if not plan.empty:
-        give_back()  # what it took to decide, before decoders want their part
+        trim_heap()  # what it took to decide, before decoders want their part
     routes = _fetch(tree, source, wanted, plan, assembly)
     _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
                "+".join(routes) or "no route")  # fmt: skip
@@ -144,8 +144,8 @@ def bring(job: Job, source: Source) -> SyncReport:
         installed.note(source.url, source.serial)
     if cache.dirty:
         with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.save(own(tree.root, "statcache"))
-    _tidy(tree.stage, source.keeps)
+            cache.save(os.path.join(tree.root, STATCACHE))
+    _tidy(tree.fetch_directory, source.keeps)
     return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
 
 
@@ -153,11 +153,11 @@ def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | 
     """The tree beside what is installed."""
 
     def earlier(digest: str) -> Manifest | None:
-        with contextlib.suppress(OSError, ManifestError), open(own(root, f"objects/{digest}"), "rb") as file:
+        with contextlib.suppress(OSError, ManifestError), open(os.path.join(root, object_path(digest)), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
         return None
 
-    cache = StatCache.load(own(root, "statcache"), installed.manifest, earlier)
+    cache = StatCache.load(os.path.join(root, STATCACHE), installed.manifest, earlier)
     return Look(root, cache, now_ns=now_ns, progress=progress)
 
 
@@ -175,7 +175,7 @@ def _decide(
     before, after = _differing(installed.manifest, wanted, look)
     stored = set()
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
+        stored = {bytes.fromhex(name) for name in os.listdir(os.path.join(root, OBJECTS)) if len(name) == 64}
     plan = decide(
         version=source.version, wanted=after, installed=look.of(before, after), before=before,
         installed_version=installed.version, stored=stored,
@@ -212,9 +212,9 @@ def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: A
     assembly.expect(needed.contents)
     assembly.take_up(needed)
     for digest in assembly.lacking(_contents(wanted, plan.stored)):
-        assembly.copy(digest, os.path.join(own(tree.root, "objects"), digest.hex()))  # if it is still what it was
+        assembly.copy(digest, os.path.join(tree.root, object_path(digest.hex())))  # if it is still what it was
     missing = assembly.lacking(needed)
-    tree.need_space(needed.contents.bytes_of(missing))
+    tree.check_free_space(needed.contents.bytes_of(missing))
     routes = source.fetch(missing, wanted, assembly)
     if lacking := assembly.lacking(missing):
         raise TransferError(source.url, f"{len(lacking)} contents could not be had as they should be; nothing was done")
@@ -250,11 +250,6 @@ def _tidy(stage: str, keep: frozenset[str]) -> None:
                     os.unlink(os.path.join(stage, name))
 
 
-def own(root: str, name: str) -> str:
-    """The path of one of perfkit's own files."""
-    return os.path.join(root, OWN, name)
-
-
 def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     """Go back, or forward again, without the network. See `Toolkit.rollback`."""
     began_s = time.monotonic()
@@ -262,17 +257,17 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         before = read_installed(tree.root)
         before.note(before.source, before.serial)
-        probe = own(tree.root, "clock")
+        probe = os.path.join(tree.root, CLOCK)
         began_ns = clock_ns(probe)
-        unchecked = {f"{OWN}/{MANIFEST}": before.manifest_sha256} if before.kind else {}
-        commit = tree.switch(to, edits=_policy(config), unchecked=unchecked)
+        unchecked = {MANIFEST: before.manifest_sha256} if before.kind else {}
+        commit = tree.rollback(to, edits=_policy(config), unchecked=unchecked)
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
-            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
+            stamp(patch, tree.root, commit.changes, but=commit.saved_as.values(), probe=probe,
                   certain_ns=lambda name: began_ns)  # fmt: skip
-            append(patch, own(tree.root, "statcache"))
-        mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
+            append(patch, os.path.join(tree.root, STATCACHE))
+        mine = [change for change in commit.changes if not is_private(change.name)]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
         return SyncReport(
@@ -280,8 +275,8 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
             added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
-            overwritten=commit.overwritten, as_found=commit.as_found,
+            unchanged=max(0, after.files - len(mine) + removed), aside=commit.saved_as,
+            overwritten=commit.overwritten, as_found=commit.restored_with_edits,
             seconds=time.monotonic() - began_s,
         )  # fmt: skip
 
@@ -308,5 +303,5 @@ def must_be_managed(dest: str) -> None:
     Raises:
         UpdateError: there is not.
     """
-    if not os.path.isdir(os.path.join(dest, OWN)):
+    if not os.path.isdir(os.path.join(dest, PRIVATE_DIR)):
         raise UpdateError(f"{dest} is not a tree that perfkit manages; sync makes one")

@@ -17,13 +17,14 @@ from perfkit.filesystem.scan import ScanEntry
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
+from perfkit.transactions.layout import STATCACHE
 from perfkit.transactions.tree import Tree
 from perfkit.updates.installed import Installed, read_installed
 from perfkit.updates.local_tree import entries
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Job, bring, must_be_managed, own
+from perfkit.updates.updater import Job, bring, must_be_managed
 
 __all__ = ["verify"]
 
@@ -42,7 +43,8 @@ def verify(
         repaired = None
         if repair and (found.missing or found.changed):
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            repaired = _repair(Job(tree, Fetcher(downloads, tree.stage), installed, policy, progress), installed)
+            fetcher = Fetcher(downloads, tree.fetch_directory)
+            repaired = _repair(Job(tree, fetcher, installed, policy, progress), installed)
         return VerifyReport(
             version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
             bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
@@ -52,7 +54,7 @@ def verify(
 
 def _repair(job: Job, installed: Installed) -> SyncReport:
     with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
-        os.unlink(own(job.tree.root, "statcache"))
+        os.unlink(os.path.join(job.tree.root, STATCACHE))
     return bring(job, reopen_source(job.fetcher, installed))
 
 

@@ -21,7 +21,7 @@ from typing import Any
 
 import pytest
 
-from perfkit.__main__ import _collect_later
+from perfkit.__main__ import _defer_gc
 from perfkit.cli import main
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.request_list import RequestList
@@ -586,7 +586,7 @@ def test_serve_tells_its_address(tmp_path: Path) -> None:
 def test_the_garbage_collector_is_as_usual_after_its_first_run() -> None:
     """It begins late, for the sake of short commands, and then works as it does elsewhere."""
     usual = gc.get_threshold()
-    _collect_later()
+    _defer_gc()
     try:
         assert gc.get_threshold() > usual
         gc.collect()

@@ -118,7 +118,7 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
     [(["rollback", "nothing"], "nothing is not a tree that perfkit manages"),
      (["history", "nothing"], "nothing is not a tree that perfkit manages"),
      (["verify", "nothing"], "nothing is not a tree that perfkit manages"),
-     (["rollback", "tree", "--to", "7"], "generation 7 is not kept; there are 0, 1"),
+     (["rollback", "tree", "--to", "7"], "generation 7 is not kept; choose one of 0, 1"),
      (["sync", "URL/elsewhere", "tree"], "404")],
 )  # fmt: skip
 def test_what_fails(origin: Origin, capsys: Capture, command: list[str], told: str) -> None:

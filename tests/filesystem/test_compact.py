@@ -11,9 +11,9 @@ from hypothesis import given
 
 from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, Manifest, Part
-from perfkit.transactions.changeset import ChangeSet, Put
+from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import Journal
-from perfkit.transactions.records import Change, Content, Step
+from perfkit.transactions.records import Change, Content, JournalOp
 from perfkit.updates.digest_index import Contents, ContentSet
 
 LONG = "d" * 300
@@ -40,7 +40,7 @@ def test_names(names: list[str]) -> None:
 def test_change_set(calls: list[tuple[str, str]]) -> None:
     """It is the mapping of the last word on each name, in whatever order it was said."""
     changes = ChangeSet(staged="stage/", fetched="fetch/content-")
-    model: dict[str, Put | None] = {}
+    model: dict[str, StagedFile | None] = {}
     for number, (name, kind) in enumerate(calls, 1):
         new = content(f"{number}")
         if kind == "forget":
@@ -48,14 +48,14 @@ def test_change_set(calls: list[tuple[str, str]]) -> None:
                 del changes[name], model[name]
             continue
         source = {"staged": f"stage/{number}", "fetched": f"fetch/content-{new.sha256}", "other": f"fetch/{number}"}
-        model[name] = changes[name] = None if kind == "drop" else Put(source[kind], new)
+        model[name] = changes[name] = None if kind == "drop" else StagedFile(source[kind], new)
         if kind in ("fetched", "other"):
-            assert changes.takes_fetched(source[kind])
+            assert changes.uses_fetched(source[kind])
     assert dict(changes) == model
     assert len(changes) == len(model)
     for put in model.values():
-        assert put is None or not put.source.startswith("fetch") or changes.takes_fetched(put.source)
-    assert not changes.takes_fetched("fetch/content-" + content("never").sha256)
+        assert put is None or not put.source.startswith("fetch") or changes.uses_fetched(put.source)
+    assert not changes.uses_fetched("fetch/content-" + content("never").sha256)
     assert [changes.name(row) for row in changes.rows()] == sorted(model)
 
 
@@ -64,35 +64,37 @@ def test_rows_of_many_names_are_in_order() -> None:
     changes = ChangeSet(staged="stage/", fetched="fetch/")
     names = [hashlib.sha256(b"%d" % number).hexdigest()[:9] for number in range(10_000)]
     for number, name in enumerate(names, 1):
-        changes[name] = Put(f"stage/{number}", content(name))
+        changes[name] = StagedFile(f"stage/{number}", content(name))
     assert [changes.name(row) for row in changes.rows()] == sorted(names)
-    assert changes[names[7777]] == Put("stage/7778", content(names[7777]))
+    assert changes[names[7777]] == StagedFile("stage/7778", content(names[7777]))
 
 
 def test_changes_and_what_is_told_of_them() -> None:
     """What is done to the disk, and what the record says, where others edited a file or had made the change."""
     changes = ChangeSet(staged="stage/", fetched="fetch/")
-    changes["new"], changes["same"], changes["edited"] = (Put("stage/1", content(text)) for text in ("n", "s", "w"))
+    changes["new"], changes["same"], changes["edited"] = (
+        StagedFile("stage/1", content(text)) for text in ("n", "s", "w")
+    )
     changes["gone"] = None
-    changes["kept"] = Put("stage/2", content("mine"))
-    changes.set_aside("kept")
-    changes.note("noted")
-    changes.found(changes.row("new"), None, None)
-    changes.found(changes.row("same"), content("s"), content("s"))
-    changes.found(changes.row("edited"), content("theirs"), content("meant"))
-    changes.found(changes.row("gone"), content("g"), content("g"))
-    changes.found(changes.row("kept"), None, None)
-    changes.found(changes.row("noted"), content("n2"), content("n1"))
-    assert list(changes.changed()) == [
+    changes["kept"] = StagedFile("stage/2", content("mine"))
+    changes.omit_from_record("kept")
+    changes.record("noted")
+    changes.set_before(changes.row("new"), None, None)
+    changes.set_before(changes.row("same"), content("s"), content("s"))
+    changes.set_before(changes.row("edited"), content("theirs"), content("meant"))
+    changes.set_before(changes.row("gone"), content("g"), content("g"))
+    changes.set_before(changes.row("kept"), None, None)
+    changes.set_before(changes.row("noted"), content("n2"), content("n1"))
+    assert list(changes.disk_changes()) == [
         Change("edited", content("theirs"), content("w")), Change("gone", content("g"), None),
         Change("kept", None, content("mine")), Change("new", None, content("n")),
     ]  # fmt: skip
-    assert list(changes.told()) == [
+    assert list(changes.recorded_changes()) == [
         Change("edited", content("meant"), content("w")), Change("gone", content("g"), None),
         Change("new", None, content("n")), Change("noted", content("n1"), content("n2")),
     ]  # fmt: skip
-    changes.tell_found("edited")
-    assert Change("edited", content("theirs"), content("w")) in changes.told()
+    changes.record_found("edited")
+    assert Change("edited", content("theirs"), content("w")) in changes.recorded_changes()
 
 
 @given(st.lists(st.integers(0, 5)) | st.integers(0, 9).map(lambda first: list(range(first, first + 4))))
@@ -112,37 +114,37 @@ def test_sorted_numbers() -> None:
         assert list(found) == sorted(numbers, key=lambda number: number % 100)
 
 
-STEPS = [Step("mkdir", "d"), Step("put", "d/x", "stage/1"), Step("drop", "é", "objects/1", 3, 4)]
+OPS = [JournalOp("mkdir", "d"), JournalOp("put", "d/x", "stage/1"), JournalOp("drop", "é", "objects/1", 3, 4)]
 
 
 def journal(data: bytes) -> Journal:
     return Journal(lambda: io.BytesIO(data))
 
 
-@pytest.mark.parametrize("firm", range(4))
-def test_journal_of_both_formats(firm: int) -> None:
+@pytest.mark.parametrize("reversible", range(4))
+def test_journal_of_both_formats(reversible: int) -> None:
     """What is written is read; so is what perfkit wrote before, as a crash may have left it."""
     file = io.BytesIO()
-    Journal.write(file, STEPS[:firm], STEPS[firm:])
-    lines = [b'["perfkit-journal",1,%d]\n' % firm, *file.getvalue().splitlines(keepends=True)[1:-1]]
+    Journal.write(file, OPS[:reversible], OPS[reversible:])
+    lines = [b'["perfkit-journal",1,%d]\n' % reversible, *file.getvalue().splitlines(keepends=True)[1:-1]]
     lines.remove(b'["rest"]\n')
     before = b"".join(lines)
     for data in (file.getvalue(), before + hashlib.sha256(before).hexdigest().encode() + b"\n"):
         journal(data).check()
-        with journal(data).steps() as parts:
-            assert [list(steps) for steps in parts] == [STEPS[:firm], STEPS[firm:]]
+        with journal(data).read() as parts:
+            assert [list(ops) for ops in parts] == [OPS[:reversible], OPS[reversible:]]
 
 
 def test_journal_that_is_none() -> None:
     """Cut anywhere, changed, empty, or of a format to come."""
     file = io.BytesIO()
-    Journal.write(file, STEPS, ())
+    Journal.write(file, OPS, ())
     whole = file.getvalue()
-    later = whole.replace(b"perfkit-journal\",2", b"perfkit-journal\",3")[: whole.rindex(b"\n", 0, -1) + 1]
+    later = whole.replace(b'perfkit-journal",2', b'perfkit-journal",3')[: whole.rindex(b"\n", 0, -1) + 1]
     sealed = later + hashlib.sha256(later).hexdigest().encode() + b"\n"
     empty = hashlib.sha256().hexdigest().encode() + b"\n"
     for data in (*(whole[:end] for end in range(len(whole))), whole.replace(b"d/x", b"d/y"), sealed, empty):
-        with pytest.raises(ValueError, match=r"cut short|format"):
+        with pytest.raises(ValueError, match=r"truncated|format"):
             journal(data).check()
 
 

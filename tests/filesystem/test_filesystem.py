@@ -22,7 +22,7 @@ from perfkit import BatchError, ConfigError, FileChangedError
 from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
 from perfkit.filesystem.hashing.hash_file import _Source, hash_file
 from perfkit.filesystem.hashing.hash_tree import hash_tree
-from perfkit.filesystem.scan import scan, scan_batches
+from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
 from perfkit.filesystem.watch import ALL, watch
 from tests.support.tools import need
 
@@ -39,7 +39,7 @@ def make(root: Path, files: dict[str, bytes]) -> Path:
 def shape(root: Path) -> dict[str, object]:
     """Names with kind, mode, mtime, and content or target."""
     found: dict[str, object] = {}
-    for entry in scan(root, directories=True):
+    for entry in scan(root, ScanOptions(directories=True)):
         path = root / entry.name
         what = {"file": lambda p=path: p.read_bytes(), "symlink": lambda p=path: os.readlink(p)}.get(entry.kind)
         mode = entry.mode if entry.kind != "symlink" else 0
@@ -64,7 +64,7 @@ def test_scan_tells_what_lstat_tells(tmp_path: Path) -> None:
         status = os.lstat(tmp_path / name)
         assert entry[1:] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev,
                              status.st_mode, None)  # fmt: skip
-    names = [entry.name for entry in scan(tmp_path, directories=True)]
+    names = [entry.name for entry in scan(tmp_path, ScanOptions(directories=True))]
     assert names.index("d") < names.index("d/e") < names.index("d/e/c")
 
 
@@ -93,7 +93,7 @@ def test_scan_is_iterative_below_path_max(tmp_path: Path) -> None:
         here = below
     os.close(here)
     open_before = len(os.listdir("/proc/self/fd"))
-    entries = list(scan(root, directories=True))
+    entries = list(scan(root, ScanOptions(directories=True)))
     assert not [entry for entry in entries if entry.error]
     assert len(entries) == 3 * depth
     assert len(os.listdir("/proc/self/fd")) <= open_before
@@ -110,7 +110,8 @@ def test_links_are_followed_on_demand_and_loops_told(tmp_path: Path) -> None:
     os.symlink("nowhere", tmp_path / "tree/dangling")
     plain = {entry.name: entry.kind for entry in scan(tmp_path / "tree")}
     assert plain == {"d/a": "file", "d/loop": "symlink", "out": "symlink", "dangling": "symlink"}
-    found = {entry.name: entry.error and entry.error.errno for entry in scan(tmp_path / "tree", follow_symlinks=True)}
+    entries = scan(tmp_path / "tree", ScanOptions(follow_symlinks=True))
+    found = {entry.name: entry.error and entry.error.errno for entry in entries}
     assert found == {"d/a": None, "d/loop": errno.ELOOP, "out/b": None, "dangling": errno.ENOENT}
 
 
@@ -130,12 +131,12 @@ _AS_SOMEBODY = """
 import concurrent.futures.thread, json, os, sys
 import perfkit.filesystem.hashing.hash_file  # all of it now: where Python is, somebody may not read either
 from perfkit.filesystem.hashing.hash_tree import hash_tree
-from perfkit.filesystem.scan import scan
+from perfkit.filesystem.scan import ScanOptions, scan
 os.chdir(sys.argv[1])
 if os.geteuid() == 0:  # root may read everything: step down
     os.setegid(65534), os.seteuid(65534)
 told = {}
-told["scan"] = {each.name: each.error and each.error.errno for each in scan(".", directories=True)}
+told["scan"] = {each.name: each.error and each.error.errno for each in scan(".", ScanOptions(directories=True))}
 told["hash"] = {each.name: each.error and each.error.errno for each in hash_tree(".")}
 print(json.dumps(told))
 """
@@ -163,7 +164,7 @@ def test_patterns_without_pathspec_name_the_extra(tmp_path: Path, monkeypatch: p
     make(tmp_path, {"a": b""})
     monkeypatch.setitem(sys.modules, "pathspec", None)
     with pytest.raises(ConfigError, match=r"pip install 'perfkit\[patterns\]'"):
-        next(scan(tmp_path, exclude=["*.py"]))
+        next(scan(tmp_path, ScanOptions(exclude=["*.py"])))
     with pytest.raises(ConfigError, match="patterns"):
         next(hash_tree(tmp_path, include=["*.py"]))
     assert [entry.name for entry in scan(tmp_path)] == ["a"]
@@ -173,7 +174,7 @@ def test_patterns_choose(tmp_path: Path) -> None:
     """Gitignore patterns include and exclude; the caller's own names at the root stay out."""
     names = ["a.py", "b.txt", "build/c.py", "d/e.py", ".perfkit/f.py", "d/.perfkit/g.py"]
     make(tmp_path, dict.fromkeys(names, b""))
-    found = scan(tmp_path, include=["*.py"], exclude=["build/"], without={".perfkit"})
+    found = scan(tmp_path, ScanOptions(include=["*.py"], exclude=["build/"], without={".perfkit"}))
     assert {entry.name for entry in found} == {"a.py", "d/e.py", "d/.perfkit/g.py"}
 
 
@@ -557,13 +558,13 @@ def test_changes_are_dirty(tmp_path: Path) -> None:
         make(tmp_path, {"new/deep/e": b""})
         (tmp_path / "quiet").read_bytes()
         assert dirty.wait(5)
-        dirty.settle()
-        found = dirty.take()
+        dirty.flush()
+        found = dirty.drain()
         assert found is not ALL
         assert {"a", "d/b", "d/c", "moved", "new"} <= set(found)
         assert "quiet" not in found
-        dirty.settle()
-        assert dirty.take() == frozenset()
+        dirty.flush()
+        assert dirty.drain() == frozenset()
         assert not dirty.wait(0)
 
 
@@ -574,7 +575,7 @@ def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
         names = {f"f{number}" for number in range(500)}
         for name in names:
             (tmp_path / name).touch()
-    assert dirty.take() == names
+    assert dirty.drain() == names
     assert set(threading.enumerate()) == threads
 
 
@@ -600,7 +601,7 @@ def test_directories_made_meanwhile_cause_no_warning(tmp_path: Path) -> None:
             for number in range(30):
                 (tmp_path / f"{number}/a/b/c/d/e/f").mkdir(parents=True)
     assert told == []
-    assert {f"{number}" for number in range(30)} <= dirty.take()  # type: ignore[operator]
+    assert {f"{number}" for number in range(30)} <= dirty.drain()  # type: ignore[operator]
 
 
 def test_overflow_dirties_everything(tmp_path: Path) -> None:
@@ -615,10 +616,10 @@ def test_overflow_dirties_everything(tmp_path: Path) -> None:
                 (tmp_path / f"f{number}").touch()
                 (tmp_path / f"f{number}").unlink()
         (tmp_path / "late").mkdir()
-        assert dirty.take() is ALL
+        assert dirty.drain() is ALL
         (tmp_path / "late/x").touch()
-        dirty.settle()
-        found = dirty.take()
+        dirty.flush()
+        found = dirty.drain()
         assert found is not ALL
         assert "late/x" in found
 
@@ -632,7 +633,7 @@ def test_a_root_that_goes_away_dirties_everything(tmp_path: Path) -> None:
         deadline = time.monotonic() + 5
         while dirty._alive() and time.monotonic() < deadline:
             dirty._observer.join(0.01)
-        assert dirty.take() is ALL
+        assert dirty.drain() is ALL
     with pytest.raises(NotADirectoryError), watch(tmp_path / "none"):
         pass
 
@@ -657,7 +658,7 @@ def test_the_toolkit_wires_it(tree: Path, tmp_path: Path, kit: Any) -> None:
     assert kit.remove_tree(tmp_path / "moved") > 6
     with kit.watch(tmp_path) as dirty:
         (tmp_path / "w").touch()
-    assert dirty.take() == {"w"}
+    assert dirty.drain() == {"w"}
 
 
 def test_pieces_of_a_batch_are_bounded() -> None:

@@ -14,9 +14,9 @@ import pytest
 
 from perfkit import FileChangedError
 from perfkit.filesystem.hashing import small_files
-from perfkit.filesystem.hashing.hash_process import Hasher
+from perfkit.filesystem.hashing.hash_process import HashProcess
 from perfkit.filesystem.hashing.hash_tree import hash_many, hash_tree
-from perfkit.filesystem.hashing.small_files import digests
+from perfkit.filesystem.hashing.small_files import hash_small_files
 from perfkit.filesystem.scan import scan
 
 MIB = 1 << 20
@@ -43,18 +43,18 @@ def large(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, str
 
 
 @pytest.fixture
-def started(monkeypatch: pytest.MonkeyPatch) -> list[Hasher]:
+def started(monkeypatch: pytest.MonkeyPatch) -> list[HashProcess]:
     """The second processes, as they are started; there are to be some even where there is one processor."""
-    found: list[Hasher] = []
-    start = Hasher.start
+    found: list[HashProcess] = []
+    start = HashProcess.start
 
-    def noted(root: int) -> Hasher | None:
+    def noted(root: int) -> HashProcess | None:
         hasher = start(root)
         assert hasher is not None
         found.append(hasher)
         return hasher
 
-    monkeypatch.setattr(Hasher, "start", noted)
+    monkeypatch.setattr(HashProcess, "start", noted)
     monkeypatch.setattr("perfkit.filesystem.hashing.hash_tree.usable_cpus", lambda: 2)
     return found
 
@@ -68,20 +68,20 @@ def no_child() -> bool:
 
 
 def test_a_large_tree_is_shared_and_every_digest_is_right(
-    large: tuple[Path, dict[str, str]], started: list[Hasher], monkeypatch: pytest.MonkeyPatch
+    large: tuple[Path, dict[str, str]], started: list[HashProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The second process has hashed some of the files, and is gone afterwards; with one processor there is none."""
     root, right = large
     answered = 0
-    answers = Hasher.answers
+    answers = HashProcess.results
 
-    def counted(self: Hasher, *, wait: bool):  # type: ignore[no-untyped-def]
+    def counted(self: HashProcess, *, wait: bool):  # type: ignore[no-untyped-def]
         nonlocal answered
         found = answers(self, wait=wait or not answered)
         answered += sum(len(each) for _, each in found)
         return found
 
-    monkeypatch.setattr(Hasher, "answers", counted)
+    monkeypatch.setattr(HashProcess, "results", counted)
     assert {each.name: each.sha256 for each in hash_tree(root)} == right
     assert len(started) == 1
     assert answered > 100
@@ -92,7 +92,7 @@ def test_a_large_tree_is_shared_and_every_digest_is_right(
     assert sizes == {e.name: (e.size, e.mtime_ns, e.ctime_ns) for e in scan(root) if e.kind == "file"}
 
 
-def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: list[Hasher]) -> None:
+def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: list[HashProcess]) -> None:
     """Files that vanished after the scan, and what is no file, are results with errors, and the rest goes on."""
     root, right = large
     entries = [entry for entry in scan(root) if entry.kind == "file" or entry.name == "pipe"]
@@ -112,7 +112,7 @@ def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: l
 
 @pytest.mark.parametrize("after", [0, 1, 400])
 def test_when_the_second_process_is_killed_the_first_does_it_all(
-    large: tuple[Path, dict[str, str]], started: list[Hasher], after: int
+    large: tuple[Path, dict[str, str]], started: list[HashProcess], after: int
 ) -> None:
     """Killed at the start or in the middle: every file still has its digest, once."""
     root, right = large
@@ -140,7 +140,7 @@ def test_without_an_interpreter_to_start_it_is_done_alone(
 
 
 def test_an_iterator_closed_early_leaves_no_process_and_no_descriptor(
-    large: tuple[Path, dict[str, str]], started: list[Hasher]
+    large: tuple[Path, dict[str, str]], started: list[HashProcess]
 ) -> None:
     """Closing the iterator in the middle ends the second process."""
     before = os.listdir("/proc/self/fd")
@@ -152,7 +152,7 @@ def test_an_iterator_closed_early_leaves_no_process_and_no_descriptor(
     assert os.listdir("/proc/self/fd") == before
 
 
-def test_after_a_fork_both_go_on(large: tuple[Path, dict[str, str]], started: list[Hasher]) -> None:
+def test_after_a_fork_both_go_on(large: tuple[Path, dict[str, str]], started: list[HashProcess]) -> None:
     """A process forked in the middle does not take the answers of its parent, and both get every digest right."""
     root, right = large
     found = hash_many(root, [entry for entry in scan(root) if entry.kind == "file"])  # a scan can't be shared
@@ -173,14 +173,14 @@ def test_after_a_fork_both_go_on(large: tuple[Path, dict[str, str]], started: li
 _LOOP = """
 import sys, time
 from perfkit.filesystem.hashing import hash_tree
-from perfkit.filesystem.hashing.hash_process import Hasher
+from perfkit.filesystem.hashing.hash_process import HashProcess
 hash_tree.usable_cpus = lambda: 2
-start = Hasher.start
+start = HashProcess.start
 def noted(root):
     hasher = start(root)
     print(hasher.process, flush=True)
     return hasher
-Hasher.start = noted
+HashProcess.start = noted
 found = hash_tree.hash_tree(sys.argv[1])
 next(found)
 sys.stdin.read()
@@ -226,7 +226,7 @@ while True:
 """
 
 
-def test_files_that_change_meanwhile_never_get_a_wrong_digest(tmp_path: Path, started: list[Hasher]) -> None:
+def test_files_that_change_meanwhile_never_get_a_wrong_digest(tmp_path: Path, started: list[HashProcess]) -> None:
     """Another process changes the first and then the last byte of files, as they are read: no digest mixes the two.
 
     What the file never had is an end that is ahead of its beginning: the beginning as it was before, the end after.
@@ -275,7 +275,7 @@ def test_a_change_between_two_reads_is_seen(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(small_files.os, "readv", changing)
     directory = os.open(tmp_path, os.O_RDONLY)
     try:
-        assert digests(directory, ["f"], memoryview(bytearray(256 << 10))) == [None]
+        assert hash_small_files(directory, ["f"], memoryview(bytearray(256 << 10))) == [None]
         assert turn > 1
     finally:
         os.close(directory)

@@ -17,6 +17,7 @@ import threading
 from collections.abc import Callable, Mapping
 
 from perfkit.errors import PerfkitError, RecoveryError
+from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.tree import Tree
 
 DONE, FAILED, UNFINISHED = 0, 3, 4
@@ -55,7 +56,7 @@ IDLE: dict[str, Callable[[], object]] = {
 def change(root: str) -> None:
     """Every kind of operation, over some dozens of files in nested directories."""
     with Tree(root) as tree:
-        stage = tree.stage
+        stage = tree.fetch_directory
         if not os.path.exists(f"{stage}/fetched"):
             with open(f"{stage}/fetched", "wb") as file:
                 file.write(b"fetched" * 100)
@@ -76,7 +77,7 @@ def change(root: str) -> None:
             tx.move("swap-1", "swap-3")
             tx.move("swap-2", "swap-1")
             tx.move("swap-3", "swap-2")
-            tx.write_private("manifest", b"manifest 2")
+            tx.write_private(MANIFEST, b"manifest 2")
 
 
 def begin(root: str) -> None:
@@ -92,12 +93,12 @@ def begin(root: str) -> None:
         tx.write("directory-then-file/sub/two", b"2")
         tx.write("swap-1", b"one")
         tx.write("swap-2", b"two")
-        tx.write_private("manifest", b"manifest 1")
+        tx.write_private(MANIFEST, b"manifest 1")
 
 
 def back(root: str) -> None:
     with Tree(root) as tree:
-        tree.switch()
+        tree.rollback()
 
 
 def prune(root: str) -> None:

@@ -19,8 +19,9 @@ from pathlib import Path
 
 import pytest
 
-from perfkit.transactions.history import needed_objects, read_timeline
-from perfkit.transactions.object_store import EMPTY
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.history import History, Timeline
+from perfkit.transactions.object_store import EMPTY, ObjectStore
 from perfkit.transactions.tree import Tree
 from tests.support import crash_server
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
@@ -83,6 +84,14 @@ def copy(source: Path, target: Path) -> None:
                 links[number] = shutil.copy2(path, goal)
 
 
+def reachable(root: Path) -> tuple[Timeline, set[str]]:
+    """The timeline of a tree, and the objects (SHA-256) that its generations need."""
+    with contextlib.closing(RootDir(os.fspath(root))) as rootdir:
+        history = History(rootdir, ObjectStore(rootdir))
+        timeline = history.timeline()
+        return timeline, {digest.hex() for digest in history.needed_objects(timeline)} - {EMPTY}
+
+
 def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False) -> bool:
     """Open it again: it is old or new, nothing is left over, and what it may need is there. True if it is new.
 
@@ -95,16 +104,15 @@ def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False)
             tree.prune(99)
         own = {entry.name for entry in (root / ".perfkit").iterdir()}
         assert own <= {"lock", "owner", "state", "history", "objects", "fetch", "manifest"}
-        timeline = read_timeline(tree._beneath)
+        timeline, needed = reachable(root)
         objects = {entry.name for entry in (root / ".perfkit/objects").glob("*")}
-        needed = {digest.hex() for digest in needed_objects(tree._beneath, timeline)}
-        assert objects == needed - {EMPTY}
+        assert objects == needed
         numbers = {int(entry.name) for entry in (root / ".perfkit/history").glob("*")}
         assert numbers == set(timeline.chain) - {0}
         if len(timeline.chain) > 1 and timeline.current != timeline.chain[0]:
             here = timeline.current
-            tree.switch()
-            tree.switch(here)
+            tree.rollback()
+            tree.rollback(here)
             assert snapshot(root) == found
     return found == new
 

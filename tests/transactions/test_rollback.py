@@ -29,10 +29,10 @@ class Release:
     def bring(self, wanted: Files, *, aside: dict[str, str] | None = None) -> int:
         """As the updater does it: edited files aside, then the files of the release; returns the generation."""
         holders = {hashlib.sha256(data).hexdigest(): name for name, data in files(self.root).items()}
-        known = Known(meant=self.meant, holder=holders.get)
+        known = Known(expected=self.meant, copy_of=holders.get)
         with Tree(self.root) as tree, tree.transaction(known=known) as tx:
             for name, fresh in (aside or {}).items():
-                tx.set_aside(name, fresh)
+                tx.move_aside(name, fresh)
             for name in self.now.keys() | wanted.keys():
                 self._one(tx, name, wanted.get(name))
         assert tx.result is not None
@@ -42,7 +42,7 @@ class Release:
     def _one(self, tx: Transaction, name: str, data: bytes | None) -> None:
         path = self.root / name
         if (path.read_bytes() if path.exists() else None) == data:
-            tx.note(name)
+            tx.record_existing(name)
         elif data is None:
             tx.remove(name)
         else:
@@ -68,7 +68,7 @@ def edit(path: Path, data: bytes) -> None:
 
 def back(root: Path, to: int | None = None) -> Files:
     with Tree(root) as tree:
-        tree.switch(to)
+        tree.rollback(to)
     assert not litter(root)
     return files(root)
 
@@ -91,12 +91,12 @@ def test_what_was_edited_comes_back_as_it_was(release: Release, tmp_path: Path) 
     (tmp_path / "gone").unlink()
     release.bring(TWO)
     with Tree(tmp_path) as tree:
-        assert tree.switch().as_found == ("a", "gone")
+        assert tree.rollback().restored_with_edits == ("a", "gone")
     assert files(tmp_path) == {name: b"edited" if name == "a" else data for name, data in ONE.items() if name != "gone"}
     assert back(tmp_path, 2) == TWO
     with Tree(tmp_path) as tree:
-        assert tree.switch(1).as_found == ("a", "gone")
-        assert tree.switch(0, edits="keep").aside == {"a": "a.perfkit-local"}
+        assert tree.rollback(1).restored_with_edits == ("a", "gone")
+        assert tree.rollback(0, edits="keep").saved_as == {"a": "a.perfkit-local"}
     assert files(tmp_path) == {"a.perfkit-local": b"edited"}
 
 
@@ -153,9 +153,9 @@ def test_edits_are_kept_under_one_name_each(release: Release, tmp_path: Path) ->
     edit(tmp_path / "a", b"edited")
     edit(tmp_path / "new", b"edited too")
     with Tree(tmp_path) as tree:
-        with pytest.raises(RollbackError, match="a, new: changed since by others"):
-            tree.switch(1)
-        result = tree.switch(1, edits="keep")
-    assert result.aside == {"a": "a.perfkit-local-2", "new": "new.perfkit-local"}
+        with pytest.raises(RollbackError, match="a, new: changed since the last update"):
+            tree.rollback(1)
+        result = tree.rollback(1, edits="keep")
+    assert result.saved_as == {"a": "a.perfkit-local-2", "new": "new.perfkit-local"}
     assert files(tmp_path) == {**ONE, "a.perfkit-local": b"an earlier edit", "a.perfkit-local-2": b"edited",
                                "new.perfkit-local": b"edited too"}  # fmt: skip

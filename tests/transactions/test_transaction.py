@@ -20,9 +20,10 @@ from perfkit.errors import (
     UnsafePathError,
     UpdateError,
 )
-from perfkit.filesystem.rootdir import Beneath
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import commit
-from perfkit.transactions.object_store import Store
+from perfkit.transactions.layout import MANIFEST
+from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import signature
 from perfkit.transactions.tree import Tree
 from tests.support.tools import need
@@ -116,10 +117,10 @@ def test_one_at_a_time(tmp_path: Path) -> None:
     with Tree(tmp_path) as tree:
         with tree.transaction() as tx:
             tx.write("a", b"2")
-            for other in (tree.transaction, tree.switch, lambda: tree.prune(1)):
+            for other in (tree.transaction, tree.rollback, lambda: tree.prune(1)):
                 with pytest.raises(UpdateError, match="is open"):
                     other()
-        with pytest.raises(UpdateError, match="is over"):
+        with pytest.raises(UpdateError, match="has ended"):
             tx.write("a", b"3")
     assert files(tmp_path) == {"a": b"2"}
 
@@ -132,7 +133,7 @@ def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
     spoilt.write_bytes(b"SAME")
     put(tmp_path, {"b": b"new"})
     with Tree(tmp_path) as tree:
-        tree.switch(1)
+        tree.rollback(1)
     assert files(tmp_path) == {"a": b"same", "b": b"same"}
 
 
@@ -141,17 +142,17 @@ def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
     put(tmp_path, {"a": b"same", "b": b"same", "c": b"other"})
     put(tmp_path, {"a": b"new"})
     (kept,) = (tmp_path / ".perfkit/objects").iterdir()
-    beneath = Beneath(os.fspath(tmp_path))
-    store = Store(beneath)
+    rootdir = RootDir(os.fspath(tmp_path))
+    store = ObjectStore(rootdir)
     store.begin()
     store.keep("b")
     store.keep("c")
     assert kept.samefile(tmp_path / "b")
-    store.take_back()
-    beneath.close()
+    store.revert()
+    rootdir.close()
     assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
     with Tree(tmp_path) as tree:
-        tree.switch(1)
+        tree.rollback(1)
     assert files(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
 
 
@@ -180,7 +181,7 @@ def test_directories_come_and_go(tmp_path: Path) -> None:
             tx.remove("e/only")
         assert files(tmp_path) == {"f/in": b"5", "d": b"6"}
         assert not (tmp_path / "e").exists()
-        tree.switch()
+        tree.rollback()
         assert files(tmp_path) == {"f": b"1", "d/x/1": b"2", "d/x/2": b"3", "e/only": b"4"}
 
 
@@ -189,7 +190,7 @@ def test_in_the_way(tmp_path: Path, there: str, name: str) -> None:
     """What stands in the way and isn't removed by the change is found before anything is done."""
     (tmp_path / there).parent.mkdir(exist_ok=True)
     (tmp_path / there).write_bytes(b"mine")
-    with pytest.raises(UpdateError, match="must go before"), Tree(tmp_path) as tree, tree.transaction() as tx:  # noqa: PT012
+    with pytest.raises(UpdateError, match="must be removed before"), Tree(tmp_path) as tree, tree.transaction() as tx:  # noqa: PT012
         tx.write("a", b"1")
         tx.write(name, b"2")
     assert files(tmp_path) == {there: b"mine"}
@@ -233,7 +234,7 @@ def test_symlinks_are_not_followed(tmp_path: Path) -> None:
 def test_adopted_file_is_renamed(tmp_path: Path) -> None:
     """A fetched file is moved and not copied; it survives a change that is given up."""
     with Tree(tmp_path) as tree:
-        fetched = Path(tree.stage) / "x"
+        fetched = Path(tree.fetch_directory) / "x"
         fetched.write_bytes(b"fetched")
         number = fetched.stat().st_ino
         with pytest.raises(KeyError), tree.transaction() as tx:  # noqa: PT012
@@ -277,7 +278,7 @@ def test_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     with Tree(tmp_path) as tree:
         with pytest.raises(LockedError), Tree(tmp_path):
             pass
-        with pytest.raises(LockedError, match="took the tree over"), tree.transaction() as ours:  # noqa: PT012
+        with pytest.raises(LockedError, match="took over the tree"), tree.transaction() as ours:  # noqa: PT012
             ours.write("a", b"ours")
             (tmp_path / ".perfkit/owner").unlink()  # as if it lived on another machine
             with Tree(tmp_path) as other, other.transaction() as theirs:
@@ -298,7 +299,7 @@ def test_back_and_forth(tmp_path: Path) -> None:
             tx.move("a", "c/d")
             tx.write("b", b"3")
         for to in (0, 3, 1, 2, 3, 0, 1):
-            result = tree.switch(to)
+            result = tree.rollback(to)
             assert result.generation == tree.generation == to
             assert files(tmp_path) == states[to]
         assert [(g.number, g.current) for g in tree.history()] == [(0, False), (1, True), (2, False), (3, False)]
@@ -308,10 +309,10 @@ def test_back_and_forth(tmp_path: Path) -> None:
             tx.write("e", b"4")
         assert [g.number for g in tree.history()] == [0, 1, 4]
         with pytest.raises(RollbackError, match="not kept"):
-            tree.switch(3)
-        tree.switch(0)
+            tree.rollback(3)
+        tree.rollback(0)
         with pytest.raises(RollbackError, match="no generation before"):
-            tree.switch()
+            tree.rollback()
     assert not litter(tmp_path)
 
 
@@ -320,12 +321,12 @@ def test_private_files_go_along(tmp_path: Path) -> None:
     for version in (b"1", b"2"):
         with Tree(tmp_path) as tree, tree.transaction() as tx:
             tx.write("a", version)
-            tx.write_private("manifest", version)
+            tx.write_private(MANIFEST, version)
             for name in ("state", "objects/x", "stage-1/x", "journal", "../x"):
                 with pytest.raises((UpdateError, UnsafePathError)):
-                    tx.write_private(name, b"")
+                    tx.write_private(f".perfkit/{name}", b"")
     with Tree(tmp_path) as tree:
-        tree.switch()
+        tree.rollback()
     assert (tmp_path / ".perfkit/manifest").read_bytes() == b"1"
 
 
@@ -339,10 +340,10 @@ def test_local_edits_and_rollback(tmp_path: Path, edits: str) -> None:
     with Tree(tmp_path) as tree:
         if edits == "refuse":
             with pytest.raises(RollbackError, match="a: changed since"):
-                tree.switch(1)
+                tree.rollback(1)
             assert files(tmp_path) == {"a": b"edited", "b": b"2"}
         else:
-            tree.switch(1, edits=edits)  # type: ignore[arg-type]
+            tree.rollback(1, edits=edits)  # type: ignore[arg-type]
             kept = {"a.perfkit-local": b"edited"} if edits == "keep" else {}
             assert files(tmp_path) == {"a": b"1", "b": b"1", **kept}
     assert not litter(tmp_path)
@@ -355,8 +356,8 @@ def test_damaged_object_is_found(tmp_path: Path) -> None:
     put(tmp_path, {"a": b"new"})
     os.pwrite(writer, b"bad", 0)
     os.close(writer)
-    with Tree(tmp_path) as tree, pytest.raises(RollbackError, match=r"^a: .*changed by others"):
-        tree.switch()
+    with Tree(tmp_path) as tree, pytest.raises(RollbackError, match=r"^a: .*modified through a hard link"):
+        tree.rollback()
     assert files(tmp_path) == {"a": b"new"}
     assert not litter(tmp_path)
 
@@ -366,7 +367,7 @@ def test_restored_files_are_not_one(tmp_path: Path) -> None:
     put(tmp_path, {"a": b"same", "b": b"same", "c": b""})
     put(tmp_path, {"a": None, "b": None, "c": None})
     with Tree(tmp_path) as tree:
-        tree.switch()
+        tree.rollback()
     (tmp_path / "a").write_bytes(b"edit")
     assert files(tmp_path) == {"a": b"edit", "b": b"same", "c": b""}
 
@@ -382,10 +383,10 @@ def test_retention_frees_space(tmp_path: Path) -> None:
         assert sum(g.bytes_kept for g in tree.history()) == 3
         tree.prune(1)
         assert [g.number for g in tree.history()] == [7, 8]
-        tree.switch()
+        tree.rollback()
         tree.prune(0)
         assert [g.number for g in tree.history()] == [7, 8]
-        tree.switch(8)
+        tree.rollback(8)
         tree.prune(0)
         assert not list((tmp_path / ".perfkit/objects").iterdir())
     assert files(tmp_path) == {"a": b"7"}
@@ -404,7 +405,7 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             tx.move("a", "c")
             tx.write("b", b"3")
         assert files(tmp_path) == {"c": b"1", "b": b"3"}
-        tree.switch()
+        tree.rollback()
     assert files(tmp_path) == {"a": b"1", "b": b"2"}
 
 
@@ -468,7 +469,7 @@ def _fill_up(root: Path) -> None:
             assert len(files(root)) == 20
             stuffing.unlink()
             with Tree(root) as tree:
-                tree.switch()
+                tree.rollback()
             assert files(root) == old
     assert outcomes == {"full", "done"}
 
@@ -485,7 +486,7 @@ def test_every_directory_of_a_source_is_synced(tmp_path: Path, monkeypatch: pyte
 
     monkeypatch.setattr(os, "fsync", fsync)
     with Tree(tmp_path) as tree:
-        deep = Path(tree.stage) / "deep"
+        deep = Path(tree.fetch_directory) / "deep"
         deep.mkdir()
         (deep / "fetched").write_bytes(b"fetched")
         with tree.transaction() as tx:

@@ -127,7 +127,7 @@ class Machine(RuleBasedStateMachine):
         files = self.expected(to)
         with Tree(self.root) as tree:
             try:
-                tree.switch(to, edits="overwrite")
+                tree.rollback(to, edits="overwrite")
             except RollbackError:
                 assert self.edited
                 return
@@ -138,7 +138,7 @@ class Machine(RuleBasedStateMachine):
         to = self.chain[choice % len(self.chain)]
         files = self.expected(to)
         with contextlib.suppress(Crash, RollbackError), dying(at), Tree(self.root) as tree:
-            tree.switch(to, edits="overwrite")
+            tree.rollback(to, edits="overwrite")
         if self.reopen() == to and to != self.current:
             self.files, self.current = files, to
 

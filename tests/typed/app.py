@@ -99,7 +99,7 @@ def trees(kit: Toolkit) -> None:
     except LockedError:
         pass
     with Tree("tree") as tree:
-        print(tree.switch().generation)
+        print(tree.rollback().generation)
 
 
 def files(kit: Toolkit) -> None:
@@ -110,7 +110,7 @@ def files(kit: Toolkit) -> None:
     kit.move_many([("a", Path("b"))])
     print(kit.remove_tree("b") + 1)
     with kit.watch("tree") as dirty:
-        names = dirty.take()
+        names = dirty.drain()
         print("all" if names is ALL else sorted(names))
 
 

@@ -20,13 +20,11 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
-from perfkit.transactions.history import needed_objects, read_timeline
-from perfkit.transactions.object_store import EMPTY
 from perfkit.transactions.tree import Tree
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
 from tests.support.tools import need
-from tests.transactions.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, snapshot
+from tests.transactions.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, reachable, snapshot
 
 Counts = dict[str, tuple[int, int]]
 
@@ -148,8 +146,7 @@ class Case:
         with Tree(root) as tree:
             if tidy:
                 tree.prune(99)
-            timeline = read_timeline(tree._beneath)
-            needed = {digest.hex() for digest in needed_objects(tree._beneath, timeline)} - {EMPTY}
+            _, needed = reachable(root)
         assert {entry.name for entry in (root / ".perfkit/objects").glob("*")} == needed
         return found == self.new
 

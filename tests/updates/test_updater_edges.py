@@ -289,11 +289,11 @@ def test_kinds_change(kit: Toolkit, origin: Origin, dest: Path) -> None:
 def test_a_directory_with_others_files_is_not_replaced(kit: Toolkit, origin: Origin, dest: Path) -> None:
     """The release wants a file where a directory has somebody's files, or a directory where somebody's file is."""
     origin.publish({"pkg": b"a file now\n"}, "2")
-    with pytest.raises(UpdateError, match="pkg/mine must go before"):
+    with pytest.raises(UpdateError, match="pkg/mine must be removed before"):
         kit.sync(origin.url, dest)
     assert tree_of(dest) == {**ONE, **MINE}
     origin.publish({**ONE, "mine/new": b"below\n"}, "3")
-    with pytest.raises(UpdateError, match="mine: it is a file"):
+    with pytest.raises(UpdateError, match="mine is a file; it must be removed before"):
         kit.sync(origin.url, dest)
     assert tree_of(dest) == {**ONE, **MINE}
 

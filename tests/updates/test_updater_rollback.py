@@ -153,7 +153,7 @@ def test_retention_is_bounded_and_frees_space(make_kit: Callable[..., Toolkit], 
         kit.sync(origin.url, dest)
     assert [(each.number, each.label["version"]) for each in kit.history(dest)] == [(4, "3"), (5, "4"), (6, "5")]
     assert 600_000 < disk_use(dest) < 700_000
-    with pytest.raises(RollbackError, match=r"generation 1 is not kept; there are 4, 5, 6"):
+    with pytest.raises(RollbackError, match=r"generation 1 is not kept; choose one of 4, 5, 6"):
         kit.rollback(dest, to=1)
     kit.rollback(dest)
     assert disk_use(dest) < 700_000

@@ -23,6 +23,7 @@ from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_up
 from perfkit.errors import LockedError, UpdateError
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
+from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
 from perfkit.transactions.tree import Generation
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport
@@ -30,8 +31,6 @@ from perfkit.updates.report import SyncReport
 __all__ = ["Status", "plan", "rollback", "status", "sync"]
 
 _log = logging.getLogger(__name__)
-
-_NOTIFIED = ".perfkit/django"  # the generation that all receivers have processed
 
 
 def sync(
@@ -114,7 +113,7 @@ def status(name: str) -> Status:
     """
     tree = tree_settings(name)
     absent = Status(name=name, source=tree.source, dest=tree.dest, state="absent")
-    if not os.path.isdir(os.path.join(tree.dest, ".perfkit")):
+    if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
         return absent
     try:
         with Toolkit(tree.config) as kit:
@@ -155,7 +154,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     """Send the signal. The note of the processed generation is removed first and written again after all receivers
     succeeded: if this ends early, the next change of the tree calls them again, even one to an older generation.
     """
-    path = os.path.join(tree.dest, _NOTIFIED)
+    path = os.path.join(tree.dest, NOTIFIED)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     close_old_connections()  # the database may have closed them during a long download
@@ -176,7 +175,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
 def _notified(dest: str) -> int | None:
     """The generation that all receivers have processed; None if unknown."""
     try:
-        with open(os.path.join(dest, _NOTIFIED), encoding="utf-8") as file:
+        with open(os.path.join(dest, NOTIFIED), encoding="utf-8") as file:
             found = json.load(file)["generation"]
     except (OSError, ValueError, TypeError, KeyError):
         return None

@@ -1,4 +1,4 @@
-"""The copy of one file: blocks shared where the file system can, else copied in the kernel, else through a buffer."""
+"""Copy one file: with reflinks where supported, else inside the kernel, else through a buffer."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import stat
 from collections.abc import Iterator
 
-from perfkit.filesystem.batch.run import forget
+from perfkit.filesystem.batch.run import try_unlink
 
 __all__ = ["copy_file"]
 
@@ -16,21 +16,20 @@ _FICLONE = 0x40049409  # ioctl_ficlonerange(2)
 _STEP_BYTES = 64 << 20  # of copy_file_range at once
 _BUFFER_BYTES = 256 << 10
 _NO_RANGE_COPY = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.EPERM, errno.ETXTBSY})
-_NO_CLONE = frozenset({errno.EXDEV, errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTTY, errno.EPERM,
-                       errno.ETXTBSY})  # fmt: skip
+_NO_CLONE = _NO_RANGE_COPY | {errno.ENOTTY}
 
 
 def copy_file(source: str, path: str, *, clone: bool = True) -> str:
-    """Copy one file to a name that is not there yet, with its rwx bits and mtime; says `reflink` or `copy`.
+    """Copy one file to a new name, with its rwx bits and mtime; returns `reflink` or `copy`.
 
     Raises:
-        OSError: either can't be; nothing is left at `path` then.
+        OSError: reading or writing failed, or `path` exists; nothing is left behind.
     """
     reading = os.open(source, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
     try:
         status = os.fstat(reading)
         if not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "not a regular file any more", source)
+            raise OSError(errno.EINVAL, "no longer a regular file", source)
         writing = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             try:
@@ -40,7 +39,7 @@ def copy_file(source: str, path: str, *, clone: bool = True) -> str:
             finally:
                 os.close(writing)
         except BaseException:
-            forget(path)
+            try_unlink(path)
             raise
         return how
     finally:
@@ -65,7 +64,7 @@ def _fill(reading: int, writing: int, status: os.stat_result, clone: bool) -> st
 
 
 def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data (lseek(2), SEEK_DATA)."""
+    """The ranges of a sparse file that have data (lseek(2), SEEK_DATA)."""
     end = 0
     while end < size:
         try:
@@ -79,7 +78,7 @@ def _extents(descriptor: int, size: int) -> Iterator[tuple[int, int]]:
 
 
 def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
-    """These bytes to the same place, as far as the source has them: inside the kernel, or through a buffer."""
+    """Copy a range of bytes, up to the end of the source: inside the kernel, or through a buffer."""
     position = start
     try:
         while position < end:
@@ -93,7 +92,7 @@ def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
     if position >= end > 0:
         return
     buffer = memoryview(bytearray(_BUFFER_BYTES))
-    # A size of 0 may be that of a file made up as it is read, as in /proc: read those to their end.
+    # Files that are generated on reading, as in /proc, have size 0: read those to their end.
     while (end == 0 or position < end) and (
         count := os.preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
     ):

@@ -1,4 +1,4 @@
-"""Copies and hard links of whole trees."""
+"""Copy whole trees, or link them with hard links."""
 
 from __future__ import annotations
 
@@ -12,78 +12,81 @@ from itertools import chain
 
 from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
-from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run, beside, forget
-from perfkit.filesystem.scan import ScanEntry, scan_batches
+from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
+from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches
 from perfkit.progress.meter import Progress
 
-__all__ = ["Copied", "copy_tree", "link_tree"]
+__all__ = ["CopyResult", "copy_tree", "link_tree"]
 
 _BATCH_BYTES = 8 << 20
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
 @dataclass(frozen=True, slots=True)
-class Copied:
-    """What a copied or linked tree has."""
+class CopyResult:
+    """What was copied or linked."""
 
     files: int
-    directories: int  # the root not counted
-    bytes: int  # of the files copied or reflinked
+    directories: int  # without the root
+    bytes: int  # in files that were copied or reflinked
     reflinked: int
     linked: int
 
 
 def copy_tree(
     src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop", progress: Progress | None = None
-) -> Copied:
-    """Copy a tree: contents, permissions (rwx), mtimes, symlinks as they are; not owners, nor setuid bits.
+) -> CopyResult:
+    """Copy a tree: contents, permissions (rwx), mtimes and symlinks, but not owners and setuid bits.
 
-    File contents are shared where the file system can (reflink), else copied inside the kernel, else read and written;
-    holes stay holes.
+    File contents are copied with reflinks where supported, else inside the kernel, else by reading and writing; sparse
+    files stay sparse.
 
     Args:
-        dest: must not exist or be an empty directory. One that does not exist appears in one step, when all is there.
-        merge: `dest` may have contents: files are replaced one by one, each in one step; what else is there stays.
-        on_error: `stop` at the first failure, and remove a `dest` that was not there before; `continue` with the rest.
-        progress: shown here while it runs.
+        dest: must not exist, or be an empty directory. A new one appears atomically, when it is complete.
+        merge: `dest` may have contents: files are replaced one by one, each atomically; everything else stays.
+        on_error: `stop` at the first failure, and remove a new `dest`; `continue` with the other files.
+        progress: where progress is shown.
 
     Raises:
-        BatchError: some paths failed; `results` has those, a `BatchResult` each.
-        FileExistsError: `dest` has contents (without `merge`), or is no directory.
-        OSError: `src` can't be opened, `dest` can't be made.
+        BatchError: some paths failed; `results` has a `BatchResult` for each of those.
+        FileExistsError: `dest` has contents (without `merge`), or is not a directory.
+        ConfigError: `dest` is `src` or inside it.
+        OSError: `src` can't be opened, `dest` can't be created.
     """
     return _tree(src, dest, merge, on_error, progress, link=False)
 
 
 def link_tree(
     src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop", progress: Progress | None = None
-) -> Copied:
-    """As `copy_tree`, but files are hard links: both trees see later changes in place of either.
+) -> CopyResult:
+    """As `copy_tree`, but with hard links: a file that is later modified in place changes in both trees.
 
-    Empty files, and what can't be linked (another file system, too many links, not permitted), are copied.
+    Empty files, and files that can't be linked (another file system, too many links, not permitted), are copied.
     """
     return _tree(src, dest, merge, on_error, progress, link=True)
 
 
-def _tree(src: Path, dest: Path, merge: bool, on_error: OnError, progress: Progress | None, *, link: bool) -> Copied:
+def _tree(
+    src: Path, dest: Path, merge: bool, on_error: OnError, progress: Progress | None, *, link: bool
+) -> CopyResult:
     source, target = os.path.abspath(os.fspath(src)), os.path.abspath(os.fspath(dest))
     if target == source or os.path.realpath(target).startswith(os.path.join(os.path.realpath(source), "")):
-        raise ConfigError(f"{dest} is {src} itself or inside it")
+        raise ConfigError(f"can't copy {src} to {dest}, which is the same directory or inside it")
     top = os.stat(source)
     fresh = not os.path.lexists(target)
     if not fresh and not (os.path.isdir(target) and (merge or not os.listdir(target))):
-        why = "is not empty" if os.path.isdir(target) else "is no directory"
+        why = "is not empty" if os.path.isdir(target) else "is not a directory"
         raise FileExistsError(errno.EEXIST, f"the destination {why}", target)
-    stage = beside(target) if fresh else target
+    stage = temporary_path(target) if fresh else target
     if fresh:
         os.mkdir(stage, 0o700)
-    run = Run(on_error, progress, "link" if link else "copy")
+    run = BatchRun(on_error, progress, "link" if link else "copy")
     try:
         copier = _Copier(source, stage, link=link, replace=not fresh)
-        run.each(copier.batch, copier.batches(run))
+        run.execute(copier.batch, copier.batches(run))
         if not (run.failed and on_error == "stop"):
             copier.finish(run)
-            _dress(stage, top)
+            _set_metadata(stage, top.st_mode, top.st_mtime_ns)
             if fresh:
                 os.rename(stage, target)
                 fresh = False
@@ -91,42 +94,46 @@ def _tree(src: Path, dest: Path, merge: bool, on_error: OnError, progress: Progr
         if fresh:
             shutil.rmtree(stage, ignore_errors=True)
     run.close()
-    return Copied(run.files, copier.made, run.bytes, run.how.get("reflink", 0), run.how.get("link", 0))
+    return CopyResult(run.files, copier.made, run.bytes, run.how.get("reflink", 0), run.how.get("link", 0))
 
 
 class _Copier:
-    """Puts what is in `source` below `target`, a directory that exists."""
+    """Copies the contents of `source` into `target`, an existing directory."""
 
     def __init__(self, source: str, target: str, *, link: bool, replace: bool) -> None:
         self._source = os.path.join(source, "")
         self._target = os.path.join(target, "")
         self._link = link
         self._replace = replace
-        self._clones = True  # until the file system says it can't
+        self._clones = True  # until the file system turns out not to support it
         self._directories: list[ScanEntry] = []
         self.made = 0
 
-    def batches(self, run: Run) -> Iterator[list[ScanEntry]]:
-        """The files, in batches; directories are made on the way, before what is in them."""
+    def batches(self, run: BatchRun) -> Iterator[list[ScanEntry]]:
+        """The files, in batches; directories are created on the way, before their contents."""
         batch: list[ScanEntry] = []
         weight = 0
-        lost: set[str] = set()  # directories that could not be made: nothing can go below
-        for entry in chain.from_iterable(scan_batches(self._source, directories=True)):
-            if lost and any(entry.name.startswith(each) for each in lost):
-                run.see(BatchResult(entry.name, error=entry.error or OSError(errno.ENOENT, "its directory failed")))
+        failed: set[str] = set()  # directories that could not be created
+        for entry in chain.from_iterable(scan_batches(self._source, ScanOptions(directories=True))):
+            if failed and any(entry.name.startswith(each) for each in failed):
+                run.add(
+                    BatchResult(
+                        entry.name, error=entry.error or OSError(errno.ENOENT, "its directory could not be created")
+                    )
+                )
             elif entry.kind == "directory":
                 try:
                     self._make_directory(entry)
                 except OSError as error:
-                    lost.add(f"{entry.name}/")
-                    run.see(BatchResult(entry.name, error=error))
+                    failed.add(f"{entry.name}/")
+                    run.add(BatchResult(entry.name, error=error))
             else:
                 batch.append(entry)
                 weight += 0 if self._link else entry.size
                 if weight >= _BATCH_BYTES or len(batch) >= BATCH_FILES:
                     yield batch
                     batch, weight = [], 0
-            if run.over:
+            if run.stopped:
                 return
         if batch:
             yield batch
@@ -137,18 +144,18 @@ class _Copier:
             os.mkdir(path, 0o700)
             self.made += 1
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):  # a link would lead elsewhere
+            if not stat.S_ISDIR(os.lstat(path).st_mode):  # a symlink could lead out of the tree
                 raise
         self._directories.append(entry)
 
-    def finish(self, run: Run) -> None:
-        """Modes and times of the directories, when nothing changes in them any more."""
+    def finish(self, run: BatchRun) -> None:
+        """Set modes and times of the directories, once nothing changes in them any more."""
         while self._directories:
             entry = self._directories.pop()
             try:
-                _dress_path(self._target + entry.name, entry.mode, entry.mtime_ns)
+                _set_metadata(self._target + entry.name, entry.mode, entry.mtime_ns)
             except OSError as error:
-                run.see(BatchResult(entry.name, error=error))
+                run.add(BatchResult(entry.name, error=error))
 
     def batch(self, entries: list[ScanEntry]) -> list[BatchResult]:
         return [self._one(entry) for entry in entries]
@@ -162,27 +169,27 @@ class _Copier:
             if not self._replace:
                 return BatchResult(name, entry.size, self._make(entry, path))
             if os.path.isdir(path) and not os.path.islink(path):
-                raise IsADirectoryError(errno.EISDIR, "a directory is in its place", path)
-            temporary = beside(path)
+                raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
+            temporary = temporary_path(path)
             try:
                 how = self._make(entry, temporary)
                 os.rename(temporary, path)
             finally:
-                # After a rename between two links of one file both names are still there (rename(2)).
-                forget(temporary)
+                # A rename between two links of the same file does nothing, and leaves both names (rename(2)).
+                try_unlink(temporary)
             return BatchResult(name, entry.size, how)
         except OSError as error:
             return BatchResult(name, error=error)
 
     def _make(self, entry: ScanEntry, path: str) -> str:
-        """Make the file anew at `path`; says how."""
+        """Create the file at `path`; returns how."""
         source = self._source + entry.name
         if entry.kind == "symlink":
             os.symlink(os.readlink(source), path)
             os.utime(path, ns=(entry.mtime_ns, entry.mtime_ns), follow_symlinks=False)
             return "symlink"
         if entry.kind != "file":
-            raise OSError(errno.EINVAL, "neither file, directory nor link", source)
+            raise OSError(errno.EINVAL, "not a file, directory or symlink", source)
         if self._link and entry.size:
             try:
                 os.link(source, path, follow_symlinks=False)
@@ -196,10 +203,6 @@ class _Copier:
         return how
 
 
-def _dress(path: str, status: os.stat_result) -> None:
-    _dress_path(path, status.st_mode, status.st_mtime_ns)
-
-
-def _dress_path(path: str, mode: int, mtime_ns: int) -> None:
+def _set_metadata(path: str, mode: int, mtime_ns: int) -> None:
     os.chmod(path, mode & 0o777)
     os.utime(path, ns=(mtime_ns, mtime_ns))

@@ -1,4 +1,4 @@
-"""Moves, within a file system and to another one."""
+"""Move files and trees, within a file system or to another one."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
 from perfkit.filesystem.batch.copying import copy_tree
 from perfkit.filesystem.batch.removal import remove_tree
-from perfkit.filesystem.batch.run import BatchResult, OnError, Path, Run, beside, forget
+from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
 from perfkit.progress.meter import Progress
 
 __all__ = ["move_many"]
@@ -24,23 +24,23 @@ def move_many(
     on_error: OnError = "stop",
     progress: Progress | None = None,
 ) -> list[BatchResult]:
-    """Move files, links and directories, one after the other in the order given, since a move may build on another.
+    """Move files, symlinks and directories, one after the other in this order, since a move may depend on another.
 
-    Within a file system a move is a rename, in one step. To another one it is a copy, published by a rename, and then
+    Within a file system a move is an atomic rename. To another one, it is a copy that is renamed into place, and then
     the removal of the source.
 
     Args:
-        replace: whether a file in the destination's place is replaced; otherwise it is an error. The look and the move
-            are two steps.
-        on_error: `stop` at the first failure, leaving what was moved; `continue` with the rest.
+        replace: whether an existing destination is replaced; otherwise it is an error. The check and the move are not
+            one atomic step.
+        on_error: `stop` at the first failure, without undoing earlier moves; `continue` with the others.
 
     Returns:
-        A result per pair, its `name` the source.
+        A result per pair, with the source as its `name`.
 
     Raises:
-        BatchError: some failed; `results` has all that were tried, in order.
+        BatchError: some failed; `results` has all that were attempted, in order.
     """
-    run = Run(on_error, progress, "move", keep=True)
+    run = BatchRun(on_error, progress, "move", keep=True)
 
     def work(pair: tuple[Path, Path]) -> list[BatchResult]:
         source, target = os.fspath(pair[0]), os.fspath(pair[1])
@@ -49,7 +49,7 @@ def move_many(
         except (OSError, BatchError, ConfigError) as error:
             return [BatchResult(source, error=error)]
 
-    run.each(work, pairs, threads=1)
+    run.execute(work, pairs, threads=1)
     run.close()
     return run.results
 
@@ -67,7 +67,7 @@ def _move(source: str, target: str, replace: bool) -> int:
             copy_tree(source, target)
             remove_tree(source)
             return 0
-        temporary = beside(target)
+        temporary = temporary_path(target)
         try:
             if stat.S_ISLNK(status.st_mode):
                 os.symlink(os.readlink(source), temporary)
@@ -75,6 +75,6 @@ def _move(source: str, target: str, replace: bool) -> int:
                 copy_file(source, temporary)
             os.rename(temporary, target)
         finally:
-            forget(temporary)
+            try_unlink(temporary)
         os.unlink(source)
     return status.st_size

@@ -1,4 +1,4 @@
-"""Removal of whole trees."""
+"""Remove whole trees."""
 
 from __future__ import annotations
 
@@ -6,29 +6,29 @@ import os
 from collections.abc import Iterator
 from itertools import chain, groupby
 
-from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run
-from perfkit.filesystem.scan import DIRECTORY, open_below, scan_batches
+from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path
+from perfkit.filesystem.scan import DIRECTORY, ScanOptions, open_below, scan_batches
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
 
 
 def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | None = None) -> int:
-    """Remove a directory and all below; says how many names. No symlink is followed, in the path's last part neither.
+    """Remove a directory with its contents; returns how many names were removed. Symlinks are never followed.
 
     Args:
-        on_error: `stop` at the first failure, leaving the rest; `continue` and remove what can be.
+        on_error: `stop` at the first failure, or `continue` with the others.
 
     Raises:
         BatchError: some paths could not be removed; `results` has those.
-        OSError: it does not exist, is no directory, or is a link (ENOTDIR).
+        OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
     """
-    run = Run(on_error, progress, "remove")
+    run = BatchRun(on_error, progress, "remove")
     root = os.open(path, DIRECTORY | os.O_NOFOLLOW)
     try:
         directories: list[str] = []
-        run.each(lambda names: _unlink(root, names), _removals(path, directories, run))
-        while directories and not run.over:
+        run.execute(lambda names: _unlink(root, names), _removals(path, directories, run))
+        while directories and not run.stopped:
             name = directories.pop()
             parent, _, last = name.rpartition("/")
             try:
@@ -37,9 +37,9 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
                     os.rmdir(last, dir_fd=below)
                 finally:
                     os.close(below)
-                run.see(BatchResult(name, how="remove"))
+                run.add(BatchResult(name, how="remove"))
             except OSError as error:
-                run.see(BatchResult(name, error=error))
+                run.add(BatchResult(name, error=error))
         if not run.failed:
             os.rmdir(path)
     finally:
@@ -48,19 +48,19 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
     return run.files + 1
 
 
-def _removals(path: Path, directories: list[str], run: Run) -> Iterator[list[str]]:
+def _removals(path: Path, directories: list[str], run: BatchRun) -> Iterator[list[str]]:
     batch: list[str] = []
-    for entry in chain.from_iterable(scan_batches(path, directories=True)):
+    for entry in chain.from_iterable(scan_batches(path, ScanOptions(directories=True))):
         if entry.kind == "directory":
             directories.append(entry.name)
         elif entry.error is None:
             batch.append(entry.name)
         elif not isinstance(entry.error, FileNotFoundError):
-            run.see(BatchResult(entry.name, error=entry.error))
+            run.add(BatchResult(entry.name, error=entry.error))
         if len(batch) >= BATCH_FILES:
             yield batch
             batch = []
-        if run.over:
+        if run.stopped:
             return
     if batch:
         yield batch
@@ -81,7 +81,7 @@ def _unlink(root: int, names: list[str]) -> list[BatchResult]:
                     os.unlink(name.rpartition("/")[2], dir_fd=below)
                     results.append(BatchResult(name, how="remove"))
                 except FileNotFoundError:
-                    results.append(BatchResult(name, how="remove"))  # somebody was faster
+                    results.append(BatchResult(name, how="remove"))  # another process was faster
                 except OSError as error:
                     results.append(BatchResult(name, error=error))
         finally:

@@ -9,10 +9,19 @@ from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 from perfkit.errors import BatchError, ConfigError
-from perfkit.filesystem.thread_map import pooled, usable_cpus
+from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 from perfkit.progress.meter import Meter, Progress
 
-__all__ = ["BATCH_FILES", "BatchResult", "OnError", "Path", "Run", "beside", "forget", "temporary"]
+__all__ = [
+    "BATCH_FILES",
+    "BatchResult",
+    "BatchRun",
+    "OnError",
+    "Path",
+    "temporary_name",
+    "temporary_path",
+    "try_unlink",
+]
 
 BATCH_FILES = 64
 _PROGRESS_EVERY_S = 0.1
@@ -23,16 +32,20 @@ Path = str | os.PathLike[str]
 
 
 class BatchResult(NamedTuple):
-    """What came of one path."""
+    """The result for one path."""
 
     name: str  # relative to the tree, or as it was given
-    size: int = 0  # bytes, of what was written
+    size: int = 0  # bytes that were written
     how: str = ""  # reflink, copy, link, symlink, move, remove or write
     error: Exception | None = None
 
 
-class Run:
-    """Counts results, keeps the failed ones, and shows progress. In the calling thread only."""
+class BatchRun:
+    """Runs a batch: counts results, keeps the failed ones, and reports progress. For the calling thread only.
+
+    Attributes:
+        results: the failed results; with `keep`, all of them.
+    """
 
     def __init__(self, on_error: OnError, progress: Progress | None, phase: str, *, keep: bool = False) -> None:
         if on_error not in ("stop", "continue"):
@@ -42,7 +55,7 @@ class Run:
         self._meter = Meter(phase=phase) if progress is not None else None
         self._shown_s = time.monotonic()
         self._keep = keep
-        self.results: list[BatchResult] = []  # all of them, or those that failed
+        self.results: list[BatchResult] = []
         self.failed = 0
         self.files = 0
         self.bytes = 0
@@ -51,21 +64,25 @@ class Run:
             self._meter.expect(None)
 
     @property
-    def over(self) -> bool:
+    def stopped(self) -> bool:
+        """Whether something failed, and nothing more is to be done."""
         return self._stop and self.failed > 0
 
-    def each(self, work: Callable[[T], list[BatchResult]], items: Iterable[T], *, threads: int | None = None) -> None:
-        batches = pooled(work, items, threads or usable_cpus())
+    def execute(
+        self, work: Callable[[T], list[BatchResult]], items: Iterable[T], *, threads: int | None = None
+    ) -> None:
+        """Add the results of all items, or up to the first failure."""
+        batches = map_in_threads(work, items, threads or usable_cpus())
         try:
             for batch in batches:
                 for result in batch:
-                    self.see(result)
-                if self.over:
+                    self.add(result)
+                if self.stopped:
                     break
         finally:
             batches.close()
 
-    def see(self, result: BatchResult) -> None:
+    def add(self, result: BatchResult) -> None:
         if result.error is not None:
             self.failed += 1
         else:
@@ -87,7 +104,7 @@ class Run:
                 self._progress.update(self._meter.snapshot())
 
     def close(self) -> None:
-        """The last word of the progress.
+        """Finish the progress display.
 
         Raises:
             BatchError: something failed.
@@ -100,16 +117,16 @@ class Run:
             raise BatchError(self.results)
 
 
-def temporary() -> str:
+def temporary_name() -> str:
     return f".perfkit-{secrets.token_hex(8)}~"
 
 
-def beside(path: str) -> str:
-    """A name that is free, in the same directory."""
-    return os.path.join(os.path.dirname(path.rstrip("/")), temporary())
+def temporary_path(path: str) -> str:
+    """An unused name in the same directory."""
+    return os.path.join(os.path.dirname(path.rstrip("/")), temporary_name())
 
 
-def forget(path: str, directory: int | None = None) -> None:
+def try_unlink(path: str, directory: int | None = None) -> None:
     try:
         os.unlink(path, dir_fd=directory)
     except OSError:

@@ -1,4 +1,4 @@
-"""Many small files written, each in one step."""
+"""Write many small files, each atomically."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterable, Iterator
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, OnError, Path, Run, forget, temporary
+from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path, temporary_name, try_unlink
 from perfkit.filesystem.paths import check_name
 from perfkit.filesystem.scan import DIRECTORY, open_below
 from perfkit.progress.meter import Progress
@@ -21,10 +21,10 @@ def write_many(
     on_error: OnError = "stop",
     progress: Progress | None = None,
 ) -> list[BatchResult]:
-    """Write many small files below `root`, each replacing what was there in one step; directories are made.
+    """Write many small files below `root`, each replacing an existing one atomically; directories are created.
 
-    Each file is whole or as before after a crash of the process, but the files are not changed together, nor forced to
-    the disk: that is what a transaction is for.
+    After a crash of the process each file is complete or as before, but the files do not change together, and are not
+    synced to disk: for that, use a transaction.
 
     Args:
         files: names relative to the root, with slashes, and contents.
@@ -33,13 +33,13 @@ def write_many(
         A result per file, in order.
 
     Raises:
-        BatchError: some failed; `results` has all that were tried, in order.
+        BatchError: some failed; `results` has all that were attempted, in order.
         OSError: the root can't be opened.
     """
-    run = Run(on_error, progress, "write", keep=True)
+    run = BatchRun(on_error, progress, "write", keep=True)
     base = os.open(root, DIRECTORY)
     try:
-        run.each(lambda batch: [_write(base, name, data) for name, data in batch], _portions(files))
+        run.execute(lambda batch: [_write(base, name, data) for name, data in batch], _portions(files))
     finally:
         os.close(base)
     run.close()
@@ -64,7 +64,7 @@ def _write(root: int, name: str, data: bytes) -> BatchResult:
         parent, _, last = check_name(name).rpartition("/")
         below = _open_or_make(root, parent)
         try:
-            staged = temporary()
+            staged = temporary_name()
             writing = os.open(staged, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o666, dir_fd=below)
             try:
                 try:
@@ -75,7 +75,7 @@ def _write(root: int, name: str, data: bytes) -> BatchResult:
                     os.close(writing)
                 os.rename(staged, last, src_dir_fd=below, dst_dir_fd=below)
             except BaseException:
-                forget(staged, below)
+                try_unlink(staged, below)
                 raise
         finally:
             os.close(below)

@@ -1,1 +1,1 @@
-"""Read files for their digests: one by chunks, or a whole tree by two processes."""
+"""SHA-256 of one file, whole and by chunks, or of a whole tree with two processes."""

@@ -1,4 +1,4 @@
-"""Hashing: SHA-256 of a file, whole and by chunks, of bytes that were one version of it. See docs/adr/0002."""
+"""SHA-256 of one consistent version of a file, whole and by chunks. See docs/adr/0002-hashing.md."""
 
 from __future__ import annotations
 
@@ -16,47 +16,47 @@ from typing import NamedTuple
 from perfkit.errors import ConfigError, FileChangedError
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
-from perfkit.filesystem.thread_map import pooled, usable_cpus
+from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 
 __all__ = ["FileHash", "hash_file", "hash_one"]
 
-_WINDOW_BYTES = 2 << 20  # mapped at once by a thread: mapped pages are resident memory
-_MAP_FROM_BYTES = LARGE_BYTES  # of a file
-_MAP_LEAST_BYTES = _WINDOW_BYTES  # of what is asked for: mapping less costs more than copying it
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a pipe in a file's place must not block
+_WINDOW_BYTES = 2 << 20  # mapped at once by each thread: mapped pages are resident memory
+_MAP_FROM_BYTES = LARGE_BYTES  # smallest file that is mapped
+_MAP_MIN_BYTES = _WINDOW_BYTES  # smallest range that is mapped: below, copying is cheaper
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY  # a FIFO must not block
 _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; Python has no name for it
 
 
 class FileHash(NamedTuple):
-    """The digests of a file, and which version of it they belong to. A tuple, as `ScanEntry` is: trees have many."""
+    """The digests of a file, and the version of it that they belong to. A tuple for speed, as `ScanEntry` is."""
 
-    name: str  # as it was given, or relative to the root
+    name: str  # the path as given, or relative to the root
     size: int = 0
     mtime_ns: int = 0
     ctime_ns: int = 0
     sha256: str | None = None  # hexadecimal, of the whole file
     chunk_bytes: int | None = None
-    chunks: tuple[str, ...] = ()  # hexadecimal SHA-256 of each chunk; the last one may be short, an empty file has none
-    error: Exception | None = None  # FileChangedError or OSError, where files are hashed by the many
+    chunks: tuple[str, ...] = ()  # hexadecimal SHA-256 of each chunk; an empty file has none
+    error: Exception | None = None  # FileChangedError or OSError; only where many files are hashed
 
 
 def hash_file(
     path: str | os.PathLike[str], *, chunk_bytes: int | None = None, whole: bool = True, threads: int | None = None
 ) -> FileHash:
-    """SHA-256 of one file; memory stays within a few MiB whatever its size.
+    """SHA-256 of one file, using a few MiB of memory whatever its size.
 
-    The whole digest is serial by nature. Chunk digests use all processors, and come beside the whole one in the same
-    pass where both are wanted.
+    The digest of the whole file is inherently serial. Chunk digests use all processors; where both are requested, they
+    are computed in one pass.
 
     Args:
-        chunk_bytes: also the digest of each chunk of so many bytes.
-        whole: False for the chunks only.
-        threads: by default as many as there are processors, four at most.
+        chunk_bytes: also hash each chunk of this size.
+        whole: False for only the chunks.
+        threads: by default one per processor, at most four.
 
     Raises:
         FileChangedError: the file changed in content, size or metadata while it was read.
-        ConfigError: `chunk_bytes` is not positive, or nothing is asked for.
-        OSError: it can't be read, or is no regular file.
+        ConfigError: `chunk_bytes` is not positive, or neither digest is requested.
+        OSError: the file can't be read, or is not a regular file.
     """
     name = os.fspath(path)
     if chunk_bytes is None and not whole:
@@ -76,7 +76,7 @@ def hash_file(
 
 
 def hash_one(base: str, entry: ScanEntry) -> FileHash:
-    """One file of many, below `base`: an error is its result."""
+    """One file of many, below `base`; an error is returned, not raised."""
     if entry.error is not None:
         return FileHash(entry.name, error=entry.error)
     try:
@@ -87,7 +87,7 @@ def hash_one(base: str, entry: ScanEntry) -> FileHash:
 
 
 class _Source:
-    """An open file whose bytes can be had a window at a time, mapped where that is safe."""
+    """An open file that is read in windows, which are mapped where that is safe."""
 
     def __init__(self, path: str, name: str, flags: int = 0) -> None:
         self.path = path
@@ -110,17 +110,17 @@ class _Source:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        os.close(self.descriptor)  # the lease goes with it
+        os.close(self.descriptor)  # this ends the lease
 
     def feed(self, update: Callable[[memoryview], object], start: int, end: int, buffer: memoryview) -> None:
-        """Pass the bytes from `start` to `end` on, in pieces.
+        """Pass the bytes from `start` to `end` to `update`, in pieces.
 
         Raises:
-            FileChangedError: the file ends before.
+            FileChangedError: the file is shorter.
             OSError: it can't be read.
         """
         while start < end:
-            mappable = self._leased and end - start >= _MAP_LEAST_BYTES
+            mappable = self._leased and end - start >= _MAP_MIN_BYTES
             window = self._map(start, min(end, start + _WINDOW_BYTES)) if mappable else None
             if window is not None:
                 mapped, skip = window
@@ -130,22 +130,22 @@ class _Source:
                 continue
             received = os.preadv(self.descriptor, [buffer[: end - start]], start)
             if received == 0:
-                raise FileChangedError(self.path, f"cut short to {start} bytes while it was read")
+                raise FileChangedError(self.path, f"the file was truncated to {start} bytes while it was read")
             update(buffer[:received])
             start += received
 
     def _map(self, start: int, end: int) -> tuple[mmap.mmap, int] | None:
-        """A window, and where in it `start` is; None where reading is the safe way.
+        """A mapped window, and the offset of `start` in it; None where it has to be read instead.
 
-        While we hold the lease nobody can open the file for writing or cut it short: they wait until we let go, which
-        we do after the window in hand. A medium that can't be read shows when the pages are brought in, as an error and
-        not as a SIGBUS; then reading says which one.
+        While we hold the lease, other processes can't open the file for writing or truncate it: they wait until we
+        release it, which we do after the current window. Pages are populated at once, so that a media error is an
+        OSError and not a SIGBUS; reading then reports which one.
         """
         skip = start % mmap.ALLOCATIONGRANULARITY
         try:
             if fcntl.fcntl(self.descriptor, fcntl.F_GETLEASE) == fcntl.F_RDLCK:
-                mapped = mmap.mmap(self.descriptor, end - start + skip, mmap.MAP_SHARED, mmap.PROT_READ,
-                                   offset=start - skip)  # fmt: skip
+                length, offset = end - start + skip, start - skip
+                mapped = mmap.mmap(self.descriptor, length, mmap.MAP_SHARED, mmap.PROT_READ, offset=offset)
                 try:
                     mapped.madvise(_POPULATE_READ)
                 except OSError:
@@ -158,36 +158,39 @@ class _Source:
         return None
 
     def release(self) -> None:
-        """Let those who wait to write have the file."""
+        """Let waiting writers open the file."""
         if self._leased:
             self._leased = False
             fcntl.fcntl(self.descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
 
     def confirmed(self, sha256: str | None, chunk_bytes: int | None, chunks: tuple[str, ...]) -> FileHash:
-        """The result, if the file is still the one that was opened.
+        """The result, if the file was not modified since it was opened.
 
         Raises:
-            FileChangedError: it is not.
+            FileChangedError: it was.
         """
         before, after = self.status, os.fstat(self.descriptor)
         if after.st_size != before.st_size:
-            raise FileChangedError(self.path, f"went from {before.st_size} to {after.st_size} bytes while it was read")
+            raise FileChangedError(
+                self.path, f"its size changed from {before.st_size} to {after.st_size} bytes while it was read"
+            )
         if (after.st_mtime_ns, after.st_ctime_ns) != (before.st_mtime_ns, before.st_ctime_ns):
-            raise FileChangedError(self.path, "changed while it was read")
+            raise FileChangedError(self.path, "the file was modified while it was read")
         return FileHash(self.name, self.size, after.st_mtime_ns, after.st_ctime_ns, sha256, chunk_bytes, chunks)
 
 
 def _lease(descriptor: int) -> bool:
-    """Take a read lease (fcntl(2), "Leases"): not to be had on others' files, on files open for writing, over networks.
+    """Take a read lease (fcntl(2), "Leases"); False for other users' files, files open for writing, network mounts.
 
-    A lease that is to end is told by a signal, which by default (SIGIO) would kill the process. We ask instead.
+    The kernel announces a lease break by a signal, by default SIGIO, which would kill the process. We choose one that
+    is ignored, and poll instead.
     """
     import signal
 
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # is ignored by default
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored by default
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
-        fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # and goes to nobody
+        fcntl.fcntl(descriptor, fcntl.F_SETOWN, 0)  # and sent to no process
     except (OSError, AttributeError):
         return False
     return True
@@ -200,23 +203,23 @@ def _whole(source: _Source) -> str:
 
 
 def _both(source: _Source, chunk_bytes: int) -> tuple[str, list[str]]:
-    """The whole digest here and the chunks in one more thread, both of the same window, in one pass."""
+    """The whole digest in this thread and the chunks in another one, window by window, in one pass."""
     from concurrent.futures import ThreadPoolExecutor
 
     digest, chunks = hashlib.sha256(), _Chunks(chunk_bytes)
     with ThreadPoolExecutor(1, thread_name_prefix="perfkit-disk") as pool:
 
         def update(view: memoryview) -> None:
-            beside = pool.submit(chunks.update, view)
+            pending = pool.submit(chunks.update, view)
             digest.update(view)
-            beside.result()
+            pending.result()
 
         source.feed(update, 0, source.size, memoryview(bytearray(_WINDOW_BYTES)))
     return digest.hexdigest(), chunks.finish()
 
 
 class _Chunks:
-    """Digests of chunks, from pieces in order."""
+    """Digests of chunks, from consecutive pieces of a file."""
 
     def __init__(self, chunk_bytes: int) -> None:
         self._chunk_bytes = chunk_bytes
@@ -245,10 +248,10 @@ class _Chunks:
 
 
 def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
-    """Chunks only: each thread takes the next one until there is none."""
+    """Only the chunks: each thread takes the next one until none is left."""
     total = -(-source.size // chunk_bytes)
     found = [""] * total
-    numbers = count()  # `next` of it is atomic
+    numbers = count()  # its `next` is atomic
 
     def work(_: int) -> None:
         buffer = memoryview(bytearray(min(READ_BYTES, chunk_bytes)))
@@ -258,6 +261,6 @@ def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
             source.feed(digest.update, start, min(source.size, start + chunk_bytes), buffer)
             found[number] = digest.hexdigest()
 
-    for _ in pooled(work, range(min(threads, total)), threads):
+    for _ in map_in_threads(work, range(min(threads, total)), threads):
         pass
     return found

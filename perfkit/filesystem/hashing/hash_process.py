@@ -1,8 +1,8 @@
-"""A second process that hashes small files: two threads of one process would wait for each other at every system call.
+"""A second process that hashes small files: two threads would contend for the GIL at every system call.
 
-It is a bare interpreter that runs `small_files`, and no fork, which would not be safe in a process with threads. It
-holds the directory and one socket, ends when that is closed by whatever cause, and nothing depends on its answers: what
-it was given and did not answer is given back.
+It is a bare interpreter that runs `small_files`, not a fork, which would be unsafe in a process with threads. It holds
+the directory and one socket, and exits when that is closed for whatever reason. Nothing depends on its answers: files
+that it was given and did not answer for are returned unhashed.
 """
 
 from __future__ import annotations
@@ -19,29 +19,29 @@ from perfkit.filesystem.hashing import small_files
 from perfkit.filesystem.hashing.small_files import Digest
 from perfkit.filesystem.scan import ScanEntry
 
-__all__ = ["Hasher"]
+__all__ = ["HashProcess"]
 
-_AHEAD = 4  # portions given and not answered: it must not run dry while we hash one ourselves
-_IDLE_S = 60  # then it ends by itself
-_KILL = 9  # the module `signal` takes longer to import than a thousand files to hash
+_MAX_PENDING = 4  # portions, so that it does not run out of work while we hash one ourselves
+_IDLE_S = 60  # after that it exits by itself
+_SIGKILL = 9  # importing the module `signal` takes longer than hashing a thousand files
 _RECEIVE = 1 << 16
 
 
-class Hasher:
-    """The near end of it. Used by one thread at a time; of no use after a fork."""
+class HashProcess:
+    """A handle on the second process. For one thread at a time; not usable after a fork."""
 
-    def __init__(self, process: int, near: socket.socket) -> None:
+    def __init__(self, process: int, connection: socket.socket) -> None:
         self.process = process
         self._owner = os.getpid()
-        self._socket = near
+        self._socket = connection
         self._received = bytearray()
-        self._given: deque[list[ScanEntry]] = deque()
+        self._pending: deque[list[ScanEntry]] = deque()
         self._ended = False
 
     @classmethod
-    def start(cls, root: int) -> Hasher | None:
-        """Start one for the tree below this open directory; None where that can't be."""
-        # Where Python is embedded or frozen, the executable is some other program, or this one once more.
+    def start(cls, root: int) -> HashProcess | None:
+        """Start one for the tree below this open directory; None where that is impossible."""
+        # Where Python is embedded or frozen, the executable is another program, or this program itself.
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or not os.path.basename(executable).startswith("python"):
             return None
@@ -50,13 +50,15 @@ class Hasher:
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_S, 0))
         copies: list[int] = []
         try:
-            for each in (far.fileno(), root):  # out of the way: in a daemon they may be one of 0 to 3 themselves
+            for each in (far.fileno(), root):  # moved away from 0 to 3, which they may be in a daemon
                 copies.append(fcntl.fcntl(each, fcntl.F_DUPFD_CLOEXEC, small_files.DIRECTORY + 1))
-            actions = [(os.POSIX_SPAWN_DUP2, copies[0], small_files.SOCKET),
-                       (os.POSIX_SPAWN_DUP2, copies[1], small_files.DIRECTORY),
-                       (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
-                       (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0)]  # fmt: skip
-            # A group of its own, since Ctrl-C is for us: we end it.
+            actions = [
+                (os.POSIX_SPAWN_DUP2, copies[0], small_files.SOCKET),
+                (os.POSIX_SPAWN_DUP2, copies[1], small_files.DIRECTORY),
+                (os.POSIX_SPAWN_OPEN, 1, os.devnull, os.O_WRONLY, 0),
+                (os.POSIX_SPAWN_OPEN, 2, os.devnull, os.O_WRONLY, 0),
+            ]
+            # In its own process group, so that Ctrl-C reaches only us: we end it.
             process = os.posix_spawn(executable, command, os.environ, file_actions=actions, setpgroup=0)
         except OSError:
             near.close()
@@ -68,32 +70,33 @@ class Hasher:
         return cls(process, near)
 
     @property
-    def idle(self) -> bool:
-        """Whether it can be given something."""
-        return not self._ended and len(self._given) < _AHEAD
+    def has_capacity(self) -> bool:
+        """Whether another portion can be submitted."""
+        return not self._ended and len(self._pending) < _MAX_PENDING
 
     @property
     def busy(self) -> bool:
-        return bool(self._given)
+        """Whether portions are pending."""
+        return bool(self._pending)
 
-    def give(self, portion: list[ScanEntry]) -> None:
-        """Have these hashed; `answers` tells of them."""
-        self._given.append(portion)
+    def submit(self, portion: list[ScanEntry]) -> None:
+        """Have these files hashed; `results` returns them."""
+        self._pending.append(portion)
         names = os.fsencode("\0".join([entry.name for entry in portion]))
         try:
             self._socket.sendall(len(names).to_bytes(4, "little") + names, socket.MSG_NOSIGNAL)
         except OSError:
             self._ended = True
 
-    def answers(self, *, wait: bool) -> list[tuple[list[ScanEntry], list[Digest | None]]]:
-        """What was given and is done, each portion as `digests` leaves it: the digests of its first files.
+    def results(self, *, wait: bool) -> list[tuple[list[ScanEntry], list[Digest | None]]]:
+        """The portions that are finished, each with the digests of its first files, as `hash_small_files` returns them.
 
-        A hasher that has died has done nothing of what it still had.
+        If the process has died, its pending portions are returned without digests.
         """
         found: list[tuple[list[ScanEntry], list[Digest | None]]] = []
-        if os.getpid() != self._owner:  # a fork: these answers are for the other process
+        if os.getpid() != self._owner:  # after a fork: these answers are for the other process
             self._ended = True
-        while self._given and not self._ended and not found:
+        while self._pending and not self._ended and not found:
             try:
                 piece = self._socket.recv(_RECEIVE, 0 if wait else socket.MSG_DONTWAIT)
             except BlockingIOError:
@@ -103,10 +106,10 @@ class Hasher:
             self._ended = not piece
             self._received += piece
             while (answer := self._message()) is not None:
-                found.append((self._given.popleft(), answer))
+                found.append((self._pending.popleft(), answer))
         if self._ended:
-            found += [(portion, []) for portion in self._given]
-            self._given.clear()
+            found += [(portion, []) for portion in self._pending]
+            self._pending.clear()
         return found
 
     def _message(self) -> list[Digest | None] | None:
@@ -118,12 +121,12 @@ class Hasher:
         return answer
 
     def close(self) -> None:
-        """End it, whatever it does, and leave nothing behind."""
+        """End the process, whatever it is doing, and reap it."""
         self._socket.close()
         if self._owner == os.getpid():
             try:
                 if os.waitpid(self.process, os.WNOHANG) == (0, 0):
-                    os.kill(self.process, _KILL)
+                    os.kill(self.process, _SIGKILL)
                     os.waitpid(self.process, 0)
             except (ChildProcessError, ProcessLookupError):
-                pass  # somebody else waits for all children of this process
+                pass  # other code waits for all children of this process

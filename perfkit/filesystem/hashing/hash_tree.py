@@ -1,4 +1,4 @@
-"""Hashing: SHA-256 of every file of a tree, by this process and, where it is worth it, a second one beside it."""
+"""SHA-256 of every file of a tree, by this process and, for large trees, a second one."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from perfkit.filesystem.hashing.hash_file import FileHash, hash_one
-from perfkit.filesystem.hashing.hash_process import Hasher
-from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, digests
-from perfkit.filesystem.scan import DIRECTORY, ScanEntry, scan_batches
-from perfkit.filesystem.thread_map import pooled, usable_cpus
+from perfkit.filesystem.hashing.hash_process import HashProcess
+from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, hash_small_files
+from perfkit.filesystem.scan import DIRECTORY, ScanEntry, ScanOptions, scan_batches
+from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 
 __all__ = ["hash_many", "hash_tree"]
 
 _PORTION_FILES = 32
-_WAITING_FILES = 256  # taken from the scan before they are hashed; so many are worth a second process
-_ALONE_BYTES = 16 << 20  # after so many, and more to come, it is worth it too
-_ODD_FILES = 1024  # kept back at most
+_WAITING_FILES = 256  # read ahead from the scan; a second process is worthwhile for that many
+_ALONE_BYTES = 16 << 20  # hashed by this process alone; if files remain, a second one is worthwhile, too
+_MAX_SPECIAL = 1024  # files that are put off at most
 
 
 def hash_tree(
@@ -30,20 +30,21 @@ def hash_tree(
     without: Iterable[str] = (),
     cpus: int | None = None,
 ) -> Iterator[FileHash]:
-    """SHA-256 of every regular file of a tree, as `scan` finds them (and its patterns); links are not followed.
+    """SHA-256 of every regular file of a tree, in the order in which they are finished; symlinks are not followed.
 
-    Files come as they are done. What can't be read, or changed while it was, is a result with `error` set, and the rest
-    goes on. Closing the iterator ends the work. A large tree is shared with a second process, which lives as long as
-    the iterator; memory stays below 16 MB in either.
+    A file that can't be read, or was modified while it was read, is a result with `error` set. Closing the iterator
+    ends the work. A large tree is shared with a second process, which lives as long as the iterator; each process uses
+    less than 16 MB of memory.
 
     Args:
-        cpus: processors to use, by default as many as there are, four at most; with 1 no process and no thread is made.
+        include, exclude, without: as in `ScanOptions`.
+        cpus: processors to use, by default all, at most four; with 1, no process or thread is started.
 
     Raises:
         ConfigError, OSError: as `scan`.
     """
-    found = scan_batches(root, include=include, exclude=exclude, without=frozenset(without), bare=True,
-                         batch=_WAITING_FILES)  # fmt: skip
+    options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
+    found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
     return hash_many(root, files, cpus=cpus)
 
@@ -51,67 +52,72 @@ def hash_tree(
 def hash_many(
     root: str | os.PathLike[str], entries: Iterable[ScanEntry], *, cpus: int | None = None
 ) -> Iterator[FileHash]:
-    """SHA-256 of these files of a tree, as they are done; only the names and errors of the entries are used."""
+    """SHA-256 of these files of a tree, as they are finished; only names and errors of the entries are used."""
     cpus = cpus or usable_cpus()
     more = iter(entries)
-    waiting = deque(islice(more, _WAITING_FILES))  # first of all, so that the scan's errors come first
+    waiting = deque(islice(more, _WAITING_FILES))  # before all else, so that errors of the scan are raised first
     if not waiting:
         return
     work = _Work(waiting)
     buffer = memoryview(bytearray(READ_BYTES))
     directory = os.open(root, DIRECTORY)
-    hasher: Hasher | None = None
+    helper: HashProcess | None = None
     alone = cpus == 1
     try:
-        while waiting or (hasher and hasher.busy):
+        while waiting or (helper and helper.busy):
             if not alone and waiting and (len(waiting) >= _WAITING_FILES or work.bytes >= _ALONE_BYTES):
-                hasher, alone = Hasher.start(directory), True
-            if hasher is not None:
-                for portion, answer in hasher.answers(wait=not waiting):
-                    yield from work.settle(portion, answer)
-                while waiting and hasher.idle:
-                    hasher.give(work.portion())
+                helper, alone = HashProcess.start(directory), True
+            if helper is not None:
+                for portion, answer in helper.results(wait=not waiting):
+                    yield from work.finish(portion, answer)
+                while waiting and helper.has_capacity:
+                    helper.submit(work.portion())
             if waiting:
                 portion = work.portion()
-                yield from work.settle(portion, digests(directory, [entry.name for entry in portion], buffer))
+                yield from work.finish(portion, hash_small_files(directory, [entry.name for entry in portion], buffer))
             waiting.extend(islice(more, max(0, _WAITING_FILES - len(waiting))))
-            if len(work.odd) >= _ODD_FILES or not waiting:
-                yield from _closely(root, work.odd, cpus)
-                work.odd = []
-        yield from _closely(root, work.odd, cpus)
+            if len(work.special) >= _MAX_SPECIAL or not waiting:
+                yield from _hash_special(root, work.special, cpus)
+                work.special = []
+        yield from _hash_special(root, work.special, cpus)
     finally:
-        if hasher is not None:
-            hasher.close()
+        if helper is not None:
+            helper.close()
         os.close(directory)
 
 
 class _Work:
-    """What is to be done, in portions."""
+    """Files to hash, in portions.
+
+    Attributes:
+        special: files that `hash_small_files` did not hash.
+        bytes: hashed so far.
+    """
 
     def __init__(self, waiting: deque[ScanEntry]) -> None:
         self.waiting = waiting
-        self.odd: list[ScanEntry] = []  # to be looked at closely
-        self.bytes = 0  # hashed
+        self.special: list[ScanEntry] = []
+        self.bytes = 0
 
     def portion(self) -> list[ScanEntry]:
-        """The next files; fewer towards the end, so that nobody waits long for the other."""
+        """The next files; fewer towards the end, so that both processes finish together."""
         count = min(_PORTION_FILES, 1 + len(self.waiting) // 4)
         return [self.waiting.popleft() for _ in range(count)]
 
-    def settle(self, portion: list[ScanEntry], answer: list[Digest | None]) -> Iterator[FileHash]:
-        """The results that a portion brought. What was not come to waits again."""
+    def finish(self, portion: list[ScanEntry], answer: list[Digest | None]) -> Iterator[FileHash]:
+        """The results of a portion. Files without an answer are put back."""
         make = tuple.__new__
         for entry, digest in zip(portion, answer, strict=False):
             if digest is None:
-                self.odd.append(entry)
+                self.special.append(entry)
             else:
                 self.bytes += digest[0]
                 yield make(FileHash, (entry.name, *digest, None, (), None))
         self.waiting.extendleft(reversed(portion[len(answer) :]))
 
 
-def _closely(root: str | os.PathLike[str], odd: list[ScanEntry], cpus: int) -> Iterator[FileHash]:
-    """Files that are large, by threads, which are no burden to each other there; and others, to know what is wrong."""
-    if odd:
+def _hash_special(root: str | os.PathLike[str], special: list[ScanEntry], cpus: int) -> Iterator[FileHash]:
+    """Large files, in threads, which do not contend there; and those that failed, to get their error."""
+    if special:
         base = os.path.join(os.fspath(root), "")
-        yield from pooled(lambda entry: hash_one(base, entry), odd, min(cpus, len(odd)))
+        yield from map_in_threads(lambda entry: hash_one(base, entry), special, min(cpus, len(special)))

@@ -1,7 +1,7 @@
-"""SHA-256 of small files of a tree: what a process that hashes does, this one or a second one beside it.
+"""SHA-256 of the small files of a tree, in this process or in a second one.
 
-It stands alone, since it is also the program of that second process (see `hash_process`), which has to start fast: it
-imports nothing of perfkit.
+This module is also the program of that second process (see `hash_process`). So that it starts fast, it imports nothing
+of perfkit.
 """
 
 from __future__ import annotations
@@ -10,29 +10,29 @@ import os
 import stat
 
 try:
-    from _hashlib import openssl_sha256 as sha256  # what hashlib would give, without the time it takes to load
+    from _hashlib import openssl_sha256 as sha256  # what hashlib would return, without its import time
 except ImportError:
     from hashlib import sha256
 
-__all__ = ["DIRECTORY", "LARGE_BYTES", "READ_BYTES", "SOCKET", "Digest", "digests"]
+__all__ = ["DIRECTORY", "LARGE_BYTES", "READ_BYTES", "SOCKET", "Digest", "hash_small_files"]
 
 Digest = tuple[int, int, int, str]  # size, mtime_ns, ctime_ns, SHA-256 in hexadecimal
 
-READ_BYTES = 256 << 10  # stays in the processor's cache between the copy and the hash
-LARGE_BYTES = 8 << 20  # from here on a file is not for this room
+READ_BYTES = 256 << 10  # stays in the CPU cache between copying and hashing
+LARGE_BYTES = 8 << 20  # files of this size and more are not hashed here
 SOCKET, DIRECTORY = 0, 3  # descriptors of the second process
 _PORTION_BYTES = 2 << 20
-_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW  # a pipe there must not block
+_FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLOW  # a FIFO must not block
 
 
-def digests(root: int, names: list[str] | list[bytes], buffer: memoryview) -> list[Digest | None]:
-    """The digests of the first of these files, one at least: about 2 MiB of content, so that work can be shared out.
+def hash_small_files(root: int, names: list[str] | list[bytes], buffer: memoryview) -> list[Digest | None]:
+    """The digests of the first of these files, at least one, up to about 2 MiB in total, so that work can be shared.
 
-    None for what needs a closer look: it is large, no regular file, can't be read, or changed while it was.
+    None for a file that is large, not a regular file, can't be read, or was modified while it was read.
 
     Args:
-        root: the open directory that the names are relative to.
-        buffer: where contents are read to. A read that fills it is not the last one.
+        root: an open directory that the names are relative to.
+        buffer: for reading. A read that fills it is not the last one.
     """
     found: list[Digest | None] = []
     total = 0
@@ -67,9 +67,9 @@ def digests(root: int, names: list[str] | list[bytes], buffer: memoryview) -> li
 
 
 def main() -> None:
-    """The second process: names come in at one end, digests go out, until there is no other end any more.
+    """The second process: read names and write digests, until the socket is closed.
 
-    A message is its length in four bytes, and so many bytes: names with NULs between them, or a marshalled list.
+    A message is its length in four bytes, followed by the names separated by NULs, or by a marshalled list.
     """
     import marshal
 
@@ -77,7 +77,7 @@ def main() -> None:
     with open(SOCKET, "rb", closefd=False) as requests:
         while len(head := requests.read(4) or b"") == 4:
             names = requests.read(int.from_bytes(head, "little")).split(b"\0")
-            answer = marshal.dumps(digests(DIRECTORY, names, buffer))
+            answer = marshal.dumps(hash_small_files(DIRECTORY, names, buffer))
             left = memoryview(len(answer).to_bytes(4, "little") + answer)
             while left:
                 left = left[os.write(SOCKET, left) :]
@@ -86,6 +86,6 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except BaseException:  # the other end is gone, or whoever interrupted it will ask there
+    except BaseException:  # the socket is closed, or it was interrupted: the first process handles both
         os._exit(1)
-    os._exit(0)  # at once: what is left is the memory's
+    os._exit(0)  # at once: there is nothing to clean up

@@ -72,7 +72,7 @@ def _gather(dirty: DirtySet, quiet_s: float) -> set[str] | None:
     names: set[str] | None = set()
     deadline_s = time.monotonic() + _LONGEST_S
     while True:
-        taken = dirty.take()
+        taken = dirty.drain()
         names = None if taken is ALL or names is None else names | taken
         if not dirty.wait(max(0.0, min(quiet_s, deadline_s - time.monotonic()))) or time.monotonic() > deadline_s:
             return names

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterator
 
 from perfkit.errors import UnsafePathError
 from perfkit.releases.format.manifest import Entry
-from perfkit.transactions.commit import OWN
+from perfkit.transactions.layout import PRIVATE_DIR
 
 __all__ = ["Survey"]
 
@@ -80,7 +80,7 @@ class Survey:
 
     def _left_out(self, name: str) -> bool:
         """A client's own records are no part of the tree that it keeps."""
-        return name == OWN or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
+        return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
     def _entry(self, name: str, status: os.stat_result) -> Entry:
         if not stat.S_ISREG(status.st_mode):

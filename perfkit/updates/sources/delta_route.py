@@ -7,7 +7,7 @@ import os
 from collections.abc import Callable, Iterable
 
 from perfkit.errors import ManifestError
-from perfkit.libc import give_back
+from perfkit.libc import trim_heap
 from perfkit.releases.format.delta import Delta, Span
 from perfkit.releases.format.manifest import Manifest
 from perfkit.updates.staging import Assembly
@@ -58,5 +58,5 @@ def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assem
             _log.warning("%s: made in part only: %s", path, error)
         finally:
             assembly.forget_parts()
-            give_back()
+            trim_heap()
     return new

@@ -8,7 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence, Set
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
-from perfkit.libc import give_back
+from perfkit.libc import trim_heap
 from perfkit.releases.format.frames import cut, tag, unpack
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.manifest import Manifest
@@ -103,7 +103,7 @@ class Packs:
                 except ManifestError as error:
                     failure = error
         assembly.forget_parts()
-        give_back()
+        trim_heap()
         if failure is not None or assembly.lacking(missing):
             self._discard(ranges, staged)
         if failure is not None:

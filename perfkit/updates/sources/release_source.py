@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator, Mapping, Set
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
-from perfkit.libc import map_large_blocks
+from perfkit.libc import mmap_large_allocations
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
@@ -111,7 +111,7 @@ class ReleaseSource:
         return {"pointer": self._pointer.encode().decode(), "origin": origin}
 
     def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
-        map_large_blocks()
+        mmap_large_allocations()
         self._where = where
         self._standing = assembly.standing
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)

@@ -1,0 +1,82 @@
+"""Every path below `.perfkit`, relative to the root of a managed tree. docs/concepts/transaction.md explains them."""
+
+from __future__ import annotations
+
+from perfkit.filesystem.paths import PRIVATE_DIR
+
+__all__ = [
+    "CLOCK",
+    "FETCH",
+    "FETCHED_OBJECT",
+    "HISTORY",
+    "JOURNAL",
+    "LOCK",
+    "MANIFEST",
+    "NOTIFIED",
+    "OBJECTS",
+    "OWNER",
+    "PRIVATE_DIR",
+    "RELEASE",
+    "SERIALS",
+    "STATCACHE",
+    "STATE",
+    "is_private",
+    "is_reserved",
+    "is_stage",
+    "object_path",
+    "record_path",
+    "stage_directory",
+]
+
+# The transaction's own.
+LOCK = f"{PRIVATE_DIR}/lock"  # locked with flock(2) while the tree is being changed
+OWNER = f"{PRIVATE_DIR}/owner"  # JSON: which process holds the lock, for file systems where flock does nothing
+JOURNAL = f"{PRIVATE_DIR}/journal"  # present: a change is past its commit point and has to be completed
+STATE = f"{PRIVATE_DIR}/state"  # the generations that can be reached, and the current one
+HISTORY = f"{PRIVATE_DIR}/history"  # a record per generation, by number
+OBJECTS = f"{PRIVATE_DIR}/objects"  # file contents that rollback needs, by SHA-256
+FETCH = f"{PRIVATE_DIR}/fetch"  # what is fetched before a transaction adopts it; survives a crash
+FETCHED_OBJECT = f"{FETCH}/content-"  # followed by the SHA-256 of the file's content
+_STAGE = "stage-"  # followed by the lock's token: the new files of one transaction; deleted after a crash
+
+# Written by the updater.
+MANIFEST = f"{PRIVATE_DIR}/manifest"  # of the installed release; committed and rolled back with its files
+RELEASE = f"{PRIVATE_DIR}/release"  # JSON: source and version of the installed release; rolled back, too
+SERIALS = f"{PRIVATE_DIR}/serials"  # JSON: the highest serial installed from each source; never rolled back
+STATCACHE = f"{PRIVATE_DIR}/statcache"  # stat and digest of each file, so that unchanged ones are not read again
+CLOCK = f"{PRIVATE_DIR}/clock"  # touched to read the file system's clock
+
+# Written by the Django app.
+NOTIFIED = f"{PRIVATE_DIR}/django"  # JSON: the generation that all receivers of `tree_updated` were notified of
+
+_RESERVED = frozenset(path.rpartition("/")[2] for path in (LOCK, OWNER, JOURNAL, STATE, HISTORY, OBJECTS, FETCH))
+
+
+def object_path(sha256: str) -> str:
+    """The stored object with this SHA-256 (hexadecimal)."""
+    return f"{OBJECTS}/{sha256}"
+
+
+def record_path(generation: int) -> str:
+    """The record of what a generation changed."""
+    return f"{HISTORY}/{generation}"
+
+
+def stage_directory(token: str) -> str:
+    """Where the transaction of the lock holder with this token writes its new files."""
+    return f"{PRIVATE_DIR}/{_STAGE}{token}"
+
+
+def is_stage(leaf: str) -> bool:
+    """Whether an entry of `.perfkit` is a `stage_directory`."""
+    return leaf.startswith(_STAGE)
+
+
+def is_private(name: str) -> bool:
+    """Whether a name is in `.perfkit`, and not a file of the tree itself."""
+    return name.startswith(f"{PRIVATE_DIR}/")
+
+
+def is_reserved(leaf: str) -> bool:
+    """Whether an entry of `.perfkit` is managed by the transactions themselves, so that callers must not write it."""
+    return leaf in _RESERVED or is_stage(leaf)
