@@ -12,8 +12,7 @@ from typing import Any, BinaryIO, Protocol
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 
-__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "Writable",
-           "refresh"]  # fmt: skip
+__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "Writable", "refresh"]
 
 CHUNK_BYTES = 256 << 10
 
@@ -83,8 +82,11 @@ class Selection:
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Selection:
         """What `record` gave."""
-        return cls(strip_components=int(record.get("strip_components", 0)), include=tuple(record.get("include", ())),
-                   exclude=tuple(record.get("exclude", ())))  # fmt: skip
+        return cls(
+            strip_components=int(record.get("strip_components", 0)),
+            include=tuple(record.get("include", ())),
+            exclude=tuple(record.get("exclude", ())),
+        )
 
     def record(self) -> dict[str, object]:
         """As JSON has it."""

@@ -19,8 +19,13 @@ _BLOCK = 512
 _EXTENSION_BYTES = 256 << 10  # the most that one PAX header or long name may have
 _TRAILER_BYTES = 64 << 20  # what may follow the end-of-archive blocks: padding
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
-               tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _KINDS = {
     tarfile.DIRTYPE: "directory",
     tarfile.SYMTYPE: "a symbolic link",

@@ -161,9 +161,7 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
     raise ManifestError("the zip archive has no Zip64 end record where one should be")
 
 
-def _parse_directory(
-    data: bytes, directory: _Directory, roster: Roster, limits: Limits, size: int
-) -> list[ZipMember]:
+def _parse_directory(data: bytes, directory: _Directory, roster: Roster, limits: Limits, size: int) -> list[ZipMember]:
     entries = list(_parse_entries(data, directory))
     entries.sort(key=lambda entry: entry.start)
     ends = [*(entry.start for entry in entries), directory.start][1:]
@@ -182,9 +180,18 @@ def _parse_directory(
         # the local header may have a longer extra field than this one, and a descriptor may follow; but no further
         reach = entry.start + _LOCAL.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
         members.append(
-            ZipMember(name, entry.size, entry.executable, entry.crc32, entry.method, entry.packed, entry.start,
-                      min(end, reach), entry.raw_name)
-        )  # fmt: skip
+            ZipMember(
+                name,
+                entry.size,
+                entry.executable,
+                entry.crc32,
+                entry.method,
+                entry.packed,
+                entry.start,
+                min(end, reach),
+                entry.raw_name,
+            )
+        )
     roster.close()
     limits.check_ratio(sum(member.size for member in members), size)
     return members
@@ -211,8 +218,25 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
             raise ManifestError("the central directory of the zip archive is cut short")
-        (signature, made_by, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length, disk,
-         _, attributes, start) = _CENTRAL.unpack_from(data, position)  # fmt: skip
+        (
+            signature,
+            made_by,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            packed,
+            size,
+            name_length,
+            extra_length,
+            comment_length,
+            disk,
+            _,
+            attributes,
+            start,
+        ) = _CENTRAL.unpack_from(data, position)
         position += _CENTRAL.size
         raw_name = data[position : position + name_length]
         extra = data[position + name_length : position + name_length + extra_length]
@@ -225,8 +249,18 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
             raise ManifestError("the zip archive is split over several files")
         name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
-        yield _Entry(name, raw_name, _kind(name, mode), bool(mode & 0o100), flags, method, crc, packed, size,
-                     start + directory.shift)  # fmt: skip
+        yield _Entry(
+            name,
+            raw_name,
+            _kind(name, mode),
+            bool(mode & 0o100),
+            flags,
+            method,
+            crc,
+            packed,
+            size,
+            start + directory.shift,
+        )
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
         raise ManifestError("the central directory of the zip archive has more than its members")
 

@@ -68,8 +68,17 @@ def carry_out(
     todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
     with Stage(progress, "commit", files=todo) as shown, transaction as tx:
         tx.write_private(MANIFEST, wanted.raw)
-        tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
-                                            serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
+        tx.write_private(
+            RELEASE,
+            record_of(
+                kind=source.kind,
+                source=source.url,
+                version=source.version,
+                serial=source.serial,
+                manifest=wanted,
+                state=source.record(),
+            ),
+        )
         work = _Work(tree.root, tx, wanted, assembly, shown)
         work.carry(plan)
         written_ns = next_tick_ns(probe)

@@ -93,9 +93,16 @@ def read_installed(root: str) -> Installed:
         if not os.path.exists(os.path.join(own, MANIFEST)):
             return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
         return Installed(
-            root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
-            str(record["manifest"]), int(record["files"]), dict(record["state"]), serials,
-        )  # fmt: skip
+            root,
+            Kind(record["kind"]),
+            str(record["source"]),
+            str(record["version"]),
+            int(record["serial"]),
+            str(record["manifest"]),
+            int(record["files"]),
+            dict(record["state"]),
+            serials,
+        )
     except (FileNotFoundError, NotADirectoryError):
         return Installed(root, serials=serials)
     except (ValueError, TypeError, KeyError) as error:
@@ -106,8 +113,15 @@ def record_of(
     *, kind: Kind, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
 ) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
-    record = {"kind": kind, "source": source, "version": version, "serial": serial,
-              "manifest": manifest.sha256.hex(), "files": len(manifest), "state": state}  # fmt: skip
+    record = {
+        "kind": kind,
+        "source": source,
+        "version": version,
+        "serial": serial,
+        "manifest": manifest.sha256.hex(),
+        "files": len(manifest),
+        "state": state,
+    }
     return json.dumps(record).encode()
 
 

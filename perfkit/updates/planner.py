@@ -154,8 +154,13 @@ class Plan:
     def by(self, offers: tuple[Offer, ...], link: Link | None = None) -> Plan:
         """The plan with the routes to take, and what they cost."""
         link = link or Link()
-        return replace(self, offers=offers, bytes=sum(offer.bytes for offer in offers),
-                       requests=sum(offer.requests for offer in offers), seconds=_price(offers, link))  # fmt: skip
+        return replace(
+            self,
+            offers=offers,
+            bytes=sum(offer.bytes for offer in offers),
+            requests=sum(offer.requests for offer in offers),
+            seconds=_price(offers, link),
+        )
 
     @property
     def empty(self) -> bool:
@@ -213,8 +218,10 @@ def decide(
     if tree.edited and local_changes == "refuse":
         edited = tree.edited
         shown = ", ".join(sorted(edited)[:_SHOWN]) + (", …" if len(edited) > _SHOWN else "")
-        raise UpdateError(f"{len(edited)} files were changed locally: {shown}; nothing was done. "
-                          'local_changes="keep" moves them aside, "overwrite" replaces them')  # fmt: skip
+        raise UpdateError(
+            f"{len(edited)} files were changed locally: {shown}; nothing was done. "
+            'local_changes="keep" moves them aside, "overwrite" replaces them'
+        )
     aside: dict[str, str] = {}
     fresh: set[str] = set()
     for name in tree.edited if local_changes == "keep" else ():
@@ -325,9 +332,7 @@ def _sources(
     return local, kept, fetch
 
 
-def choose(
-    missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link
-) -> tuple[Offer, ...]:
+def choose(missing: Set[bytes], offers: Callable[[Set[bytes]], Sequence[Offer]], link: Link) -> tuple[Offer, ...]:
     """The routes that together bring these contents for the least price, in the order to take them.
 
     Args:

@@ -113,9 +113,12 @@ class Assembly:
     """
 
     def __init__(
-        self, stage: str, *, progress: Progress | None = None,
+        self,
+        stage: str,
+        *,
+        progress: Progress | None = None,
         standing: Callable[[str], str | None] = lambda name: None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.standing = standing
         self._stage = stage
         self._progress = progress

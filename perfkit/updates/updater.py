@@ -42,9 +42,15 @@ _log = logging.getLogger(__name__)
 
 
 def sync(
-    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
-) -> SyncReport:  # fmt: skip
+    config: Config,
+    downloads: DownloadManager,
+    origin: str,
+    dest: str,
+    *,
+    kind: Kind | None = None,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> SyncReport:
     """Bring `dest` to what `origin` offers. See `Toolkit.sync`."""
     began_s = time.monotonic()
     with Tree(dest, keep_generations=config.keep_generations) as tree:
@@ -56,9 +62,15 @@ def sync(
 
 
 def plan(
-    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
-) -> Plan:  # fmt: skip
+    config: Config,
+    downloads: DownloadManager,
+    origin: str,
+    dest: str,
+    *,
+    kind: Kind | None = None,
+    selection: Selection | None = None,
+    progress: Progress | None = None,
+) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     import tempfile
 
@@ -77,8 +89,10 @@ def plan(
 
 def _refuse_older(source: Source, installed: Installed) -> None:
     if source.serial < (highest := installed.highest(source.url)):
-        raise UpdateError(f"{source.url} offers release {source.serial} ({source.version}), and {highest} was "
-                          "installed from it before: an old pointer is not followed; rollback goes back")  # fmt: skip
+        raise UpdateError(
+            f"{source.url} offers release {source.serial} ({source.version}), and {highest} was "
+            "installed from it before: an old pointer is not followed; rollback goes back"
+        )
 
 
 def _policy(config: Config) -> LocalChanges:
@@ -120,26 +134,46 @@ def bring(job: Job, source: Source) -> SyncReport:
     assembly = Assembly(tree.stage, progress=job.progress, standing=look.path)
     wanted = _wanted(source, installed, look, assembly)
     plan = _decide(tree.root, source, wanted, installed, look, job.policy)
-    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
-               tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
-               len(plan.fetch), len(plan.remove))  # fmt: skip
+    _log.debug(
+        "%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
+        tree.root,
+        source.kind,
+        source.version,
+        plan.unchanged,
+        len(plan.local) + len(plan.stored),
+        len(plan.fetch),
+        len(plan.remove),
+    )
     if not plan.empty:
         give_back()  # what it took to decide, before decoders want their part
     routes = _fetch(tree, source, wanted, plan, assembly)
-    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
-               "+".join(routes) or "no route")  # fmt: skip
+    _log.debug(
+        "%s: %d bytes came in %d requests, by %s",
+        tree.root,
+        job.fetcher.bytes_received,
+        job.fetcher.requests,
+        "+".join(routes) or "no route",
+    )
     cache = look.cache
-    report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
-                        unchanged=plan.unchanged)  # fmt: skip
+    report = SyncReport(
+        version=source.version, generation=tree.generation, previous_version=installed.version, unchanged=plan.unchanged
+    )
     if not plan.empty or _is_news(source, wanted, installed):
         installed.note(installed.source, installed.serial)
-        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
-                         progress=job.progress)  # fmt: skip
+        done = carry_out(
+            tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe, progress=job.progress
+        )
         report = _counted(report, plan, done, "+".join(routes) or plan.route)
         del plan, assembly  # megabytes, where files are many
         cache = look.cache_for(wanted)
-        stamp(cache, tree.root, done.commit.changes, but=report.aside.values(), probe=probe,
-              certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
+        stamp(
+            cache,
+            tree.root,
+            done.commit.changes,
+            but=report.aside.values(),
+            probe=probe,
+            certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns,
+        )
     elif source.serial > installed.highest(source.url):
         installed.note(source.url, source.serial)
     if cache.dirty:
@@ -177,10 +211,15 @@ def _decide(
     with contextlib.suppress(FileNotFoundError, NotADirectoryError):
         stored = {bytes.fromhex(name) for name in os.listdir(own(root, "objects")) if len(name) == 64}
     plan = decide(
-        version=source.version, wanted=after, installed=look.of(before, after), before=before,
-        installed_version=installed.version, stored=stored,
-        taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
-    )  # fmt: skip
+        version=source.version,
+        wanted=after,
+        installed=look.of(before, after),
+        before=before,
+        installed_version=installed.version,
+        stored=stored,
+        taken=lambda name: os.path.lexists(os.path.join(root, name)),
+        local_changes=policy,
+    )
     return replace(plan, unchanged=len(wanted) - len(plan.added) - len(plan.changed))
 
 
@@ -193,8 +232,9 @@ def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part,
     sources: set[int] = set()
     if len(installed):
         pairs = side_by_side(installed, wanted)
-        sought = ContentSet.at(wanted, (there for _, here, there in pairs
-                                        if there is not None and not stays(here, there)))  # fmt: skip
+        sought = ContentSet.at(
+            wanted, (there for _, here, there in pairs if there is not None and not stays(here, there))
+        )
         sources.update(at for digest in sought for at in islice(look.having(digest), 1))
     before, after = Part(installed), Part(wanted)
     for _, here, there in side_by_side(installed, wanted):
@@ -230,15 +270,26 @@ def _contents(wanted: Manifest, names: Iterable[str]) -> ContentSet:
 def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
     """Whether the tree's own files have something else to say, though no file changes."""
     return (source.kind, source.url, source.version, wanted.sha256.hex()) != (
-        installed.kind, installed.source, installed.version, installed.manifest_sha256
-    )  # fmt: skip
+        installed.kind,
+        installed.source,
+        installed.version,
+        installed.manifest_sha256,
+    )
 
 
 def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncReport:
     removed = len(plan.remove) + sum(each.move for each in plan.local)
-    return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
-                   added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
-                   overwritten=plan.overwritten)  # fmt: skip
+    return replace(
+        report,
+        generation=done.commit.generation,
+        route=route,
+        bytes_written=done.bytes_written,
+        added=len(plan.added),
+        changed=len(plan.changed),
+        removed=removed,
+        aside=plan.aside,
+        overwritten=plan.overwritten,
+    )
 
 
 def _tidy(stage: str, keep: frozenset[str]) -> None:
@@ -269,21 +320,33 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
         after = _read_afterwards(tree.root)
         with contextlib.suppress(OSError):  # a cache, again
             patch = Patch()
-            stamp(patch, tree.root, commit.changes, but=commit.aside.values(), probe=probe,
-                  certain_ns=lambda name: began_ns)  # fmt: skip
+            stamp(
+                patch,
+                tree.root,
+                commit.changes,
+                but=commit.aside.values(),
+                probe=probe,
+                certain_ns=lambda name: began_ns,
+            )
             append(patch, own(tree.root, "statcache"))
         mine = [change for change in commit.changes if not change.name.startswith(f"{OWN}/")]
         added = sum(change.before is None for change in mine)
         removed = sum(change.after is None for change in mine)
         return SyncReport(
-            version=after.version or "", generation=commit.generation, previous_version=before.version,
+            version=after.version or "",
+            generation=commit.generation,
+            previous_version=before.version,
             route="rollback" if commit.changes else "none",
             bytes_written=sum(change.after.size for change in mine if change.after is not None),
-            added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, after.files - len(mine) + removed), aside=commit.aside,
-            overwritten=commit.overwritten, as_found=commit.as_found,
+            added=added,
+            removed=removed,
+            changed=len(mine) - added - removed,
+            unchanged=max(0, after.files - len(mine) + removed),
+            aside=commit.aside,
+            overwritten=commit.overwritten,
+            as_found=commit.as_found,
             seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+        )
 
 
 def _read_afterwards(root: str) -> Installed:

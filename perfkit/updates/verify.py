@@ -44,10 +44,16 @@ def verify(
             policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
             repaired = _repair(Job(tree, Fetcher(downloads, tree.stage), installed, policy, progress), installed)
         return VerifyReport(
-            version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
-            bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
-            extra=tuple(sorted(found.extra)), repaired=repaired, seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+            version=installed.version or "",
+            generation=tree.generation,
+            files=len(installed.manifest),
+            bytes=found.hashed,
+            missing=tuple(sorted(found.missing)),
+            changed=tuple(sorted(found.changed)),
+            extra=tuple(sorted(found.extra)),
+            repaired=repaired,
+            seconds=time.monotonic() - began_s,
+        )
 
 
 def _repair(job: Job, installed: Installed) -> SyncReport:

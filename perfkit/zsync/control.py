@@ -24,8 +24,17 @@ from perfkit.filesystem.paths import check_name
 if TYPE_CHECKING:
     from perfkit.archives.members import Readable, Writable
 
-__all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "make_recipe", "parse_control",
-           "unpack_whole"]  # fmt: skip
+__all__ = [
+    "CONTROL_BYTES",
+    "Control",
+    "Copy",
+    "Fetch",
+    "Recipe",
+    "assemble",
+    "make_recipe",
+    "parse_control",
+    "unpack_whole",
+]
 
 CONTROL_BYTES = 64 << 20  # the longest control file that is read
 _HEADER_BYTES = 64 << 10
@@ -192,9 +201,14 @@ def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: boo
     except ImportError as error:
         raise ConfigError("updating by a .zsync control file needs numpy: pip install 'perfkit[zsync]'") from error
     where = find_blocks(
-        old.fileno(), control.sums, block_size=control.block_size, rsum_bytes=control.rsum_bytes,
-        strong_bytes=control.strong_bytes, sequence=control.sequence, strict=strict,
-    )  # fmt: skip
+        old.fileno(),
+        control.sums,
+        block_size=control.block_size,
+        rsum_bytes=control.rsum_bytes,
+        strong_bytes=control.strong_bytes,
+        sequence=control.sequence,
+        strict=strict,
+    )
     runs = _runs(where.tolist(), control.size, control.block_size, os.fstat(old.fileno()).st_size)
     return _recipe(runs, control.size, gap)
 

@@ -38,9 +38,15 @@ _SIXTEEN = np.array(16, np.uint32)
 
 
 def find_blocks(
-    descriptor: int, sums: bytes, *, block_size: int, rsum_bytes: int, strong_bytes: int, sequence: int,
+    descriptor: int,
+    sums: bytes,
+    *,
+    block_size: int,
+    rsum_bytes: int,
+    strong_bytes: int,
+    sequence: int,
     strict: bool = False,
-) -> _I64:  # fmt: skip
+) -> _I64:
     """For each block of a file that is wanted, an offset in the file behind `descriptor` where it stands, or -1.
 
     A block whose checksums are short is only believed together with its neighbour, if `sequence` is 2, as zsync does.
@@ -433,11 +439,17 @@ def rsum(blocks: _U8, size: int = 4) -> _U8:
 
 def _md4_steps() -> list[tuple[int, int, int]]:
     """(round, word, rotation) of RFC 1320 section 3.4."""
-    orders = (range(16), (0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
-              (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15))  # fmt: skip
+    orders = (
+        range(16),
+        (0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15),
+        (0, 8, 4, 12, 2, 10, 6, 14, 1, 9, 5, 13, 3, 11, 7, 15),
+    )
     shifts = ((3, 7, 11, 19), (3, 5, 9, 13), (3, 9, 11, 15))
-    return [(number, word, shifts[number][index % 4])
-            for number, order in enumerate(orders) for index, word in enumerate(order)]  # fmt: skip
+    return [
+        (number, word, shifts[number][index % 4])
+        for number, order in enumerate(orders)
+        for index, word in enumerate(order)
+    ]
 
 
 _STEPS = _md4_steps()

@@ -280,9 +280,11 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
             _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
         unmade[entry] = end == 0 < new.size(entry)
     for _, here, there in side_by_side(old, new):  # most are as they were, and need no dictionary
-        if here is not None and there is not None and (old.digest(here), old.size(here)) == (
-            new.digest(there), new.size(there)
-        ):  # fmt: skip
+        if (
+            here is not None
+            and there is not None
+            and (old.digest(here), old.size(here)) == (new.digest(there), new.size(there))
+        ):
             unmade[there] = 0
     lacking = {new.digest(entry): new.size(entry) for entry, lacks in enumerate(unmade) if lacks}
     for entry, end in enumerate(reached):
@@ -295,9 +297,13 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
 
 
 def write_delta(
-    write: Callable[[bytes], object], old: Manifest, new: Manifest, slices: Sequence[Slice],
-    groups: Sequence[Group], frames: Iterable[bytes],
-) -> None:  # fmt: skip
+    write: Callable[[bytes], object],
+    old: Manifest,
+    new: Manifest,
+    slices: Sequence[Slice],
+    groups: Sequence[Group],
+    frames: Iterable[bytes],
+) -> None:
     """Write what `Delta.open` reads.
 
     Args:
@@ -307,18 +313,20 @@ def write_delta(
     """
     sources = [span for group in groups for span in group.sources]
     outputs = [span for group in groups for span in group.outputs]
-    raw = b"".join((
-        *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
-        pack_column(4, (part.length for part in slices)),
-        pack_column(8, (part.start for part in slices)),
-        pack_column(4, (part.source for part in slices)),
-        pack_column(4, (len(part.frame) for part in slices)),
-        pack_column(4, (len(group.sources) for group in groups)),
-        pack_column(4, (len(group.outputs) for group in groups)),
-        pack_column(4, (group.bytes for group in groups)),
-        *_columns(sources, old),
-        *_columns(outputs, new),
-    ))  # fmt: skip
+    raw = b"".join(
+        (
+            *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
+            pack_column(4, (part.length for part in slices)),
+            pack_column(8, (part.start for part in slices)),
+            pack_column(4, (part.source for part in slices)),
+            pack_column(4, (len(part.frame) for part in slices)),
+            pack_column(4, (len(group.sources) for group in groups)),
+            pack_column(4, (len(group.outputs) for group in groups)),
+            pack_column(4, (group.bytes for group in groups)),
+            *_columns(sources, old),
+            *_columns(outputs, new),
+        )
+    )
     table = compress(raw)
     write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
     write(table)

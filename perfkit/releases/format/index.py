@@ -187,9 +187,11 @@ class Index:
         packs = _read_packs(reader, pack_count)
         per_pack = reader.column(4, pack_count)
         gaps, sizes, tails, per_frame = (
-            reader.column(8, frame_count), reader.column(4, frame_count),
-            reader.column(4, frame_count), reader.column(4, frame_count),
-        )  # fmt: skip
+            reader.column(8, frame_count),
+            reader.column(4, frame_count),
+            reader.column(4, frame_count),
+            reader.column(4, frame_count),
+        )
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
@@ -224,10 +226,14 @@ class Index:
             end = used = 0
             for piece in frame.pieces:
                 whole = piece.offset + piece.length == manifest.size(piece.entry)
-                rows.append((
-                    zigzag(piece.entry - last_entry - 1), zigzag(piece.offset - expected.get(piece.entry, 0)),
-                    zigzag(piece.start - end), 0 if whole else piece.length,
-                ))  # fmt: skip
+                rows.append(
+                    (
+                        zigzag(piece.entry - last_entry - 1),
+                        zigzag(piece.offset - expected.get(piece.entry, 0)),
+                        zigzag(piece.start - end),
+                        0 if whole else piece.length,
+                    )
+                )
                 if tags and (piece.offset or not whole):
                     tag_values.append(piece.tag)
                 last_entry, expected[piece.entry] = piece.entry, piece.offset + piece.length
@@ -236,23 +242,25 @@ class Index:
             tails.append(frame.size - used)
         shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
         counts = (len(packs), len(frames), len(rows), len(tag_values))
-        return b"".join((
-            _MAGIC,
-            manifest.sha256,
-            *(count.to_bytes(4, "little") for count in counts),
-            b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
-            pack_column(8, (pack.object.bytes for pack in packs)),
-            b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
-            pack_column(4, (packed.object.bytes for packed in shared)),
-            pack_column(4, (packed.size for packed in shared)),
-            pack_column(4, per_pack),
-            pack_column(8, gaps),
-            pack_column(4, (frame.bytes for frame in frames)),
-            pack_column(4, tails),
-            pack_column(4, (len(frame.pieces) for frame in frames)),
-            *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
-            pack_column(8, tag_values),
-        ))  # fmt: skip
+        return b"".join(
+            (
+                _MAGIC,
+                manifest.sha256,
+                *(count.to_bytes(4, "little") for count in counts),
+                b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
+                pack_column(8, (pack.object.bytes for pack in packs)),
+                b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
+                pack_column(4, (packed.object.bytes for packed in shared)),
+                pack_column(4, (packed.size for packed in shared)),
+                pack_column(4, per_pack),
+                pack_column(8, gaps),
+                pack_column(4, (frame.bytes for frame in frames)),
+                pack_column(4, tails),
+                pack_column(4, (len(frame.pieces) for frame in frames)),
+                *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
+                pack_column(8, tag_values),
+            )
+        )
 
 
 class _Pieces:

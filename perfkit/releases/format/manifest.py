@@ -87,16 +87,18 @@ class Manifest:
             raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
         names = "".join(f"{entry.name}\n" for entry in listed).encode()
         return cls.parse(
-            b"".join((
-                _MAGIC,
-                len(listed).to_bytes(4, "little"),
-                len(names).to_bytes(4, "little"),
-                pack_column(8, (entry.size for entry in listed)),
-                bytes(entry.executable for entry in listed),
-                b"".join(entry.sha256 for entry in listed),
-                names,
-            ))
-        )  # fmt: skip
+            b"".join(
+                (
+                    _MAGIC,
+                    len(listed).to_bytes(4, "little"),
+                    len(names).to_bytes(4, "little"),
+                    pack_column(8, (entry.size for entry in listed)),
+                    bytes(entry.executable for entry in listed),
+                    b"".join(entry.sha256 for entry in listed),
+                    names,
+                )
+            )
+        )
 
     @classmethod
     def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:

@@ -51,9 +51,7 @@ def expand(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes
     return whole.getvalue()
 
 
-def expand_stream(
-    data: Iterable[bytes], size: int, base: Base = None
-) -> Iterator[bytes]:
+def expand_stream(data: Iterable[bytes], size: int, base: Base = None) -> Iterator[bytes]:
     """The same from pieces of a frame, in pieces of at most 128 KiB; never yields more than `size` bytes.
 
     Args:

@@ -195,9 +195,7 @@ def keep(index: Index, old: Manifest, first: dict[bytes, int], *, share: float, 
 class PackWriter:
     """Writes frames to new packs, counted from 0. Use `add` for each frame, then `finish`."""
 
-    def __init__(
-        self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None
-    ) -> None:
+    def __init__(self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None) -> None:
         self.packs: list[Pack] = []
         self.frames: list[Frame] = []
         self._site = site

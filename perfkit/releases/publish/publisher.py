@@ -99,8 +99,9 @@ def publish(
     survey = Survey(src, tuple(exclude))
     began_s = time.monotonic()
     survey.read_all()
-    release = publish_manifest(src, site, Manifest.of(survey.entries.values()), version=version,
-                               keep_deltas=keep_deltas, grace_s=grace_s)  # fmt: skip
+    release = publish_manifest(
+        src, site, Manifest.of(survey.entries.values()), version=version, keep_deltas=keep_deltas, grace_s=grace_s
+    )
     return replace(release, seconds=time.monotonic() - began_s)
 
 
@@ -188,11 +189,17 @@ class _Publisher:
 
     def _release(self, pointer: Pointer, began_s: float, *, unchanged: bool = False) -> Release:
         return Release(
-            version=pointer.version, serial=pointer.serial, manifest_sha256=pointer.manifest_sha256,
-            files=len(self._manifest), bytes=self._manifest.total_bytes, objects_written=len(self._site.written),
-            bytes_written=sum(ref.bytes for ref in self._site.written), deltas=len(pointer.hops), unchanged=unchanged,
+            version=pointer.version,
+            serial=pointer.serial,
+            manifest_sha256=pointer.manifest_sha256,
+            files=len(self._manifest),
+            bytes=self._manifest.total_bytes,
+            objects_written=len(self._site.written),
+            bytes_written=sum(ref.bytes for ref in self._site.written),
+            deltas=len(pointer.hops),
+            unchanged=unchanged,
             seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+        )
 
     def _open(self, entry: int) -> BinaryIO:
         path = os.path.join(self._src, self._manifest.name(entry))

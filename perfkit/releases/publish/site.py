@@ -57,15 +57,24 @@ class History:
 
     def encode(self) -> bytes:
         """JSON."""
-        return json.dumps({
-            "format": FORMAT,
-            "releases": [
-                [record.version, record.serial, record.manifest_sha256, *_flat(record.manifest), *_flat(record.fine)]
-                for record in self.records
-            ],
-            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
-            "retired": self.retired,
-        }, separators=(",", ":")).encode()  # fmt: skip
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "releases": [
+                    [
+                        record.version,
+                        record.serial,
+                        record.manifest_sha256,
+                        *_flat(record.manifest),
+                        *_flat(record.fine),
+                    ]
+                    for record in self.records
+                ],
+                "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+                "retired": self.retired,
+            },
+            separators=(",", ":"),
+        ).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> History:

@@ -66,10 +66,13 @@ def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
     try:
         items: dict[str, dict[str, Any]] = dict(installed.state["files"])
         listed = [
-            Listed(Request(item["url"], name, checksum=item["checksum"], mirrors=tuple(item["mirrors"])), name,
-                   item["size"])
+            Listed(
+                Request(item["url"], name, checksum=item["checksum"], mirrors=tuple(item["mirrors"])),
+                name,
+                item["size"],
+            )
             for name, item in items.items()
-        ]  # fmt: skip
+        ]
         assert installed.kind is not None
     except (KeyError, TypeError, ValueError) as error:
         raise ManifestError(f"what the tree says of {installed.source} is damaged: {error}") from error
@@ -87,9 +90,15 @@ class ListSource:
     keeps = frozenset({_NAME})
 
     def __init__(
-        self, url: str, kind: Kind, listed: Sequence[Listed], fetcher: Fetcher, installed: Installed, *,
+        self,
+        url: str,
+        kind: Kind,
+        listed: Sequence[Listed],
+        fetcher: Fetcher,
+        installed: Installed,
+        *,
         reopened: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.kind = kind
         self.url = url
         self.version = installed.version or ""
@@ -157,8 +166,16 @@ class ListSource:
         requests = []
         for each, known in asked:
             name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
-            requests.append(Request(each.request.url, name, checksum=each.request.checksum,
-                                    mirrors=each.request.mirrors, max_bytes=each.size, known=known))  # fmt: skip
+            requests.append(
+                Request(
+                    each.request.url,
+                    name,
+                    checksum=each.request.checksum,
+                    mirrors=each.request.mirrors,
+                    max_bytes=each.size,
+                    known=known,
+                )
+            )
         return self._fetcher.get(requests)
 
     def _take(self, each: Listed, found: Download, assembly: Assembly) -> tuple[bytes, int]:
@@ -181,6 +198,10 @@ def _promised_sha256(each: Listed) -> str | None:
 def _record_of(each: Listed, version: Version) -> dict[str, object]:
     """What the list says of a file, and what its server calls it."""
     return {
-        "url": each.request.url, "mirrors": [*each.request.mirrors], "checksum": each.request.checksum,
-        "size": each.size, "etag": version.etag, "last_modified": version.last_modified,
-    }  # fmt: skip
+        "url": each.request.url,
+        "mirrors": [*each.request.mirrors],
+        "checksum": each.request.checksum,
+        "size": each.size,
+        "etag": version.etag,
+        "last_modified": version.last_modified,
+    }

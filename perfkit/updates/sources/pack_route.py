@@ -55,9 +55,13 @@ class Packs:
         dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
         decoded = sum(self._index.content_bytes(frame) for each in ranges for frame in each.frames)
         return Offer(
-            "blocks", missing, variant=self._variant, requests=len(lacking) + len(dictionaries), decoded_bytes=decoded,
+            "blocks",
+            missing,
+            variant=self._variant,
+            requests=len(lacking) + len(dictionaries),
+            decoded_bytes=decoded,
             bytes=sum(each.end - each.start for each in lacking) + sum(ref.bytes for ref in dictionaries),
-        )  # fmt: skip
+        )
 
     def fetch(self, missing: Set[bytes], assembly: Assembly) -> None:
         """Make these contents; those that come out wrong are not in the assembly then.
@@ -86,9 +90,7 @@ class Packs:
             self._salvage = Salvage(self._index, self._manifest, pieces, self._standing)
         return self._salvage
 
-    def _fetch(
-        self, pieces: Sequence[int], kept: Collection[int], missing: Set[bytes], assembly: Assembly
-    ) -> None:
+    def _fetch(self, pieces: Sequence[int], kept: Collection[int], missing: Set[bytes], assembly: Assembly) -> None:
         """Fetch these pieces, and with what the tree has of others make the missing contents."""
         ranges = self._ranges(pieces)
         dictionaries = self._dictionaries(ranges)

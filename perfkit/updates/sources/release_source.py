@@ -201,8 +201,9 @@ class ReleaseSource:
         for variant, packed in self._variants(missing, manifest):
             if variant not in self._packs:
                 with self._trying("blocks", variant):
-                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant,
-                                                 standing=self._standing)  # fmt: skip
+                    self._packs[variant] = Packs(
+                        self._objects, packed, manifest, variant=variant, standing=self._standing
+                    )
             if variant in self._packs:
                 yield self._packs[variant].offer(missing)
 

@@ -65,8 +65,9 @@ class Objects:
             before: the same of an earlier one, for where the stage has none, or can't keep its version with it.
         """
         known = before[1] if before else None
-        (found,) = self._fetcher.get([Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES,
-                                              known=known)])  # fmt: skip
+        (found,) = self._fetcher.get(
+            [Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)]
+        )
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
@@ -81,8 +82,14 @@ class Objects:
         """Paths of these objects, verified."""
         wanted = list(refs)
         unique = {ref.sha256: ref for ref in wanted}.values()
-        self._fetcher.get([Request(self.url + ref.path, ref.sha256, checksum=f"sha256:{ref.sha256}",
-                                   max_bytes=ref.bytes, segments=1) for ref in unique])  # fmt: skip
+        self._fetcher.get(
+            [
+                Request(
+                    self.url + ref.path, ref.sha256, checksum=f"sha256:{ref.sha256}", max_bytes=ref.bytes, segments=1
+                )
+                for ref in unique
+            ]
+        )
         return [self._fetcher.path(ref.sha256) for ref in wanted]
 
     def packed(self, packed: PackedRef) -> bytes:
