@@ -280,7 +280,7 @@ class Toolkit:
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
-    def republish(
+    def publish_on_change(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change: yields each release, and goes on until closed.
@@ -296,9 +296,9 @@ class Toolkit:
             as `publish`, for the first release.
             OSError: `src` can't be watched.
         """
-        from perfkit.releases.publish.on_change import republish
+        from perfkit.releases.publish.on_change import publish_on_change
 
-        return republish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
+        return publish_on_change(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas,
                          exclude=tuple(exclude))  # fmt: skip
 
     def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
@@ -307,12 +307,12 @@ class Toolkit:
         Raises:
             as `sync`.
         """
-        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._patient.waiting():
-            return plan(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+            return plan(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -325,11 +325,11 @@ class Toolkit:
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; made if need be.
-            type: what the source is, one of `Kind`; by default it is recognised by its content.
+            type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which files of an archive are wanted, and under which names.
 
         Raises:
-            ConfigError: the source is of no kind that perfkit knows, or `selection` is not for its kind.
+            ConfigError: the type of the source is unknown, or has no members for `selection`.
             ManifestError, UnsafePathError: the release is damaged or hostile; the tree is as it was.
             TransferError: it can't be fetched; the tree is as it was.
             UpdateError: there are local changes that are to be refused, or the source offers an older release than was
@@ -339,18 +339,18 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk, such as no space; the tree is as it was.
         """
-        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import sync
 
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._patient.waiting():
-            return sync(self.config, self._downloads, os.fspath(source), os.fspath(dest), kind=kind_of(type),
-                        selection=selection, progress=self._progress)  # fmt: skip
+            return sync(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
 
-        A file that others had edited before it was updated comes back as they had left it, if nothing has what the
-        release had there; the report's `as_found` names it.
+        If a file was edited locally before an update replaced it, the content that the release had there was never
+        kept: the file is restored with its edits, and the report's `restored_with_edits` names it.
 
         Args:
             to: its number, as `history` tells; by default the one before the current one.
@@ -360,7 +360,7 @@ class Toolkit:
             UpdateError: `dest` is no managed tree.
             LockedError, RecoveryError, OSError: as `sync`.
         """
-        from perfkit.updates.updater import rollback
+        from perfkit.updates.restore import rollback
 
         return rollback(self.config, os.fspath(dest), to)
 
@@ -372,7 +372,7 @@ class Toolkit:
             RollbackError: a record is damaged.
             LockedError: another process or thread is changing the tree.
         """
-        from perfkit.updates.updater import history
+        from perfkit.updates.restore import history
 
         return history(os.fspath(dest))
 

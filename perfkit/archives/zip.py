@@ -1,7 +1,7 @@
-"""Zip archives by ranges: the central directory, the members that differ, and nothing else.
+"""Read zip archives by ranges: the central directory, and the members that are wanted.
 
-Formats: APPNOTE.TXT 6.3.10 (PKWARE); section numbers below are its. Only the central directory says what there is;
-local headers must agree with it.
+Format: APPNOTE.TXT 6.3.10 (PKWARE), to which section numbers below refer. The central directory decides which members
+there are; local headers must agree with it.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
-from perfkit.archives.decompress import Decoder, Inflate, decode, zstd_decoder
-from perfkit.archives.members import CHUNK_BYTES, Limits, Member, Readable, Roster, Selection
+from perfkit.archives.decompress import Decoder, InflateDecoder, decode, zstd_decoder
+from perfkit.archives.members import CHUNK_BYTES, Limits, Member, MemberNames, Readable, Selection
 from perfkit.errors import ManifestError
 
-__all__ = ["FetchRange", "ZipMember", "crc32", "is_current", "plan_ranges", "read_directory", "read_members"]
+__all__ = ["FetchRange", "ZipMember", "crc32", "matches_file", "plan_ranges", "read_directory", "read_members"]
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
 _END_SIGNATURE = b"PK\x05\x06"
@@ -27,23 +27,23 @@ _END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
 _CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
 _LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
 
-_TAIL_BYTES = 64 << 10  # where the end is looked for first; most central directories are in there too
-_COMMENT_BYTES = 0xFFFF  # the longest comment of an archive, and the longest extra field
+_TAIL_BYTES = 64 << 10  # searched first for the end record; most central directories are in it, too
+_COMMENT_BYTES = 0xFFFF  # maximum of an archive comment, and of an extra field
 _DIRECTORY_BYTES = 32 << 20
-_DESCRIPTOR_BYTES = 24  # the longest data descriptor, 4.3.9
+_DESCRIPTOR_BYTES = 24  # maximum of a data descriptor, 4.3.9
 
 _STORED, _DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
 _ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13  # 4.4.4
 _DESCRIPTOR_FOLLOWS = 1 << 3
 _UTF8 = 1 << 11
-_UNIX_SYSTEMS = (3, 19)  # 4.4.2: made where the upper half of the external attributes is a mode
+_UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
 
 ReadRange = Callable[[int, int], bytes]
 
 
 @dataclass(frozen=True, slots=True)
 class ZipMember(Member):
-    """A regular file in a zip archive. The bytes from `start` to `end` of the archive have all of it."""
+    """A regular file in a zip archive, all of which is between `start` and `end`."""
 
     crc32: int
     method: int
@@ -55,7 +55,7 @@ class ZipMember(Member):
 
 @dataclass(frozen=True, slots=True)
 class FetchRange:
-    """Neighbouring members, to be fetched at once."""
+    """Adjacent members, to fetch at once."""
 
     start: int
     end: int
@@ -64,28 +64,28 @@ class FetchRange:
 
 @dataclass(frozen=True, slots=True)
 class _Directory:
-    """Where the central directory is, and by how much all offsets are to be moved."""
+    """Where the central directory is."""
 
     start: int
     end: int
     count: int
-    shift: int  # of archives with something in front, such as self-extracting ones
+    shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
 
 
 def read_directory(
     read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
 ) -> list[ZipMember]:
-    """The wanted files of an archive of `size` bytes, in the order in which they stand in it.
+    """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
-    One or two ranges are read, three where there is a long comment or Zip64 without room for it.
+    One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
 
     Args:
-        read_range: gives the bytes from start (inclusive) to end (exclusive).
+        read_range: returns the bytes from start (inclusive) to end (exclusive).
 
     Raises:
-        ManifestError: not a zip archive, a damaged or split one, or a bomb; members overlap; a wanted member is
-            encrypted, a link, there twice, or compressed by another method than deflate or zstd.
-        UnsafePathError: a name that leads outside, or that can't stand in one tree with another.
+        ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
+            encrypted, a link, a duplicate, or compressed by another method than deflate or zstd.
+        UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `read_range` raises.
     """
     limits = limits or Limits()
@@ -94,11 +94,11 @@ def read_directory(
     if directory.count > limits.members:
         raise ManifestError(f"the archive has more than {limits.members} members")
     data = tail.read(directory.start, directory.end)
-    return _parse_directory(data, directory, Roster(selection or Selection(), limits), limits, size)
+    return _parse_directory(data, directory, MemberNames(selection or Selection(), limits), limits, size)
 
 
 class _Tail:
-    """The end of an archive, as much of it as has been asked for. What is there is not read again."""
+    """The end of an archive, as far as it has been read. Nothing is read twice."""
 
     def __init__(self, read_range: ReadRange, size: int) -> None:
         self._read_range = read_range
@@ -121,7 +121,7 @@ class _Tail:
 
 
 def _find_directory(tail: _Tail) -> _Directory:
-    """Where the central directory is, by the end records."""
+    """Find the central directory, by the end records."""
     for reach in (_TAIL_BYTES, _END.size + _COMMENT_BYTES):
         begins = max(0, tail.size - reach)
         data = tail.read(begins, tail.size)
@@ -129,10 +129,10 @@ def _find_directory(tail: _Tail) -> _Directory:
         while at >= 0:
             if len(data) - at >= _END.size:
                 fields = _END.unpack_from(data, at)
-                if at + _END.size + fields[-1] == len(data):  # else the signature is part of something
+                if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
                     return _locate_directory(tail, begins + at, fields)
             at = data.rfind(_END_SIGNATURE, 0, at)
-    raise ManifestError("not a zip archive, or it is cut short: there is no end of a central directory")
+    raise ManifestError("not a zip archive, or truncated: it has no end of central directory record")
 
 
 def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _Directory:
@@ -152,32 +152,36 @@ def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _D
 
 
 def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int, ...]]:
-    """Where the Zip64 end record is, and its fields: right before its locator, or where that says."""
+    """The position and the fields of the Zip64 end record: right before its locator, or where the locator points."""
     for at in (locator - _END64.size, offset):
         if 0 <= at <= locator - _END64.size and locator - at <= _COMMENT_BYTES:
             fields = _END64.unpack(tail.read(at, at + _END64.size))
             if fields[0] == b"PK\x06\x06" and at + 12 + fields[1] == locator:
                 return at, fields
-    raise ManifestError("the zip archive has no Zip64 end record where one should be")
+    raise ManifestError("the zip archive has no Zip64 end record where its locator points")
 
 
-def _parse_directory(data: bytes, directory: _Directory, roster: Roster, limits: Limits, size: int) -> list[ZipMember]:
+def _parse_directory(
+    data: bytes, directory: _Directory, names: MemberNames, limits: Limits, size: int
+) -> list[ZipMember]:
     entries = list(_parse_entries(data, directory))
     entries.sort(key=lambda entry: entry.start)
     ends = [*(entry.start for entry in entries), directory.start][1:]
     members = []
     for entry, end in zip(entries, ends, strict=True):
         if entry.start + _LOCAL.size + len(entry.raw_name) + entry.packed > end:
-            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with what comes after it")
-        if (name := roster.admit(entry.name, kind=entry.kind)) is None:
+            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
+        if (name := names.admit(entry.name, kind=entry.kind)) is None:
             continue
         if entry.flags & _ENCRYPTED:
             raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
         if entry.method not in (_STORED, _DEFLATED, _ZSTD):
             raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
         if entry.method == _STORED and entry.packed != entry.size:
-            raise ManifestError(f"member {entry.name!r} is stored, and has two sizes: {entry.packed} and {entry.size}")
-        # the local header may have a longer extra field than this one, and a descriptor may follow; but no further
+            raise ManifestError(
+                f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}"
+            )
+        # the local header may have a longer extra field than this one, and a data descriptor may follow
         reach = entry.start + _LOCAL.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
         members.append(
             ZipMember(
@@ -192,7 +196,7 @@ def _parse_directory(data: bytes, directory: _Directory, roster: Roster, limits:
                 entry.raw_name,
             )
         )
-    roster.close()
+    names.close()
     limits.check_ratio(sum(member.size for member in members), size)
     return members
 
@@ -217,7 +221,7 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
     position = 0
     for _ in range(directory.count):
         if len(data) - position < _CENTRAL.size:
-            raise ManifestError("the central directory of the zip archive is cut short")
+            raise ManifestError("the central directory of the zip archive is truncated")
         (
             signature,
             made_by,
@@ -262,11 +266,11 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
             start + directory.shift,
         )
     if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
-        raise ManifestError("the central directory of the zip archive has more than its members")
+        raise ManifestError("the central directory of the zip archive is followed by other data")
 
 
 def _extra_fields(extra: bytes) -> dict[int, bytes]:
-    """By header ID; what is left over at the end, as some writers pad, is nothing."""
+    """By header ID. Some writers add padding, which is ignored."""
     fields: dict[int, bytes] = {}
     position = 0
     while position + 4 <= len(extra):
@@ -277,7 +281,7 @@ def _extra_fields(extra: bytes) -> dict[int, bytes]:
 
 
 def _widen(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int]:
-    """Size, packed size, offset and disk, with the values of a Zip64 field (4.5.3) for those that are all ones."""
+    """Size, packed size, offset and disk, where all ones are replaced from the Zip64 field (4.5.3)."""
     for value, unset, width in zip(values, (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), (8, 8, 8, 4), strict=True):
         if value == unset and extra:
             if len(extra) < width:
@@ -287,7 +291,7 @@ def _widen(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int]:
 
 
 def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
-    """UTF-8 if the flag or the Unicode Path field (4.6.9) says so, else code page 437 (appendix D)."""
+    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D)."""
     try:
         if flags & _UTF8:
             return raw.decode()
@@ -305,17 +309,17 @@ def _kind(name: str, mode: int) -> str:
 
 
 def crc32(file: BinaryIO) -> int:
-    """The CRC-32 of what `file` still has to give."""
+    """The CRC-32 of the rest of `file`."""
     crc = 0
-    while piece := file.read(CHUNK_BYTES):
-        crc = zlib.crc32(piece, crc)
+    while chunk := file.read(CHUNK_BYTES):
+        crc = zlib.crc32(chunk, crc)
     return crc
 
 
-def is_current(member: ZipMember, file: BinaryIO) -> bool:
-    """Whether an open, seekable file has this content, as far as size and CRC-32 can tell.
+def matches_file(member: ZipMember, file: BinaryIO) -> bool:
+    """Whether an open, seekable file has the size and the CRC-32 of a member.
 
-    A CRC tells versions of a file apart, and not a forgery made to match it.
+    A CRC detects another version of a file, but not a forgery.
     """
     if file.seek(0, 2) != member.size:
         return False
@@ -324,7 +328,7 @@ def is_current(member: ZipMember, file: BinaryIO) -> bool:
 
 
 def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
-    """What to fetch for these members, in order; `gap` as for `coalesce`."""
+    """The ranges to fetch for these members, in order; `gap` as for `coalesce`."""
     waiting = sorted(members, key=lambda member: member.start)
     ranges = []
     position = 0
@@ -339,13 +343,13 @@ def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
 def read_members(
     fetched: FetchRange, source: Readable, limits: Limits | None = None
 ) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
-    """The members in a range, one after another, each with its content in pieces, from a stream of that range.
+    """The members in a range, one after another, each with its content in chunks, from a stream of that range.
 
-    A content is known to be right, by size and CRC-32, only when its iterator has ended. What a caller leaves of one
-    is skipped, unchecked.
+    Size and CRC-32 have been checked only when the iterator of a content has ended. Content that the caller does not
+    read is skipped, unchecked.
 
     Raises, while contents are read:
-        ManifestError: local header and central directory disagree; damaged, cut short, or of another size than said.
+        ManifestError: local header and central directory disagree; damaged, truncated, or of another size.
         Anything that `source` raises.
     """
     stream = _Stream(source, fetched.start)
@@ -357,7 +361,7 @@ def read_members(
 
 
 class _Stream:
-    """A stream that knows where in the archive it stands."""
+    """A stream that knows its position in the archive."""
 
     def __init__(self, source: Readable, position: int) -> None:
         self._source = source
@@ -366,7 +370,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         data = self._source.read(min(size, CHUNK_BYTES))
         if not data:
-            raise ManifestError(f"the zip archive is cut short at {self._position}")
+            raise ManifestError(f"the zip archive is truncated at byte {self._position}")
         self._position += len(data)
         return data
 
@@ -384,23 +388,23 @@ class _Stream:
 def _read_content(member: ZipMember, stream: _Stream, limits: Limits) -> Generator[bytes, None, None]:
     _check_local_header(member, stream)
     size = crc = 0
-    for piece in _decoded(member, stream, limits):
-        size += len(piece)
+    for chunk in _decoded(member, stream, limits):
+        size += len(chunk)
         if size > member.size:
-            _refuse(member, f"it has more than the {member.size} bytes it says")
-        crc = zlib.crc32(piece, crc)
-        yield piece
+            _refuse(member, f"it unpacks to more than its {member.size} bytes")
+        crc = zlib.crc32(chunk, crc)
+        yield chunk
     if size != member.size:
-        _refuse(member, f"it has {size} bytes and says {member.size}")
+        _refuse(member, f"it unpacks to {size} bytes instead of {member.size}")
     if crc != member.crc32:
-        _refuse(member, f"its CRC-32 is {crc:08x} and should be {member.crc32:08x}")
+        _refuse(member, f"its CRC-32 is {crc:08x} instead of {member.crc32:08x}")
 
 
 def _check_local_header(member: ZipMember, stream: _Stream) -> None:
     header = stream.read_exactly(_LOCAL.size)
     signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header)
     if signature != b"PK\x03\x04":
-        _refuse(member, "there is no local header where the central directory says")
+        _refuse(member, "there is no local header where the central directory points")
     name = stream.read_exactly(name_length)
     extra = stream.read_exactly(extra_length)
     size, packed, _, _ = _widen((size, packed, 0, 0), _extra_fields(extra).get(0x0001, b""))
@@ -410,7 +414,7 @@ def _check_local_header(member: ZipMember, stream: _Stream) -> None:
         (packed, member.packed, 0xFFFFFFFF),
         (size, member.size, 0xFFFFFFFF),
     ):
-        # a header written before the data may know nothing of it; a descriptor then follows
+        # a header written before the data may lack these values; a data descriptor then follows
         agree = agree and (value == known or bool(flags & _DESCRIPTOR_FOLLOWS and value in (0, unset)))
     if not agree:
         _refuse(member, "its local header and the central directory disagree")
@@ -420,21 +424,21 @@ def _decoded(member: ZipMember, stream: _Stream, limits: Limits) -> Iterator[byt
     left = member.packed
     if member.method == _STORED:
         while left:
-            piece = stream.read(left)
-            left -= len(piece)
-            yield piece
+            chunk = stream.read(left)
+            left -= len(chunk)
+            yield chunk
         return
-    decoder: Decoder = Inflate(-15) if member.method == _DEFLATED else zstd_decoder(limits)
+    decoder: Decoder = InflateDecoder(-15) if member.method == _DEFLATED else zstd_decoder(limits)
     while not decoder.eof:
         data = b""
         if decoder.needs_input:
             if not left:
-                _refuse(member, "its compressed bytes end too early")
+                _refuse(member, "its compressed data is truncated")
             data = stream.read(left)
             left -= len(data)
         yield decode(decoder, data, f"member {member.name!r}")
     if left or decoder.unused_data:
-        _refuse(member, "it is followed by bytes that are no part of it")
+        _refuse(member, "its compressed data is followed by other bytes")
 
 
 def _refuse(member: ZipMember, reason: str) -> NoReturn:

@@ -85,7 +85,7 @@ def _publish(arguments: argparse.Namespace) -> int:
                                "exclude": arguments.exclude}  # fmt: skip
     with error_told(arguments), Toolkit(config_for(arguments)) as kit:
         if arguments.watch:
-            with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
+            with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
                 try:
                     for release in releases:
                         _tell_release(arguments, release)
@@ -143,11 +143,12 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _edits(report: SyncReport) -> str:
-    """What became of files that others had edited."""
-    kept = "".join(f"; {name} had been edited, and is kept as {fresh}" for name, fresh in report.aside.items())
-    lost = "".join(f"; {name} had been edited, and was overwritten" for name in report.overwritten)
+    """What was done with locally edited files."""
+    kept = "".join(f"; {name} had local edits, saved as {fresh}" for name, fresh in report.saved_as.items())
+    lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
     back = "".join(
-        f"; {name} is as it had been edited, since the release's own is not kept" for name in report.as_found
+        f"; {name} was restored with its local edits, as the release's content was never kept"
+        for name in report.restored_with_edits
     )
     return kept + lost + back
 
@@ -163,7 +164,7 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
 
 
 def _tell_plan(arguments: argparse.Namespace, plan: Plan) -> None:
-    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "aside")
+    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "saved_as")
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)

@@ -339,10 +339,10 @@ def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -
 
 
 def _unpacked(gzip: Readable) -> Iterator[bytes]:
-    from perfkit.archives.decompress import Unpacked
+    from perfkit.archives.decompress import DecompressedStream
     from perfkit.archives.members import Limits
 
-    return iter(Unpacked(gzip, Limits()).piece, b"")
+    return iter(DecompressedStream(gzip, Limits()).read_chunk, b"")
 
 
 def _check_sha1(control: Control, found: str) -> None:

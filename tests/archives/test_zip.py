@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from perfkit.archives.coalesce import coalesce, gap_bytes
 from perfkit.archives.members import Limits, Selection
-from perfkit.archives.zip import FetchRange, ZipMember, is_current, plan_ranges, read_directory, read_members
+from perfkit.archives.zip import FetchRange, ZipMember, matches_file, plan_ranges, read_directory, read_members
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
 from tests.support.archive_tools import FILES, Drip, Ranges, make_zip, raw_zip
 
@@ -118,7 +118,7 @@ def test_only_what_differs_is_fetched(tmp_path: Path) -> None:
         path = tmp_path / member.name
         if path.exists():
             with path.open("rb") as file:
-                if is_current(member, file):
+                if matches_file(member, file):
                     continue
         wanted.append(member)
     assert {member.name for member in wanted} == set(edits)
@@ -294,6 +294,6 @@ def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]]) -> No
 def test_is_current_compares_size_and_crc() -> None:
     """Another size is not even read; another CRC is another content."""
     member = ZipMember("a", 4, False, 0xADF3F363, 0, 4, 0, 40, b"a")
-    assert is_current(member, io.BytesIO(b"data"))
-    assert not is_current(member, io.BytesIO(b"dat_"))
-    assert not is_current(member, io.BytesIO(b"data+"))
+    assert matches_file(member, io.BytesIO(b"data"))
+    assert not matches_file(member, io.BytesIO(b"dat_"))
+    assert not matches_file(member, io.BytesIO(b"data+"))

@@ -63,7 +63,7 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     assert sorted(planned["added"]) == ["moved/b.py", "pkg/new.py"]
     assert tree_of(tmp_path / "tree") == ONE
     done = run("sync", origin.url, "tree")
-    assert done.keys() >= SYNC_KEYS | {"previous_version", "aside", "overwritten"}
+    assert done.keys() >= SYNC_KEYS | {"previous_version", "saved_as", "overwritten"}
     assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
                             "removed": 2, "unchanged": 3}.items()  # fmt: skip
     assert done["bytes_received"] > 0
@@ -73,7 +73,7 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     assert (report["changed"], report["missing"], report["extra"], report["intact"]) == (["README"], [], [], False)
     report = run("verify", "tree", "--repair")
     assert report["repaired"].keys() >= SYNC_KEYS
-    assert report["repaired"]["aside"] == {"README": "README.perfkit-local"}
+    assert report["repaired"]["saved_as"] == {"README": "README.perfkit-local"}
     assert report["intact"] is True
     assert run("verify", "tree")["extra"] == ["README.perfkit-local"]
     back = run("rollback", "tree")

@@ -16,8 +16,8 @@ from typing import BinaryIO, NoReturn
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.frames import Write
-from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, side_by_side
-from perfkit.releases.format.zstd import against, compress, expand, expand_stream
+from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
+from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
 
 __all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
 
@@ -100,7 +100,7 @@ class Delta:
         packed, size = head.number(), head.number()
         if not 0 < packed <= _MAX_TABLE_BYTES or size > _MAX_TABLE_BYTES:
             _refuse("its table is larger than any client reads")
-        return cls(origin, target, file, _Table(expand(_exactly(file, packed), size)))
+        return cls(origin, target, file, _Table(decompress(_exactly(file, packed), size)))
 
     def new_manifest(self, old: Manifest) -> Manifest:
         """The manifest that the delta leads to; call it once, before `groups`.
@@ -118,7 +118,7 @@ class Delta:
         for length, start, source, size in self._table.manifest:
             if start + source > len(old.raw):
                 _refuse("it refers to more of the old manifest than there is")
-            made.write(expand(_exactly(self._file, size), length, prefix=raw[start : start + source]))
+            made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
         return Manifest.parse(made.getvalue(), sha256=self.target_sha256)
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
@@ -175,9 +175,9 @@ def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | N
     prefix = _prefix(group, read)
     if prefix is None:
         return False
-    base = against(prefix)
+    base = prefix_dictionary(prefix)
     del prefix  # of which that is a copy
-    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
+    _scatter(group.outputs, decompress_stream(frame, group.size, base), write)
     return True
 
 
@@ -279,7 +279,7 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
         if end not in (0, new.size(entry)):
             _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
         unmade[entry] = end == 0 < new.size(entry)
-    for _, here, there in side_by_side(old, new):  # most are as they were, and need no dictionary
+    for _, here, there in pair_entries(old, new):  # most are as they were, and need no dictionary
         if (
             here is not None
             and there is not None

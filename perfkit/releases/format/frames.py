@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from perfkit.errors import ManifestError
 from perfkit.releases.format.index import Index, PackRange, Piece
-from perfkit.releases.format.zstd import dictionary, expand_stream, zstd
+from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 
-__all__ = ["CUT_ABOVE_BYTES", "Write", "cut", "tag", "unpack"]
+__all__ = ["CUT_ABOVE_BYTES", "Write", "decode_range", "split_pieces", "tag"]
 
 Write = Callable[[int, int, memoryview], object]  # entry of the manifest, offset in the file, bytes
 
@@ -30,7 +30,7 @@ _LINES = re.compile(rb"[^\n]{0,1023}\n|[^\n]{1,1024}")
 _READ_BYTES = 64 << 10
 
 
-def unpack(
+def decode_range(
     index: Index, fetched: PackRange, file: BinaryIO, write: Write, *, wanted: Sequence[int], shared: bytes | None
 ) -> None:
     """Decode a range of a pack.
@@ -64,7 +64,7 @@ def _unpack_frame(
     following = next(later, None)
     begun: list[Piece] = []
     position = 0
-    for chunk in expand_stream(data, index.content_bytes(number), shared):
+    for chunk in decompress_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)
         while following is not None and index.start_of(following) < end:
             begun.append(index.piece(following))
@@ -95,7 +95,7 @@ def tag(data: bytes) -> int:
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
-def cut(file: BinaryIO) -> Iterator[bytes]:
+def split_pieces(file: BinaryIO) -> Iterator[bytes]:
     """The pieces of a file's content, cut where its lines say, so that an edit changes only the pieces around it.
 
     Lines end after a line feed, or after 1,024 bytes. A piece ends after a line whose CRC-32 times its length says so

@@ -1,7 +1,7 @@
 """Where the content of each file lies: packs, frames in them, pieces of files in these. Pure.
 
 A pack is an object made of zstd frames that are decoded one by one. A piece is a part of one file's content, whole for
-most files, within one frame. Contents that several entries share are listed once, for the first of them.
+most files, within one frame. BlobReader that several entries share are listed once, for the first of them.
 """
 
 from __future__ import annotations

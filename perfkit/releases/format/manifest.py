@@ -21,7 +21,7 @@ from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.releases.format.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "EntrySubset", "LazySequence", "Manifest", "pair_entries"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -235,7 +235,7 @@ class Manifest:
         return [fold_name(check_name(name)) for name in names]
 
 
-class Part(Mapping[str, Entry]):
+class EntrySubset(Mapping[str, Entry]):
     """Some entries of a manifest by their names, made when they are asked for; quick where that is in order.
 
     Attributes:
@@ -245,8 +245,8 @@ class Part(Mapping[str, Entry]):
 
     def __init__(self, manifest: Manifest) -> None:
         self._places = array("I")
-        self.names = View(manifest.name, self._places)
-        self.entries = View(manifest.__getitem__, self._places)
+        self.names = LazySequence(manifest.name, self._places)
+        self.entries = LazySequence(manifest.__getitem__, self._places)
         self._next = 0  # which is likely to be asked for
 
     def add(self, index: int) -> None:
@@ -288,7 +288,7 @@ class Part(Mapping[str, Entry]):
         return len(self._places)
 
 
-class View(Sequence[T]):
+class LazySequence(Sequence[T]):
     """What stands at some places, made when it is asked for."""
 
     def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
@@ -304,7 +304,7 @@ class View(Sequence[T]):
     def __getitem__(self, number: slice) -> Sequence[T]: ...
     def __getitem__(self, number: int | slice) -> T | Sequence[T]:
         if isinstance(number, slice):
-            return View(self._at, self._places[number])
+            return LazySequence(self._at, self._places[number])
         return self._at(self._places[number])
 
     def __iter__(self) -> Iterator[T]:
@@ -318,10 +318,10 @@ class View(Sequence[T]):
     __hash__ = None  # type: ignore[assignment]  # what stands there may change
 
     def __repr__(self) -> str:
-        return f"View({list(self)!r})"
+        return f"LazySequence({list(self)!r})"
 
 
-def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
+def pair_entries(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
     """Every name of either manifest, in order, with its index in both; None where it is not."""
     olds, news = enumerate(old.names()), enumerate(new.names())
     here, there = next(olds, None), next(news, None)

@@ -14,12 +14,12 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
-__all__ = ["FORMAT", "MAX_POINTER_BYTES", "Hop", "ObjectRef", "PackedRef", "Pointer", "short"]
+__all__ = ["FORMAT", "MAX_POINTER_BYTES", "DeltaRef", "ObjectRef", "PackedRef", "Pointer", "short_digest"]
 
 FORMAT = 1
 MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
-MAX_HOPS = 64
+MAX_DELTAS = 64
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
@@ -57,11 +57,11 @@ class PackedRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
+class DeltaRef:
     """A delta on offer.
 
     Attributes:
-        origin: `short` of the manifest digest that it starts from.
+        origin: `short_digest` of the manifest digest that it starts from.
         target: of the one that it leads to.
         object: the delta.
     """
@@ -83,7 +83,7 @@ class Pointer:
         solid: the index of large frames, for first installs.
         fine: the index of small frames, for the rest.
         history: what the publisher keeps for itself; clients have no use for it.
-        hops: one delta for each earlier release that has one; each leads nearer to this release.
+        deltas: one delta for each earlier release that has one; each leads nearer to this release.
     """
 
     version: str
@@ -93,7 +93,7 @@ class Pointer:
     solid: PackedRef
     fine: PackedRef
     history: ObjectRef
-    hops: tuple[Hop, ...] = ()
+    deltas: tuple[DeltaRef, ...] = ()
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
@@ -125,10 +125,10 @@ class Pointer:
             solid=_packed(record.get("solid"), MAX_INDEX_BYTES),
             fine=_packed(record.get("fine"), MAX_INDEX_BYTES),
             history=_object(record.get("history")),
-            hops=_hops(record.get("deltas")),
+            deltas=_parse_deltas(record.get("deltas")),
         )
-        for hop in pointer.hops:
-            pointer.chain(hop.origin)
+        for delta in pointer.deltas:
+            pointer.chain(delta.origin)
         return pointer
 
     def encode(self) -> bytes:
@@ -141,49 +141,49 @@ class Pointer:
             "solid": _packed_record(self.solid),
             "fine": _packed_record(self.fine),
             "history": {"object": self.history.sha256, "bytes": self.history.bytes},
-            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+            "deltas": [[delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas],
         }
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
-    def chain(self, manifest_sha256: str) -> tuple[Hop, ...]:
+    def chain(self, manifest_sha256: str) -> tuple[DeltaRef, ...]:
         """The deltas that lead from the tree with this manifest to this release, in order; empty if none do.
 
         Args:
-            manifest_sha256: hexadecimal, whole or `short`.
+            manifest_sha256: hexadecimal, whole or `short_digest`.
 
         Raises:
             ManifestError: the pointer's deltas lead in a circle, or nowhere. `parse` has seen to it.
         """
-        hops = {hop.origin: hop for hop in self.hops}
-        found: list[Hop] = []
-        at = short(manifest_sha256)
-        while (hop := hops.get(at)) is not None:
-            if len(found) == len(hops):
+        deltas = {delta.origin: delta for delta in self.deltas}
+        found: list[DeltaRef] = []
+        at = short_digest(manifest_sha256)
+        while (delta := deltas.get(at)) is not None:
+            if len(found) == len(deltas):
                 _refuse("its deltas lead in a circle")
-            found.append(hop)
-            at = hop.target
-        if found and at != short(self.manifest_sha256):
-            _refuse(f"its delta from {short(manifest_sha256)} does not lead to this release")
+            found.append(delta)
+            at = delta.target
+        if found and at != short_digest(self.manifest_sha256):
+            _refuse(f"its delta from {short_digest(manifest_sha256)} does not lead to this release")
         return tuple(found)
 
 
-def short(manifest_sha256: str) -> str:
+def short_digest(manifest_sha256: str) -> str:
     """As many digits of a manifest's digest as tell releases apart; what a delta makes is checked against all."""
     return manifest_sha256[: 2 * _SHORT_BYTES]
 
 
-def _hops(listed: Any) -> tuple[Hop, ...]:
-    if not isinstance(listed, list) or len(listed) > MAX_HOPS:
-        _refuse(f"deltas is not a list of at most {MAX_HOPS}")
-    hops = []
+def _parse_deltas(listed: Any) -> tuple[DeltaRef, ...]:
+    if not isinstance(listed, list) or len(listed) > MAX_DELTAS:
+        _refuse(f"deltas is not a list of at most {MAX_DELTAS}")
+    deltas = []
     for row in listed:
         if not isinstance(row, list) or len(row) != 4:
             _refuse("a delta is not a list of four")
         ends = [_digest(end, _SHORT_BYTES) for end in row[:2]]
-        hops.append(Hop(ends[0], ends[1], _object({"object": row[2], "bytes": row[3]})))
-    if len({hop.origin for hop in hops}) != len(hops):
+        deltas.append(DeltaRef(ends[0], ends[1], _object({"object": row[2], "bytes": row[3]})))
+    if len({delta.origin for delta in deltas}) != len(deltas):
         _refuse("two deltas start from the same release")
-    return tuple(hops)
+    return tuple(deltas)
 
 
 def _packed(record: Any, limit: int) -> PackedRef:

@@ -19,12 +19,12 @@ else:
 __all__ = [
     "MAX_WINDOW_LOG",
     "Base",
-    "against",
     "compress",
     "compress_many",
+    "decompress",
+    "decompress_stream",
     "dictionary",
-    "expand",
-    "expand_stream",
+    "prefix_dictionary",
     "train",
     "zstd",
 ]
@@ -37,7 +37,7 @@ Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 
-def expand(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes:
+def decompress(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes:
     """The `size` bytes that `data`, exactly one frame, stands for.
 
     Args:
@@ -47,18 +47,18 @@ def expand(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes
         ManifestError: it is no such frame, or its content has another size.
     """
     whole = BytesIO()
-    whole.writelines(expand_stream((data,), size, against(prefix)))
+    whole.writelines(decompress_stream((data,), size, prefix_dictionary(prefix)))
     return whole.getvalue()
 
 
-def expand_stream(data: Iterable[bytes], size: int, base: Base = None) -> Iterator[bytes]:
+def decompress_stream(data: Iterable[bytes], size: int, base: Base = None) -> Iterator[bytes]:
     """The same from pieces of a frame, in pieces of at most 128 KiB; never yields more than `size` bytes.
 
     Args:
-        base: what the frame was made with: from `against` or `dictionary`.
+        base: what the frame was made with: from `prefix_dictionary` or `dictionary`.
 
     Raises:
-        ManifestError: as `expand`; what was yielded before is then worth nothing.
+        ManifestError: as `decompress`; what was yielded before is then worth nothing.
     """
     decoder = zstd.ZstdDecompressor(zstd_dict=base, options=_OPTIONS)
     left = size
@@ -86,13 +86,13 @@ def expand_stream(data: Iterable[bytes], size: int, base: Base = None) -> Iterat
         raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
 
 
-def against(prefix: bytes | bytearray | memoryview) -> Base:
+def prefix_dictionary(prefix: bytes | bytearray | memoryview) -> Base:
     """A copy of raw content, to decode a frame that was made against it; it counts for one frame."""
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
 
 
 def dictionary(content: bytes) -> zstd.ZstdDict:
-    """A dictionary in zstd's own format (RFC 8878 section 5), for `expand_stream`.
+    """A dictionary in zstd's own format (RFC 8878 section 5), for `decompress_stream`.
 
     Raises:
         ManifestError: it is none.
@@ -108,7 +108,7 @@ def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
     if len(data) > 1 << MAX_WINDOW_LOG:
         options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
-    return zstd.compress(data, options=options, zstd_dict=against(prefix))
+    return zstd.compress(data, options=options, zstd_dict=prefix_dictionary(prefix))
 
 
 def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:

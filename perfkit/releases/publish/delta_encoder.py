@@ -10,7 +10,7 @@ from perfkit.releases.format.delta import MAX_GROUP_BYTES, Group, Slice, Span, w
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, Similar
-from perfkit.releases.publish.site import Contents, ObjectWriter
+from perfkit.releases.publish.site import BlobReader, ObjectWriter
 
 __all__ = ["encode_delta", "needed"]
 
@@ -28,7 +28,7 @@ def needed(old: Manifest, new: Manifest) -> list[int]:
 
 
 def encode_delta(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO], writer: ObjectWriter, threads: ThreadPoolExecutor
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], writer: ObjectWriter, threads: ThreadPoolExecutor
 ) -> None:
     """Write the delta from an old release to `new`.
 
@@ -46,7 +46,7 @@ def encode_delta(
 
 
 def _frame(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
 ) -> bytes:
     prefix = b"".join(old.read(span.entry, span.offset, span.length) for span in sources)
     content = []
@@ -58,7 +58,7 @@ def _frame(
 
 
 def _grouped(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO]
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO]
 ) -> Iterator[tuple[list[Span], list[Span]]]:
     """Sources and outputs of each group: as many neighbours as fit the limits."""
     entries = needed(old.manifest, new)
@@ -90,7 +90,7 @@ def _grouped(
     yield _merged(blocks), outputs
 
 
-def _sources(similar: Similar, old: Contents, new: Manifest, entry: int, offset: int, content: bytes) -> set[Block]:
+def _sources(similar: Similar, old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes) -> set[Block]:
     """What a part of a new file is made against: what lay in its place, and what shares most lines with it."""
     blocks: set[Block] = set()
     before = old.manifest.find(new.name(entry))

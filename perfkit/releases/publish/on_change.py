@@ -10,9 +10,9 @@ from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet, watch
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.publish.publisher import Release, check_arguments, publish_manifest
-from perfkit.releases.publish.source_tree import Survey
+from perfkit.releases.publish.source_tree import SourceTree
 
-__all__ = ["republish"]
+__all__ = ["publish_on_change"]
 
 _log = logging.getLogger(__name__)
 
@@ -21,7 +21,7 @@ _LONGEST_S = 10.0  # a tree that never comes to rest is published as it is
 _PATIENCE_S = 1.0  # one wait; Ctrl-C ends the next one at the latest
 
 
-def republish(
+def publish_on_change(
     src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Collection[str] = (), quiet_s: float = _QUIET_S
 ) -> Generator[Release, None, None]:
     """Publish a tree now, and again after each change; yields every release that is made. It goes on until closed.
@@ -38,7 +38,7 @@ def republish(
         As `publish`, for the first release; OSError: `src` can't be watched.
     """
     check_arguments(src, site, version, keep_deltas)
-    survey = Survey(src, exclude)
+    survey = SourceTree(src, exclude)
 
     def publish() -> Release:
         manifest = Manifest.of(survey.entries.values())

@@ -1,4 +1,4 @@
-"""Contents into packs: large frames of similar files side by side, and small frames that can be fetched one by one.
+"""BlobReader into packs: large frames of similar files side by side, and small frames that can be fetched one by one.
 
 Both are made in one pass over the contents. Compression runs in threads (zstd lets go of the interpreter); results are
 taken in the order of submission, so that the same contents make the same packs.
@@ -15,12 +15,12 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, cut
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
-from perfkit.releases.publish.site import Contents, ObjectWriter, Site
+from perfkit.releases.publish.site import BlobReader, ObjectWriter, Site
 
 __all__ = ["Kept", "Open", "PackWriter", "keep", "pool", "solid_order", "train_dictionary", "write_fine", "write_solid"]
 
@@ -66,7 +66,7 @@ def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator
 
 
 def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter) -> None:
-    """Contents into large frames, one after the other; a frame may end in the middle of a file."""
+    """BlobReader into large frames, one after the other; a frame may end in the middle of a file."""
     buffer = bytearray()
     pieces: list[Piece] = []
     for entry in entries:
@@ -87,9 +87,9 @@ def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer
 
 
 def write_fine(
-    manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter, kept: Kept, old: Contents | None
+    manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter, kept: Kept, old: BlobReader | None
 ) -> None:
-    """Contents into small frames: a file each, or a piece of a large one. A piece that is there already is shared.
+    """BlobReader into small frames: a file each, or a piece of a large one. A piece that is there already is shared.
 
     Args:
         kept: takes the pieces that frames of the earlier release have.
@@ -103,7 +103,7 @@ def write_fine(
                 for _, data in _checked(manifest, entry, iter((file.read(),))):
                     writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 continue
-            for offset, data in _checked(manifest, entry, cut(file)):
+            for offset, data in _checked(manifest, entry, split_pieces(file)):
                 digest = hashlib.sha256(data).digest()
                 mark = int.from_bytes(digest[:8], "little")
                 piece = Piece(entry, offset, 0, len(data), mark)

@@ -19,7 +19,7 @@ from typing import BinaryIO
 from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import Hop, PackedRef, Pointer, short
+from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
 from perfkit.releases.publish.delta_encoder import encode_delta, needed
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
@@ -33,15 +33,15 @@ from perfkit.releases.publish.packing import (
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import Contents, History, Record, Site
-from perfkit.releases.publish.source_tree import Survey
+from perfkit.releases.publish.site import BlobReader, History, ReleaseRecord, Site
+from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
 
 GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
 _KEPT_RELEASES = 16
 _OFFERED = 10  # earlier releases that the pointer has a delta for
-_HOP_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
+_DELTA_REQUEST_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
 _LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
 _SOLID_PACKS = 12  # a first install asks for each
 
@@ -96,7 +96,7 @@ def publish(
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
     check_arguments(src, site, version, keep_deltas)
-    survey = Survey(src, tuple(exclude))
+    survey = SourceTree(src, tuple(exclude))
     began_s = time.monotonic()
     survey.read_all()
     release = publish_manifest(
@@ -160,7 +160,7 @@ class _Publisher:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         serial = previous.serial + 1 if previous else 1
-        hops = {(hop.origin, hop.target): hop for hop in self._history.hops}
+        deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, serial):
                 return self._release(previous, began_s, unchanged=True)
@@ -169,16 +169,16 @@ class _Publisher:
             threads = self._stack.enter_context(pool())
             packed = self._site.put_packed(manifest.raw)
             solid, fine, blocks_bytes = self._pack(threads)
-            for hop in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
-                hops[hop.origin, hop.target] = hop
+            for delta in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
+                deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, serial)
-        record = Record(version, serial, sha256, packed, fine)
+        record = ReleaseRecord(version, serial, sha256, packed, fine)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         records = records[-_KEPT_RELEASES:]
-        known = {short(each.manifest_sha256) for each in records}
-        kept = tuple(hop for ends, hop in sorted(hops.items()) if known.issuperset(ends))
-        offered = _offer(kept, [short(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
+        known = {short_digest(each.manifest_sha256) for each in records}
+        kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
+        offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
         used = self._used(records, kept, solid)
         retired = self._retired(used)
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items()))).encode())
@@ -196,7 +196,7 @@ class _Publisher:
             bytes=self._manifest.total_bytes,
             objects_written=len(self._site.written),
             bytes_written=sum(ref.bytes for ref in self._site.written),
-            deltas=len(pointer.hops),
+            deltas=len(pointer.deltas),
             unchanged=unchanged,
             seconds=time.monotonic() - began_s,
         )
@@ -214,7 +214,7 @@ class _Publisher:
         if self._previous is not None:
             before = Manifest.parse(self._site.get_packed(self._previous.manifest))
             fine_index = self._index(self._previous.fine, before)
-            old = self._stack.enter_context(contextlib.closing(Contents(self._site, before, fine_index)))
+            old = self._stack.enter_context(contextlib.closing(BlobReader(self._site, before, fine_index)))
             solid_index = self._index(self._previous.solid, before)
             solid = keep(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
             fine = keep(fine_index, before, self._first, share=0.0, packs=None)
@@ -241,21 +241,21 @@ class _Publisher:
         content = train_dictionary(self._manifest, fresh, self._open)
         return self._site.put_packed(content) if content else latest
 
-    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[Hop]:
+    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[DeltaRef]:
         """Deltas from the last releases, each only if it beats fetching the blocks."""
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
             old = Manifest.parse(self._site.get_packed(record.manifest))
             index = self._index(record.fine, old)
-            with contextlib.closing(Contents(self._site, old, index)) as contents, self._site.create() as writer:
+            with contextlib.closing(BlobReader(self._site, old, index)) as contents, self._site.create() as writer:
                 encode_delta(contents, self._manifest, self._open, writer, threads)
                 if writer.bytes < blocks_bytes or not needed(old, self._manifest):
-                    target = short(self._manifest.sha256.hex())
-                    yield Hop(short(record.manifest_sha256), target, self._site.finish(writer))
+                    target = short_digest(self._manifest.sha256.hex())
+                    yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 
-    def _used(self, records: list[Record], hops: Iterable[Hop], solid: PackedRef) -> set[str]:
+    def _used(self, records: list[ReleaseRecord], deltas: Iterable[DeltaRef], solid: PackedRef) -> set[str]:
         """The names of all objects that a kept release needs, but for the history itself."""
-        used = {solid.object.sha256, *(hop.object.sha256 for hop in hops)}
+        used = {solid.object.sha256, *(delta.object.sha256 for delta in deltas)}
         indexes = [(solid, self._manifest)]
         for record in records:
             used |= {record.manifest.object.sha256, record.fine.object.sha256}
@@ -277,15 +277,15 @@ class _Publisher:
         return {name: before.get(name, now) for name in names - used}
 
 
-def _offer(hops: Iterable[Hop], releases: list[str]) -> tuple[Hop, ...]:
+def _offer(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:
     """For each earlier release the first delta of the cheapest chain to the last one."""
     target = releases[-1]
-    into: dict[str, list[Hop]] = {}
-    for hop in hops:
-        into.setdefault(hop.target, []).append(hop)
-    best: dict[str, Hop] = {}
+    into: dict[str, list[DeltaRef]] = {}
+    for delta in deltas:
+        into.setdefault(delta.target, []).append(delta)
+    best: dict[str, DeltaRef] = {}
     order = itertools.count()
-    queue: list[tuple[int, int, str, Hop | None]] = [(0, next(order), target, None)]
+    queue: list[tuple[int, int, str, DeltaRef | None]] = [(0, next(order), target, None)]
     done: set[str] = set()
     while queue:
         cost, _, at, first = heapq.heappop(queue)
@@ -295,7 +295,7 @@ def _offer(hops: Iterable[Hop], releases: list[str]) -> tuple[Hop, ...]:
         if first is not None:
             best[at] = first
         for back in into.get(at, ()):
-            heapq.heappush(queue, (cost + back.object.bytes + _HOP_BYTES, next(order), back.origin, back))
+            heapq.heappush(queue, (cost + back.object.bytes + _DELTA_REQUEST_BYTES, next(order), back.origin, back))
     wanted = set()
     for release in releases[:-1]:
         at = release

@@ -21,17 +21,17 @@ from perfkit.errors import LockedError, ManifestError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import FORMAT, Hop, ObjectRef, PackedRef, Pointer
-from perfkit.releases.format.zstd import compress, dictionary, expand, expand_stream, zstd
+from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
 
-__all__ = ["Contents", "History", "ObjectWriter", "Record", "Site"]
+__all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
 
 _READ_BYTES = 1 << 20
 _LOCK_NAME = ".perfkit-publish.lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
+class ReleaseRecord:
     """What the publisher remembers of a release."""
 
     version: str
@@ -47,12 +47,12 @@ class History:
 
     Attributes:
         records: the latest releases, oldest first.
-        hops: all deltas between them.
+        deltas: all deltas between them.
         retired: objects that no release kept needs, and when (Unix seconds) that was found.
     """
 
-    records: tuple[Record, ...] = ()
-    hops: tuple[Hop, ...] = ()
+    records: tuple[ReleaseRecord, ...] = ()
+    deltas: tuple[DeltaRef, ...] = ()
     retired: tuple[tuple[str, int], ...] = ()
 
     def encode(self) -> bytes:
@@ -70,7 +70,9 @@ class History:
                     ]
                     for record in self.records
                 ],
-                "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+                "deltas": [
+                    [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
+                ],
                 "retired": self.retired,
             },
             separators=(",", ":"),
@@ -88,10 +90,10 @@ class History:
             if found["format"] != FORMAT:
                 raise ManifestError(f"history: of format {found['format']}; this perfkit reads {FORMAT} only")
             records = tuple(
-                Record(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
+                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
             )
-            hops = tuple(Hop(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, hops, tuple((name, at) for name, at in found["retired"]))
+            deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
+            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
@@ -246,7 +248,7 @@ class Site:
 
     def get_packed(self, packed: PackedRef) -> bytes:
         """What a compressed object holds."""
-        return expand(self.get(packed.object), packed.size)
+        return decompress(self.get(packed.object), packed.size)
 
     def prune(self, keep: set[str], retired: dict[str, int], *, grace_s: float) -> list[str]:
         """Remove objects that are not in `keep` and of no use for longer than the grace; returns their names.
@@ -264,7 +266,7 @@ class Site:
         return removed
 
 
-class Contents:
+class BlobReader:
     """The contents of an earlier release, read back from the site's fine packs. Threads may read at once."""
 
     def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
@@ -330,7 +332,7 @@ class Contents:
         at, size = self.index.place(number)
         descriptor, shared = self._pack(self.index.pack_of(number))
         data = os.pread(descriptor, size, at)
-        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared))
+        return b"".join(decompress_stream((data,), self.index.content_bytes(number), shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:

@@ -13,12 +13,12 @@ from perfkit.errors import UnsafePathError
 from perfkit.releases.format.manifest import Entry
 from perfkit.transactions.commit import OWN
 
-__all__ = ["Survey"]
+__all__ = ["SourceTree"]
 
 _READ_BYTES = 1 << 20
 
 
-class Survey:
+class SourceTree:
     """The entries of a tree: all of it is read once, and then only what is said to have changed.
 
     Args:

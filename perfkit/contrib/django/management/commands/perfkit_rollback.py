@@ -27,6 +27,6 @@ class Command(BaseCommand):
             version = report.version or "the tree before the first sync"
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
             self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
-            for name in report.as_found:
-                told = f"  {name} is back as it had been edited; what the release had there is not kept"
-                self.stdout.write(self.style.WARNING(told))
+            for name in report.restored_with_edits:
+                warning = f"  {name} was restored with its local edits, as the release's content was never kept"
+                self.stdout.write(self.style.WARNING(warning))
