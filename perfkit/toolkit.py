@@ -349,8 +349,8 @@ class Toolkit:
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Go back to a kept generation, or forward again, without the network.
 
-        If a file was edited locally before an update replaced it, the content that the release had there was never
-        kept: the file is restored with its edits, and the report's `restored_with_edits` names it.
+        A file that had local edits before it was updated is restored with those edits if the released content is not
+        kept anywhere; the report's `restored_with_edits` lists such files.
 
         Args:
             to: its number, as `history` tells; by default the one before the current one.

@@ -143,11 +143,11 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 
 def _edits(report: SyncReport) -> str:
-    """What was done with locally edited files."""
-    kept = "".join(f"; {name} had local edits, saved as {fresh}" for name, fresh in report.saved_as.items())
+    """What happened to locally edited files."""
+    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.saved_as.items())
     lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
     back = "".join(
-        f"; {name} was restored with its local edits, as the release's content was never kept"
+        f"; {name} was restored with local edits, since the released content is not kept"
         for name in report.restored_with_edits
     )
     return kept + lost + back

@@ -86,7 +86,7 @@ def test_sizes_beyond_octal_are_read() -> None:
         member, content = next(members)
         assert member == Member("big", 9 << 30, False)
         assert next(content) == b"begins"
-        with pytest.raises(ManifestError, match="cut short"):
+        with pytest.raises(ManifestError, match="truncated"):
             next(content)
 
 

@@ -97,7 +97,7 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
     origin.publish(TWO, "2")
     edit(tmp_path / "tree/pkg/a.py", b"mine\n")
     assert main(["sync", origin.url, "tree"]) == 0
-    assert "pkg/a.py had been edited, and is kept as pkg/a.py.perfkit-local" in capsys.readouterr().err
+    assert "pkg/a.py had local edits, which are kept as pkg/a.py.perfkit-local" in capsys.readouterr().err
     assert main(["history", "tree"]) == 0
     shown = capsys.readouterr()
     assert shown.err == ""
@@ -115,9 +115,9 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "told"),
-    [(["rollback", "nothing"], "nothing is not a tree that perfkit manages"),
-     (["history", "nothing"], "nothing is not a tree that perfkit manages"),
-     (["verify", "nothing"], "nothing is not a tree that perfkit manages"),
+    [(["rollback", "nothing"], "nothing is not managed by perfkit"),
+     (["history", "nothing"], "nothing is not managed by perfkit"),
+     (["verify", "nothing"], "nothing is not managed by perfkit"),
      (["rollback", "tree", "--to", "7"], "generation 7 is not kept; there are 0, 1"),
      (["sync", "URL/elsewhere", "tree"], "404")],
 )  # fmt: skip

@@ -240,10 +240,9 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
 
     site.publish("2", SECOND)
     (site.dest / "03.rules").write_bytes(b"mine\n")
-    assert "03.rules had local edits, saved as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
+    assert "03.rules was edited here; that is kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
-    assert (record["version"], record["generation"], record["state"]) == ("2", 2, "installed")
-    assert record["receivers_notified"] is True
+    assert (record["version"], record["generation"], record["told"], record["state"]) == ("2", 2, True, "installed")
     assert record["changed"].endswith("+00:00")
     assert [each["number"] for each in record["generations"]] == [0, 1, 2]
     assert "  * 2  2  " in run("perfkit_status")[0]
@@ -347,7 +346,7 @@ def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., No
     trees.sync("rules")
     assert tree_of(site.dest) == FIRST
     assert ("rules", "1", 1) in told[1:]
-    assert trees.status("rules").receivers_notified
+    assert trees.status("rules").told
 
 
 def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:

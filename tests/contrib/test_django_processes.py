@@ -191,7 +191,7 @@ trees.sync("rules")
     assert tree_of(project.tree) == FIRST
     sync = (
         "from tests.support.django_project import trees\n"
-        'print(trees.status("rules").receivers_notified, trees.sync("rules").route)'
+        'print(trees.status("rules").told, trees.sync("rules").route)'
     )
     assert [project.python(sync).stdout for _ in range(2)] == ["False none\n", "True none\n"]
     assert project.told() == ["1", "1"]

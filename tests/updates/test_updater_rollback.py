@@ -183,6 +183,6 @@ def test_history_tells(kit: Toolkit, dest: Path) -> None:
 def test_not_a_managed_tree(kit: Toolkit, tmp_path: Path) -> None:
     """Nothing is made where nothing is managed."""
     for work in (kit.rollback, kit.history, kit.verify):
-        with pytest.raises(UpdateError, match="not a tree that perfkit manages"):
+        with pytest.raises(UpdateError, match="not managed by perfkit"):
             work(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()

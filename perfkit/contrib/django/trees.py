@@ -31,13 +31,13 @@ __all__ = ["Status", "plan", "rollback", "status", "sync"]
 
 _log = logging.getLogger(__name__)
 
-_NOTIFIED = ".perfkit/django"  # the generation that all receivers have handled
+_TOLD = ".perfkit/django"  # which generation the receivers have been told of
 
 
 def sync(
     name: str, *, wait_s: float = 0.0, config: Config | None = None, progress: Progress | None = None
 ) -> SyncReport:
-    """Bring a tree to what its source offers, and send `tree_updated` if its receivers have not handled that yet.
+    """Bring a tree to what its source offers, and send `tree_updated` if its receivers don't know that yet.
 
     Args:
         name: of the tree, in `settings.PERFKIT["TREES"]`.
@@ -101,7 +101,7 @@ class Status:
     version: str | None = None
     generation: int | None = None
     changed_s: float | None = None  # when this generation was made, in seconds since 1970
-    receivers_notified: bool = False  # whether all receivers of `tree_updated` have handled this generation
+    told: bool = False  # whether all receivers of `tree_updated` have dealt with this generation
     generations: tuple[Generation, ...] = ()  # that `rollback` can reach, oldest first
 
 
@@ -130,7 +130,7 @@ def status(name: str) -> Status:
         version=current.label.get("version"),
         generation=current.number,
         changed_s=current.created_s or None,
-        receivers_notified=_notified_generation(tree.dest) == current.number,
+        told=_told(tree.dest) == current.number,
         generations=tuple(generations),
     )
 
@@ -143,16 +143,16 @@ def _change(
     with one_at_a_time(tree.dest, deadline_s):
         with Toolkit(config or tree.config, progress=progress) as kit:
             report = when_free(deadline_s, lambda: change(kit))
-        if _notified_generation(tree.dest) != report.generation:
-            _notify_receivers(tree, report)
+        if _told(tree.dest) != report.generation:
+            _tell_receivers(tree, report)
     return report
 
 
-def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
-    """Send the signal. The record of the notified generation is removed first, and written again once all receivers are
-    done: if this ends early, the next sync or rollback calls them again.
+def _tell_receivers(tree: TreeSettings, report: SyncReport) -> None:
+    """Send the signal. The note of what receivers know is gone meanwhile, and back when all of them are done: whatever
+    ends this early, the next change of the tree, to an older generation too, calls them again.
     """
-    path = os.path.join(tree.dest, _NOTIFIED)
+    path = os.path.join(tree.dest, _TOLD)
     with contextlib.suppress(FileNotFoundError):
         os.unlink(path)
     close_old_connections()  # the database may have hung up during a long download
@@ -161,7 +161,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if failures:
         raise ReceiverError(tree.name, report, failures)
     if os.path.exists(path):
-        return  # a receiver changed the tree again, and all receivers were notified of that
+        return  # a receiver changed the tree again, and all of them have been told of that
     try:
         with open(f"{path}~", "w", encoding="utf-8") as file:
             json.dump({"generation": report.generation}, file)
@@ -170,10 +170,10 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
         _log.warning("%s can't be written, so the next sync calls the receivers again: %s", path, error)
 
 
-def _notified_generation(dest: str) -> int | None:
-    """The generation that all receivers have handled; None: unknown."""
+def _told(dest: str) -> int | None:
+    """The generation that the receivers know; None if nobody knows."""
     try:
-        with open(os.path.join(dest, _NOTIFIED), encoding="utf-8") as file:
+        with open(os.path.join(dest, _TOLD), encoding="utf-8") as file:
             found = json.load(file)["generation"]
     except (OSError, ValueError, TypeError, KeyError):
         return None

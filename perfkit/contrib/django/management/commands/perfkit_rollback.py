@@ -28,5 +28,5 @@ class Command(BaseCommand):
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
             self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
             for name in report.restored_with_edits:
-                warning = f"  {name} was restored with its local edits, as the release's content was never kept"
-                self.stdout.write(self.style.WARNING(warning))
+                told = f"  {name} is back as it had been edited; what the release had there is not kept"
+                self.stdout.write(self.style.WARNING(told))

@@ -56,8 +56,8 @@ class Command(BaseCommand):
                 self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
             case _:
                 self.stdout.write(f"{name}: {self.style.ERROR(record['error'])}")
-        if record.get("receivers_notified") is False:
-            warning = "  not all receivers of tree_updated have handled it; the next sync calls them again"
+        if record.get("told") is False:
+            warning = "  receivers of tree_updated are not done with it; the next sync calls them"
             self.stdout.write(self.style.WARNING(warning))
         if verbosity < 1 or "source" not in record:
             return
@@ -76,7 +76,7 @@ def _record(status: trees.Status) -> dict[str, Any]:
     for each in record["generations"]:
         each["created"] = _iso(each.pop("created_s"))
     if status.state != "installed":
-        record["receivers_notified"] = None
+        record["told"] = None
     return record
 
 

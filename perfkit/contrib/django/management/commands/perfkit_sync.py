@@ -67,9 +67,9 @@ class Command(ToolkitCommand):
         self.note(f"  {report.added} added, {report.changed} changed, {report.removed} removed; "
                   f"{report.bytes_received} bytes received in {report.seconds:.1f} s", options)  # fmt: skip
         for edited, kept in report.saved_as.items():
-            self.note(self.style.WARNING(f"  {edited} had local edits, saved as {kept}"), options)
+            self.note(self.style.WARNING(f"  {edited} was edited here; that is kept as {kept}"), options)
         for edited in report.overwritten:
-            self.note(self.style.WARNING(f"  {edited} had local edits, which were overwritten"), options)
+            self.note(self.style.WARNING(f"  {edited} was edited here, and has been overwritten"), options)
 
 
 def _chosen(names: list[str], *, everything: bool) -> list[str]:
