@@ -213,7 +213,7 @@ class LocalTree(Mapping[str, ExistingFile]):
         return stored if os.path.exists(stored) else None
 
     def path_of(self, name: str) -> str | None:
-        """The path of the regular file with this name, whatever its content; None: there is none."""
+        """The path of the regular file with this name, whatever its content; None: it does not exist."""
         found = self._others.get(name)
         exists = name in self if found is None else bool(found.sha256)
         return os.path.join(self._root, name) if exists else None

@@ -1,7 +1,7 @@
-"""Publishing: a directory in, a release on a plain static file server out.
+"""Publish a directory as a release on a static site.
 
-The story of `publish`: scan and hash the tree; put what the site lacks into packs; write indexes; make deltas from
-the last releases; replace the pointer. Until that last step nothing that a client reads has changed.
+The steps: hash the tree; write what the site lacks into packs; write the indexes; make deltas from the last releases;
+replace the pointer. Until that last step, nothing that a client reads has changed.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
-from perfkit.releases.publish.delta_encoder import encode_delta, needed
+from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
     SOLID_LEVEL,
-    Kept,
     PackWriter,
-    keep,
+    ReusedFrames,
     pool,
+    reusable_frames,
     solid_order,
     train_dictionary,
     write_fine,
@@ -38,12 +38,12 @@ from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
 
-GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
+GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
-_OFFERED = 10  # earlier releases that the pointer has a delta for
-_DELTA_REQUEST_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
-_LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
-_SOLID_PACKS = 12  # a first install asks for each
+_OFFERED = 10  # maximum of earlier releases with a delta in the pointer
+_DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
+_LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
+_SOLID_PACKS = 12  # a first install makes a request for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Release:
 
     Attributes:
         version: as given.
-        serial: counts the site's releases.
-        manifest_sha256: hexadecimal; names the tree.
+        serial: the number of the release on its site.
+        manifest_sha256: hexadecimal; identifies the tree.
         files: how many the tree has.
-        bytes: their sizes together.
-        objects_written: new files in the site, and
-        bytes_written: their sizes together.
-        deltas: how many earlier releases can come here by deltas.
-        unchanged: the site offered this very tree as this version already, and nothing was done.
+        bytes: the total size of the tree.
+        objects_written: new files in the site.
+        bytes_written: the total size of these.
+        deltas: how many earlier releases can be updated by deltas.
+        unchanged: the site already offered this tree as this version, and nothing was done.
         seconds: how long it took.
     """
 
@@ -78,56 +78,56 @@ class Release:
 def publish(
     src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = (), grace_s: float = GRACE_S
 ) -> Release:
-    """Make the tree `src` the release that `site` offers.
+    """Publish the tree `src` on `site`.
 
     Args:
         version: what to call it; one line of at most 200 characters. `{n}` in it becomes the serial of the release,
-            `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer already is then not released anew.
+            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
-        grace_s: how long objects are kept that no kept release needs.
+        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        grace_s: how long unused objects are kept.
 
     Raises:
-        ConfigError: an argument that can't be; `site` lies in `src`.
-        UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
-        FileChangedError: a file changed meanwhile; the site is as it was.
+        ConfigError: an argument is invalid; `site` lies in `src`.
+        UnsafePathError: a name in `src` is not valid on every client; a symbolic link or special file.
+        FileChangedError: a file changed while it was read; the site is as it was.
         LockedError: another process is publishing to this site.
         ManifestError: the site is damaged.
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
     check_arguments(src, site, version, keep_deltas)
-    survey = SourceTree(src, tuple(exclude))
+    tree = SourceTree(src, tuple(exclude))
     began_s = time.monotonic()
-    survey.read_all()
+    tree.read_all()
     release = publish_manifest(
-        src, site, Manifest.of(survey.entries.values()), version=version, keep_deltas=keep_deltas, grace_s=grace_s
+        src, site, Manifest.of(tree.entries.values()), version=version, keep_deltas=keep_deltas, grace_s=grace_s
     )
     return replace(release, seconds=time.monotonic() - began_s)
 
 
 def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
-    """See that these can be.
+    """Check the arguments of `publish`.
 
     Raises:
-        ConfigError: one can't.
+        ConfigError: one is invalid.
     """
     if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
         raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
     if keep_deltas < 0:
         raise ConfigError(f"keep_deltas must be 0 or more; got {keep_deltas}")
     if not os.path.isdir(src):
-        raise ConfigError(f"{src} is not a directory to publish")
+        raise ConfigError(f"{src} is not a directory; give the directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
-        raise ConfigError(f"the site {site} lies in the tree {src} that is to be published")
+        raise ConfigError(f"the site {site} lies in the tree {src} that is published; choose another directory")
 
 
 def publish_manifest(
     src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, grace_s: float = GRACE_S
 ) -> Release:
-    """As `publish`, of a tree that is known to hold this. Only what the site lacks is read.
+    """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
 
     Raises:
-        FileChangedError: a file that is read is another one; the site is as it was.
+        FileChangedError: a file is not as in the manifest; the site is as it was.
         Otherwise as `publish`.
     """
     began_s = time.monotonic()
@@ -137,12 +137,12 @@ def publish_manifest(
 
 
 def _versioned(template: str, serial: int) -> str:
-    """A version, with `{n}` and `{time}` in it filled in."""
+    """Fill in `{n}` and `{time}` in a version."""
     return template.replace("{n}", str(serial)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
 
 class _Publisher:
-    """One run: what the site has, and what the new release adds."""
+    """Publishes one release."""
 
     def __init__(self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack) -> None:
         self._src = src
@@ -151,7 +151,7 @@ class _Publisher:
         self._stack = stack
         self._previous = site.pointer()
         self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
-        self._first: dict[bytes, int] = {}  # content: the first entry that has it
+        self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry in reversed(range(len(manifest))):
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
@@ -209,23 +209,23 @@ class _Publisher:
         return Index.parse(self._site.get_packed(packed), manifest)
 
     def _pack(self, threads: ThreadPoolExecutor) -> tuple[PackedRef, PackedRef, int]:
-        """Both indexes of the new release; and the bytes of the small frames that are new in it."""
-        solid, fine, old = Kept(), Kept(), None
+        """Write new packs and both indexes; returns solid and fine index, and the bytes of new small frames."""
+        solid, fine, old = ReusedFrames(), ReusedFrames(), None
         if self._previous is not None:
             before = Manifest.parse(self._site.get_packed(self._previous.manifest))
             fine_index = self._index(self._previous.fine, before)
             old = self._stack.enter_context(contextlib.closing(BlobReader(self._site, before, fine_index)))
             solid_index = self._index(self._previous.solid, before)
-            solid = keep(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
-            fine = keep(fine_index, before, self._first, share=0.0, packs=None)
+            solid = reusable_frames(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
+            fine = reusable_frames(fine_index, before, self._first, share=0.0, packs=None)
         order = solid_order(self._manifest, self._first.values())
         fresh = [entry for entry in order if entry not in fine.entries]
         solid_writer = PackWriter(self._site, threads, level=SOLID_LEVEL)
         fine_writer = PackWriter(self._site, threads, level=FINE_LEVEL, shared=self._dictionary(fine, fresh))
         self._stack.callback(solid_writer.discard)
         self._stack.callback(fine_writer.discard)
-        lacking = [entry for entry in order if entry not in solid.entries]
-        write_solid(self._manifest, lacking, self._open, solid_writer)
+        unpacked = [entry for entry in order if entry not in solid.entries]
+        write_solid(self._manifest, unpacked, self._open, solid_writer)
         write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
         indexes = []
         for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
@@ -233,7 +233,7 @@ class _Publisher:
             indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
         return indexes[0], indexes[1], sum(frame.bytes for frame in fine_writer.frames)
 
-    def _dictionary(self, kept: Kept, fresh: list[int]) -> PackedRef | None:
+    def _dictionary(self, kept: ReusedFrames, fresh: list[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""
         latest = kept.dictionary()
         if latest is not None and len(fresh) < len(self._first) // 2:
@@ -242,19 +242,19 @@ class _Publisher:
         return self._site.put_packed(content) if content else latest
 
     def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[DeltaRef]:
-        """Deltas from the last releases, each only if it beats fetching the blocks."""
+        """Deltas from the last releases, each only if it is smaller than the new blocks."""
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
             old = Manifest.parse(self._site.get_packed(record.manifest))
             index = self._index(record.fine, old)
             with contextlib.closing(BlobReader(self._site, old, index)) as contents, self._site.create() as writer:
                 encode_delta(contents, self._manifest, self._open, writer, threads)
-                if writer.bytes < blocks_bytes or not needed(old, self._manifest):
+                if writer.bytes < blocks_bytes or not new_blobs(old, self._manifest):
                     target = short_digest(self._manifest.sha256.hex())
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 
     def _used(self, records: list[ReleaseRecord], deltas: Iterable[DeltaRef], solid: PackedRef) -> set[str]:
-        """The names of all objects that a kept release needs, but for the history itself."""
+        """The names of all objects that a kept release needs, except the history itself."""
         used = {solid.object.sha256, *(delta.object.sha256 for delta in deltas)}
         indexes = [(solid, self._manifest)]
         for record in records:
@@ -270,7 +270,7 @@ class _Publisher:
         return used
 
     def _retired(self, used: set[str]) -> dict[str, int]:
-        """Objects of no more use, and since when: from now, unless known already."""
+        """The unused objects, and since when: now, unless the history has an earlier time."""
         before = dict(self._history.retired)
         now = int(time.time())
         names = {item.name for item in os.scandir(self._site.objects) if not item.name.startswith(".")}
@@ -278,7 +278,7 @@ class _Publisher:
 
 
 def _offer(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:
-    """For each earlier release the first delta of the cheapest chain to the last one."""
+    """For each earlier release, the first delta of the cheapest chain to the last one."""
     target = releases[-1]
     into: dict[str, list[DeltaRef]] = {}
     for delta in deltas:

@@ -35,7 +35,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     """Open a source, with one request, which is conditional where something is installed from there.
 
     Args:
-        dry_run: fetch no content, if the manifest can be had without.
+        dry_run: fetch no content, unless the manifest requires it.
 
     Raises:
         ConfigError: the type is unknown, or does not fit the selection.
