@@ -84,9 +84,9 @@ def timed(command: list[str]) -> tuple[float, int]:
 
 
 def manifest_of(tree: Path) -> Manifest:
-    survey = SourceTree(str(tree))
-    survey.read_all()
-    return Manifest.of(survey.entries.values())
+    source = SourceTree(str(tree))
+    source.read_all()
+    return Manifest.of(source.entries.values())
 
 
 def patch_bytes(tars: list[Path]) -> int:

@@ -107,7 +107,7 @@ def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterat
         if wanted is not None:
             content = blocks.chunks(end)
             yield Member(wanted, length, bool(header.mode & 0o100)), content
-            content.close()  # nobody may read on from it
+            content.close()  # the caller can no longer read from it
         blocks.skip(end - blocks.position + -length % _BLOCK)
         path = size = None
         sparse = False

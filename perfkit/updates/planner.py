@@ -164,7 +164,7 @@ class Plan:
 
     @property
     def route(self) -> str:
-        """The routes in a word: `none` where nothing changes, `local` where nothing is fetched."""
+        """The names of the routes: `none` where nothing changes, `local` where nothing is fetched."""
         if self.offers:
             return "+".join(dict.fromkeys(offer.route for offer in self.offers))
         return "none" if self.empty else "local"

@@ -51,11 +51,11 @@ def sync(
         def sync_from(source: Source) -> SyncReport:
             update = Sync(tree.root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
             update.refuse_downgrade()
-            return update.run(tree)
+            return replace(update.run(tree), seconds=time.monotonic() - began_s)
 
         source = open_source(fetcher, spec, installed)
         try:
-            report = sync_from(source)
+            return sync_from(source)
         except (ManifestError, TransferError) as error:
             if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
                 raise
@@ -63,8 +63,7 @@ def sync(
             if newer.record() == source.record():
                 raise
             _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
-            report = sync_from(newer)
-    return replace(report, seconds=time.monotonic() - began_s)
+        return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
 
 
 def plan(
@@ -186,7 +185,7 @@ class Sync:
         return self._installed.manifest if self._source.unchanged() else self._source.resolve(local, staging)
 
     def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
-        """The steps from the scanned tree to the manifest; only entries that differ are looked at.
+        """The steps from the scanned tree to the manifest; only entries that differ are compared.
 
         Raises:
             UpdateError: there are local changes, and they are to be refused.

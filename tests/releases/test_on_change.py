@@ -125,13 +125,13 @@ def test_the_first_release_must_do(src: Path, tmp_path: Path) -> None:
         next(publish_on_change(str(src), str(tmp_path / "site"), version="1"))
 
 
-def test_a_survey_of_names_is_that_of_all(tmp_path: Path) -> None:
+def test_hashing_some_names_gives_the_same_as_hashing_all(tmp_path: Path) -> None:
     """Files, directories, what is gone, what became something else, and what is left out."""
     for name in ("a", "d/b", "d/c", "e/f", "skip/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    survey, whole = (SourceTree(str(tmp_path), ("skip", "*.bak")) for _ in range(2))
-    survey.read_all()
+    tree, whole = (SourceTree(str(tmp_path), ("skip", "*.bak")) for _ in range(2))
+    tree.read_all()
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "d/b").unlink()
     (tmp_path / "d/c").unlink()
@@ -141,9 +141,9 @@ def test_a_survey_of_names_is_that_of_all(tmp_path: Path) -> None:
     (tmp_path / "e/f").mkdir()
     (tmp_path / "e/f/g").write_bytes(b"")
     (tmp_path / "e/f/g.bak").write_bytes(b"")
-    survey.read({"a", "d", "d/b", "e/f", "e/f/g", "skip/x", "skip", "gone", "e/f/g.bak"})
+    tree.read({"a", "d", "d/b", "e/f", "e/f/g", "skip/x", "skip", "gone", "e/f/g.bak"})
     whole.read_all()
-    assert survey.entries == whole.entries
+    assert tree.entries == whole.entries
     assert sorted(whole.entries) == ["a", "d", "e/f/g"]
 
 

@@ -1,4 +1,4 @@
-"""Traversal in order, and manifests side by side: what a look at a tree is made of."""
+"""Traversal in order, and manifests side by side: what a scan of a tree is made of."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def test_deeper_than_descriptors_are_held(tmp_path: Path) -> None:
     assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
 
 
-def test_side_by_side() -> None:
+def test_entries_are_paired() -> None:
     """Every name of two manifests comes once, with its place in both."""
     old, new = manifest(a="1", c="3", d="4"), manifest(b="2", c="3", e="5")
     assert list(pair_entries(old, new)) == [("a", 0, None), ("b", None, 0), ("c", 1, 1), ("d", 2, None), ("e", None, 2)]

@@ -112,7 +112,7 @@ class Pointer:
             _refuse("not an object")
         format_version = record.get("format")
         if type(format_version) is not int or format_version != FORMAT:
-            _refuse(f"unknown format {format_version!r:.40}; this perfkit reads format {FORMAT}. Install a newer perfkit")
+            _refuse(f"unknown format {format_version!r:.40}; this perfkit reads {FORMAT} only. Install a newer perfkit")
         version = record.get("version")
         if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
             _refuse(f"the version {version!r:.80} is not one line of 1 to 200 printable characters")

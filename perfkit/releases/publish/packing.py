@@ -242,7 +242,7 @@ class PackWriter:
     def _submit(self) -> None:
         contents = [content for content, _ in self._batch]
         rows = [(len(content), pieces) for content, pieces in self._batch]
-        work = _solid if self._shared is None and len(contents) == 1 else compress_many
+        work = _compress_each if self._shared is None and len(contents) == 1 else compress_many
         self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._shared), rows))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
@@ -282,5 +282,5 @@ class PackWriter:
             self._writer.discard()
 
 
-def _solid(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+def _compress_each(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
     return [compress(content, level=level) for content in contents]

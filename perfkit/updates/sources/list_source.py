@@ -186,7 +186,7 @@ class ListSource:
         size = os.path.getsize(found.path)
         if each.size is not None and size != each.size:
             os.unlink(found.path)
-            raise IntegrityError(each.request.url, "wrong size", f"{each.size} bytes", f"{size} bytes")
+            raise IntegrityError(each.request.url, "not the size in the list", f"{each.size} bytes", f"{size} bytes")
         digest = bytes.fromhex(hash_file(found.path).sha256 or "")
         staging.adopt(found.path, digest)
         self._fetched = True

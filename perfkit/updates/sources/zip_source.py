@@ -7,14 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Set
 
 from perfkit.archives.members import Selection
-from perfkit.archives.zip import (
-    FetchRange,
-    ZipMember,
-    matches_file,
-    plan_ranges,
-    read_directory,
-    read_members,
-)
+from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_members
+from perfkit.archives.zip_directory import ZipMember, read_directory
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
