@@ -19,7 +19,7 @@ from origin import Nginx
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import check_name
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.publish.source_tree import Survey
+from perfkit.releases.publish.source_tree import SourceTree
 
 CORPORA = {  # the releases, oldest first; the last pair is the update
     "django": ("django", [f"4.2.{number}" for number in range(6, 17)], "text, thousands of files, point releases"),
@@ -84,9 +84,9 @@ def timed(command: list[str]) -> tuple[float, int]:
 
 
 def manifest_of(tree: Path) -> Manifest:
-    survey = Survey(str(tree))
-    survey.read_all()
-    return Manifest.of(survey.entries.values())
+    source = SourceTree(str(tree))
+    source.read_all()
+    return Manifest.of(source.entries.values())
 
 
 def patch_bytes(tars: list[Path]) -> int:

@@ -32,11 +32,11 @@ from corpora import (
 )
 from measure import MB, machine, note, versions
 
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, cut, tag
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces, tag
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
-from perfkit.releases.format.zstd import expand
+from perfkit.releases.format.zstd import decompress
 
 HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
 
@@ -145,14 +145,14 @@ class SiteClient:
         self.manifest = Manifest.parse(self.packed(self.pointer.manifest))
 
     def packed(self, ref: PackedRef) -> bytes:
-        return expand((self.site / ref.object.path).read_bytes(), ref.size)
+        return decompress((self.site / ref.object.path).read_bytes(), ref.size)
 
     def deltas(self, tree: Path) -> tuple[int, int] | None:
         """Bytes and requests by deltas from a tree."""
-        hops = self.pointer.chain(manifest_of(tree).sha256.hex())
-        requests = 1 + len(hops)
-        total = self.pointer_bytes + sum(hop.object.bytes for hop in hops) + requests * HEADERS
-        return (total, requests) if hops else None
+        deltas = self.pointer.chain(manifest_of(tree).sha256.hex())
+        requests = 1 + len(deltas)
+        total = self.pointer_bytes + sum(delta.object.bytes for delta in deltas) + requests * HEADERS
+        return (total, requests) if deltas else None
 
     def blocks(self, ref: PackedRef, tree: Path | None) -> tuple[int, int]:
         """Bytes and requests by blocks, for a client that has a tree of unknown origin, or none."""
@@ -165,7 +165,7 @@ class SiteClient:
             tags: set[int] = set()
             for name in {self.manifest.name(entry) for entry in large}:
                 with contextlib.suppress(FileNotFoundError), open(tree / name, "rb") as file:
-                    tags.update(map(tag, cut(file)))
+                    tags.update(map(tag, split_pieces(file)))
             pieces = [number for number in pieces if not (index.piece(number).tag in tags and index.piece(number).tag)]
         ranges = index.ranges(pieces)
         parts = [end for fetched in ranges for end in [fetched.end - fetched.start]]

@@ -315,7 +315,7 @@ class Toolkit:
 
         return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
-    def republish(
+    def publish_on_change(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
@@ -331,9 +331,9 @@ class Toolkit:
             as `publish`, for the first release.
             OSError: `src` can't be watched.
         """
-        from perfkit.releases.publish.on_change import republish
+        from perfkit.releases.publish.on_change import publish_on_change
 
-        return republish(
+        return publish_on_change(
             os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
         )
 
@@ -343,19 +343,12 @@ class Toolkit:
         Raises:
             as `sync`.
         """
-        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._download_progress.delayed():
-            return plan(
-                self.config,
-                self._downloads,
-                os.fspath(source),
-                os.fspath(dest),
-                kind=kind_of(type),
-                selection=selection,
-                progress=self._progress,
-            )
+            return plan(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -368,13 +361,13 @@ class Toolkit:
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; created if it does not exist.
-            type: the type of the source, one of `Kind`; by default it is detected from the content.
+            type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which members of an archive are wanted, and under which names.
 
         Raises:
             ConfigError: the source has no known type, or `selection` does not apply to its type.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
-            TransferError: the source can't be fetched; the tree is as it was.
+            TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`, or the source offers an older
                 release than was installed from it before; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
@@ -382,25 +375,18 @@ class Toolkit:
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
-        from perfkit.updates.source_types import kind_of
+        from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import sync
 
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._download_progress.delayed():
-            return sync(
-                self.config,
-                self._downloads,
-                os.fspath(source),
-                os.fspath(dest),
-                kind=kind_of(type),
-                selection=selection,
-                progress=self._progress,
-            )
+            return sync(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
 
         A file that had local edits before it was updated is restored with those edits if the released content is not
-        kept anywhere; the report's `as_found` lists such files.
+        kept anywhere; the report's `restored_with_edits` lists such files.
 
         Args:
             to: the number of the generation, as in `history`; by default the previous one.
@@ -410,7 +396,7 @@ class Toolkit:
             UpdateError: `dest` is not a managed tree.
             LockedError, RecoveryError, OSError: as `sync`.
         """
-        from perfkit.updates.updater import rollback
+        from perfkit.updates.restore import rollback
 
         return rollback(self.config, os.fspath(dest), to)
 
@@ -422,7 +408,7 @@ class Toolkit:
             RollbackError: a record is damaged.
             LockedError: another process or thread is changing the tree.
         """
-        from perfkit.updates.updater import history
+        from perfkit.updates.restore import history
 
         return history(os.fspath(dest))
 

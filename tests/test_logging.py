@@ -116,8 +116,8 @@ def test_an_update_can_be_followed(kit: Toolkit, log: pytest.LogCaptureFixture, 
     kit.publish(tmp_path / "src", tmp_path / "site", version="7")
     with Server(tmp_path / "site") as server:
         kit.sync(server.url, tmp_path / "tree")
-    assert "offers 7: 0 files to keep, 0 from here, 1 to fetch, 0 to remove" in log.text
-    assert "requests, by blocks" in log.text
+    assert "offers 7: 0 files unchanged, 0 from the tree or its history, 1 to fetch, 0 to remove" in log.text
+    assert "requests; route: blocks" in log.text
     assert "tree: committed in " in log.text
 
 

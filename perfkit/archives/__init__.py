@@ -1,1 +1,1 @@
-"""Read archives of others from a distance: zip and tar, their members, and what packs them."""
+"""Read remote zip and tar archives, compressed or not."""

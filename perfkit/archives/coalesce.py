@@ -1,4 +1,4 @@
-"""Byte ranges: which of them are worth fetching together."""
+"""Merge byte ranges that are cheaper to fetch together."""
 
 from __future__ import annotations
 
@@ -6,24 +6,24 @@ from collections.abc import Iterable
 
 __all__ = ["coalesce", "gap_bytes"]
 
-_REQUEST_BYTES = 500  # headers of a request and its answer: a shorter gap costs less than to step over it
-_WASTE = 0.04  # of the wanted bytes
+_REQUEST_BYTES = 500  # headers of a request and its response: a shorter gap costs less than another request
+_WASTE = 0.04  # of the wanted bytes may be gaps
 
 
 def gap_bytes(latency_s: float, bytes_per_s: float) -> int:
-    """The gap that takes as long to fetch as another request does."""
+    """The gap that takes as long to fetch as another request."""
     return max(_REQUEST_BYTES, int(latency_s * bytes_per_s))
 
 
 def coalesce(ranges: Iterable[tuple[int, int]], *, gap: int) -> list[tuple[int, int]]:
-    """Half-open ranges in order, joined where no more than `gap` bytes lie between two.
+    """Half-open ranges in order, merged where the gap between two is no longer than `gap` bytes.
 
-    The shortest gaps go first, and those longer than the headers of a request may not add up to more than 4 % of what
-    is wanted: a fast connection is no reason to fetch everything.
+    The shortest gaps are closed first. Those longer than the headers of a request may add up to 4 % of the wanted bytes
+    at most, so that a fast connection does not fetch everything.
     """
     wanted = sorted(pair for pair in ranges if pair[0] < pair[1])
     budget = int(_WASTE * sum(end - start for start, end in wanted))
-    joined = set()  # indexes of ranges that go together with the one before
+    joined = set()  # indexes of ranges that are merged with the one before
     for index in sorted(range(1, len(wanted)), key=lambda index: wanted[index][0] - wanted[index - 1][1]):
         between = wanted[index][0] - wanted[index - 1][1]
         if between > _REQUEST_BYTES:

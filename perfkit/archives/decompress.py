@@ -1,6 +1,6 @@
-"""Compressed streams, undone piece by piece: gzip, bzip2, xz, zstd, or nothing, as the first bytes say.
+"""Decompress streams chunk by chunk: gzip, bzip2, xz, zstd or none, detected by the first bytes.
 
-Memory stays bounded whatever a stream claims: a piece of input, a piece of output, and the window of the format.
+Memory is bounded whatever a stream claims: a chunk of input, a chunk of output, and the window of the format.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
 from perfkit.errors import ManifestError
 
-__all__ = ["Decoder", "Inflate", "Unpacked", "compression", "decode", "zstd_decoder"]
+__all__ = ["Decoder", "DecompressedStream", "InflateDecoder", "decode", "detect_compression", "zstd_decoder"]
 
 _MAGIC = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
@@ -23,13 +23,13 @@ _MAGIC = {
 _MAGIC_BYTES = 10
 
 
-def compression(first: bytes) -> str | None:
-    """The format that a stream with these first bytes (10 or more, if it has them) is compressed in; None if none."""
+def detect_compression(first: bytes) -> str | None:
+    """The compression of a stream with these first bytes (at least 10, if it has that many); None: uncompressed."""
     return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
 
 
 class Decoder(Protocol):
-    """What bz2, lzma and zstd offer alike."""
+    """The interface that the decompressors of bz2, lzma and zstd share."""
 
     @property
     def eof(self) -> bool: ...
@@ -40,8 +40,8 @@ class Decoder(Protocol):
     def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
-class Inflate:
-    """zlib in that manner. `wbits` is 31 for gzip and -15 for bare deflate."""
+class InflateDecoder:
+    """zlib with this interface. `wbits` is 31 for gzip and -15 for raw deflate."""
 
     def __init__(self, wbits: int) -> None:
         self._inflate = zlib.decompressobj(wbits)
@@ -81,7 +81,7 @@ def _zstd() -> Any:
 
 def _decoder(name: str, limits: Limits) -> Decoder:
     if name == "gzip":
-        return Inflate(31)
+        return InflateDecoder(31)
     if name == "bzip2":
         import bz2
 
@@ -94,42 +94,40 @@ def _decoder(name: str, limits: Limits) -> Decoder:
 
 
 def decode(decoder: Decoder, data: bytes, what: str) -> bytes:
-    """The next piece of output, which may be empty.
+    """The next chunk of output, which may be empty.
 
     Raises:
         ManifestError: `what`, such as "the gzip stream", is damaged.
     """
     try:
         return decoder.decompress(data, CHUNK_BYTES)
-    except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError, and bz2's OSError: each has its own
+    except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError, and OSError from bz2
         raise ManifestError(f"{what} is damaged, or needs too much memory: {error}") from error
 
 
-class Unpacked:
-    """The bytes of `source`, decompressed as its first bytes say; forwards only.
-
-    One layer is undone, and no more: an archive in an archive is a file.
+class DecompressedStream:
+    """Decompresses `source`, forwards only, and one layer only: an archive in an archive is a file.
 
     Attributes:
         packed: bytes read from `source`.
-        unpacked: bytes that came out.
+        unpacked: bytes of output.
     """
 
     def __init__(self, source: Readable, limits: Limits) -> None:
         self._source = source
         self._limits = limits
         self.packed = self.unpacked = 0
-        self._rest = b""  # read, and not yet given to the decoder
+        self._rest = b""  # read, but not yet decoded
         self._lookahead()
-        self._name = compression(self._rest)
+        self._name = detect_compression(self._rest)
         self._decoder = _decoder(self._name, limits) if self._name else None
         self._what = f"the {self._name} stream"
 
-    def piece(self) -> bytes:
-        """The next bytes, CHUNK_BYTES at most; none at the end, which is then known to be the right one.
+    def read_chunk(self) -> bytes:
+        """The next bytes, CHUNK_BYTES at most; empty at the end, after the whole stream has been checked.
 
         Raises:
-            ManifestError: damaged, cut short, a bomb, or followed by something else.
+            ManifestError: damaged, truncated, a decompression bomb, or followed by other data.
         """
         if self._decoder is None:
             output, self._rest = self._rest or self._read(), b""
@@ -142,7 +140,7 @@ class Unpacked:
             if self._decoder.needs_input and not self._rest:
                 self._rest = self._read()
                 if not self._rest:
-                    raise ManifestError(f"{self._what} is cut short")
+                    raise ManifestError(f"{self._what} is truncated")
             data, self._rest = self._rest, b""
             output = decode(self._decoder, data, self._what)
             if self._decoder.eof:
@@ -153,15 +151,15 @@ class Unpacked:
                 return output
 
     def _next_stream(self) -> bool:
-        """Go on to the next of several compressed streams in a row; False if that was the last."""
+        """Continue with the next of several concatenated streams; False: that was the last."""
         assert self._name is not None
         self._lookahead()
-        if compression(self._rest) == self._name:
+        if detect_compression(self._rest) == self._name:
             self._decoder = _decoder(self._name, self._limits)
             return True
         while self._rest:
             if self._rest.strip(b"\0"):
-                raise ManifestError(f"{self._what} is followed by something else")
+                raise ManifestError(f"{self._what} is followed by other data")
             self._rest = self._read()
         return False
 

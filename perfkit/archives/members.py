@@ -1,4 +1,4 @@
-"""What archives have in common: which members are wanted, under which names, and how much may come out of them."""
+"""What archive formats share: which members are wanted, what they are called, and how large they may be."""
 
 from __future__ import annotations
 
@@ -12,8 +12,17 @@ from typing import Any, BinaryIO, Protocol
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 
-__all__ = ["CHUNK_BYTES", "Limits", "Member", "Readable", "Refreshed", "Roster", "Selection", "Writable",
-           "refresh"]  # fmt: skip
+__all__ = [
+    "CHUNK_BYTES",
+    "Limits",
+    "Member",
+    "MemberNames",
+    "Readable",
+    "Selection",
+    "StageResult",
+    "Writable",
+    "stage_if_changed",
+]
 
 CHUNK_BYTES = 256 << 10
 
@@ -36,26 +45,26 @@ class Writable(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Limits:
-    """How much an archive may be. What goes beyond is refused, before the tree is touched."""
+    """The limits of an archive. One that exceeds them is refused before the tree is touched."""
 
     members: int = 200_000
     depth: int = 64  # components of a name
     total_bytes: int = 1 << 40  # unpacked
-    ratio: int = 250  # unpacked bytes for each packed one, of the whole archive, beyond `free_bytes`
+    ratio: int = 250  # unpacked to packed bytes of the whole archive, from `free_bytes` on
     free_bytes: int = 256 << 20
-    window_bytes: int = 128 << 20  # what a decompressor may hold; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
+    window_bytes: int = 128 << 20  # memory of a decompressor; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
 
     def check_ratio(self, unpacked: int, packed: int) -> None:
-        """See that this much may come out of that.
+        """See that an archive of this many packed bytes may have this many unpacked ones.
 
         Raises:
-            ManifestError: it may not.
+            ManifestError: it exceeds the limits.
         """
         if unpacked > self.total_bytes:
             raise ManifestError(f"the archive unpacks to more than {self.total_bytes} bytes")
         if unpacked > self.free_bytes and unpacked > self.ratio * packed:
             raise ManifestError(
-                f"{packed} packed bytes unpack to {unpacked} or more: over {self.ratio} to 1, as a bomb does"
+                f"{packed} packed bytes unpack to {unpacked} or more, over {self.ratio} to 1: a decompression bomb"
             )
 
 
@@ -63,10 +72,10 @@ class Limits:
 class Selection:
     """Which members are wanted, and what they are called in the tree.
 
-    `strip_components` leading directories are cut off, as tar does, and members with no more than these are left out;
-    a leading `./` does not count. Patterns are those of `fnmatch`, with case, for the whole name that is left: `*`
-    and `?` also match slashes, and a pattern that matches a directory takes all that is in it. A member is wanted if
-    one of `include` matches, or there are none, and none of `exclude` does.
+    `strip_components` leading directories are removed, as by tar, and members without more components are skipped; a
+    leading `./` does not count. Patterns are those of `fnmatch`, case-sensitive, and match the whole remaining name:
+    `*` and `?` also match slashes, and a pattern that matches a directory includes everything below it. A member is
+    wanted if it matches one of `include`, or `include` is empty, and it matches none of `exclude`.
 
     Raises:
         ConfigError: strip_components is negative.
@@ -82,12 +91,15 @@ class Selection:
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Selection:
-        """What `record` gave."""
-        return cls(strip_components=int(record.get("strip_components", 0)), include=tuple(record.get("include", ())),
-                   exclude=tuple(record.get("exclude", ())))  # fmt: skip
+        """The selection that `record` returned."""
+        return cls(
+            strip_components=int(record.get("strip_components", 0)),
+            include=tuple(record.get("include", ())),
+            exclude=tuple(record.get("exclude", ())),
+        )
 
     def record(self) -> dict[str, object]:
-        """As JSON has it."""
+        """As JSON."""
         return {"strip_components": self.strip_components, "include": [*self.include], "exclude": [*self.exclude]}
 
     def __str__(self) -> str:
@@ -96,13 +108,13 @@ class Selection:
         return " ".join(words)
 
     def name(self, member: str) -> str | None:
-        """The name in the tree of what an archive calls `member`; None if it isn't wanted. Not yet a safe name.
+        """The name in the tree of an archive's `member`; None: it isn't wanted. The name may still be unsafe.
 
         Raises:
-            UnsafePathError: it is absolute, or has `..` in it, wanted or not.
+            UnsafePathError: it is absolute, or has a component `..`, wanted or not.
         """
         if member.startswith("/"):
-            raise UnsafePathError(member, "it is absolute; an archive's names must be relative")
+            raise UnsafePathError(member, "it is absolute; names in an archive must be relative")
         components = member.rstrip("/").split("/")
         if ".." in components:
             raise UnsafePathError(member, "a component is '..'")
@@ -127,8 +139,8 @@ class Member:
     executable: bool
 
 
-class Roster:
-    """Takes an archive's names one by one, and sees that they can stand in one tree."""
+class MemberNames:
+    """Checks the names of an archive one by one, and that they do not collide."""
 
     def __init__(self, selection: Selection, limits: Limits) -> None:
         self._selection = selection
@@ -138,14 +150,14 @@ class Roster:
         self._count = 0
 
     def admit(self, member: str, *, kind: str) -> str | None:
-        """The name in the tree for a member; None if there is nothing to do for it.
+        """The name in the tree for a member; None: it is not wanted, or a directory.
 
         Args:
-            kind: `file`, `directory`, or what else it is, for the error.
+            kind: `file`, `directory`, or a description of anything else, for the error.
 
         Raises:
-            UnsafePathError: the name leads outside, or can't stand on every file system.
-            ManifestError: it is neither file nor directory, a duplicate, too deep, or one too many.
+            UnsafePathError: the name leads outside the tree, or is not valid on every file system.
+            ManifestError: it is neither file nor directory, a duplicate, too deep, or there are too many members.
         """
         self._count += 1
         if self._count > self._limits.members:
@@ -154,7 +166,7 @@ class Roster:
         if name is None:
             return None
         if kind not in ("file", "directory"):
-            raise ManifestError(f"member {member!r} is {kind}; only files and directories are unpacked (exclude it?)")
+            raise ManifestError(f"member {member!r} is {kind}; only files and directories can be unpacked; exclude it")
         check_name(name)
         if name.count("/") >= self._limits.depth:
             raise ManifestError(f"member {member!r} is more than {self._limits.depth} directories deep")
@@ -162,79 +174,79 @@ class Roster:
             self._directories.add(name)
             return None
         if name in self._files:
-            raise ManifestError(f"member {member!r} is there twice")
+            raise ManifestError(f"member {member!r} occurs twice")
         self._files.add(name)
         return name
 
     def close(self) -> None:
-        """See that all of them can stand in one tree.
+        """See that no names collide.
 
         Raises:
-            UnsafePathError: two are the same where case or normalisation don't count; a file is also a directory.
+            UnsafePathError: two names differ only in case or Unicode normalisation; a file is also a directory.
         """
         check_names(self._files)
         folded = {name.casefold() for name in self._files}
         for name in self._directories:
             if name.casefold() in folded:
-                raise UnsafePathError(name, "it is a file and a directory")
+                raise UnsafePathError(name, "it is both a file and a directory")
 
 
 @dataclass(frozen=True, slots=True)
-class Refreshed:
-    """What came of comparing a member with the file that stands there."""
+class StageResult:
+    """The result of `stage_if_changed`."""
 
     sha256: str  # of the member's content
-    changed: bool  # whether it was written to the stage
+    changed: bool  # whether it was staged
 
 
-def refresh(
+def stage_if_changed(
     member: Member, content: Iterable[bytes | memoryview], old: BinaryIO | None, stage: Callable[[], BinaryIO]
-) -> Refreshed:
-    """Write a member's content to a stage, unless the installed file has it already.
+) -> StageResult:
+    """Stage a member's content, unless the installed file already has it.
 
-    Content and file are read side by side, a piece at a time. The stage is opened at the first difference, and closed;
-    what came before is copied from the file.
+    Content and file are compared chunk by chunk. At the first difference a staged file is opened, and what came before
+    is copied from the installed file.
 
     Args:
-        old: the installed file, open for reading and unbuffered; None if there is no regular one.
+        old: the installed file, open for reading and unbuffered; None: there is no regular file.
         stage: opens a new file for writing.
 
     Raises:
-        ManifestError: the archive is damaged (from `content`); what has been staged is then worthless.
-        FileChangedError: the installed file was changed meanwhile.
+        ManifestError: the archive is damaged (raised by `content`); discard what was staged.
+        FileChangedError: the installed file changed during the comparison.
         OSError: the local disk.
     """
     digest = hashlib.sha256()
-    pieces = iter(content)
-    piece: bytes | memoryview = b""
+    chunks = iter(content)
+    chunk: bytes | memoryview = b""
     same = 0  # bytes
     if old is not None and os.fstat(old.fileno()).st_size == member.size:
         old.seek(0)
-        for piece in pieces:
-            if old.read(len(piece)) != piece:
+        for chunk in chunks:
+            if old.read(len(chunk)) != chunk:
                 break
-            digest.update(piece)
-            same += len(piece)
+            digest.update(chunk)
+            same += len(chunk)
         else:
-            return Refreshed(digest.hexdigest(), changed=False)
+            return StageResult(digest.hexdigest(), changed=False)
     with stage() as out:
         if old is not None and same:
             _copy_verified(old, out, same, digest.digest())
-        digest.update(piece)
-        out.write(piece)
-        for piece in pieces:
-            digest.update(piece)
-            out.write(piece)
-    return Refreshed(digest.hexdigest(), changed=True)
+        digest.update(chunk)
+        out.write(chunk)
+        for chunk in chunks:
+            digest.update(chunk)
+            out.write(chunk)
+    return StageResult(digest.hexdigest(), changed=True)
 
 
 def _copy_verified(old: BinaryIO, out: BinaryIO, size: int, sha256: bytes) -> None:
-    """Copy the first bytes of a file that another program may be writing to."""
+    """Copy the first bytes of a file, and check that nobody changed them."""
     digest = hashlib.sha256()
     old.seek(0)
-    while size and (piece := old.read(min(size, CHUNK_BYTES))):
-        digest.update(piece)
-        out.write(piece)
-        size -= len(piece)
+    while size and (chunk := old.read(min(size, CHUNK_BYTES))):
+        digest.update(chunk)
+        out.write(chunk)
+        size -= len(chunk)
     if digest.digest() != sha256:
         raise FileChangedError(str(old.name), "it changed while it was compared with the archive")

@@ -1,7 +1,7 @@
-"""Tar archives, plain or compressed, read once and forwards.
+"""Read tar archives, plain or compressed, once from start to end.
 
-ustar, GNU long names and PAX (POSIX.1-2001, pax(1)); header blocks are parsed by `tarfile`. What `tarfile` would do
-besides (read headers of any size into memory, follow links, extract) is not used.
+Formats: ustar, GNU long names and PAX (POSIX.1-2001, pax(1)). `tarfile` only parses single header blocks: it would
+read headers of any size into memory, follow links, and extract.
 """
 
 from __future__ import annotations
@@ -9,18 +9,23 @@ from __future__ import annotations
 import tarfile
 from collections.abc import Generator, Iterator
 
-from perfkit.archives.decompress import Unpacked
-from perfkit.archives.members import Limits, Member, Readable, Roster, Selection
+from perfkit.archives.decompress import DecompressedStream
+from perfkit.archives.members import Limits, Member, MemberNames, Readable, Selection
 from perfkit.errors import ManifestError
 
 __all__ = ["Content", "is_header", "read_members"]
 
 _BLOCK = 512
-_EXTENSION_BYTES = 256 << 10  # the most that one PAX header or long name may have
-_TRAILER_BYTES = 64 << 20  # what may follow the end-of-archive blocks: padding
+_EXTENSION_BYTES = 256 << 10  # limit of one PAX header or long name
+_TRAILER_BYTES = 64 << 20  # limit of the padding after the end-of-archive blocks
 _FILES = (tarfile.REGTYPE, tarfile.AREGTYPE, tarfile.CONTTYPE)
-_EXTENSIONS = (tarfile.XHDTYPE, tarfile.SOLARIS_XHDTYPE, tarfile.XGLTYPE, tarfile.GNUTYPE_LONGNAME,
-               tarfile.GNUTYPE_LONGLINK)  # fmt: skip
+_EXTENSIONS = (
+    tarfile.XHDTYPE,
+    tarfile.SOLARIS_XHDTYPE,
+    tarfile.XGLTYPE,
+    tarfile.GNUTYPE_LONGNAME,
+    tarfile.GNUTYPE_LONGLINK,
+)
 _KINDS = {
     tarfile.DIRTYPE: "directory",
     tarfile.SYMTYPE: "a symbolic link",
@@ -34,7 +39,7 @@ Content = Iterator[memoryview]
 
 
 def is_header(block: bytes) -> bool:
-    """Whether these are the first bytes of a tar archive: a header block whose checksum holds."""
+    """Whether these are the first bytes of a tar archive: a header block with a correct checksum."""
     try:
         return bool(_parse(block[:_BLOCK]).name)
     except ManifestError:
@@ -44,22 +49,25 @@ def is_header(block: bytes) -> bool:
 def read_members(
     source: Readable, *, selection: Selection | None = None, limits: Limits | None = None
 ) -> Iterator[tuple[Member, Content]]:
-    """The wanted files in a tar archive, one after another, each with its content in pieces.
+    """The wanted files of a tar archive, one after another, each with its content in chunks.
 
-    What a caller leaves of a content is skipped. Only when the iterator has ended has the whole archive been checked,
-    its names against each other and the compressor's checksum included: nothing may be committed earlier.
+    Content that the caller does not read is skipped. The archive has been checked only when the iterator has ended,
+    including name collisions and the checksum of the compression: commit nothing before.
 
     Raises:
-        ManifestError: damaged, cut short, a bomb; a wanted member is a link, a device, sparse, or there twice.
-        UnsafePathError: a name that leads outside, or that can't stand in one tree with another.
+        ManifestError: damaged, truncated, a decompression bomb; a wanted member is a link, a device, sparse, or a
+            duplicate.
+        UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
     limits = limits or Limits()
-    return _read_members(_Blocks(Unpacked(source, limits)), Roster(selection or Selection(), limits), limits)
+    return _read_members(
+        _Blocks(DecompressedStream(source, limits)), MemberNames(selection or Selection(), limits), limits
+    )
 
 
-def _read_members(blocks: _Blocks, roster: Roster, limits: Limits) -> Iterator[tuple[Member, Content]]:
-    path: str | None = None  # what extension headers say of the next member
+def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterator[tuple[Member, Content]]:
+    path: str | None = None  # from extension headers, for the next member
     size: int | None = None
     sparse = False
     extensions = 0
@@ -79,31 +87,31 @@ def _read_members(blocks: _Blocks, roster: Roster, limits: Limits) -> Iterator[t
                 records = _parse_pax(payload)
                 sparse = sparse or any(key.startswith("GNU.sparse.") for key in records)
                 if header.type == tarfile.XGLTYPE and not records.keys().isdisjoint(("path", "size")):
-                    raise ManifestError("the tar archive has a global header that names all members alike")
+                    raise ManifestError("the tar archive has a global header that gives all members one name or size")
                 path = records.get("path", path)
                 size = _parse_size(records["size"]) if "size" in records else size
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
-            raise ManifestError(f"member {header.name!r} is a sparse file; the archive must be made without --sparse")
+            raise ManifestError(f"member {header.name!r} is a sparse file; create the archive without --sparse")
         name = header.name if path is None else path
         header.size = header.size if size is None else size
         kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
         if sparse:
             kind = "a sparse file"
         elif kind == "file" and name.endswith("/"):
-            kind = "directory"  # as archives older than POSIX write it
-        wanted = roster.admit(name, kind=kind)
+            kind = "directory"  # as pre-POSIX archives write it
+        wanted = names.admit(name, kind=kind)
         # POSIX gives links, directories and devices no content, whatever their size field says
         length = 0 if header.type in _KINDS else header.size
         end = blocks.position + length
         if wanted is not None:
-            content = blocks.pieces(end)
+            content = blocks.chunks(end)
             yield Member(wanted, length, bool(header.mode & 0o100)), content
-            content.close()  # whoever still holds it must not move the stream
+            content.close()  # the caller can no longer read from it
         blocks.skip(end - blocks.position + -length % _BLOCK)
         path = size = None
         sparse = False
-    roster.close()
+    names.close()
     blocks.drain(_TRAILER_BYTES)
 
 
@@ -111,7 +119,7 @@ def _parse(block: bytes) -> tarfile.TarInfo:
     try:
         header = tarfile.TarInfo.frombuf(block, "utf-8", "surrogateescape")
     except (tarfile.HeaderError, ValueError) as error:
-        raise ManifestError(f"not a tar archive, or a damaged one: {error}") from error
+        raise ManifestError(f"not a tar archive, or damaged: {error}") from error
     if header.size < 0:
         raise ManifestError(f"the tar archive has a member of {header.size} bytes")
     return header
@@ -140,24 +148,24 @@ def _parse_size(text: str) -> int:
 
 
 class _Blocks:
-    """The unpacked stream, with a position."""
+    """The decompressed stream, with a position."""
 
-    def __init__(self, unpacked: Unpacked) -> None:
+    def __init__(self, unpacked: DecompressedStream) -> None:
         self._unpacked = unpacked
-        self._piece = memoryview(b"")
+        self._chunk = memoryview(b"")
         self.position = 0
 
     def take(self, most: int) -> memoryview:
-        """At least one byte, unless `most` is 0, and no more than are at hand.
+        """The next bytes of the current chunk: at least one, unless `most` is 0.
 
         Raises:
             ManifestError: the stream has ended.
         """
-        if not self._piece and most:
-            self._piece = memoryview(self._unpacked.piece())
-            if not self._piece:
-                raise ManifestError("the tar archive is cut short")
-        taken, self._piece = self._piece[:most], self._piece[most:]
+        if not self._chunk and most:
+            self._chunk = memoryview(self._unpacked.read_chunk())
+            if not self._chunk:
+                raise ManifestError("the tar archive is truncated")
+        taken, self._chunk = self._chunk[:most], self._chunk[most:]
         self.position += len(taken)
         return taken
 
@@ -167,7 +175,7 @@ class _Blocks:
             taken += self.take(count - len(taken))
         return taken
 
-    def pieces(self, end: int) -> Generator[memoryview, None, None]:
+    def chunks(self, end: int) -> Generator[memoryview, None, None]:
         while self.position < end:
             yield self.take(end - self.position)
 
@@ -176,10 +184,10 @@ class _Blocks:
             count -= len(self.take(count))
 
     def drain(self, most: int) -> None:
-        """Read to the end, so that the compressor's checksum is compared."""
+        """Read to the end, which checks the checksum of the compression."""
         end = self.position + most
-        while piece := self._piece or self._unpacked.piece():
-            self.position += len(piece)
-            self._piece = memoryview(b"")
+        while chunk := self._chunk or self._unpacked.read_chunk():
+            self.position += len(chunk)
+            self._chunk = memoryview(b"")
             if self.position > end:
-                raise ManifestError(f"the tar archive goes on for more than {most} bytes after its end")
+                raise ManifestError(f"the tar archive has more than {most} bytes after its end")

@@ -1,287 +1,55 @@
-"""Zip archives by ranges: the central directory, the members that differ, and nothing else.
+"""Read members of a zip archive by ranges, and verify them.
 
-Formats: APPNOTE.TXT 6.3.10 (PKWARE); section numbers below are its. Only the central directory says what there is;
-local headers must agree with it.
+Format: APPNOTE.TXT 6.3.10 (PKWARE).
 """
 
 from __future__ import annotations
 
-import stat
-import struct
 import zlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
-from perfkit.archives.decompress import Decoder, Inflate, decode, zstd_decoder
-from perfkit.archives.members import CHUNK_BYTES, Limits, Member, Readable, Roster, Selection
+from perfkit.archives.decompress import Decoder, InflateDecoder, decode, zstd_decoder
+from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
+from perfkit.archives.zip_directory import (
+    DEFLATED,
+    ENCRYPTED,
+    LOCAL_HEADER,
+    STORED,
+    ZipMember,
+    apply_zip64,
+    extra_fields,
+)
 from perfkit.errors import ManifestError
 
-__all__ = ["FetchRange", "ZipMember", "crc32", "is_current", "plan_ranges", "read_directory", "read_members"]
+__all__ = ["FetchRange", "crc32", "matches_file", "plan_ranges", "read_members"]
 
-_END = struct.Struct("<4s4H2LH")  # 4.3.16
-_END_SIGNATURE = b"PK\x05\x06"
-_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
-_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
-_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
-_LOCAL = struct.Struct("<4s5H3L2H")  # 4.3.7
-
-_TAIL_BYTES = 64 << 10  # where the end is looked for first; most central directories are in there too
-_COMMENT_BYTES = 0xFFFF  # the longest comment of an archive, and the longest extra field
-_DIRECTORY_BYTES = 32 << 20
-_DESCRIPTOR_BYTES = 24  # the longest data descriptor, 4.3.9
-
-_STORED, _DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
-_ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13  # 4.4.4
-_DESCRIPTOR_FOLLOWS = 1 << 3
-_UTF8 = 1 << 11
-_UNIX_SYSTEMS = (3, 19)  # 4.4.2: made where the upper half of the external attributes is a mode
-
-ReadRange = Callable[[int, int], bytes]
-
-
-@dataclass(frozen=True, slots=True)
-class ZipMember(Member):
-    """A regular file in a zip archive. The bytes from `start` to `end` of the archive have all of it."""
-
-    crc32: int
-    method: int
-    packed: int  # compressed bytes
-    start: int  # of the local header
-    end: int
-    raw_name: bytes  # as the local header must have it
+_DESCRIPTOR_FOLLOWS = 1 << 3  # 4.4.4
 
 
 @dataclass(frozen=True, slots=True)
 class FetchRange:
-    """Neighbouring members, to be fetched at once."""
+    """Adjacent members, to fetch at once."""
 
     start: int
     end: int
     members: tuple[ZipMember, ...]
 
 
-@dataclass(frozen=True, slots=True)
-class _Directory:
-    """Where the central directory is, and by how much all offsets are to be moved."""
-
-    start: int
-    end: int
-    count: int
-    shift: int  # of archives with something in front, such as self-extracting ones
-
-
-def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
-) -> list[ZipMember]:
-    """The wanted files of an archive of `size` bytes, in the order in which they stand in it.
-
-    One or two ranges are read, three where there is a long comment or Zip64 without room for it.
-
-    Args:
-        read_range: gives the bytes from start (inclusive) to end (exclusive).
-
-    Raises:
-        ManifestError: not a zip archive, a damaged or split one, or a bomb; members overlap; a wanted member is
-            encrypted, a link, there twice, or compressed by another method than deflate or zstd.
-        UnsafePathError: a name that leads outside, or that can't stand in one tree with another.
-        Anything that `read_range` raises.
-    """
-    limits = limits or Limits()
-    tail = _Tail(read_range, size)
-    directory = _find_directory(tail)
-    if directory.count > limits.members:
-        raise ManifestError(f"the archive has more than {limits.members} members")
-    data = tail.read(directory.start, directory.end)
-    return _parse_directory(data, directory, Roster(selection or Selection(), limits), limits, size)
-
-
-class _Tail:
-    """The end of an archive, as much of it as has been asked for. What is there is not read again."""
-
-    def __init__(self, read_range: ReadRange, size: int) -> None:
-        self._read_range = read_range
-        self._size = size
-        self._data = b""
-
-    @property
-    def size(self) -> int:
-        return self._size
-
-    def read(self, start: int, end: int) -> bytes:
-        begins = self._size - len(self._data)
-        if start < begins:
-            more = self._read_range(start, begins)
-            if len(more) != begins - start:
-                raise ManifestError(f"the zip archive has {len(more)} of {begins - start} bytes at {start}")
-            self._data = more + self._data
-            begins = start
-        return self._data[start - begins : end - begins]
-
-
-def _find_directory(tail: _Tail) -> _Directory:
-    """Where the central directory is, by the end records."""
-    for reach in (_TAIL_BYTES, _END.size + _COMMENT_BYTES):
-        begins = max(0, tail.size - reach)
-        data = tail.read(begins, tail.size)
-        at = data.rfind(_END_SIGNATURE)
-        while at >= 0:
-            if len(data) - at >= _END.size:
-                fields = _END.unpack_from(data, at)
-                if at + _END.size + fields[-1] == len(data):  # else the signature is part of something
-                    return _locate_directory(tail, begins + at, fields)
-            at = data.rfind(_END_SIGNATURE, 0, at)
-    raise ManifestError("not a zip archive, or it is cut short: there is no end of a central directory")
-
-
-def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _Directory:
-    disk, directory_disk, here, count, length, offset = fields[1:7]
-    if 0xFFFF in (disk, directory_disk, here, count) or 0xFFFFFFFF in (length, offset):
-        at = position - _LOCATOR.size
-        if at >= 0 and (locator := tail.read(at, position)).startswith(b"PK\x06\x07"):
-            position, fields = _read_end64(tail, at, _LOCATOR.unpack(locator)[2])
-            disk, directory_disk, here, count, length, offset = fields[4:10]
-    if disk or directory_disk or here != count:
-        raise ManifestError("the zip archive is split over several files")
-    start = position - length
-    shift = start - offset
-    if start < 0 or shift < 0 or length > _DIRECTORY_BYTES or count * _CENTRAL.size > length:
-        raise ManifestError(f"the zip archive has an impossible central directory: {count} members in {length} bytes")
-    return _Directory(start, position, count, shift)
-
-
-def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int, ...]]:
-    """Where the Zip64 end record is, and its fields: right before its locator, or where that says."""
-    for at in (locator - _END64.size, offset):
-        if 0 <= at <= locator - _END64.size and locator - at <= _COMMENT_BYTES:
-            fields = _END64.unpack(tail.read(at, at + _END64.size))
-            if fields[0] == b"PK\x06\x06" and at + 12 + fields[1] == locator:
-                return at, fields
-    raise ManifestError("the zip archive has no Zip64 end record where one should be")
-
-
-def _parse_directory(
-    data: bytes, directory: _Directory, roster: Roster, limits: Limits, size: int
-) -> list[ZipMember]:
-    entries = list(_parse_entries(data, directory))
-    entries.sort(key=lambda entry: entry.start)
-    ends = [*(entry.start for entry in entries), directory.start][1:]
-    members = []
-    for entry, end in zip(entries, ends, strict=True):
-        if entry.start + _LOCAL.size + len(entry.raw_name) + entry.packed > end:
-            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with what comes after it")
-        if (name := roster.admit(entry.name, kind=entry.kind)) is None:
-            continue
-        if entry.flags & _ENCRYPTED:
-            raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
-        if entry.method not in (_STORED, _DEFLATED, _ZSTD):
-            raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
-        if entry.method == _STORED and entry.packed != entry.size:
-            raise ManifestError(f"member {entry.name!r} is stored, and has two sizes: {entry.packed} and {entry.size}")
-        # the local header may have a longer extra field than this one, and a descriptor may follow; but no further
-        reach = entry.start + _LOCAL.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
-        members.append(
-            ZipMember(name, entry.size, entry.executable, entry.crc32, entry.method, entry.packed, entry.start,
-                      min(end, reach), entry.raw_name)
-        )  # fmt: skip
-    roster.close()
-    limits.check_ratio(sum(member.size for member in members), size)
-    return members
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """A record of the central directory."""
-
-    name: str
-    raw_name: bytes
-    kind: str
-    executable: bool
-    flags: int
-    method: int
-    crc32: int
-    packed: int
-    size: int
-    start: int
-
-
-def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
-    position = 0
-    for _ in range(directory.count):
-        if len(data) - position < _CENTRAL.size:
-            raise ManifestError("the central directory of the zip archive is cut short")
-        (signature, made_by, _, flags, method, _, _, crc, packed, size, name_length, extra_length, comment_length, disk,
-         _, attributes, start) = _CENTRAL.unpack_from(data, position)  # fmt: skip
-        position += _CENTRAL.size
-        raw_name = data[position : position + name_length]
-        extra = data[position + name_length : position + name_length + extra_length]
-        position += name_length + extra_length + comment_length
-        if signature != b"PK\x01\x02" or position > len(data):
-            raise ManifestError("the central directory of the zip archive is damaged")
-        fields = _extra_fields(extra)
-        size, packed, start, disk = _widen((size, packed, start, disk), fields.get(0x0001, b""))
-        if disk:
-            raise ManifestError("the zip archive is split over several files")
-        name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
-        mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
-        yield _Entry(name, raw_name, _kind(name, mode), bool(mode & 0o100), flags, method, crc, packed, size,
-                     start + directory.shift)  # fmt: skip
-    if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
-        raise ManifestError("the central directory of the zip archive has more than its members")
-
-
-def _extra_fields(extra: bytes) -> dict[int, bytes]:
-    """By header ID; what is left over at the end, as some writers pad, is nothing."""
-    fields: dict[int, bytes] = {}
-    position = 0
-    while position + 4 <= len(extra):
-        identifier, length = struct.unpack_from("<2H", extra, position)
-        fields.setdefault(identifier, extra[position + 4 : position + 4 + length])
-        position += 4 + length
-    return fields
-
-
-def _widen(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int]:
-    """Size, packed size, offset and disk, with the values of a Zip64 field (4.5.3) for those that are all ones."""
-    for value, unset, width in zip(values, (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), (8, 8, 8, 4), strict=True):
-        if value == unset and extra:
-            if len(extra) < width:
-                raise ManifestError("the zip archive has a Zip64 field that is too short")
-            value, extra = int.from_bytes(extra[:width], "little"), extra[width:]
-        yield value
-
-
-def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
-    """UTF-8 if the flag or the Unicode Path field (4.6.9) says so, else code page 437 (appendix D)."""
-    try:
-        if flags & _UTF8:
-            return raw.decode()
-        if len(unicode_path) > 5 and unicode_path[:5] == b"\x01" + zlib.crc32(raw).to_bytes(4, "little"):
-            return unicode_path[5:].decode()
-    except UnicodeDecodeError as error:
-        raise ManifestError(f"the zip archive has a name that is not UTF-8: {raw!r}") from error
-    return raw.decode("cp437")
-
-
-def _kind(name: str, mode: int) -> str:
-    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a symbolic link" if stat.S_ISLNK(mode) else "a device or another special file"
-    return "directory" if name.endswith("/") or stat.S_ISDIR(mode) else "file"
-
-
 def crc32(file: BinaryIO) -> int:
-    """The CRC-32 of what `file` still has to give."""
+    """The CRC-32 of the rest of `file`."""
     crc = 0
-    while piece := file.read(CHUNK_BYTES):
-        crc = zlib.crc32(piece, crc)
+    while chunk := file.read(CHUNK_BYTES):
+        crc = zlib.crc32(chunk, crc)
     return crc
 
 
-def is_current(member: ZipMember, file: BinaryIO) -> bool:
-    """Whether an open, seekable file has this content, as far as size and CRC-32 can tell.
+def matches_file(member: ZipMember, file: BinaryIO) -> bool:
+    """Whether an open, seekable file has the size and the CRC-32 of a member.
 
-    A CRC tells versions of a file apart, and not a forgery made to match it.
+    A CRC detects another version of a file, but not a forgery.
     """
     if file.seek(0, 2) != member.size:
         return False
@@ -290,7 +58,7 @@ def is_current(member: ZipMember, file: BinaryIO) -> bool:
 
 
 def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
-    """What to fetch for these members, in order; `gap` as for `coalesce`."""
+    """The ranges to fetch for these members, in order; `gap` as for `coalesce`."""
     waiting = sorted(members, key=lambda member: member.start)
     ranges = []
     position = 0
@@ -305,13 +73,13 @@ def plan_ranges(members: Iterable[ZipMember], *, gap: int) -> list[FetchRange]:
 def read_members(
     fetched: FetchRange, source: Readable, limits: Limits | None = None
 ) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
-    """The members in a range, one after another, each with its content in pieces, from a stream of that range.
+    """The members in a range, one after another, each with its content in chunks, from a stream of that range.
 
-    A content is known to be right, by size and CRC-32, only when its iterator has ended. What a caller leaves of one
-    is skipped, unchecked.
+    Size and CRC-32 have been checked only when the iterator of a content has ended. Content that the caller does not
+    read is skipped, unchecked.
 
     Raises, while contents are read:
-        ManifestError: local header and central directory disagree; damaged, cut short, or of another size than said.
+        ManifestError: local header and central directory disagree; damaged, truncated, or of another size.
         Anything that `source` raises.
     """
     stream = _Stream(source, fetched.start)
@@ -323,7 +91,7 @@ def read_members(
 
 
 class _Stream:
-    """A stream that knows where in the archive it stands."""
+    """A stream that knows its position in the archive."""
 
     def __init__(self, source: Readable, position: int) -> None:
         self._source = source
@@ -332,7 +100,7 @@ class _Stream:
     def read(self, size: int) -> bytes:
         data = self._source.read(min(size, CHUNK_BYTES))
         if not data:
-            raise ManifestError(f"the zip archive is cut short at {self._position}")
+            raise ManifestError(f"the zip archive is truncated at byte {self._position}")
         self._position += len(data)
         return data
 
@@ -350,33 +118,33 @@ class _Stream:
 def _read_content(member: ZipMember, stream: _Stream, limits: Limits) -> Generator[bytes, None, None]:
     _check_local_header(member, stream)
     size = crc = 0
-    for piece in _decoded(member, stream, limits):
-        size += len(piece)
+    for chunk in _decoded(member, stream, limits):
+        size += len(chunk)
         if size > member.size:
-            _refuse(member, f"it has more than the {member.size} bytes it says")
-        crc = zlib.crc32(piece, crc)
-        yield piece
+            _refuse(member, f"it unpacks to more than its {member.size} bytes")
+        crc = zlib.crc32(chunk, crc)
+        yield chunk
     if size != member.size:
-        _refuse(member, f"it has {size} bytes and says {member.size}")
+        _refuse(member, f"it unpacks to {size} bytes instead of {member.size}")
     if crc != member.crc32:
-        _refuse(member, f"its CRC-32 is {crc:08x} and should be {member.crc32:08x}")
+        _refuse(member, f"its CRC-32 is {crc:08x} instead of {member.crc32:08x}")
 
 
 def _check_local_header(member: ZipMember, stream: _Stream) -> None:
-    header = stream.read_exactly(_LOCAL.size)
-    signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = _LOCAL.unpack(header)
+    header = stream.read_exactly(LOCAL_HEADER.size)
+    signature, _, flags, method, _, _, crc, packed, size, name_length, extra_length = LOCAL_HEADER.unpack(header)
     if signature != b"PK\x03\x04":
-        _refuse(member, "there is no local header where the central directory says")
+        _refuse(member, "there is no local header where the central directory points")
     name = stream.read_exactly(name_length)
     extra = stream.read_exactly(extra_length)
-    size, packed, _, _ = _widen((size, packed, 0, 0), _extra_fields(extra).get(0x0001, b""))
-    agree = name == member.raw_name and method == member.method and not flags & _ENCRYPTED
+    size, packed, _, _ = apply_zip64((size, packed, 0, 0), extra_fields(extra).get(0x0001, b""))
+    agree = name == member.raw_name and method == member.method and not flags & ENCRYPTED
     for value, known, unset in (
         (crc, member.crc32, 0),
         (packed, member.packed, 0xFFFFFFFF),
         (size, member.size, 0xFFFFFFFF),
     ):
-        # a header written before the data may know nothing of it; a descriptor then follows
+        # a header written before the data may lack these values; a data descriptor then follows
         agree = agree and (value == known or bool(flags & _DESCRIPTOR_FOLLOWS and value in (0, unset)))
     if not agree:
         _refuse(member, "its local header and the central directory disagree")
@@ -384,23 +152,23 @@ def _check_local_header(member: ZipMember, stream: _Stream) -> None:
 
 def _decoded(member: ZipMember, stream: _Stream, limits: Limits) -> Iterator[bytes]:
     left = member.packed
-    if member.method == _STORED:
+    if member.method == STORED:
         while left:
-            piece = stream.read(left)
-            left -= len(piece)
-            yield piece
+            chunk = stream.read(left)
+            left -= len(chunk)
+            yield chunk
         return
-    decoder: Decoder = Inflate(-15) if member.method == _DEFLATED else zstd_decoder(limits)
+    decoder: Decoder = InflateDecoder(-15) if member.method == DEFLATED else zstd_decoder(limits)
     while not decoder.eof:
         data = b""
         if decoder.needs_input:
             if not left:
-                _refuse(member, "its compressed bytes end too early")
+                _refuse(member, "its compressed data is truncated")
             data = stream.read(left)
             left -= len(data)
         yield decode(decoder, data, f"member {member.name!r}")
     if left or decoder.unused_data:
-        _refuse(member, "it is followed by bytes that are no part of it")
+        _refuse(member, "its compressed data is followed by other bytes")
 
 
 def _refuse(member: ZipMember, reason: str) -> NoReturn:

@@ -92,7 +92,7 @@ def _publish(arguments: argparse.Namespace) -> int:
     }
     with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
         if arguments.watch:
-            with contextlib.closing(kit.republish(arguments.src, arguments.site, **options)) as releases:
+            with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
                 try:
                     for release in releases:
                         _print_release(arguments, release)
@@ -163,10 +163,11 @@ def _sync(arguments: argparse.Namespace) -> int:
 
 def _edits(report: SyncReport) -> str:
     """What happened to locally edited files."""
-    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.aside.items())
+    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.saved_as.items())
     lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
     back = "".join(
-        f"; {name} was restored with local edits, since the released content is not kept" for name in report.as_found
+        f"; {name} was restored with local edits, since the released content is not kept"
+        for name in report.restored_with_edits
     )
     return kept + lost + back
 
@@ -183,7 +184,7 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
 
 
 def _print_plan(arguments: argparse.Namespace, plan: Plan) -> None:
-    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "aside")
+    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "saved_as")
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)

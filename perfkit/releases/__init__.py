@@ -1,1 +1,1 @@
-"""What perfkit publishes, and what reads it."""
+"""Releases: their file formats, and how they are published."""

@@ -1,124 +1,77 @@
-"""A plan carried out: one transaction, in which the files and what the tree says of itself change together."""
+"""Put a plan's changes into a transaction."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
 from itertools import chain
-from typing import NamedTuple
 
 from perfkit.errors import UpdateError
-from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
-from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.transactions.layout import MANIFEST, RELEASE
-from perfkit.transactions.prepare import Known
 from perfkit.transactions.records import Content
-from perfkit.transactions.transaction import Commit, Transaction
-from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import record_of
-from perfkit.updates.local_tree import Look
-from perfkit.updates.planner import Local, Plan
-from perfkit.updates.sources import Source
-from perfkit.updates.staging import Assembly
-from perfkit.updates.statcache import next_tick_ns
+from perfkit.transactions.transaction import Transaction
+from perfkit.updates.planner import LocalCopy, Plan
+from perfkit.updates.staging import StagingArea
 
-__all__ = ["Done", "carry_out"]
+__all__ = ["PlanApplier", "installed_content"]
 
 
-class Done(NamedTuple):
-    """What came of it.
+def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
+    """A function from a name to what the manifest has under it."""
 
-    Attributes:
-        commit: every name that changed.
-        written_ns: the file system's clock after all new files were written, and before they got their names.
-        moved: the names of files that were not written, but moved.
-    """
-
-    commit: Commit
-    bytes_written: int
-    written_ns: int
-    moved: frozenset[str]
-
-
-def carry_out(
-    tree: Tree,
-    plan: Plan,
-    installed: Manifest,
-    wanted: Manifest,
-    look: Look,
-    assembly: Assembly,
-    source: Source,
-    *,
-    probe: str,
-    progress: Progress | None = None,
-) -> Done:
-    """Change the tree as planned, all of it or nothing.
-
-    Args:
-        installed: what the tree was meant to be until now, which is where the way back leads.
-        probe: the file for `clock_ns`.
-
-    Raises:
-        UpdateError, FileChangedError, LockedError, RecoveryError, OSError: as `Tree.transaction`.
-    """
-    label = {"version": source.version, "source": redacted(source.url)}  # history is shown, and logged
-    known = Known(expected=_meant(installed), seen=look.seen, copy_of=look.holder)
-    transaction = tree.transaction(label, known=known)
-    todo = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
-    with Stage(progress, "commit", files=todo) as shown, transaction as tx:
-        tx.write_private(MANIFEST, wanted.raw)
-        tx.write_private(RELEASE, record_of(kind=source.kind, source=source.url, version=source.version,
-                                            serial=source.serial, manifest=wanted, state=source.record()))  # fmt: skip
-        work = _Work(tree.root, tx, wanted, assembly, shown)
-        work.carry(plan)
-        written_ns = next_tick_ns(probe)
-    assert tx.result is not None
-    moved = frozenset(each.name for each in plan.local if each.move)
-    return Done(tx.result, work.bytes_written, written_ns, moved)
-
-
-def _meant(installed: Manifest) -> Callable[[str], Content | None]:
-    """What the installed release has under a name."""
-
-    def meant(name: str) -> Content | None:
-        at = installed.find(name)
+    def content(name: str) -> Content | None:
+        at = manifest.find(name)
         if at is None:
             return None
-        entry = installed[at]
+        entry = manifest[at]
         return Content(entry.sha256.hex(), entry.size, _mode(entry))
 
-    return meant
+    return content
 
 
-class _Work:
-    """The files of one transaction, put in place."""
+class PlanApplier:
+    """Puts files in place in one transaction.
 
-    def __init__(self, root: str, tx: Transaction, wanted: Manifest, assembly: Assembly, shown: Stage) -> None:
+    Args:
+        root: of the tree.
+        manifest: of the version to install.
+        staging: has the blobs that the tree lacks.
+        shown: counts the files.
+
+    Attributes:
+        bytes_written: of new files; moved files do not count.
+    """
+
+    def __init__(self, root: str, tx: Transaction, manifest: Manifest, staging: StagingArea, shown: Stage) -> None:
         self.bytes_written = 0
         self._shown = shown
         self._root = root
         self._tx = tx
-        self._wanted = wanted
-        self._assembly = assembly
+        self._manifest = manifest
+        self._staging = staging
 
-    def carry(self, plan: Plan) -> None:
-        """All of the plan."""
-        for name, fresh in plan.aside.items():
-            self._tx.move_aside(name, fresh)
-        for name in plan.noted:
+    def apply(self, plan: Plan) -> None:
+        """Make all changes of the plan.
+
+        Raises:
+            UpdateError: a file of the tree changed while it was copied.
+            OSError: as the transaction.
+        """
+        for name, saved in plan.saved_as.items():
+            self._tx.move_aside(name, saved)
+        for name in plan.already_applied:
             self._tx.record_existing(name)
         self._place_local(plan.local)
         for name in plan.modes:
             self._copy(name, os.path.join(self._root, name))
-        self._place_assembled(chain(plan.stored, plan.fetch))
+        self._place_staged(chain(plan.stored, plan.fetch))
         for name in plan.remove:
             self._tx.remove(name, missing_ok=True)
             self._shown.count(files=1)
 
-    def _place_local(self, local: Iterable[Local]) -> None:
-        """What is made of contents that the tree has already."""
+    def _place_local(self, local: Iterable[LocalCopy]) -> None:
+        """Files whose content the tree already has."""
         for each in local:
             if each.move:
                 self._tx.move(each.source, each.name)
@@ -126,34 +79,34 @@ class _Work:
             else:
                 self._copy(each.name, os.path.join(self._root, each.source))
 
-    def _place_assembled(self, names: Iterable[str]) -> None:
-        """What was fetched or kept: the first file of each content is adopted, others are copies."""
+    def _place_staged(self, names: Iterable[str]) -> None:
+        """Files whose content is staged: the first file of each blob adopts it, others are copies."""
         for name in names:
             at, entry = self._find(name)
             if not entry.size:
                 self._tx.write(name, b"", mode=_mode(entry))
                 self._shown.count(files=1)
-            elif self._assembly.expected.first(entry.sha256) == at:
-                path = self._assembly.done[entry.sha256]
+            elif self._staging.expected.index.first(entry.sha256) == at:
+                path = self._staging.blobs[entry.sha256]
                 self._tx.adopt(name, path, sha256=entry.sha256.hex(), mode=_mode(entry))
-                self._done(entry)
+                self._count(entry)
             else:
-                self._copy(name, self._assembly.done[entry.sha256])
+                self._copy(name, self._staging.blobs[entry.sha256])
 
     def _find(self, name: str) -> tuple[int, Entry]:
-        at = self._wanted.find(name)
+        at = self._manifest.find(name)
         assert at is not None, name
-        return at, self._wanted[at]
+        return at, self._manifest[at]
 
     def _copy(self, name: str, path: str) -> None:
-        """The content of another file, if it is the right one."""
+        """Copy another file, and check what was copied."""
         _, entry = self._find(name)
         content = self._tx.replace(name, path, mode=_mode(entry))
         if content.sha256 != entry.sha256.hex():
-            raise UpdateError(f"{path} was changed while it was used for {name}; nothing was done, try again")
-        self._done(entry)
+            raise UpdateError(f"{path} changed while it was copied to {name}; the tree was not changed, sync again")
+        self._count(entry)
 
-    def _done(self, entry: Entry) -> None:
+    def _count(self, entry: Entry) -> None:
         self.bytes_written += entry.size
         self._shown.count(files=1, count_bytes=entry.size)
 

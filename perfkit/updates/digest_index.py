@@ -1,7 +1,7 @@
-"""Which content is where, and which contents are at hand: by SHA-256, in a few bytes each. Pure.
+"""Find blobs by SHA-256 in a few bytes each. Pure.
 
-A dictionary of digests takes a hundred bytes and more for each; of a hundred thousand files, several of these would be
-most of what a sync may use.
+A dictionary takes a hundred bytes and more for each digest; with a hundred thousand files, several dictionaries would
+take most of the memory that a sync may use.
 """
 
 from __future__ import annotations
@@ -14,11 +14,11 @@ from collections.abc import Iterable, Iterator, Set
 from perfkit.filesystem.compact import pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Manifest
 
-__all__ = ["ContentSet", "Contents", "DigestIndex"]
+__all__ = ["BlobIndex", "BlobSet", "DigestIndex"]
 
 
 class DigestIndex:
-    """Places in a sequence of digests, by what each digest begins with."""
+    """Positions in a sequence of digests, by the first 8 bytes of each digest."""
 
     def __init__(self, digests: Iterable[bytes]) -> None:
         keys = array("Q", (_key(digest) for digest in digests))
@@ -26,7 +26,7 @@ class DigestIndex:
         self._keys = array("Q", (keys[at] for at in self._order))
 
     def candidates(self, digest: bytes, *, skip: int = 0) -> Iterator[int]:
-        """Where this digest may be, in order, the first few left out if wished; only a look tells."""
+        """Positions that may have this digest, in order, without the first `skip`; compare the whole digest there."""
         key = _key(digest)
         for at in range(bisect_left(self._keys, key) + skip, len(self._keys)):
             if self._keys[at] != key:
@@ -38,11 +38,11 @@ def _key(digest: bytes) -> int:
     return int.from_bytes(digest[:8], "big")
 
 
-class Contents:
-    """Which entries of a manifest have a content, in some 12 bytes an entry; a dictionary would take a hundred.
+class BlobIndex:
+    """The entries of a manifest by content, in about 12 bytes an entry.
 
     Attributes:
-        places: the entries that count, in order; all by default.
+        places: the entries that are indexed, in order; all by default.
     """
 
     def __init__(self, manifest: Manifest, places: Iterable[int] | None = None) -> None:
@@ -60,51 +60,51 @@ class Contents:
         return next(self.find(digest), None)
 
     def bytes_of(self, digests: Iterable[bytes]) -> int:
-        """The sizes of these contents together."""
+        """The total size of these blobs."""
         return sum(self.manifest.size(at) for at in map(self.first, digests) if at is not None)
 
 
-class ContentSet(Set[bytes]):
-    """Some contents of a manifest, by SHA-256, in a byte an entry."""
+class BlobSet(Set[bytes]):
+    """A set of a manifest's blobs, by SHA-256, in one byte an entry."""
 
-    def __init__(self, contents: Contents, digests: Iterable[bytes] = ()) -> None:
-        self.contents = contents
-        self._has = bytearray(len(contents.manifest))  # for the first entry of each content
+    def __init__(self, index: BlobIndex, digests: Iterable[bytes] = ()) -> None:
+        self.index = index
+        self._has = bytearray(len(index.manifest))  # 1 for the first entry of each blob in the set
         for digest in digests:
             self.add(digest)
 
     @classmethod
-    def at(cls, manifest: Manifest, places: Iterable[int]) -> ContentSet:
-        """The contents of these entries, given in order."""
-        contents = Contents(manifest, places)
-        return cls(contents, map(manifest.digest, contents.places))
+    def at(cls, manifest: Manifest, places: Iterable[int]) -> BlobSet:
+        """The blobs of these entries, given in order."""
+        index = BlobIndex(manifest, places)
+        return cls(index, map(manifest.digest, index.places))
 
     def add(self, digest: bytes) -> bool:
-        """Take one in; False if the manifest does not have it."""
-        at = self.contents.first(digest)
+        """Add a blob; False if the index does not have it."""
+        at = self.index.first(digest)
         if at is not None:
             self._has[at] = 1
         return at is not None
 
     def __contains__(self, digest: object) -> bool:
-        at = self.contents.first(digest) if isinstance(digest, bytes) else None
+        at = self.index.first(digest) if isinstance(digest, bytes) else None
         return at is not None and self._has[at] == 1
 
     def __iter__(self) -> Iterator[bytes]:
-        return itertools.compress(self.contents.manifest.digests(), self._has)
+        return itertools.compress(self.index.manifest.digests(), self._has)
 
     def __len__(self) -> int:
         return self._has.count(1)
 
-    def __sub__(self, other: Iterable[object]) -> ContentSet:
-        left = ContentSet(self.contents)
-        if isinstance(other, ContentSet) and other.contents is self.contents:
+    def __sub__(self, other: Iterable[object]) -> BlobSet:
+        left = BlobSet(self.index)
+        if isinstance(other, BlobSet) and other.index is self.index:
             bits = int.from_bytes(self._has, "big") & ~int.from_bytes(other._has, "big")
             left._has[:] = bits.to_bytes(len(self._has), "big")
             return left
         left._has[:] = self._has
         for digest in other:
-            if isinstance(digest, bytes) and (at := self.contents.first(digest)) is not None:
+            if isinstance(digest, bytes) and (at := self.index.first(digest)) is not None:
                 left._has[at] = 0
         return left
 

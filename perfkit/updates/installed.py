@@ -1,4 +1,4 @@
-"""What a tree's own files say of it: the source, the version and the manifest that are installed, and old serials."""
+"""The tree's own record of what is installed: source, version, manifest, and the highest serials so far."""
 
 from __future__ import annotations
 
@@ -11,31 +11,31 @@ from typing import Any
 
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Manifest
-from perfkit.transactions.layout import MANIFEST, RELEASE, SERIALS
-from perfkit.updates.source_types import Kind
+from perfkit.transactions import layout
+from perfkit.updates.source_types import SourceType
 
-__all__ = ["Installed", "read_installed", "record_of"]
+__all__ = ["Installed", "encode_record", "read_installed", "require_managed"]
 
 _NOTHING = Manifest.of(())
 
 
 @dataclass(frozen=True)
 class Installed:
-    """What is installed in a tree; all is empty where nothing is.
+    """What is installed in a tree; all fields are empty where nothing is.
 
     Attributes:
-        kind: of the source; None: nothing is installed.
+        type: of the source; None: nothing is installed.
         source: its URL.
-        version: what the source called it.
-        serial: of the source's releases, if it counts them; else 0.
-        manifest_sha256: in hexadecimal, of the manifest.
+        version: as the source calls it.
+        serial: of the source's releases, if it numbers them; else 0.
+        manifest_sha256: of the manifest, in hexadecimal.
         files: how many.
-        state: what the source's `record` gave when this was installed.
-        serials: by source, the highest serial that was installed here before; a rollback does not lower it.
+        state: what the source's `record` returned when this was installed.
+        serials: the highest serial ever installed here, by source; a rollback does not lower it.
     """
 
     root: str
-    kind: Kind | None = None
+    type: SourceType | None = None
     source: str = ""
     version: str | None = None
     serial: int = 0
@@ -46,74 +46,98 @@ class Installed:
 
     @cached_property
     def manifest(self) -> Manifest:
-        """The files, by name; read when it is first asked for, which must be before the tree changes.
+        """The installed files, by name; read on first access, which must be before the tree changes.
 
         Raises:
             ManifestError: it is damaged.
             OSError: it can't be read.
         """
-        if self.kind is None:
+        if self.type is None:
             return _NOTHING
-        with open(os.path.join(self.root, MANIFEST), "rb") as file:
+        with open(os.path.join(self.root, layout.MANIFEST), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
-    def highest(self, source: str) -> int:
-        """The highest serial of this source that was ever installed here; 0 if it never was, or has none."""
+    def highest_serial(self, source: str) -> int:
+        """The highest serial of this source that was ever installed here; 0: none, or the source has no serials."""
         installed = self.serial if self.source == source else 0
         return max(installed, self.serials.get(source, 0))
 
-    def note(self, source: str, serial: int) -> None:
-        """Write down that this serial was installed, so that no rollback and no other source makes it forgotten.
+    def record_serial(self, source: str, serial: int) -> None:
+        """Remember that this serial was installed, across rollbacks and syncs from other sources.
 
         Raises:
             OSError: it can't be written.
         """
         if serial <= self.serials.get(source, 0):
             return
-        path = os.path.join(self.root, SERIALS)
+        path = os.path.join(self.root, layout.SERIALS)
         with open(f"{path}~", "w", encoding="utf-8") as file:
             json.dump({**self.serials, source: serial}, file)
         os.replace(f"{path}~", path)
+
+
+def require_managed(dest: str) -> None:
+    """See that perfkit manages this tree.
+
+    Raises:
+        UpdateError: it does not.
+    """
+    if not os.path.isdir(os.path.join(dest, layout.PRIVATE_DIR)):
+        raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
 
 
 def read_installed(root: str) -> Installed:
     """What is installed in the tree at `root`.
 
     Raises:
-        UpdateError: one of the files that tell is damaged.
+        UpdateError: the record of the release or of the serials is damaged.
     """
-    serials = _serials(os.path.join(root, SERIALS))
-    path = os.path.join(root, RELEASE)
+    serials = _read_serials(os.path.join(root, layout.SERIALS))
+    path = os.path.join(root, layout.RELEASE)
     try:
         with open(path, "rb") as file:
             record = json.load(file)
-        if not os.path.exists(os.path.join(root, MANIFEST)):
-            return Installed(root, serials=serials)  # without its manifest a tree is one that nothing is known of
+        if not os.path.exists(os.path.join(root, layout.MANIFEST)):
+            return Installed(root, serials=serials)  # a tree without its manifest counts as not installed
         return Installed(
-            root, Kind(record["kind"]), str(record["source"]), str(record["version"]), int(record["serial"]),
-            str(record["manifest"]), int(record["files"]), dict(record["state"]), serials,
-        )  # fmt: skip
+            root,
+            SourceType(record["kind"]),
+            str(record["source"]),
+            str(record["version"]),
+            int(record["serial"]),
+            str(record["manifest"]),
+            int(record["files"]),
+            dict(record["state"]),
+            serials,
+        )
     except (FileNotFoundError, NotADirectoryError):
         return Installed(root, serials=serials)
     except (ValueError, TypeError, KeyError) as error:
-        raise UpdateError(f"{path} is damaged ({error}); remove it, and sync looks at all files anew") from error
+        raise UpdateError(f"{path} is damaged ({error}); remove it, and the next sync checks every file") from error
 
 
-def record_of(
-    *, kind: Kind, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
+def encode_record(
+    *, type: SourceType, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
 ) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
-    record = {"kind": kind, "source": source, "version": version, "serial": serial,
-              "manifest": manifest.sha256.hex(), "files": len(manifest), "state": state}  # fmt: skip
+    record = {
+        "kind": type,
+        "source": source,
+        "version": version,
+        "serial": serial,
+        "manifest": manifest.sha256.hex(),
+        "files": len(manifest),
+        "state": state,
+    }
     return json.dumps(record).encode()
 
 
-def _serials(path: str) -> dict[str, int]:
+def _read_serials(path: str) -> dict[str, int]:
     try:
         with open(path, encoding="utf-8") as file:
             return {str(source): int(serial) for source, serial in json.load(file).items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, TypeError, AttributeError) as error:
-        reason = "damaged: it tells which old pointers are not to be followed; remove it to follow any"
+        reason = "damaged, and without it downgrades can't be refused; remove it to accept any release once"
         raise UpdateError(f"{path} is {reason}") from error

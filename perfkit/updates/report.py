@@ -1,4 +1,4 @@
-"""What came of a change of a tree, and of a look at it."""
+"""The results of `sync`, `rollback` and `verify`."""
 
 from __future__ import annotations
 
@@ -10,40 +10,63 @@ __all__ = ["SyncReport", "VerifyReport"]
 
 @dataclass(frozen=True, kw_only=True)
 class SyncReport:
-    """What a `sync` or `rollback` did. Sizes are bytes."""
+    """What a `sync` or `rollback` did. Sizes are bytes, counts are files.
 
-    version: str  # that the tree has now
+    Attributes:
+        version: the version that the tree has now.
+        previous_version: None: nothing was installed.
+        route: how the files came, such as `delta`, `blocks`, `local` or `rollback`; `none`: nothing changed.
+        bytes_received: response bodies, pointer and manifest included.
+        bytes_written: files that were written; files that were only moved do not count.
+        saved_as: locally edited files, and the names that they were saved as.
+        overwritten: locally edited files that were not saved.
+        restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
+            the content of the release itself was never kept.
+        seconds: how long it took.
+    """
+
+    version: str
     generation: int
-    previous_version: str | None = None  # None: nothing was installed
-    route: str = "none"  # how the files came: such as `delta`, `blocks`, `local`, `rollback`; `none`: nothing changed
+    previous_version: str | None = None
+    route: str = "none"
     requests: int = 0
-    bytes_received: int = 0  # body bytes over the network, pointer and manifest included
-    bytes_written: int = 0  # of files that were made anew; a file that only moved is none
-    added: int = 0  # files
+    bytes_received: int = 0
+    bytes_written: int = 0
+    added: int = 0
     changed: int = 0
     removed: int = 0
     unchanged: int = 0
-    aside: Mapping[str, str] = field(default_factory=dict)  # edited files, and the names they are kept under
-    overwritten: tuple[str, ...] = ()  # edited files that were not kept
-    as_found: tuple[str, ...] = ()  # that came back as others had left them, as what the release had is kept nowhere
+    saved_as: Mapping[str, str] = field(default_factory=dict)
+    overwritten: tuple[str, ...] = ()
+    restored_with_edits: tuple[str, ...] = ()
     seconds: float = 0.0
 
 
 @dataclass(frozen=True, kw_only=True)
 class VerifyReport:
-    """What every file of a tree was found to be."""
+    """The result of hashing every file of a tree.
+
+    Attributes:
+        files: how many the release has.
+        bytes: how many were hashed.
+        missing: files of the release that are not there.
+        changed: files with other content, of another file type, or with another executable bit.
+        extra: files in the tree that the release does not have.
+        repaired: the repair of missing and changed files; None: none was needed or asked for.
+        seconds: how long it took.
+    """
 
     version: str
     generation: int
-    files: int = 0  # of the release
-    bytes: int = 0  # that were hashed
+    files: int = 0
+    bytes: int = 0
     missing: tuple[str, ...] = ()
-    changed: tuple[str, ...] = ()  # other content, another kind of file, or another executable bit
-    extra: tuple[str, ...] = ()  # in the tree, and not of the release
-    repaired: SyncReport | None = None  # what was done about the missing and the changed
+    changed: tuple[str, ...] = ()
+    extra: tuple[str, ...] = ()
+    repaired: SyncReport | None = None
     seconds: float = 0.0
 
     @property
     def intact(self) -> bool:
-        """Whether every file is as the release has it, now."""
+        """Whether every file is now as the release has it."""
         return self.repaired is not None or not (self.missing or self.changed)

@@ -1,16 +1,21 @@
-"""The kinds of sources that there are."""
+"""The types of sources, and what a caller says about the source to sync from."""
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from enum import StrEnum
+from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Kind", "kind_of"]
+if TYPE_CHECKING:
+    from perfkit.archives.members import Selection
+
+__all__ = ["SourceSpec", "SourceType", "parse_source_type"]
 
 
-class Kind(StrEnum):
-    """The kinds of sources, by the names that `--type` takes."""
+class SourceType(StrEnum):
+    """The types of sources, by the names that `--type` accepts."""
 
     RELEASE = "release"
     ZIP = "zip"
@@ -20,15 +25,30 @@ class Kind(StrEnum):
     METALINK = "metalink"
 
 
-def kind_of(name: str | None) -> Kind | None:
-    """The kind that a user calls by this name; None for none.
+@dataclass(frozen=True)
+class SourceSpec:
+    """A source as the caller names it.
+
+    Attributes:
+        location: a URL, or the path of a local list.
+        type: None: the type that was installed from this location before, or else the one detected from the content.
+        selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+    """
+
+    location: str
+    type: SourceType | None = None
+    selection: Selection | None = None
+
+
+def parse_source_type(name: str | None) -> SourceType | None:
+    """The source type with this name; None for None.
 
     Raises:
-        ConfigError: there is no such kind.
+        ConfigError: there is no such type.
     """
     if name is None:
         return None
     try:
-        return Kind(name)
+        return SourceType(name)
     except ValueError as error:
-        raise ConfigError(f"{name!r} is no type of source; there are {', '.join(Kind)}") from error
+        raise ConfigError(f"unknown source type {name!r}; use one of {', '.join(SourceType)}") from error

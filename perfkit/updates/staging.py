@@ -1,4 +1,4 @@
-"""Files fetched into a directory that outlives a crash, and the contents that are made of them."""
+"""The staging area: what was fetched so far, in a directory that survives a crash."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ from typing import BinaryIO
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
-from perfkit.downloads.probe import Probe as Peek
+from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
-from perfkit.transactions.layout import FETCHED_OBJECT
+from perfkit.transactions import layout
 from perfkit.transactions.object_store import copy_into
-from perfkit.updates.digest_index import Contents, ContentSet
+from perfkit.updates.digest_index import BlobIndex, BlobSet
 
-__all__ = ["Assembly", "Fetcher"]
+__all__ = ["Fetcher", "StagingArea"]
 
-_PREFIX = FETCHED_OBJECT.rpartition("/")[2]
-_CONTENT = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
+_PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
+_BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
 
 class Fetcher:
-    """Downloads into `stage`, and counts what that costs.
+    """Downloads into the directory `stage`, and counts requests and bytes.
 
     Attributes:
-        stage: the directory; a crash leaves what is in it.
+        stage: the directory; a crash leaves its files there.
         requests, bytes_received: so far.
     """
 
@@ -44,22 +44,22 @@ class Fetcher:
         """Where a request of this name leaves its file."""
         return os.path.join(self.stage, name)
 
-    def peek(self, url: str, *, most: int, known: Version | None = None) -> Peek:
-        """The first `most` bytes of a file, and what its origin says of it, unless it is the version `known`.
+    def probe(self, url: str, *, most: int, known: Version | None = None) -> Probe:
+        """The first `most` bytes of a file and its metadata, unless it is still the version `known`.
 
         Raises:
-            TransferError: no answer that can be used.
+            TransferError: no usable response.
         """
-        seen = self._downloads.probe(url, most=most, known=known)
-        self.requests += seen.requests
-        self.bytes_received += len(seen.first)
-        return seen
+        found = self._downloads.probe(url, most=most, known=known)
+        self.requests += found.requests
+        self.bytes_received += len(found.first)
+        return found
 
     def get(self, requests: Sequence[Request]) -> list[Download]:
-        """What came of these, in their order; each must have a name.
+        """Make these downloads; returns them in the order of the requests, each of which must have a name.
 
         Raises:
-            TransferError, OSError: the first that failed, when all others are done.
+            TransferError, OSError: the first failure, after all others have ended.
         """
         found: dict[int, Download] = {}
         for index, download in self._downloads.run(requests, self.stage) if requests else ():
@@ -72,22 +72,22 @@ class Fetcher:
         return [found[index] for index in range(len(requests))]
 
 
-class Done:
-    """Contents that are whole, and their paths, which are made when they are asked for."""
+class StagedBlobs:
+    """The blobs that are complete, and their paths. Paths are built on access."""
 
     def __init__(self, path: Callable[[bytes], str]) -> None:
         self._path = path
-        self._wanted: ContentSet | None = None
+        self._expected: BlobSet | None = None
         self._others: set[bytes] = set()
 
-    def expect(self, contents: Contents) -> None:
-        """These are what is wanted; most of what will be done is of them."""
-        self._wanted = ContentSet(contents)
-        self._others = {digest for digest in self._others if not self._wanted.add(digest)}
+    def expect(self, index: BlobIndex) -> None:
+        """Most blobs to come are of this index: a set of these takes less memory."""
+        self._expected = BlobSet(index)
+        self._others = {digest for digest in self._others if not self._expected.add(digest)}
 
     def add(self, digest: bytes) -> None:
-        """This content is whole now."""
-        if self._wanted is None or not self._wanted.add(digest):
+        """This blob is complete now."""
+        if self._expected is None or not self._expected.add(digest):
             self._others.add(digest)
 
     def __getitem__(self, digest: bytes) -> str:
@@ -96,38 +96,37 @@ class Done:
         return self._path(digest)
 
     def __contains__(self, digest: bytes) -> bool:
-        return digest in self._others or (self._wanted is not None and digest in self._wanted)
+        return digest in self._others or (self._expected is not None and digest in self._expected)
 
-    def lacking(self, missing: Set[bytes]) -> Set[bytes]:
-        """Those of the contents that are not whole yet."""
-        return missing - (self._others if self._wanted is None else self._wanted)
+    def missing(self, wanted: Set[bytes]) -> Set[bytes]:
+        """Those of the wanted blobs that are not complete yet."""
+        return wanted - (self._others if self._expected is None else self._expected)
 
 
-class Assembly:
-    """Contents in `stage`, by digest: written in parts, in any order, and there when their SHA-256 is right.
+class StagingArea:
+    """Blobs in the directory `stage`. A blob may be written in parts, in any order; it counts once its SHA-256 matches.
 
     Attributes:
-        done: the paths of contents that are whole.
-        expected: the contents that are wanted.
-        standing: the path of what stands in the tree under a name; contents may be made of parts of it.
+        blobs: those that are complete.
+        expected: those that the update needs.
     """
 
-    def __init__(
-        self, stage: str, *, progress: Progress | None = None,
-        standing: Callable[[str], str | None] = lambda name: None,
-    ) -> None:  # fmt: skip
-        self.standing = standing
+    def __init__(self, stage: str, *, progress: Progress | None = None) -> None:
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.done = Done(self._path)
-        self.expected = Contents(Manifest.of(()))
-        self._left: dict[bytes, int] = {}
-        self._writing: _Writing | None = None
+        self.blobs = StagedBlobs(self._path)
+        self.expected = BlobSet(BlobIndex(Manifest.of(())))
+        self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
+        self._writing: _PartialBlob | None = None
 
     @contextlib.contextmanager
-    def making(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
-        """Show, inside this block, what is made: so many contents of so many bytes, where that is known."""
+    def show_progress(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
+        """Show, inside this block, the blobs that are written.
+
+        Args:
+            files, total_bytes: how many are expected; None: unknown.
+        """
         with Stage(self._progress, "apply", files=files, total_bytes=total_bytes) as self._shown:
             try:
                 yield
@@ -138,104 +137,102 @@ class Assembly:
         if self._shown is not None:
             self._shown.count(files=files, count_bytes=count_bytes)
 
-    def expect(self, contents: Contents) -> None:
-        """These are what is wanted."""
-        self.expected = contents
-        self.done.expect(contents)
-
-    def lacking(self, missing: Set[bytes]) -> Set[bytes]:
-        """Those of the contents that are not there yet."""
-        return self.done.lacking(missing)
-
-    def take_up(self, missing: Set[bytes]) -> None:
-        """Find what an earlier run made of these contents."""
+    def expect(self, needed: BlobSet) -> None:
+        """These are the blobs that the update needs; those that an earlier run completed are taken over."""
+        self.expected = needed
+        self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
-            names = [each.name for each in found if _CONTENT.fullmatch(each.name)]
+            names = [each.name for each in found if _BLOB.fullmatch(each.name)]
         for name in names:
             digest = bytes.fromhex(name.removeprefix(_PREFIX))
-            if digest not in missing or digest in self.done:
+            if digest not in needed or digest in self.blobs:
                 continue
             path = self._path(digest)
             if hash_file(path).sha256 == digest.hex():
-                self.done.add(digest)
+                self.blobs.add(digest)
             else:
                 os.unlink(path)
 
+    def missing(self, wanted: Set[bytes]) -> Set[bytes]:
+        """Those of the wanted blobs that are not complete yet."""
+        return self.blobs.missing(wanted)
+
     def copy(self, digest: bytes, path: str) -> None:
-        """Take the content from another file, if that has it; by reflink where there is one."""
+        """Copy the blob from another file, if that still has it; using a reflink where supported."""
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
-            fresh = self._path(digest) + "~"
-            with open(_create(fresh), "r+b", buffering=0) as copy:
+            partial = self._path(digest) + "~"
+            with open(_create(partial), "r+b", buffering=0) as copy:
                 found = copy_into(file.fileno(), copy.fileno())
             if found == digest.hex():
-                os.rename(fresh, self._path(digest))
-                self.done.add(digest)
+                os.rename(partial, self._path(digest))
+                self.blobs.add(digest)
             else:
-                os.unlink(fresh)
+                os.unlink(partial)
 
-    def add(self, pieces: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
-        """Take in a content whose digest isn't known before; returns its SHA-256 and its size."""
+    def add(self, chunks: Iterable[bytes | memoryview]) -> tuple[bytes, int]:
+        """Write a blob whose digest isn't known beforehand; returns its SHA-256 and its size."""
         digest, size = hashlib.sha256(), 0
-        with self.begin() as file:
-            for piece in pieces:
-                file.write(piece)
-                digest.update(piece)
-                size += len(piece)
-                self._count(count_bytes=len(piece))
-        self.end(digest.digest())
+        with self.create() as file:
+            for chunk in chunks:
+                file.write(chunk)
+                digest.update(chunk)
+                size += len(chunk)
+                self._count(count_bytes=len(chunk))
+        self.finish(digest.digest())
         return digest.digest(), size
 
-    def begin(self) -> BinaryIO:
-        """A new file for a content whose digest isn't known before; one at a time. `end` takes it in."""
-        return open(_create(self._fresh), "wb")
+    def create(self) -> BinaryIO:
+        """A new file for a blob whose digest isn't known beforehand; one at a time. `finish` adds it."""
+        return open(_create(self._unnamed), "wb")
 
-    def end(self, digest: bytes) -> None:
-        """The file of `begin` is written and closed; its content has this SHA-256."""
-        self.adopt(self._fresh, digest)
+    def finish(self, digest: bytes) -> None:
+        """Add the file of `create`, which is written and closed; its content has this SHA-256."""
+        self.adopt(self._unnamed, digest)
 
     def adopt(self, path: str, digest: bytes) -> None:
-        """Take in a file of the stage, which has this SHA-256."""
+        """Add a file of the stage whose content has this SHA-256."""
         os.rename(path, self._path(digest))
-        self.done.add(digest)
+        self.blobs.add(digest)
         self._count(files=1)
 
     @property
-    def _fresh(self) -> str:
+    def _unnamed(self) -> str:
         return os.path.join(self._stage, "content~")
 
     def writer(self, manifest: Manifest) -> Callable[[int, int, memoryview], None]:
-        """Takes parts of the files of this manifest."""
+        """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes."""
 
         def write(entry: int, offset: int, data: memoryview) -> None:
             digest = manifest.digest(entry)
-            if digest not in self.done:
+            if digest not in self.blobs:
                 self._write(digest, manifest.size(entry), offset, data)
 
         return write
 
     def _write(self, digest: bytes, size: int, offset: int, data: memoryview) -> None:
-        writing = self._writing
-        if writing is None or writing.digest != digest:
+        partial = self._writing
+        if partial is None or partial.digest != digest:
             self._close()
             begun = digest in self._left
             self._left.setdefault(digest, size)
-            writing = self._writing = _Writing(digest, _create(self._path(digest) + "~", empty=not begun), begun=begun)
-        writing.put(offset, data)
+            descriptor = _create(self._path(digest) + "~", empty=not begun)
+            partial = self._writing = _PartialBlob(digest, descriptor, begun=begun)
+        partial.write(offset, data)
         self._left[digest] -= len(data)
         self._count(count_bytes=len(data))
         if self._left[digest] <= 0:
             self._close()
-            self._finish(writing)
+            self._finish(partial)
 
-    def _finish(self, writing: _Writing) -> None:
-        digest = writing.digest
+    def _finish(self, partial: _PartialBlob) -> None:
+        digest = partial.digest
         del self._left[digest]
         path = self._path(digest)
-        if (writing.sha256 or hash_file(path + "~").sha256) != digest.hex():
+        if (partial.sha256 or hash_file(path + "~").sha256) != digest.hex():
             os.unlink(path + "~")
             return  # it stays missing, and another route may bring it
         os.rename(path + "~", path)
-        self.done.add(digest)
+        self.blobs.add(digest)
         self._count(files=1)
 
     def _close(self) -> None:
@@ -243,12 +240,12 @@ class Assembly:
             os.close(self._writing.descriptor)
             self._writing = None
 
-    def forget_parts(self) -> None:
-        """A route has ended: what it began and didn't finish is begun anew by the next."""
+    def discard_partial(self) -> None:
+        """Discard incomplete blobs: a route has ended, and the next one writes them from their beginning."""
         self._close()
         self._left.clear()
         with contextlib.suppress(FileNotFoundError):
-            os.unlink(self._fresh)
+            os.unlink(self._unnamed)
 
     def _path(self, digest: bytes) -> str:
         return os.path.join(self._stage, f"{_PREFIX}{digest.hex()}")
@@ -259,8 +256,8 @@ def _create(path: str, *, empty: bool = True) -> int:
     return os.open(path, flags | os.O_TRUNC if empty else flags, 0o600)
 
 
-class _Writing:
-    """A content as it is written; hashed on the way if it comes in one go from its beginning to its end."""
+class _PartialBlob:
+    """A blob that is being written; hashed on the way if it is written in order, without a break."""
 
     __slots__ = ("_end", "_hash", "descriptor", "digest")
 
@@ -270,7 +267,7 @@ class _Writing:
         self._hash = None if begun else hashlib.sha256()
         self._end = 0
 
-    def put(self, offset: int, data: memoryview) -> None:
+    def write(self, offset: int, data: memoryview) -> None:
         if self._hash is not None and offset == self._end:
             self._hash.update(data)
             self._end += len(data)
@@ -282,5 +279,5 @@ class _Writing:
 
     @property
     def sha256(self) -> str | None:
-        """In hexadecimal; None if only reading it will tell."""
+        """In hexadecimal; None: the file has to be read for it."""
         return None if self._hash is None else self._hash.hexdigest()

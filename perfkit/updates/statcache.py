@@ -1,17 +1,16 @@
-"""What is known of files without reading them: a row for each, with its stat signature and its SHA-256.
+"""The stat cache: which files are unchanged, by stat(2) alone, without reading them.
 
-A row says "the file that looked like this held that". It is compared with `!=`, never with `<`: a restored backup is
-older than what it replaces, and changed all the same. Size, times, inode and mode all count.
+A row says: a file with this size, inode, mode, mtime and ctime has the content that the manifest has. Rows are compared
+with `!=`, never with `<`: a restored backup is older than what it replaces, and changed all the same.
 
-A write within the same tick of the file system's clock as the last one leaves no other trace, so a row is kept only if
-the file had come to rest before: its times are less than those of a probe file touched when its content was certain.
-Both stamps come from the same clock with the same granularity, whatever that is (git calls the others "racily clean"
-and hashes them again, as happens here to a file without a row).
+Two writes within one tick of the file system's clock leave the same times, so a row is only stored if the file's times
+are less than that of a clock file touched when its content was known. Both times come from the same clock with the same
+granularity, whatever that is. (git calls the other files "racily clean", and hashes them again, as is done here with a
+file that has no row.)
 
-The rows are columns beside those of a manifest: a row says of an entry "the file that looked like this is as the
-manifest has it". After a rollback, which must not cost more the larger the tree is, they are still those of the
-manifest before, with a line for what is new; the next reader takes over what both manifests have in common. It is a
-cache: what can't be read is left out, and a lost or stale row only costs a hash.
+Rows are stored as columns, in the order of a manifest. A rollback must not take longer the larger the tree is: it
+leaves the rows of the manifest before it, and appends a line with what it changed. The next reader takes over the rows
+that both manifests have in common. What can't be read is ignored: a lost row costs a hash.
 """
 
 from __future__ import annotations
@@ -25,18 +24,18 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import IO, NamedTuple, Protocol
 
-from perfkit.releases.format.manifest import Manifest, side_by_side
-from perfkit.transactions.layout import is_private
+from perfkit.releases.format.manifest import Manifest, pair_entries
+from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
 
-__all__ = ["Patch", "Rows", "StatCache", "Status", "append", "clock_ns", "next_tick_ns", "stamp"]
+__all__ = ["Patch", "RowWriter", "Stat", "StatCache", "append_rows", "clock_ns", "next_tick_ns", "record_changes"]
 
 _FORMAT = 2
-_TICK_S = 0.025  # Linux stamps files with the time of its last tick: every 1 to 10 ms
+_TICK_S = 0.025  # Linux sets file times to that of its last tick: every 1 to 10 ms
 
 
-class Status(Protocol):
-    """What stat(2) says of a regular file."""
+class Stat(Protocol):
+    """The result of stat(2) for a regular file."""
 
     @property
     def size(self) -> int: ...
@@ -50,13 +49,13 @@ class Status(Protocol):
     def mode(self) -> int: ...
 
 
-def clock_ns(probe: str) -> int:
-    """The time by the file system's own clock: that of the file `probe`, touched now.
+def clock_ns(clock: str) -> int:
+    """The file system's time: the mtime of the file `clock`, touched now.
 
     Raises:
-        OSError: the file can't be made or touched.
+        OSError: the file can't be created or touched.
     """
-    descriptor = os.open(probe, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     try:
         os.utime(descriptor)
         return os.fstat(descriptor).st_mtime_ns
@@ -64,52 +63,52 @@ def clock_ns(probe: str) -> int:
         os.close(descriptor)
 
 
-def next_tick_ns(probe: str) -> int:
-    """The file system's time, after waiting for its clock to move on: whatever was written before is less.
+def next_tick_ns(clock: str) -> int:
+    """The file system's time, after waiting for its next tick: the times of whatever was written before are less.
 
-    A clock that takes longer than most is not waited for; then what was written last is not less.
+    It waits 25 ms at most; with a coarser clock, the times of what was written last may be equal.
 
     Raises:
         OSError: as `clock_ns`.
     """
-    began = now = clock_ns(probe)
+    began = now = clock_ns(clock)
     deadline_s = time.monotonic() + _TICK_S
     while now == began and time.monotonic() < deadline_s:
         time.sleep(_TICK_S / 50)
-        now = clock_ns(probe)
+        now = clock_ns(clock)
     return now
 
 
-class Rows(Protocol):
-    """Takes rows by the names of files."""
+class RowWriter(Protocol):
+    """Stores rows by file name."""
 
-    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        """Note what a file holds, if a later change can't hide.
+    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """Store the content of a file, if any later change will show in its times.
 
         Args:
-            content_ns: `clock_ns` when the content was certain: before it was read, or before a file that nobody else
-                could write was given its name. A write after that has this mtime or a later one.
-            seen_ns: `clock_ns` no later than `status` was taken; any change after that has this ctime or a later one.
+            content_ns: `clock_ns` when the content was known: before it was read, or, for a file that nobody else could
+                write to, before it was renamed into place. Later writes have this mtime or a later one.
+            seen_ns: `clock_ns` before `status` was taken. Later changes have this ctime or a later one.
         """
         ...
 
     def forget(self, name: str) -> None:
-        """The file is gone, or what it holds is not certain."""
+        """The file is gone, or its content is not known."""
         ...
 
 
-def _at_rest(status: Status, content_ns: int, seen_ns: int) -> bool:
+def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:
     return status.mtime_ns < content_ns and status.ctime_ns < seen_ns
 
 
 class Patch:
-    """`Rows` to be appended to a cache that isn't read."""
+    """Rows to append to a cache without reading it."""
 
     def __init__(self) -> None:
         self.rows: dict[str, tuple[str, int, int, int, int]] = {}
 
-    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        if _at_rest(status, content_ns, seen_ns):
+    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        if _is_stable(status, content_ns, seen_ns):
             mode = stat.S_IMODE(status.mode)
             self.rows[name] = (sha256, status.mtime_ns, status.ctime_ns, status.inode, mode)
 
@@ -118,10 +117,10 @@ class Patch:
 
 
 class StatCache:
-    """A row for each entry of a manifest, or none where only reading the file will tell.
+    """The rows of a manifest's entries; an entry without a row has to be hashed.
 
     Attributes:
-        dirty: whether it is another than the one that was read.
+        dirty: whether it differs from the stored one.
     """
 
     def __init__(self, manifest: Manifest) -> None:
@@ -136,7 +135,7 @@ class StatCache:
         """The rows for the files of this manifest.
 
         Args:
-            earlier: gives the manifest of this digest, in hexadecimal, if it is still there.
+            earlier: returns the manifest with this digest (hexadecimal), if it is still in the history.
         """
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(path, "rb") as file:
             head = json.loads(file.readline())
@@ -169,7 +168,7 @@ class StatCache:
             column.frombytes(data)
 
     def _patch(self, file: IO[bytes]) -> None:
-        """Take what rollbacks have appended, as far as it is whole and of contents that are there now."""
+        """Apply the lines that rollbacks appended, as far as they are complete and match the manifest."""
         with contextlib.suppress(ValueError, TypeError, KeyError, AttributeError, OverflowError):
             for line in file:
                 for name, (sha256, mtime_ns, ctime_ns, inode, mode) in json.loads(line)["rows"].items():
@@ -178,7 +177,7 @@ class StatCache:
                         self._set(at, mtime_ns, ctime_ns, inode, mode)
 
     def _found(self, name: str, sha256: str, mode: int) -> int | None:
-        """The entry of this name, if it has this content and mode."""
+        """The entry with this name, if it has this content and mode."""
         at = self.manifest.find(name)
         if at is None or self.manifest.digest(at).hex() != sha256:
             return None
@@ -189,18 +188,18 @@ class StatCache:
         self.dirty = True
 
     def for_manifest(self, manifest: Manifest) -> StatCache:
-        """The rows of the files that are the same in another manifest."""
+        """The rows of the files that another manifest has unchanged."""
         if manifest.sha256 == self.manifest.sha256:
             return self
         fresh = StatCache(manifest)
-        for _, here, there in side_by_side(self.manifest, manifest):
+        for _, here, there in pair_entries(self.manifest, manifest):
             if here is not None and there is not None and self.manifest.same(here, manifest, there):
                 for old, new in zip(self._columns, fresh._columns, strict=True):
                     new[there] = old[here]
         return fresh
 
-    def fits(self, at: int, status: Status) -> bool:
-        """Whether a file that looks like this is known to be as the manifest has the entry."""
+    def matches(self, at: int, status: Stat) -> bool:
+        """Whether a file with this stat is known to be as the manifest has the entry."""
         return (
             status.ctime_ns == self._ctimes[at] != 0
             and status.mtime_ns == self._mtimes[at]
@@ -210,23 +209,23 @@ class StatCache:
         )
 
     def identity_at(self, at: int) -> tuple[int, int]:
-        """The inode of the file that the row is of, and its mtime in nanoseconds."""
+        """The inode and the mtime in nanoseconds that the row has."""
         return self._inodes[at], self._mtimes[at]
 
-    def record_at(self, at: int, status: Status, *, content_ns: int, seen_ns: int) -> None:
-        """As `Rows.record`, of a file that is as the manifest has this entry."""
-        if _at_rest(status, content_ns, seen_ns):
+    def record_at(self, at: int, status: Stat, *, content_ns: int, seen_ns: int) -> None:
+        """As `RowWriter.record`, for a file that is as the manifest has this entry."""
+        if _is_stable(status, content_ns, seen_ns):
             self._set(at, status.mtime_ns, status.ctime_ns, status.inode, stat.S_IMODE(status.mode))
         else:
             self.forget_at(at)
 
     def forget_at(self, at: int) -> None:
-        """As `Rows.forget`."""
+        """As `RowWriter.forget`."""
         if self._ctimes[at]:
             self._set(at, 0, 0, 0, 0)
 
-    def record(self, name: str, status: Status, sha256: str, *, content_ns: int, seen_ns: int) -> None:
-        """See `Rows`; what is not as the manifest has it has no row."""
+    def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """See `RowWriter`; a file that is not as the manifest has it gets no row."""
         at = self._found(name, sha256, status.mode)
         if at is not None:
             self.record_at(at, status, content_ns=content_ns, seen_ns=seen_ns)
@@ -234,16 +233,16 @@ class StatCache:
             self.forget(name)
 
     def forget(self, name: str) -> None:
-        """See `Rows`."""
+        """See `RowWriter`."""
         at = self.manifest.find(name)
         if at is not None:
             self.forget_at(at)
 
     def save(self, path: str) -> None:
-        """Write it, in place of what is there.
+        """Write the cache, atomically.
 
         Raises:
-            OSError: it can't be written; the old one, or none, is left.
+            OSError: it can't be written; the stored cache is unchanged.
         """
         fresh = f"{path}~"
         size = sum(len(column) * column.itemsize for column in self._columns)
@@ -256,11 +255,11 @@ class StatCache:
         self.dirty = False
 
 
-def append(patch: Patch, path: str) -> None:
-    """Add rows of whatever manifest to a cache, without reading it.
+def append_rows(patch: Patch, path: str) -> None:
+    """Append rows to the stored cache, whatever manifest it is of, without reading it.
 
     Raises:
-        OSError: it can't be written, or there is none.
+        OSError: it can't be written, or there is no stored cache.
     """
     if patch.rows:
         with open(path, "r+b") as log:
@@ -268,7 +267,7 @@ def append(patch: Patch, path: str) -> None:
             log.write(json.dumps({"rows": patch.rows}, separators=(",", ":")).encode() + b"\n")
 
 
-class _Status(NamedTuple):
+class _Stat(NamedTuple):
     size: int
     mtime_ns: int
     ctime_ns: int
@@ -276,39 +275,39 @@ class _Status(NamedTuple):
     mode: int
 
 
-def stamp(
-    rows: Rows,
+def record_changes(
+    rows: RowWriter,
     root: str,
     changes: Collection[Change],
     *,
-    but: Collection[str],
+    skip: Collection[str],
     certain_ns: Callable[[str], int],
-    probe: str,
+    clock: str,
 ) -> None:
-    """Note what a commit put under each name, where a change by others since can't hide.
+    """Store rows for the files that a commit changed.
 
     Args:
-        but: names of files that are none of the release.
-        certain_ns: by name, `clock_ns` when the content was certain, as in `Rows.record`: for what we wrote, after
-            that and before the commit; for what was hashed, before it was.
-        probe: the file for `clock_ns`.
+        skip: names of files that do not belong to the release.
+        certain_ns: from a name to the `content_ns` of `RowWriter.record`: for files that we wrote, a time between the
+            write and the commit; for files that were hashed, a time before that.
+        clock: the file for `clock_ns`.
     """
     if next(_files(changes), None) is None:
         return
     seen_ns = 0
-    with contextlib.suppress(OSError):  # without a clock nothing is certain, and the files are read again
-        seen_ns = next_tick_ns(probe)  # later than our own renames
+    with contextlib.suppress(OSError):  # without a clock no row is stored, and the files are hashed again
+        seen_ns = next_tick_ns(clock)  # later than our own renames
     for change in _files(changes):
         found = None
         with contextlib.suppress(OSError):
             found = os.lstat(os.path.join(root, change.name))
-        if change.after is None or found is None or signature(found) != change.signature or change.name in but:
+        if change.after is None or found is None or signature(found) != change.signature or change.name in skip:
             rows.forget(change.name)
         else:
-            status = _Status(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
+            status = _Stat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
             rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
 
 
 def _files(changes: Iterable[Change]) -> Iterator[Change]:
-    """Those of the tree's files, and not of perfkit's own."""
-    return (change for change in changes if not is_private(change.name))
+    """Those of the tree's files, without perfkit's own."""
+    return (change for change in changes if not layout.is_private(change.name))

@@ -1,4 +1,4 @@
-"""One tree in step with a source: open, look, decide, fetch, commit; and the way back, without the network."""
+"""Bring a tree in step with a source: scan, resolve, plan, fetch, check, apply."""
 
 from __future__ import annotations
 
@@ -6,199 +6,358 @@ import contextlib
 import logging
 import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import replace
-from functools import partial
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
 from perfkit.libc import trim_heap
 from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
-from perfkit.releases.format.manifest import Manifest, Part, side_by_side
-from perfkit.transactions.layout import CLOCK, MANIFEST, OBJECTS, PRIVATE_DIR, STATCACHE, is_private, object_path
-from perfkit.transactions.tree import Generation, Tree
-from perfkit.updates.apply import Done, carry_out
-from perfkit.updates.digest_index import ContentSet
-from perfkit.updates.installed import Installed, read_installed
-from perfkit.updates.local_tree import Look
+from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.transactions import layout
+from perfkit.transactions.prepare import Known
+from perfkit.transactions.transaction import Commit
+from perfkit.transactions.tree import Tree
+from perfkit.updates.apply import PlanApplier, installed_content
+from perfkit.updates.digest_index import BlobSet
+from perfkit.updates.installed import Installed, encode_record, read_installed
+from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
-from perfkit.updates.source_types import Kind
+from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
-from perfkit.updates.staging import Assembly, Fetcher
-from perfkit.updates.statcache import Patch, StatCache, append, clock_ns, stamp
+from perfkit.updates.staging import Fetcher, StagingArea
+from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 
-if TYPE_CHECKING:
-    from perfkit.archives.members import Selection
-
-__all__ = ["Job", "bring", "history", "must_be_managed", "plan", "rollback", "sync"]
+__all__ = ["Sync", "plan", "sync"]
 
 _log = logging.getLogger(__name__)
 
 
 def sync(
-    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
-) -> SyncReport:  # fmt: skip
-    """Bring `dest` to what `origin` offers. See `Toolkit.sync`."""
+    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
+) -> SyncReport:
+    """Bring `dest` in step with a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.fetch_directory)
-        ask = partial(open_source, fetcher, origin, installed, kind=kind, selection=selection)
-        report = _bring_newest(Job(tree, fetcher, installed, _policy(config), progress), ask)
-    return replace(report, seconds=time.monotonic() - began_s)
+
+        def sync_from(source: Source) -> SyncReport:
+            update = Sync(tree.root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
+            update.refuse_downgrade()
+            return replace(update.run(tree), seconds=time.monotonic() - began_s)
+
+        source = open_source(fetcher, spec, installed)
+        try:
+            return sync_from(source)
+        except (ManifestError, TransferError) as error:
+            if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
+                raise
+            newer = open_source(fetcher, spec, installed)
+            if newer.record() == source.record():
+                raise
+            _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
+        return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
 
 
 def plan(
-    config: Config, downloads: DownloadManager, origin: str, dest: str, *,
-    kind: Kind | None = None, selection: Selection | None = None, progress: Progress | None = None,
-) -> Plan:  # fmt: skip
+    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
+) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
-    import tempfile
+    import tempfile  # a sync does not need it, and it takes milliseconds to load
 
     root = os.path.abspath(dest)
     with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
         installed = read_installed(root)
-        source = open_source(Fetcher(downloads, stage), origin, installed, kind=kind, selection=selection, dry_run=True)
-        _refuse_older(source, installed)
-        look = _look(root, installed, now_ns=0, progress=progress)
-        assembly = Assembly(stage, progress=progress, standing=look.path)
-        wanted = _wanted(source, installed, look, assembly)
-        plan = _decide(root, source, wanted, installed, look, _policy(config))
-        missing = assembly.lacking(_contents(wanted, plan.fetch))
-        return plan.by(source.offers(missing, wanted))
+        fetcher = Fetcher(downloads, stage)
+        source = open_source(fetcher, spec, installed, dry_run=True)
+        dry_run = Sync(root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
+        dry_run.refuse_downgrade()
+        local = dry_run.scan(now_ns=0)
+        staging = StagingArea(stage, progress=progress)
+        manifest = dry_run.resolve(local, staging)
+        plan = dry_run.plan(local, manifest)
+        missing = staging.missing(_blobs(manifest, plan.fetch))
+        return plan.with_offers(source.offers(missing, manifest, local))
 
 
-def _refuse_older(source: Source, installed: Installed) -> None:
-    if source.serial < (highest := installed.highest(source.url)):
-        raise UpdateError(f"{source.url} offers release {source.serial} ({source.version}), and {highest} was "
-                          "installed from it before: an old pointer is not followed; rollback goes back")  # fmt: skip
+class Applied(NamedTuple):
+    """A plan that was applied.
+
+    Attributes:
+        commit: every name that changed.
+        bytes_written: of new files.
+        written_ns: the file system's clock after all new files were written, and before they were renamed into place.
+        moved: the names of files that were not written, but moved.
+    """
+
+    commit: Commit
+    bytes_written: int
+    written_ns: int
+    moved: frozenset[str]
 
 
-def _policy(config: Config) -> LocalChanges:
-    return cast(LocalChanges, config.local_changes)  # Config has seen to it
+class Sync:
+    """One update of one tree from one source. Its methods are the steps of `run`.
+
+    Args:
+        root: of the tree.
+        installed: what is installed there.
+        local_changes: what to do with files that were edited locally.
+    """
+
+    def __init__(
+        self,
+        root: str,
+        fetcher: Fetcher,
+        source: Source,
+        installed: Installed,
+        local_changes: LocalChanges,
+        progress: Progress | None,
+    ) -> None:
+        self._root = root
+        self._fetcher = fetcher
+        self._source = source
+        self._installed = installed
+        self._local_changes = local_changes
+        self._progress = progress
+        self._clock = os.path.join(root, layout.CLOCK)  # a file whose mtime tells the file system's time
+
+    def run(self, tree: Tree) -> SyncReport:
+        """Update the tree, in one transaction.
+
+        Raises:
+            UpdateError: there are local changes, and they are to be refused.
+            ManifestError, UnsafePathError: what the source offers is damaged or hostile.
+            TransferError: something can't be fetched.
+            FileChangedError, LockedError, OSError: as `Tree.transaction`. After all of these the tree is unchanged.
+            RecoveryError: as `Tree.transaction`.
+        """
+        local = self.scan(now_ns=clock_ns(self._clock))
+        staging = StagingArea(tree.fetch_directory, progress=self._progress)
+        manifest = self.resolve(local, staging)
+        plan = self.plan(local, manifest)
+        routes = self.fetch(tree, local, manifest, plan, staging)
+        self.check(staging)
+        applied = self.apply(tree, local, manifest, plan, staging)
+        report = self._report(tree, plan, applied, routes)
+        del plan, staging  # megabytes, where there are many files
+        self._save_statcache(local, manifest, applied, report)
+        _remove_staged(tree.fetch_directory, keep=self._source.keep_staged)
+        return report
+
+    def refuse_downgrade(self) -> None:
+        """Refuse an older release than was ever installed from this source.
+
+        Raises:
+            UpdateError: the source offers one.
+        """
+        source = self._source
+        if source.serial < (highest := self._installed.highest_serial(source.url)):
+            raise UpdateError(
+                f"{source.url} offers release {source.serial} ({source.version}), an old pointer: release {highest} "
+                "was installed from it before. Use rollback to go back"
+            )
+
+    def scan(self, *, now_ns: int) -> LocalTree:
+        """The files of the tree, compared with the installed manifest.
+
+        Args:
+            now_ns: the file system's clock; what changes from then on is not cached. 0: nothing is cached.
+        """
+
+        def earlier(digest: str) -> Manifest | None:
+            with contextlib.suppress(OSError, ManifestError), open(self._object(digest), "rb") as file:
+                return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
+            return None
+
+        cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), self._installed.manifest, earlier)
+        return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
+
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        """The manifest of the version to install."""
+        return self._installed.manifest if self._source.unchanged() else self._source.resolve(local, staging)
+
+    def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
+        """The steps from the scanned tree to the manifest; only entries that differ are compared.
+
+        Raises:
+            UpdateError: there are local changes, and they are to be refused.
+        """
+        version, installed = self._source.version, self._installed
+        if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
+            return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
+        before, after = _differing(installed.manifest, manifest, local)
+        stored = set()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            stored = {bytes.fromhex(name) for name in os.listdir(self._object("")) if len(name) == 64}
+        plan = decide(
+            after,
+            local.existing(before, after),
+            before,
+            stored=stored,
+            taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
+            local_changes=self._local_changes,
+        )
+        unchanged = len(manifest) - len(plan.added) - len(plan.changed)
+        return replace(plan, version=version, installed_version=installed.version, unchanged=unchanged)
+
+    def fetch(
+        self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea
+    ) -> tuple[str, ...]:
+        """Stage every blob that the plan needs and the tree does not have; returns the routes taken.
+
+        Raises:
+            OSError: there is not enough space for them (ENOSPC), or the disk failed.
+            ManifestError, TransferError: as `Source.fetch`.
+        """
+        _log.debug(
+            "%s: %s offers %s: %d files unchanged, %d from the tree or its history, %d to fetch, %d to remove",
+            self._root,
+            self._source.type,
+            self._source.version,
+            plan.unchanged,
+            len(plan.local) + len(plan.stored),
+            len(plan.fetch),
+            len(plan.remove),
+        )
+        if not plan.empty:
+            trim_heap()  # memory that planning used, before decoders need theirs
+        needed = _blobs(manifest, chain(plan.stored, plan.fetch))
+        staging.expect(needed)
+        for digest in staging.missing(_blobs(manifest, plan.stored)):
+            staging.copy(digest, self._object(digest.hex()))
+        missing = staging.missing(needed)
+        tree.check_free_space(needed.index.bytes_of(missing))
+        routes = self._source.fetch(missing, manifest, local, staging)
+        _log.debug(
+            "%s: %d bytes received in %d requests; route: %s",
+            self._root,
+            self._fetcher.bytes_received,
+            self._fetcher.requests,
+            "+".join(routes) or "none",
+        )
+        return routes
+
+    def check(self, staging: StagingArea) -> None:
+        """See that everything is staged: the last chance to give up before the tree changes.
+
+        Raises:
+            TransferError: a blob is missing.
+        """
+        if missing := staging.missing(staging.expected):
+            reason = f"{len(missing)} blobs could not be fetched intact; the tree was not changed, sync again"
+            raise TransferError(self._source.url, reason)
+
+    def apply(
+        self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea
+    ) -> Applied | None:
+        """Change the tree as planned, all of it or nothing; None: there was nothing to change."""
+        source, installed = self._source, self._installed
+        if plan.empty and not self._record_differs(manifest):
+            if source.serial > installed.highest_serial(source.url):
+                installed.record_serial(source.url, source.serial)
+            return None
+        installed.record_serial(installed.source, installed.serial)
+        label = {"version": source.version, "source": redacted(source.url)}  # history shows and logs it
+        known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
+        transaction = tree.transaction(label, known=known)
+        files = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
+        with Stage(self._progress, "commit", files=files) as shown, transaction as tx:
+            tx.write_private(layout.MANIFEST, manifest.raw)
+            tx.write_private(layout.RELEASE, self._record(manifest))
+            applier = PlanApplier(self._root, tx, manifest, staging, shown)
+            applier.apply(plan)
+            written_ns = next_tick_ns(self._clock)
+        assert tx.result is not None
+        moved = frozenset(each.name for each in plan.local if each.move)
+        return Applied(tx.result, applier.bytes_written, written_ns, moved)
+
+    def _record_differs(self, manifest: Manifest) -> bool:
+        """Whether the tree's record of what is installed changes, though no file may."""
+        source, installed = self._source, self._installed
+        offered = (source.type, source.url, source.version, manifest.sha256.hex())
+        return offered != (installed.type, installed.source, installed.version, installed.manifest_sha256)
+
+    def _record(self, manifest: Manifest) -> bytes:
+        source = self._source
+        return encode_record(
+            type=source.type,
+            source=source.url,
+            version=source.version,
+            serial=source.serial,
+            manifest=manifest,
+            state=source.record(),
+        )
+
+    def _report(self, tree: Tree, plan: Plan, applied: Applied | None, routes: tuple[str, ...]) -> SyncReport:
+        report = SyncReport(
+            version=self._source.version,
+            generation=tree.generation,
+            previous_version=self._installed.version,
+            unchanged=plan.unchanged,
+            requests=self._fetcher.requests,
+            bytes_received=self._fetcher.bytes_received,
+        )
+        if applied is None:
+            return report
+        return replace(
+            report,
+            generation=applied.commit.generation,
+            route="+".join(routes) or plan.route,
+            bytes_written=applied.bytes_written,
+            added=len(plan.added),
+            changed=len(plan.changed),
+            removed=len(plan.remove) + sum(each.move for each in plan.local),
+            saved_as=plan.saved_as,
+            overwritten=plan.overwritten,
+        )
+
+    def _save_statcache(
+        self, local: LocalTree, manifest: Manifest, applied: Applied | None, report: SyncReport
+    ) -> None:
+        cache = local.cache
+        if applied is not None:
+            cache = local.cache_for(manifest)
+            record_changes(
+                cache,
+                self._root,
+                applied.commit.changes,
+                skip=report.saved_as.values(),
+                certain_ns=lambda name: local.now_ns if name in applied.moved else applied.written_ns,
+                clock=self._clock,
+            )
+        if cache.dirty:
+            with contextlib.suppress(OSError):  # without the cache, files are hashed again
+                cache.save(os.path.join(self._root, layout.STATCACHE))
+
+    def _object(self, name: str) -> str:
+        """The path of an object in the tree's history."""
+        return os.path.join(self._root, layout.object_path(name))
 
 
-class Job(NamedTuple):
-    """What one sync or repair works on and with."""
+def _differing(installed: Manifest, wanted: Manifest, local: LocalTree) -> tuple[EntrySubset, EntrySubset]:
+    """The entries of both that differ, or that the tree does not have unchanged; plus a source for each blob needed."""
 
-    tree: Tree
-    fetcher: Fetcher
-    installed: Installed
-    policy: LocalChanges
-    progress: Progress | None
-
-
-def _bring_newest(job: Job, ask: Callable[[], Source]) -> SyncReport:
-    """The tree as the source has it; one that changes meanwhile is asked once more, and all begins anew."""
-    source = ask()
-    _refuse_older(source, job.installed)
-    try:
-        return bring(job, source)
-    except (ManifestError, TransferError) as error:
-        if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
-            raise
-        newer = ask()
-        if newer.record() == source.record():
-            raise
-        _log.info("%s: it changed while it was fetched, and %s is taken instead", redacted(source.url), newer.version)
-    _refuse_older(newer, job.installed)
-    return bring(job, newer)
-
-
-def bring(job: Job, source: Source) -> SyncReport:
-    """The tree as this source has it: look, decide, fetch, commit."""
-    tree, installed = job.tree, job.installed
-    probe = os.path.join(tree.root, CLOCK)
-    look = _look(tree.root, installed, now_ns=clock_ns(probe), progress=job.progress)
-    assembly = Assembly(tree.fetch_directory, progress=job.progress, standing=look.path)
-    wanted = _wanted(source, installed, look, assembly)
-    plan = _decide(tree.root, source, wanted, installed, look, job.policy)
-    _log.debug("%s: %s offers %s: %d files to keep, %d from here, %d to fetch, %d to remove",
-               tree.root, source.kind, source.version, plan.unchanged, len(plan.local) + len(plan.stored),
-               len(plan.fetch), len(plan.remove))  # fmt: skip
-    if not plan.empty:
-        trim_heap()  # what it took to decide, before decoders want their part
-    routes = _fetch(tree, source, wanted, plan, assembly)
-    _log.debug("%s: %d bytes came in %d requests, by %s", tree.root, job.fetcher.bytes_received, job.fetcher.requests,
-               "+".join(routes) or "no route")  # fmt: skip
-    cache = look.cache
-    report = SyncReport(version=source.version, generation=tree.generation, previous_version=installed.version,
-                        unchanged=plan.unchanged)  # fmt: skip
-    if not plan.empty or _is_news(source, wanted, installed):
-        installed.note(installed.source, installed.serial)
-        done = carry_out(tree, plan, installed.manifest, wanted, look, assembly, source, probe=probe,
-                         progress=job.progress)  # fmt: skip
-        report = _counted(report, plan, done, "+".join(routes) or plan.route)
-        del plan, assembly  # megabytes, where files are many
-        cache = look.cache_for(wanted)
-        stamp(cache, tree.root, done.commit.changes, but=report.aside.values(), probe=probe,
-              certain_ns=lambda name: look.now_ns if name in done.moved else done.written_ns)  # fmt: skip
-    elif source.serial > installed.highest(source.url):
-        installed.note(source.url, source.serial)
-    if cache.dirty:
-        with contextlib.suppress(OSError):  # a cache: without it files are read again
-            cache.save(os.path.join(tree.root, STATCACHE))
-    _tidy(tree.fetch_directory, source.keeps)
-    return replace(report, requests=job.fetcher.requests, bytes_received=job.fetcher.bytes_received)
-
-
-def _look(root: str, installed: Installed, *, now_ns: int, progress: Progress | None) -> Look:
-    """The tree beside what is installed."""
-
-    def earlier(digest: str) -> Manifest | None:
-        with contextlib.suppress(OSError, ManifestError), open(os.path.join(root, object_path(digest)), "rb") as file:
-            return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
-        return None
-
-    cache = StatCache.load(os.path.join(root, STATCACHE), installed.manifest, earlier)
-    return Look(root, cache, now_ns=now_ns, progress=progress)
-
-
-def _wanted(source: Source, installed: Installed, look: Look, assembly: Assembly) -> Manifest:
-    """The manifest to be brought about."""
-    return installed.manifest if source.unchanged() else source.manifest(look, look.where, assembly)
-
-
-def _decide(
-    root: str, source: Source, wanted: Manifest, installed: Installed, look: Look, policy: LocalChanges
-) -> Plan:
-    """Only what differs from one manifest to the other, or in the tree, is decided upon, and what has its content."""
-    if wanted.sha256 == installed.manifest.sha256 and look.as_installed:
-        return Plan(version=source.version, installed_version=installed.version, unchanged=len(wanted))
-    before, after = _differing(installed.manifest, wanted, look)
-    stored = set()
-    with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-        stored = {bytes.fromhex(name) for name in os.listdir(os.path.join(root, OBJECTS)) if len(name) == 64}
-    plan = decide(
-        version=source.version, wanted=after, installed=look.of(before, after), before=before,
-        installed_version=installed.version, stored=stored,
-        taken=lambda name: os.path.lexists(os.path.join(root, name)), local_changes=policy,
-    )  # fmt: skip
-    return replace(plan, unchanged=len(wanted) - len(plan.added) - len(plan.changed))
-
-
-def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part, Part]:
-    """The entries of both that differ, or that the tree does not have as they were; and one that has each content."""
-
-    def stays(here: int | None, there: int | None) -> bool:
-        return here is not None and there is not None and look.is_as_said(here) and installed.same(here, wanted, there)
+    def unchanged(here: int | None, there: int | None) -> bool:
+        return here is not None and there is not None and local.is_intact(here) and installed.same(here, wanted, there)
 
     sources: set[int] = set()
     if len(installed):
-        pairs = side_by_side(installed, wanted)
-        sought = ContentSet.at(wanted, (there for _, here, there in pairs
-                                        if there is not None and not stays(here, there)))  # fmt: skip
-        sources.update(at for digest in sought for at in islice(look.having(digest), 1))
-    before, after = Part(installed), Part(wanted)
-    for _, here, there in side_by_side(installed, wanted):
-        if here in sources or not stays(here, there):
+        pairs = pair_entries(installed, wanted)
+        changed = (there for _, here, there in pairs if there is not None and not unchanged(here, there))
+        needed = BlobSet.at(wanted, changed)
+        sources.update(at for digest in needed for at in islice(local.entries_with(digest), 1))
+    before, after = EntrySubset(installed), EntrySubset(wanted)
+    for _, here, there in pair_entries(installed, wanted):
+        if here in sources or not unchanged(here, there):
             if here is not None:
                 before.add(here)
             if there is not None:
@@ -206,102 +365,16 @@ def _differing(installed: Manifest, wanted: Manifest, look: Look) -> tuple[Part,
     return before, after
 
 
-def _fetch(tree: Tree, source: Source, wanted: Manifest, plan: Plan, assembly: Assembly) -> tuple[str, ...]:
-    """Have all contents that the tree does not have; returns the routes taken."""
-    needed = _contents(wanted, chain(plan.stored, plan.fetch))
-    assembly.expect(needed.contents)
-    assembly.take_up(needed)
-    for digest in assembly.lacking(_contents(wanted, plan.stored)):
-        assembly.copy(digest, os.path.join(tree.root, object_path(digest.hex())))  # if it is still what it was
-    missing = assembly.lacking(needed)
-    tree.check_free_space(needed.contents.bytes_of(missing))
-    routes = source.fetch(missing, wanted, assembly)
-    if lacking := assembly.lacking(missing):
-        raise TransferError(source.url, f"{len(lacking)} contents could not be had as they should be; nothing was done")
-    return routes
+def _blobs(manifest: Manifest, names: Iterable[str]) -> BlobSet:
+    """The blobs of these files, but for empty ones."""
+    found = (manifest.find(name) for name in names)
+    return BlobSet.at(manifest, (at for at in found if at is not None and manifest.size(at)))
 
 
-def _contents(wanted: Manifest, names: Iterable[str]) -> ContentSet:
-    """The contents of these files; empty ones left out."""
-    found = (wanted.find(name) for name in names)
-    return ContentSet.at(wanted, (at for at in found if at is not None and wanted.size(at)))
-
-
-def _is_news(source: Source, wanted: Manifest, installed: Installed) -> bool:
-    """Whether the tree's own files have something else to say, though no file changes."""
-    return (source.kind, source.url, source.version, wanted.sha256.hex()) != (
-        installed.kind, installed.source, installed.version, installed.manifest_sha256
-    )  # fmt: skip
-
-
-def _counted(report: SyncReport, plan: Plan, done: Done, route: str) -> SyncReport:
-    removed = len(plan.remove) + sum(each.move for each in plan.local)
-    return replace(report, generation=done.commit.generation, route=route, bytes_written=done.bytes_written,
-                   added=len(plan.added), changed=len(plan.changed), removed=removed, aside=plan.aside,
-                   overwritten=plan.overwritten)  # fmt: skip
-
-
-def _tidy(stage: str, keep: frozenset[str]) -> None:
-    """Nothing of what was fetched is needed any more, but what the next sync asks about."""
-    with contextlib.suppress(OSError):  # the change is made; what stays is removed after the next one
+def _remove_staged(stage: str, *, keep: frozenset[str]) -> None:
+    """Remove what was fetched, but for what the next sync revalidates."""
+    with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
         for name in os.listdir(stage):
             if name not in keep:
                 with contextlib.suppress(OSError):
                     os.unlink(os.path.join(stage, name))
-
-
-def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
-    """Go back, or forward again, without the network. See `Toolkit.rollback`."""
-    began_s = time.monotonic()
-    must_be_managed(dest)
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = read_installed(tree.root)
-        before.note(before.source, before.serial)
-        probe = os.path.join(tree.root, CLOCK)
-        began_ns = clock_ns(probe)
-        unchecked = {MANIFEST: before.manifest_sha256} if before.kind else {}
-        commit = tree.rollback(to, edits=_policy(config), unchecked=unchecked)
-        after = _read_afterwards(tree.root)
-        with contextlib.suppress(OSError):  # a cache, again
-            patch = Patch()
-            stamp(patch, tree.root, commit.changes, but=commit.saved_as.values(), probe=probe,
-                  certain_ns=lambda name: began_ns)  # fmt: skip
-            append(patch, os.path.join(tree.root, STATCACHE))
-        mine = [change for change in commit.changes if not is_private(change.name)]
-        added = sum(change.before is None for change in mine)
-        removed = sum(change.after is None for change in mine)
-        return SyncReport(
-            version=after.version or "", generation=commit.generation, previous_version=before.version,
-            route="rollback" if commit.changes else "none",
-            bytes_written=sum(change.after.size for change in mine if change.after is not None),
-            added=added, removed=removed, changed=len(mine) - added - removed,
-            unchanged=max(0, after.files - len(mine) + removed), aside=commit.saved_as,
-            overwritten=commit.overwritten, as_found=commit.restored_with_edits,
-            seconds=time.monotonic() - began_s,
-        )  # fmt: skip
-
-
-def _read_afterwards(root: str) -> Installed:
-    """What is installed now; the change is made, and that this can't be read must not look as if it were not."""
-    try:
-        return read_installed(root)
-    except OSError as error:
-        _log.warning("%s: rolled back, but what is installed now can't be read: %s", root, error)
-        return Installed(root)
-
-
-def history(dest: str) -> list[Generation]:
-    """The generations that `rollback` can reach, oldest first."""
-    must_be_managed(dest)
-    with Tree(dest) as tree:
-        return tree.history()
-
-
-def must_be_managed(dest: str) -> None:
-    """See that there is something to go back in, or to look at.
-
-    Raises:
-        UpdateError: there is not.
-    """
-    if not os.path.isdir(os.path.join(dest, PRIVATE_DIR)):
-        raise UpdateError(f"{dest} is not a tree that perfkit manages; sync makes one")

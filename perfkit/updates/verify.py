@@ -1,4 +1,4 @@
-"""Every file of a tree read again, and what is not as installed told, or brought back."""
+"""Hash every file of a tree again, report what differs from the release, and repair it."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from perfkit.filesystem.scan import ScanEntry
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
-from perfkit.transactions.layout import STATCACHE
+from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import Installed, read_installed
-from perfkit.updates.local_tree import entries
+from perfkit.updates.installed import Installed, read_installed, require_managed
+from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Job, bring, must_be_managed
+from perfkit.updates.updater import Sync
 
 __all__ = ["verify"]
 
@@ -34,33 +34,41 @@ def verify(
 ) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
-    must_be_managed(dest)
+    require_managed(dest)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
         installed = read_installed(tree.root)
-        if installed.kind is None:
-            raise UpdateError(f"{dest}: nothing is installed here; sync first")
+        if installed.type is None:
+            raise UpdateError(f"{dest}: nothing is installed; sync to it first")
         found = _compare(tree.root, installed.manifest, progress)
         repaired = None
         if repair and (found.missing or found.changed):
-            policy: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            fetcher = Fetcher(downloads, tree.fetch_directory)
-            repaired = _repair(Job(tree, fetcher, installed, policy, progress), installed)
+            local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
+            repaired = _repair(tree, Fetcher(downloads, tree.fetch_directory), installed, local_changes, progress)
         return VerifyReport(
-            version=installed.version or "", generation=tree.generation, files=len(installed.manifest),
-            bytes=found.hashed, missing=tuple(sorted(found.missing)), changed=tuple(sorted(found.changed)),
-            extra=tuple(sorted(found.extra)), repaired=repaired, seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+            version=installed.version or "",
+            generation=tree.generation,
+            files=len(installed.manifest),
+            bytes=found.hashed,
+            missing=tuple(sorted(found.missing)),
+            changed=tuple(sorted(found.changed)),
+            extra=tuple(sorted(found.extra)),
+            repaired=repaired,
+            seconds=time.monotonic() - began_s,
+        )
 
 
-def _repair(job: Job, installed: Installed) -> SyncReport:
-    with contextlib.suppress(FileNotFoundError):  # damage may hide from stat: no row is believed
-        os.unlink(os.path.join(job.tree.root, STATCACHE))
-    return bring(job, reopen_source(job.fetcher, installed))
+def _repair(
+    tree: Tree, fetcher: Fetcher, installed: Installed, local_changes: LocalChanges, progress: Progress | None
+) -> SyncReport:
+    with contextlib.suppress(FileNotFoundError):  # damage may not show in stat: hash every file again
+        os.unlink(os.path.join(tree.root, layout.STATCACHE))
+    source = reopen_source(fetcher, installed)
+    return Sync(tree.root, fetcher, source, installed, local_changes, progress).run(tree)
 
 
 @dataclass(slots=True)
 class _Compared:
-    """What every file was found to be; `hashed` is in bytes."""
+    """The names of the files that differ, and how many bytes were hashed."""
 
     missing: set[str]
     changed: list[str]
@@ -69,9 +77,9 @@ class _Compared:
 
 
 def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compared:
-    """Read every file of the manifest."""
+    """Hash every file of the manifest."""
     found = _Compared(set(manifest.names()), [], [])
-    seen: dict[str, tuple[int, ScanEntry]] = {}  # being read
+    seen: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
     with Stage(progress, "verify", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
         for read in hash_many(root, _regular(root, manifest, found, seen)):
             at, entry = seen.pop(read.name)
@@ -90,8 +98,8 @@ def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compa
 def _regular(
     root: str, manifest: Manifest, found: _Compared, seen: dict[str, tuple[int, ScanEntry]]
 ) -> Iterator[ScanEntry]:
-    """The files to be read; what is wrong with others shows at once."""
-    for entry in entries(root):
+    """The files to hash; those of another type, and extra ones, go into `found` at once."""
+    for entry in scan_files(root):
         at = manifest.find(entry.name)
         if at is None:
             found.extra.append(entry.name)

@@ -1,1 +1,1 @@
-"""Read zsync files, and find in an older file the blocks that they list."""
+"""Read zsync control files, and find the blocks that they list in an older file."""

@@ -1,7 +1,7 @@
-"""zsync: bring a local file up to date by the `.zsync` control file that `zsyncmake` makes for a new one.
+"""Update a local file by the `.zsync` control file that `zsyncmake` made for the new one.
 
-Format: zsync(1), zsyncmake(1) and the source of zsync 0.6.2. Header lines end at an empty one; then each block of the
-file has a weak checksum and a part of its MD4. The SHA-1 in the header decides what is right, not these.
+Format: zsync(1), zsyncmake(1) and the source of zsync 0.6.2. An empty line ends the header; then each block of the file
+has a weak checksum and a part of its MD4. The SHA-1 in the header decides whether the result is right.
 """
 
 from __future__ import annotations
@@ -24,30 +24,39 @@ from perfkit.filesystem.paths import check_name
 if TYPE_CHECKING:
     from perfkit.archives.members import Readable, Writable
 
-__all__ = ["CONTROL_BYTES", "Control", "Copy", "Fetch", "Recipe", "assemble", "make_recipe", "parse_control",
-           "unpack_whole"]  # fmt: skip
+__all__ = [
+    "CONTROL_BYTES",
+    "Control",
+    "Copy",
+    "Fetch",
+    "Recipe",
+    "assemble",
+    "make_recipe",
+    "parse_control",
+    "unpack_whole",
+]
 
-CONTROL_BYTES = 64 << 20  # the longest control file that is read
+CONTROL_BYTES = 64 << 20  # limit of a control file
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
 _PIECE_BYTES = 256 << 10
 _JOINED_BYTES = 1 << 20
-_PIECES_AHEAD = 3  # read and not yet written
+_PIECES_AHEAD = 3  # read, but not yet written
 _LINE = re.compile(rb"([A-Za-z0-9-]+): ([^\r\n\0]*)")
 
 
 class Control(NamedTuple):
-    """What a control file says.
+    """A parsed control file.
 
     Attributes:
-        filename: of the file, a plain safe name; of the gzip file with `keep_gzip`.
-        urls: where its bytes are, or with `gzip` those of its gzip form; absolute.
-        gzip: only the gzip form is served: there is no delta, and `unpack_whole` ends a whole download.
-        keep_gzip: it is the gzip form that is wanted.
-        size: bytes of the file, unpacked.
-        sha1: hexadecimal, of the file, unpacked.
-        sums: the checksums of all blocks; none with `gzip`.
-        sequence: how many neighbouring blocks must match before one is believed.
+        filename: a safe name without directories; with `keep_gzip`, that of the gzip file.
+        urls: absolute; with `gzip`, those of the gzip file.
+        gzip: the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`.
+        keep_gzip: the gzip file itself is wanted.
+        size: uncompressed bytes.
+        sha1: of the uncompressed file, hexadecimal.
+        sums: the checksums of all blocks; empty with `gzip`.
+        sequence: how many adjacent blocks must match before one is accepted.
     """
 
     filename: str
@@ -67,8 +76,8 @@ def parse_control(data: bytes, *, url: str) -> Control:
     """Read a control file that came from `url`.
 
     Raises:
-        ManifestError: damaged, cut short, without something that is needed, or with numbers that can't be.
-        UnsafePathError: the file's name is not a plain one.
+        ManifestError: damaged, truncated, a header is missing, or a value is invalid.
+        UnsafePathError: the file name is unsafe, or has directories.
     """
     headers: dict[str, list[str]] = {}
     position = 0
@@ -86,14 +95,14 @@ def parse_control(data: bytes, *, url: str) -> Control:
         key, value = match[1].decode(), match[2].decode(errors="replace")
         headers.setdefault(key, []).append(value)
         if key == "Z-Map2":
-            position += _MAP_ENTRY_BYTES * _number(headers, key, 0, CONTROL_BYTES)  # binary, and not needed
+            position += _MAP_ENTRY_BYTES * _number(headers, key, 0, CONTROL_BYTES)  # binary, and not used
     return _control(headers, data[position:], url)
 
 
 def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
     block_size = _number(headers, "Blocksize", 64, 1 << 20)
     if block_size & (block_size - 1):
-        raise ManifestError(f"the control file has blocks of {block_size} bytes, which is no power of two")
+        raise ManifestError(f"the control file has blocks of {block_size} bytes, which is not a power of two")
     size = _number(headers, "Length", 0, 1 << 50)
     lengths = re.fullmatch(r"([12]),([1-4]),(\d\d?)", _only(headers, "Hash-Lengths"))
     if lengths is None or not 3 <= int(lengths[3]) <= 16:
@@ -102,19 +111,19 @@ def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
     gzip = "URL" not in headers
     blocks = 0 if gzip else -(-size // block_size)
     if gzip:
-        sums = b""  # they describe the file unpacked, of which the server has no ranges
+        sums = b""  # they are of the uncompressed file, of which the server has no ranges
     if len(sums) != blocks * (rsum_bytes + strong_bytes):
-        raise ManifestError(f"the control file has {len(sums)} bytes of checksums, and {blocks} blocks to describe")
+        raise ManifestError(f"the control file has {len(sums)} bytes of checksums for {blocks} blocks")
     sha1 = _only(headers, "SHA-1").lower()
     if not re.fullmatch("[0-9a-f]{40}", sha1):
         raise ManifestError(f"the control file has no SHA-1 of the file: {sha1!r}")
     keep_gzip = gzip and "Recompress" in headers
     filename = _only(headers, "Z-Filename" if keep_gzip and "Z-Filename" in headers else "Filename")
     if "/" in check_name(filename):
-        raise UnsafePathError(filename, "a control file names one file, without directories")
+        raise UnsafePathError(filename, "the file name in a control file must not have directories")
     urls = headers.get("Z-URL" if gzip else "URL", [])
     if not urls:
-        raise ManifestError("the control file does not say where the file is: there is no URL")
+        raise ManifestError("the control file has no URL")
     return Control(
         filename=filename,
         urls=tuple(urljoin(url, each) for each in urls),
@@ -133,33 +142,33 @@ def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
 def _only(headers: dict[str, list[str]], key: str) -> str:
     values = headers.get(key, [])
     if len(values) != 1:
-        raise ManifestError(f"the control file has {len(values)} lines of {key}, and needs one")
+        raise ManifestError(f"the control file has {len(values)} {key} headers instead of one")
     return values[0]
 
 
 def _number(headers: dict[str, list[str]], key: str, least: int, most: int) -> int:
     text = _only(headers, key)
     if not (text.isascii() and text.isdigit() and len(text) < 20 and least <= int(text) <= most):
-        raise ManifestError(f"the control file has {key} {text!r}; {least} to {most} is possible")
+        raise ManifestError(f"the control file has {key} {text!r}, not a number from {least} to {most}")
     return int(text)
 
 
 class Copy(NamedTuple):
-    """Bytes that the old file has."""
+    """Bytes to copy from the old file."""
 
     offset: int  # in the old file
     size: int
 
 
 class Fetch(NamedTuple):
-    """Bytes that the server has: from `start` (inclusive) to `end` (exclusive) of the new file."""
+    """Bytes to fetch: from `start` (inclusive) to `end` (exclusive) of the new file."""
 
     start: int
     end: int
 
 
 class Recipe(NamedTuple):
-    """How the new file comes about, from its beginning to its end."""
+    """The steps that make the new file, from start to end."""
 
     steps: tuple[Copy | Fetch, ...]
 
@@ -173,13 +182,13 @@ class Recipe(NamedTuple):
 
 
 def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: bool = False) -> Recipe:
-    """Look for the new file's blocks in an old one; what isn't there is to be fetched.
+    """Find the new file's blocks in an old one; all others are to be fetched.
 
     Args:
-        old: open for reading; None if there is none.
+        old: open for reading; None: no file to start from.
         gap: as for `coalesce`.
-        strict: check each block that is found. Without, which takes half of the time, a changed block is rarely taken
-            for the old one; then `assemble` finds the file to be a wrong one.
+        strict: verify each block that is found. Without, it takes half the time, and rarely misses a changed block;
+            `assemble` then finds that the result is wrong.
 
     Raises:
         ConfigError: numpy is not installed.
@@ -188,28 +197,27 @@ def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: boo
     if old is None or os.fstat(old.fileno()).st_size == 0 or not control.sums:
         return Recipe((Fetch(0, control.size),) if control.size else ())
     try:
+        from perfkit.zsync.block_sums import BlockSums
         from perfkit.zsync.matcher import find_blocks
     except ImportError as error:
         raise ConfigError("updating by a .zsync control file needs numpy: pip install 'perfkit[zsync]'") from error
-    where = find_blocks(
-        old.fileno(), control.sums, block_size=control.block_size, rsum_bytes=control.rsum_bytes,
-        strong_bytes=control.strong_bytes, sequence=control.sequence, strict=strict,
-    )  # fmt: skip
+    wanted = BlockSums(control.sums, control.block_size, control.rsum_bytes, control.strong_bytes, control.sequence)
+    where = find_blocks(old.fileno(), wanted, strict=strict)
     runs = _runs(where.tolist(), control.size, control.block_size, os.fstat(old.fileno()).st_size)
     return _recipe(runs, control.size, gap)
 
 
 def _runs(where: list[int], size: int, block_size: int, old_size: int) -> list[tuple[int, Copy]]:
-    """Blocks in a row that stand in a row in the old file too, and where in the new one they begin."""
+    """Runs of blocks that are consecutive in the old file, too, and their offsets in the new one."""
     runs = []
-    first, expected = 0, -1  # block of the run, and the old file's offset where the next one would stand
+    first, expected = 0, -1  # first block of the run, and the offset of its next block in the old file
     for index, offset in enumerate([*where, -1]):
         if offset == expected:
             expected += block_size if offset >= 0 else 0
             continue
         if expected >= 0:
             end = min(index * block_size, size)
-            while end - first * block_size > old_size - where[first]:  # the matcher reads zeros beyond, we can't
+            while end - first * block_size > old_size - where[first]:  # the matcher pads the file with zeros
                 end = (end - 1) // block_size * block_size
             if end > first * block_size:
                 runs.append((first * block_size, Copy(where[first], end - first * block_size)))
@@ -218,7 +226,7 @@ def _runs(where: list[int], size: int, block_size: int, old_size: int) -> list[t
 
 
 def _recipe(runs: list[tuple[int, Copy]], size: int, gap: int) -> Recipe:
-    """What is between the runs is fetched; so is a run that is not worth stepping over."""
+    """Fetch what is between the runs, and runs that are cheaper to fetch than to skip."""
     bounds = [(0, 0), *((start, start + run.size) for start, run in runs), (size, size)]
     fetches = coalesce([(end, start) for (_, end), (start, _) in pairwise(bounds)], gap=gap)
     steps: list[tuple[int, Copy | Fetch]] = [(start, Fetch(start, end)) for start, end in fetches]
@@ -235,16 +243,15 @@ def _recipe(runs: list[tuple[int, Copy]], size: int, gap: int) -> Recipe:
 def assemble(
     control: Control, recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Readable], out: Writable
 ) -> None:
-    """Write the new file to `out`, and see that it is the right one.
+    """Write the new file to `out`, and verify it.
 
     Args:
-        fetched: gives the bytes of a step, as a stream; asked in order.
-        out: written to by another thread meanwhile.
+        fetched: returns the bytes of a step, as a stream; called in order.
+        out: another thread writes to it until this returns.
 
     Raises:
-        ManifestError: it is not the file that the control file describes; what was written is worthless, and a whole
-            download may still serve.
-        FileChangedError: the old file became shorter meanwhile.
+        ManifestError: the SHA-1 is wrong; discard what was written, and try a whole download.
+        FileChangedError: the old file was truncated.
         OSError: the local disk.
         Anything that `fetched` and its streams raise.
     """
@@ -271,16 +278,16 @@ def _pieces(recipe: Recipe, old: BinaryIO | None, fetched: Callable[[Fetch], Rea
 
 
 def _joined(pieces: Iterator[bytes]) -> Iterator[bytes]:
-    """The same in larger pieces: to hand one to another thread takes as long as to hash some 100 KiB."""
-    held: list[bytes] = []
+    """Join pieces into larger ones: handing one to another thread takes as long as hashing about 100 KiB."""
+    joined: list[bytes] = []
     size = 0
     for piece in pieces:
-        held.append(piece)
+        joined.append(piece)
         size += len(piece)
         if size >= _JOINED_BYTES:
-            yield b"".join(held)
-            held, size = [], 0
-    yield b"".join(held)
+            yield b"".join(joined)
+            joined, size = [], 0
+    yield b"".join(joined)
 
 
 def _read_stream(stream: Readable, size: int) -> Iterator[bytes]:
@@ -297,27 +304,27 @@ def _read_old(old: BinaryIO, step: Copy) -> Iterator[bytes]:
     while position < end:
         piece = os.pread(old.fileno(), min(end - position, _PIECE_BYTES), position)
         if not piece:
-            raise FileChangedError(str(old.name), "it became shorter while it was used for an update")
+            raise FileChangedError(str(old.name), "it was truncated while it was used for an update")
         position += len(piece)
         yield piece
 
 
 def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -> None:
-    """Verify a whole download of one of `control.urls`, and write what it unpacks to.
+    """Verify a whole download of one of `control.urls`, and write the uncompressed file.
 
     Args:
-        downloaded: the file at its URL; for a `gzip` control file that is a gzip stream, otherwise the file itself.
-        out: takes the file, unpacked; None where the download itself is wanted, as with `keep_gzip`.
+        downloaded: a gzip stream if `control.gzip`, else the file itself.
+        out: gets the uncompressed file; None: the download itself is wanted, as with `keep_gzip`.
 
     Raises:
-        ManifestError: it is not the file that the control file describes, or not gzip.
+        ManifestError: its size or SHA-1 is wrong, or it is not gzip.
     """
     digest = hashlib.sha1(usedforsecurity=False)
     size = 0
     for piece in _unpacked(downloaded) if control.gzip else iter(lambda: downloaded.read(_PIECE_BYTES), b""):
         size += len(piece)
         if size > control.size:
-            raise ManifestError(f"the file is longer than the {control.size} bytes that the control file says")
+            raise ManifestError(f"the file is larger than the {control.size} bytes in the control file")
         digest.update(piece)
         if out is not None:
             out.write(piece)
@@ -325,12 +332,12 @@ def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -
 
 
 def _unpacked(gzip: Readable) -> Iterator[bytes]:
-    from perfkit.archives.decompress import Unpacked
+    from perfkit.archives.decompress import DecompressedStream
     from perfkit.archives.members import Limits
 
-    return iter(Unpacked(gzip, Limits()).piece, b"")
+    return iter(DecompressedStream(gzip, Limits()).read_chunk, b"")
 
 
 def _check_sha1(control: Control, found: str) -> None:
     if found != control.sha1:
-        raise ManifestError(f"{control.filename}: SHA-1 is {found}, and the control file says {control.sha1}")
+        raise ManifestError(f"{control.filename}: its SHA-1 is {found} instead of {control.sha1}")

@@ -17,7 +17,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit.archives.members import Limits, Member, Selection, refresh
+from perfkit.archives.members import Limits, Member, Selection, stage_if_changed
 from perfkit.archives.tar import is_header, read_members
 from perfkit.errors import FileChangedError, ManifestError, PerfkitError, UnsafePathError
 from tests.support.archive_tools import FILES, Drip, add, make_tar
@@ -86,7 +86,7 @@ def test_sizes_beyond_octal_are_read() -> None:
         member, content = next(members)
         assert member == Member("big", 9 << 30, False)
         assert next(content) == b"begins"
-        with pytest.raises(ManifestError, match="cut short"):
+        with pytest.raises(ManifestError, match="truncated"):
             next(content)
 
 
@@ -288,11 +288,11 @@ def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None
     stage = Stage(tmp_path / "stage")
     [(member, content)] = [next(read_members(io.BytesIO(make_tar({"a": new}, directories=False))))]
     if old is None:
-        result = refresh(member, content, None, stage)
+        result = stage_if_changed(member, content, None, stage)
     else:
         (tmp_path / "old").write_bytes(old)
         with (tmp_path / "old").open("rb", buffering=0) as file:
-            result = refresh(member, content, file, stage)
+            result = stage_if_changed(member, content, file, stage)
     assert result.changed == (old != new)
     assert result.sha256 == hashlib.sha256(new).hexdigest()
     assert stage.path.exists() == result.changed
@@ -311,7 +311,7 @@ def test_a_file_that_changes_while_it_is_compared_is_no_source(tmp_path: Path) -
         yield b"c" * 500
 
     with path.open("rb", buffering=0) as file, pytest.raises(FileChangedError):
-        refresh(Member("a", 1000, False), content(), file, Stage(tmp_path / "stage"))  # type: ignore[arg-type]
+        stage_if_changed(Member("a", 1000, False), content(), file, Stage(tmp_path / "stage"))  # type: ignore[arg-type]
 
 
 def test_memory_stays_bounded() -> None:

@@ -63,7 +63,7 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     assert sorted(planned["added"]) == ["moved/b.py", "pkg/new.py"]
     assert tree_of(tmp_path / "tree") == ONE
     done = run("sync", origin.url, "tree")
-    assert done.keys() >= SYNC_KEYS | {"previous_version", "aside", "overwritten"}
+    assert done.keys() >= SYNC_KEYS | {"previous_version", "saved_as", "overwritten"}
     assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
                             "removed": 2, "unchanged": 3}.items()  # fmt: skip
     assert done["bytes_received"] > 0
@@ -73,7 +73,7 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     assert (report["changed"], report["missing"], report["extra"], report["intact"]) == (["README"], [], [], False)
     report = run("verify", "tree", "--repair")
     assert report["repaired"].keys() >= SYNC_KEYS
-    assert report["repaired"]["aside"] == {"README": "README.perfkit-local"}
+    assert report["repaired"]["saved_as"] == {"README": "README.perfkit-local"}
     assert report["intact"] is True
     assert run("verify", "tree")["extra"] == ["README.perfkit-local"]
     back = run("rollback", "tree")
@@ -115,9 +115,9 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("command", "told"),
-    [(["rollback", "nothing"], "nothing is not a tree that perfkit manages"),
-     (["history", "nothing"], "nothing is not a tree that perfkit manages"),
-     (["verify", "nothing"], "nothing is not a tree that perfkit manages"),
+    [(["rollback", "nothing"], "nothing is not managed by perfkit"),
+     (["history", "nothing"], "nothing is not managed by perfkit"),
+     (["verify", "nothing"], "nothing is not managed by perfkit"),
      (["rollback", "tree", "--to", "7"], "generation 7 is not kept; choose one of 0, 1"),
      (["sync", "URL/elsewhere", "tree"], "404")],
 )  # fmt: skip

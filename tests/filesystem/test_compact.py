@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given
 
 from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
-from perfkit.releases.format.manifest import Entry, Manifest, Part
+from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import Journal
 from perfkit.transactions.records import Change, Content, JournalOp
-from perfkit.updates.digest_index import Contents, ContentSet
+from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
@@ -155,26 +155,26 @@ def manifest(**files: str) -> Manifest:
 def test_content_sets() -> None:
     """They are sets of what the manifest has, each content once, and take others away."""
     tree = manifest(a="1", b="2", c="1", d="4", e="5")
-    contents = Contents(tree)
+    contents = BlobIndex(tree)
     one, two, four, five = (hashlib.sha256(text).digest() for text in (b"1", b"2", b"4", b"5"))
-    some = ContentSet(contents, [one, four, b"?" * 32])
+    some = BlobSet(contents, [one, four, b"?" * 32])
     assert set(some) == {one, four}
     assert len(some) == 2
     assert [each in some for each in (one, two, b"?" * 32, "1")] == [True, False, False, False]
-    assert some - ContentSet(contents, [four, five]) == {one}
+    assert some - BlobSet(contents, [four, five]) == {one}
     assert some - frozenset([one, two]) == {four}
     assert frozenset([one, two]) - some == {two}
     assert some & {one} == {one}
     assert not some.isdisjoint({four})
     assert contents.bytes_of([one, four]) == 2
-    assert Contents(tree, [2, 3]).first(one) == 2
-    assert Contents(tree, [3]).first(one) is None
+    assert BlobIndex(tree, [2, 3]).first(one) == 2
+    assert BlobIndex(tree, [3]).first(one) is None
 
 
 def test_parts() -> None:
     """A part of a manifest is a mapping of its entries, in any order that it is asked in."""
     tree = manifest(**{f"n{number:03}": f"{number % 7}" for number in range(100)})
-    part = Part(tree)
+    part = EntrySubset(tree)
     for at in range(0, 100, 3):
         part.add(at)
     assert list(part) == [f"n{number:03}" for number in range(0, 100, 3)]

@@ -44,10 +44,10 @@ def test_a_sync_shows_what_is_looked_at_fetched_applied_and_committed(
         report = kit.sync(server.url, tmp_path / "tree")
     assert report.route == "delta"
     phases = list(dict.fromkeys(snapshot.phase for snapshot in seen))
-    assert [phase for phase in phases if phase != "download"] == ["look", "apply", "commit"]
+    assert [phase for phase in phases if phase != "download"] == ["scan", "apply", "commit"]
     assert "download" in phases
     last = {snapshot.phase: snapshot for snapshot in seen}
-    assert last["look"].files_done == 1  # all others are known
+    assert last["scan"].files_done == 1  # all others are known
     assert last["commit"].files_done == last["commit"].files_total
     assert last["commit"].received_bytes == report.bytes_written
     for phase in ("apply", "commit"):

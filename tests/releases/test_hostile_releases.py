@@ -20,11 +20,11 @@ from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
 from perfkit.releases.format.columns import pack_column
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
-from perfkit.releases.format.frames import cut, tag, unpack
+from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.releases.format.pointer import Hop, ObjectRef, Pointer
-from perfkit.releases.format.zstd import compress, expand, zstd
+from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
+from perfkit.releases.format.zstd import compress, decompress, zstd
 from perfkit.releases.publish.publisher import publish
 from tests.support.release_client import Client, Tree, manifest_of, write_tree
 
@@ -180,9 +180,9 @@ def test_deltas_that_lead_in_a_circle_are_refused(client: Client) -> None:
     """To themselves, or round and round."""
     ref = ObjectRef("0" * 64, 1)
     for ends in ([("a" * 16, "a" * 16)], [("a" * 16, "b" * 16), ("b" * 16, "a" * 16)]):
-        hops = tuple(Hop(origin, target, ref) for origin, target in ends)
-        with pytest.raises(ManifestError, match="circle"):
-            Pointer.parse(dataclasses.replace(client.pointer, hops=hops).encode())
+        deltas = tuple(DeltaRef(origin, target, ref) for origin, target in ends)
+        with pytest.raises(ManifestError, match="form a cycle"):
+            Pointer.parse(dataclasses.replace(client.pointer, deltas=deltas).encode())
 
 
 def test_a_damaged_pointer_gives_no_other_error(client: Client) -> None:
@@ -248,20 +248,20 @@ def test_damaged_frames_are_refused_or_told_by_the_digest(client: Client) -> Non
 
     for bad in damaged(data, 300):
         with contextlib.suppress(ManifestError):
-            unpack(index, fetched, io.BytesIO(bad), write, wanted=pieces, shared=None)
+            decode_range(index, fetched, io.BytesIO(bad), write, wanted=pieces, shared=None)
 
 
 def test_a_frame_that_expands_without_end_is_stopped() -> None:
     """At the size that was promised, in little memory; and a window beyond 8 MiB is refused."""
     bomb = compress(bytes(64 << 20), level=1)
     with bounded(3), pytest.raises(ManifestError, match="more than"):
-        expand(bomb, 1000)
+        decompress(bomb, 1000)
     wide = zstd.compress(bytes(64 << 20), options={zstd.CompressionParameter.window_log: 26})
     with bounded(3), pytest.raises(ManifestError):
-        expand(wide, 64 << 20)
+        decompress(wide, 64 << 20)
     for bad in (b"", b"no frame", bomb[:-3], compress(b"ab") + b"x", compress(b"ab") * 2, compress(b"abc")):
         with pytest.raises(ManifestError):
-            expand(bad, 2)
+            decompress(bad, 2)
 
 
 def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
@@ -288,7 +288,7 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
 def test_a_damaged_delta_gives_no_other_error(client: Client) -> None:
     """Cut anywhere it is refused; flipped, it is refused or makes contents whose digests tell."""
     old = manifest_of(OLD)
-    data = (client.site / client.pointer.hops[0].object.path).read_bytes()
+    data = (client.site / client.pointer.deltas[0].object.path).read_bytes()
     apply(data, old, OLD)
     for number, bad in enumerate(damaged(data, 1500)):
         if number <= len(data):
@@ -335,7 +335,7 @@ def test_deltas_that_lie_are_refused() -> None:
     for bad in wrong:
         with bounded(), pytest.raises(ManifestError):
             apply(bad(), old, OLD)
-    with pytest.raises(ManifestError, match="starts from"):
+    with pytest.raises(ManifestError, match="applies to manifest"):
         apply(good, new, NEW)
 
 
@@ -358,12 +358,12 @@ def test_pieces_are_cut_by_content(seed: int, edit: bytes, at: int, text: bool) 
     content = random.Random(seed).randbytes(300_000)
     if text:
         content = content.hex().encode().replace(b"0", b"\n")[:300_000]
-    pieces = list(cut(io.BytesIO(content)))
+    pieces = list(split_pieces(io.BytesIO(content)))
     assert b"".join(pieces) == content
     assert all(len(piece) <= 128 << 10 for piece in pieces)
     assert all(len(piece) >= 8 << 10 for piece in pieces[:-1])
     changed = content[:at] + edit + content[at:]
-    fresh = {tag(piece) for piece in cut(io.BytesIO(changed))} - {tag(piece) for piece in pieces}
+    fresh = {tag(piece) for piece in split_pieces(io.BytesIO(changed))} - {tag(piece) for piece in pieces}
     assert len(fresh) <= 4
 
 
@@ -375,4 +375,4 @@ def test_what_cut_gives_does_not_depend_on_how_it_is_read(tmp_path: Path) -> Non
         def read(self, size: int | None = -1) -> bytes:
             return super().read(min(size or 0, 1000))
 
-    assert list(cut(io.BytesIO(content))) == list(cut(Drip(content)))
+    assert list(split_pieces(io.BytesIO(content))) == list(split_pieces(Drip(content)))

@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 
 from perfkit import Release, Toolkit, UnsafePathError
-from perfkit.releases.publish.on_change import republish
-from perfkit.releases.publish.source_tree import Survey
+from perfkit.releases.publish.on_change import publish_on_change
+from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
 
 _opened: list[str] | None = None
@@ -54,7 +54,7 @@ def src(tmp_path: Path) -> Path:
 @pytest.fixture
 def releases(src: Path, tmp_path: Path) -> Iterator[Iterator[Release]]:
     """The releases as they are made; ended after the test."""
-    with contextlib.closing(republish(str(src), str(tmp_path / "site"), version="r{n}", quiet_s=0.05)) as made:
+    with contextlib.closing(publish_on_change(str(src), str(tmp_path / "site"), version="r{n}", quiet_s=0.05)) as made:
         yield made
 
 
@@ -122,16 +122,16 @@ def test_the_first_release_must_do(src: Path, tmp_path: Path) -> None:
     """Its errors are raised."""
     (src / "link").symlink_to("/etc/passwd")
     with pytest.raises(UnsafePathError):
-        next(republish(str(src), str(tmp_path / "site"), version="1"))
+        next(publish_on_change(str(src), str(tmp_path / "site"), version="1"))
 
 
-def test_a_survey_of_names_is_that_of_all(tmp_path: Path) -> None:
+def test_hashing_some_names_gives_the_same_as_hashing_all(tmp_path: Path) -> None:
     """Files, directories, what is gone, what became something else, and what is left out."""
     for name in ("a", "d/b", "d/c", "e/f", "skip/x"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(name.encode())
-    survey, whole = (Survey(str(tmp_path), ("skip", "*.bak")) for _ in range(2))
-    survey.read_all()
+    tree, whole = (SourceTree(str(tmp_path), ("skip", "*.bak")) for _ in range(2))
+    tree.read_all()
     (tmp_path / "a").write_bytes(b"new")
     (tmp_path / "d/b").unlink()
     (tmp_path / "d/c").unlink()
@@ -141,9 +141,9 @@ def test_a_survey_of_names_is_that_of_all(tmp_path: Path) -> None:
     (tmp_path / "e/f").mkdir()
     (tmp_path / "e/f/g").write_bytes(b"")
     (tmp_path / "e/f/g.bak").write_bytes(b"")
-    survey.read({"a", "d", "d/b", "e/f", "e/f/g", "skip/x", "skip", "gone", "e/f/g.bak"})
+    tree.read({"a", "d", "d/b", "e/f", "e/f/g", "skip/x", "skip", "gone", "e/f/g.bak"})
     whole.read_all()
-    assert survey.entries == whole.entries
+    assert tree.entries == whole.entries
     assert sorted(whole.entries) == ["a", "d", "e/f/g"]
 
 

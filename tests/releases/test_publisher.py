@@ -27,7 +27,7 @@ from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish import publisher
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
-from perfkit.releases.publish.site import Contents, Site
+from perfkit.releases.publish.site import BlobReader, Site
 from tests.support.release_client import Client, Tree, manifest_of, write_tree
 
 
@@ -84,7 +84,7 @@ def test_a_first_release_serves_by_either_index(tmp_path: Path) -> None:
     assert (release.version, release.serial, release.files) == ("1.0", 1, len(FIRST))
     assert release.bytes == sum(map(len, FIRST.values()))
     assert release.objects_written == len(list((tmp_path / "site/objects").iterdir()))
-    assert client.pointer.hops == ()
+    assert client.pointer.deltas == ()
 
 
 def test_releases_in_a_row_come_by_blocks_and_by_deltas(tmp_path: Path) -> None:
@@ -175,7 +175,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
                        env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
     ours, theirs = (Client(tmp_path / seed).pointer for seed in ("1", "2"))
     assert dataclasses.replace(ours, history=theirs.history) == theirs  # the history has times in it
-    for ref in (ours.manifest.object, ours.solid.object, ours.fine.object, ours.hops[0].object):
+    for ref in (ours.manifest.object, ours.solid.object, ours.fine.object, ours.deltas[0].object):
         assert (tmp_path / "1" / ref.path).read_bytes() == (tmp_path / "2" / ref.path).read_bytes()
 
 
@@ -351,7 +351,7 @@ def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: py
 
     monkeypatch.setattr(publisher, "encode_delta", padded)
     publish(str(write_tree(tmp_path / "src", edited(FIRST, 1))), str(tmp_path / "site"), version="2")
-    assert Client(tmp_path / "site").pointer.hops == ()
+    assert Client(tmp_path / "site").pointer.deltas == ()
 
 
 def test_old_contents_are_read_by_threads_at_once(tmp_path: Path) -> None:
@@ -360,7 +360,7 @@ def test_old_contents_are_read_by_threads_at_once(tmp_path: Path) -> None:
     publish(str(write_tree(tmp_path / "src", tree)), str(tmp_path / "site"), version="1")
     client = Client(tmp_path / "site")
     index = Index.parse(client.packed(client.pointer.fine), client.manifest)
-    contents = Contents(Site(str(tmp_path / "site")), client.manifest, index)
+    contents = BlobReader(Site(str(tmp_path / "site")), client.manifest, index)
     with contextlib.closing(contents), ThreadPoolExecutor(8) as threads:
         found = list(threads.map(contents.read, contents.entries() * 5))
     assert found == [tree[client.manifest.name(entry)] for entry in contents.entries() * 5]

@@ -6,11 +6,11 @@ import hashlib
 from pathlib import Path
 
 from perfkit.releases.format.delta import Delta, Span
-from perfkit.releases.format.frames import unpack
+from perfkit.releases.format.frames import decode_range
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import Hop, ObjectRef, PackedRef, Pointer
-from perfkit.releases.format.zstd import expand
+from perfkit.releases.format.pointer import DeltaRef, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import decompress
 
 Tree = dict[str, bytes]
 
@@ -44,7 +44,7 @@ class Client:
 
     def packed(self, packed: PackedRef) -> bytes:
         """What a compressed object holds."""
-        return expand(self.get(packed.object), packed.size)
+        return decompress(self.get(packed.object), packed.size)
 
     def install(self, index_ref: PackedRef) -> Tree:
         """The whole tree, by the blocks of one index."""
@@ -56,17 +56,17 @@ class Client:
             with open(self.site / pack.object.path, "rb") as file:
                 file.seek(fetched.start)
                 shared = self.packed(pack.dictionary) if pack.dictionary else None
-                unpack(index, fetched, file, _into(contents, self.manifest), wanted=pieces, shared=shared)
+                decode_range(index, fetched, file, _into(contents, self.manifest), wanted=pieces, shared=shared)
         return _tree(self.manifest, contents, {})
 
-    def update(self, hop: Hop, old: Manifest, tree: Tree) -> tuple[Manifest, Tree]:
+    def update(self, delta: DeltaRef, old: Manifest, tree: Tree) -> tuple[Manifest, Tree]:
         """Where one delta leads from a tree."""
 
         def read(span: Span) -> bytes:
             return tree[old.name(span.entry)][span.offset : span.offset + span.length]
 
         contents: dict[int, bytearray] = {}
-        with open(self.site / hop.object.path, "rb") as file:
+        with open(self.site / delta.object.path, "rb") as file:
             delta = Delta.open(file)
             new = delta.new_manifest(old)
             delta.apply(delta.groups(old, new), read, _into(contents, new))
@@ -75,10 +75,10 @@ class Client:
     def follow(self, tree: Tree) -> Tree | None:
         """The release's tree from an earlier one by the deltas on offer; None if there is none for it."""
         manifest = manifest_of(tree)
-        hops = self.pointer.chain(manifest.sha256.hex())
-        for hop in hops:
-            manifest, tree = self.update(hop, manifest, tree)
-        return tree if hops else None
+        deltas = self.pointer.chain(manifest.sha256.hex())
+        for delta in deltas:
+            manifest, tree = self.update(delta, manifest, tree)
+        return tree if deltas else None
 
 
 def manifest_of(tree: Tree) -> Manifest:

@@ -1,4 +1,4 @@
-"""Traversal in order, and manifests side by side: what a look at a tree is made of."""
+"""Traversal in order, and manifests side by side: what a scan of a tree is made of."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 from pathlib import Path
 
 from perfkit.filesystem.scan import scan, scan_in_order
-from perfkit.releases.format.manifest import Entry, Manifest, side_by_side
-from perfkit.updates.digest_index import Contents
+from perfkit.releases.format.manifest import Entry, Manifest, pair_entries
+from perfkit.updates.digest_index import BlobIndex
 
 
 def manifest(**files: str) -> Manifest:
@@ -51,18 +51,18 @@ def test_deeper_than_descriptors_are_held(tmp_path: Path) -> None:
     assert before == (len(os.listdir("/proc/self/fd")) if before else 0)
 
 
-def test_side_by_side() -> None:
+def test_entries_are_paired() -> None:
     """Every name of two manifests comes once, with its place in both."""
     old, new = manifest(a="1", c="3", d="4"), manifest(b="2", c="3", e="5")
-    assert list(side_by_side(old, new)) == [("a", 0, None), ("b", None, 0), ("c", 1, 1), ("d", 2, None), ("e", None, 2)]
-    assert list(side_by_side(manifest(), new)) == [(name, None, at) for at, name in enumerate("bce")]
-    assert list(side_by_side(new, manifest())) == [(name, at, None) for at, name in enumerate("bce")]
+    assert list(pair_entries(old, new)) == [("a", 0, None), ("b", None, 0), ("c", 1, 1), ("d", 2, None), ("e", None, 2)]
+    assert list(pair_entries(manifest(), new)) == [(name, None, at) for at, name in enumerate("bce")]
+    assert list(pair_entries(new, manifest())) == [(name, at, None) for at, name in enumerate("bce")]
 
 
 def test_contents_are_found_by_their_digest() -> None:
     """All entries of one content, in order, and none of another."""
-    found = Contents(manifest(a="1", b="2", c="1", d="3"))
+    found = BlobIndex(manifest(a="1", b="2", c="1", d="3"))
     assert list(found.find(hashlib.sha256(b"1").digest())) == [0, 2]
     assert list(found.find(hashlib.sha256(b"3").digest())) == [3]
     assert list(found.find(hashlib.sha256(b"4").digest())) == []
-    assert list(Contents(manifest()).find(bytes(32))) == []
+    assert list(BlobIndex(manifest()).find(bytes(32))) == []

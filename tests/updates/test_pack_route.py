@@ -10,7 +10,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.server.server import Server
-from perfkit.updates.sources.pack_route import Salvage
+from perfkit.updates.sources.pack_route import Seeds
 from tests.releases.test_publisher import lines, noise
 from tests.updates.test_updater import publish, tree_of
 
@@ -57,13 +57,13 @@ def test_pieces_that_are_wrong_after_all_are_fetched(
     """A tag that lies, or a file that changes meanwhile, costs another round, and no wrong byte reaches the tree."""
     kit.sync(server.url, tmp_path / "tree")
     damage(tmp_path / "tree/large.bin")
-    search = Salvage._search
+    search = Seeds._search
 
-    def wrongly(self: Salvage, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
+    def wrongly(self: Seeds, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
         search(self, path, wanted)
         assert self._found
         self._found = dict.fromkeys(self._found, (path, 0))
 
-    monkeypatch.setattr(Salvage, "_search", wrongly)
+    monkeypatch.setattr(Seeds, "_search", wrongly)
     assert kit.verify(tmp_path / "tree", repair=True).repaired is not None
     assert (tmp_path / "tree/large.bin").read_bytes() == LARGE

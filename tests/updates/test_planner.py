@@ -9,22 +9,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import UpdateError
-from perfkit.updates.planner import Held, Link, Offer, Plan, choose, decide
+from perfkit.updates.planner import ExistingFile, Plan, decide
+from perfkit.updates.routes import Link, Offer, choose_routes
 
-Tree = dict[str, Held]
+Tree = dict[str, ExistingFile]
 
 
 def tree(**files: str) -> Tree:
     """Names to contents; an `!` after the content makes it executable."""
-    return {name: Held(text.rstrip("!").encode(), len(text), text.endswith("!")) for name, text in files.items()}
+    return {
+        name: ExistingFile(text.rstrip("!").encode(), len(text), text.endswith("!")) for name, text in files.items()
+    }
 
 
 def plan(before: Tree, wanted: Tree, installed: Tree | None = None, **more: object) -> Plan:
-    held = before if installed is None else installed
-    return decide(version="2", wanted=wanted, before=before, installed=held, **more)  # type: ignore[arg-type]
+    existing = before if installed is None else installed
+    return decide(wanted, existing, before, **more)  # type: ignore[arg-type]
 
 
-def apply(plan: Plan, installed: Mapping[str, Held], wanted: Mapping[str, Held], stored: frozenset[bytes]) -> Tree:
+def apply(
+    plan: Plan, installed: Mapping[str, ExistingFile], wanted: Mapping[str, ExistingFile], stored: frozenset[bytes]
+) -> Tree:
     """Do what a plan says, as the updater does: all sources are read before any name changes."""
     made = {name: wanted[name] for name in plan.fetch}
     for name in plan.stored:
@@ -33,13 +38,13 @@ def apply(plan: Plan, installed: Mapping[str, Held], wanted: Mapping[str, Held],
     for each in plan.local:
         assert installed[each.source].sha256 == wanted[each.name].sha256
         made[each.name] = wanted[each.name]
-    after = {name: held for name, held in installed.items() if name not in plan.remove and name not in plan.aside}
+    after = {name: held for name, held in installed.items() if name not in plan.remove and name not in plan.saved_as}
     for each in plan.local:
         if each.move:
             assert each.source not in plan.remove
             assert each.source in after
             del after[each.source]
-    for name, fresh in plan.aside.items():
+    for name, fresh in plan.saved_as.items():
         assert fresh not in after
         assert fresh not in made
         after[fresh] = installed[name]
@@ -118,19 +123,19 @@ def test_a_moved_file_with_another_mode_is_copied() -> None:
 def test_a_local_edit_is_kept_aside() -> None:
     """The default: what was edited is moved beside its place, and the release's file installed."""
     found = plan(tree(a="1"), tree(a="2"), tree(a="mine"))
-    assert found.aside == {"a": "a.perfkit-local"}
+    assert found.saved_as == {"a": "a.perfkit-local"}
     assert found.fetch == ("a",)
     assert found.overwritten == ()
 
 
 def test_names_of_kept_files_are_free_and_fit() -> None:
     """Numbers where the name is taken, by the release or by anything else; long names are cut, not broken."""
-    wanted = {**tree(a="2"), "a.perfkit-local": Held(b"3", 1)}
+    wanted = {**tree(a="2"), "a.perfkit-local": ExistingFile(b"3", 1)}
     found = plan(tree(a="1"), wanted, tree(a="mine"), taken=lambda name: name == "a.perfkit-local-2")
-    assert found.aside == {"a": "a.perfkit-local-3"}
+    assert found.saved_as == {"a": "a.perfkit-local-3"}
     long = "d/" + "é" * 127
-    found = plan({long: Held(b"1", 1)}, {long: Held(b"2", 1)}, {long: Held(b"mine", 4)})
-    assert len(found.aside[long].rpartition("/")[2].encode()) <= 255
+    found = plan({long: ExistingFile(b"1", 1)}, {long: ExistingFile(b"2", 1)}, {long: ExistingFile(b"mine", 4)})
+    assert len(found.saved_as[long].rpartition("/")[2].encode()) <= 255
 
 
 def test_a_local_edit_is_overwritten_or_refused_as_asked() -> None:
@@ -143,7 +148,7 @@ def test_a_local_edit_is_overwritten_or_refused_as_asked() -> None:
 def test_an_edit_of_a_file_that_the_release_drops_is_kept_too() -> None:
     """Nothing that was edited goes away under the default."""
     found = plan(tree(a="1"), {}, tree(a="mine"))
-    assert found.aside == {"a": "a.perfkit-local"}
+    assert found.saved_as == {"a": "a.perfkit-local"}
     assert found.remove == ()
 
 
@@ -157,7 +162,7 @@ def test_an_edit_to_what_is_wanted_is_no_edit() -> None:
 def test_an_unmanaged_file_in_the_way() -> None:
     """The same content is adopted; another is a local change."""
     assert plan({}, tree(a="1"), tree(a="1"), local_changes="refuse").keep == ("a",)
-    assert plan({}, tree(a="1"), tree(a="mine")).aside == {"a": "a.perfkit-local"}
+    assert plan({}, tree(a="1"), tree(a="mine")).saved_as == {"a": "a.perfkit-local"}
 
 
 def test_a_deleted_file_comes_back() -> None:
@@ -168,7 +173,7 @@ def test_a_deleted_file_comes_back() -> None:
 
 
 digests = st.sampled_from([b"1", b"22", b"333"])
-contents = st.builds(lambda digest, mode: Held(digest, len(digest), mode), digests, st.booleans())
+contents = st.builds(lambda digest, mode: ExistingFile(digest, len(digest), mode), digests, st.booleans())
 trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
 
 
@@ -183,7 +188,7 @@ def test_a_plan_applied_gives_the_wanted_tree(
     installed = {name: held for name, held in installed.items() if name in wanted or name in before}
     found = plan(before, wanted, installed, stored=stored, local_changes=policy)
     after = apply(found, installed, wanted, stored)
-    kept = {fresh: installed[name] for name, fresh in found.aside.items()}
+    kept = {fresh: installed[name] for name, fresh in found.saved_as.items()}
     assert after == {**wanted, **kept}
     known = {wanted[name].sha256 for name in wanted} | {entry.sha256 for entry in before.values()}
     lost = [name for name, held in installed.items()
@@ -211,7 +216,7 @@ FAST = Link(bytes_per_s=1e6, latency_s=0.1, streams=4, decoded_bytes_per_s=100e6
 )
 def test_the_cheapest_route(table: list[Offer], route: str) -> None:
     """Priced in seconds: bytes, round trips and decoding, and whatever the route leaves to the others."""
-    found = choose(AB, lambda missing: table, FAST)
+    found = choose_routes(AB, lambda missing: table, FAST)
     assert [offer.route for offer in found] == [route]
 
 
@@ -221,11 +226,11 @@ def test_routes_that_complete_each_other() -> None:
     def table(missing: frozenset[bytes]) -> Sequence[Offer]:
         return [Offer("delta", frozenset({*AB, b"c"}), 1000, 1), Offer("blocks", missing, 500_000 * len(missing), 1)]
 
-    found = choose({*AB, b"c", b"d"}, table, FAST)
+    found = choose_routes({*AB, b"c", b"d"}, table, FAST)
     assert [(offer.route, offer.bytes) for offer in found] == [("delta", 1000), ("blocks", 500_000)]
 
 
 def test_nothing_offers_what_is_missing() -> None:
     """A release with a hole in it is refused before anything is fetched."""
-    with pytest.raises(UpdateError, match="2 missing contents"):
-        choose(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], FAST)
+    with pytest.raises(UpdateError, match="2 missing blobs"):
+        choose_routes(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], FAST)

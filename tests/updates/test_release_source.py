@@ -77,7 +77,7 @@ def test_one_edited_file_does_not_end_the_delta(kit: Toolkit, tmp_path: Path) ->
         (tree / "a").write_bytes(b"mine\n")
         report = kit.sync(server.url, tree)
     assert report.route == "delta+blocks"
-    assert report.aside == {"a": "a.perfkit-local"}
+    assert report.saved_as == {"a": "a.perfkit-local"}
     assert tree_of(tree) == {**second, "a.perfkit-local": b"mine\n"}
     assert 2 << 20 < report.bytes_received < 3 << 20
 
@@ -109,7 +109,7 @@ def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: P
 def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """The old release's objects are gone when they are asked for: the new release is installed, and no mixture."""
     pointer = Client(second).pointer
-    objects = {hop.object.path for hop in pointer.hops} | {pointer.manifest.object.path}
+    objects = {delta.object.path for delta in pointer.deltas} | {pointer.manifest.object.path}
     before = shutil.copytree(second, tmp_path / "before")
     publish(kit, tmp_path, THIRD, "3")
     for path in objects:
@@ -197,17 +197,17 @@ def test_what_an_interrupted_sync_fetched_is_not_fetched_again(
     kit: Toolkit, tmp_path: Path, second: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed when some files are made and others are not: the ranges wanted next are others, and are here."""
-    from perfkit.updates.staging import Assembly
+    from perfkit.updates.staging import StagingArea
 
-    finish, made = Assembly._finish, itertools.count()
+    finish, made = StagingArea._finish, itertools.count()
 
-    def finish_three(self: Assembly, digest: bytes) -> None:
+    def finish_three(self: StagingArea, digest: bytes) -> None:
         finish(self, digest)
         if next(made) == 2:
             raise KeyboardInterrupt
 
     with Server(second) as server:
-        monkeypatch.setattr(Assembly, "_finish", finish_three)
+        monkeypatch.setattr(StagingArea, "_finish", finish_three)
         with pytest.raises(KeyboardInterrupt):
             kit.sync(server.url, tmp_path / "fresh")
         monkeypatch.undo()
@@ -233,7 +233,7 @@ def test_a_chain_that_costs_more_than_blocks_is_not_taken(kit: Toolkit, tmp_path
         assert 300_000 < plan.bytes < 320_000
         report = kit.sync(server.url, tree)
     assert report.route == "blocks"
-    assert report.bytes_received < 330_000 < sum(hop.object.bytes for hop in pointer.hops)
+    assert report.bytes_received < 330_000 < sum(delta.object.bytes for delta in pointer.deltas)
     assert tree_of(tree) == trees[-1]
 
 
@@ -242,8 +242,8 @@ def test_a_plan_tells_the_price_of_a_delta(kit: Toolkit, tmp_path: Path, second:
     with Server(second) as server:
         plan = kit.plan(server.url, tmp_path / "tree")
         report = kit.sync(server.url, tmp_path / "tree")
-    hop = Client(second).pointer.hops[0].object
-    assert (plan.route, plan.bytes, plan.requests) == ("delta", hop.bytes, 1)
+    delta = Client(second).pointer.deltas[0].object
+    assert (plan.route, plan.bytes, plan.requests) == ("delta", delta.bytes, 1)
     assert plan.seconds > 0
     assert report.route == "delta"
 

@@ -12,7 +12,7 @@ import pytest
 
 from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.updates.statcache import Patch, StatCache, append, clock_ns
+from perfkit.updates.statcache import Patch, StatCache, append_rows, clock_ns
 
 
 def manifest(**files: bytes) -> Manifest:
@@ -51,7 +51,7 @@ class Tree:
         return StatCache.load(self.log, manifest(file=self.data), lambda digest: None)
 
     def known(self) -> bytes | None:
-        return self.data if self.load().fits(0, self.look()) else None
+        return self.data if self.load().matches(0, self.look()) else None
 
 
 @pytest.fixture
@@ -114,9 +114,9 @@ def test_a_write_within_the_same_tick(tree: Tree) -> None:
     """A file changed in the tick in which it was hashed gets no row, since a further change could not be seen."""
     frozen = tree.file.stat().st_mtime_ns  # the clock has not moved since the write
     cache = tree.load()
-    assert cache.fits(0, tree.look())
+    assert cache.matches(0, tree.look())
     cache.record_at(0, tree.look(), content_ns=frozen, seen_ns=frozen)
-    assert not cache.fits(0, tree.look())
+    assert not cache.matches(0, tree.look())
 
 
 def test_in_place_edits_in_quick_succession_are_never_missed(tree: Tree) -> None:
@@ -142,12 +142,12 @@ def test_a_published_file_is_known_though_its_name_is_new(tree: Tree) -> None:
     tree.rest()
     cache = StatCache(manifest(file=b"second"))
     cache.record_at(0, tree.look(), content_ns=content_ns, seen_ns=clock_ns(tree.probe))
-    assert cache.fits(0, tree.look())
+    assert cache.matches(0, tree.look())
 
 
 def rows(cache: StatCache) -> list[int]:
     return [entry.ctime_ns for entry in map(Seen, range(1, 9)) for at in range(len(cache.manifest))
-            if cache.fits(at, entry)]  # fmt: skip
+            if cache.matches(at, entry)]  # fmt: skip
 
 
 class Seen:
@@ -168,7 +168,7 @@ def test_rows_follow_files_that_stay_the_same(tmp_path: Path) -> None:
     """Another release has the rows of what it has in common with the one before, and no others."""
     old = remember(StatCache(manifest(a=b"1", b=b"2", d=b"4")), a=1, b=2, d=4)
     new = old.for_manifest(manifest(a=b"1", b=b"x", c=b"3", d=b"4"))
-    assert [new.fits(at, Seen(number)) for at, number in ((0, 1), (1, 2), (3, 4))] == [True, False, True]
+    assert [new.matches(at, Seen(number)) for at, number in ((0, 1), (1, 2), (3, 4))] == [True, False, True]
     assert rows(new) == [1, 4]
 
 
@@ -178,7 +178,7 @@ def test_after_a_rollback_its_rows_are_taken_over(tmp_path: Path) -> None:
     remember(StatCache(newer), a=1, b=2).save(path)
     patch = Patch()
     patch.record("b", Seen(3), hashlib.sha256(b"o").hexdigest(), content_ns=1000, seen_ns=1000)
-    append(patch, path)
+    append_rows(patch, path)
     cache = StatCache.load(path, older, {newer.sha256.hex(): newer}.get)
     assert rows(cache) == [1, 3]
     assert rows(StatCache.load(path, newer, lambda digest: None)) == [1, 2]

@@ -62,12 +62,12 @@ def hashed(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that a sync reads to find out what they hold."""
     names: list[str] = []
 
-    def hash_and_tell(root: str, entries: Iterable[ScanEntry]) -> Iterator[FileHash]:
+    def hash_and_record(root: str, entries: Iterable[ScanEntry]) -> Iterator[FileHash]:
         for found in hash_many(root, entries):
             names.append(found.name)
             yield found
 
-    monkeypatch.setattr("perfkit.updates.local_tree.hash_many", hash_and_tell)
+    monkeypatch.setattr("perfkit.updates.local_tree.hash_many", hash_and_record)
     return names
 
 

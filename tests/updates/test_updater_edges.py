@@ -114,9 +114,9 @@ def test_every_change_is_seen_by_an_update(
     found = tree_of(dest)
     origin.publish(TWO, "2")
     report = kit.sync(origin.url, dest)
-    kept = {fresh: found[name] for name, fresh in report.aside.items()}
+    kept = {fresh: found[name] for name, fresh in report.saved_as.items()}
     assert tree_of(dest) == {**TWO, **MINE, **kept}
-    assert ("pkg/a.py" in report.aside) == (change is not gone)
+    assert ("pkg/a.py" in report.saved_as) == (change is not gone)
 
 
 def test_metadata_alone_is_no_edit(kit: Toolkit, origin: Origin, dest: Path) -> None:
@@ -130,7 +130,7 @@ def test_metadata_alone_is_no_edit(kit: Toolkit, origin: Origin, dest: Path) -> 
     for path in (dest / "pkg").iterdir():
         path.chmod(0o777)
     report, cost = origin.counted(lambda: kit.sync(origin.url, dest))
-    assert (report.changed, dict(report.aside), cost) == (4, {}, 0)
+    assert (report.changed, dict(report.saved_as), cost) == (4, {}, 0)
     assert not os.access(dest / "pkg/a.py", os.X_OK)
     assert os.access(dest / "pkg/mine", os.X_OK)
 
@@ -232,10 +232,10 @@ def test_half_updated_by_hand(kit: Toolkit, origin: Origin, dest: Path) -> None:
     edit(dest / "moved/b.py", TWO["moved/b.py"])
     (dest / "pkg/going.py").unlink()
     report = at_two(kit, origin, dest)
-    assert dict(report.aside) == {}
+    assert dict(report.saved_as) == {}
     assert tree_of(dest) == {**TWO, **MINE}
     back = kit.rollback(dest)
-    assert (back.version, back.as_found) == ("1", ("README", "pkg/going.py"))  # of which nobody has the old content
+    assert (back.version, back.restored_with_edits) == ("1", ("README", "pkg/going.py"))  # never kept
     del found["pkg/going.py"]
     assert tree_of(dest) == {**found, **MINE}
 

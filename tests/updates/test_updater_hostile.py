@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from perfkit import ManifestError, PerfkitError, Toolkit, TransferError, UnsafePathError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
-from perfkit.releases.format.zstd import compress, expand
+from perfkit.releases.format.zstd import compress, decompress
 from tests.releases.test_hostile_releases import bounded, raw_manifest
 from tests.support.sites import ONE, TWO, Origin, tree_of
 
@@ -44,14 +44,14 @@ class Forge:
         return PackedRef(self.put(compress(raw)), len(raw))
 
     def raw(self, packed: PackedRef) -> bytes:
-        return expand(self.good[self.origin.site / packed.object.path], packed.size)
+        return decompress(self.good[self.origin.site / packed.object.path], packed.size)
 
     def offer(self, pointer: Pointer) -> None:
         (self.origin.site / "perfkit.json").write_bytes(pointer.encode())
 
     def offer_manifest(self, raw: bytes) -> None:
         digest = hashlib.sha256(raw).hexdigest()
-        self.offer(dataclasses.replace(self.pointer, manifest=self.pack(raw), manifest_sha256=digest, hops=()))
+        self.offer(dataclasses.replace(self.pointer, manifest=self.pack(raw), manifest_sha256=digest, deltas=()))
 
     def sync(self, start: str = "1") -> Exception | None:
         """Sync a copy of the tree, or an empty one; see that it is whole: as it was, or what its manifest says."""
@@ -103,8 +103,8 @@ def test_bombs(forge: Forge) -> None:
     bomb = forge.put(compress(bytes(200 << 20)))
     for size in (1000, forge.pointer.manifest.size):
         lie = PackedRef(bomb, size)
-        for pointer in (dataclasses.replace(forge.pointer, manifest=lie, hops=()),
-                        dataclasses.replace(forge.pointer, solid=lie, fine=lie, hops=())):  # fmt: skip
+        for pointer in (dataclasses.replace(forge.pointer, manifest=lie, deltas=()),
+                        dataclasses.replace(forge.pointer, solid=lie, fine=lie, deltas=())):  # fmt: skip
             forge.offer(pointer)
             with bounded(30):
                 assert isinstance(forge.sync(), ManifestError)
@@ -114,16 +114,16 @@ def test_parts_in_each_others_place(forge: Forge) -> None:
     """A manifest for an index, an index for a manifest, a part for itself: all but a wrong delta is an error."""
     pointer = forge.pointer
     for changed in (
-        dataclasses.replace(pointer, fine=pointer.manifest, solid=pointer.manifest, hops=()),
-        dataclasses.replace(pointer, manifest=pointer.fine, hops=()),
-        dataclasses.replace(pointer, manifest=PackedRef(pointer.fine.object, pointer.manifest.size), hops=()),
-        dataclasses.replace(pointer, manifest=PackedRef(ObjectRef(pointer.manifest.object.sha256, 5), 5), hops=()),
+        dataclasses.replace(pointer, fine=pointer.manifest, solid=pointer.manifest, deltas=()),
+        dataclasses.replace(pointer, manifest=pointer.fine, deltas=()),
+        dataclasses.replace(pointer, manifest=PackedRef(pointer.fine.object, pointer.manifest.size), deltas=()),
+        dataclasses.replace(pointer, manifest=PackedRef(ObjectRef(pointer.manifest.object.sha256, 5), 5), deltas=()),
     ):
         forge.offer(changed)
         assert isinstance(forge.sync(), ManifestError | TransferError)
-    (hop,) = pointer.hops
-    for part in (pointer.manifest.object, pointer.history, ObjectRef("0" * 64, 10), ObjectRef(hop.object.sha256, 3)):
-        forge.offer(dataclasses.replace(pointer, hops=(dataclasses.replace(hop, object=part),)))
+    (delta,) = pointer.deltas
+    for part in (pointer.manifest.object, pointer.history, ObjectRef("0" * 64, 10), ObjectRef(delta.object.sha256, 3)):
+        forge.offer(dataclasses.replace(pointer, deltas=(dataclasses.replace(delta, object=part),)))
         assert forge.sync() is None
 
 
@@ -131,9 +131,9 @@ def test_a_delta_of_another_release(forge: Forge) -> None:
     """One that leads elsewhere, however good by itself, is not followed; blocks bring the release."""
     forge.origin.publish({**TWO, "README": b"hello 3\n"}, "3")
     three = Pointer.parse((forge.origin.site / "perfkit.json").read_bytes())
-    (mine,) = forge.pointer.hops
-    (wrong,) = (hop for hop in three.hops if hop.origin == mine.origin)
-    forge.offer(dataclasses.replace(forge.pointer, hops=(dataclasses.replace(mine, object=wrong.object),)))
+    (mine,) = forge.pointer.deltas
+    (wrong,) = (delta for delta in three.deltas if delta.origin == mine.origin)
+    forge.offer(dataclasses.replace(forge.pointer, deltas=(dataclasses.replace(mine, object=wrong.object),)))
     assert forge.sync() is None
 
 
@@ -172,9 +172,9 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
     """The same by one who can make the digests fit: in what is compressed, or in its compressed form."""
     pointer = forge.pointer
     if part == "delta":
-        (hop,) = pointer.hops
-        data = damaged(forge.good[forge.origin.site / hop.object.path], how) or b"x"
-        forge.offer(dataclasses.replace(pointer, hops=(dataclasses.replace(hop, object=forge.put(data)),)))
+        (delta,) = pointer.deltas
+        data = damaged(forge.good[forge.origin.site / delta.object.path], how) or b"x"
+        forge.offer(dataclasses.replace(pointer, deltas=(dataclasses.replace(delta, object=forge.put(data)),)))
         assert forge.sync(start) is None
         return
     old: PackedRef = getattr(pointer, part)
@@ -182,9 +182,9 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
         whole = damaged(forge.good[forge.origin.site / old.object.path], how)
         if not whole:
             return
-        forge.offer(dataclasses.replace(pointer, **{part: PackedRef(forge.put(whole), old.size)}, hops=()))
+        forge.offer(dataclasses.replace(pointer, **{part: PackedRef(forge.put(whole), old.size)}, deltas=()))
     elif part == "manifest":
         forge.offer_manifest(damaged(forge.raw(old), how) or b"x")
     else:
-        forge.offer(dataclasses.replace(pointer, **{part: forge.pack(damaged(forge.raw(old), how) or b"x")}, hops=()))
+        forge.offer(dataclasses.replace(pointer, **{part: forge.pack(damaged(forge.raw(old), how) or b"x")}, deltas=()))
     forge.sync(start)

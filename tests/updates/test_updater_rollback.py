@@ -55,7 +55,7 @@ def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin:
     report = kit.sync(origin.url, dest)
     assert report.overwritten == ("README",)
     report = kit.rollback(dest)
-    assert (report.version, report.as_found) == ("2", ("README",))
+    assert (report.version, report.restored_with_edits) == ("2", ("README",))
     assert tree_of(dest) == {**TWO, "README": b"mine\n"}
     assert kit.verify(dest).changed == ("README",)
     kit.rollback(dest, to=1)
@@ -75,7 +75,7 @@ def test_back_past_an_edit_that_changed_nothing(make_kit: Callable[..., Toolkit]
 def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, dest: Path) -> None:
     """The edit outlives every way, to generation 0 as well."""
     edit(dest / "README", b"mine\n")
-    assert kit.sync(origin.url, dest).aside == {"README": LOCAL}
+    assert kit.sync(origin.url, dest).saved_as == {"README": LOCAL}
     origin.publish({**TWO, "pkg/new.py": text(6)}, "3")
     kit.sync(origin.url, dest)
     for to, tree in ((2, TWO), (1, ONE), (0, {}), (3, {**TWO, "pkg/new.py": text(6)})):
@@ -95,7 +95,7 @@ def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin,
         return
     report = kit.rollback(dest)
     kept = {"README": LOCAL} if policy == "keep" else {}
-    assert report.aside == kept
+    assert report.saved_as == kept
     assert report.overwritten == (() if kept else ("README",))
     assert tree_of(dest) == {**ONE, **dict.fromkeys(kept.values(), b"mine\n")}
 
@@ -183,6 +183,6 @@ def test_history_tells(kit: Toolkit, dest: Path) -> None:
 def test_not_a_managed_tree(kit: Toolkit, tmp_path: Path) -> None:
     """Nothing is made where nothing is managed."""
     for work in (kit.rollback, kit.history, kit.verify):
-        with pytest.raises(UpdateError, match="not a tree that perfkit manages"):
+        with pytest.raises(UpdateError, match="not managed by perfkit"):
             work(tmp_path / "nothing")
     assert not (tmp_path / "nothing").exists()

@@ -110,7 +110,7 @@ def references(pointer: bytes) -> set[str]:
     """What a pointer speaks of."""
     read = Pointer.parse(pointer)
     packed = (read.manifest.object, read.solid.object, read.fine.object)
-    return {ref.path for ref in (*packed, *(hop.object for hop in read.hops))}
+    return {ref.path for ref in (*packed, *(delta.object for delta in read.deltas))}
 
 
 @pytest.mark.parametrize("prune", [False, True])
@@ -148,7 +148,7 @@ def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: s
         kit.sync(origin.url, dest)
     assert tree_of(dest) == {**before, name: b"mine\n"}
     local = f"{name}.perfkit-local"
-    assert kit.sync(origin.url, dest).aside == {name: local}
+    assert kit.sync(origin.url, dest).saved_as == {name: local}
     assert tree_of(dest) == {**TWO, local: b"mine\n"}
 
 

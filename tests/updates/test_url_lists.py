@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
-from perfkit.updates.source_types import Kind
-from perfkit.updates.sources.detect import FIRST_BYTES, recognise
+from perfkit.updates.source_types import SourceType
+from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from tests.support.archive_tools import make_tar, make_zip
 
@@ -141,18 +141,18 @@ def test_content_tells_the_kind() -> None:
     """By magic and structure; the URL's extension says nothing."""
     tar = make_tar()
     for data in (tar, gzip.compress(tar), lzma.compress(tar), bz2.compress(tar)):
-        assert recognise("https://h/x.zip", data[:FIRST_BYTES]) is Kind.TAR
-    assert recognise("https://h/x.tar", make_zip()[:FIRST_BYTES]) is Kind.ZIP
-    assert recognise("https://h/x", make_zip({})) is Kind.ZIP
-    assert recognise("https://h/x", b"zsync: 0.6.2\nFilename: x\n") is Kind.ZSYNC
-    assert recognise("https://h/x", METALINK.encode()) is Kind.METALINK
-    assert recognise("https://h/x", b"# mine\nhttps://h/a\nhttps://h/b\tname\n") is Kind.URLS
+        assert detect_type("https://h/x.zip", data[:FIRST_BYTES]) is SourceType.TAR
+    assert detect_type("https://h/x.tar", make_zip()[:FIRST_BYTES]) is SourceType.ZIP
+    assert detect_type("https://h/x", make_zip({})) is SourceType.ZIP
+    assert detect_type("https://h/x", b"zsync: 0.6.2\nFilename: x\n") is SourceType.ZSYNC
+    assert detect_type("https://h/x", METALINK.encode()) is SourceType.METALINK
+    assert detect_type("https://h/x", b"# mine\nhttps://h/a\nhttps://h/b\tname\n") is SourceType.URLS
 
 
 def test_a_long_list_is_known_by_its_complete_lines() -> None:
     """The line that the first bytes cut through is left out."""
     text = "".join(f"https://host/file-{number}\n" for number in range(2000)).encode()
-    assert recognise("https://h/x", text[:FIRST_BYTES]) is Kind.URLS
+    assert detect_type("https://h/x", text[:FIRST_BYTES]) is SourceType.URLS
 
 
 @pytest.mark.parametrize(
@@ -172,14 +172,14 @@ def test_a_long_list_is_known_by_its_complete_lines() -> None:
 )
 def test_what_is_not_certain_is_not_guessed(first: bytes, content_type: str | None) -> None:
     """Error pages, text, other XML and JSON are none of ours, whatever the URL promises."""
-    assert recognise("https://h/x.tar.gz", first, content_type) is None
+    assert detect_type("https://h/x.tar.gz", first, content_type) is None
 
 
 def test_compressed_files_that_are_no_tar_are_refused() -> None:
     """A single compressed file has no tree in it. Only where nothing can be unpacked yet does the name decide."""
     with pytest.raises(ConfigError, match="not a tar"):
-        recognise("https://h/x.tar.gz", gzip.compress(b"text" * 1000))
+        detect_type("https://h/x.tar.gz", gzip.compress(b"text" * 1000))
     noise = bz2.compress(random.Random(1).randbytes(100_000))[:300]
-    assert recognise("https://h/x.tar.bz2", noise) is Kind.TAR
+    assert detect_type("https://h/x.tar.bz2", noise) is SourceType.TAR
     with pytest.raises(ConfigError, match="not a tar"):
-        recognise("https://h/x.bz2", noise)
+        detect_type("https://h/x.bz2", noise)

@@ -21,7 +21,7 @@ from django.conf import settings
 from perfkit.archives.members import Selection
 from perfkit.config import Config, is_size, parse_size
 from perfkit.errors import ConfigError
-from perfkit.updates.source_types import kind_of
+from perfkit.updates.source_types import parse_source_type
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
@@ -172,7 +172,7 @@ def _source(where: str, value: object, problems: list[Problem]) -> str | None:
 
 def _type(where: str, value: object, problems: list[Problem]) -> str | None:
     try:
-        kind = kind_of(value if value is None else str(value))
+        kind = parse_source_type(value if value is None else str(value))
         return None if kind is None else str(kind)
     except ConfigError as error:
         problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))

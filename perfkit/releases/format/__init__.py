@@ -1,5 +1,5 @@
-"""The files of a release, as docs/format.md specifies them: how they are written and read."""
+"""Read and write the files of a release, as docs/format.md specifies them."""
 
 __all__ = ["POINTER_NAME"]
 
-POINTER_NAME = "perfkit.json"  # of a release; its site is known by it
+POINTER_NAME = "perfkit.json"  # of the pointer; a site is recognised by it

@@ -1,7 +1,7 @@
-"""Numbers in columns, as manifests, indexes and deltas hold them.
+"""Integers in columns, as manifests, indexes and deltas store them.
 
-A column of n integers of w bytes is w planes of n bytes, the least significant first: small numbers leave planes of
-zeros, which compress to nothing, and a column is read at the speed of slicing.
+A column of n integers of w bytes is stored as w planes of n bytes, the least significant first. The planes of small
+numbers are mostly zeros, which compress to almost nothing, and a column is read by slicing.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ _CODES = {1: "B", 4: "I", 8: "Q"}
 
 
 class Reader:
-    """Takes bytes from the front of a record, and never past its end.
+    """Reads a record from start to end, and never past its end.
 
     Args:
-        what: the record's name, for errors.
+        what: the name of the record, for errors.
 
-    Raises:
-        ManifestError: by every method, if the record is too short or, in `end`, too long.
+    Every method raises:
+        ManifestError: the record is too short or, in `end`, too long.
     """
 
     def __init__(self, data: bytes, what: str, magic: bytes) -> None:
@@ -35,20 +35,20 @@ class Reader:
         if found != magic:
             kind, _, version = magic.decode().strip().rpartition(" ")
             if found.startswith(kind.encode() + b" "):
-                raise ManifestError(f"{what}: of an unknown format version; this perfkit reads version {version}")
-            raise ManifestError(f"{what}: it does not begin like one")
+                raise ManifestError(f"{what}: unknown format version; this perfkit reads version {version}")
+            raise ManifestError(f"{what}: it does not start with the magic bytes")
 
     def take(self, count: int) -> bytes:
         """The next bytes."""
         if count > len(self._data) - self.position:
-            raise ManifestError(f"{self._what}: cut short")
+            raise ManifestError(f"{self._what}: truncated")
         start, self.position = self.position, self.position + count
         return self._data[start : self.position]
 
     def skip(self, count: int) -> None:
-        """Pass over the next bytes."""
+        """Skip the next bytes."""
         if count > len(self._data) - self.position:
-            raise ManifestError(f"{self._what}: cut short")
+            raise ManifestError(f"{self._what}: truncated")
         self.position += count
 
     def number(self, width: int = 4) -> int:
@@ -58,7 +58,7 @@ class Reader:
     def column(self, width: int, count: int) -> array[int]:
         """`count` integers of `width` bytes each."""
         if width * count > len(self._data) - self.position:
-            raise ManifestError(f"{self._what}: cut short")
+            raise ManifestError(f"{self._what}: truncated")
         merged = bytearray(width * count)
         for plane in range(width):
             merged[plane::width] = self.take(count)
@@ -69,7 +69,7 @@ class Reader:
         return values
 
     def end(self) -> None:
-        """See that nothing follows."""
+        """See that this is the end."""
         if self.position != len(self._data):
             raise ManifestError(f"{self._what}: {len(self._data) - self.position} bytes too long")
 
@@ -88,10 +88,10 @@ def pack_column(width: int, values: Iterable[int]) -> bytes:
 
 
 def zigzag(value: int) -> int:
-    """Small numbers of either sign as small numbers: 0, -1, 1, -2 become 0, 1, 2, 3."""
+    """Map small numbers of either sign to small positive ones: 0, -1, 1, -2 become 0, 1, 2, 3."""
     return value << 1 if value >= 0 else -(value << 1) - 1
 
 
 def unzigzag(value: int) -> int:
-    """The number that `zigzag` was given."""
+    """The inverse of `zigzag`."""
     return value >> 1 if not value & 1 else -(value >> 1) - 1

@@ -1,7 +1,6 @@
-"""The route that fetches a delta: the manifest's change, then new contents in groups, each one frame against old ones.
+"""Read and write deltas: the new manifest, and new blobs in groups, each a frame compressed against old content.
 
-Nothing here verifies content: whoever writes a file checks its SHA-256 against the manifest when it is whole. The new
-manifest is verified here.
+The new manifest is verified here; content is not: the caller compares the SHA-256 of a complete file with the manifest.
 """
 
 from __future__ import annotations
@@ -16,12 +15,12 @@ from typing import BinaryIO, NoReturn
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.frames import Write
-from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, side_by_side
-from perfkit.releases.format.zstd import against, compress, expand, expand_stream
+from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
+from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
 
 __all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
 
-MAX_GROUP_BYTES = 3 << 20  # of a group's old content, and of its new content
+MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 1\n"
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
@@ -30,7 +29,7 @@ _READ_BYTES = 64 << 10
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes `offset` up to `offset + length` of the file `entry` of a manifest."""
+    """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest."""
 
     entry: int
     offset: int
@@ -42,8 +41,8 @@ class Group:
     """One frame.
 
     Attributes:
-        sources: of the old tree; their bytes, joined, are the prefix that the frame was made against.
-        outputs: of the new tree; the frame's content is their bytes, joined.
+        sources: spans of the old tree; concatenated, the prefix that the frame was compressed against.
+        outputs: spans of the new tree; concatenated, the content of the frame.
         bytes: the frame's size.
     """
 
@@ -63,9 +62,9 @@ class Slice:
 
     Attributes:
         length: its bytes.
-        start: where the part of the old manifest begins that the frame was made against.
-        source: how long that is; 0 for none.
-        frame: what holds it.
+        start: offset of the part of the old manifest that the frame was compressed against.
+        source: the length of that part; 0: none.
+        frame: the compressed bytes.
     """
 
     length: int
@@ -76,11 +75,11 @@ class Slice:
 
 @dataclass(frozen=True, slots=True)
 class Delta:
-    """A delta that has been opened: its table is read, its frames are still to come.
+    """An open delta, whose table has been read and whose frames follow in the file.
 
     Attributes:
-        origin_sha256: digest of the manifest that it starts from.
-        target_sha256: digest of the manifest that it leads to.
+        origin_sha256: of the manifest that it applies to.
+        target_sha256: of the manifest that it produces.
     """
 
     origin_sha256: bytes
@@ -93,96 +92,95 @@ class Delta:
         """Read the table of a delta, and leave the file at its first frame.
 
         Raises:
-            ManifestError: it is damaged, beyond a limit, or of an unknown format version.
+            ManifestError: it is damaged, exceeds a limit, or has an unknown format version.
         """
         head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
         origin, target = head.take(32), head.take(32)
         packed, size = head.number(), head.number()
         if not 0 < packed <= _MAX_TABLE_BYTES or size > _MAX_TABLE_BYTES:
-            _refuse("its table is larger than any client reads")
-        return cls(origin, target, file, _Table(expand(_exactly(file, packed), size)))
+            _refuse("its table exceeds the limit")
+        return cls(origin, target, file, _Table(decompress(_exactly(file, packed), size)))
 
     def new_manifest(self, old: Manifest) -> Manifest:
-        """The manifest that the delta leads to; call it once, before `groups`.
+        """The manifest that the delta produces; call it once, before `groups`.
 
         Args:
-            old: the one it starts from.
+            old: the manifest that it applies to.
 
         Raises:
-            ManifestError: `old` is another one, the delta is damaged, or what it makes is not what it promised.
-            UnsafePathError: a name in the new manifest can't be.
+            ManifestError: `old` is another one, or the delta is damaged.
+            UnsafePathError: an unsafe name in the new manifest.
         """
         if old.sha256 != self.origin_sha256:
-            _refuse(f"it starts from manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
+            _refuse(f"it applies to manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
         made, raw = BytesIO(), memoryview(old.raw)
         for length, start, source, size in self._table.manifest:
             if start + source > len(old.raw):
-                _refuse("it refers to more of the old manifest than there is")
-            made.write(expand(_exactly(self._file, size), length, prefix=raw[start : start + source]))
+                _refuse("it refers beyond the end of the old manifest")
+            made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
         return Manifest.parse(made.getvalue(), sha256=self.target_sha256)
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
-        """What the delta makes and needs, in order, as often as asked; checked against both manifests.
+        """The groups of the delta, in order; can be iterated repeatedly. They are checked against both manifests.
 
-        Every content of `new` that `old` does not have is made for one of its entries (the others are
-        copies of that one); empty contents are not listed.
+        Every blob of `new` that `old` does not have is produced for one of its entries (the others are copies of that
+        one); empty blobs are not listed.
 
         Raises:
-            ManifestError: that does not hold, or a limit is passed.
+            ManifestError: that does not hold, or a limit is exceeded.
         """
         groups = Groups(self._table, old, new)
         _check_outputs(groups, old, new)
         return groups
 
     def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes | None], write: Write) -> int:
-        """Make the new contents, group by group; call it once, after `new_manifest`.
+        """Produce the new blobs, group by group; call it once, after `new_manifest`.
 
-        A group whose sources are not all here is passed over, and so is what is damaged: the others are made.
+        Groups with missing sources and damaged groups are skipped; all others are produced.
 
         Args:
             groups: all of `groups`.
-            read: gives the bytes of a span of the old tree, or None if they are not to be had; that they are the old
-                content is the caller's to know.
-            write: takes the bytes of the new contents, each file's in order, in parts.
+            read: returns the bytes of a span of the old tree, or None if they are missing; the caller makes sure that
+                they are the old content.
+            write: called with parts of the new blobs, in order for each file.
 
         Returns:
-            How many groups were passed over for want of their sources.
+            How many groups were skipped because of missing sources.
 
         Raises:
-            ManifestError: the delta is damaged, or `read` gave other content than it was made against; after all that
-                could be made has been.
+            ManifestError: the delta is damaged, or `read` returned other content; raised at the end, after all groups.
         """
-        lacking = 0
+        skipped = 0
         damage: ManifestError | None = None
         for group in groups:
             frame = _chunks(self._file, group.bytes)
             try:
                 if not _make(group, frame, read, write):
-                    lacking += 1
+                    skipped += 1
             except ManifestError as error:
                 damage = error
-            for _ in frame:  # to the next group, whatever came of this one
+            for _ in frame:  # skip to the next group
                 pass
         if damage is not None:
             raise damage
         if self._file.read(1):
-            _refuse("it is longer than its table says")
-        return lacking
+            _refuse("it is followed by other bytes")
+        return skipped
 
 
 def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> bool:
-    """Make the contents of one group; False if its sources are not here."""
+    """Produce the blobs of one group; False: a source is missing."""
     prefix = _prefix(group, read)
     if prefix is None:
         return False
-    base = against(prefix)
-    del prefix  # of which that is a copy
-    _scatter(group.outputs, expand_stream(frame, group.size, base), write)
+    base = prefix_dictionary(prefix)
+    del prefix  # `base` has a copy
+    _scatter(group.outputs, decompress_stream(frame, group.size, base), write)
     return True
 
 
 def _prefix(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
-    """The sources of a group, one after the other; None if one is not here."""
+    """The concatenated sources of a group; None: one is missing."""
     prefix = bytearray(sum(span.length for span in group.sources))
     place = 0
     for span in group.sources:
@@ -190,7 +188,7 @@ def _prefix(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | N
         if data is None:
             return None
         if len(data) != span.length:
-            _refuse("an old file is shorter than the manifest says")
+            _refuse("an old file is shorter than in the manifest")
         prefix[place : place + span.length] = data
         place += span.length
     return prefix
@@ -211,26 +209,26 @@ def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -
 
 
 class _Table:
-    """The table of a delta: columns, resolved against manifests when these are known."""
+    """The table of a delta: columns, to be resolved against manifests."""
 
     def __init__(self, raw: bytes) -> None:
         reader = Reader(raw, "delta table", b"")
         slices, groups, sources, outputs = (reader.number() for _ in range(4))
         columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
-        self.manifest = list(zip(*columns, strict=True))  # new length, start and length in the old, bytes of the frame
+        self.manifest = list(zip(*columns, strict=True))  # length, offset and length in old, size of frame
         self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
         self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
         self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
         reader.end()
         if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
-            _refuse("its counts don't agree")
+            _refuse("its counts are inconsistent")
         if sum(row[0] for row in self.manifest) > MAX_MANIFEST_BYTES:
-            _refuse("its manifest is larger than any client reads")
+            _refuse("its manifest exceeds the limit")
         if any(max(row[0], row[2]) > MAX_GROUP_BYTES for row in self.manifest):
             _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
 
     def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
-        """The groups, checked for their bounds."""
+        """The groups, with their bounds checked."""
         sources, outputs = _spans(self.sources, old), _spans(self.outputs, new)
         for from_count, to_count, size in zip(self.sources_of, self.outputs_of, self.bytes, strict=True):
             group = Group(tuple(islice(sources, from_count)), tuple(islice(outputs, to_count)), size)
@@ -240,7 +238,7 @@ class _Table:
 
 
 class Groups:
-    """The groups of a delta, made from its table one at a time: thousands of spans would take megabytes."""
+    """The groups of a delta, decoded from its table one at a time: thousands of spans would take megabytes."""
 
     def __init__(self, table: _Table, old: Manifest, new: Manifest) -> None:
         self._table = table
@@ -255,15 +253,15 @@ class Groups:
 
 
 def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
-    """Spans from columns: steps from entry to entry, offsets, and lengths, where 0 is the rest of the file."""
+    """Decode spans from columns: steps between entries, offsets, and lengths, where 0 is the rest of the file."""
     entry = -1
     for step, offset, length in zip(*columns, strict=True):
         entry += 1 + unzigzag(step)
         if not 0 <= entry < len(manifest):
-            _refuse("it refers to a file that isn't there")
+            _refuse("it refers to an entry that does not exist")
         length = length or max(0, manifest.size(entry) - offset)
         if not 0 < length <= manifest.size(entry) - offset:
-            _refuse(f"it refers to bytes that {manifest.name(entry)} does not have")
+            _refuse(f"it refers beyond the end of {manifest.name(entry)}")
         yield Span(entry, offset, length)
 
 
@@ -272,33 +270,39 @@ def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> Non
     for group in groups:
         for span in group.outputs:
             if span.offset != reached[span.entry]:
-                _refuse(f"the pieces of {new.name(span.entry)} are not in order")
+                _refuse(f"the parts of {new.name(span.entry)} are not in order")
             reached[span.entry] = span.offset + span.length
     unmade = bytearray(len(new))
     for entry, end in enumerate(reached):
         if end not in (0, new.size(entry)):
-            _refuse(f"only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
+            _refuse(f"it has only {end} of the {new.size(entry)} bytes of {new.name(entry)}")
         unmade[entry] = end == 0 < new.size(entry)
-    for _, here, there in side_by_side(old, new):  # most are as they were, and need no dictionary
-        if here is not None and there is not None and (old.digest(here), old.size(here)) == (
-            new.digest(there), new.size(there)
-        ):  # fmt: skip
+    for _, here, there in pair_entries(old, new):  # most are unchanged, and need no dictionary
+        if (
+            here is not None
+            and there is not None
+            and (old.digest(here), old.size(here)) == (new.digest(there), new.size(there))
+        ):
             unmade[there] = 0
-    lacking = {new.digest(entry): new.size(entry) for entry, lacks in enumerate(unmade) if lacks}
+    missing = {new.digest(entry): new.size(entry) for entry, flag in enumerate(unmade) if flag}
     for entry, end in enumerate(reached):
-        if end and lacking.pop(new.digest(entry), end) != end:
-            _refuse("one digest for contents of different sizes")
+        if end and missing.pop(new.digest(entry), end) != end:
+            _refuse("the same digest with different sizes")
     for digest in old.digests():
-        lacking.pop(digest, None)
-    if lacking:
-        _refuse(f"{len(lacking)} contents that it does not make, and that the old tree does not have")
+        missing.pop(digest, None)
+    if missing:
+        _refuse(f"{len(missing)} blobs are neither in the delta nor in the old tree")
 
 
 def write_delta(
-    write: Callable[[bytes], object], old: Manifest, new: Manifest, slices: Sequence[Slice],
-    groups: Sequence[Group], frames: Iterable[bytes],
-) -> None:  # fmt: skip
-    """Write what `Delta.open` reads.
+    write: Callable[[bytes], object],
+    old: Manifest,
+    new: Manifest,
+    slices: Sequence[Slice],
+    groups: Sequence[Group],
+    frames: Iterable[bytes],
+) -> None:
+    """Write a delta that `Delta.open` reads.
 
     Args:
         slices: the new manifest, in order.
@@ -307,18 +311,20 @@ def write_delta(
     """
     sources = [span for group in groups for span in group.sources]
     outputs = [span for group in groups for span in group.outputs]
-    raw = b"".join((
-        *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
-        pack_column(4, (part.length for part in slices)),
-        pack_column(8, (part.start for part in slices)),
-        pack_column(4, (part.source for part in slices)),
-        pack_column(4, (len(part.frame) for part in slices)),
-        pack_column(4, (len(group.sources) for group in groups)),
-        pack_column(4, (len(group.outputs) for group in groups)),
-        pack_column(4, (group.bytes for group in groups)),
-        *_columns(sources, old),
-        *_columns(outputs, new),
-    ))  # fmt: skip
+    raw = b"".join(
+        (
+            *(count.to_bytes(4, "little") for count in (len(slices), len(groups), len(sources), len(outputs))),
+            pack_column(4, (part.length for part in slices)),
+            pack_column(8, (part.start for part in slices)),
+            pack_column(4, (part.source for part in slices)),
+            pack_column(4, (len(part.frame) for part in slices)),
+            pack_column(4, (len(group.sources) for group in groups)),
+            pack_column(4, (len(group.outputs) for group in groups)),
+            pack_column(4, (group.bytes for group in groups)),
+            *_columns(sources, old),
+            *_columns(outputs, new),
+        )
+    )
     table = compress(raw)
     write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
     write(table)
@@ -338,7 +344,7 @@ def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, b
 def _exactly(file: BinaryIO, size: int) -> bytes:
     data = file.read(size)
     if len(data) != size:
-        _refuse("cut short")
+        _refuse("truncated")
     return data
 
 

@@ -1,6 +1,6 @@
-"""The route that fetches frames of packs: decoding them, and finding pieces that the client already has.
+"""Decode frames of packs, and split files into the pieces that indexes list.
 
-Nothing here verifies content: whoever writes a file checks its SHA-256 against the manifest when it is whole.
+Content is not verified here: the caller compares the SHA-256 of a complete file with the manifest.
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import BinaryIO
 
 from perfkit.errors import ManifestError
 from perfkit.releases.format.index import Index, PackRange, Piece
-from perfkit.releases.format.zstd import dictionary, expand_stream, zstd
+from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
 
-__all__ = ["CUT_ABOVE_BYTES", "Write", "cut", "tag", "unpack"]
+__all__ = ["CUT_ABOVE_BYTES", "Write", "decode_range", "split_pieces", "tag"]
 
 Write = Callable[[int, int, memoryview], object]  # entry of the manifest, offset in the file, bytes
 
@@ -30,17 +30,17 @@ _LINES = re.compile(rb"[^\n]{0,1023}\n|[^\n]{1,1024}")
 _READ_BYTES = 64 << 10
 
 
-def unpack(
+def decode_range(
     index: Index, fetched: PackRange, file: BinaryIO, write: Write, *, wanted: Sequence[int], shared: bytes | None
 ) -> None:
     """Decode a range of a pack.
 
     Args:
         fetched: one of `index.ranges`.
-        file: at the first byte of that range.
-        write: called with each part of each wanted piece; parts of one file come in the order that its pieces are in.
+        file: positioned at the first byte of that range.
+        write: called with each part of each wanted piece; parts of one file come in the order of its pieces.
         wanted: numbers of pieces, in ascending order.
-        shared: what the pack's dictionary object holds; None if it has none.
+        shared: the content of the pack's dictionary; None: it has none.
 
     Raises:
         ManifestError: a frame is damaged, or is not what the index says.
@@ -64,7 +64,7 @@ def _unpack_frame(
     following = next(later, None)
     begun: list[Piece] = []
     position = 0
-    for chunk in expand_stream(data, index.content_bytes(number), shared):
+    for chunk in decompress_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)
         while following is not None and index.start_of(following) < end:
             begun.append(index.piece(following))
@@ -80,7 +80,7 @@ def _take(file: BinaryIO, size: int) -> Iterator[bytes]:
     while size:
         data = file.read(min(size, _READ_BYTES))
         if not data:
-            raise ManifestError("a range of a pack is cut short")
+            raise ManifestError("a range of a pack is truncated")
         size -= len(data)
         yield data
 
@@ -91,15 +91,15 @@ def _skip(file: BinaryIO, size: int) -> None:
 
 
 def tag(data: bytes) -> int:
-    """What an index says of a piece: the first 8 bytes of its SHA-256, little-endian."""
+    """The tag of a piece in an index: the first 8 bytes of its SHA-256, little-endian."""
     return int.from_bytes(hashlib.sha256(data).digest()[:8], "little")
 
 
-def cut(file: BinaryIO) -> Iterator[bytes]:
-    """The pieces of a file's content, cut where its lines say, so that an edit changes only the pieces around it.
+def split_pieces(file: BinaryIO) -> Iterator[bytes]:
+    """Split a file into content-defined pieces, so that an edit changes only the pieces around it.
 
-    Lines end after a line feed, or after 1,024 bytes. A piece ends after a line whose CRC-32 times its length says so
-    (see `docs/format.md`), not before 8 KiB and not after 128 KiB.
+    Lines end after a line feed, or after 1,024 bytes. The CRC-32 and the length of a line decide whether a piece ends
+    after it (see `docs/format.md`), between 8 KiB and 128 KiB.
     """
     piece = bytearray()
     rest = b""
@@ -109,7 +109,7 @@ def cut(file: BinaryIO) -> Iterator[bytes]:
         position = 0
         for found in _LINES.finditer(block):
             if data and found.end() > len(block) - _LONG_LINE_BYTES:
-                break  # more of this line may come
+                break  # the rest of this line may follow
             line = found.group()
             position = found.end()
             if len(piece) + len(line) > _MOST_BYTES:

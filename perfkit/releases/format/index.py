@@ -1,7 +1,7 @@
-"""Where the content of each file lies: packs, frames in them, pieces of files in these. Pure.
+"""The index of a release: which frames of which packs have the content of each file. Pure.
 
-A pack is an object made of zstd frames that are decoded one by one. A piece is a part of one file's content, whole for
-most files, within one frame. Contents that several entries share are listed once, for the first of them.
+A pack is an object made of independent zstd frames. A piece is a part of one file within one frame, for most files all
+of it. A blob that several entries share is listed once, for the first of them.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _MAGIC = b"perfkit index 1\n"
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """An object that holds frames, and the dictionary that all of them were made with, if any."""
+    """An object made of frames, and their common dictionary, if any."""
 
     object: ObjectRef
     dictionary: PackedRef | None = None
@@ -39,12 +39,12 @@ class Piece:
     """A part of a file's content within a frame.
 
     Attributes:
-        entry: which file, as index into the manifest.
+        entry: index of the file in the manifest.
         offset: where the part begins in the file.
         start: where it begins in the frame's content.
         length: its bytes.
-        tag: the first 8 bytes of its SHA-256, little-endian, where the file is in several pieces and the index has
-            tags; else 0. It finds pieces that a client has; it proves nothing.
+        tag: the first 8 bytes of its SHA-256, little-endian, where the file has several pieces and the index has tags;
+            else 0. It helps a client find pieces that it already has, and proves nothing.
     """
 
     entry: int
@@ -59,11 +59,11 @@ class Frame:
     """One zstd frame.
 
     Attributes:
-        pack: index into the packs.
-        at: where it begins in the pack's object.
+        pack: index of the pack.
+        at: its offset in the pack.
         bytes: its compressed size.
-        size: its content's size.
-        pieces: what of it this release has use for.
+        size: its decompressed size.
+        pieces: the parts of it that this release uses.
     """
 
     pack: int
@@ -75,7 +75,7 @@ class Frame:
 
 @dataclass(frozen=True, slots=True)
 class PackRange:
-    """Bytes to fetch: `start` up to `end` of a pack's object, for these frames (numbers of the index)."""
+    """Bytes to fetch: from `start` (inclusive) to `end` (exclusive) of a pack, for these frames."""
 
     pack: int
     start: int
@@ -85,11 +85,11 @@ class PackRange:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The frames of a release, in the order of packs and of places in them; a sequence of `Frame`.
+    """The frames of a release, ordered by pack and offset; a sequence of `Frame`.
 
     Attributes:
-        manifest_sha256: of the manifest that entries are counted in.
-        packs: the objects that frames lie in.
+        manifest_sha256: of the manifest that entries refer to.
+        packs: that contain the frames.
     """
 
     manifest_sha256: bytes
@@ -98,7 +98,7 @@ class Index:
     _at: array[int] = field(repr=False)
     _bytes: array[int] = field(repr=False)
     _sizes: array[int] = field(repr=False)
-    _first: array[int] = field(repr=False)  # of the pieces; one more than frames
+    _first: array[int] = field(repr=False)  # piece of each frame, and the number of pieces
     _entries: array[int] = field(repr=False)
     _offsets: array[int] = field(repr=False)
     _starts: array[int] = field(repr=False)
@@ -118,24 +118,24 @@ class Index:
         return map(self.__getitem__, range(len(self)))
 
     def piece(self, number: int) -> Piece:
-        """One piece, counted through all frames."""
+        """One piece; pieces are numbered through all frames."""
         tag = self._tags[number] if self._tags else 0
         return Piece(self._entries[number], self._offsets[number], self._starts[number], self._lengths[number], tag)
 
     def start_of(self, number: int) -> int:
-        """Where a piece begins in its frame's content."""
+        """The offset of a piece in its decompressed frame."""
         return self._starts[number]
 
     def place(self, number: int) -> tuple[int, int]:
-        """Where a frame begins in its pack, and its compressed size."""
+        """The offset of a frame in its pack, and its compressed size."""
         return self._at[number], self._bytes[number]
 
     def pack_of(self, number: int) -> int:
-        """Which pack a frame lies in."""
+        """The pack of a frame."""
         return self._packs_of[number]
 
     def content_bytes(self, number: int) -> int:
-        """The size of a frame's content."""
+        """The decompressed size of a frame."""
         return self._sizes[number]
 
     def pieces_of(self, number: int) -> range:
@@ -143,15 +143,15 @@ class Index:
         return range(self._first[number], self._first[number + 1])
 
     def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
-        """The numbers of all pieces of files that are wanted, in the order of frames."""
+        """The numbers of all pieces of the wanted entries, in the order of frames."""
         return pack_numbers(number for number, entry in enumerate(self._entries) if wanted(entry))
 
     def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
-        """What to fetch for these pieces.
+        """The ranges to fetch for these pieces.
 
         Args:
             pieces: in ascending order, as from `pieces`.
-            max_gap: so many bytes of no use are fetched rather than another request made.
+            max_gap: unused bytes that are fetched to save a request.
             max_bytes: of one range, unless a single frame is larger; None: no limit.
         """
         ranges: list[PackRange] = []
@@ -172,10 +172,10 @@ class Index:
 
     @classmethod
     def parse(cls, raw: bytes, manifest: Manifest) -> Index:
-        """Read an index, and see that it gives all content of this manifest, once and wholly.
+        """Read an index, and check that it covers all content of this manifest exactly once.
 
         Raises:
-            ManifestError: it does not, or belongs to another manifest, or is beyond a limit.
+            ManifestError: it does not, belongs to another manifest, or exceeds a limit.
         """
         reader = Reader(raw, "index", _MAGIC)
         of = reader.take(32)
@@ -183,18 +183,20 @@ class Index:
             _refuse(f"it belongs to manifest {of.hex()}, not {manifest.sha256.hex()}")
         pack_count, frame_count, piece_count, tag_count = (reader.number() for _ in range(4))
         if pack_count > _MAX_PACKS or max(frame_count, piece_count, tag_count) > _MAX_COUNT:
-            _refuse("more packs, frames or pieces than any client reads")
+            _refuse("it exceeds the limit of packs, frames or pieces")
         packs = _read_packs(reader, pack_count)
         per_pack = reader.column(4, pack_count)
         gaps, sizes, tails, per_frame = (
-            reader.column(8, frame_count), reader.column(4, frame_count),
-            reader.column(4, frame_count), reader.column(4, frame_count),
-        )  # fmt: skip
+            reader.column(8, frame_count),
+            reader.column(4, frame_count),
+            reader.column(4, frame_count),
+            reader.column(4, frame_count),
+        )
         columns = [reader.column(width, piece_count) for width in (4, 8, 4, 4)]
         tags = reader.column(8, tag_count)
         reader.end()
         if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
-            _refuse("its counts don't agree")
+            _refuse("its counts are inconsistent")
         packs_of, at = _places(packs, per_pack, gaps, sizes)
         first = array("I", (0,))
         for count in per_frame:
@@ -211,7 +213,7 @@ class Index:
 
     @staticmethod
     def encode(manifest: Manifest, packs: Sequence[Pack], frames: Sequence[Frame], *, tags: bool) -> bytes:
-        """The bytes that `parse` reads, from frames in order; pieces of one content must be listed once."""
+        """The bytes that `parse` reads, from frames in order; each blob must be listed once."""
         per_pack = [0] * len(packs)
         gaps, tails, ends = [], [], [0] * len(packs)
         rows: list[tuple[int, int, int, int]] = []
@@ -224,10 +226,14 @@ class Index:
             end = used = 0
             for piece in frame.pieces:
                 whole = piece.offset + piece.length == manifest.size(piece.entry)
-                rows.append((
-                    zigzag(piece.entry - last_entry - 1), zigzag(piece.offset - expected.get(piece.entry, 0)),
-                    zigzag(piece.start - end), 0 if whole else piece.length,
-                ))  # fmt: skip
+                rows.append(
+                    (
+                        zigzag(piece.entry - last_entry - 1),
+                        zigzag(piece.offset - expected.get(piece.entry, 0)),
+                        zigzag(piece.start - end),
+                        0 if whole else piece.length,
+                    )
+                )
                 if tags and (piece.offset or not whole):
                     tag_values.append(piece.tag)
                 last_entry, expected[piece.entry] = piece.entry, piece.offset + piece.length
@@ -236,27 +242,29 @@ class Index:
             tails.append(frame.size - used)
         shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
         counts = (len(packs), len(frames), len(rows), len(tag_values))
-        return b"".join((
-            _MAGIC,
-            manifest.sha256,
-            *(count.to_bytes(4, "little") for count in counts),
-            b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
-            pack_column(8, (pack.object.bytes for pack in packs)),
-            b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
-            pack_column(4, (packed.object.bytes for packed in shared)),
-            pack_column(4, (packed.size for packed in shared)),
-            pack_column(4, per_pack),
-            pack_column(8, gaps),
-            pack_column(4, (frame.bytes for frame in frames)),
-            pack_column(4, tails),
-            pack_column(4, (len(frame.pieces) for frame in frames)),
-            *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
-            pack_column(8, tag_values),
-        ))  # fmt: skip
+        return b"".join(
+            (
+                _MAGIC,
+                manifest.sha256,
+                *(count.to_bytes(4, "little") for count in counts),
+                b"".join(bytes.fromhex(pack.object.sha256) for pack in packs),
+                pack_column(8, (pack.object.bytes for pack in packs)),
+                b"".join(bytes.fromhex(packed.object.sha256) for packed in shared),
+                pack_column(4, (packed.object.bytes for packed in shared)),
+                pack_column(4, (packed.size for packed in shared)),
+                pack_column(4, per_pack),
+                pack_column(8, gaps),
+                pack_column(4, (frame.bytes for frame in frames)),
+                pack_column(4, tails),
+                pack_column(4, (len(frame.pieces) for frame in frames)),
+                *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
+                pack_column(8, tag_values),
+            )
+        )
 
 
 class _Pieces:
-    """Pieces as they are read: columns of differences in, columns of places out."""
+    """Decodes pieces: columns of differences in, columns of absolute values out."""
 
     def __init__(self, manifest: Manifest, columns: list[array[int]], tags: array[int]) -> None:
         self._manifest = manifest
@@ -270,14 +278,14 @@ class _Pieces:
         self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
 
     def read(self, begin: int, end: int) -> int:
-        """Take the pieces of one frame; returns how much of the frame they reach to."""
+        """Decode the pieces of one frame; returns the end of the last one in the frame."""
         entries, offsets, starts, lengths, tags = self.columns
         steps, jumps, moves, given = self._coded
         place = used = 0
         for number in range(begin, end):
             self._entry += 1 + unzigzag(steps[number])
             if not 0 <= self._entry < len(self._manifest):
-                _refuse("a piece of a file that isn't there")
+                _refuse("a piece of an entry that does not exist")
             offset = self._expected[self._entry] + unzigzag(jumps[number])
             start = place + unzigzag(moves[number])
             left = self._manifest.size(self._entry) - offset
@@ -302,7 +310,7 @@ class _Pieces:
         return self._coded_tags[self._tags_used - 1]
 
     def check(self) -> None:
-        """See that the pieces make up every content of the manifest, each byte once."""
+        """Check that the pieces cover every blob of the manifest, each byte once."""
         if self._tags_used != len(self._coded_tags):
             _refuse("too many tags")
         entries, offsets, _, lengths, _ = self.columns
@@ -315,20 +323,20 @@ class _Pieces:
                 later.append(number)
         for number in sorted(later, key=offsets.__getitem__):
             if offsets[number] != reached[entries[number]]:
-                _refuse("pieces of a file that overlap or leave a gap")
+                _refuse("pieces of a file overlap or leave a gap")
             reached[entries[number]] += lengths[number]
-        shared: dict[bytes, int] = {}  # contents of entries that are not listed: another entry must be
+        shared: dict[bytes, int] = {}  # blobs of entries that are not listed: another entry must be
         for entry, end in enumerate(reached):
             size = self._manifest.size(entry)
             if end == 0 and size and shared.setdefault(self._manifest.digest(entry), size) != size:
-                _refuse("one digest for contents of different sizes")
+                _refuse("the same digest with different sizes")
             if end not in (0, size):
-                _refuse(f"only {end} of the {size} bytes of {self._manifest.name(entry)}")
+                _refuse(f"it has only {end} of the {size} bytes of {self._manifest.name(entry)}")
         for entry, end in enumerate(reached):
             if end and shared.pop(self._manifest.digest(entry), end) != end:
-                _refuse("one digest for contents of different sizes")
+                _refuse("the same digest with different sizes")
         if shared:
-            _refuse(f"{len(shared)} contents that it says nothing of")
+            _refuse(f"{len(shared)} blobs are missing")
 
 
 def _read_packs(reader: Reader, count: int) -> tuple[Pack, ...]:
@@ -345,7 +353,7 @@ def _read_packs(reader: Reader, count: int) -> tuple[Pack, ...]:
                 _refuse(f"a dictionary larger than {MAX_DICTIONARY_BYTES} bytes")
             shared = PackedRef(ObjectRef(dictionaries[cut].hex(), dictionary_bytes[number]), dictionary_sizes[number])
         elif dictionary_bytes[number] or any(dictionaries[cut]):
-            _refuse("a dictionary of no bytes")
+            _refuse("a dictionary of size 0")
         packs.append(Pack(ObjectRef(digests[cut].hex(), sizes[number]), shared))
     return tuple(packs)
 

@@ -1,7 +1,7 @@
-"""What a tree holds: names, sizes, SHA-256 digests and the executable bit of its files. Pure.
+"""The manifest of a tree: name, size, SHA-256 and executable bit of each file. Pure.
 
-A manifest is kept as its canonical bytes and read from them when asked, so that a hundred thousand files cost ten
-megabytes and not a hundred. `docs/format.md` has the layout.
+A manifest is kept as its canonical bytes, and entries are decoded on access, so that a hundred thousand files take ten
+megabytes instead of a hundred. `docs/format.md` has the layout.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name
 from perfkit.releases.format.columns import Reader, pack_column
 
-__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "Manifest", "Part", "View", "side_by_side"]
+__all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "EntrySubset", "LazySequence", "Manifest", "pair_entries"]
 
 MAX_ENTRIES = 1_000_000
 MAX_MANIFEST_BYTES = 128 << 20
@@ -34,7 +34,7 @@ _MAGIC = b"perfkit manifest 1\n"
 _WHAT = "manifest"
 _BATCH = 512
 _LINE_FEED = re.compile(b"\n")
-_SUSPECT = re.compile(  # between line feeds; a name without any of this needs no closer look
+_SUSPECT = re.compile(  # between line feeds; names without any of this need no further check
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
     | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
     re.VERBOSE | re.IGNORECASE,
@@ -48,7 +48,7 @@ class Entry(NamedTuple):
         name: relative, with forward slashes, safe on every file system.
         size: bytes.
         sha256: the digest of its content, 32 bytes.
-        executable: whether anyone may execute it: mode 0755 instead of 0644.
+        executable: mode 0755 instead of 0644.
     """
 
     name: str
@@ -70,16 +70,16 @@ class Manifest:
     sha256: bytes
     _sizes: array[int] = field(repr=False, compare=False)
     _flags_at: int = field(repr=False, compare=False)
-    _name_ends: array[int] = field(repr=False, compare=False)  # positions in raw, the first being where names begin
-    _next: array[int] = field(repr=False, compare=False)  # the entry that is likely to be looked for
+    _name_ends: array[int] = field(repr=False, compare=False)  # offsets in raw; the first is where the names begin
+    _next: array[int] = field(repr=False, compare=False)  # the index that `find` is likely to need next
 
     @classmethod
     def of(cls, entries: Iterable[Entry]) -> Manifest:
         """The manifest of these entries, in any order.
 
         Raises:
-            ManifestError: a size or digest that can't be; too many entries.
-            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+            ManifestError: an invalid size or digest; too many entries.
+            UnsafePathError: an unsafe name, or two that collide.
         """
         listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
         check_names(entry.name for entry in listed)
@@ -87,28 +87,30 @@ class Manifest:
             raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
         names = "".join(f"{entry.name}\n" for entry in listed).encode()
         return cls.parse(
-            b"".join((
-                _MAGIC,
-                len(listed).to_bytes(4, "little"),
-                len(names).to_bytes(4, "little"),
-                pack_column(8, (entry.size for entry in listed)),
-                bytes(entry.executable for entry in listed),
-                b"".join(entry.sha256 for entry in listed),
-                names,
-            ))
-        )  # fmt: skip
+            b"".join(
+                (
+                    _MAGIC,
+                    len(listed).to_bytes(4, "little"),
+                    len(names).to_bytes(4, "little"),
+                    pack_column(8, (entry.size for entry in listed)),
+                    bytes(entry.executable for entry in listed),
+                    b"".join(entry.sha256 for entry in listed),
+                    names,
+                )
+            )
+        )
 
     @classmethod
     def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:
         """Read canonical bytes.
 
         Args:
-            sha256: what their digest must be.
-            known: bytes of this digest were read before, so that their names need no second check.
+            sha256: the expected digest.
+            known: bytes with this digest were parsed before; their names are not checked again.
 
         Raises:
-            ManifestError: they are not canonical, beyond a limit, of another format version, or have another digest.
-            UnsafePathError: a name that can't be, or two that can't stand in one tree.
+            ManifestError: they are not canonical, exceed a limit, have another format version, or another digest.
+            UnsafePathError: an unsafe name, or two that collide.
         """
         if len(raw) > MAX_MANIFEST_BYTES:
             raise ManifestError(f"manifest: larger than {MAX_MANIFEST_BYTES} bytes")
@@ -132,7 +134,7 @@ class Manifest:
         ends = array("I", (names_at,))
         ends.extend(itertools.islice((found.end() for found in _LINE_FEED.finditer(raw, names_at)), count + 1))
         if len(ends) != count + 1 or ends[-1] != len(raw):
-            raise ManifestError("manifest: not as many names as entries")
+            raise ManifestError("manifest: the number of names differs from that of entries")
         manifest = cls(raw, digest, sizes, flags_at, ends, array("I", (0,)))
         if not known or sha256 is None:
             manifest._check_names()
@@ -160,7 +162,7 @@ class Manifest:
             yield from self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode().split("\n")
 
     def executable(self, index: int) -> bool:
-        """Whether one entry may be executed."""
+        """Whether one entry is executable."""
         return self.raw[self._flags_at + index] == 1
 
     def size(self, index: int) -> int:
@@ -178,16 +180,16 @@ class Manifest:
         return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
 
     def same(self, index: int, other: Manifest, there: int) -> bool:
-        """Whether an entry has the content and the mode of an entry of another manifest."""
+        """Whether an entry has the same content and mode as an entry of another manifest."""
         return self.digest(index) == other.digest(there) and self.executable(index) == other.executable(there)
 
     @property
     def total_bytes(self) -> int:
-        """The sizes of all entries together."""
+        """The total size of all entries."""
         return sum(self._sizes)
 
     def find(self, name: str) -> int | None:
-        """The index of the entry with this name."""
+        """The index of the entry with this name; None: not found."""
         ends, count, wanted = self._name_ends, len(self), name.encode()
         index = self._next[0]
         if index >= count or self.raw[ends[index] : ends[index + 1] - 1] != wanted:
@@ -198,8 +200,8 @@ class Manifest:
         return index
 
     def _check_names(self) -> None:
-        """Names in order, safe, and apart where case or normalisation don't count; in little memory."""
-        files = array("q")  # hashes of folded names: equal ones are looked at again
+        """Check that names are sorted, safe, and differ in more than case or normalisation; in little memory."""
+        files = array("q")  # hashes of folded names: where two are equal, the names are compared
         directories: set[int] = set()
         last = b""
         for start in range(0, len(self), _BATCH):
@@ -233,8 +235,8 @@ class Manifest:
         return [fold_name(check_name(name)) for name in names]
 
 
-class Part(Mapping[str, Entry]):
-    """Some entries of a manifest by their names, made when they are asked for; quick where that is in order.
+class EntrySubset(Mapping[str, Entry]):
+    """Some entries of a manifest, by name, decoded on access; fast where names are looked up in order.
 
     Attributes:
         names: of the entries, in order.
@@ -243,12 +245,12 @@ class Part(Mapping[str, Entry]):
 
     def __init__(self, manifest: Manifest) -> None:
         self._places = array("I")
-        self.names = View(manifest.name, self._places)
-        self.entries = View(manifest.__getitem__, self._places)
-        self._next = 0  # which is likely to be asked for
+        self.names = LazySequence(manifest.name, self._places)
+        self.entries = LazySequence(manifest.__getitem__, self._places)
+        self._next = 0  # the position that `_find` is likely to need next
 
     def add(self, index: int) -> None:
-        """One more; it must follow the others."""
+        """Add an entry; indexes must be added in ascending order."""
         self._places.append(index)
 
     def places(self) -> Iterator[tuple[int, str]]:
@@ -262,7 +264,7 @@ class Part(Mapping[str, Entry]):
         return self.entries[at]
 
     def _find(self, name: str) -> int:
-        """The place of a name; -1 if it is not there. Looks first where it would be next."""
+        """The position of a name, or -1. The next position is tried first."""
         names, at = self.names, self._next
         after = names[at] if at < len(names) else None
         if after == name:
@@ -286,8 +288,8 @@ class Part(Mapping[str, Entry]):
         return len(self._places)
 
 
-class View(Sequence[T]):
-    """What stands at some places, made when it is asked for."""
+class LazySequence(Sequence[T]):
+    """A sequence whose items are made on access."""
 
     def __init__(self, at: Callable[[int], T], places: Sequence[int]) -> None:
         self._at = at
@@ -302,7 +304,7 @@ class View(Sequence[T]):
     def __getitem__(self, number: slice) -> Sequence[T]: ...
     def __getitem__(self, number: int | slice) -> T | Sequence[T]:
         if isinstance(number, slice):
-            return View(self._at, self._places[number])
+            return LazySequence(self._at, self._places[number])
         return self._at(self._places[number])
 
     def __iter__(self) -> Iterator[T]:
@@ -313,14 +315,14 @@ class View(Sequence[T]):
             return NotImplemented
         return len(self) == len(other) and all(mine == theirs for mine, theirs in zip(self, other, strict=True))
 
-    __hash__ = None  # type: ignore[assignment]  # what stands there may change
+    __hash__ = None  # type: ignore[assignment]  # its items may change
 
     def __repr__(self) -> str:
-        return f"View({list(self)!r})"
+        return f"LazySequence({list(self)!r})"
 
 
-def side_by_side(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
-    """Every name of either manifest, in order, with its index in both; None where it is not."""
+def pair_entries(old: Manifest, new: Manifest) -> Iterator[tuple[str, int | None, int | None]]:
+    """Every name of either manifest, in order, with its index in both; None: it is not in that one."""
     olds, news = enumerate(old.names()), enumerate(new.names())
     here, there = next(olds, None), next(news, None)
     while here is not None or there is not None:

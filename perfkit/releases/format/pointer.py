@@ -1,6 +1,6 @@
-"""The pointer of a release: the one small file that is ever replaced. Pure.
+"""The pointer of a site: the only file that is ever replaced. Pure.
 
-Everything else it names by digest, so what it says is what a client gets. `docs/format.md` has the fields.
+It refers to everything else by digest. `docs/format.md` has the fields.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
-__all__ = ["FORMAT", "MAX_POINTER_BYTES", "Hop", "ObjectRef", "PackedRef", "Pointer", "short"]
+__all__ = ["FORMAT", "MAX_POINTER_BYTES", "DeltaRef", "ObjectRef", "PackedRef", "Pointer", "short_digest"]
 
 FORMAT = 1
 MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
-MAX_HOPS = 64
+MAX_DELTAS = 64
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
@@ -27,7 +27,7 @@ _HEX = re.compile("[0-9a-f]*", re.ASCII)
 
 @dataclass(frozen=True, slots=True)
 class ObjectRef:
-    """A file of the site that never changes, named by the SHA-256 of its bytes.
+    """An immutable file of the site, named by the SHA-256 of its bytes.
 
     Attributes:
         sha256: 64 hexadecimal digits.
@@ -39,7 +39,7 @@ class ObjectRef:
 
     @property
     def path(self) -> str:
-        """Where it is, relative to the pointer."""
+        """Relative to the pointer."""
         return f"objects/{self.sha256}"
 
 
@@ -49,7 +49,7 @@ class PackedRef:
 
     Attributes:
         object: the compressed form.
-        size: bytes of what it holds.
+        size: decompressed bytes.
     """
 
     object: ObjectRef
@@ -57,12 +57,12 @@ class PackedRef:
 
 
 @dataclass(frozen=True, slots=True)
-class Hop:
-    """A delta on offer.
+class DeltaRef:
+    """A delta that the site offers.
 
     Attributes:
-        origin: `short` of the manifest digest that it starts from.
-        target: of the one that it leads to.
+        origin: the `short_digest` of the manifest that it applies to.
+        target: the `short_digest` of the manifest that it produces.
         object: the delta.
     """
 
@@ -76,14 +76,14 @@ class Pointer:
     """The release that a site offers now.
 
     Attributes:
-        version: what the publisher calls it.
-        serial: grows with each release; a client never goes to a smaller one by itself.
-        manifest_sha256: 64 hexadecimal digits, of the canonical bytes.
-        manifest: where these are.
+        version: as the publisher calls it.
+        serial: increases with each release; clients refuse a lower one.
+        manifest_sha256: of the canonical bytes, 64 hexadecimal digits.
+        manifest: the object with these bytes.
         solid: the index of large frames, for first installs.
-        fine: the index of small frames, for the rest.
-        history: what the publisher keeps for itself; clients have no use for it.
-        hops: one delta for each earlier release that has one; each leads nearer to this release.
+        fine: the index of small frames, for updates.
+        history: the publisher's own record; clients ignore it.
+        deltas: at most one for each earlier release, which leads nearer to this release.
     """
 
     version: str
@@ -93,14 +93,14 @@ class Pointer:
     solid: PackedRef
     fine: PackedRef
     history: ObjectRef
-    hops: tuple[Hop, ...] = ()
+    deltas: tuple[DeltaRef, ...] = ()
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
         """Read `perfkit.json`.
 
         Raises:
-            ManifestError: it is damaged, beyond a limit, or of a format that this perfkit doesn't know.
+            ManifestError: it is damaged, exceeds a limit, or has an unknown format.
         """
         if len(data) > MAX_POINTER_BYTES:
             _refuse(f"larger than {MAX_POINTER_BYTES} bytes")
@@ -112,10 +112,10 @@ class Pointer:
             _refuse("not an object")
         format_version = record.get("format")
         if type(format_version) is not int or format_version != FORMAT:
-            _refuse(f"of format {format_version!r:.40}; this perfkit reads {FORMAT} only. A newer one may read it")
+            _refuse(f"unknown format {format_version!r:.40}; this perfkit reads {FORMAT} only. Install a newer perfkit")
         version = record.get("version")
         if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
-            _refuse(f"the version {version!r:.80} is not a line of text of 1 to 200 characters")
+            _refuse(f"the version {version!r:.80} is not one line of 1 to 200 printable characters")
         manifest = record.get("manifest")
         pointer = cls(
             version=version,
@@ -125,10 +125,10 @@ class Pointer:
             solid=_packed(record.get("solid"), MAX_INDEX_BYTES),
             fine=_packed(record.get("fine"), MAX_INDEX_BYTES),
             history=_object(record.get("history")),
-            hops=_hops(record.get("deltas")),
+            deltas=_parse_deltas(record.get("deltas")),
         )
-        for hop in pointer.hops:
-            pointer.chain(hop.origin)
+        for delta in pointer.deltas:
+            pointer.chain(delta.origin)
         return pointer
 
     def encode(self) -> bytes:
@@ -141,49 +141,49 @@ class Pointer:
             "solid": _packed_record(self.solid),
             "fine": _packed_record(self.fine),
             "history": {"object": self.history.sha256, "bytes": self.history.bytes},
-            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
+            "deltas": [[delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas],
         }
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
-    def chain(self, manifest_sha256: str) -> tuple[Hop, ...]:
-        """The deltas that lead from the tree with this manifest to this release, in order; empty if none do.
+    def chain(self, manifest_sha256: str) -> tuple[DeltaRef, ...]:
+        """The deltas from the tree with this manifest to this release, in order; empty: there are none.
 
         Args:
-            manifest_sha256: hexadecimal, whole or `short`.
+            manifest_sha256: hexadecimal, whole or `short_digest`.
 
         Raises:
-            ManifestError: the pointer's deltas lead in a circle, or nowhere. `parse` has seen to it.
+            ManifestError: the deltas form a cycle, or do not lead to this release. `parse` has checked that.
         """
-        hops = {hop.origin: hop for hop in self.hops}
-        found: list[Hop] = []
-        at = short(manifest_sha256)
-        while (hop := hops.get(at)) is not None:
-            if len(found) == len(hops):
-                _refuse("its deltas lead in a circle")
-            found.append(hop)
-            at = hop.target
-        if found and at != short(self.manifest_sha256):
-            _refuse(f"its delta from {short(manifest_sha256)} does not lead to this release")
+        deltas = {delta.origin: delta for delta in self.deltas}
+        found: list[DeltaRef] = []
+        at = short_digest(manifest_sha256)
+        while (delta := deltas.get(at)) is not None:
+            if len(found) == len(deltas):
+                _refuse("its deltas form a cycle")
+            found.append(delta)
+            at = delta.target
+        if found and at != short_digest(self.manifest_sha256):
+            _refuse(f"its delta from {short_digest(manifest_sha256)} does not lead to this release")
         return tuple(found)
 
 
-def short(manifest_sha256: str) -> str:
-    """As many digits of a manifest's digest as tell releases apart; what a delta makes is checked against all."""
+def short_digest(manifest_sha256: str) -> str:
+    """The first digits of a manifest's digest, which identify a release; results are checked against all digits."""
     return manifest_sha256[: 2 * _SHORT_BYTES]
 
 
-def _hops(listed: Any) -> tuple[Hop, ...]:
-    if not isinstance(listed, list) or len(listed) > MAX_HOPS:
-        _refuse(f"deltas is not a list of at most {MAX_HOPS}")
-    hops = []
+def _parse_deltas(listed: Any) -> tuple[DeltaRef, ...]:
+    if not isinstance(listed, list) or len(listed) > MAX_DELTAS:
+        _refuse(f"deltas is not a list of at most {MAX_DELTAS} items")
+    deltas = []
     for row in listed:
         if not isinstance(row, list) or len(row) != 4:
-            _refuse("a delta is not a list of four")
+            _refuse("a delta is not a list of four items")
         ends = [_digest(end, _SHORT_BYTES) for end in row[:2]]
-        hops.append(Hop(ends[0], ends[1], _object({"object": row[2], "bytes": row[3]})))
-    if len({hop.origin for hop in hops}) != len(hops):
+        deltas.append(DeltaRef(ends[0], ends[1], _object({"object": row[2], "bytes": row[3]})))
+    if len({delta.origin for delta in deltas}) != len(deltas):
         _refuse("two deltas start from the same release")
-    return tuple(hops)
+    return tuple(deltas)
 
 
 def _packed(record: Any, limit: int) -> PackedRef:
@@ -196,14 +196,14 @@ def _packed_record(packed: PackedRef) -> dict[str, object]:
 
 def _object(record: Any) -> ObjectRef:
     if not isinstance(record, dict):
-        _refuse("a part is missing")
+        _refuse("a reference to an object is missing")
     return ObjectRef(_digest(record.get("object")), _number(record, "bytes", 1, _MAX_OBJECT_BYTES))
 
 
 def _number(record: dict[str, Any], name: str, low: int, high: int) -> int:
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
-        _refuse(f"{name} is not a whole number from {low} to {high}")
+        _refuse(f"{name} is not an integer from {low} to {high}")
     return value
 
 

@@ -1,6 +1,6 @@
-"""The only door to zstd: frames of known size, decoded with bounded memory, counted as they come.
+"""The only module that imports zstd for releases: frames of known size, decoded with bounded memory.
 
-What a frame says of itself is never believed: the caller gives the size, and anything else is a `ManifestError`.
+The size in a frame's header is never trusted: the caller gives the size, and any other is a `ManifestError`.
 """
 
 from __future__ import annotations
@@ -19,63 +19,61 @@ else:
 __all__ = [
     "MAX_WINDOW_LOG",
     "Base",
-    "against",
     "compress",
     "compress_many",
+    "decompress",
+    "decompress_stream",
     "dictionary",
-    "expand",
-    "expand_stream",
+    "prefix_dictionary",
     "train",
     "zstd",
 ]
 
-MAX_WINDOW_LOG = 23  # 8 MiB: no frame of a release needs more, and no decoder holds more
+MAX_WINDOW_LOG = 23  # 8 MiB: the maximum for frames of a release
 _CHUNK_BYTES = 128 << 10
-_LEAST_PREFIX_BYTES = 8  # libzstd takes no shorter dictionary
+_LEAST_PREFIX_BYTES = 8  # minimum dictionary of libzstd
 Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
 
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
 
-def expand(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes:
-    """The `size` bytes that `data`, exactly one frame, stands for.
+def decompress(data: bytes, size: int, *, prefix: bytes | memoryview = b"") -> bytes:
+    """The `size` bytes of `data`, which is exactly one frame.
 
     Args:
-        prefix: raw content that the frame was made against; below 8 bytes it counts as none.
+        prefix: the raw content that the frame was compressed against; less than 8 bytes are ignored.
 
     Raises:
-        ManifestError: it is no such frame, or its content has another size.
+        ManifestError: it is not such a frame, or its content has another size.
     """
     whole = BytesIO()
-    whole.writelines(expand_stream((data,), size, against(prefix)))
+    whole.writelines(decompress_stream((data,), size, prefix_dictionary(prefix)))
     return whole.getvalue()
 
 
-def expand_stream(
-    data: Iterable[bytes], size: int, base: Base = None
-) -> Iterator[bytes]:
-    """The same from pieces of a frame, in pieces of at most 128 KiB; never yields more than `size` bytes.
+def decompress_stream(data: Iterable[bytes], size: int, base: Base = None) -> Iterator[bytes]:
+    """As `decompress`, from chunks of a frame, in chunks of at most 128 KiB; never yields more than `size` bytes.
 
     Args:
-        base: what the frame was made with: from `against` or `dictionary`.
+        base: the dictionary of the frame, from `prefix_dictionary` or `dictionary`.
 
     Raises:
-        ManifestError: as `expand`; what was yielded before is then worth nothing.
+        ManifestError: as `decompress`; discard what was yielded before.
     """
     decoder = zstd.ZstdDecompressor(zstd_dict=base, options=_OPTIONS)
     left = size
     try:
-        for piece in data:
+        for chunk in data:
             if decoder.eof:
                 raise ManifestError("a compressed frame is followed by other bytes")
             while True:
-                chunk = decoder.decompress(piece, max_length=min(_CHUNK_BYTES, left + 1))
-                piece = b""
-                left -= len(chunk)
+                output = decoder.decompress(chunk, max_length=min(_CHUNK_BYTES, left + 1))
+                chunk = b""
+                left -= len(output)
                 if left < 0:
-                    raise ManifestError(f"a compressed frame holds more than the {size} bytes promised")
-                if chunk:
-                    yield chunk
+                    raise ManifestError(f"a compressed frame has more than {size} bytes")
+                if output:
+                    yield output
                 if decoder.eof or decoder.needs_input:
                     break
             if decoder.unused_data:
@@ -83,21 +81,21 @@ def expand_stream(
     except zstd.ZstdError as error:
         raise ManifestError(f"a compressed frame is damaged: {error}") from error
     if not decoder.eof:
-        raise ManifestError("a compressed frame is cut short")
+        raise ManifestError("a compressed frame is truncated")
     if left:
-        raise ManifestError(f"a compressed frame holds {size - left} bytes; {size} were promised")
+        raise ManifestError(f"a compressed frame has {size - left} bytes instead of {size}")
 
 
-def against(prefix: bytes | bytearray | memoryview) -> Base:
-    """A copy of raw content, to decode a frame that was made against it; it counts for one frame."""
+def prefix_dictionary(prefix: bytes | bytearray | memoryview) -> Base:
+    """A dictionary from a copy of raw content, for one frame that is compressed against it."""
     return zstd.ZstdDict(prefix, is_raw=True).as_prefix if len(prefix) >= _LEAST_PREFIX_BYTES else None
 
 
 def dictionary(content: bytes) -> zstd.ZstdDict:
-    """A dictionary in zstd's own format (RFC 8878 section 5), for `expand_stream`.
+    """A dictionary in zstd's own format (RFC 8878 section 5), for `decompress_stream`.
 
     Raises:
-        ManifestError: it is none.
+        ManifestError: it is damaged.
     """
     try:
         return zstd.ZstdDict(content)
@@ -106,15 +104,15 @@ def dictionary(content: bytes) -> zstd.ZstdDict:
 
 
 def compress(data: bytes, *, level: int = 19, prefix: bytes = b"") -> bytes:
-    """One frame that tells its size, whose window is no more than 8 MiB plus what `prefix` needs."""
+    """One frame with its size in the header, and a window of at most 8 MiB plus `prefix`."""
     options: dict[int, int] = {zstd.CompressionParameter.compression_level: level}
     if len(data) > 1 << MAX_WINDOW_LOG:
         options[zstd.CompressionParameter.window_log] = MAX_WINDOW_LOG
-    return zstd.compress(data, options=options, zstd_dict=against(prefix))
+    return zstd.compress(data, options=options, zstd_dict=prefix_dictionary(prefix))
 
 
 def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
-    """A frame for each, made with the same dictionary."""
+    """A frame for each content, with the same dictionary."""
     options: dict[int, int] = {
         zstd.CompressionParameter.compression_level: level,
         zstd.CompressionParameter.dict_id_flag: 0,
@@ -124,7 +122,7 @@ def compress_many(contents: Iterable[bytes], *, level: int, shared: zstd.ZstdDic
 
 
 def train(samples: list[bytes], size: int) -> bytes | None:
-    """A dictionary of at most `size` bytes for contents like these; None where there is too little to learn from."""
+    """A dictionary of at most `size` bytes for contents like these samples; None: they are too few or too small."""
     try:
         return zstd.train_dict(samples, size).dict_content
     except (ValueError, zstd.ZstdError):

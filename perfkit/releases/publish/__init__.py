@@ -1,1 +1,1 @@
-"""Make releases: from a tree to a site."""
+"""Publish a directory tree as a release on a static site."""

@@ -1,4 +1,4 @@
-"""Making a delta: new contents in groups, each compressed against what it resembles of an old release."""
+"""Make a delta: new blobs in groups, each compressed against similar content of an old release."""
 
 from __future__ import annotations
 
@@ -9,18 +9,18 @@ from typing import BinaryIO
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, Group, Slice, Span, write_delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
-from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, Similar
-from perfkit.releases.publish.site import Contents, ObjectWriter
+from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex
+from perfkit.releases.publish.site import BlobReader, ObjectWriter
 
-__all__ = ["encode_delta", "needed"]
+__all__ = ["encode_delta", "new_blobs"]
 
-_PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for what moved
+_PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content
 _SLICE_BYTES = 1 << 20
 _LEVEL = 19
 
 
-def needed(old: Manifest, new: Manifest) -> list[int]:
-    """One entry of `new` for each content that `old` does not have, in order of names."""
+def new_blobs(old: Manifest, new: Manifest) -> list[int]:
+    """One entry of `new` for each blob that `old` does not have, in order of names."""
     wanted = {new.digest(entry): entry for entry in reversed(range(len(new))) if new.size(entry)}
     for digest in old.digests():
         wanted.pop(digest, None)
@@ -28,7 +28,7 @@ def needed(old: Manifest, new: Manifest) -> list[int]:
 
 
 def encode_delta(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO], writer: ObjectWriter, threads: ThreadPoolExecutor
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], writer: ObjectWriter, threads: ThreadPoolExecutor
 ) -> None:
     """Write the delta from an old release to `new`.
 
@@ -46,7 +46,7 @@ def encode_delta(
 
 
 def _frame(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
 ) -> bytes:
     prefix = b"".join(old.read(span.entry, span.offset, span.length) for span in sources)
     content = []
@@ -58,19 +58,19 @@ def _frame(
 
 
 def _grouped(
-    old: Contents, new: Manifest, opened: Callable[[int], BinaryIO]
+    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO]
 ) -> Iterator[tuple[list[Span], list[Span]]]:
-    """Sources and outputs of each group: as many neighbours as fit the limits."""
-    entries = needed(old.manifest, new)
+    """Sources and outputs of each group: as many adjacent files as the limits allow."""
+    entries = new_blobs(old.manifest, new)
     if not entries:
         return
-    similar = Similar(sum(old.manifest.size(entry) for entry in old.entries()))
+    similar = SimilarityIndex(sum(old.manifest.size(entry) for entry in old.entries()))
     for entry in old.entries():
         for offset, block in old.blocks(entry, BLOCK_BYTES):
             similar.add(entry, offset, block)
     blocks: set[Block] = set()
     outputs: list[Span] = []
-    size = held = 0
+    size = source_bytes = 0
     for entry in entries:
         with opened(entry) as file:
             offset = 0
@@ -78,20 +78,22 @@ def _grouped(
                 mine = _sources(similar, old, new, entry, offset, content)
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
-                if outputs and (size + len(content) > MAX_GROUP_BYTES or held + more > MAX_GROUP_BYTES):
+                if outputs and (size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES):
                     yield _merged(blocks), outputs
-                    blocks, outputs, size, held = set(), [], 0, 0
+                    blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)
                 blocks |= fresh
-                held += more
+                source_bytes += more
                 outputs.append(Span(entry, offset, len(content)))
                 size += len(content)
                 offset += len(content)
     yield _merged(blocks), outputs
 
 
-def _sources(similar: Similar, old: Contents, new: Manifest, entry: int, offset: int, content: bytes) -> set[Block]:
-    """What a part of a new file is made against: what lay in its place, and what shares most lines with it."""
+def _sources(
+    similar: SimilarityIndex, old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes
+) -> set[Block]:
+    """The old content to compress a part of a new file against: the same place in the old file, and similar blocks."""
     blocks: set[Block] = set()
     before = old.manifest.find(new.name(entry))
     limit = min(MAX_GROUP_BYTES, 2 * len(content) + (64 << 10))
@@ -122,7 +124,7 @@ def _merged(blocks: set[Block]) -> list[Span]:
 
 
 def _slices(old: Manifest, new: Manifest) -> Iterator[Slice]:
-    """The new manifest in parts, each against the part of the old one that lies at the same place in proportion."""
+    """The new manifest in parts, each compressed against the part of the old one at the same relative position."""
     for start in range(0, len(new.raw), _SLICE_BYTES):
         part = new.raw[start : start + _SLICE_BYTES]
         middle = start * len(old.raw) // len(new.raw)

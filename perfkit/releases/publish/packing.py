@@ -1,7 +1,7 @@
-"""Contents into packs: large frames of similar files side by side, and small frames that can be fetched one by one.
+"""Write packs: large frames of similar files, and small frames that can be fetched one by one.
 
-Both are made in one pass over the contents. Compression runs in threads (zstd lets go of the interpreter); results are
-taken in the order of submission, so that the same contents make the same packs.
+Both are written in one pass over the files. Compression runs in threads (zstd releases the GIL); results are taken in
+the order of submission, so that the same files make the same packs.
 """
 
 from __future__ import annotations
@@ -15,35 +15,45 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, cut
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
-from perfkit.releases.publish.site import Contents, ObjectWriter, Site
+from perfkit.releases.publish.site import BlobReader, ObjectWriter, Site
 
-__all__ = ["Kept", "Open", "PackWriter", "keep", "pool", "solid_order", "train_dictionary", "write_fine", "write_solid"]
+__all__ = [
+    "Open",
+    "PackWriter",
+    "ReusedFrames",
+    "pool",
+    "reusable_frames",
+    "solid_order",
+    "train_dictionary",
+    "write_fine",
+    "write_solid",
+]
 
 SOLID_LEVEL = 19
 FINE_LEVEL = 12
-SOLID_BYTES = 16 << 20  # a frame's content: twice the window; longer ones save little and are worse to share
-_PACK_BYTES = 256 << 20  # no object grows much beyond this
+SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
+_PACK_BYTES = 256 << 20  # approximate maximum of an object
 _BATCH_BYTES = 1 << 20  # small frames are compressed in batches
 _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
 _READ_BYTES = 1 << 20
 
-Open = Callable[[int], BinaryIO]  # the file of an entry
+Open = Callable[[int], BinaryIO]  # opens the file of an entry
 
 
 def pool() -> ThreadPoolExecutor:
-    """Threads to compress in; each holds some tens of megabytes at level 19."""
+    """Threads for compression; each takes tens of megabytes at level 19."""
     return ThreadPoolExecutor(min(4, max(2, os.cpu_count() or 1)), thread_name_prefix="perfkit-publish")
 
 
 def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:
-    """Entries so that similar files are neighbours: by suffix, then by directory and name."""
+    """Sort entries so that similar files are adjacent: by suffix, then by directory and name."""
 
     def key(entry: int) -> tuple[str, str, str]:
         directory, _, base = manifest.name(entry).rpartition("/")
@@ -53,7 +63,7 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:
 
 
 def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Offsets and parts of a content that must still be what the manifest says."""
+    """Offsets and parts of a file; raises FileChangedError if it is not as in the manifest."""
     digest, offset = hashlib.sha256(), 0
     for data in parts:
         digest.update(data)
@@ -66,7 +76,7 @@ def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator
 
 
 def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter) -> None:
-    """Contents into large frames, one after the other; a frame may end in the middle of a file."""
+    """Write files into large frames, one after the other; a frame may end in the middle of a file."""
     buffer = bytearray()
     pieces: list[Piece] = []
     for entry in entries:
@@ -87,15 +97,20 @@ def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer
 
 
 def write_fine(
-    manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter, kept: Kept, old: Contents | None
+    manifest: Manifest,
+    entries: Iterable[int],
+    opened: Open,
+    writer: PackWriter,
+    reused: ReusedFrames,
+    old: BlobReader | None,
 ) -> None:
-    """Contents into small frames: a file each, or a piece of a large one. A piece that is there already is shared.
+    """Write files into small frames: one for each file, or for each piece of a large one. Existing frames are reused.
 
     Args:
-        kept: takes the pieces that frames of the earlier release have.
-        old: that release.
+        reused: gets the pieces that frames of the earlier release have.
+        old: the earlier release.
     """
-    there = {} if old is None else old.tags()
+    frame_by_tag = {} if old is None else old.tags()
     fresh: dict[bytes, int] = {}
     for entry in entries:
         with opened(entry) as file:
@@ -103,20 +118,20 @@ def write_fine(
                 for _, data in _checked(manifest, entry, iter((file.read(),))):
                     writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 continue
-            for offset, data in _checked(manifest, entry, cut(file)):
+            for offset, data in _checked(manifest, entry, split_pieces(file)):
                 digest = hashlib.sha256(data).digest()
-                mark = int.from_bytes(digest[:8], "little")
-                piece = Piece(entry, offset, 0, len(data), mark)
+                tag = int.from_bytes(digest[:8], "little")
+                piece = Piece(entry, offset, 0, len(data), tag)
                 if digest in fresh:
                     writer.share(fresh[digest], piece)
-                elif old is not None and mark in there and old.frame(there[mark]) == data:
-                    kept.pieces.setdefault(there[mark], []).append(piece)
+                elif old is not None and tag in frame_by_tag and old.frame(frame_by_tag[tag]) == data:
+                    reused.pieces.setdefault(frame_by_tag[tag], []).append(piece)
                 else:
                     fresh[digest] = writer.add(data, (piece,))
 
 
 def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> bytes | None:
-    """A dictionary for small frames, from samples spread over these files; None if they are too few."""
+    """Train a dictionary for small frames on samples of these files; None: they are too few."""
     step = max(1, len(entries) // _SAMPLES)
     samples = []
     for entry in entries[::step]:
@@ -126,13 +141,13 @@ def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> by
 
 
 @dataclass(slots=True)
-class Kept:
-    """What of an earlier index serves the new release.
+class ReusedFrames:
+    """The frames of an earlier release that the new one reuses.
 
     Attributes:
-        index: the earlier one; None for none.
-        pieces: for its frames that are kept, by number, what the new release has in them.
-        entries: the new entries whose content is all there.
+        index: the earlier index; None: there is no earlier release.
+        pieces: by number of the frame, the pieces of the new release in it.
+        entries: the new entries that the frames cover completely.
     """
 
     index: Index | None = None
@@ -140,7 +155,7 @@ class Kept:
     entries: set[int] = field(default_factory=set)
 
     def joined(self, writer: PackWriter) -> tuple[list[Pack], list[Frame]]:
-        """The packs and frames kept, then the new ones, numbered as the new index has them."""
+        """The reused packs and frames, then the new ones, numbered as in the new index."""
         packs: list[Pack] = []
         frames: list[Frame] = []
         places: dict[int, int] = {}
@@ -155,18 +170,20 @@ class Kept:
         return [*packs, *writer.packs], frames
 
     def dictionary(self) -> PackedRef | None:
-        """The latest one."""
+        """The latest dictionary."""
         packs = self.index.packs if self.index else ()
         return next((pack.dictionary for pack in reversed(packs) if pack.dictionary), None)
 
 
-def keep(index: Index, old: Manifest, first: dict[bytes, int], *, share: float, packs: int | None) -> Kept:
-    """The frames of an earlier release that the new one has use for.
+def reusable_frames(
+    index: Index, old: Manifest, first: dict[bytes, int], *, share: float, packs: int | None
+) -> ReusedFrames:
+    """Select the frames of an earlier release that the new one reuses.
 
     Args:
-        first: the entry of the new manifest for each of its contents.
-        share: least part of a frame's content that must be of use.
-        packs: the most packs to keep, those with most of use; None for all.
+        first: the first entry of the new manifest with each blob.
+        share: the minimum share of a frame's content that the new release must use.
+        packs: the maximum number of packs, of which those with most used content are chosen; None: no limit.
     """
     frames = list(index)
     moved = [first.get(digest, -1) for digest in old.digests()]
@@ -177,27 +194,25 @@ def keep(index: Index, old: Manifest, first: dict[bytes, int], *, share: float, 
         per_pack[frame.pack] += size if use else 0
     ranked = sorted(range(len(per_pack)), key=lambda number: -per_pack[number])
     chosen = set(ranked[:packs])
-    lost = {  # a content that would not be whole
+    lost = {  # entries that would not be complete
         piece.entry
         for frame, use in zip(frames, good, strict=True)
         if not use or frame.pack not in chosen
         for piece in frame.pieces
     }
-    kept = Kept(index)
+    reused = ReusedFrames(index)
     for number, frame in enumerate(frames):
         for piece in frame.pieces:
             if moved[piece.entry] >= 0 and piece.entry not in lost:
-                kept.pieces.setdefault(number, []).append(replace(piece, entry=moved[piece.entry]))
-                kept.entries.add(moved[piece.entry])
-    return kept
+                reused.pieces.setdefault(number, []).append(replace(piece, entry=moved[piece.entry]))
+                reused.entries.add(moved[piece.entry])
+    return reused
 
 
 class PackWriter:
-    """Writes frames to new packs, counted from 0. Use `add` for each frame, then `finish`."""
+    """Writes frames to new packs, numbered from 0: call `add` for each frame, then `finish`."""
 
-    def __init__(
-        self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None
-    ) -> None:
+    def __init__(self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None) -> None:
         self.packs: list[Pack] = []
         self.frames: list[Frame] = []
         self._site = site
@@ -221,13 +236,13 @@ class PackWriter:
         return number
 
     def share(self, number: int, piece: Piece) -> None:
-        """Have another piece in a frame that was added."""
+        """Add another piece to a frame that was added."""
         self._more.setdefault(number, []).append(piece)
 
     def _submit(self) -> None:
         contents = [content for content, _ in self._batch]
         rows = [(len(content), pieces) for content, pieces in self._batch]
-        work = _solid if self._shared is None and len(contents) == 1 else compress_many
+        work = _compress_each if self._shared is None and len(contents) == 1 else compress_many
         self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._shared), rows))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
@@ -248,7 +263,7 @@ class PackWriter:
             self._writer = None
 
     def finish(self) -> None:
-        """Compress and write all that is queued; `packs` and `frames` are then whole."""
+        """Compress and write all queued frames; `packs` and `frames` are then complete."""
         if self._batch:
             self._submit()
         while self._pending:
@@ -260,12 +275,12 @@ class PackWriter:
         self._more.clear()
 
     def discard(self) -> None:
-        """Drop what is not finished."""
+        """Discard what is not finished."""
         for work, _ in self._pending:
             work.cancel()
         if self._writer is not None:
             self._writer.discard()
 
 
-def _solid(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
+def _compress_each(contents: list[bytes], *, level: int, shared: zstd.ZstdDict | None) -> list[bytes]:
     return [compress(content, level=level) for content in contents]

@@ -1,7 +1,7 @@
-"""Publishing: a directory in, a release on a plain static file server out.
+"""Publish a directory as a release on a static site.
 
-The story of `publish`: scan and hash the tree; put what the site lacks into packs; write indexes; make deltas from
-the last releases; replace the pointer. Until that last step nothing that a client reads has changed.
+The steps: hash the tree; write what the site lacks into packs; write the indexes; make deltas from the last releases;
+replace the pointer. Until that last step, nothing that a client reads has changed.
 """
 
 from __future__ import annotations
@@ -19,31 +19,31 @@ from typing import BinaryIO
 from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import Hop, PackedRef, Pointer, short
-from perfkit.releases.publish.delta_encoder import encode_delta, needed
+from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
     SOLID_LEVEL,
-    Kept,
     PackWriter,
-    keep,
+    ReusedFrames,
     pool,
+    reusable_frames,
     solid_order,
     train_dictionary,
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import Contents, History, Record, Site
-from perfkit.releases.publish.source_tree import Survey
+from perfkit.releases.publish.site import BlobReader, History, ReleaseRecord, Site
+from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
 
-GRACE_S = 86_400.0  # a client in the middle of a sync has so long until what only it needs is gone
+GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
-_OFFERED = 10  # earlier releases that the pointer has a delta for
-_HOP_BYTES = 2048  # what one more delta costs besides its bytes, when chains are compared
-_LIVE_SHARE = 0.8  # a large frame with less use than this is made anew
-_SOLID_PACKS = 12  # a first install asks for each
+_OFFERED = 10  # maximum of earlier releases with a delta in the pointer
+_DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
+_LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
+_SOLID_PACKS = 12  # a first install makes a request for each
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,14 +52,14 @@ class Release:
 
     Attributes:
         version: as given.
-        serial: counts the site's releases.
-        manifest_sha256: hexadecimal; names the tree.
+        serial: the number of the release on its site.
+        manifest_sha256: hexadecimal; identifies the tree.
         files: how many the tree has.
-        bytes: their sizes together.
-        objects_written: new files in the site, and
-        bytes_written: their sizes together.
-        deltas: how many earlier releases can come here by deltas.
-        unchanged: the site offered this very tree as this version already, and nothing was done.
+        bytes: the total size of the tree.
+        objects_written: new files in the site.
+        bytes_written: the total size of these.
+        deltas: how many earlier releases can be updated by deltas.
+        unchanged: the site already offered this tree as this version, and nothing was done.
         seconds: how long it took.
     """
 
@@ -78,55 +78,56 @@ class Release:
 def publish(
     src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = (), grace_s: float = GRACE_S
 ) -> Release:
-    """Make the tree `src` the release that `site` offers.
+    """Publish the tree `src` on `site`.
 
     Args:
         version: what to call it; one line of at most 200 characters. `{n}` in it becomes the serial of the release,
-            `{time}` its UTC time, such as 20261124T233000Z; a tree that is on offer already is then not released anew.
+            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
-        grace_s: how long objects are kept that no kept release needs.
+        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        grace_s: how long unused objects are kept.
 
     Raises:
-        ConfigError: an argument that can't be; `site` lies in `src`.
-        UnsafePathError: a name in `src` that not every client can hold; a symbolic link or special file.
-        FileChangedError: a file changed meanwhile; the site is as it was.
+        ConfigError: an argument is invalid; `site` lies in `src`.
+        UnsafePathError: a name in `src` is not valid on every client; a symbolic link or special file.
+        FileChangedError: a file changed while it was read; the site is as it was.
         LockedError: another process is publishing to this site.
         ManifestError: the site is damaged.
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
     check_arguments(src, site, version, keep_deltas)
-    survey = Survey(src, tuple(exclude))
+    tree = SourceTree(src, tuple(exclude))
     began_s = time.monotonic()
-    survey.read_all()
-    release = publish_manifest(src, site, Manifest.of(survey.entries.values()), version=version,
-                               keep_deltas=keep_deltas, grace_s=grace_s)  # fmt: skip
+    tree.read_all()
+    release = publish_manifest(
+        src, site, Manifest.of(tree.entries.values()), version=version, keep_deltas=keep_deltas, grace_s=grace_s
+    )
     return replace(release, seconds=time.monotonic() - began_s)
 
 
 def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
-    """See that these can be.
+    """Check the arguments of `publish`.
 
     Raises:
-        ConfigError: one can't.
+        ConfigError: one is invalid.
     """
     if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
         raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
     if keep_deltas < 0:
         raise ConfigError(f"keep_deltas must be 0 or more; got {keep_deltas}")
     if not os.path.isdir(src):
-        raise ConfigError(f"{src} is not a directory to publish")
+        raise ConfigError(f"{src} is not a directory; give the directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
-        raise ConfigError(f"the site {site} lies in the tree {src} that is to be published")
+        raise ConfigError(f"the site {site} lies in the tree {src} that is published; choose another directory")
 
 
 def publish_manifest(
     src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, grace_s: float = GRACE_S
 ) -> Release:
-    """As `publish`, of a tree that is known to hold this. Only what the site lacks is read.
+    """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
 
     Raises:
-        FileChangedError: a file that is read is another one; the site is as it was.
+        FileChangedError: a file is not as in the manifest; the site is as it was.
         Otherwise as `publish`.
     """
     began_s = time.monotonic()
@@ -136,12 +137,12 @@ def publish_manifest(
 
 
 def _versioned(template: str, serial: int) -> str:
-    """A version, with `{n}` and `{time}` in it filled in."""
+    """Fill in `{n}` and `{time}` in a version."""
     return template.replace("{n}", str(serial)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
 
 class _Publisher:
-    """One run: what the site has, and what the new release adds."""
+    """Publishes one release."""
 
     def __init__(self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack) -> None:
         self._src = src
@@ -150,7 +151,7 @@ class _Publisher:
         self._stack = stack
         self._previous = site.pointer()
         self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
-        self._first: dict[bytes, int] = {}  # content: the first entry that has it
+        self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry in reversed(range(len(manifest))):
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
@@ -159,7 +160,7 @@ class _Publisher:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         serial = previous.serial + 1 if previous else 1
-        hops = {(hop.origin, hop.target): hop for hop in self._history.hops}
+        deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, serial):
                 return self._release(previous, began_s, unchanged=True)
@@ -168,16 +169,16 @@ class _Publisher:
             threads = self._stack.enter_context(pool())
             packed = self._site.put_packed(manifest.raw)
             solid, fine, blocks_bytes = self._pack(threads)
-            for hop in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
-                hops[hop.origin, hop.target] = hop
+            for delta in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
+                deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, serial)
-        record = Record(version, serial, sha256, packed, fine)
+        record = ReleaseRecord(version, serial, sha256, packed, fine)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         records = records[-_KEPT_RELEASES:]
-        known = {short(each.manifest_sha256) for each in records}
-        kept = tuple(hop for ends, hop in sorted(hops.items()) if known.issuperset(ends))
-        offered = _offer(kept, [short(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
+        known = {short_digest(each.manifest_sha256) for each in records}
+        kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
+        offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
         used = self._used(records, kept, solid)
         retired = self._retired(used)
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items()))).encode())
@@ -188,11 +189,17 @@ class _Publisher:
 
     def _release(self, pointer: Pointer, began_s: float, *, unchanged: bool = False) -> Release:
         return Release(
-            version=pointer.version, serial=pointer.serial, manifest_sha256=pointer.manifest_sha256,
-            files=len(self._manifest), bytes=self._manifest.total_bytes, objects_written=len(self._site.written),
-            bytes_written=sum(ref.bytes for ref in self._site.written), deltas=len(pointer.hops), unchanged=unchanged,
+            version=pointer.version,
+            serial=pointer.serial,
+            manifest_sha256=pointer.manifest_sha256,
+            files=len(self._manifest),
+            bytes=self._manifest.total_bytes,
+            objects_written=len(self._site.written),
+            bytes_written=sum(ref.bytes for ref in self._site.written),
+            deltas=len(pointer.deltas),
+            unchanged=unchanged,
             seconds=time.monotonic() - began_s,
-        )  # fmt: skip
+        )
 
     def _open(self, entry: int) -> BinaryIO:
         path = os.path.join(self._src, self._manifest.name(entry))
@@ -202,23 +209,23 @@ class _Publisher:
         return Index.parse(self._site.get_packed(packed), manifest)
 
     def _pack(self, threads: ThreadPoolExecutor) -> tuple[PackedRef, PackedRef, int]:
-        """Both indexes of the new release; and the bytes of the small frames that are new in it."""
-        solid, fine, old = Kept(), Kept(), None
+        """Write new packs and both indexes; returns solid and fine index, and the bytes of new small frames."""
+        solid, fine, old = ReusedFrames(), ReusedFrames(), None
         if self._previous is not None:
             before = Manifest.parse(self._site.get_packed(self._previous.manifest))
             fine_index = self._index(self._previous.fine, before)
-            old = self._stack.enter_context(contextlib.closing(Contents(self._site, before, fine_index)))
+            old = self._stack.enter_context(contextlib.closing(BlobReader(self._site, before, fine_index)))
             solid_index = self._index(self._previous.solid, before)
-            solid = keep(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
-            fine = keep(fine_index, before, self._first, share=0.0, packs=None)
+            solid = reusable_frames(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
+            fine = reusable_frames(fine_index, before, self._first, share=0.0, packs=None)
         order = solid_order(self._manifest, self._first.values())
         fresh = [entry for entry in order if entry not in fine.entries]
         solid_writer = PackWriter(self._site, threads, level=SOLID_LEVEL)
         fine_writer = PackWriter(self._site, threads, level=FINE_LEVEL, shared=self._dictionary(fine, fresh))
         self._stack.callback(solid_writer.discard)
         self._stack.callback(fine_writer.discard)
-        lacking = [entry for entry in order if entry not in solid.entries]
-        write_solid(self._manifest, lacking, self._open, solid_writer)
+        unpacked = [entry for entry in order if entry not in solid.entries]
+        write_solid(self._manifest, unpacked, self._open, solid_writer)
         write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
         indexes = []
         for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
@@ -226,7 +233,7 @@ class _Publisher:
             indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
         return indexes[0], indexes[1], sum(frame.bytes for frame in fine_writer.frames)
 
-    def _dictionary(self, kept: Kept, fresh: list[int]) -> PackedRef | None:
+    def _dictionary(self, kept: ReusedFrames, fresh: list[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""
         latest = kept.dictionary()
         if latest is not None and len(fresh) < len(self._first) // 2:
@@ -234,21 +241,21 @@ class _Publisher:
         content = train_dictionary(self._manifest, fresh, self._open)
         return self._site.put_packed(content) if content else latest
 
-    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[Hop]:
-        """Deltas from the last releases, each only if it beats fetching the blocks."""
+    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[DeltaRef]:
+        """Deltas from the last releases, each only if it is smaller than the new blocks."""
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
             old = Manifest.parse(self._site.get_packed(record.manifest))
             index = self._index(record.fine, old)
-            with contextlib.closing(Contents(self._site, old, index)) as contents, self._site.create() as writer:
+            with contextlib.closing(BlobReader(self._site, old, index)) as contents, self._site.create() as writer:
                 encode_delta(contents, self._manifest, self._open, writer, threads)
-                if writer.bytes < blocks_bytes or not needed(old, self._manifest):
-                    target = short(self._manifest.sha256.hex())
-                    yield Hop(short(record.manifest_sha256), target, self._site.finish(writer))
+                if writer.bytes < blocks_bytes or not new_blobs(old, self._manifest):
+                    target = short_digest(self._manifest.sha256.hex())
+                    yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 
-    def _used(self, records: list[Record], hops: Iterable[Hop], solid: PackedRef) -> set[str]:
-        """The names of all objects that a kept release needs, but for the history itself."""
-        used = {solid.object.sha256, *(hop.object.sha256 for hop in hops)}
+    def _used(self, records: list[ReleaseRecord], deltas: Iterable[DeltaRef], solid: PackedRef) -> set[str]:
+        """The names of all objects that a kept release needs, except the history itself."""
+        used = {solid.object.sha256, *(delta.object.sha256 for delta in deltas)}
         indexes = [(solid, self._manifest)]
         for record in records:
             used |= {record.manifest.object.sha256, record.fine.object.sha256}
@@ -263,22 +270,22 @@ class _Publisher:
         return used
 
     def _retired(self, used: set[str]) -> dict[str, int]:
-        """Objects of no more use, and since when: from now, unless known already."""
+        """The unused objects, and since when: now, unless the history has an earlier time."""
         before = dict(self._history.retired)
         now = int(time.time())
         names = {item.name for item in os.scandir(self._site.objects) if not item.name.startswith(".")}
         return {name: before.get(name, now) for name in names - used}
 
 
-def _offer(hops: Iterable[Hop], releases: list[str]) -> tuple[Hop, ...]:
-    """For each earlier release the first delta of the cheapest chain to the last one."""
+def _offer(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:
+    """For each earlier release, the first delta of the cheapest chain to the last one."""
     target = releases[-1]
-    into: dict[str, list[Hop]] = {}
-    for hop in hops:
-        into.setdefault(hop.target, []).append(hop)
-    best: dict[str, Hop] = {}
+    into: dict[str, list[DeltaRef]] = {}
+    for delta in deltas:
+        into.setdefault(delta.target, []).append(delta)
+    best: dict[str, DeltaRef] = {}
     order = itertools.count()
-    queue: list[tuple[int, int, str, Hop | None]] = [(0, next(order), target, None)]
+    queue: list[tuple[int, int, str, DeltaRef | None]] = [(0, next(order), target, None)]
     done: set[str] = set()
     while queue:
         cost, _, at, first = heapq.heappop(queue)
@@ -288,7 +295,7 @@ def _offer(hops: Iterable[Hop], releases: list[str]) -> tuple[Hop, ...]:
         if first is not None:
             best[at] = first
         for back in into.get(at, ()):
-            heapq.heappush(queue, (cost + back.object.bytes + _HOP_BYTES, next(order), back.origin, back))
+            heapq.heappush(queue, (cost + back.object.bytes + _DELTA_REQUEST_BYTES, next(order), back.origin, back))
     wanted = set()
     for release in releases[:-1]:
         at = release

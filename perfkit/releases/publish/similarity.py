@@ -1,7 +1,7 @@
-"""Which old contents a new content resembles, by the lines that they share. Pure.
+"""Find old content that is similar to new content, by the lines that they share. Pure.
 
-Lines are content-defined chunks that come at C speed: what is edited, moved and edited, or new but like something old
-is found in the same way, in text and in most binary formats.
+Lines are content-defined chunks that can be split at C speed. This finds content that was edited, moved, or copied and
+adapted, in text and in most binary formats.
 """
 
 from __future__ import annotations
@@ -11,14 +11,14 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_BYTES", "Block", "Similar"]
+__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex"]
 
 BLOCK_BYTES = 64 << 10
 _LINES_PER_INDEX = 500_000
-_LINE_BYTES = 40  # about what a line of text has
-_SHORT_BYTES = 6  # lines below this say nothing
+_LINE_BYTES = 40  # of a typical line of text
+_SHORT_BYTES = 6  # shorter lines are ignored
 _LONG_BYTES = 1 << 12
-_OWNERS = 4  # so many blocks share the weight of a line; those after them get nothing
+_OWNERS = 4  # the first blocks with a line share its weight; further ones are ignored
 
 
 @dataclass(frozen=True, slots=True, order=True)
@@ -30,11 +30,11 @@ class Block:
     length: int
 
 
-class Similar:
-    """An index of old contents.
+class SimilarityIndex:
+    """An index of old content.
 
     Args:
-        total_bytes: of all that will be added; beyond some tens of megabytes only a sample of the lines is kept.
+        total_bytes: of all blocks that will be added; beyond tens of megabytes, only a sample of the lines is indexed.
     """
 
     def __init__(self, total_bytes: int) -> None:
@@ -43,21 +43,21 @@ class Similar:
         self._owners: dict[int, int | tuple[int, ...]] = {}
 
     def add(self, entry: int, offset: int, content: bytes) -> None:
-        """Take a block of an old content in."""
+        """Index a block of an old file."""
         number = len(self._blocks)
         self._blocks.append(Block(entry, offset, len(content)))
         owners = self._owners
         for mark in self._marks(content):
-            held = owners.get(mark)
-            if held is None:
+            found = owners.get(mark)
+            if found is None:
                 owners[mark] = number
-            elif isinstance(held, int):
-                owners[mark] = (held, number)
-            elif len(held) < _OWNERS:
-                owners[mark] = (*held, number)
+            elif isinstance(found, int):
+                owners[mark] = (found, number)
+            elif len(found) < _OWNERS:
+                owners[mark] = (*found, number)
 
     def _marks(self, content: bytes) -> dict[int, int]:
-        """The lines of the sample: checksum to length."""
+        """The sampled lines: checksum and length."""
         lines = content.split(b"\n")
         if len(content) > _LONG_BYTES * len(lines):
             lines = [part for line in lines for part in _cut_long(line)]
@@ -66,15 +66,15 @@ class Similar:
         return marks if rate == 1 else {mark: size for mark, size in marks.items() if mark % rate == 0}
 
     def find(self, content: bytes, *, limit: int) -> list[Block]:
-        """The old blocks that this content shares most with, best first, of at most `limit` bytes together."""
+        """The old blocks that share most with this content, best first, of at most `limit` bytes in total."""
         votes: dict[int, int] = defaultdict(int)
         for mark, size in self._marks(content).items():
-            held = self._owners.get(mark)
-            if isinstance(held, int):
-                votes[held] += 4 * size
-            elif held is not None:
-                for number in held:
-                    votes[number] += 4 * size // len(held)
+            found = self._owners.get(mark)
+            if isinstance(found, int):
+                votes[found] += 4 * size
+            elif found is not None:
+                for number in found:
+                    votes[number] += 4 * size // len(found)
         chosen: list[Block] = []
         taken = 0
         least = 4 * len(content) // self._rate // 200
@@ -88,7 +88,7 @@ class Similar:
 
 
 def _cut_long(line: bytes) -> Iterable[bytes]:
-    """Text without line feeds, such as minified code, at other common marks."""
+    """Split text without line feeds, such as minified code, at other common delimiters."""
     if len(line) <= _LONG_BYTES:
         return (line,)
     return line.replace(b"}", b"}\n").replace(b",", b",\n").replace(b"\0", b"\0\n").split(b"\n")

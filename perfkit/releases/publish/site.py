@@ -1,4 +1,4 @@
-"""A release directory on the publisher's disk: objects, pointer, lock, and reading old contents back."""
+"""A site on the publisher's disk: lock, objects, pointer, history, and the blobs of earlier releases."""
 
 from __future__ import annotations
 
@@ -21,18 +21,18 @@ from perfkit.errors import LockedError, ManifestError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import FORMAT, Hop, ObjectRef, PackedRef, Pointer
-from perfkit.releases.format.zstd import compress, dictionary, expand, expand_stream, zstd
+from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
 
-__all__ = ["Contents", "History", "ObjectWriter", "Record", "Site"]
+__all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
 
 _READ_BYTES = 1 << 20
 _LOCK_NAME = ".perfkit-publish.lock"
 
 
 @dataclass(frozen=True, slots=True)
-class Record:
-    """What the publisher remembers of a release."""
+class ReleaseRecord:
+    """A release, as the publisher's history records it."""
 
     version: str
     serial: int
@@ -43,46 +43,57 @@ class Record:
 
 @dataclass(frozen=True, slots=True)
 class History:
-    """What the publisher keeps from one release to the next; the pointer names it, so both change together.
+    """What the publisher keeps from one release to the next. The pointer refers to it, so both change together.
 
     Attributes:
         records: the latest releases, oldest first.
-        hops: all deltas between them.
-        retired: objects that no release kept needs, and when (Unix seconds) that was found.
+        deltas: all deltas between them.
+        retired: unused objects, and the Unix time since when.
     """
 
-    records: tuple[Record, ...] = ()
-    hops: tuple[Hop, ...] = ()
+    records: tuple[ReleaseRecord, ...] = ()
+    deltas: tuple[DeltaRef, ...] = ()
     retired: tuple[tuple[str, int], ...] = ()
 
     def encode(self) -> bytes:
         """JSON."""
-        return json.dumps({
-            "format": FORMAT,
-            "releases": [
-                [record.version, record.serial, record.manifest_sha256, *_flat(record.manifest), *_flat(record.fine)]
-                for record in self.records
-            ],
-            "deltas": [[hop.origin, hop.target, hop.object.sha256, hop.object.bytes] for hop in self.hops],
-            "retired": self.retired,
-        }, separators=(",", ":")).encode()  # fmt: skip
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "releases": [
+                    [
+                        record.version,
+                        record.serial,
+                        record.manifest_sha256,
+                        *_flat(record.manifest),
+                        *_flat(record.fine),
+                    ]
+                    for record in self.records
+                ],
+                "deltas": [
+                    [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
+                ],
+                "retired": self.retired,
+            },
+            separators=(",", ":"),
+        ).encode()
 
     @classmethod
     def parse(cls, data: bytes) -> History:
-        """What `encode` wrote; the site's own record, verified by its digest.
+        """Read what `encode` wrote; its digest has been verified.
 
         Raises:
-            ManifestError: another perfkit wrote it.
+            ManifestError: another version of perfkit wrote it.
         """
         try:
             found: dict[str, Any] = json.loads(data)
             if found["format"] != FORMAT:
-                raise ManifestError(f"history: of format {found['format']}; this perfkit reads {FORMAT} only")
+                raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
             records = tuple(
-                Record(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
+                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
             )
-            hops = tuple(Hop(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, hops, tuple((name, at) for name, at in found["retired"]))
+            deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
+            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
@@ -96,7 +107,7 @@ def _packed(row: list[Any]) -> PackedRef:
 
 
 class ObjectWriter:
-    """A new object while it is written; `finish` gives it its name. Until then the site does not have it."""
+    """Writes a new object, which joins the site with `finish`."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
@@ -106,13 +117,13 @@ class ObjectWriter:
         self.bytes = 0
 
     def write(self, data: bytes) -> None:
-        """Add bytes."""
+        """Append bytes."""
         self._digest.update(data)
         self._file.write(data)
         self.bytes += len(data)
 
     def finish(self) -> ObjectRef:
-        """Have it on the disk under its digest."""
+        """Rename the object to its digest. Durable."""
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
@@ -122,17 +133,17 @@ class ObjectWriter:
         return ref
 
     def discard(self) -> None:
-        """Forget what was written, unless finished."""
+        """Delete the object, unless it is finished."""
         self._file.close()
         with contextlib.suppress(FileNotFoundError):
             os.unlink(self._path)
 
 
 class Site:
-    """A release directory, locked against other publishers inside a `with` block; made if need be.
+    """A site, locked against other publishers inside a `with` block; created if missing.
 
     Raises:
-        LockedError: another process publishes to it.
+        LockedError: another process is publishing to it.
     """
 
     def __init__(self, root: str) -> None:
@@ -148,14 +159,16 @@ class Site:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             os.close(self._lock)
-            raise LockedError(f"{self.root}: another process is publishing here; try again when it has ended") from None
+            raise LockedError(
+                f"{self.root}: another process is publishing to it; try again when it has ended"
+            ) from None
         return self
 
     def __exit__(self, *_: object) -> None:
         os.close(self._lock)
 
     def pointer(self) -> Pointer | None:
-        """The release on offer; None on a new site."""
+        """The current pointer; None: the site is new."""
         try:
             with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
                 return Pointer.parse(file.read())
@@ -163,7 +176,7 @@ class Site:
             return None
 
     def replace_pointer(self, pointer: Pointer) -> None:
-        """Offer another release, all of whose objects are here. Durable."""
+        """Offer another release, all of whose objects are written. Durable."""
         _sync_directory(self.objects)
         path = os.path.join(self.root, POINTER_NAME)
         descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=self.root)
@@ -183,7 +196,7 @@ class Site:
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
-        """A new object; it is discarded if the block doesn't finish it."""
+        """A new object; it is deleted unless the block finishes it."""
         writer = ObjectWriter(self.objects)
         try:
             yield writer
@@ -191,13 +204,13 @@ class Site:
             writer.discard()
 
     def finish(self, writer: ObjectWriter) -> ObjectRef:
-        """Keep an object, and count it."""
+        """Finish an object, and count it."""
         ref = writer.finish()
         self.written.append(ref)
         return ref
 
     def put(self, data: bytes) -> ObjectRef:
-        """An object with these bytes, written unless it is here."""
+        """An object with these bytes; written unless it exists."""
         ref = ObjectRef(hashlib.sha256(data).hexdigest(), len(data))
         if not self.has(ref):
             with self.create() as writer:
@@ -206,18 +219,18 @@ class Site:
         return ref
 
     def put_packed(self, data: bytes) -> PackedRef:
-        """The same, compressed."""
+        """As `put`, compressed."""
         return PackedRef(self.put(compress(data)), len(data))
 
     def has(self, ref: ObjectRef) -> bool:
-        """Whether the object is here, with its size."""
+        """Whether the object exists, with the right size."""
         try:
             return os.stat(self.path(ref)).st_size == ref.bytes
         except FileNotFoundError:
             return False
 
     def path(self, ref: ObjectRef) -> str:
-        """Where an object is on this disk."""
+        """The path of an object."""
         return os.path.join(self.objects, ref.sha256)
 
     def get(self, ref: ObjectRef) -> bytes:
@@ -230,20 +243,20 @@ class Site:
             with open(self.path(ref), "rb") as file:
                 data = file.read(ref.bytes + 1)
         except FileNotFoundError:
-            raise ManifestError(f"{self.path(ref)}: missing from the site; publish to a fresh directory") from None
+            raise ManifestError(f"{self.path(ref)}: missing from the site; publish to a new directory") from None
         if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise ManifestError(f"{self.path(ref)}: damaged; publish to a fresh directory")
+            raise ManifestError(f"{self.path(ref)}: damaged; publish to a new directory")
         return data
 
     def get_packed(self, packed: PackedRef) -> bytes:
-        """What a compressed object holds."""
-        return expand(self.get(packed.object), packed.size)
+        """The decompressed bytes of an object."""
+        return decompress(self.get(packed.object), packed.size)
 
     def prune(self, keep: set[str], retired: dict[str, int], *, grace_s: float) -> list[str]:
-        """Remove objects that are not in `keep` and of no use for longer than the grace; returns their names.
+        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns their names.
 
         Args:
-            retired: when an object was found to be of no use; one that isn't there counts from when it was written.
+            retired: since when an object has been unused; one that isn't in it counts from when it was written.
         """
         limit = time.time() - grace_s
         removed = []
@@ -255,8 +268,8 @@ class Site:
         return removed
 
 
-class Contents:
-    """The contents of an earlier release, read back from the site's fine packs. Threads may read at once."""
+class BlobReader:
+    """Reads the blobs of an earlier release from the site's packs of small frames. Thread-safe."""
 
     def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
         self.manifest = manifest
@@ -274,7 +287,7 @@ class Contents:
         self._first = {manifest.digest(entry): entry for entry in self._pieces}
 
     def tags(self) -> dict[int, int]:
-        """For pieces of large files that have a frame of their own: tag to number of the frame."""
+        """Tags of the pieces that have a frame of their own, and the numbers of these frames."""
         found = {}
         for rows in self._pieces.values():
             for _, frame, number in rows:
@@ -290,15 +303,15 @@ class Contents:
         self._packs.clear()
 
     def entry(self, digest: bytes) -> int | None:
-        """The entry that has the content with this digest; None if there is no such content, or it is empty."""
+        """The entry with this content; None: not found, or empty content."""
         return self._first.get(digest)
 
     def entries(self) -> list[int]:
-        """One entry for each content that isn't empty, in order."""
+        """One entry for each blob that isn't empty, in order."""
         return sorted(self._pieces)
 
     def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
-        """Bytes of the content of one entry, one of `entries`."""
+        """Read one of `entries`, or a part of it."""
         length = self.manifest.size(entry) - offset if length is None else length
         rows, end, parts = self._pieces[entry], offset + length, []
         for _, frame, number in islice(rows, bisect_right(rows, offset, key=itemgetter(0)) - 1, None):
@@ -310,18 +323,18 @@ class Contents:
         return b"".join(parts)
 
     def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
-        """Offsets and blocks of a content, each of `size` bytes but the last; a part at a time."""
+        """Read one of `entries` in blocks of `size` bytes, but for the last one; yields offsets and blocks."""
         step = size * max(1, _READ_BYTES // size)
         for start in range(0, self.manifest.size(entry), step):
             part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
             yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
 
     def frame(self, number: int) -> bytes:
-        """The content of one frame."""
+        """The decompressed bytes of one frame."""
         at, size = self.index.place(number)
         descriptor, shared = self._pack(self.index.pack_of(number))
         data = os.pread(descriptor, size, at)
-        return b"".join(expand_stream((data,), self.index.content_bytes(number), shared))
+        return b"".join(decompress_stream((data,), self.index.content_bytes(number), shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:
@@ -333,7 +346,7 @@ class Contents:
 
 
 def _date_after(descriptor: int, path: str) -> None:
-    """Servers make a file's validator of its size and the second of its change: that has to be another one now."""
+    """Set a later mtime than the file at `path` has: servers derive the ETag from size and mtime in seconds."""
     with contextlib.suppress(FileNotFoundError):
         before_s = int(os.stat(path).st_mtime)
         if int(os.fstat(descriptor).st_mtime) <= before_s:

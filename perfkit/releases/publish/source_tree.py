@@ -1,4 +1,4 @@
-"""What a tree that is to be published holds: names, sizes, digests, executable bits."""
+"""The files of a tree to publish: names, sizes, digests, executable bits."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from perfkit.errors import UnsafePathError
 from perfkit.releases.format.manifest import Entry
 from perfkit.transactions.layout import PRIVATE_DIR
 
-__all__ = ["Survey"]
+__all__ = ["SourceTree"]
 
 _READ_BYTES = 1 << 20
 
 
-class Survey:
-    """The entries of a tree: all of it is read once, and then only what is said to have changed.
+class SourceTree:
+    """The entries of a tree, which is hashed once, and then only where files have changed.
 
     Args:
-        exclude: patterns (fnmatch) of names, relative to `src`, to leave out; of a directory, with all in it.
+        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
     """
 
     def __init__(self, src: str, exclude: Collection[str] = ()) -> None:
@@ -40,7 +40,7 @@ class Survey:
         self.entries = {entry.name: entry for entry in self._below("")}
 
     def read(self, names: Collection[str]) -> None:
-        """Hash anew what stands under these names, and below those that are directories; forget what is gone.
+        """Hash these files again, and everything below those that are directories; forget what was removed.
 
         Raises:
             UnsafePathError, OSError: as `read_all`; the entries are then as they were.
@@ -53,14 +53,14 @@ class Survey:
         self.entries.update(found)
 
     def _at(self, name: str) -> Iterator[Entry]:
-        if any(self._left_out(each) for each in (name, *_parents(name))):
+        if any(self._excluded(each) for each in (name, *_parents(name))):
             return
         try:
             status = os.lstat(os.path.join(self._src, name))
         except (FileNotFoundError, NotADirectoryError):
             return
         if stat.S_ISDIR(status.st_mode):
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # gone since: another event tells of it
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since: another event reports it
                 yield from self._below(name)
         else:
             yield self._entry(name, status)
@@ -70,7 +70,7 @@ class Survey:
             items = sorted(found, key=lambda item: item.name)
         for item in items:
             name = f"{directory}/{item.name}" if directory else item.name
-            if self._left_out(name):
+            if self._excluded(name):
                 continue
             status = item.stat(follow_symlinks=False)
             if stat.S_ISDIR(status.st_mode):
@@ -78,14 +78,14 @@ class Survey:
             else:
                 yield self._entry(name, status)
 
-    def _left_out(self, name: str) -> bool:
-        """A client's own records are no part of the tree that it keeps."""
+    def _excluded(self, name: str) -> bool:
+        """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
     def _entry(self, name: str, status: os.stat_result) -> Entry:
         if not stat.S_ISREG(status.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
-            raise UnsafePathError(name, f"it is {kind}; releases have regular files only. Exclude or replace it")
+            raise UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(self._src, name), "rb") as file:
             while data := file.read(_READ_BYTES):

@@ -1,90 +1,88 @@
-"""Where a tree's content comes from: one module a kind of source, all behind one Protocol.
+"""The Source protocol: where the files of a tree come from.
 
-The updater tells the same story for each: it opens the source (one conditional request), looks at the tree, asks for
-the manifest of what is wanted, decides what is missing (`planner.decide`, pure), has the source fetch that, and commits
-it all at once. A source talks to the network through its `Fetcher`, writes contents into the `Assembly`, and never
-touches the tree. What it needs to know the next time, such as validators, it gives to `record`, and finds in
-`Installed.state`: these are committed and rolled back with the files, so they always speak of what is there.
+`open_source` in `open` makes the source for a URL or a list, with one conditional request. The updater then calls
+`resolve` for the manifest of the wanted files, decides what is missing, and calls `fetch` for that. A source uses the
+network through its `Fetcher`, writes blobs into the `StagingArea`, and never touches the tree.
 
-A release knows every digest beforehand. An archive or a list does not: its `manifest` fetches what may differ from
-what is `held` into the assembly, takes the digests there, and so finds little or nothing left to do in `fetch`.
+A release lists every digest. An archive, a list or a zsync file does not: its `resolve` fetches what may differ from
+the local tree into the staging area to get the digests, which leaves little or nothing to do for `fetch`.
 
-A new kind of source is a class with these members, and a line in `open`.
+To add a type of source, write a class with these members, and add it to `SourceType` and to `open`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Set
 from typing import Protocol
 
 from perfkit.releases.format.manifest import Manifest
-from perfkit.updates.planner import Held, Offer
-from perfkit.updates.source_types import Kind
-from perfkit.updates.staging import Assembly
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.routes import Offer
+from perfkit.updates.source_types import SourceType
+from perfkit.updates.staging import StagingArea
 
-__all__ = ["Source", "Where"]
-
-Where = Callable[[bytes], str | None]
+__all__ = ["Source"]
 
 
 class Source(Protocol):
-    """Where a tree's content comes from.
+    """One version of a tree's files, at its origin.
 
-    Errors of all methods: `ManifestError`, `UnsafePathError` for what is damaged or hostile, `TransferError` for what
-    can't be fetched, `OSError` for the local disk. The tree is untouched then.
+    Every method may raise:
+        ManifestError, UnsafePathError: something is damaged or hostile.
+        TransferError: something can't be fetched.
+        OSError: the local disk.
     """
 
     @property
-    def kind(self) -> Kind: ...
+    def type(self) -> SourceType: ...
 
     @property
     def url(self) -> str:
-        """As it is recorded in the tree; the absolute path of a local list."""
+        """As recorded in the tree; the absolute path of a local list."""
         ...
 
     @property
     def version(self) -> str:
-        """What the tree is called after it: a release's version, else a validator, a date or a name."""
+        """What to call this version: that of a release, or else a name with a validator or a date."""
         ...
 
     @property
     def serial(self) -> int:
-        """Grows from release to release; one below the highest ever installed is refused. 0: the source has none."""
+        """Increases with each release; a lower one than was ever installed is refused. 0: the source has none."""
         ...
 
     @property
-    def keeps(self) -> frozenset[str]:
-        """Names in the stage that the next sync has use for; all others are removed after a sync."""
+    def keep_staged(self) -> frozenset[str]:
+        """Names in the staging area that the next sync revalidates; all others are removed after a sync."""
         ...
 
     def unchanged(self) -> bool:
-        """Whether the origin has just what is installed, as the conditional request of the opening told."""
+        """Whether the origin still has what is installed, by the conditional request that opened the source."""
         ...
 
-    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        """The files that are wanted, every one with its SHA-256; not called if the source is `unchanged`.
-
-        A source that can't tell digests without the bytes fetches what differs from `held` into the assembly here.
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        """The wanted files, each with its SHA-256; not called if the source is `unchanged`.
 
         Args:
-            held: what stands in the tree, by name. Asking for a name that isn't known yet reads its file; iterating
-                gives the names of all files, managed or not, and reads none.
-            where: the path of a file of the tree that has this content, as far as is known; read it while it is needed
-                and check what was read, since others may write to it.
+            local: the files of the tree. Looking up an unmanaged file hashes it; iterating over the names does not.
+            staging: takes what has to be fetched to get the digests.
         """
         ...
 
-    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        """What `fetch` would do for these contents, in order; for a dry run."""
+    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
+        """The routes that `fetch` would take for these blobs, in order; for a dry run."""
         ...
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
-        """Bring these contents into the assembly; returns the routes taken, in a word each.
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
+        """Fetch these blobs into the staging area; returns the names of the routes taken.
 
-        What is not there afterwards could not be had, and the updater gives up.
+        The updater gives up if a blob is still missing afterwards.
         """
         ...
 
     def record(self) -> dict[str, object]:
-        """JSON kept in the tree as `Installed.state`: what `unchanged`, the next sync and a repair need."""
+        """JSON that is stored in the tree, and becomes `Installed.state`: validators, and what a repair needs.
+
+        It is committed and rolled back with the files, so it always describes the files that are there.
+        """
         ...

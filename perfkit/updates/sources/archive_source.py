@@ -1,4 +1,4 @@
-"""What all archives have in common: one version of one file at the origin, and a selection of its members."""
+"""What zip and tar sources have in common: one version of one remote file, and a selection of its members."""
 
 from __future__ import annotations
 
@@ -6,32 +6,33 @@ from collections.abc import Set
 
 from perfkit.archives.members import Selection
 from perfkit.releases.format.manifest import Manifest
-from perfkit.updates.planner import Offer
-from perfkit.updates.sources.remote_file import Origin, label
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.routes import Offer
+from perfkit.updates.sources.remote_file import RemoteFile, version_label
 
 __all__ = ["ArchiveSource"]
 
 
 class ArchiveSource:
-    """One version of an archive; a kind of archive adds `kind`, `manifest` and `fetch`. See `Source`."""
+    """One version of an archive; subclasses add `type`, `resolve` and `fetch`. See `Source`."""
 
     serial = 0
-    keeps: frozenset[str] = frozenset()
+    keep_staged: frozenset[str] = frozenset()
 
-    def __init__(self, origin: Origin, selection: Selection) -> None:
-        self.url = origin.url
-        self._origin = origin
+    def __init__(self, archive: RemoteFile, selection: Selection) -> None:
+        self.url = archive.url
+        self._archive = archive
         self._selection = selection
 
     @property
     def version(self) -> str:
-        return f"{label(self.url, self._origin.version)} {self._selection}".rstrip()
+        return f"{version_label(self.url, self._archive.version)} {self._selection}".rstrip()
 
     def unchanged(self) -> bool:
-        return self._origin.unchanged
+        return self._archive.unchanged
 
     def record(self) -> dict[str, object]:
-        return {"origin": self._origin.record(), "selection": self._selection.record()}
+        return {"origin": self._archive.record(), "selection": self._selection.record()}
 
-    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
         return ()

@@ -1,43 +1,43 @@
-"""The route by deltas: followed one after the other, each from the manifest that the one before led to."""
+"""The delta route: apply deltas one after the other, each to the manifest that the one before produced."""
 
 from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 
 from perfkit.errors import ManifestError
 from perfkit.libc import trim_heap
 from perfkit.releases.format.delta import Delta, Span
 from perfkit.releases.format.manifest import Manifest
-from perfkit.updates.staging import Assembly
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.staging import StagingArea
 
-__all__ = ["follow"]
+__all__ = ["apply_deltas"]
 
 _log = logging.getLogger(__name__)
 
 
-def follow(paths: Iterable[str], old: Manifest, where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
-    """Apply deltas, and return the manifest that they lead to; what could not be made is not in the assembly.
+def apply_deltas(paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea) -> Manifest:
+    """Apply deltas, and return the manifest that they lead to. Blobs that can't be made are left out.
 
     Args:
-        paths: the deltas, verified.
-        old: the manifest that the first starts from.
-        where: the path of a file that should have this content.
+        paths: of the deltas, which are verified.
+        old: the manifest that the first one applies to.
 
     Raises:
-        ManifestError: a delta is damaged so that the manifest it leads to can't be told.
+        ManifestError: the new manifest of a delta is damaged.
     """
-    with assembly.making():
+    with staging.show_progress():
         for path in paths:
-            old = _apply(path, old, where, assembly)
+            old = _apply(path, old, local, staging)
     return old
 
 
-def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assembly: Assembly) -> Manifest:
+def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea) -> Manifest:
     def read(span: Span) -> bytes | None:
         digest = old.digest(span.entry)
-        source = assembly.done[digest] if digest in assembly.done else where(digest)
+        source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
         if source is None:
             return None
         try:
@@ -51,12 +51,11 @@ def _apply(path: str, old: Manifest, where: Callable[[bytes], str | None], assem
         new = delta.new_manifest(old)
         groups = delta.groups(old, new)
         try:
-            lacking = delta.apply(groups, read, assembly.writer(new))
-            if lacking:
-                _log.info("%s: the old contents that %d of %d groups need are not here", path, lacking, len(groups))
+            if skipped := delta.apply(groups, read, staging.writer(new)):
+                _log.info("%s: skipped %d of %d groups whose old files are gone", path, skipped, len(groups))
         except ManifestError as error:
-            _log.warning("%s: made in part only: %s", path, error)
+            _log.warning("%s: applied only in part: %s", path, error)
         finally:
-            assembly.forget_parts()
+            staging.discard_partial()
             trim_heap()
     return new

@@ -1,10 +1,10 @@
-"""A list of URLs, or a Metalink document: each file is asked about by its validator, and all change at once."""
+"""A list of URLs, or a Metalink document: each file is revalidated on its own, and all change at once."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Mapping, Sequence, Set
+from collections.abc import Sequence, Set
 from typing import Any
 
 from perfkit.downloads.checksums import parse_checksum
@@ -14,24 +14,25 @@ from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
-from perfkit.updates.planner import Held, Offer
-from perfkit.updates.source_types import Kind
-from perfkit.updates.sources import Where
-from perfkit.updates.sources.url_lists import LIST_BYTES, Listed, parse_metalink, parse_urls
-from perfkit.updates.staging import Assembly, Fetcher
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.planner import ExistingFile
+from perfkit.updates.routes import Offer
+from perfkit.updates.source_types import SourceType
+from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
+from perfkit.updates.staging import Fetcher, StagingArea
 
 __all__ = ["ListSource", "open_list", "reopen_list"]
 
-_NAME = "list"  # in the stage, where it stays: the next sync asks whether it changed
+_NAME = "list"  # in the staging area, where the next sync revalidates it
 
 
-def open_list(fetcher: Fetcher, source: str, kind: Kind, installed: Installed) -> ListSource:
-    """Read a list: a local one, or that of a URL, conditionally where an earlier one is in the stage.
+def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Installed) -> ListSource:
+    """Read a list: a local file, or that of a URL, conditionally where an earlier one is staged.
 
     Raises:
         ConfigError: there is no such file.
-        ManifestError, UnsafePathError: it is not such a list, or has names that can't be.
-        TransferError, OSError: it can't be had.
+        ManifestError, UnsafePathError: it is not such a list, or has unsafe names.
+        TransferError, OSError: it can't be read.
     """
     base = None
     path = os.path.abspath(source)
@@ -45,52 +46,63 @@ def open_list(fetcher: Fetcher, source: str, kind: Kind, installed: Installed) -
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if len(data) > LIST_BYTES:
-        raise ManifestError(f"{source}: a list of more than {LIST_BYTES} bytes")
-    listed = parse_metalink(data) if kind is Kind.METALINK else parse_urls(_text(data, source), base=base)
-    return ListSource(base or path, kind, listed, fetcher, installed)
+        raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
+    listed = parse_metalink(data) if type is SourceType.METALINK else parse_urls(_text(data, source), base=base)
+    return ListSource(base or path, type, listed, fetcher, installed)
 
 
 def _text(data: bytes, source: str) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise ManifestError(f"{source}: a list of URLs is UTF-8 text, and this is not: {error}") from error
+        raise ManifestError(f"{source}: a list of URLs must be UTF-8 text: {error}") from error
 
 
 def reopen_list(fetcher: Fetcher, installed: Installed) -> ListSource:
-    """The list as it was when `installed` was made; its files may be other ones by now.
+    """The list that is installed; its files may have changed on their servers since.
 
     Raises:
-        ManifestError: what the tree says of it is damaged.
+        ManifestError: the tree's record of it is damaged.
     """
     try:
         items: dict[str, dict[str, Any]] = dict(installed.state["files"])
         listed = [
-            Listed(Request(item["url"], name, checksum=item["checksum"], mirrors=tuple(item["mirrors"])), name,
-                   item["size"])
+            ListedFile(
+                Request(item["url"], name, checksum=item["checksum"], mirrors=tuple(item["mirrors"])),
+                name,
+                item["size"],
+            )
             for name, item in items.items()
-        ]  # fmt: skip
-        assert installed.kind is not None
+        ]
+        assert installed.type is not None
     except (KeyError, TypeError, ValueError) as error:
-        raise ManifestError(f"what the tree says of {installed.source} is damaged: {error}") from error
-    return ListSource(installed.source, installed.kind, listed, fetcher, installed, reopened=True)
+        raise ManifestError(
+            f"{installed.root}: the record of what was installed from {installed.source} is damaged: {error}"
+        ) from error
+    return ListSource(installed.source, installed.type, listed, fetcher, installed, reopened=True)
 
 
 class ListSource:
-    """The files of a list, as their servers have them. See `Source` for what the methods do.
+    """The files of a list, as their servers have them now. See `Source` for the methods.
 
-    What the list said of each file is kept in the tree, with the version that its server told. A file is not asked for
-    if it has the SHA-256 that the list says, and only conditionally if it is as it was installed.
+    What the list says of each file is recorded in the tree, with its validators. No request is made for a file that
+    has the listed SHA-256, and a conditional one for a file that is as it was installed.
     """
 
     serial = 0
-    keeps = frozenset({_NAME})
+    keep_staged = frozenset({_NAME})
 
     def __init__(
-        self, url: str, kind: Kind, listed: Sequence[Listed], fetcher: Fetcher, installed: Installed, *,
+        self,
+        url: str,
+        type: SourceType,
+        listed: Sequence[ListedFile],
+        fetcher: Fetcher,
+        installed: Installed,
+        *,
         reopened: bool = False,
-    ) -> None:  # fmt: skip
-        self.kind = kind
+    ) -> None:
+        self.type = type
         self.url = url
         self.version = installed.version or ""
         self._listed = listed
@@ -101,86 +113,98 @@ class ListSource:
         self._fetched = False
 
     def unchanged(self) -> bool:
-        return self._reopened  # otherwise only each file's own server can tell
+        return self._reopened  # otherwise each file has to be revalidated
 
     def record(self) -> dict[str, object]:
         return self._record
 
-    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         entries: dict[str, Entry] = {}
         versions: dict[str, Version] = {}
-        asked = []
+        requested = []
         for each in self._listed:
-            there = held.get(each.name)
-            known = self._known(each, there)
-            if there is not None and _promised_sha256(each) == there.sha256.hex():
-                entries[each.name] = Entry(each.name, there.size, there.sha256, there.executable)
+            existing = local.get(each.name)
+            known = self._known(each, existing)
+            if existing is not None and _listed_sha256(each) == existing.sha256.hex():
+                entries[each.name] = Entry(each.name, existing.size, existing.sha256, existing.executable)
                 versions[each.name] = known
             else:
-                asked.append((each, known))
-        for (each, known), found in zip(asked, self._get(asked), strict=True):
-            there = held.get(each.name)
+                requested.append((each, known))
+        for (each, known), found in zip(requested, self._get(requested), strict=True):
+            existing = local.get(each.name)
             if found.unchanged and not os.path.exists(found.path):
-                assert there is not None
-                digest, size, versions[each.name] = there.sha256, there.size, known
+                assert existing is not None
+                digest, size, versions[each.name] = existing.sha256, existing.size, known
             else:
-                digest, size = self._take(each, found, assembly)
+                digest, size = self._stage(each, found, staging)
                 versions[each.name] = found.version
-            entries[each.name] = Entry(each.name, size, digest, there is not None and there.executable)
+            entries[each.name] = Entry(each.name, size, digest, existing is not None and existing.executable)
         manifest = Manifest.of(entries.values())
         self.version = f"{self.url.rstrip('/').rpartition('/')[2]} {manifest.sha256.hex()[:12]}"
         self._record = {"files": {each.name: _record_of(each, versions[each.name]) for each in self._listed}}
         return manifest
 
-    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
         return ()
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
-        asked = [(each, Version()) for each in self._listed if each.name in names]
-        for (each, _), found in zip(asked, self._get(asked), strict=True):
-            self._take(each, found, assembly)
-        return (str(self.kind),) if self._fetched else ()
+        requested = [(each, Version()) for each in self._listed if each.name in names]
+        for (each, _), found in zip(requested, self._get(requested), strict=True):
+            self._stage(each, found, staging)
+        return (str(self.type),) if self._fetched else ()
 
-    def _known(self, each: Listed, there: Held | None) -> Version:
-        """What is installed under a name, if it still stands there and came of what the list says now."""
-        if there is None or not there.sha256 or self._installed.kind != self.kind:
+    def _known(self, each: ListedFile, existing: ExistingFile | None) -> Version:
+        """The validators of the installed file, if it is unchanged and its line in the list is, too; else none."""
+        if existing is None or not existing.sha256 or self._installed.type != self.type:
             return Version()
         record = self._installed.state.get("files", {}).get(each.name, {})
         at = self._installed.manifest.find(each.name)
-        if at is None or self._installed.manifest.digest(at) != there.sha256:
+        if at is None or self._installed.manifest.digest(at) != existing.sha256:
             return Version()
         same = record == _record_of(each, version := Version(record.get("etag"), record.get("last_modified")))
         return version if same else Version()
 
-    def _get(self, asked: Sequence[tuple[Listed, Version]]) -> list[Download]:
+    def _get(self, requested: Sequence[tuple[ListedFile, Version]]) -> list[Download]:
         requests = []
-        for each, known in asked:
+        for each, known in requested:
             name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
-            requests.append(Request(each.request.url, name, checksum=each.request.checksum,
-                                    mirrors=each.request.mirrors, max_bytes=each.size, known=known))  # fmt: skip
+            requests.append(
+                Request(
+                    each.request.url,
+                    name,
+                    checksum=each.request.checksum,
+                    mirrors=each.request.mirrors,
+                    max_bytes=each.size,
+                    known=known,
+                )
+            )
         return self._fetcher.get(requests)
 
-    def _take(self, each: Listed, found: Download, assembly: Assembly) -> tuple[bytes, int]:
-        """Have a file that was fetched in the assembly; returns its SHA-256 and its size."""
+    def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:
+        """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
         size = os.path.getsize(found.path)
         if each.size is not None and size != each.size:
             os.unlink(found.path)
-            raise IntegrityError(each.request.url, "the list says another size", f"{each.size} bytes", f"{size} bytes")
+            raise IntegrityError(each.request.url, "not the size in the list", f"{each.size} bytes", f"{size} bytes")
         digest = bytes.fromhex(hash_file(found.path).sha256 or "")
-        assembly.adopt(found.path, digest)
+        staging.adopt(found.path, digest)
         self._fetched = True
         return digest, size
 
 
-def _promised_sha256(each: Listed) -> str | None:
+def _listed_sha256(each: ListedFile) -> str | None:
     checksum = parse_checksum(each.request.checksum) if each.request.checksum else None
     return checksum.hex if checksum is not None and checksum.algorithm == "sha256" else None
 
 
-def _record_of(each: Listed, version: Version) -> dict[str, object]:
-    """What the list says of a file, and what its server calls it."""
+def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
+    """What the list says of a file, and its validators."""
     return {
-        "url": each.request.url, "mirrors": [*each.request.mirrors], "checksum": each.request.checksum,
-        "size": each.size, "etag": version.etag, "last_modified": version.last_modified,
-    }  # fmt: skip
+        "url": each.request.url,
+        "mirrors": [*each.request.mirrors],
+        "checksum": each.request.checksum,
+        "size": each.size,
+        "etag": version.etag,
+        "last_modified": version.last_modified,
+    }

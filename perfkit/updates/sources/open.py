@@ -1,6 +1,6 @@
-"""Which kind a source is of, and its opening. What can't be told for certain is an error, and not guessed.
+"""Find out the type of a source, and open it. An unknown type is an error, never a guess.
 
-Modules of a kind, and what tells kinds apart, are imported when they are needed: a sync is a short run.
+The modules of the types, and of their detection, are imported when they are needed: a sync is a short run.
 """
 
 from __future__ import annotations
@@ -8,154 +8,152 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from perfkit.downloads.probe import Probe as Peek
+from perfkit.downloads.probe import Probe
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
-from perfkit.updates.source_types import Kind
+from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources import Source
-from perfkit.updates.sources.remote_file import Origin, known_version
+from perfkit.updates.sources.remote_file import RemoteFile, known_version
 from perfkit.updates.staging import Fetcher
 
 if TYPE_CHECKING:
-    from perfkit.archives.members import Selection
+    pass
 
 __all__ = ["open_source", "reopen_source"]
 
-_ARCHIVES = (Kind.ZIP, Kind.TAR)
-_LISTS = (Kind.URLS, Kind.METALINK)
-_PEEK_BYTES = {Kind.ZIP: 1024, Kind.TAR: 1024, Kind.ZSYNC: 16 << 10}  # where the kind is known: more comes twice
+_ARCHIVES = (SourceType.ZIP, SourceType.TAR)
+_LISTS = (SourceType.URLS, SourceType.METALINK)
+_PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetched twice
+    SourceType.ZIP: 1024,
+    SourceType.TAR: 1024,
+    SourceType.ZSYNC: 16 << 10,
+}
 
 
-def open_source(
-    fetcher: Fetcher,
-    source: str,
-    installed: Installed,
-    *,
-    kind: Kind | None = None,
-    selection: Selection | None = None,
-    dry_run: bool = False,
-) -> Source:
-    """Ask the origin what it has now, in one conditional request where something is installed from it.
+def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool = False) -> Source:
+    """Open a source, with one request, which is conditional where something is installed from there.
 
     Args:
-        source: a URL, or the path of a list.
-        kind: what it is; by default what it was when it was installed from before, or else what its content says.
-        selection: which files of an archive are wanted, and their names in the tree.
-        dry_run: content is not wanted, if the manifest can be had without.
+        dry_run: fetch no content, unless the manifest requires it.
 
     Raises:
-        ConfigError: it is of no kind that is known, or `kind` and `selection` don't fit.
+        ConfigError: the type is unknown, or does not fit the selection.
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
-    seen = None
-    if not source.startswith(("http://", "https://")):
-        kind = _local_kind(source, kind)
-    elif kind is None:
-        kind = _kind_before(source, installed)
-    if kind is None and source.endswith(("/", POINTER_NAME)):
-        kind = Kind.RELEASE
-    if kind is None:
-        kind, seen = _recognised(fetcher, source)
-    if selection is not None and kind not in _ARCHIVES:
-        raise ConfigError(f"{source} is {kind}: only archives (zip, tar) have members to choose from")
-    if kind is Kind.RELEASE:
+    location, type, probed = spec.location, spec.type, None
+    if not location.startswith(("http://", "https://")):
+        type = _local_type(location, type)
+    elif type is None:
+        type = _installed_type(location, installed)
+    if type is None and location.endswith(("/", POINTER_NAME)):
+        type = SourceType.RELEASE
+    if type is None:
+        type, probed = _detect(fetcher, location)
+    if spec.selection is not None and type not in _ARCHIVES:
+        raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
+    if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import open_release
 
-        return open_release(fetcher, source, installed, dry_run=dry_run)
-    return _open(fetcher, source, installed, kind, selection, seen)
+        return open_release(fetcher, location, installed, dry_run=dry_run)
+    return _open(fetcher, spec, type, installed, probed)
 
 
-def _local_kind(source: str, kind: Kind | None) -> Kind:
-    """The kind of a list in a file of this machine."""
-    from perfkit.updates.sources.detect import FIRST_BYTES, recognise
+def _local_type(path: str, type: SourceType | None) -> SourceType:
+    """The type of a local list."""
+    from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 
     try:
-        with open(source, "rb") as file:
-            found = kind or recognise(source, file.read(FIRST_BYTES))
+        with open(path, "rb") as file:
+            found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        raise ConfigError(f"{path}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if found is None or found not in _LISTS:
-        what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"{found}, and no list"
-        raise ConfigError(f"{source} is {what}; other sources than lists are given by their URL")
+        what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
+        raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")
     return found
 
 
-def _kind_before(source: str, installed: Installed) -> Kind | None:
-    same = source == installed.source or f"{source.removesuffix(POINTER_NAME).rstrip('/')}/" == installed.source
-    return installed.kind if same else None
+def _installed_type(url: str, installed: Installed) -> SourceType | None:
+    same = url == installed.source or f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" == installed.source
+    return installed.type if same else None
 
 
-def _recognised(fetcher: Fetcher, source: str) -> tuple[Kind, Peek | None]:
-    """The kind of what is at a URL, by its content; a site's URL need not end in a slash."""
-    from perfkit.updates.sources.detect import FIRST_BYTES, recognise
+def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
+    """The type of a remote source, by its content; the URL of a site may lack its trailing slash."""
+    from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 
     try:
-        seen = fetcher.peek(source, most=FIRST_BYTES)
+        probed = fetcher.probe(url, most=FIRST_BYTES)
     except HTTPStatusError as error:
         if error.transient:
             raise
-        return Kind.RELEASE, None  # the pointer tells: a site needs no index
-    kind = recognise(source, seen.first, seen.content_type)
-    return (Kind.RELEASE, None) if kind is None else (kind, seen)
+        return SourceType.RELEASE, None  # a site needs no index page: its pointer decides
+    type = detect_type(url, probed.first, probed.content_type)
+    return (SourceType.RELEASE, None) if type is None else (type, probed)
 
 
-def _open(
-    fetcher: Fetcher, source: str, installed: Installed, kind: Kind, selection: Selection | None, seen: Peek | None
-) -> Source:
-    if kind in _LISTS:
+def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Installed, probed: Probe | None) -> Source:
+    url = spec.location
+    if type in _LISTS:
         from perfkit.updates.sources.list_source import open_list
 
-        return open_list(fetcher, source, kind, installed)
-    before = installed.state if (installed.kind, installed.source) == (kind, source) else {}
-    if kind is Kind.ZSYNC:
+        return open_list(fetcher, url, type, installed)
+    before = installed.state if (installed.type, installed.source) == (type, url) else {}
+    if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
-        return ZsyncSource(_origin(fetcher, source, kind, before, seen), fetcher, installed)
+        return ZsyncSource(_remote_file(fetcher, url, type, before, probed), fetcher, installed)
     from perfkit.archives.members import Selection
 
-    selection = selection or Selection()
+    selection = spec.selection or Selection()
     if selection != Selection.of(before.get("selection", {})):
         before = {}
-    origin = _origin(fetcher, source, kind, before, seen)
-    if kind is Kind.ZIP:
+    archive = _remote_file(fetcher, url, type, before, probed)
+    if type is SourceType.ZIP:
         from perfkit.updates.sources.zip_source import ZipSource
 
-        return ZipSource(origin, selection, installed)
+        return ZipSource(archive, selection, installed)
     from perfkit.updates.sources.tar_source import TarSource
 
-    return TarSource(origin, selection)
+    return TarSource(archive, selection)
 
 
-def _origin(fetcher: Fetcher, source: str, kind: Kind, before: Mapping[str, Any], seen: Peek | None) -> Origin:
-    """The file at a URL; `before` is what was recorded of it, if that version would do."""
-    most = _PEEK_BYTES[kind]
-    if seen is None:
-        seen = fetcher.peek(source, most=most, known=known_version(before.get("origin", {})))
-    return Origin(fetcher, seen, lambda: fetcher.peek(source, most=most))
+def _remote_file(
+    fetcher: Fetcher, url: str, type: SourceType, before: Mapping[str, Any], probed: Probe | None
+) -> RemoteFile:
+    """The file at a URL.
+
+    Args:
+        before: the state that was recorded for the installed version, if it need not be fetched again; else empty.
+    """
+    most = _PROBE_BYTES[type]
+    if probed is None:
+        probed = fetcher.probe(url, most=most, known=known_version(before.get("origin", {})))
+    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most))
 
 
 def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
-    """The source as it was when `installed` was made, to repair the tree from it.
+    """The installed version of the source, to repair the tree from it.
 
     Raises:
-        UpdateError: it has something else now.
+        UpdateError: the source has changed since.
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
-    kind = installed.kind
-    assert kind is not None
-    if kind is Kind.RELEASE:
+    type = installed.type
+    assert type is not None
+    if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import reopen_release
 
         return reopen_release(fetcher, installed)
-    if kind in _LISTS:
+    if type in _LISTS:
         from perfkit.updates.sources.list_source import reopen_list
 
         return reopen_list(fetcher, installed)
     from perfkit.archives.members import Selection
 
     selection = Selection.of(installed.state.get("selection", {}))
-    found = _open(fetcher, installed.source, installed, kind, selection, None)
+    found = _open(fetcher, SourceSpec(installed.source, type, selection), type, installed, None)
     if not found.unchanged():
-        raise UpdateError(f"{installed.source} has something else by now; sync brings that, and mends what is damaged")
+        raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
     return found

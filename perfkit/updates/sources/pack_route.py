@@ -1,4 +1,4 @@
-"""The route by blocks: contents made from frames of packs, as one index of a release tells."""
+"""The pack route: make blobs from frames of packs, by an index of the release, and from pieces of old files."""
 
 from __future__ import annotations
 
@@ -9,103 +9,105 @@ from collections.abc import Callable, Collection, Iterable, Sequence, Set
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
 from perfkit.libc import trim_heap
-from perfkit.releases.format.frames import cut, tag, unpack
+from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
-from perfkit.updates.planner import Offer
-from perfkit.updates.sources.site_client import Objects, Staged
-from perfkit.updates.staging import Assembly
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.routes import Offer
+from perfkit.updates.sources.site_client import SiteClient, StagedRanges
+from perfkit.updates.staging import StagingArea
 
-__all__ = ["Packs", "Salvage"]
+__all__ = ["PackRoute", "Seeds"]
 
-_RANGE_BYTES = 4 << 20  # what is worth a connection of its own
-_MOST_RANGES = 24  # of this size or larger: whoever fetches more makes larger ones
-
-Standing = Callable[[str], str | None]
+_RANGE_BYTES = 4 << 20  # of one request, at least where there are more bytes than that
+_MAX_RANGES = 24  # of that size; where there is more to fetch, the ranges are larger
 
 
-class Packs:
-    """The packs that one index tells of.
+class PackRoute:
+    """Makes blobs from the packs of one index.
 
     Args:
-        standing: the path of what stands in the tree under a name, to take pieces of.
+        index: of the packs.
+        variant: the name of the index, for `Offer`.
+        local: files to take pieces from.
 
     Raises:
-        ManifestError, TransferError, OSError: the index can't be had, or is damaged.
+        ManifestError, TransferError, OSError: the index can't be fetched, or is damaged.
     """
 
     def __init__(
-        self, objects: Objects, index: PackedRef, manifest: Manifest, *, variant: str, standing: Standing
+        self, site: SiteClient, index: PackedRef, manifest: Manifest, local: LocalTree, *, variant: str
     ) -> None:
-        self._objects = objects
-        self._standing = standing
-        self._salvage: Salvage | None = None
+        self._site = site
+        self._local = local
+        self._seeds: Seeds | None = None
         self._manifest = manifest
-        self._index = Index.parse(objects.packed(index), manifest)
+        self._index = Index.parse(site.get_packed(index), manifest)
         self._variant = variant
 
     def offer(self, missing: Set[bytes]) -> Offer:
-        """What it takes to make these contents from frames."""
+        """What it costs to make these blobs."""
         pieces = self._pieces(missing)
-        salvage = self._salvaged(pieces)
-        ranges = self._ranges(_chosen(pieces, lambda number: number not in salvage))
-        staged = self._objects.staged()
-        lacking = [each for each in ranges if staged.find(self._index, each) is None]
-        dictionaries = self._objects.lacks(packed.object for packed in self._dictionaries(ranges).values())
-        decoded = sum(self._index.content_bytes(frame) for each in ranges for frame in each.frames)
+        seeds = self._find_seeds(pieces)
+        ranges = self._ranges(_filtered(pieces, lambda number: number not in seeds))
+        staged = self._site.staged_ranges()
+        unstaged = [each for each in ranges if staged.find(self._index, each) is None]
+        dictionaries = self._site.not_staged(packed.object for packed in self._dictionaries(ranges).values())
         return Offer(
-            "blocks", missing, variant=self._variant, requests=len(lacking) + len(dictionaries), decoded_bytes=decoded,
-            bytes=sum(each.end - each.start for each in lacking) + sum(ref.bytes for ref in dictionaries),
-        )  # fmt: skip
+            "blocks",
+            missing,
+            variant=self._variant,
+            requests=len(unstaged) + len(dictionaries),
+            bytes=sum(each.end - each.start for each in unstaged) + sum(ref.bytes for ref in dictionaries),
+            decoded_bytes=sum(self._index.content_bytes(frame) for each in ranges for frame in each.frames),
+        )
 
-    def fetch(self, missing: Set[bytes], assembly: Assembly) -> None:
-        """Make these contents; those that come out wrong are not in the assembly then.
+    def fetch(self, missing: Set[bytes], staging: StagingArea) -> None:
+        """Make these blobs; those with a wrong digest are not staged.
 
         Raises:
             ManifestError: a frame is damaged; all others were used.
-            TransferError, OSError: as they are fetched.
+            TransferError, OSError: as `SiteClient.fetch_ranges`.
         """
         pieces = self._pieces(missing)
-        salvage = self._salvaged(pieces)
-        kept = _chosen(pieces, salvage.__contains__)
-        fresh = _chosen(pieces, lambda number: number not in salvage) if kept else pieces
-        self._fetch(fresh, kept, missing, assembly)
-        if kept and (lacking := assembly.lacking(missing)):
-            salvage.give_up()
-            self._fetch(self._pieces(lacking), (), lacking, assembly)
+        seeds = self._find_seeds(pieces)
+        local = _filtered(pieces, seeds.__contains__)
+        remote = _filtered(pieces, lambda number: number not in seeds) if local else pieces
+        self._fetch(remote, local, missing, staging)
+        if local and (left := staging.missing(missing)):
+            seeds.clear()
+            self._fetch(self._pieces(left), (), left, staging)
 
     def _ranges(self, pieces: Sequence[int]) -> list[PackRange]:
-        """What to fetch for these pieces: several requests for much, since none of them is split under way."""
+        """The ranges to fetch for these pieces: several, where there is much to fetch, since none is split later."""
         total = sum(each.end - each.start for each in self._index.ranges(pieces))
-        return self._index.ranges(pieces, max_bytes=max(_RANGE_BYTES, total // _MOST_RANGES))
+        return self._index.ranges(pieces, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
 
-    def _salvaged(self, pieces: Collection[int]) -> Salvage:
-        """What the tree has of them, looked for once: what is asked for later is some of the same."""
-        if self._salvage is None:
-            self._salvage = Salvage(self._index, self._manifest, pieces, self._standing)
-        return self._salvage
+    def _find_seeds(self, pieces: Collection[int]) -> Seeds:
+        """The pieces that the tree has. It is searched once: later calls ask for a subset of the first one's pieces."""
+        if self._seeds is None:
+            self._seeds = Seeds(self._index, self._manifest, pieces, self._local)
+        return self._seeds
 
-    def _fetch(
-        self, pieces: Sequence[int], kept: Collection[int], missing: Set[bytes], assembly: Assembly
-    ) -> None:
-        """Fetch these pieces, and with what the tree has of others make the missing contents."""
-        ranges = self._ranges(pieces)
+    def _fetch(self, remote: Sequence[int], local: Collection[int], missing: Set[bytes], staging: StagingArea) -> None:
+        """Fetch the remote pieces, and make the missing blobs from them and from the local ones."""
+        ranges = self._ranges(remote)
         dictionaries = self._dictionaries(ranges)
-        shared = {number: self._objects.packed(packed) for number, packed in dictionaries.items()}
-        staged = self._objects.fetch_ranges(self._index, ranges)
+        shared = {number: self._site.get_packed(packed) for number, packed in dictionaries.items()}
+        staged = self._site.fetch_ranges(self._index, ranges)
         failure: ManifestError | None = None
-        with assembly.making(files=len(missing)):
-            self._salvaged(kept).write(kept, self._manifest, assembly)
+        with staging.show_progress(files=len(missing)):
+            self._find_seeds(local).write(local, self._manifest, staging)
             for each in ranges:
                 try:
-                    self._unpack(each, staged, pieces, assembly, shared.get(each.pack))
+                    self._decode(each, staged, remote, staging, shared.get(each.pack))
                 except ManifestError as error:
                     failure = error
-        assembly.forget_parts()
+        staging.discard_partial()
         trim_heap()
-        if failure is not None or assembly.lacking(missing):
-            self._discard(ranges, staged)
+        if failure is not None or staging.missing(missing):
+            self._delete(ranges, staged)
         if failure is not None:
             raise failure
 
@@ -116,41 +118,40 @@ class Packs:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}
         return {number: pack.dictionary for number, pack in packs.items() if pack.dictionary is not None}
 
-    def _unpack(
-        self, each: PackRange, staged: Staged, pieces: Sequence[int], assembly: Assembly, shared: bytes | None
+    def _decode(
+        self, each: PackRange, staged: StagedRanges, pieces: Sequence[int], staging: StagingArea, shared: bytes | None
     ) -> None:
         if (found := staged.find(self._index, each)) is None:
-            raise ManifestError("a range of a pack is gone from the stage")
+            raise ManifestError("a range of a pack is missing from the staging area")
         path, start = found
         with open(path, "rb") as file:
             file.seek(each.start - start)
-            unpack(self._index, each, file, assembly.writer(self._manifest), wanted=pieces, shared=shared)
+            decode_range(self._index, each, file, staging.writer(self._manifest), wanted=pieces, shared=shared)
 
-    def _discard(self, ranges: Collection[PackRange], staged: Staged) -> None:
-        """Nobody can tell which of them is damaged: none is to be used again."""
+    def _delete(self, ranges: Collection[PackRange], staged: StagedRanges) -> None:
+        """Delete all of these ranges: there is no telling which of them is damaged."""
         for each in ranges:
             if (found := staged.find(self._index, each)) is not None:
                 with contextlib.suppress(OSError):
                     os.unlink(found[0])
 
 
-def _chosen(pieces: Iterable[int], fits: Callable[[int], bool]) -> Sequence[int]:
-    return pack_numbers(filter(fits, pieces))
+def _filtered(pieces: Iterable[int], wanted: Callable[[int], bool]) -> Sequence[int]:
+    return pack_numbers(filter(wanted, pieces))
 
 
-class Salvage:
-    """What the files that stand in the tree have of some pieces. A tag proves nothing: the assembly has the last word.
+class Seeds:
+    """The pieces that the tree's files already have. A matching tag proves nothing: the staging area checks the digest.
+
+    Only files with the names of the wanted ones are searched.
 
     Args:
         pieces: their numbers in the index.
-        standing: the path of what stands under a name.
     """
 
-    def __init__(
-        self, index: Index, manifest: Manifest, pieces: Collection[int], standing: Callable[[str], str | None]
-    ) -> None:
+    def __init__(self, index: Index, manifest: Manifest, pieces: Collection[int], local: LocalTree) -> None:
         self._index = index
-        self._found: dict[int, tuple[str, int]] = {}  # the path of a file, and where in it the piece is
+        self._found: dict[int, tuple[str, int]] = {}  # piece: the path of a file, and its offset there
         wanted: dict[tuple[int, int], list[int]] = {}
         names: dict[str, None] = {}
         for number in pieces:
@@ -159,35 +160,35 @@ class Salvage:
                 wanted.setdefault((piece.tag, piece.length), []).append(number)
                 names[manifest.name(piece.entry)] = None
         for name in names:
-            path = standing(name)
+            path = local.path_of(name)
             if path is not None:
                 with contextlib.suppress(OSError):
                     self._search(path, wanted)
 
     def _search(self, path: str, wanted: dict[tuple[int, int], list[int]]) -> None:
-        place = 0
+        offset = 0
         with open(path, "rb") as file:
-            for data in cut(file):
+            for data in split_pieces(file):
                 for number in wanted.get((tag(data), len(data)), ()):
-                    self._found[number] = path, place
-                place += len(data)
+                    self._found[number] = path, offset
+                offset += len(data)
 
     def __contains__(self, number: int) -> bool:
         return number in self._found
 
-    def give_up(self) -> None:
-        """Have nothing any more: what was found turned out to be wrong."""
+    def clear(self) -> None:
+        """Forget all pieces: some turned out to be wrong."""
         self._found.clear()
 
-    def write(self, pieces: Collection[int], manifest: Manifest, assembly: Assembly) -> None:
-        """Bring those of the pieces that were found into the assembly; what changed meanwhile is left out."""
-        write = assembly.writer(manifest)
+    def write(self, pieces: Collection[int], manifest: Manifest, staging: StagingArea) -> None:
+        """Copy those of the pieces that were found to the staging area; files that have changed since are skipped."""
+        write = staging.writer(manifest)
         for number in pieces:
             if number not in self._found:
                 continue
             piece = self._index.piece(number)
-            path, place = self._found[number]
+            path, offset = self._found[number]
             with contextlib.suppress(OSError), open(path, "rb") as file:
-                data = os.pread(file.fileno(), piece.length, place)
+                data = os.pread(file.fileno(), piece.length, offset)
                 if len(data) == piece.length:
                     write(piece.entry, piece.offset, memoryview(data))

@@ -1,10 +1,10 @@
-"""A site that `perfkit publish` made: its pointer, and what that has on offer, the cheapest first."""
+"""A site made by `perfkit publish`: its pointer, and the cheapest routes to the blobs of its release."""
 
 from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
@@ -14,57 +14,57 @@ from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.updates.installed import Installed
-from perfkit.updates.planner import Held, Link, Offer, choose
-from perfkit.updates.source_types import Kind
-from perfkit.updates.sources.delta_route import follow
-from perfkit.updates.sources.pack_route import Packs
-from perfkit.updates.sources.site_client import Objects
-from perfkit.updates.staging import Assembly, Fetcher
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.routes import Link, Offer, choose_routes
+from perfkit.updates.source_types import SourceType
+from perfkit.updates.sources.delta_route import apply_deltas
+from perfkit.updates.sources.pack_route import PackRoute
+from perfkit.updates.sources.site_client import SiteClient
+from perfkit.updates.staging import Fetcher, StagingArea
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
 _log = logging.getLogger(__name__)
 
-_Where = Callable[[bytes], str | None]
 _FINE, _SOLID = "fine", "solid"  # small frames and large ones
-_ASKING = 0.05  # of a chain's bytes: where an index costs less, it is asked whether blocks are cheaper
-_SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames have too much that is not wanted
-_FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not asked about
+_INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
+_SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
+_FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
 def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
-    """Ask a site for its pointer, conditionally where an earlier one is in the stage, or was installed.
+    """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
         url: of the site, or of its pointer.
-        dry_run: content is not to be fetched: the manifest comes by itself.
+        dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it.
 
     Raises:
-        ManifestError, TransferError, OSError: there is no pointer that can be used.
+        ManifestError, TransferError, OSError: there is no usable pointer.
     """
-    objects = Objects(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
-    before = _recorded(installed) if installed.source == objects.url else None
-    return ReleaseSource(objects, *objects.pointer(before), installed, dry_run=dry_run)
+    site = SiteClient(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
+    before = _recorded(installed) if installed.source == site.url else None
+    return ReleaseSource(site, *site.pointer(before), installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
     """The release that is installed, even if the site offers another one now.
 
     Raises:
-        ManifestError, TransferError, OSError: as `open_release`; what the tree says of the release is damaged.
+        ManifestError, TransferError, OSError: as `open_release`; the tree's record of the release is damaged.
     """
-    objects = Objects(fetcher, installed.source)
+    site = SiteClient(fetcher, installed.source)
     before = _recorded(installed)
-    pointer, version = objects.pointer(before)
+    pointer, version = site.pointer(before)
     if pointer.manifest_sha256 != installed.manifest_sha256:
         if before is None:
-            raise ManifestError(f"{installed.root}: what it records of its release is damaged; sync mends it")
+            raise ManifestError(f"{installed.root}: the record of the installed release is damaged; sync repairs it")
         pointer, version = before
-    return ReleaseSource(objects, pointer, version, installed)
+    return ReleaseSource(site, pointer, version, installed)
 
 
 def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
-    """The pointer that led to what is installed, and its version; None if none can be read."""
+    """The pointer of the installed release, and its validators; None: it can't be read."""
     try:
         origin = installed.state["origin"]
         return Pointer.parse(installed.state["pointer"].encode()), Version(origin["etag"], origin["last_modified"])
@@ -73,160 +73,159 @@ def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
 
 
 class ReleaseSource:
-    """One release of a site. See `Source` for what the methods do.
+    """One release of a site. See `Source` for the methods.
 
-    There are three ways to contents: deltas from the installed release, which bring the new manifest with them; blocks
-    of small frames; and blocks of large ones. All are priced, and one that fails is followed by the next.
+    Three routes lead to a blob: deltas from the installed release, which also produce the new manifest; packs of small
+    frames; and packs of large ones. All are priced; where one fails, the next is taken.
     """
 
-    kind = Kind.RELEASE
-    keeps = frozenset({POINTER_NAME})
+    type = SourceType.RELEASE
+    keep_staged = frozenset({POINTER_NAME})
 
     def __init__(
-        self, objects: Objects, pointer: Pointer, version: Version, installed: Installed, *, dry_run: bool = False
+        self, site: SiteClient, pointer: Pointer, version: Version, installed: Installed, *, dry_run: bool = False
     ) -> None:
-        self.url = objects.url
+        self.url = site.url
         self.version = pointer.version
         self.serial = pointer.serial
-        self._objects = objects
+        self._site = site
         self._pointer = pointer
-        self._origin = version  # of the pointer, by the origin's word
+        self._validators = version
         self._installed = installed
         self._dry_run = dry_run
-        self._link = Link(latency_s=objects.latency_s)
-        self._hops = [hop.object for hop in pointer.chain(installed.manifest_sha256)]
-        self._packs: dict[str, Packs] = {}
-        self._where: _Where = lambda digest: None
-        self._standing: Callable[[str], str | None] = lambda name: None
-        self._over: set[tuple[str, str]] = set()  # routes and variants that have brought what they can, or failed
+        self._link = Link(latency_s=site.latency_s)
+        self._deltas = [delta.object for delta in pointer.chain(installed.manifest_sha256)]
+        self._pack_routes: dict[str, PackRoute] = {}
+        self._exhausted: set[tuple[str, str]] = set()  # routes and variants that brought what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
 
     def unchanged(self) -> bool:
-        """Whether the very files are installed that the pointer speaks of, under whatever version."""
+        """Whether the files of the pointer are installed, under whatever version."""
         return self._installed.manifest_sha256 == self._pointer.manifest_sha256
 
     def record(self) -> dict[str, object]:
-        origin = {"etag": self._origin.etag, "last_modified": self._origin.last_modified}
+        origin = {"etag": self._validators.etag, "last_modified": self._validators.last_modified}
         return {"pointer": self._pointer.encode().decode(), "origin": origin}
 
-    def manifest(self, held: Mapping[str, Held], where: _Where, assembly: Assembly) -> Manifest:
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         mmap_large_allocations()
-        self._where = where
-        self._standing = assembly.standing
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
-        if (path := where(sha256)) is not None:  # after a rollback the history has it
+        if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
             with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
                 return Manifest.parse(file.read(), sha256=sha256)
         if self._delta_is_best():
             with self._trying("delta", ""):
-                return self._follow(assembly)
-        return Manifest.parse(self._objects.packed(self._pointer.manifest), sha256=sha256)
+                return self._apply_deltas(local, staging)
+        return Manifest.parse(self._site.get_packed(self._pointer.manifest), sha256=sha256)
 
     def _delta_is_best(self) -> bool:
-        """Whether the pointer alone tells.
+        """Whether to take the delta route by the pointer alone.
 
-        The publisher offers a delta only if it beats the blocks, but a chain of several may not. What is missing, and
-        its price in blocks, is known only with the manifest and an index: these are asked for where they cost little.
+        The publisher offers a delta only if it is smaller than the blocks, but a chain of several may not be. What is
+        missing, and its price in blocks, is known only with the manifest and an index: these are fetched first where
+        they cost little.
         """
-        asking = self._pointer.manifest.object.bytes + self._pointer.fine.object.bytes
-        alone = len(self._hops) == 1 or asking > _ASKING * sum(hop.bytes for hop in self._hops)
-        return bool(self._hops) and alone and not self._dry_run
+        index_bytes = self._pointer.manifest.object.bytes + self._pointer.fine.object.bytes
+        clear = len(self._deltas) == 1 or index_bytes > _INDEX_SHARE * sum(delta.bytes for delta in self._deltas)
+        return bool(self._deltas) and clear and not self._dry_run
 
-    def _follow(self, assembly: Assembly) -> Manifest:
-        """The release's manifest, and what is new in it, by the deltas that lead from what is installed."""
-        self._over.add(("delta", ""))
-        made = follow(self._objects.get(self._hops), self._installed.manifest, self._where, assembly)
-        if made.sha256.hex() != self._pointer.manifest_sha256:
+    def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        """The release's manifest, and its new blobs, by the deltas from the installed release."""
+        self._exhausted.add(("delta", ""))
+        manifest = apply_deltas(self._site.get(self._deltas), self._installed.manifest, local, staging)
+        if manifest.sha256.hex() != self._pointer.manifest_sha256:
             raise ManifestError("delta: it does not lead to this release")
         self._taken.append("delta")
-        return made
+        return manifest
 
-    def offers(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
+    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
         while True:
-            over = len(self._over)
+            exhausted = len(self._exhausted)
             try:
-                return choose(missing, lambda left: list(self._offers(left, manifest)), self._link)
+                return choose_routes(missing, lambda left: list(self._offers(left, manifest, local)), self._link)
             except UpdateError:
-                if over == len(self._over):
+                if exhausted == len(self._exhausted):
                     raise
-            # an index could not be had: the other one may have what is missing
+            # an index could not be fetched: the other one may have what is missing
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
-        self._standing = assembly.standing
-        while left := assembly.lacking(missing):
-            offers = self._offers_or_error(left, manifest)
-            with self._trying(offers[0].route, offers[0].variant):
-                self._take(offers[0], manifest, assembly)
-        self._packs.clear()  # megabytes, where files are many
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
+        while left := staging.missing(missing):
+            offer = self._best_offer(left, manifest, local)
+            with self._trying(offer.route, offer.variant):
+                self._take(offer, local, staging)
+        self._pack_routes.clear()  # megabytes, where there are many files
         return tuple(dict.fromkeys(self._taken))
 
-    def _offers_or_error(self, missing: Set[bytes], manifest: Manifest) -> tuple[Offer, ...]:
-        """At least one; where all routes are at their end, what was wrong with the last."""
+    def _best_offer(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Offer:
+        """The route to take first.
+
+        Raises:
+            PerfkitError: the last failure, where no route is left.
+        """
         try:
-            return self.offers(missing, manifest)
+            return self.offers(missing, manifest, local)[0]
         except PerfkitError as error:
-            reason = f"{len(missing)} contents are not to be had as the manifest has them; nothing was done"
+            reason = f"{len(missing)} blobs can't be fetched by any route; the tree was not changed"
             raise self._error or TransferError(self.url, reason) from error
 
     @contextlib.contextmanager
     def _trying(self, route: str, variant: str) -> Iterator[None]:
-        """A route whose failure leads to the next; but that nothing answers at all is no route's fault."""
+        """Exclude a route that fails, and go on; but not where the server does not respond at all."""
         try:
             yield
         except (ManifestError, TransferError) as error:
             silent = isinstance(error, TransferError) and error.transient and not isinstance(error, HTTPStatusError)
             if silent or isinstance(error, CancelledError):
                 raise
-            self._over.add((route, variant))
+            self._exhausted.add((route, variant))
             self._error = error
-            _log.warning("%s: the route by %s fails: %s", redacted(self.url), variant or route, error)
+            _log.warning("%s: the route %s failed: %s", redacted(self.url), variant or route, error)
 
-    def _take(self, offer: Offer, manifest: Manifest, assembly: Assembly) -> None:
+    def _take(self, offer: Offer, local: LocalTree, staging: StagingArea) -> None:
         if offer.route == "delta":
-            self._follow(assembly)
+            self._apply_deltas(local, staging)
             return
-        self._packs[offer.variant].fetch(offer.contents, assembly)
+        self._pack_routes[offer.variant].fetch(offer.blobs, staging)
         self._taken.append(offer.route)
-        if lacking := assembly.lacking(offer.contents):
-            raise ManifestError(f"{len(lacking)} contents are not what the manifest says")
+        if missing := staging.missing(offer.blobs):
+            raise ManifestError(f"{len(missing)} blobs do not have the digest in the manifest")
 
-    def _offers(self, missing: Set[bytes], manifest: Manifest) -> Iterator[Offer]:
-        """What the routes that are left ask for these contents; indexes are fetched for it where they matter."""
+    def _offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[Offer]:
+        """The offers of the remaining routes; indexes are fetched for it where they are worth it."""
         delta = self._delta_offer(missing)
         if delta is not None:
             yield delta
-            if delta.contents == missing and delta.bytes <= self._pointer.fine.object.bytes:
+            if delta.blobs == missing and delta.bytes <= self._pointer.fine.object.bytes:
                 return  # the index alone would cost more
-        for variant, packed in self._variants(missing, manifest):
-            if variant not in self._packs:
+        for variant, packed in self._indexes(missing, manifest, local):
+            if variant not in self._pack_routes:
                 with self._trying("blocks", variant):
-                    self._packs[variant] = Packs(self._objects, packed, manifest, variant=variant,
-                                                 standing=self._standing)  # fmt: skip
-            if variant in self._packs:
-                yield self._packs[variant].offer(missing)
+                    self._pack_routes[variant] = PackRoute(self._site, packed, manifest, local, variant=variant)
+            if variant in self._pack_routes:
+                yield self._pack_routes[variant].offer(missing)
 
     def _delta_offer(self, missing: Set[bytes]) -> Offer | None:
-        """A delta makes all that the old tree does not have."""
-        if not self._hops or ("delta", "") in self._over:
+        """The deltas bring all blobs that the installed release does not have."""
+        if not self._deltas or ("delta", "") in self._exhausted:
             return None
-        contents = missing - frozenset(self._installed.manifest.digests())
-        hops = self._objects.lacks(self._hops)
-        size = sum(hop.bytes for hop in hops)
-        return Offer("delta", contents, bytes=size, requests=len(hops)) if contents else None
+        blobs = missing - frozenset(self._installed.manifest.digests())
+        deltas = self._site.not_staged(self._deltas)
+        size = sum(delta.bytes for delta in deltas)
+        return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
 
-    def _variants(self, missing: Set[bytes], manifest: Manifest) -> Iterator[tuple[str, PackedRef]]:
-        """The indexes worth asking: by how much is missing, or since they are here already.
+    def _indexes(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[tuple[str, PackedRef]]:
+        """The indexes worth fetching, by how much is missing, and those that are staged already.
 
-        Of a file that stands in the tree with other content, small frames may be needed only in part.
+        Of a file that the tree has in another version, only some small frames may be needed.
         """
         entries = [at for at, digest in enumerate(manifest.digests()) if digest in missing]
-        fresh = sum(manifest.size(at) for at in entries if self._standing(manifest.name(at)) is None)
+        new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)
         total = max(1, manifest.total_bytes)
-        fresh_share, share = fresh / total, sum(map(manifest.size, entries)) / total
-        left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._over]
+        new_share, share = new_bytes / total, sum(map(manifest.size, entries)) / total
+        left = [variant for variant in (_FINE, _SOLID) if ("blocks", variant) not in self._exhausted]
         for variant in left:
             packed = self._pointer.fine if variant == _FINE else self._pointer.solid
-            suits = fresh_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
-            if suits or len(left) == 1 or not self._objects.lacks([packed.object]):
+            suits = new_share < _FINE_UP_TO if variant == _FINE else share >= _SOLID_FROM
+            if suits or len(left) == 1 or not self._site.not_staged([packed.object]):
                 yield variant, packed

@@ -1,4 +1,4 @@
-"""A file of a web server that a tree is made of: one version of it, in parts or whole, in the stage."""
+"""One version of a remote file, fetched into the staging area in parts or whole."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
 from perfkit.downloads.http.semantics import Version, parse_date
-from perfkit.downloads.probe import Probe as Peek
+from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.redact import redacted
 from perfkit.transactions.object_store import write_all
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["Origin", "known_version", "label"]
+__all__ = ["RemoteFile", "known_version", "version_label"]
 
 _TAG_CHARACTERS = 40
 
@@ -26,13 +26,13 @@ _log = logging.getLogger(__name__)
 
 
 def known_version(state: Mapping[str, Any]) -> Version | None:
-    """The version of the file that `Origin.record` told of; None if it told of none."""
+    """The version that `RemoteFile.record` recorded; None: it has no validators."""
     version = Version(state.get("etag"), state.get("last_modified"))
     return version or None
 
 
-def label(url: str, version: Version) -> str:
-    """What to call a version of a file: its name, and its date and ETag, as far as there are any."""
+def version_label(url: str, version: Version) -> str:
+    """What to call a version of a file: its name, and its date and ETag where it has them."""
     name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
     modified = parse_date(version.last_modified)
     date = modified and modified.strftime("%Y-%m-%dT%H:%M:%SZ")
@@ -40,35 +40,35 @@ def label(url: str, version: Version) -> str:
     return " ".join(part for part in (name, date, tag) if part)
 
 
-class Origin:
-    """One version of a file, by its URL. What is in the stage already is not fetched again.
+class RemoteFile:
+    """One version of the file at a URL. What is staged already is not fetched again.
 
     Args:
-        seen: what a peek at it told.
-        again: peeks without a condition, for what a 304 does not tell.
+        probed: the result of the first, conditional request.
+        probe: makes the request again without the condition, since a 304 has less metadata.
     """
 
-    def __init__(self, fetcher: Fetcher, seen: Peek, again: Callable[[], Peek]) -> None:
-        self.url = seen.url
-        self.version = seen.version
-        self.unchanged = seen.unchanged
+    def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe]) -> None:
+        self.url = probed.url
+        self.version = probed.version
+        self.unchanged = probed.unchanged
         self._fetcher = fetcher
-        self._seen = seen
-        self._again = again
-        self._mine = False  # this run has seen to the whole file in the stage
+        self._probed = probed
+        self._probe = probe
+        self._checked = False  # the whole file in the staging area is of this run
 
-    def told(self) -> Peek:
-        """What the origin says of the file.
+    def probe(self) -> Probe:
+        """The metadata and the first bytes of the file.
 
         Raises:
-            TransferError: no answer that can be used.
-            RemoteChangedError: it is another version than it was a moment ago.
+            TransferError: no usable response.
+            RemoteChangedError: the file is no longer the version of the first request.
         """
-        if self._seen.unchanged:
-            self._seen = self._again()
-            if self._seen.version != self.version:
-                raise RemoteChangedError(self.url, "it changed while it was looked at")
-        return self._seen
+        if self._probed.unchanged:
+            self._probed = self._probe()
+            if self._probed.version != self.version:
+                raise RemoteChangedError(self.url, "it changed between two requests")
+        return self._probed
 
     def record(self) -> dict[str, object]:
         """JSON that `known_version` reads."""
@@ -76,44 +76,49 @@ class Origin:
 
     @property
     def ranges(self) -> bool:
-        """Whether parts can be had that are certain to be of one version."""
-        seen = self.told()
-        return seen.ranges and bool(seen.validator) and seen.size is not None and not os.path.exists(self._whole_path)
+        """Whether ranges can be fetched that are certain to be of one version."""
+        probed = self.probe()
+        return (
+            probed.ranges
+            and bool(probed.validator)
+            and probed.size is not None
+            and not os.path.exists(self._whole_path)
+        )
 
     @property
     def size(self) -> int:
-        """Of the file, in bytes; where parts can't be had, that of the whole download."""
-        size = self.told().size
+        """Of the file, in bytes; where the server has no ranges, that of the whole download."""
+        size = self.probe().size
         return os.path.getsize(self.whole()) if size is None or not self.ranges else size
 
     def parts(self, ranges: Iterable[tuple[int, int]]) -> list[str]:
-        """Paths of files with the bytes of these ranges; nothing says yet that they are right.
+        """Paths of files with the bytes of these ranges, which are not verified yet.
 
         Raises:
-            RemoteChangedError: the file is another version by now.
-            TransferError: they can't be had; the whole file may.
+            RemoteChangedError: the file is no longer this version.
+            TransferError: they can't be fetched; the whole file may.
         """
-        seen = self.told()
+        probed = self.probe()
         requests, paths = [], []
         for start, end in ranges:
             name = f"{self._name}.{start}-{end}"
             paths.append(self._fetcher.path(name))
             try:
-                there = os.path.getsize(paths[-1]) == end - start
+                staged = os.path.getsize(paths[-1]) == end - start
             except FileNotFoundError:
-                there = False
-            if not there and end <= len(seen.first):
-                _write(paths[-1], seen.first[start:end])
-            elif not there:
-                requests.append(Request(self.url, name, byte_range=(start, end), only=seen.validator))
+                staged = False
+            if not staged and end <= len(probed.first):
+                _write(paths[-1], probed.first[start:end])
+            elif not staged:
+                requests.append(Request(self.url, name, byte_range=(start, end), only=probed.validator))
         self._fetcher.get(requests)
         return paths
 
     def try_parts(self, ranges: Iterable[tuple[int, int]]) -> list[str] | None:
-        """As `parts`; None if they can't be had, and the whole file has to do.
+        """As `parts`; None: they can't be fetched, so fetch the whole file.
 
         Raises:
-            RemoteChangedError: the file is another version by now.
+            RemoteChangedError: the file is no longer this version.
             CancelledError: cancelled.
         """
         try:
@@ -121,11 +126,11 @@ class Origin:
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
-            _log.warning("%s: ranges do not serve, the whole file is fetched: %s", redacted(self.url), error)
+            _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
             return None
 
     def read(self, start: int, end: int) -> bytes:
-        """Some bytes, by a range if there are ranges, and else from the whole file.
+        """Some bytes of the file, by a range request where supported, else from the whole file.
 
         Raises:
             TransferError, RemoteChangedError: as `parts`.
@@ -140,7 +145,7 @@ class Origin:
 
     @contextlib.contextmanager
     def open_range(self, path: str, start: int) -> Iterator[BinaryIO]:
-        """The file at `path`, from `parts` or `whole`, standing at what is byte `start` of the origin's file."""
+        """Open a path that `parts` or `whole` returned, at byte `start` of the remote file."""
         with open(path, "rb", buffering=0) as file:
             if path == self._whole_path:
                 file.seek(start)
@@ -150,19 +155,19 @@ class Origin:
         """The path of the whole file.
 
         Raises:
-            RemoteChangedError: the file is another version by now.
-            TransferError: it can't be had.
+            RemoteChangedError: the file is no longer this version.
+            TransferError: it can't be fetched.
         """
-        seen = self.told()
+        probed = self.probe()
         path = self._whole_path
-        if os.path.exists(path) and (self._mine or self.version):
+        if os.path.exists(path) and (self._checked or self.version):
             return path
-        self._mine = True
-        if seen.whole:
-            _write(path, seen.first)
+        self._checked = True
+        if probed.whole:
+            _write(path, probed.first)
             return path
-        (found,) = self._fetcher.get([Request(self.url, os.path.basename(path), only=seen.validator)])
-        self.version = found.version or self.version  # without a validator to insist on it may be a newer one
+        (found,) = self._fetcher.get([Request(self.url, os.path.basename(path), only=probed.validator)])
+        self.version = found.version or self.version  # without a validator it may be a newer version
         return path
 
     @property
@@ -171,8 +176,8 @@ class Origin:
 
     @property
     def _name(self) -> str:
-        seen = self._seen
-        key = repr((self.url, seen.version.etag, seen.version.last_modified, seen.size))
+        probed = self._probed
+        key = repr((self.url, probed.version.etag, probed.version.last_modified, probed.size))
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 

@@ -1,4 +1,4 @@
-"""The files of a release site, by their URLs; what is in the stage already is not fetched again."""
+"""Fetch the objects of a release site; what is staged already is not fetched again."""
 
 from __future__ import annotations
 
@@ -14,27 +14,27 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef, Pointer
-from perfkit.releases.format.zstd import expand
+from perfkit.releases.format.zstd import decompress
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["Objects", "Staged"]
+__all__ = ["SiteClient", "StagedRanges"]
 
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
 
 def _range_name(sha256: str, start: int, end: int) -> str:
-    return f"{sha256}.{start}-{end}"  # what _RANGE reads
+    return f"{sha256}.{start}-{end}"  # what _RANGE matches
 
 
 @dataclass(frozen=True, slots=True)
-class Staged:
-    """Parts of packs in the stage, by the pack's digest; an interrupted run may have left wider ones than wanted."""
+class StagedRanges:
+    """The staged ranges of packs, by the pack's digest; an interrupted run may have left wider ones than wanted."""
 
     stage: str
     ranges: Mapping[str, list[tuple[int, int]]]
 
     def find(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
-        """A file with the bytes of this range, and where in the pack it begins."""
+        """A file with the bytes of this range, and the offset in the pack of its first byte."""
         sha256 = index.packs[wanted.pack].object.sha256
         for start, end in self.ranges.get(sha256, ()):
             if start <= wanted.start and wanted.end <= end:
@@ -42,15 +42,15 @@ class Staged:
         return None
 
 
-class Objects:
-    """What a site has.
+class SiteClient:
+    """Fetches the pointer, objects and ranges of one site.
 
-    Requests are made for just what is wanted, and are not split under way: what a server has sent beyond the split by
-    then is lost, which on a fast link was a fifth of all bytes.
+    Objects and ranges are not split into segments: what a server has sent past a split point by then is lost, which on
+    a fast link was a fifth of all bytes.
 
     Attributes:
-        url: of the site, with a slash at its end.
-        latency_s: how long the pointer took to come; a guess where it was not asked for.
+        url: of the site, with a trailing slash.
+        latency_s: how long the pointer took to fetch; a guess before that.
     """
 
     def __init__(self, fetcher: Fetcher, url: str) -> None:
@@ -59,14 +59,14 @@ class Objects:
         self._fetcher = fetcher
 
     def pointer(self, before: tuple[Pointer, Version] | None = None) -> tuple[Pointer, Version]:
-        """The pointer as it is now, and what the origin calls this version of it.
+        """The current pointer, and its validators.
 
         Args:
-            before: the same of an earlier one, for where the stage has none, or can't keep its version with it.
+            before: an earlier pointer and its validators, in case none is staged.
         """
         known = before[1] if before else None
-        (found,) = self._fetcher.get([Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES,
-                                              known=known)])  # fmt: skip
+        request = Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
+        (found,) = self._fetcher.get([request])
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
@@ -78,35 +78,37 @@ class Objects:
             raise
 
     def get(self, refs: Iterable[ObjectRef]) -> list[str]:
-        """Paths of these objects, verified."""
+        """The paths of these objects, fetched and verified."""
         wanted = list(refs)
-        unique = {ref.sha256: ref for ref in wanted}.values()
-        self._fetcher.get([Request(self.url + ref.path, ref.sha256, checksum=f"sha256:{ref.sha256}",
-                                   max_bytes=ref.bytes, segments=1) for ref in unique])  # fmt: skip
+        requests = [
+            Request(self.url + ref.path, ref.sha256, checksum=f"sha256:{ref.sha256}", max_bytes=ref.bytes, segments=1)
+            for ref in {ref.sha256: ref for ref in wanted}.values()
+        ]
+        self._fetcher.get(requests)
         return [self._fetcher.path(ref.sha256) for ref in wanted]
 
-    def packed(self, packed: PackedRef) -> bytes:
-        """What a compressed object holds."""
+    def get_packed(self, packed: PackedRef) -> bytes:
+        """The decompressed bytes of an object."""
         (path,) = self.get([packed.object])
         with open(path, "rb") as file:
-            return expand(file.read(packed.object.bytes + 1), packed.size)
+            return decompress(file.read(packed.object.bytes + 1), packed.size)
 
-    def lacks(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
-        """Those of the objects that are not in the stage."""
+    def not_staged(self, refs: Iterable[ObjectRef]) -> list[ObjectRef]:
+        """Those of the objects that have to be fetched."""
         return [ref for ref in refs if self._size(ref.sha256) != ref.bytes]
 
-    def staged(self) -> Staged:
-        """The ranges that are in the stage now."""
+    def staged_ranges(self) -> StagedRanges:
+        """The ranges that are staged now."""
         found: dict[str, list[tuple[int, int]]] = {}
         for name in os.listdir(self._fetcher.stage):
             match = _RANGE.fullmatch(name)
             if match and self._size(name) == int(match[3]) - int(match[2]):
                 found.setdefault(match[1], []).append((int(match[2]), int(match[3])))
-        return Staged(self._fetcher.stage, found)
+        return StagedRanges(self._fetcher.stage, found)
 
-    def fetch_ranges(self, index: Index, ranges: Iterable[PackRange]) -> Staged:
-        """Have all of these in the stage; nothing says yet that their bytes are right."""
-        staged = self.staged()
+    def fetch_ranges(self, index: Index, ranges: Iterable[PackRange]) -> StagedRanges:
+        """Fetch these ranges; their bytes are not verified yet."""
+        staged = self.staged_ranges()
         requests = []
         for each in ranges:
             if staged.find(index, each) is None:
@@ -114,7 +116,7 @@ class Objects:
                 name = _range_name(ref.sha256, each.start, each.end)
                 requests.append(Request(self.url + ref.path, name, byte_range=(each.start, each.end), segments=1))
         self._fetcher.get(requests)
-        return self.staged()
+        return self.staged_ranges()
 
     def _size(self, name: str) -> int | None:
         with contextlib.suppress(FileNotFoundError):

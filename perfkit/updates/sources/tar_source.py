@@ -1,83 +1,84 @@
-"""A tar archive, compressed or not: fetched as one file, which can be resumed, and read once, forwards."""
+"""A tar archive, compressed or not: downloaded as one file, which can be resumed, and read once from start to end."""
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
 import os
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterator, Set
 
-from perfkit.archives.members import Member, Selection, refresh
+from perfkit.archives.members import Member, Selection, stage_if_changed
 from perfkit.archives.tar import Content, read_members
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.updates.planner import Held
-from perfkit.updates.source_types import Kind
-from perfkit.updates.sources import Where
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.archive_source import ArchiveSource
-from perfkit.updates.sources.remote_file import Origin
-from perfkit.updates.staging import Assembly
+from perfkit.updates.sources.remote_file import RemoteFile
+from perfkit.updates.staging import StagingArea
 
 __all__ = ["TarSource"]
 
-_SMALL_BYTES = 1 << 20  # members up to this size are held in memory until their digest is known
+_SMALL_BYTES = 1 << 20  # members up to this size are kept in memory until their digest is known
 
 
 class TarSource(ArchiveSource):
-    """One version of a tar archive. See `Source` for what the methods do."""
+    """One version of a tar archive. See `Source` for the methods."""
 
-    kind = Kind.TAR
+    type = SourceType.TAR
 
-    def __init__(self, origin: Origin, selection: Selection) -> None:
-        super().__init__(origin, selection)
+    def __init__(self, archive: RemoteFile, selection: Selection) -> None:
+        super().__init__(archive, selection)
         self._routes: tuple[str, ...] = ()
 
-    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        with self._archive(assembly) as members:
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        with self._members(staging) as members:
             entries = []
             for member, content in members:
-                there = held.get(member.name)
-                digest = _digest(member, content, there, where, assembly)
+                digest = _digest(member, content, local, staging)
                 entries.append(Entry(member.name, member.size, digest, member.executable))
         return Manifest.of(entries)
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
         if names:
-            with self._archive(assembly) as members:
+            with self._members(staging) as members:
                 for member, content in members:
                     if member.name in names:
-                        assembly.add(content)
+                        staging.add(content)
         return self._routes
 
     @contextlib.contextmanager
-    def _archive(self, assembly: Assembly) -> Iterator[Iterator[tuple[Member, Content]]]:
-        """The wanted members. A damaged archive is removed from the stage, and fetched anew the next time."""
-        path = self._origin.whole()
+    def _members(self, staging: StagingArea) -> Iterator[Iterator[tuple[Member, Content]]]:
+        """The wanted members. A damaged archive is deleted, so that the next sync downloads it again."""
+        path = self._archive.whole()
         self._routes = ("tar",)
         try:
             with open(path, "rb", buffering=0) as source:
                 yield read_members(source, selection=self._selection)
         except (ManifestError, UnsafePathError):
-            assembly.forget_parts()
+            staging.discard_partial()
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)
             raise
 
 
-def _digest(member: Member, content: Content, held: Held | None, where: Where, assembly: Assembly) -> bytes:
-    """The SHA-256 of a member, which is in the assembly then unless the tree has it under this name."""
+def _digest(member: Member, content: Content, local: LocalTree, staging: StagingArea) -> bytes:
+    """The SHA-256 of a member; its content is staged unless the tree has it under the same name."""
+    existing = local.get(member.name)
     if member.size <= _SMALL_BYTES:
         data = b"".join(content)
         digest = hashlib.sha256(data).digest()
-        if held is None or held.sha256 != digest:
-            assembly.add((data,))
+        if existing is None or existing.sha256 != digest:
+            staging.add((data,))
         return digest
-    path = where(held.sha256) if held is not None and held.sha256 and held.size == member.size else None
+    path = None
+    if existing is not None and existing.sha256 and existing.size == member.size:
+        path = local.path_of_blob(existing.sha256)
     with contextlib.ExitStack() as stack:
         old = None if path is None else stack.enter_context(open(path, "rb", buffering=0))
-        result = refresh(member, content, old, assembly.begin)
+        result = stage_if_changed(member, content, old, staging.create)
     digest = bytes.fromhex(result.sha256)
     if result.changed:
-        assembly.end(digest)
+        staging.finish(digest)
     return digest

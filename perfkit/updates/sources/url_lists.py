@@ -1,4 +1,4 @@
-"""Lists of files to have: plain lines, as `perfkit get -i` reads them, and Metalink 4 (RFC 5854)."""
+"""Parse lists of files: plain lines, as `perfkit get -i` reads them, and Metalink 4 (RFC 5854)."""
 
 from __future__ import annotations
 
@@ -13,34 +13,34 @@ from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
 
-__all__ = ["LIST_BYTES", "Listed", "parse_metalink", "parse_urls"]
+__all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
 
-LIST_BYTES = 64 << 20  # the longest list that is read
+LIST_BYTES = 64 << 20  # of the largest list that is read
 _FILES = 200_000
 _DEPTH = 32  # of XML elements
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
-_HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, the best first
-_LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the first, without one a URL is the last
+_HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, strongest first
+_LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the highest; the default is the lowest
 
 
 @dataclass(frozen=True, slots=True)
-class Listed:
-    """A file of a list. The request always has a name, one that is safe and that no other file of the list has."""
+class ListedFile:
+    """A file of a list. Its request has the same name, which is safe and unique in the list."""
 
     request: Request
     name: str
-    size: int | None = None  # bytes, if the list says
+    size: int | None = None  # bytes; None: not listed
 
 
-def parse_urls(text: str, *, base: str | None = None) -> list[Listed]:
-    """The files of a list of lines. Without a name in its line, a file has the last segment of its URL's path.
+def parse_urls(text: str, *, base: str | None = None) -> list[ListedFile]:
+    """The files of a list with a URL a line. The default name is the last path segment of the URL.
 
     Args:
-        base: the URL of the list, for lines that are relative to it.
+        base: the URL of the list, to resolve relative URLs.
 
     Raises:
-        ManifestError: a line is not of that form, or names no http or https URL; too many lines.
-        UnsafePathError: a name leads outside, or two names can't stand in one tree.
+        ManifestError: a line is malformed, or its URL is not http or https; too many lines.
+        UnsafePathError: a name leads outside the tree, or two names collide.
     """
     listed = []
     for number, line in enumerate(text.splitlines(), 1):
@@ -53,38 +53,38 @@ def parse_urls(text: str, *, base: str | None = None) -> list[Listed]:
             raise ManifestError(f"line {number} of the list of URLs: {error}") from error
         name = name or safe_basename(request.url_name)
         if name is None:
-            raise ManifestError(f"line {number} of the list of URLs: {url!r} names no file; write a name after a tab")
+            raise ManifestError(f"line {number} of the list of URLs: {url!r} ends in no file name; add one after a tab")
         listed.append(_listed(request, name, None))
     return _checked(listed)
 
 
-def _listed(request: Request, name: str, size: int | None) -> Listed:
-    return Listed(Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors), name, size)
+def _listed(request: Request, name: str, size: int | None) -> ListedFile:
+    return ListedFile(Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors), name, size)
 
 
-def _checked(listed: list[Listed]) -> list[Listed]:
+def _checked(listed: list[ListedFile]) -> list[ListedFile]:
     if not listed:
-        raise ManifestError("the list has no files")
+        raise ManifestError("the list is empty")
     if len(listed) > _FILES:
         raise ManifestError(f"the list has more than {_FILES} files")
     check_names(each.name for each in listed)
     return listed
 
 
-def parse_metalink(data: bytes) -> list[Listed]:
-    """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its best hash.
+def parse_metalink(data: bytes) -> list[ListedFile]:
+    """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash.
 
     Raises:
-        ManifestError: not well-formed, not Metalink 4, or with a document type or too many elements; a file without a
-            usable URL; a size or a hash that can't be.
-        UnsafePathError: a name leads outside, or two names can't stand in one tree.
+        ManifestError: not well-formed, not Metalink 4, or with a document type or too many elements; a file without an
+            http or https URL; an invalid size or hash.
+        UnsafePathError: a name leads outside the tree, or two names collide.
     """
     builder = _Builder()
     parser = ElementTree.XMLParser(target=builder)
     try:
         parser.feed(data)
         root = parser.close()
-    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an encoding that isn't known
+    except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise ManifestError(f"the Metalink document is not well-formed: {error}") from error
     if root.tag != f"{_NAMESPACE}metalink":
         raise ManifestError(f"not a Metalink 4 document (RFC 5854): its root is {root.tag!r}")
@@ -92,14 +92,14 @@ def parse_metalink(data: bytes) -> list[Listed]:
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds no more than a Metalink document can need, and no entities."""
+    """Builds the elements of a Metalink document: no entities, and limited in depth and number."""
 
     def __init__(self) -> None:
         super().__init__()
         self._depth = self._count = 0
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
-        raise ManifestError("the Metalink document has a document type; it may define entities, and is refused")
+        raise ManifestError("the Metalink document has a document type, which may define entities; remove the DOCTYPE")
 
     def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
         self._depth += 1
@@ -113,13 +113,13 @@ class _Builder(ElementTree.TreeBuilder):
         return super().end(tag)
 
 
-def _parse_file(element: ElementTree.Element) -> Listed:
+def _parse_file(element: ElementTree.Element) -> ListedFile:
     name = element.get("name", "")
     mirrors = []
-    for place in element.iterfind(f"{_NAMESPACE}url"):
-        url = (place.text or "").strip()
-        if re.match("https?://", url, re.IGNORECASE):  # others, such as ftp, may be there too
-            priority = place.get("priority", _LAST_PRIORITY)
+    for tag in element.iterfind(f"{_NAMESPACE}url"):
+        url = (tag.text or "").strip()
+        if re.match("https?://", url, re.IGNORECASE):  # others, such as ftp, are allowed and ignored
+            priority = tag.get("priority", _LAST_PRIORITY)
             mirrors.append((_integer(priority, f"priority of a URL of {name!r}"), url))
     urls = [url for _, url in sorted(mirrors, key=lambda mirror: mirror[0])]
     if not urls:
@@ -134,7 +134,7 @@ def _parse_file(element: ElementTree.Element) -> Listed:
 
 def _best_hash(element: ElementTree.Element) -> str | None:
     found = {each.get("type", "").lower(): (each.text or "").strip() for each in element.iterfind(f"{_NAMESPACE}hash")}
-    return next((f"{kind}:{found[kind]}" for kind in _HASHES if kind in found), None)
+    return next((f"{name}:{found[name]}" for name in _HASHES if name in found), None)
 
 
 def _integer(text: str, what: str) -> int:

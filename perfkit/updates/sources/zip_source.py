@@ -1,93 +1,86 @@
-"""A zip archive on any web server: its central directory, and the members that differ, by ranges."""
+"""A zip archive on any web server: its central directory, and the members that differ, by range requests."""
 
 from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Set
 
 from perfkit.archives.members import Selection
-from perfkit.archives.zip import (
-    FetchRange,
-    ZipMember,
-    is_current,
-    plan_ranges,
-    read_directory,
-    read_members,
-)
+from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_members
+from perfkit.archives.zip_directory import ZipMember, read_directory
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
-from perfkit.updates.planner import Held
-from perfkit.updates.source_types import Kind
-from perfkit.updates.sources import Where
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.archive_source import ArchiveSource
-from perfkit.updates.sources.remote_file import Origin
-from perfkit.updates.staging import Assembly
+from perfkit.updates.sources.remote_file import RemoteFile
+from perfkit.updates.staging import StagingArea
 
 __all__ = ["ZipSource"]
 
-_GAP_BYTES = 64 << 10  # what is rather fetched than stepped over; `coalesce` bounds the sum
-_MOST = 0.8  # of an archive: whoever wants more of it takes all
+_GAP_BYTES = 64 << 10  # shorter gaps between members are fetched too; `coalesce` limits their sum
+_WHOLE_FROM = 0.8  # of the archive: where more is wanted, all of it is downloaded
 
 
 class ZipSource(ArchiveSource):
-    """One version of a zip archive. See `Source` for what the methods do.
+    """One version of a zip archive. See `Source` for the methods.
 
-    The CRC-32 of each installed file is kept in the tree, in the order of the manifest: with name and size it tells
-    which members are there already, and no file is read for it.
+    The CRC-32 of each installed file is recorded in the tree, in the order of the manifest: together with the size it
+    tells which members are installed already, without reading a file.
     """
 
-    kind = Kind.ZIP
+    type = SourceType.ZIP
 
-    def __init__(self, origin: Origin, selection: Selection, installed: Installed) -> None:
-        super().__init__(origin, selection)
+    def __init__(self, archive: RemoteFile, selection: Selection, installed: Installed) -> None:
+        super().__init__(archive, selection)
         self._installed = installed
-        self._members: dict[str, ZipMember] | None = None
-        self._sums = str(installed.state.get("crc32", "")) if origin.unchanged else ""
+        self._directory: dict[str, ZipMember] | None = None
+        self._checksums = str(installed.state.get("crc32", "")) if archive.unchanged else ""
         self._routes: list[str] = []
 
     def record(self) -> dict[str, object]:
-        return {**super().record(), "crc32": self._sums}
+        return {**super().record(), "crc32": self._checksums}
 
-    def manifest(self, held: Mapping[str, Held], where: Where, assembly: Assembly) -> Manifest:
-        members = self._directory()
-        installed = self._installed_sums()
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        members = self._members()
+        installed = self._installed_digests()
         digests: dict[str, bytes] = {}
         missing = []
         for name, member in members.items():
-            digest = installed.get((member.size, member.crc32)) or _held_digest(member, held, where)
+            digest = installed.get((member.size, member.crc32)) or _existing_digest(member, local)
             if digest is None:
                 missing.append(member)
             else:
                 digests[name] = digest
-        digests.update(self._read(missing, assembly))
+        digests.update(self._fetch(missing, staging))
         manifest = Manifest.of(Entry(name, each.size, digests[name], each.executable) for name, each in members.items())
-        self._sums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
+        self._checksums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
         return manifest
 
-    def fetch(self, missing: Set[bytes], manifest: Manifest, assembly: Assembly) -> tuple[str, ...]:
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         if missing:
-            members = self._directory()
-            self._read([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], assembly)
+            members = self._members()
+            self._fetch([members[e.name] for e in manifest if e.sha256 in missing and e.name in members], staging)
         return tuple(dict.fromkeys(self._routes))
 
-    def _directory(self) -> dict[str, ZipMember]:
-        if self._members is None:
-            members = read_directory(self._origin.read, self._origin.size, selection=self._selection)
-            self._members = {member.name: member for member in members}
-        return self._members
+    def _members(self) -> dict[str, ZipMember]:
+        if self._directory is None:
+            members = read_directory(self._archive.read, self._archive.size, selection=self._selection)
+            self._directory = {member.name: member for member in members}
+        return self._directory
 
-    def _installed_sums(self) -> dict[tuple[int, int], bytes]:
-        """The SHA-256 of what is installed, by size and CRC-32."""
-        sums = str(self._installed.state.get("crc32", ""))
+    def _installed_digests(self) -> dict[tuple[int, int], bytes]:
+        """The SHA-256 of the installed files, by size and CRC-32."""
+        checksums = str(self._installed.state.get("crc32", ""))
         manifest = self._installed.manifest
-        if self._installed.kind is not Kind.ZIP or len(sums) != 8 * len(manifest):
+        if self._installed.type is not SourceType.ZIP or len(checksums) != 8 * len(manifest):
             return {}
-        return {(entry.size, int(sums[8 * at : 8 * at + 8], 16)): entry.sha256 for at, entry in enumerate(manifest)}
+        return {(e.size, int(checksums[8 * at : 8 * at + 8], 16)): e.sha256 for at, e in enumerate(manifest)}
 
-    def _read(self, members: Iterable[ZipMember], assembly: Assembly) -> dict[str, bytes]:
-        """Fetch these members into the assembly; returns their digests, by name.
+    def _fetch(self, members: Iterable[ZipMember], staging: StagingArea) -> dict[str, bytes]:
+        """Fetch these members into the staging area; returns their digests, by name.
 
         Raises:
             ManifestError: one is damaged.
@@ -97,39 +90,39 @@ class ZipSource(ArchiveSource):
             return {}
         wanted = sum(each.end - each.start for each in ranges)
         paths = None
-        if wanted <= _MOST * self._origin.size:
-            paths = self._origin.try_parts((each.start, each.end) for each in ranges)
+        if wanted <= _WHOLE_FROM * self._archive.size:
+            paths = self._archive.try_parts((each.start, each.end) for each in ranges)
         self._routes.append("zip" if paths is not None else "whole")
         if paths is None:
-            paths = [self._origin.whole()] * len(ranges)
+            paths = [self._archive.whole()] * len(ranges)
         digests = {}
         try:
             for each, path in zip(ranges, paths, strict=True):
                 for member, content in self._contents(each, path):
-                    digests[member.name], _ = assembly.add(content)
+                    digests[member.name], _ = staging.add(content)
         except ManifestError:
-            assembly.forget_parts()
-            for path in set(paths):  # or the next sync would find the same
+            staging.discard_partial()
+            for path in set(paths):  # or the next sync would use them again
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)
             raise
         return digests
 
     def _contents(self, each: FetchRange, path: str) -> Iterator[tuple[ZipMember, Iterator[bytes]]]:
-        with self._origin.open_range(path, each.start) as source:
+        with self._archive.open_range(path, each.start) as source:
             yield from read_members(each, source)
 
 
-def _held_digest(member: ZipMember, held: Mapping[str, Held], where: Where) -> bytes | None:
-    """The SHA-256 of the file under a member's name, if size and CRC-32 say that it is the member."""
-    if member.name not in held:
+def _existing_digest(member: ZipMember, local: LocalTree) -> bytes | None:
+    """The SHA-256 of the file with a member's name, if size and CRC-32 match the member."""
+    if member.name not in local:
         return None
-    there = held[member.name]
-    path = where(there.sha256) if there.sha256 and there.size == member.size else None
+    existing = local[member.name]
+    path = local.path_of_blob(existing.sha256) if existing.sha256 and existing.size == member.size else None
     if path is None:
         return None
     try:
         with open(path, "rb") as file:
-            return there.sha256 if is_current(member, file) else None
+            return existing.sha256 if matches_file(member, file) else None
     except FileNotFoundError as error:
         raise FileChangedError(path, "it was removed while it was compared with the archive") from error

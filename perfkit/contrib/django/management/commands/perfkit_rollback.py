@@ -34,6 +34,6 @@ class Command(BaseCommand):
             version = report.version or "the tree before the first sync"
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
             self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
-            for name in report.as_found:
+            for name in report.restored_with_edits:
                 warning = f"  {name} was restored with local edits; the released content is not kept"
                 self.stdout.write(self.style.WARNING(warning))

@@ -74,7 +74,7 @@ class Command(ToolkitCommand):
             f"{report.bytes_received} bytes received in {report.seconds:.1f} s",
             options,
         )
-        for edited, kept in report.aside.items():
+        for edited, kept in report.saved_as.items():
             self.note(self.style.WARNING(f"  {edited} had local edits, which are kept as {kept}"), options)
         for edited in report.overwritten:
             self.note(self.style.WARNING(f"  {edited} had local edits, which were overwritten"), options)

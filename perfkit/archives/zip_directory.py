@@ -1,0 +1,304 @@
+"""Read the central directory of a zip archive, by ranges from its end.
+
+Format: APPNOTE.TXT 6.3.10 (PKWARE), to which section numbers below refer. The central directory decides which members
+there are; local headers must agree with it.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from perfkit.archives.members import Limits, Member, MemberNames, Selection
+from perfkit.errors import ManifestError
+
+__all__ = [
+    "DEFLATED",
+    "ENCRYPTED",
+    "LOCAL_HEADER",
+    "STORED",
+    "ZipMember",
+    "apply_zip64",
+    "extra_fields",
+    "read_directory",
+]
+
+_END = struct.Struct("<4s4H2LH")  # 4.3.16
+_END_SIGNATURE = b"PK\x05\x06"
+_LOCATOR = struct.Struct("<4sLQL")  # 4.3.15
+_END64 = struct.Struct("<4sQ2H2L4Q")  # 4.3.14
+_CENTRAL = struct.Struct("<4s6H3L5H2L")  # 4.3.12
+LOCAL_HEADER = struct.Struct("<4s5H3L2H")  # 4.3.7
+
+_TAIL_BYTES = 64 << 10  # searched first for the end record; most central directories are in it, too
+_COMMENT_BYTES = 0xFFFF  # maximum of an archive comment, and of an extra field
+_DIRECTORY_BYTES = 32 << 20
+_DESCRIPTOR_BYTES = 24  # maximum of a data descriptor, 4.3.9
+
+STORED, DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
+ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13  # 4.4.4
+_UTF8 = 1 << 11
+_UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
+
+ReadRange = Callable[[int, int], bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class ZipMember(Member):
+    """A regular file in a zip archive, all of which is between `start` and `end`."""
+
+    crc32: int
+    method: int
+    packed: int  # compressed bytes
+    start: int  # of the local header
+    end: int
+    raw_name: bytes  # as the local header must have it
+
+
+@dataclass(frozen=True, slots=True)
+class _Directory:
+    """Where the central directory is."""
+
+    start: int
+    end: int
+    count: int
+    shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
+
+
+def read_directory(
+    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
+) -> list[ZipMember]:
+    """The wanted files of an archive of `size` bytes, in the order of their offsets.
+
+    One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
+
+    Args:
+        read_range: returns the bytes from start (inclusive) to end (exclusive).
+
+    Raises:
+        ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
+            encrypted, a link, a duplicate, or compressed by another method than deflate or zstd.
+        UnsafePathError: a name leads outside the tree, or collides with another.
+        Anything that `read_range` raises.
+    """
+    limits = limits or Limits()
+    tail = _Tail(read_range, size)
+    directory = _find_directory(tail)
+    if directory.count > limits.members:
+        raise ManifestError(f"the archive has more than {limits.members} members")
+    data = tail.read(directory.start, directory.end)
+    return _parse_directory(data, directory, MemberNames(selection or Selection(), limits), limits, size)
+
+
+class _Tail:
+    """The end of an archive, as far as it has been read. Nothing is read twice."""
+
+    def __init__(self, read_range: ReadRange, size: int) -> None:
+        self._read_range = read_range
+        self._size = size
+        self._data = b""
+
+    @property
+    def size(self) -> int:
+        return self._size
+
+    def read(self, start: int, end: int) -> bytes:
+        begins = self._size - len(self._data)
+        if start < begins:
+            more = self._read_range(start, begins)
+            if len(more) != begins - start:
+                raise ManifestError(f"the zip archive has {len(more)} of {begins - start} bytes at {start}")
+            self._data = more + self._data
+            begins = start
+        return self._data[start - begins : end - begins]
+
+
+def _find_directory(tail: _Tail) -> _Directory:
+    """Find the central directory, by the end records."""
+    for reach in (_TAIL_BYTES, _END.size + _COMMENT_BYTES):
+        begins = max(0, tail.size - reach)
+        data = tail.read(begins, tail.size)
+        at = data.rfind(_END_SIGNATURE)
+        while at >= 0:
+            if len(data) - at >= _END.size:
+                fields = _END.unpack_from(data, at)
+                if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
+                    return _locate_directory(tail, begins + at, fields)
+            at = data.rfind(_END_SIGNATURE, 0, at)
+    raise ManifestError("not a zip archive, or truncated: it has no end of central directory record")
+
+
+def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _Directory:
+    disk, directory_disk, here, count, length, offset = fields[1:7]
+    if 0xFFFF in (disk, directory_disk, here, count) or 0xFFFFFFFF in (length, offset):
+        at = position - _LOCATOR.size
+        if at >= 0 and (locator := tail.read(at, position)).startswith(b"PK\x06\x07"):
+            position, fields = _read_end64(tail, at, _LOCATOR.unpack(locator)[2])
+            disk, directory_disk, here, count, length, offset = fields[4:10]
+    if disk or directory_disk or here != count:
+        raise ManifestError("the zip archive is split over several files")
+    start = position - length
+    shift = start - offset
+    if start < 0 or shift < 0 or length > _DIRECTORY_BYTES or count * _CENTRAL.size > length:
+        raise ManifestError(f"the zip archive has an impossible central directory: {count} members in {length} bytes")
+    return _Directory(start, position, count, shift)
+
+
+def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int, ...]]:
+    """The position and the fields of the Zip64 end record: right before its locator, or where the locator points."""
+    for at in (locator - _END64.size, offset):
+        if 0 <= at <= locator - _END64.size and locator - at <= _COMMENT_BYTES:
+            fields = _END64.unpack(tail.read(at, at + _END64.size))
+            if fields[0] == b"PK\x06\x06" and at + 12 + fields[1] == locator:
+                return at, fields
+    raise ManifestError("the zip archive has no Zip64 end record where its locator points")
+
+
+def _parse_directory(
+    data: bytes, directory: _Directory, names: MemberNames, limits: Limits, size: int
+) -> list[ZipMember]:
+    entries = list(_parse_entries(data, directory))
+    entries.sort(key=lambda entry: entry.start)
+    ends = [*(entry.start for entry in entries), directory.start][1:]
+    members = []
+    for entry, end in zip(entries, ends, strict=True):
+        if entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed > end:
+            raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
+        if (name := names.admit(entry.name, kind=entry.kind)) is None:
+            continue
+        if entry.flags & ENCRYPTED:
+            raise ManifestError(f"member {entry.name!r} of the zip archive is encrypted")
+        if entry.method not in (STORED, DEFLATED, _ZSTD):
+            raise ManifestError(f"member {entry.name!r} is compressed by method {entry.method}, not deflate or zstd")
+        if entry.method == STORED and entry.packed != entry.size:
+            raise ManifestError(f"member {entry.name!r} is stored, but has two sizes: {entry.packed} and {entry.size}")
+        # the local header may have a longer extra field than this one, and a data descriptor may follow
+        reach = (
+            entry.start + LOCAL_HEADER.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
+        )
+        members.append(
+            ZipMember(
+                name,
+                entry.size,
+                entry.executable,
+                entry.crc32,
+                entry.method,
+                entry.packed,
+                entry.start,
+                min(end, reach),
+                entry.raw_name,
+            )
+        )
+    names.close()
+    limits.check_ratio(sum(member.size for member in members), size)
+    return members
+
+
+@dataclass(frozen=True, slots=True)
+class _Entry:
+    """A record of the central directory."""
+
+    name: str
+    raw_name: bytes
+    kind: str
+    executable: bool
+    flags: int
+    method: int
+    crc32: int
+    packed: int
+    size: int
+    start: int
+
+
+def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
+    position = 0
+    for _ in range(directory.count):
+        if len(data) - position < _CENTRAL.size:
+            raise ManifestError("the central directory of the zip archive is truncated")
+        (
+            signature,
+            made_by,
+            _,
+            flags,
+            method,
+            _,
+            _,
+            crc,
+            packed,
+            size,
+            name_length,
+            extra_length,
+            comment_length,
+            disk,
+            _,
+            attributes,
+            start,
+        ) = _CENTRAL.unpack_from(data, position)
+        position += _CENTRAL.size
+        raw_name = data[position : position + name_length]
+        extra = data[position + name_length : position + name_length + extra_length]
+        position += name_length + extra_length + comment_length
+        if signature != b"PK\x01\x02" or position > len(data):
+            raise ManifestError("the central directory of the zip archive is damaged")
+        fields = extra_fields(extra)
+        size, packed, start, disk = apply_zip64((size, packed, start, disk), fields.get(0x0001, b""))
+        if disk:
+            raise ManifestError("the zip archive is split over several files")
+        name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
+        mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
+        yield _Entry(
+            name,
+            raw_name,
+            _kind(name, mode),
+            bool(mode & 0o100),
+            flags,
+            method,
+            crc,
+            packed,
+            size,
+            start + directory.shift,
+        )
+    if position != len(data) and not data.startswith(b"PK\x05\x05", position):  # 4.3.13, a digital signature
+        raise ManifestError("the central directory of the zip archive is followed by other data")
+
+
+def extra_fields(extra: bytes) -> dict[int, bytes]:
+    """By header ID. Some writers add padding, which is ignored."""
+    fields: dict[int, bytes] = {}
+    position = 0
+    while position + 4 <= len(extra):
+        identifier, length = struct.unpack_from("<2H", extra, position)
+        fields.setdefault(identifier, extra[position + 4 : position + 4 + length])
+        position += 4 + length
+    return fields
+
+
+def apply_zip64(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int]:
+    """Size, packed size, offset and disk, where all ones are replaced from the Zip64 field (4.5.3)."""
+    for value, unset, width in zip(values, (0xFFFFFFFF, 0xFFFFFFFF, 0xFFFFFFFF, 0xFFFF), (8, 8, 8, 4), strict=True):
+        if value == unset and extra:
+            if len(extra) < width:
+                raise ManifestError("the zip archive has a Zip64 field that is too short")
+            value, extra = int.from_bytes(extra[:width], "little"), extra[width:]
+        yield value
+
+
+def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
+    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D)."""
+    try:
+        if flags & _UTF8:
+            return raw.decode()
+        if len(unicode_path) > 5 and unicode_path[:5] == b"\x01" + zlib.crc32(raw).to_bytes(4, "little"):
+            return unicode_path[5:].decode()
+    except UnicodeDecodeError as error:
+        raise ManifestError(f"the zip archive has a name that is not UTF-8: {raw!r}") from error
+    return raw.decode("cp437")
+
+
+def _kind(name: str, mode: int) -> str:
+    if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
+        return "a symbolic link" if stat.S_ISLNK(mode) else "a device or another special file"
+    return "directory" if name.endswith("/") or stat.S_ISDIR(mode) else "file"
