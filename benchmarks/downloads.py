@@ -444,7 +444,9 @@ def main() -> int:
         nginx = Nginx(site.root, directory / "nginx", limit="8m")
         bench = Bench(directory, without=("PERFKIT_", "PARFIVE_"))
         with nginx, bench:
-            rows = Downloads(directory, bench, nginx, site, report, arguments.pairs, arguments.against, arguments.before)
+            rows = Downloads(
+                directory, bench, nginx, site, report, arguments.pairs, arguments.against, arguments.before
+            )
             for name in arguments.only:
                 rows.rows[name](name)
     print(report.table())
