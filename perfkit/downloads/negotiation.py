@@ -2,35 +2,35 @@
 
 from __future__ import annotations
 
+import datetime
 import enum
 from dataclasses import dataclass
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
 from perfkit.downloads.http.semantics import (
+    RANGE_REFUSALS,
     Answer,
     Headers,
     Validator,
     Verdict,
     Version,
+    as_stored,
     judge,
     judge_part,
+    lasting_version_of,
     parse_repr_digest,
     validator_of,
     version_of,
 )
 from perfkit.downloads.http.transport import Response
-from perfkit.downloads.partial_file import Origin, PartialFile
+from perfkit.downloads.partial_file import ChangedError, Origin, PartialFile
 from perfkit.downloads.segments import Runner
 from perfkit.errors import HTTPStatusError, TransferError
 
-__all__ = ["ChangedError", "Step", "Wanted", "adopt", "interpret", "next_step", "request_headers", "span_of"]
+__all__ = ["ByteRange", "Step", "Wanted", "adopt", "asked_range", "interpret", "next_step", "request_headers"]
 
 
-Span = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
-
-
-class ChangedError(Exception):
-    """The file at the origin is another version than the one that the partial file was begun with."""
+ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
 
 
 class Step(enum.Enum):
@@ -38,9 +38,13 @@ class Step(enum.Enum):
 
     READ = enum.auto()  # its body belongs into the partial file
     READ_WHOLE = enum.auto()  # a range was asked for, and its body is the whole file
-    ASK_UNRANGED = enum.auto()  # leave the body, and ask for the file again, without a range
+    NO_RANGES = (
+        enum.auto()
+    )  # the range cannot be had, or cannot be trusted: leave the body, do without ranges
+    UNCONDITIONALLY = enum.auto()  # leave the body, and ask again without a condition
     UNCHANGED = enum.auto()  # the local file is current
     EMPTY = enum.auto()  # the file has no bytes
+    REFUSED = enum.auto()  # an error status
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,11 +62,26 @@ class Wanted:
     checksum: Checksum | None
 
 
-def request_headers(partial: PartialFile, span: Span, wanted: Wanted) -> dict[str, str]:
+def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
+    """The bytes that a runner is to ask for, counted in the resource; None: the whole file, by a GET without Range.
+
+    The first request for a whole file has no Range: shared caches then store its answer, conditions are answered
+    rightly, and servers that refuse ranges serve it. The runner's own range may shrink while it waits for the answer.
+    """
+    start, end = runner.position, runner.segment.end
+    if partial.part is not None:
+        first = partial.part[0]  # the only place where positions of a part's file are not those of the resource
+        return start + first, None if end is None else end + first
+    if not partial.ranges or not (partial.settled or partial.resumed_bytes):
+        return None
+    return start, None if end == partial.map.size else end
+
+
+def request_headers(partial: PartialFile, asked: ByteRange | None, wanted: Wanted) -> dict[str, str]:
     """Range and conditions of a request (RFC 9110 sections 13 and 14)."""
     headers = dict(_conditions(partial, wanted))
-    if partial.ranges:
-        start, end = span
+    if asked is not None:
+        start, end = asked
         headers["Range"] = f"bytes={start}-" if end is None else f"bytes={start}-{end - 1}"
     return headers
 
@@ -77,53 +96,61 @@ def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
     return wanted.known.condition
 
 
-def span_of(partial: PartialFile, runner: Runner) -> Span:
-    """What a runner is to ask for now; its range may shrink while it waits for the answer."""
-    start, end = runner.position, runner.segment.end
-    if partial.part is None:
-        return start, None if end == partial.map.size else end
-    first = partial.part[0]  # the only place where positions of a part's file are not those of the resource
-    return start + first, None if end is None else end + first
-
-
-def interpret(response: Response, partial: PartialFile, span: Span) -> Answer:
-    """The verdict on the answer to a request for these bytes, with positions counted in the partial file."""
-    start, end = span
-    status, headers = response.status, response.headers
-    answer = judge(status, headers, start=start, end=end, total=partial.total, ranged=partial.ranges)
+def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
+    """The verdict on an answer, with positions counted in the partial file."""
+    start, end = asked or (0, None)
+    status, headers = response.status, as_stored(response.headers, url)
+    answer = judge(status, headers, start=start, end=end, total=partial.total, ranged=asked is not None)
     return answer if partial.part is None else judge_part(answer, status, partial.part)
 
 
-def next_step(url: str, response: Response, answer: Answer, partial: PartialFile, wanted: Wanted) -> Step:
-    """Decide what a good answer is for.
+def next_step(
+    url: str, response: Response, answer: Answer, partial: PartialFile, asked: ByteRange | None, wanted: Wanted
+) -> Step:
+    """Decide what an answer is for.
 
     Raises:
         ChangedError: it is of another version.
         TransferError: it cannot be used.
     """
-    verdict, status = answer.verdict, response.status
+    verdict, status, headers = answer.verdict, response.status, response.headers
+    ranged = asked is not None and partial.part is None
     if verdict is Verdict.CURRENT and wanted.known and not partial.settled:
-        return Step.UNCHANGED
-    if verdict in (Verdict.UNRANGED, Verdict.CODED) and partial.ranges:
-        return Step.ASK_UNRANGED
+        return Step.UNCONDITIONALLY if wanted.known.differs(headers) else Step.UNCHANGED
     if verdict is Verdict.EMPTY and not partial.settled:
         return Step.EMPTY
-    if verdict is Verdict.CHANGED:
-        raise ChangedError(answer.reason)
-    if wanted.only.differs(response.headers):
-        raise ChangedError("its validator is another one now")
+    if verdict is Verdict.CHANGED or wanted.only.differs(headers):
+        raise ChangedError(answer.reason or "its validator is another one now")
     if verdict is Verdict.NO_RANGE:
         _raise_no_range(url, response, answer, partial)
+    if ranged and (verdict is not Verdict.BODY if verdict is not Verdict.STATUS else status in RANGE_REFUSALS):
+        return Step.NO_RANGES  # whatever is wrong with the range: one plain GET decides
+    if verdict is Verdict.STATUS:
+        return Step.REFUSED
     if verdict is Verdict.CODED and wanted.checksum is None:
         raise TransferError(url, f"{answer.reason}; only a checksum could tell whether it is right")
     if verdict not in (Verdict.BODY, Verdict.CODED):
         raise TransferError(url, answer.reason or f"unexpected HTTP status {status}", transient=True)
-    if partial.validator.differs(response.headers) and (partial.settled or status == 206):
+    if status == 206:
+        return _step_of_range(answer, headers, partial, wanted)
+    if not ranged:
+        return Step.READ
+    same = partial.validator.is_shown_by(headers) and not partial.version.differs(headers)
+    if same and answer.total is not None and answer.total != partial.total:
+        return Step.NO_RANGES  # a slice with status 200: a file of one version has one size
+    if partial.settled and not same:
         raise ChangedError("its validator is another one now")
-    if status == 200 and partial.ranges:
-        return Step.READ_WHOLE
-    if status == 206 and answer.total is None and partial.map.size is None:
-        return Step.ASK_UNRANGED  # without a total nothing tells where the file ends
+    return Step.READ_WHOLE
+
+
+def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wanted: Wanted) -> Step:
+    if partial.version.differs(headers):
+        raise ChangedError("its validator is another one now")
+    if answer.total is None and partial.map.size is None:
+        return Step.NO_RANGES  # without a total nothing tells where the file ends
+    known = partial.validator or wanted.only
+    if known and not known.is_shown_by(headers) and wanted.checksum is None and partial.part is None:
+        return Step.NO_RANGES  # nothing proves that it is of this version
     return Step.READ
 
 
@@ -141,14 +168,15 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     Args:
         checksum: the caller's; a `Repr-Digest` (RFC 9530) is checked as well.
     """
-    version = version_of(headers)
+    now = datetime.datetime.now(datetime.UTC)
     partial.total = answer.total if partial.total is None else partial.total
     size = partial.total if partial.part is None else partial.map.size
-    partial.validator = validator_of(headers)
+    partial.version, partial.validator = version_of(headers), validator_of(headers, now=now)
+    partial.ranges = partial.ranges and headers.get("accept-ranges", "").strip().lower() != "none"
     checksums = [checksum] if checksum else []
     if partial.part is None:
-        if version:
-            partial.origin = Origin(url, version.etag, version.last_modified, size or 0, 0)
+        if lasting := lasting_version_of(headers, now=now):
+            partial.origin = Origin(url, lasting.etag, lasting.last_modified, size or 0, 0)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

@@ -27,15 +27,16 @@ from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 
-__all__ = ["Origin", "PartialFile", "part_path", "read_origin"]
+__all__ = ["ChangedError", "Origin", "PartialFile", "part_path", "read_origin"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 1
+_FORMAT = 2
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _ORIGIN_ATTRIBUTE = "user.perfkit.origin"
 _NAME_MAX = 255
+_COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
 _HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
@@ -87,6 +88,10 @@ def read_origin(path: str, url: str) -> Origin | None:
     return origin if same else None
 
 
+class ChangedError(Exception):
+    """The file at the origin is another version than the one that the partial file was begun with."""
+
+
 class PartialFile:
     """The partial file of one version, with the map of what it holds."""
 
@@ -97,11 +102,14 @@ class PartialFile:
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
-        self.validator = Validator()
+        self.version = Version()  # as the origin named it
+        self.validator = Validator()  # what of that proves it
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
+        self.ranges_proven = False  # it has answered with one
+        self._compared: Range | None = None  # what an earlier run left there has to be the same as what is fetched
         self.resumed_bytes = 0
         self.mixed = False  # some bytes came from an earlier run or another server
         self.retired = False
@@ -144,6 +152,7 @@ class PartialFile:
         validator = Validator()
         if journal["url"] == self.url:
             validator = Validator(journal["etag"], journal["last_modified"])
+            self.version = Version(*journal["version"])
         if not (validator or same_sum):
             raise ValueError("no validator or checksum tells whether the file at the origin is still the same")
         size = int(journal["size"])
@@ -153,8 +162,14 @@ class PartialFile:
         present = os.fstat(self.descriptor).st_size
         if not _are_ranges(done, min(size, present)):
             raise ValueError("the journal does not fit the partial file")
-        if done == [(0, size)]:
-            done = [(0, size - 1)] if size > 1 else []  # one byte is fetched again, to learn whether the rest is valid
+        if done:
+            # The end of the first range is fetched again and compared: another version may have the same size, date and
+            # ETag (reproducible builds, `rsync -t`, an ETag made of the second).
+            start, end = done[0]
+            self._compared = max(start, end - _COMPARED_BYTES), end
+            done[:1] = [(start, self._compared[0])] if self._compared[0] > start else []
+        if sum(end - start for start, end in done) < _COMPARED_BYTES:
+            raise ValueError("too little is left to be worth a comparison")
         self.validator = validator
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
@@ -204,11 +219,21 @@ class PartialFile:
         """Write bytes at their position.
 
         Raises:
+            ChangedError: an earlier run has left other bytes there, so that none of its bytes can be used.
             OSError: such as ENOSPC or EIO.
         """
+        if self._compared is not None:
+            self._compare(data, position, *self._compared)
         while data:
             count = os.pwrite(self.descriptor, data, position)
             data, position = data[count:], position + count
+
+    def _compare(self, data: memoryview, position: int, start: int, end: int) -> None:
+        first, last = max(position, start), min(position + len(data), end)
+        if first < last:
+            fetched = data[first - position : last - position]
+            if os.pread(self.descriptor, last - first, first) != fetched:
+                raise ChangedError("its bytes differ from those that an earlier run left")
 
     @property
     def resumable(self) -> bool:
@@ -217,7 +242,8 @@ class PartialFile:
 
     def change_source(self, url: str) -> None:
         """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
-        self.url, self.validator, self.settled = url, Validator(), False
+        self.url, self.version, self.validator, self.settled = url, Version(), Validator(), False
+        self.ranges_proven = False
         self.mixed = self.descriptor >= 0
 
     def save_if_due(self) -> None:
@@ -247,6 +273,7 @@ class PartialFile:
         journal = {
             "format": _FORMAT,
             "url": self.url,
+            "version": [self.version.etag, self.version.last_modified],
             "etag": self.validator.etag,
             "last_modified": self.validator.last_modified,
             "size": self.map.size,

@@ -2,11 +2,22 @@
 
 from __future__ import annotations
 
+import datetime
 from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
-from perfkit.downloads.http.semantics import Answer, Validator, Verdict, Version, judge, validator_of, version_of
+from perfkit.downloads.http.semantics import (
+    RANGE_REFUSALS,
+    Answer,
+    Validator,
+    Verdict,
+    Version,
+    as_stored,
+    judge,
+    validator_of,
+    version_of,
+)
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
@@ -14,6 +25,7 @@ from perfkit.errors import CancelledError, TransferError
 __all__ = ["Probe", "probe"]
 
 _NO_VERSION, _NO_VALIDATOR = Version(), Validator()
+_USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 
 
 class Probe(NamedTuple):
@@ -46,33 +58,44 @@ def probe(network: Network, url: str, *, most: int, known: Version | None, cance
         CancelledError: cancelled.
     """
     config, limiter = network.config, network.limiter
-    host = host_of(url)
-    headers = {"Range": f"bytes=0-{most - 1}", **(known.condition if known else {})}
-    requests = 0
+    host, ranged, failures, requests = host_of(url), True, 0, 0
     while limiter.wait(host, cancel):
         requests += 1
+        headers = {"Cache-Control": "max-age=0", **(known.condition if known else {})}
+        if ranged:
+            headers["Range"] = f"bytes=0-{most - 1}"
         try:
             with network.transport.open(Get(url=url, headers=headers), cancel) as response:
-                answer = judge(response.status, response.headers, start=0, end=most, total=None, ranged=True)
+                fields = as_stored(response.headers, url)
+                answer = judge(
+                    response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
+                )
+                if answer.verdict is Verdict.CURRENT and known and not known.differs(fields):
+                    return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+                if answer.verdict is Verdict.CURRENT and known:
+                    known = None  # current, it says, and names another version
+                    continue
+                if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
+                    ranged = False
+                    continue
                 if answer.verdict is Verdict.STATUS:
                     refuse(url, response, answer.reason, host=host, network=network)
-                return _seen(url, response, answer, most, known, requests)
+                return _read(url, response, answer, most, known, requests)
         except GiveUpError as end:
             raise end.error from None
         except TransferError as error:
-            if not error.transient or requests > config.retries:
+            failures += 1
+            if not error.transient or failures > config.retries:
                 raise
         finally:
             limiter.leave(host)
-        if cancel.wait(backoff_s(config, requests)):
+        if cancel.wait(backoff_s(config, failures)):
             break
     raise CancelledError(url, "cancelled")
 
 
-def _seen(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Probe:
+def _read(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Probe:
     headers = response.headers
-    if answer.verdict is Verdict.CURRENT and known:
-        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
     if answer.verdict not in (Verdict.BODY, Verdict.EMPTY):
         raise TransferError(url, answer.reason or f"unexpected HTTP status {response.status}")
     length = most if answer.end is None else min(most, answer.end)
@@ -83,14 +106,16 @@ def _seen(url: str, response: Response, answer: Answer, most: int, known: Versio
     if len(first) < wanted and answer.end is not None:
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
     size = len(first) if answer.total is None and len(first) < most else answer.total
+    version = version_of(headers)
     return Probe(
         url=url,
         at=response.url,
+        unchanged=known is not None and version == known,  # some servers ignore conditions beside a range
         first=bytes(first),
         size=size,
         ranges=response.status == 206,
-        version=version_of(headers),
-        validator=validator_of(headers),
+        version=version,
+        validator=validator_of(headers, now=datetime.datetime.now(datetime.UTC)),
         content_type=headers.get("content-type"),
         requests=requests,
     )

@@ -20,7 +20,6 @@ _log = logging.getLogger(__name__)
 
 _RETRY_STATUSES = frozenset({408, 429, 500, 502, 503, 504})
 _BUSY_STATUSES = frozenset({429, 503})
-_FORGIVING_BYTES = 1 << 20  # after this much, earlier failures are forgiven
 
 
 class GiveUpError(Exception):
@@ -124,7 +123,7 @@ class Attempts:
             began_s: when the range that failed was begun, if it was one. Ranges that fail together fail once.
         """
         if error.transient:
-            if self._gained - self._gained_at_failure >= _FORGIVING_BYTES:
+            if self._progressed(now):
                 self._failures = 0
             if began_s is None or began_s >= self._failed_at_s:
                 self._failures += 1
@@ -136,6 +135,13 @@ class Attempts:
                 _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
                 return now + wait_s
         return now if self.next_mirror(error) else None
+
+    def _progressed(self, now: float) -> bool:
+        """Whether bytes have come since the last failure, and not so slowly that it was a stall. That forgives earlier
+        failures: a path that breaks every connection after half a megabyte still gets a file through.
+        """
+        gained = self._gained - self._gained_at_failure
+        return gained > 0 and gained >= self.config.stall_bytes_per_s * (now - self._failed_at_s)
 
     def next_mirror(self, error: TransferError) -> bool:
         """Continue with the next source; False if this was the last one."""

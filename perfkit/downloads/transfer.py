@@ -17,7 +17,6 @@ from perfkit.downloads.checksums import Checksum, matches, parse_checksum
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
-    Verdict,
     Version,
     content_disposition_name,
     origin_of,
@@ -25,16 +24,16 @@ from perfkit.downloads.http.semantics import (
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.negotiation import (
-    ChangedError,
+    ByteRange,
     Step,
     Wanted,
     adopt,
+    asked_range,
     interpret,
     next_step,
     request_headers,
-    span_of,
 )
-from perfkit.downloads.partial_file import PartialFile, read_origin
+from perfkit.downloads.partial_file import ChangedError, PartialFile, read_origin
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -194,7 +193,8 @@ class Transfer:
         if self._closing or partial is None or not (partial.settled and partial.ranges):
             return None
         safe = bool(partial.validator or self._checksum)
-        return partial if safe and 0 < self._busy < (self.request.segments or self._config.segments) else None
+        most = (self.request.segments or self._config.segments) if partial.ranges_proven else 2
+        return partial if safe and 0 < self._busy < most else None
 
     @property
     def _closing(self) -> bool:
@@ -283,8 +283,8 @@ class Transfer:
         """One request, and its body put in place."""
         partial, runner, network = task.partial, task.runner, self._context.network
         own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
-        span = span_of(partial, runner)
-        headers = request_headers(partial, span, self._wanted)
+        asked = asked_range(partial, runner)
+        headers = request_headers(partial, asked, self._wanted)
         get = Get(
             url=task.url,
             at=task.at,
@@ -302,10 +302,8 @@ class Transfer:
                 if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
                     shown = headers.get("Range", "all")
                     _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
-                answer = interpret(response, partial, span)
-                if answer.verdict is Verdict.STATUS:
-                    self._refused(task, response, answer)
-                if self._accept(task, response, answer):
+                answer = interpret(response, task.url, partial, asked)
+                if self._accept(task, response, answer, asked):
                     self._copy(task, response, answer)
         finally:
             self.cancel.discard(runner.cancel.cancel)
@@ -321,36 +319,38 @@ class Transfer:
         return (self.request.only if self._attempts.source == 0 else None) or Validator()
 
     def _refused(self, task: RangeTask, response: Response, answer: Answer) -> None:
-        """Raise an error status, unless it is the redirect's target that failed: then ask the original URL again."""
+        """Raise an error status; if a redirect's target has expired, the original URL may lead to a new one."""
         if task.at is not None and response.status in _LINK_STATUSES:
-            with self._lock:
-                if self._attempts.at == task.at:
-                    self._attempts.at = None  # the link has expired; the original URL may lead to a new one
             reason = f"the redirect's target answers with status {response.status}"
             raise TransferError(task.url, reason, transient=True)
         refuse(task.url, response, answer.reason, host=task.host, network=self._context.network)
 
-    def _accept(self, task: RangeTask, response: Response, answer: Answer) -> bool:
-        """Act on a good answer; returns whether its body is to be read."""
+    def _accept(self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None) -> bool:
+        """Act on an answer; returns whether its body is to be read."""
         partial = task.partial
         self._check_current_source(task)
-        step = next_step(task.url, response, answer, partial, self._wanted)
+        step = next_step(task.url, response, answer, partial, asked, self._wanted)
+        if step is Step.REFUSED:
+            self._refused(task, response, answer)
         if step is Step.UNCHANGED:
             self._unchanged = True
             return False
-        if step is Step.ASK_UNRANGED:
-            self._start_over(task).ranges = False
+        if step is Step.UNCONDITIONALLY:
+            self._known = Version()
             return False
-        if step is Step.READ_WHOLE:
-            differs = partial.validator.differs(response.headers)
+        if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):
                 partial.ranges = False
                 return False  # the stream before this range is under way and goes on through it
-            if partial.settled or partial.resumed_bytes:
+            same = partial.validator.is_shown_by(response.headers)
+            if step is Step.NO_RANGES or partial.settled or partial.resumed_bytes:
                 partial = self._start_over(task)
-            partial.ranges = differs  # a server that ignores ranges, or a new version of the file
+            partial.ranges = self._ranges = step is Step.READ_WHOLE and not same
+            if step is Step.NO_RANGES:
+                return False
         if not partial.settled:
             self._settle(task, response, answer)
+        partial.ranges_proven = partial.ranges_proven or response.status == 206
         return step is not Step.EMPTY and not partial.map.complete
 
     def _check_current_source(self, task: Task) -> None:
@@ -486,6 +486,9 @@ class Transfer:
                 return
             if partial is not None and self._attempts.source != task.source:
                 partial.change_source(self._attempts.url)
+        if task.at is not None:
+            with self._lock:  # the redirector may know of a better place
+                self._attempts.at = None if self._attempts.at == task.at else self._attempts.at
         if not isinstance(error, HTTPStatusError):
             self._context.network.controller.trouble()
         self._meter.retrying()

@@ -12,15 +12,18 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = [
+    "RANGE_REFUSALS",
     "Answer",
     "ContentRange",
     "Origin",
     "Validator",
     "Verdict",
     "Version",
+    "as_stored",
     "content_disposition_name",
     "judge",
     "judge_part",
+    "lasting_version_of",
     "origin_of",
     "parse_content_range",
     "parse_date",
@@ -35,6 +38,8 @@ Origin = tuple[str, str, int]  # scheme, host, port
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
+# How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
+RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
 
 
@@ -74,9 +79,9 @@ def parse_content_range(text: str | None) -> ContentRange | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """What an origin calls one version of a file, as sent: enough to ask whether it changed, and for nothing else."""
+    """How an origin names one version of a file, as sent: enough to ask whether it changed, and for nothing else."""
 
-    etag: str | None = None  # may be weak
+    etag: str | None = None  # may be weak, or not even quoted
     last_modified: str | None = None
 
     def __bool__(self) -> bool:
@@ -84,10 +89,22 @@ class Version:
 
     @property
     def condition(self) -> Mapping[str, str]:
-        """RFC 9110 sections 13.1.2 and 13.1.3: 304 if unchanged."""
+        """RFC 9110 sections 13.1.2 and 13.1.3: 304 if unchanged. A cache on the way is to ask the origin, too."""
         if self.etag:
-            return {"If-None-Match": self.etag}
-        return {"If-Modified-Since": self.last_modified} if self.last_modified else {}
+            return {"If-None-Match": self.etag, "Cache-Control": "max-age=0"}
+        if self.last_modified:
+            return {"If-Modified-Since": self.last_modified, "Cache-Control": "max-age=0"}
+        return {}
+
+    def differs(self, headers: Headers) -> bool:
+        """Whether these headers name another version. A difference in either field counts, whatever the other says:
+        some servers keep an ETag for the life of their process. A field that is absent shows nothing.
+        """
+        return _differ(self.etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
+
+
+def _differ(one: str | None, other: str | None) -> bool:
+    return one is not None and other is not None and one != other
 
 
 def version_of(headers: Headers) -> Version:
@@ -95,9 +112,18 @@ def version_of(headers: Headers) -> Version:
     return Version(headers.get("etag"), headers.get("last-modified"))
 
 
+def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
+    """The version that a response is of, if it may be remembered: a file that is changed once more within the second
+    may have the same date, and the same ETag where that spells the date.
+    """
+    version = version_of(headers)
+    etag = None if version.etag is None or _is_of_its_second(version.etag, headers, now) else version.etag
+    return Version(etag, version.last_modified if etag or _is_strong_date(headers, now) else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells one version of a file from another, byte for byte: a strong ETag, or else a strong date."""
+    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both."""
 
     etag: str | None = None
     last_modified: str | None = None
@@ -120,22 +146,58 @@ class Validator:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers show another version; a header that is absent shows nothing."""
-        if self.etag:
-            etag = headers.get("etag")
-            return etag is not None and etag != self.etag
-        modified = headers.get("last-modified")
-        return self.last_modified is not None and modified is not None and modified != self.last_modified
+        return Version(self.etag, self.last_modified).differs(headers)
+
+    def is_shown_by(self, headers: Headers) -> bool:
+        """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some
+        send fewer fields with a range than with the whole file.
+        """
+        if self.etag is not None and "etag" in headers:
+            return headers["etag"] == self.etag
+        return self.last_modified is not None and headers.get("last-modified") == self.last_modified
 
 
-def validator_of(headers: Headers) -> Validator:
-    """The strong validator of a response: never a weak ETag, and a date only as RFC 9110 section 8.8.2.2 allows."""
-    etag = headers.get("etag", "")
-    if len(etag) >= 2 and etag[0] == etag[-1] == '"':
-        return Validator(etag=etag)
-    modified, sent = parse_date(headers.get("last-modified")), parse_date(headers.get("date"))
-    if modified and sent and sent - modified >= datetime.timedelta(seconds=1):
-        return Validator(last_modified=headers["last-modified"])
-    return Validator()
+def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
+    """The strong validator of a response: never a weak ETag, and neither a date (RFC 9110 section 8.8.2.2) nor an ETag
+    that spells it while the file may still change within the same second.
+
+    Args:
+        now: when the response came, for one without a Date (section 6.6.1).
+    """
+    etag = headers.get("etag")
+    strong = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
+    return Validator(
+        etag if strong and etag is not None and not _is_of_its_second(etag, headers, now) else None,
+        headers.get("last-modified") if _is_strong_date(headers, now) else None,
+    )
+
+
+def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
+    modified = parse_date(headers.get("last-modified"))
+    sent = parse_date(headers.get("date")) or now
+    return modified is not None and sent - modified >= datetime.timedelta(seconds=1)
+
+
+def _is_of_its_second(etag: str, headers: Headers, now: datetime.datetime) -> bool:
+    """Whether an ETag is made of the second of modification, and that second is not over."""
+    if _is_strong_date(headers, now):
+        return False
+    modified = parse_date(headers.get("last-modified"))
+    if modified is None:
+        return False
+    second = int(modified.timestamp())
+    digits = etag.strip('W/"').lower()
+    return any(
+        digits.startswith(form) or digits.endswith(form) for form in (f"{second:x}", str(second), _base36(second))
+    )
+
+
+def _base36(number: int) -> str:
+    text = ""
+    while number:
+        number, digit = divmod(number, 36)
+        text = "0123456789abcdefghijklmnopqrstuvwxyz"[digit] + text
+    return text
 
 
 def parse_date(text: str | None) -> datetime.datetime | None:
@@ -184,7 +246,9 @@ def parse_repr_digest(text: str | None) -> str | None:
 
 
 def content_disposition_name(text: str | None) -> str | None:
-    """The file name in a Content-Disposition (RFC 6266, RFC 8187), as sent and not yet safe."""
+    """The file name in a Content-Disposition (RFC 6266), as sent and not yet safe: `filename*` (RFC 8187) before
+    `filename`, in which bytes that are UTF-8 are read as such.
+    """
     if not text or len(text) > 4096:
         return None
     from email.message import Message
@@ -193,10 +257,41 @@ def content_disposition_name(text: str | None) -> str | None:
     message = Message()
     message["Content-Disposition"] = text
     try:
-        value = message.get_param("filename", None, "Content-Disposition")
-        return collapse_rfc2231_value(value) if value else None
+        values = [value for name, value in message.get_params([], "Content-Disposition") if name == "filename"]
+        extended = [value for value in values if isinstance(value, tuple)]
+        value = (extended or values or [""])[0]
+        name = collapse_rfc2231_value(value)
+        return (name if extended else _as_utf8(name)) or None
     except (ValueError, LookupError, TypeError):
         return None
+
+
+def _as_utf8(text: str) -> str:
+    """Header bytes arrive as Latin-1."""
+    try:
+        return text.encode("latin-1").decode("utf-8")
+    except UnicodeError:
+        return text
+
+
+_STORED_CODINGS = {
+    "gzip": (".gz", ".tgz", ".svgz"),
+    "x-gzip": (".gz", ".tgz", ".svgz"),
+    "br": (".br",),
+    "zstd": (".zst", ".tzst"),
+    "compress": (".z", ".taz"),
+    "x-compress": (".z", ".taz"),
+}
+
+
+def as_stored(headers: Headers, url: str) -> Headers:
+    """The headers without a Content-Encoding that only says what the file is: many servers label a `.tar.gz` so, and
+    its ranges count the bytes that are stored.
+    """
+    suffixes = _STORED_CODINGS.get(headers.get("content-encoding", "").strip().lower())
+    if suffixes and urlsplit(url).path.lower().endswith(suffixes):
+        return {name: value for name, value in headers.items() if name != "content-encoding"}
+    return headers
 
 
 class Verdict(enum.Enum):
@@ -246,6 +341,9 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
     if length is not None and length < 0:
         return Answer(Verdict.INVALID, reason=f"Content-Length {headers['content-length']!r} is not a length")
     if status == 200:
+        sent = parse_content_range(headers.get("content-range"))
+        if sent and sent.start is not None and sent.end is not None and length == sent.end - sent.start != sent.total:
+            return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {headers['content-range']!r}")
         return Answer(Verdict.BODY, start=0, end=length, total=length)
     return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
 
