@@ -100,7 +100,6 @@ class Exchange:
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
         incoming: what its last answer is read from, if a connection of ours was used.
-        spelling: a URL as requests spells it, and as it is to be sent instead.
     """
 
     def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
@@ -110,7 +109,6 @@ class Exchange:
         self.reused = False
         self.aborted = False
         self.target: str | None = None
-        self.spelling: tuple[str, str] | None = None
         self.incoming: _Incoming | None = None
         self._handles: list[AbortHandle] = []
 
@@ -457,13 +455,13 @@ def are_replaced() -> bool:
 
 class _HttpPool(HTTPConnectionPool):
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPConnectionPool.ConnectionCls if are_replaced() else _HttpConnection
 
 
 class _HttpsPool(HTTPSConnectionPool):
     @property
-    def ConnectionCls(self) -> Any:  # type: ignore[override]  # noqa: N802
+    def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPSConnectionPool.ConnectionCls if are_replaced() else _HttpsConnection
 
 
