@@ -285,6 +285,7 @@ class Transfer:
                 headers=headers,
                 private_headers=self.request.headers if own else {},
                 auth=self.request.auth if own else None,
+                trusted=own,
             )
             with self._tools.transport.open(get, runner.cancel) as response:
                 self._tools.controller.answered(time.monotonic() - asked_s)
