@@ -426,7 +426,10 @@ def spelt(url: str) -> str:
     Raises:
         ValueError: it cannot be sent.
     """
-    return url.partition("#")[0] if _VALID_URL.fullmatch(url) else _quoted(url)
+    if not _VALID_URL.fullmatch(url):
+        return _quoted(url)
+    start, authority = url.index("://") + 3, _authority(url)
+    return url[:start] + authority + _target(url)
 
 
 def _quoted(url: str) -> str:
