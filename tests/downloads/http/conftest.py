@@ -23,8 +23,8 @@ def make_kit() -> Iterator[Callable[..., Toolkit]]:
     """Toolkits with short patience, also with a session of the caller's; closed after the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(session: Any = None, **changes: Any) -> Toolkit:
-            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), session=session))
+        def make(session: Any = None, progress: Any = None, **changes: Any) -> Toolkit:
+            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), session=session, progress=progress))
 
         yield make
 
