@@ -260,6 +260,8 @@ class CallersSessions:
         self._config = config
         self._adapter = adapter
         self._given = given
+        if not isinstance(given, requests.Session) and not callable(given):
+            raise ConfigError(f"session must be a requests.Session, or make one when called; got {given!r}")
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
         self._made: list[requests.Session] = []  # by the factory
