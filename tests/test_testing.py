@@ -139,7 +139,8 @@ def test_the_fixture_comes_with_the_package(tmp_path: Path) -> None:
         "    with Toolkit() as kit:\n"
         "        assert kit.download('https://h/f', tmp_path).bytes == 1\n"
     )
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest", "."]
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest",
+               "-p", "no:requests_mock", "."]  # fmt: skip
     ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
     assert ended.returncode == 0, ended.stdout
     assert "2 passed" in ended.stdout
