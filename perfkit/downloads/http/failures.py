@@ -51,6 +51,11 @@ def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
         return False
     if any(isinstance(each, gaierror) and each.errno == EAI_NONAME for each in causes):
         return False
+    # Certificate files of an adapter that the caller mounted: requests finds none, or OpenSSL finds nothing in it.
+    if type(error) is OSError and error.errno is None:
+        return False
+    if any(isinstance(each, ssl.SSLError) and each.library in ("X509", "PEM") for each in causes):
+        return False
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.HTTPError):
         return False
     return isinstance(error, OSError | HTTPError | http.client.HTTPException)
