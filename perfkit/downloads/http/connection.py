@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import importlib
 import re
 import socket
 import ssl
@@ -20,7 +21,7 @@ from typing import Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
 from perfkit.downloads.http.dial import call_abortable, dial
 
@@ -475,13 +476,21 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
     Raises:
         ImportError: PySocks is not installed.
     """
+    pysocks: Any = importlib.import_module("socks")  # which has no types
     from urllib3.contrib import socks
+
+    of_the_proxy = (pysocks.ProxyConnectionError, pysocks.SOCKS5AuthError, pysocks.GeneralProxyError)
 
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any) -> Any:
-            """PySocks connects in one call that nothing interrupts."""
+            """PySocks connects in one call that nothing interrupts; what fails is told as a failure of the server."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
-            return call_abortable(make, aborted, discard=lambda sock: sock.close())
+            try:
+                return call_abortable(make, aborted, discard=lambda sock: sock.close())
+            except (NewConnectionError, ConnectTimeoutError) as error:
+                if isinstance(error.__context__, of_the_proxy):
+                    raise ProxyError("Unable to connect to proxy", error.__context__) from error.__context__
+                raise
 
     class _SocksHttp(_Socks, socks.SOCKSConnection):  # type: ignore[misc]
         pass

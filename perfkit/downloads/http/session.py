@@ -18,6 +18,7 @@ from requests.auth import AuthBase
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, get_netrc_auth, prepend_scheme_if_needed, select_proxy
+from urllib3.exceptions import HTTPError
 
 from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
@@ -99,12 +100,24 @@ class Adapter(HTTPAdapter):
                     "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
                     " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
                 )
-            proxy = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
-            secure = proxy.lower().startswith("https:")
-            manager = self.proxy_manager_for(
-                proxy, **({"proxy_ssl_context": self._context(verify, None)} if secure else {})
-            )
+            manager = self._proxy_manager(proxy, verify)
         return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
+
+    def _proxy_manager(self, proxy: str, verify: Any) -> Any:
+        options: dict[str, Any] = {}
+        if proxy.lower().startswith("https:"):
+            options["proxy_ssl_context"] = self._context(verify, None)
+        try:
+            url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
+            if not urlsplit(url).hostname:
+                raise ValueError("no host")
+            return self.proxy_manager_for(url, **options)
+        except (HTTPError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            # Without the error's own text, which quotes passwords.
+            raise ConfigError(f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
+                              ) from error  # fmt: skip
 
     def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
         key = (verify, cert)
@@ -389,7 +402,7 @@ class _UrlAsSpelt(AuthBase):
         self._trust_env = trust_env
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        asked, url = spelt(self._url), str(request.url)
+        asked, url = spelt(self._url), str(request.url).partition("#")[0]
         normalized = _quoted(asked)
         if url.startswith(normalized):
             params = url[len(normalized) :]
