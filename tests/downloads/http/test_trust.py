@@ -24,12 +24,6 @@ Start = Callable[..., WrongServer]
 MakeKit = Callable[..., Toolkit]
 
 
-@pytest.fixture(autouse=True)
-def no_certificates_of_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
-        monkeypatch.delenv(name, raising=False)
-
-
 @pytest.fixture(params=["own", "session", "factory"])
 def make(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
     """Kits with perfkit's own sessions, a caller's, and those of a factory."""
