@@ -23,7 +23,8 @@ from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
-from perfkit.downloads.http.dial import call_abortable, dial
+from perfkit.downloads.http.dial import dial
+from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
@@ -101,6 +102,7 @@ class Exchange:
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
         incoming: what its last answer is read from, if a connection of ours was used.
+        helper: the thread that sends it and reads its answer, if its connection is none of ours: nobody can end that.
     """
 
     def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
@@ -111,6 +113,7 @@ class Exchange:
         self.aborted = False
         self.target: str | None = None
         self.incoming: _Incoming | None = None
+        self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []
 
     def __enter__(self) -> Exchange:

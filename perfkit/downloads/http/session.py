@@ -7,6 +7,7 @@ import os
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
@@ -24,6 +25,7 @@ from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.errors import ConfigError
 from perfkit.redact import redacted
 
@@ -278,6 +280,8 @@ class CallersSessions:
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
         self._made: list[requests.Session] = []  # by the factory
+        self._helpers: weakref.WeakSet[HelperThread] = weakref.WeakSet()  # guarded by the lock
+        self._lock = threading.Lock()
 
     def send(
         self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
@@ -288,20 +292,46 @@ class CallersSessions:
         proxies = dict(config.proxies)
         if session.trust_env and bypasses_proxy(url):
             proxies.setdefault("no_proxy", "*")
-        verify, cert = self._find_trust(session, url)
+        ours = self._is_ours(session, url)
+        verify, cert = self._find_trust(session, url, ours)
         if not home:
-            return self._send_abroad(session, url, headers, auth, proxies, verify, cert, timeout)
+            request, settings = self._prepare_abroad(session, url, headers, auth, proxies, verify, cert)
+            return self._by(ours, lambda: session.send(request, allow_redirects=False, timeout=timeout, **settings))
         options: dict[str, Any] = {}
         if redirected and session.params:  # they are for the URL that was asked for; None takes one out
             options["params"] = dict.fromkeys(session.params)
-        answer: requests.Response = session.request(
+        return self._by(ours, lambda: session.request(
             "GET", url, headers=dict(headers), auth=auth, proxies=proxies, verify=verify, cert=cert, stream=True,
             allow_redirects=False, timeout=timeout, **options,
-        )  # fmt: skip
-        return answer
+        ))  # fmt: skip
 
-    def _send_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
-                     verify: Any, cert: Any, timeout: tuple[float, float]) -> requests.Response:  # fmt: skip
+    def _is_ours(self, session: Any, url: str) -> bool:
+        try:
+            return session.get_adapter(url) is self._adapter
+        except requests.exceptions.InvalidSchema:
+            return True  # there is none: to send the request will say so
+
+    def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
+        """Send by our adapter, or by one that the caller mounted: whose connections cannot be aborted, so that a
+        thread that can be left behind waits for them.
+        """
+        exchange = exchange_here()
+        if ours or exchange is None:
+            return send()
+        helper: HelperThread | None = getattr(self._local, "helper", None)
+        if helper is None or helper.ended:
+            helper = self._local.helper = HelperThread()
+            with self._lock:
+                self._helpers.add(helper)
+        exchange.helper = helper
+        try:
+            return helper.call(send, lambda: exchange.aborted, lambda answer: answer.close())
+        except AbortedError:
+            self._local.session = None  # a factory's: the thread that is left behind still uses it
+            raise
+
+    def _prepare_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
+                        verify: Any, cert: Any) -> tuple[requests.PreparedRequest, dict[str, Any]]:  # fmt: skip
         """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
         request = requests.PreparedRequest()
         request.method, request.url = "GET", spelt(url)
@@ -315,11 +345,9 @@ class CallersSessions:
         request.prepare_cookies(jar)
         request.prepare_auth(_UrlAsSpelt(url, auth, session.trust_env))
         request.prepare_hooks(session.hooks)
-        settings = session.merge_environment_settings(url, proxies, True, verify, cert)
-        answer: requests.Response = session.send(request, allow_redirects=False, timeout=timeout, **settings)
-        return answer
+        return request, session.merge_environment_settings(url, proxies, True, verify, cert)
 
-    def _find_trust(self, session: Any, url: str) -> tuple[Any, Any]:
+    def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
         """`verify` and `cert` for a request; what they name is read now, while it is known which setting named it."""
         config = self._config
         verify, setting = _configured_trust(config) or (session.verify, "session.verify")
@@ -328,7 +356,7 @@ class CallersSessions:
             verify, setting = found if verify is True or found[1] in _OF_REQUESTS else (verify, setting)
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
-        if (verify is not True or cert) and url.startswith("https:") and session.get_adapter(url) is self._adapter:
+        if (verify is not True or cert) and ours and url.startswith("https:"):
             self._adapter.use_context(verify, cert, setting=setting,
                                       cert_setting="Config.client_cert" if config.client_cert else "session.cert")
         return verify, cert
@@ -356,6 +384,10 @@ class CallersSessions:
         return session
 
     def close(self) -> None:
+        with self._lock:
+            helpers = list(self._helpers)
+        for helper in helpers:
+            helper.end()
         for session in self._made:
             session.close()
         self._adapter.close()

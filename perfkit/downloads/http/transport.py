@@ -263,6 +263,7 @@ class _HttpResponse:
         self._response = response
         self._exchange = exchange
         self._cancel = cancel
+        self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
         # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
         self._read = None
@@ -277,11 +278,22 @@ class _HttpResponse:
         try:
             if self._read is not None:
                 return self._read(most)
-            return self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
+            return self._read_foreign(min(most, _FOREIGN_READ_BYTES)) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
             raise translated(self._asked, error, self._exchange, self._cancel) from error
+
+    def _read_foreign(self, count: int) -> bytes | None:
+        raw, exchange = self._response.raw, self._exchange
+        if exchange.helper is None:
+            return raw.read(count)
+        try:
+            return exchange.helper.call(
+                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close())  # fmt: skip
+        except Exception:
+            self._left_behind = exchange.helper.ended
+            raise
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""
@@ -297,7 +309,8 @@ class _HttpResponse:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self._exchange.abort)
         with contextlib.suppress(Exception):
-            self._response.close()  # and end the connection, if the rest of the body is still on its way
+            if not self._left_behind:
+                self._response.close()  # and end the connection, if the rest of the body is still on its way
         self._exchange.finish()
 
 

@@ -15,7 +15,7 @@ import requests
 import trustme
 from requests.adapters import HTTPAdapter
 
-from perfkit import BatchError, ConfigError, HTTPStatusError, Toolkit, TransferError
+from perfkit import BatchError, CallbackProgress, CancelledError, ConfigError, HTTPStatusError, Toolkit, TransferError
 from perfkit.server.server import Server
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import Proxy, server_context
@@ -354,14 +354,17 @@ def test_errors_of_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: 
     adapter.close()
 
 
-def test_close_with_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
-    """Ends within a second also what a foreign adapter is reading."""
+@pytest.mark.parametrize("phase", ["headers", "body"])
+def test_close_with_a_mounted_adapter(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path, phase: str) -> None:
+    """Ends within a second also what a foreign adapter waits for."""
     session = requests.Session()
     adapter = Counting()
     session.mount("http://", adapter)
-    server = wrong(lambda x: x.serve(BODY, pause=x.stall))
-    kit = make_kit(session, read_timeout_s=10.0, stall_window_s=20.0)
-    failed: list[BaseException] = []
+    server = wrong(lambda x: x.stall() if phase == "headers" else x.serve(BODY, pause=x.stall))
+    arrived = threading.Event()
+    shown = CallbackProgress(lambda now: arrived.set() if now.received_bytes else None)
+    kit = make_kit(give(session), progress=shown, read_timeout_s=20.0, stall_window_s=20.0)
+    failed: list[TransferError] = []
 
     def caller() -> None:
         try:
@@ -372,12 +375,31 @@ def test_close_with_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path:
     thread = threading.Thread(target=caller)
     thread.start()
     assert server.wait_for(1)
+    assert phase == "headers" or arrived.wait(5)
     began_s = time.monotonic()
     kit.close()
     thread.join(10)
     assert time.monotonic() - began_s < 1.0
-    assert len(failed) == 1
+    assert [type(error) for error in failed] == [CancelledError]
     adapter.close()
+
+
+def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+    """One beside each worker, so that what an auth object keeps for each thread lasts; none is left in the end."""
+    idents = set()
+
+    class Noting(Counting):
+        def send(self, *args: Any, **options: Any) -> requests.Response:
+            idents.add(threading.get_ident())
+            return super().send(*args, **options)
+
+    session = requests.Session()
+    session.mount("http://", Noting())
+    server = wrong(lambda x: x.serve(b"short"))
+    make_kit(session, workers=2).download_many([(f"{server.url}/{n}", str(n)) for n in range(30)], tmp_path)
+    assert len(server.requests) == 30
+    assert len(idents) <= 2
+    session.close()
 
 
 # -- the session itself ----------------------------------------------------------------------------------------------
