@@ -35,8 +35,8 @@ _POOLS = 256  # origins whose connections are kept
 # A URL that is sent as it is spelt (RFC 3986): requests and urllib3 would decode and encode it anew.
 _VALID_URL = re.compile(
     r"https?://[^/?#@\s]*@?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::[0-9]*)?"
-    r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
-    r"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?(?:#.*)?",
+    r"(?P<path>(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?)"
+    r"(?P<query>(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?)(?:#.*)?",
     re.IGNORECASE,
 )
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
@@ -473,10 +473,10 @@ def spelt(url: str) -> str:
     Raises:
         ValueError: it cannot be sent.
     """
-    if not _VALID_URL.fullmatch(url):
+    match = _VALID_URL.fullmatch(url)
+    if match is None:
         return _quoted(url)
-    start, authority = url.index("://") + 3, _authority(url)
-    return url[:start] + authority + _target(url)
+    return url[: match.end("query")] if match["path"] else f"{url[: match.start('path')]}/{match['query']}"
 
 
 def _quoted(url: str) -> str:
