@@ -291,6 +291,7 @@ class Transfer:
             headers=headers,
             private_headers=self.request.headers if own else {},
             auth=self.request.auth if own else None,
+            trusted=own,
         )
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()
