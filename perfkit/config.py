@@ -12,7 +12,7 @@ from typing import Any, Literal, get_args
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "is_size", "parse_size"]
+__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "is_size", "parse_size"]
 
 # User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
 Auth = tuple[str, str] | Callable[[Any], Any]
@@ -61,6 +61,8 @@ def check_headers(headers: Mapping[str, str]) -> None:
         ConfigError: a name is not a token (RFC 9110 section 5.6.2) or is set by perfkit itself; a value is not text, or
             contains a line break.
     """
+    if not isinstance(headers, Mapping):
+        raise ConfigError(f"headers must be a mapping of names to values; got a {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
             raise ConfigError(f"invalid header name {name!r}")
@@ -151,12 +153,7 @@ class Config:
             if isinstance(getattr(self, name), os.PathLike):
                 object.__setattr__(self, name, os.fspath(getattr(self, name)))
         for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            holds, form = _TYPES[str(item.type).removesuffix(" | None")]
-            optional = str(item.type).endswith(" | None")
-            if not (value is None and optional) and not holds(value):
-                shown = repr(value) if item.repr else f"a {type(value).__name__}"  # what repr leaves out is secret
-                raise ConfigError(f"Config.{item.name} must be {form}{' or None' if optional else ''}; got {shown}")
+            check_type(f"Config.{item.name}", getattr(self, item.name), str(item.type), secret=not item.repr)
 
     @classmethod
     def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: Any) -> Config:
@@ -189,17 +186,42 @@ class Config:
         return cls(**{**values, **overrides})
 
 
+def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
+    """See that a setting or an option is what its annotation says.
+
+    Args:
+        kind: the annotation.
+        secret: what the value is must not be shown.
+
+    Raises:
+        ConfigError: it is something else.
+    """
+    holds, form = _TYPES[kind.removesuffix(" | None")]
+    optional = kind.endswith(" | None")
+    if not (value is None and optional) and not holds(value):
+        shown = f"a {type(value).__name__}" if secret else repr(value)
+        raise ConfigError(f"{name} must be {form}{' or None' if optional else ''}; got {shown}")
+
+
 def _is_number(value: object) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
 
 
 def _is_pair(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
 
 
+def _is_range(value: object) -> bool:
+    return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
+
+
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: what it holds, in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
-    "int": (lambda value: isinstance(value, int) and not isinstance(value, bool), "a whole number"),
+    "int": (_is_whole, "a whole number"),
     "float": (_is_number, "a number"),
     "str": (lambda value: isinstance(value, str), "text"),
     "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
@@ -209,6 +231,7 @@ _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a 
     ),
     "Auth": (lambda value: _is_pair(value) or callable(value), "a (user, password) pair or a requests.auth.AuthBase"),
     "str | tuple[str, str]": (lambda value: isinstance(value, str) or _is_pair(value), "a path or a pair of paths"),
+    "tuple[int, int]": (_is_range, "a start and a later end, in bytes"),
 }
 
 

@@ -123,13 +123,13 @@ class Toolkit:
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
         if isinstance(url, Request):
-            options = (checksum, mirrors, headers, auth, rate_limit, max_bytes, segments, byte_range, known, only)
-            if any(options) or not resume:
+            options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only)
+            if any(each is not None for each in options) or headers or tuple(mirrors) or not resume:
                 raise ConfigError("options were given beside a Request; set them in the Request")
             request = url
         else:
             request = Request(
-                url, checksum=checksum, mirrors=tuple(mirrors), headers=dict(headers or {}), auth=auth, resume=resume,
+                url, checksum=checksum, mirrors=mirrors, headers=headers or {}, auth=auth, resume=resume,  # type: ignore[arg-type]
                 rate_limit=rate_limit, max_bytes=max_bytes, segments=segments, byte_range=byte_range, known=known,
                 only=only,
             )  # fmt: skip
@@ -434,7 +434,7 @@ def _check_arguments(config: object, progress: object, session: object, transpor
     if progress is not None and not (hasattr(progress, "update") and hasattr(progress, "finish")):
         raise ConfigError(f"progress must have update() and finish(), as Bars() has; got {progress!r}; "
                           "CallbackProgress(function) calls a function")  # fmt: skip
-    if session is not None and not (hasattr(session, "request") or callable(session)):
+    if session is not None and not (hasattr(session, "mount") or callable(session)):
         raise ConfigError(f"session must be a requests.Session, or make one when called; got {session!r}")
     if transport is not None and not callable(transport):
         raise ConfigError(f"transport must make a Transport when called with the Config; got {transport!r}")

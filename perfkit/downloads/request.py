@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, fields
 from urllib.parse import SplitResult, unquote, urlsplit
 
-from perfkit.config import Auth, check_headers
+from perfkit.config import Auth, check_headers, check_type
 from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.errors import ConfigError
@@ -53,6 +53,7 @@ class Request(_Options):
     name: str | None = None
 
     def __post_init__(self) -> None:
+        self._check_types()
         for url in (self.url, *self.mirrors):
             parts = _split(url)
             if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
@@ -62,15 +63,37 @@ class Request(_Options):
         check_headers(self.headers)
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
+        if self.max_bytes is not None and self.max_bytes < 0:
+            raise ConfigError(f"max_bytes must be 0 or more, or None; got {self.max_bytes!r}")
         if self.segments is not None and self.segments < 1:
             raise ConfigError(f"segments must be at least 1, or None; got {self.segments!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 
+    def _check_types(self) -> None:
+        if self.headers is None:  # as requests takes it
+            object.__setattr__(self, "headers", {})
+        if type(self.mirrors) is not tuple:
+            if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
+                raise ConfigError(f"mirrors must be several URLs; got {self.mirrors!r}")
+            object.__setattr__(self, "mirrors", tuple(self.mirrors))
+        for name, kind, default in _PLAIN:
+            if (value := getattr(self, name)) is not default:
+                check_type(name, value, kind, secret=name == "auth")
+        if self.known is not None and not isinstance(self.known, Version):
+            raise ConfigError(f"known must be the version of a Download, or None; got {self.known!r}")
+        if self.only is not None and not isinstance(self.only, Validator):
+            raise ConfigError(f"only must be a Validator, or None; got {self.only!r}")
+
     @property
     def url_name(self) -> str:
         """The last segment of the URL's path, decoded; may be empty and is not yet safe."""
         return unquote(urlsplit(self.url).path.rpartition("/")[2])
+
+
+# Name, annotation and default of the options whose type says all of them.
+_PLAIN = tuple((each.name, str(each.type), each.default) for each in fields(Request)
+               if each.name not in ("url", "mirrors", "headers", "known", "only"))  # fmt: skip
 
 
 def _split(url: object) -> SplitResult | None:

@@ -291,6 +291,7 @@ class Transfer:
             headers=headers,
             private_headers=self.request.headers if own else {},
             auth=self.request.auth if own else None,
+            trusted=own,
         )
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()
@@ -304,6 +305,8 @@ class Transfer:
                     _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
                 answer = interpret(response, partial, span)
                 if answer.verdict is Verdict.STATUS:
+                    self._refused(task, response, answer)
+                if self._accept(task, response, answer):
                     self._refused(task, response, answer)
                 if self._accept(task, response, answer):
                     self._copy(task, response, answer)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import http.client
+import importlib
 import re
 import socket
 import ssl
@@ -20,9 +21,10 @@ from typing import Any
 
 from urllib3.connection import HTTPConnection, HTTPSConnection
 from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
-from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError
+from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
-from perfkit.downloads.http.dial import call_abortable, dial
+from perfkit.downloads.http.dial import dial
+from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
@@ -100,7 +102,7 @@ class Exchange:
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
         incoming: what its last answer is read from, if a connection of ours was used.
-        spelling: a URL as requests spells it, and as it is to be sent instead.
+        helper: the thread that sends it and reads its answer, if its connection is none of ours: nobody can end that.
     """
 
     def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
@@ -110,8 +112,8 @@ class Exchange:
         self.reused = False
         self.aborted = False
         self.target: str | None = None
-        self.spelling: tuple[str, str] | None = None
         self.incoming: _Incoming | None = None
+        self.helper: HelperThread | None = None
         self._handles: list[AbortHandle] = []
 
     def __enter__(self) -> Exchange:
@@ -477,13 +479,21 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
     Raises:
         ImportError: PySocks is not installed.
     """
+    pysocks: Any = importlib.import_module("socks")  # which has no types
     from urllib3.contrib import socks
+
+    of_the_proxy = (pysocks.ProxyConnectionError, pysocks.SOCKS5AuthError, pysocks.GeneralProxyError)
 
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any) -> Any:
-            """PySocks connects in one call that nothing interrupts."""
+            """PySocks connects in one call that nothing interrupts; what fails is told as a failure of the server."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
-            return call_abortable(make, aborted, discard=lambda sock: sock.close())
+            try:
+                return call_abortable(make, aborted, discard=lambda sock: sock.close())
+            except (NewConnectionError, ConnectTimeoutError) as error:
+                if isinstance(error.__context__, of_the_proxy):
+                    raise ProxyError("Unable to connect to proxy", error.__context__) from error.__context__
+                raise
 
     class _SocksHttp(_Socks, socks.SOCKSConnection):  # type: ignore[misc]
         pass

@@ -6,15 +6,15 @@ import contextlib
 import os
 import select
 import socket
-import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
-from queue import Empty, SimpleQueue
-from typing import Any, TypeVar
+from typing import Any
 
-__all__ = ["AbortedError", "call_abortable", "dial"]
+from perfkit.downloads.http.uninterruptible import AbortedError, call_abortable
+
+__all__ = ["dial"]
 
 _ATTEMPT_DELAY_S = 0.25  # RFC 8305 section 5: between the starts of two attempts
 _ABORT_CHECK_S = 0.05
@@ -22,14 +22,9 @@ _REMEMBERED = 1024  # hosts
 
 Address = tuple[Any, ...]  # an item of socket.getaddrinfo
 SocketOption = tuple[int, int, int | bytes]
-T = TypeVar("T")
 
 # By host and port, the address that answered last: the next connection tries it first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
-
-
-class AbortedError(OSError):
-    """The connection was given up before it was established."""
 
 
 def dial(
@@ -65,45 +60,6 @@ def _resolve(host: str, port: int, aborted: Callable[[], bool]) -> Sequence[Addr
         name = host.encode("ascii")  # text would load the codec of internationalized names
         return socket.getaddrinfo(name, port, type=socket.SOCK_STREAM, flags=socket.AI_NUMERICHOST)
     return call_abortable(lambda: socket.getaddrinfo(host, port, type=socket.SOCK_STREAM), aborted)
-
-
-def call_abortable(function: Callable[[], T], aborted: Callable[[], bool],
-                   discard: Callable[[T], object] = lambda _: None) -> T:  # fmt: skip
-    """Call what cannot be interrupted in a daemon thread; when aborted, its result is left to `discard`.
-
-    Raises:
-        AbortedError: `aborted` said so.
-        Exception: whatever the function raises.
-    """
-    results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
-    lock = threading.Lock()
-    abandoned = False
-
-    def call() -> None:
-        try:
-            result: tuple[bool, Any] = True, function()
-        except Exception as error:
-            result = False, error
-        with lock:
-            if not abandoned:
-                results.put(result)
-            elif result[0]:
-                discard(result[1])
-
-    threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
-    while not aborted():
-        with contextlib.suppress(Empty):
-            succeeded, value = results.get(timeout=_ABORT_CHECK_S)
-            if not succeeded:
-                raise value
-            return value  # type: ignore[no-any-return]
-    with lock:
-        abandoned = True
-        while not results.empty():
-            succeeded, value = results.get()
-            if succeeded:
-                discard(value)
-    raise AbortedError("aborted")
 
 
 def _in_order(addresses: Sequence[Address], answered: object) -> list[Address]:

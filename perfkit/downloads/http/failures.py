@@ -37,8 +37,8 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
     if any(isinstance(each, ssl.SSLCertVerificationError) for each in causes):
         whose = "proxy" if by_proxy is not None else "server"
         return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}")
-    if any(isinstance(each, TimeoutError | ConnectTimeoutError) and not isinstance(each, NewConnectionError)
-           for each in causes):  # fmt: skip
+    timeouts = TimeoutError | ConnectTimeoutError | requests.Timeout
+    if any(isinstance(each, timeouts) and not isinstance(each, NewConnectionError) for each in causes):
         return TransferTimeoutError(url, f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
         return TransferError(url, "the connection ended before the answer did", transient=True)
@@ -50,6 +50,11 @@ def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
     if any(isinstance(each, http.client.LineTooLong) for each in causes):
         return False
     if any(isinstance(each, gaierror) and each.errno == EAI_NONAME for each in causes):
+        return False
+    # Certificate files of an adapter that the caller mounted: requests finds none, or OpenSSL finds nothing in it.
+    if type(error) is OSError and error.errno is None:
+        return False
+    if any(isinstance(each, ssl.SSLError) and each.library in ("X509", "PEM") for each in causes):
         return False
     if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.HTTPError):
         return False

@@ -7,22 +7,25 @@ import os
 import re
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Mapping
-from copy import copy
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
 import requests
 import urllib3
 from requests.adapters import DEFAULT_POOLSIZE, HTTPAdapter
+from requests.auth import AuthBase
 from requests.cookies import RequestsCookieJar
 from requests.structures import CaseInsensitiveDict
 from requests.utils import get_environ_proxies, get_netrc_auth, prepend_scheme_if_needed, select_proxy
+from urllib3.exceptions import HTTPError
 
 from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
+from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.errors import ConfigError
 from perfkit.redact import redacted
 
@@ -32,10 +35,11 @@ _POOLS = 256  # origins whose connections are kept
 # A URL that is sent as it is spelt (RFC 3986): requests and urllib3 would decode and encode it anew.
 _VALID_URL = re.compile(
     r"https?://[^/?#@\s]*@?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::[0-9]*)?"
-    r"(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?"
-    r"(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?(?:#.*)?",
+    r"(?P<path>(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?)"
+    r"(?P<query>(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?)(?:#.*)?",
     re.IGNORECASE,
 )
+_OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 # Of a caller's session, what may go to another origin.
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control", "pragma", "connection"})
 
@@ -98,12 +102,24 @@ class Adapter(HTTPAdapter):
                     "a proxy is set, and urllib3-future (which niquests installs) has replaced urllib3; reinstall with:"
                     " pip uninstall urllib3-future && pip install --force-reinstall urllib3"
                 )
-            proxy = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
-            secure = proxy.lower().startswith("https:")
-            manager = self.proxy_manager_for(
-                proxy, **({"proxy_ssl_context": self._context(verify, None)} if secure else {})
-            )
+            manager = self._proxy_manager(proxy, verify)
         return manager.connection_from_host(host, port, scheme, pool_kwargs=kind)
+
+    def _proxy_manager(self, proxy: str, verify: Any) -> Any:
+        options: dict[str, Any] = {}
+        if proxy.lower().startswith("https:"):
+            options["proxy_ssl_context"] = self._context(verify, None)
+        try:
+            url = str(prepend_scheme_if_needed(proxy, "http"))  # type: ignore[no-untyped-call]
+            if not urlsplit(url).hostname:
+                raise ValueError("no host")
+            return self.proxy_manager_for(url, **options)
+        except (HTTPError, ValueError) as error:
+            if isinstance(error, ConfigError):
+                raise
+            # Without the error's own text, which quotes passwords.
+            raise ConfigError(f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
+                              ) from error  # fmt: skip
 
     def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
         key = (verify, cert)
@@ -111,7 +127,8 @@ class Adapter(HTTPAdapter):
             self._contexts[key] = make_context(verify, cert)
         return self._contexts[key]
 
-    def use_context(self, verify: bool | str, cert: ClientCert | None, *, setting: str) -> None:
+    def use_context(self, verify: bool | str, cert: ClientCert | None, *, setting: str,
+                    cert_setting: str = "Config.client_cert") -> None:  # fmt: skip
         """Make the context of these settings now.
 
         Raises:
@@ -119,7 +136,7 @@ class Adapter(HTTPAdapter):
         """
         with self._lock:
             if (verify, cert) not in self._contexts:
-                self._contexts[verify, cert] = make_context(verify, cert, setting=setting)
+                self._contexts[verify, cert] = make_context(verify, cert, setting=setting, cert_setting=cert_setting)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
         """Nothing: the pool has its context."""
@@ -130,8 +147,6 @@ class Adapter(HTTPAdapter):
         """
         url = request.url
         exchange = exchange_here()
-        if exchange is not None and exchange.spelling is not None and exchange.spelling[0] == url:
-            url = exchange.spelling[1]
         proxy = select_proxy(url, proxies) if proxies else None
         if proxy and not proxy.lower().startswith("socks") and not url.lower().startswith("https:"):
             target = f"{url.partition('://')[0]}://{_authority(url).rpartition('@')[2]}{_target(url)}"
@@ -161,12 +176,14 @@ class Sessions(Protocol):
     """Sends GET requests, each by a session of the current thread."""
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
-    ) -> requests.Response:
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        timeout: tuple[float, float],
+    ) -> requests.Response:  # fmt: skip
         """Send one request and return its answer, the body unread. Redirects are not followed.
 
         Args:
             home: whether the URL is of the origin that secrets were given for.
+            redirected: whether a redirect led to the URL.
             timeout: seconds to wait for a connection, and for each further byte.
 
         Raises:
@@ -193,8 +210,9 @@ class OwnSessions:
         self._verify: bool | str | None = None
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
-    ) -> requests.Response:
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        timeout: tuple[float, float],
+    ) -> requests.Response:  # fmt: skip
         url = spelt(url)
         proxies, netrc = self._way_to(url)
         if self._verify is None:
@@ -240,10 +258,8 @@ class OwnSessions:
 
     def _find_trust(self) -> None:
         config = self._config
-        verify: bool | str = config.ca_bundle or config.verify
-        setting = "Config.ca_bundle" if config.ca_bundle else "Config.verify"
-        if verify is True and config.trust_env and (found := environment_bundle(os.environ)):
-            verify, setting = found
+        environ = os.environ if config.trust_env else {}
+        verify, setting = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
         if verify is not True or config.client_cert is not None:
             self._adapter.use_context(verify, config.client_cert, setting=setting)
         self._verify = verify
@@ -253,45 +269,72 @@ class OwnSessions:
 
 
 class CallersSessions:
-    """A caller's session, or one of a factory's for each thread. Requests go the whole way through `Session.request`.
-
-    Our adapter takes the place of the two that every session is born with; one that the caller mounted stays.
-    """
+    """A caller's session, or a factory's, one a thread. Requests go the whole way through `Session.request`."""
 
     def __init__(self, config: Config, adapter: Adapter, given: requests.Session | Callable[[], Any]) -> None:
         self._config = config
         self._adapter = adapter
         self._given = given
+        if not isinstance(given, requests.Session) and not callable(given):
+            raise ConfigError(f"session must be a requests.Session, or make one when called; got {given!r}")
+        self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
-        self._made: list[Any] = []  # by the factory
+        self._made: list[requests.Session] = []  # by the factory
+        self._helpers: weakref.WeakSet[HelperThread] = weakref.WeakSet()  # guarded by the lock
+        self._lock = threading.Lock()
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, timeout: tuple[float, float]
-    ) -> requests.Response:
+        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        timeout: tuple[float, float],
+    ) -> requests.Response:  # fmt: skip
         session = self._session()
         config = self._config
-        options: dict[str, Any] = {"stream": True, "allow_redirects": False, "timeout": timeout}
         proxies = dict(config.proxies)
         if session.trust_env and bypasses_proxy(url):
             proxies.setdefault("no_proxy", "*")
-        verify = config.ca_bundle or (None if config.verify is True else config.verify)
+        ours = self._is_ours(session, url)
+        verify, cert = self._find_trust(session, url, ours)
         if not home:
-            return self._send_abroad(session, url, headers, auth, proxies, verify, options)
-        exchange = exchange_here()
-        if exchange is not None and not session.params and auth is None and session.auth is None:
-            exchange.spelling = (_quoted(url), spelt(url))  # what an auth object may have signed is sent as it saw it
-        answer: requests.Response = session.request(
-            "GET", url, headers=dict(headers), auth=_encodable(auth), proxies=proxies, verify=verify,
-            cert=config.client_cert, **options,
-        )  # fmt: skip
-        return answer
+            request, settings = self._prepare_abroad(session, url, headers, auth, proxies, verify, cert)
+            return self._by(ours, lambda: session.send(request, allow_redirects=False, timeout=timeout, **settings))
+        options: dict[str, Any] = {}
+        if redirected and session.params:  # they are for the URL that was asked for; None takes one out
+            options["params"] = dict.fromkeys(session.params)
+        return self._by(ours, lambda: session.request(
+            "GET", url, headers=dict(headers), auth=auth, proxies=proxies, verify=verify, cert=cert, stream=True,
+            allow_redirects=False, timeout=timeout, **options,
+        ))  # fmt: skip
 
-    def _send_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
-                     verify: Any, options: dict[str, Any]) -> requests.Response:  # fmt: skip
+    def _is_ours(self, session: Any, url: str) -> bool:
+        try:
+            return session.get_adapter(url) is self._adapter
+        except requests.exceptions.InvalidSchema:
+            return True  # there is none: to send the request will say so
+
+    def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
+        """Send by our adapter, or by one that the caller mounted: whose connections cannot be aborted, so that a
+        thread that can be left behind waits for them.
+        """
+        exchange = exchange_here()
+        if ours or exchange is None:
+            return send()
+        helper: HelperThread | None = getattr(self._local, "helper", None)
+        if helper is None or helper.ended:
+            helper = self._local.helper = HelperThread()
+            with self._lock:
+                self._helpers.add(helper)
+        exchange.helper = helper
+        try:
+            return helper.call(send, lambda: exchange.aborted, lambda answer: answer.close())
+        except AbortedError:
+            self._local.session = None  # a factory's: the thread that is left behind still uses it
+            raise
+
+    def _prepare_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
+                        verify: Any, cert: Any) -> tuple[requests.PreparedRequest, dict[str, Any]]:  # fmt: skip
         """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
-        url = spelt(url)
         request = requests.PreparedRequest()
-        request.method, request.url = "GET", url
+        request.method, request.url = "GET", spelt(url)
         request.headers = CaseInsensitiveDict({k: v for k, v in session.headers.items() if k.lower() in _HARMLESS})
         request.headers.update(headers)
         jar = RequestsCookieJar()
@@ -300,47 +343,125 @@ class CallersSessions:
                 jar.set_cookie(cookie)
         request.prepare_hooks(None)
         request.prepare_cookies(jar)
-        if chosen := auth or _auth_in(url) or (get_netrc_auth(url) if session.trust_env else None):
-            request.prepare_auth(_encodable(chosen), url)
+        request.prepare_auth(_UrlAsSpelt(url, auth, session.trust_env))
         request.prepare_hooks(session.hooks)
-        settings = session.merge_environment_settings(url, proxies, True, verify, self._config.client_cert)
-        answer: requests.Response = session.send(request, **{**settings, **options})
-        return answer
+        return request, session.merge_environment_settings(url, proxies, True, verify, cert)
+
+    def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
+        """`verify` and `cert` for a request; what they name is read now, while it is known which setting named it."""
+        config = self._config
+        verify, setting = _configured_trust(config) or (session.verify, "session.verify")
+        if setting == "session.verify" and session.trust_env and (found := environment_bundle(os.environ)):
+            # requests has its own two variables go before the session.
+            verify, setting = found if verify is True or found[1] in _OF_REQUESTS else (verify, setting)
+        cert = config.client_cert or session.cert
+        cert = tuple(cert) if isinstance(cert, list) else cert
+        if (verify is not True or cert) and ours and url.startswith("https:"):
+            self._adapter.use_context(verify, cert, setting=setting,
+                                      cert_setting="Config.client_cert" if config.client_cert else "session.cert")
+        return verify, cert
 
     def _session(self) -> Any:
-        given: Any = self._given
-        if not isinstance(given, requests.Session):
-            made = getattr(self._local, "session", None)
-            if made is None:
-                made = self._local.session = given()
-                self._made.append(made)
-                self._mount(made)
-            return made
-        # A shallow copy each time: the caller's own adapters stay as they are, and what is set on it later counts.
-        session: Any = object.__new__(type(given))
-        session.__dict__.update(given.__dict__)
-        session.adapters = copy(given.adapters)
-        self._mount(session)
+        if self._shared is not None:
+            return self._shared
+        session = getattr(self._local, "session", None)
+        if session is None:
+            made: Any = self._given()  # type: ignore[operator]
+            if not isinstance(made, requests.Session):
+                raise ConfigError(f"session must make a requests.Session when called; it made {made!r}")
+            self._made.append(made)
+            session = self._local.session = self._borrow(made)
         return session
 
-    def _mount(self, session: Any) -> None:
-        session.get_redirect_target = _no_target
-        for prefix, adapter in list(session.adapters.items()):
-            if type(adapter) is HTTPAdapter and prefix in ("https://", "http://") and _is_plain(adapter):
-                session.adapters[prefix] = self._adapter
+    def _borrow(self, given: requests.Session) -> Any:
+        """The caller's session, but for what `_Borrowed` says. They share all attributes: what is set on one later,
+        such as the token that a class of the caller's has just got, the other has too.
+        """
+        kind = type(type(given).__name__, (_Borrowed, type(given)), {
+            "_given": given, "_ours": self._adapter, "_config": self._config, "__module__": type(given).__module__})
+        session: Any = object.__new__(kind)
+        session.__dict__ = given.__dict__
+        return session
 
     def close(self) -> None:
+        with self._lock:
+            helpers = list(self._helpers)
+        for helper in helpers:
+            helper.end()
         for session in self._made:
             session.close()
         self._adapter.close()
+
+
+class _Borrowed:
+    """What a caller's session does otherwise when it sends requests of perfkit's."""
+
+    _given: Any
+    _ours: Adapter
+    _config: Config
+
+    @property
+    def adapters(self) -> dict[str, Any]:
+        """Ours takes the place of the two that every session is born with; one that the caller mounted stays."""
+        return {prefix: self._ours if prefix in ("https://", "http://") and _is_plain(adapter) else adapter
+                for prefix, adapter in self._given.adapters.items()}  # fmt: skip
+
+    def mount(self, prefix: str, adapter: Any) -> None:
+        self._given.mount(prefix, adapter)
+
+    @property
+    def trust_env(self) -> bool:
+        return bool(self._given.trust_env) and self._config.trust_env
+
+    def get_redirect_target(self, response: requests.Response) -> None:
+        return _no_target(response)
+
+    def prepare_request(self, request: Any) -> Any:
+        request.auth = _UrlAsSpelt(request.url, request.auth or self._given.auth, self.trust_env)
+        return super().prepare_request(request)  # type: ignore[misc]
+
+
+class _UrlAsSpelt(AuthBase):
+    """Has a request, and the auth object that may sign it, see its URL as it was spelt, which requests normalizes.
+
+    Args:
+        auth: None: user and password of the URL, or else those of netrc, unless the request has credentials already.
+    """
+
+    def __init__(self, url: str, auth: Auth | None, trust_env: bool) -> None:
+        self._url = url
+        self._auth = auth
+        self._trust_env = trust_env
+
+    def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
+        asked, url = spelt(self._url), str(request.url).partition("#")[0]
+        normalized = _quoted(asked)
+        if url.startswith(normalized):
+            params = url[len(normalized) :]
+            request.url = asked + (params[1:] if asked.endswith("?") else params)
+        auth: Any = self._auth
+        if not auth and "Authorization" not in request.headers:
+            auth = _auth_in(self._url) or (get_netrc_auth(self._url) if self._trust_env else None)
+        if auth:
+            request.prepare_auth(_encodable(auth), str(request.url))
+        return request
+
+
+def _configured_trust(config: Config) -> tuple[bool | str, str] | None:
+    """`verify` and the setting that has it, if the settings say anything of it."""
+    if config.ca_bundle:
+        return config.ca_bundle, "Config.ca_bundle"
+    return None if config.verify is True else (config.verify, "Config.verify")
 
 
 def _no_target(response: requests.Response) -> None:
     """Redirects are the transport's: requests would read their bodies, however long, even when told not to follow."""
 
 
-def _is_plain(adapter: HTTPAdapter) -> bool:
+def _is_plain(adapter: Any) -> bool:
     """Whether an adapter is as every session is born with."""
+    if type(adapter) is not HTTPAdapter:
+        return False
     retries, kind = adapter.max_retries, adapter.poolmanager.connection_pool_kw
     return retries.total == 0 and retries.read is False and kind == {"maxsize": DEFAULT_POOLSIZE, "block": False}
 
@@ -352,7 +473,10 @@ def spelt(url: str) -> str:
     Raises:
         ValueError: it cannot be sent.
     """
-    return url.partition("#")[0] if _VALID_URL.fullmatch(url) else _quoted(url)
+    match = _VALID_URL.fullmatch(url)
+    if match is None:
+        return _quoted(url)
+    return url[: match.end("query")] if match["path"] else f"{url[: match.start('path')]}/{match['query']}"
 
 
 def _quoted(url: str) -> str:

@@ -7,6 +7,7 @@ its own for them: where the answer came from is remembered, and no secret goes t
 from __future__ import annotations
 
 import contextlib
+import io
 import threading
 import time
 from collections.abc import Mapping
@@ -47,6 +48,8 @@ class Get:
         at: where a redirect of `url` led before, to go there at once.
         headers: may go wherever a redirect leads.
         private_headers, auth: go to the origin of `url` only.
+        trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
+            mirror at another origin than the file's own is not trusted.
     """
 
     url: str
@@ -54,6 +57,7 @@ class Get:
     private_headers: Mapping[str, str] = field(default_factory=dict)
     auth: Auth | None = None
     at: str | None = None
+    trusted: bool = True
 
 
 class Response(Protocol):
@@ -156,7 +160,7 @@ class HttpTransport:
         private = {**self._configured, **_canonical(request.private_headers)}
         at, hops = request.at or request.url, 0
         while True:
-            trusted = _may_share(home, origin_of(at))
+            trusted = request.trusted and _may_share(home, origin_of(at))
             chosen = private if trusted else {k: v for k, v in private.items() if k in _HARMLESS}
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
@@ -202,7 +206,7 @@ class HttpTransport:
             cancel.add(exchange.abort)
             try:
                 with exchange:
-                    response = sessions.send(at, headers, auth, home=home, timeout=self._timeout)
+                    response = sessions.send(at, headers, auth, home=home, redirected=at != url, timeout=self._timeout)
                 if not exchange.expired:
                     return _HttpResponse(url, at, response, exchange, cancel)
                 response.close()
@@ -259,10 +263,13 @@ class _HttpResponse:
         self._response = response
         self._exchange = exchange
         self._cancel = cancel
+        self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
         # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
         self._read = None
-        if exchange.target is not None and hasattr(raw, "read1"):
+        if getattr(response, "_content_consumed", False):  # by a hook, such as one that logs bodies
+            self._read = io.BytesIO(response.content or b"").read1
+        elif exchange.target is not None and hasattr(raw, "read1"):
             self._read = raw.read1
             if exchange.incoming is not None:
                 exchange.incoming.reuses_memory = True
@@ -272,7 +279,7 @@ class _HttpResponse:
             if self._read is not None:
                 data = self._read(most)
             else:
-                data = self._response.raw.read(min(most, _FOREIGN_READ_BYTES)) or b""
+                data = self._read_foreign(min(most, _FOREIGN_READ_BYTES)) or b""
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
@@ -280,6 +287,17 @@ class _HttpResponse:
         if not data and self._exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
+
+    def _read_foreign(self, count: int) -> bytes | None:
+        raw, exchange = self._response.raw, self._exchange
+        if exchange.helper is None:
+            return raw.read(count)
+        try:
+            return exchange.helper.call(
+                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close())  # fmt: skip
+        except Exception:
+            self._left_behind = exchange.helper.ended
+            raise
 
     def drain(self) -> None:
         """Read a short body to its end, so that the connection can be used again."""
@@ -295,7 +313,8 @@ class _HttpResponse:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self._exchange.abort)
         with contextlib.suppress(Exception):
-            self._response.close()  # and end the connection, if the rest of the body is still on its way
+            if not self._left_behind:
+                self._response.close()  # and end the connection, if the rest of the body is still on its way
         self._exchange.finish()
 
 

@@ -30,13 +30,15 @@ def environment_bundle(environ: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def make_context(verify: bool | str, cert: ClientCert | None, *, setting: str = "verify") -> ssl.SSLContext:
+def make_context(
+    verify: bool | str, cert: ClientCert | None, *, setting: str = "verify", cert_setting: str = "cert"
+) -> ssl.SSLContext:
     """How to speak TLS. Parsing a bundle takes some 15 ms: make one for all connections.
 
     Args:
         verify: True trusts certifi's certificates, False any; a PEM file, a directory of `c_rehash`, or `system`.
         cert: client certificate: a PEM file that has its key too, or both files.
-        setting: where `verify` comes from, for errors.
+        setting, cert_setting: where they come from, for errors.
 
     Raises:
         ConfigError: a file cannot be read, or has no certificate in it; `system` without truststore installed.
@@ -53,11 +55,11 @@ def make_context(verify: bool | str, cert: ClientCert | None, *, setting: str = 
     if cert is not None:
         files = (cert,) if isinstance(cert, str) else cert
         for path in files:
-            _readable(path, "client_cert")
+            _readable(path, cert_setting)
         try:
             context.load_cert_chain(*files)
         except (OSError, ValueError) as error:
-            raise ConfigError(f"client_cert: {' and '.join(files)} cannot be used: {_reason(error)}") from error
+            raise ConfigError(f"{cert_setting}: {' and '.join(files)} cannot be used: {_reason(error)}") from error
     return context
 
 

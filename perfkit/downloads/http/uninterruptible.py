@@ -1,0 +1,103 @@
+"""Calls that nothing can interrupt, such as a name's resolution: made in a thread beside, which is left behind if the
+caller cannot wait for it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Callable
+from queue import Empty, SimpleQueue
+from typing import Any, TypeVar
+
+__all__ = ["AbortedError", "HelperThread", "call_abortable"]
+
+_ABORT_CHECK_S = 0.05
+
+T = TypeVar("T")
+
+
+class AbortedError(OSError):
+    """What was under way was given up."""
+
+
+def call_abortable(
+    function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object] = lambda _: None, *,
+    start: Callable[[Callable[[], None]], None] | None = None,
+) -> T:  # fmt: skip
+    """Call what cannot be interrupted in a daemon thread; when aborted, its result is left to `discard`.
+
+    Args:
+        aborted: asked some twenty times a second whether to give up.
+        start: has the call made, in another thread; by default in a new one.
+
+    Raises:
+        AbortedError: `aborted` said so.
+        Exception: whatever the function raises.
+    """
+    results: SimpleQueue[tuple[bool, Any]] = SimpleQueue()
+    lock = threading.Lock()
+    abandoned = False
+
+    def call() -> None:
+        try:
+            result: tuple[bool, Any] = True, function()
+        except Exception as error:
+            result = False, error
+        with lock:
+            if not abandoned:
+                results.put(result)
+            elif result[0]:
+                discard(result[1])
+
+    (start or _in_a_thread)(call)
+    while not aborted():
+        with contextlib.suppress(Empty):
+            succeeded, value = results.get(timeout=_ABORT_CHECK_S)
+            if not succeeded:
+                raise value
+            return value  # type: ignore[no-any-return]
+    with lock:
+        abandoned = True
+        while not results.empty():
+            succeeded, value = results.get()
+            if succeeded:
+                discard(value)
+    raise AbortedError("aborted")
+
+
+def _in_a_thread(call: Callable[[], None]) -> None:
+    threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
+
+
+class HelperThread:
+    """Makes one call after the other for another thread. `end` it when it is not needed, or does not come back."""
+
+    def __init__(self) -> None:
+        self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
+        self._ended = False
+        threading.Thread(target=_make_calls, args=(self._calls,), name="perfkit-adapter", daemon=True).start()
+
+    def call(self, function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
+        """As `call_abortable`. After an AbortedError it takes no further call."""
+        try:
+            return call_abortable(function, aborted, discard, start=self._calls.put)
+        except AbortedError:
+            self.end()
+            raise
+
+    @property
+    def ended(self) -> bool:
+        return self._ended
+
+    def end(self) -> None:
+        self._ended = True
+        self._calls.put(None)
+
+    __del__ = end  # the thread that it worked for has ended
+
+
+def _make_calls(calls: SimpleQueue[Callable[[], None] | None]) -> None:
+    while (call := calls.get()) is not None:
+        call()
+        del call  # it may hold an answer, and with it a connection

@@ -1,0 +1,217 @@
+"""Proxies: which requests go by one, what is said of one that does not work, and URLs as they are spelt."""
+
+from __future__ import annotations
+
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import requests
+import urllib3.contrib
+
+from perfkit import ConfigError, Toolkit, TransferError
+from perfkit.downloads.http import connection
+from perfkit.downloads.http.session import bypasses_proxy
+from tests.downloads.http.conftest import BODY
+from tests.downloads.test_transport import Proxy
+from tests.support.fakes import WrongServer
+
+Start = Callable[..., WrongServer]
+MakeKit = Callable[..., Toolkit]
+
+
+@pytest.fixture(params=["own", "session", "factory"])
+def make(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
+    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
+    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
+    return lambda **options: make_kit(given, segments=1, **options)
+
+
+def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
+    kit.download(url, out / "file", resume=False)
+    return (out / "file").read_bytes()
+
+
+# -- NO_PROXY --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("entries", "by_proxy"), [
+    ("127.0.0.1", False), ("127.0.0.0/8", False), ("127.0.0.1:{port}", False), ("127.0.0.1:1", True),
+    ("example.org, 127.0.0.1:{port}", False), ("[::1]", True), ("::1/128", True), ("10.0.0.0/8", True), ("*", False),
+    ("127.0.0.0/8:{port}", False), ("[127.0.0.1]", False), ("", True), (",,", True), ("[", True),
+])  # fmt: skip
+def test_no_proxy(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, entries: str, by_proxy: bool,
+                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    server = wrong(lambda x: x.serve(BODY))
+    monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+    monkeypatch.setenv("no_proxy", entries.format(port=server.url.rpartition(":")[2]))
+    assert fetch(make(), f"{server.url}/f", tmp_path) == BODY
+    assert len(proxy.asked) == by_proxy
+
+
+@pytest.fixture
+def server6() -> Iterator[WrongServer]:
+    class Server6(WrongServer):
+        def __post_init__(self) -> None:
+            super().__post_init__()
+            self._listener.close()
+            self._listener = socket.create_server(("::1", 0), family=socket.AF_INET6)
+
+        @property
+        def url(self) -> str:
+            return f"http://[::1]:{self._listener.getsockname()[1]}"
+
+    try:
+        socket.create_server(("::1", 0), family=socket.AF_INET6).close()
+    except OSError:
+        pytest.skip("needs IPv6 on loopback")
+    with Server6(lambda x: x.serve(BODY)) as server:
+        yield server
+
+
+@pytest.mark.parametrize(("entries", "by_proxy"), [
+    ("::1", False), ("[::1]", False), ("[::1]:{port}", False), ("[::1]:1", True), ("::/64", False),
+    ("fd00::/8", True), ("0:0:0:0:0:0:0:1", False), ("127.0.0.1", True), ("::/64, example.org", False),
+])  # fmt: skip
+def test_no_proxy_for_ipv6(make: MakeKit, server6: WrongServer, proxy: Proxy, tmp_path: Path, entries: str,
+                           by_proxy: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """The proxy of these tests cannot reach it: that the proxy was asked is enough."""
+    port = server6.url.rpartition(":")[2]
+    monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
+    monkeypatch.setenv("no_proxy", entries.format(port=port))
+    if by_proxy:
+        with pytest.raises(TransferError, match="the proxy cannot be used"):
+            fetch(make(retries=0), f"{server6.url}/f", tmp_path)
+    else:
+        assert fetch(make(), f"{server6.url}/f", tmp_path) == BODY
+
+
+def test_a_name_with_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
+    """requests itself knows names, with their ports and domains; ours are addresses only."""
+    monkeypatch.setenv("no_proxy", "example.org:8000,10.0.0.0/8")
+    assert not bypasses_proxy("http://example.org:8000/")
+    assert bypasses_proxy("http://10.1.2.3/")
+
+
+def test_a_name_with_a_port_in_use(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path,
+                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    server = wrong(lambda x: x.serve(BODY))
+    port = server.url.rpartition(":")[2]
+    monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
+    for entry, asked in ((f"localhost:{port}", 0), ("localhost:1", 1)):
+        monkeypatch.setenv("no_proxy", entry)
+        assert fetch(make(), f"http://localhost:{port}/f", tmp_path) == BODY
+        assert len(proxy.asked) == asked
+
+
+# -- a proxy that does not work --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def dead_port() -> int:
+    """Nobody listens there."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+@pytest.mark.parametrize("scheme", ["http", "https"])
+@pytest.mark.parametrize("way", ["http", "https", "socks5", "socks5h", "socks4"])
+def test_a_proxy_that_is_down(make: MakeKit, tmp_path: Path, dead_port: int, scheme: str, way: str) -> None:
+    """Is named as the proxy, with its address; its password is not shown."""
+    pytest.importorskip("socks")
+    address = f"{way}://me:s3cret@127.0.0.1:{dead_port}"
+    kit = make(proxies={"http": address, "https": address}, retries=0)
+    with pytest.raises(TransferError, match="the proxy cannot be used") as caught:
+        kit.download(f"{scheme}://127.0.0.1:1/f", tmp_path / "f")
+    assert f"127.0.0.1 port {dead_port}" in str(caught.value) or f"127.0.0.1:{dead_port}" in str(caught.value)
+    assert caught.value.transient
+    assert "s3cret" not in str(caught.value)
+
+
+def test_a_proxy_of_an_unknown_name(make: MakeKit, tmp_path: Path) -> None:
+    kit = make(proxies={"http": "http://nothing.invalid:3128"}, retries=0)
+    with pytest.raises(TransferError, match=r"the proxy cannot be used.*nothing\.invalid"):
+        kit.download("http://127.0.0.1:1/f", tmp_path / "f")
+
+
+def test_a_server_behind_a_proxy_that_is_down(make: MakeKit, proxy: Proxy, tmp_path: Path, dead_port: int) -> None:
+    """The proxy is not to blame."""
+    kit = make(proxies={"http": f"http://{proxy.address}"}, retries=0)
+    with pytest.raises(TransferError) as caught:
+        kit.download(f"http://127.0.0.1:{dead_port}/f", tmp_path / "f")
+    assert "the proxy cannot be used" not in str(caught.value)
+
+
+def test_a_socks_proxy_without_pysocks(make: MakeKit, wrong: Start, tmp_path: Path, dead_port: int,
+                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+    """One attempt, and what to install."""
+    monkeypatch.setitem(sys.modules, "socks", None)
+    monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
+    monkeypatch.delattr(urllib3.contrib, "socks", raising=False)
+    connection.socks_pool_classes.cache_clear()
+    kit = make(proxies={"http": f"socks5://127.0.0.1:{dead_port}"})
+    with pytest.raises(ConfigError, match=r"SOCKS proxy needs PySocks: pip install 'perfkit\[socks\]'"):
+        kit.download("http://127.0.0.1:1/f", tmp_path / "f")
+
+
+@pytest.mark.parametrize("address", ["http://", "http://:3128", "ftp://127.0.0.1:1", "http://127.0.0.1:port",
+                                     "http://me:s3cret@127.0.0.1:port"])  # fmt: skip
+def test_a_proxy_that_cannot_be_one(make: MakeKit, tmp_path: Path, address: str) -> None:
+    """Ends at once, whatever the retries, with its name but not its password."""
+    kit = make(proxies={"http": address}, retries=1000, backoff_base_s=10.0)
+    with pytest.raises(ConfigError, match=r"the proxy .* cannot be used") as caught:
+        kit.download("http://127.0.0.1:1/f", tmp_path / "f")
+    assert address.rpartition("@")[2].removeprefix("http://") in str(caught.value)
+    assert "s3cret" not in str(caught.value)
+
+
+# -- URLs as they are spelt ------------------------------------------------------------------------------------------
+
+SPELLINGS = ["/f", "/a/b.c/d-e_f~", "/a/", "/", "/f?a=b&c=d/e", "/f?", "/a//b", "/%7e", "/%2E/a", "/f?a=%41",
+             "/f?sig=a%2fb%3D", "/a/../b", "/./a", "/%e4", "/a;b=c,d", "/f?a=b?c=d"]  # fmt: skip
+
+
+@pytest.mark.parametrize("by_proxy", [False, True])
+@pytest.mark.parametrize("target", SPELLINGS)
+def test_urls_as_they_are_spelt(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, target: str,
+                                by_proxy: bool) -> None:  # fmt: skip
+    """By the caller, and by the server in a redirect."""
+    server = wrong(lambda x: x.respond("302 Found", Location=target) if x.asked.path.endswith("/from")
+                   else x.serve(b"short"))  # fmt: skip
+    kit = make(**({"proxies": {"http": f"http://{proxy.address}"}} if by_proxy else {}))
+    fetch(kit, f"{server.url}{target}#part", tmp_path)
+    fetch(kit, f"{server.url}/from", tmp_path)
+    before = server.url if by_proxy else ""
+    assert [each.path for each in server.requests] == [f"{before}{each}" for each in (target, "/from", target)]
+
+
+@pytest.mark.parametrize("target", ["/f?x=%7e", "/%2E/a"])
+def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(make: MakeKit, wrong: Start, tmp_path: Path,
+                                                                 target: str) -> None:  # fmt: skip
+    there = wrong(lambda x: x.serve(BODY))
+    server = wrong(lambda x: x.respond("302 Found", Location=there.url + target))
+    fetch(make(), f"{server.url}/f", tmp_path)
+    assert [each.path for each in there.requests] == [target]
+
+
+@pytest.mark.parametrize(("params", "asked"), [
+    ("/f?", "/f?k=v"), ("/f?a=%41", "/f?a=%41&k=v"), ("/%7e", "/%7e?k=v"), ("", "/?k=v"), ("/f#x", "/f?k=v"),
+])  # fmt: skip
+def test_with_params_of_a_session(make_kit: MakeKit, wrong: Start, tmp_path: Path, params: str, asked: str) -> None:
+    server = wrong(lambda x: x.serve(BODY))
+    session = requests.Session()
+    session.params = {"k": "v"}
+    fetch(make_kit(session, segments=1), server.url + params, tmp_path)
+    assert [each.path for each in server.requests] == [asked]
+
+
+@pytest.mark.parametrize("auth", [("me", "word"), requests.auth.HTTPBasicAuth("me", "word")])
+def test_with_a_password(make: MakeKit, wrong: Start, tmp_path: Path, auth: Any) -> None:
+    server = wrong(lambda x: x.serve(BODY))
+    fetch(make(auth=auth), f"{server.url}/%7e?", tmp_path)
+    fetch(make(), f"{server.url.replace('//', '//me:word@')}/%7e?", tmp_path)
+    assert [each.path for each in server.requests] == ["/%7e?", "/%7e?"]
+    assert [each.headers["authorization"] for each in server.requests] == ["Basic bWU6d29yZA=="] * 2
