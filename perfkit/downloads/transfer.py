@@ -307,8 +307,6 @@ class Transfer:
                 if answer.verdict is Verdict.STATUS:
                     self._refused(task, response, answer)
                 if self._accept(task, response, answer):
-                    self._refused(task, response, answer)
-                if self._accept(task, response, answer):
                     self._copy(task, response, answer)
         finally:
             self.cancel.discard(runner.cancel.cancel)
