@@ -193,7 +193,9 @@ class Transfer:
         if self._closing or partial is None or not (partial.settled and partial.ranges):
             return None
         safe = bool(partial.validator or self._checksum)
-        most = (self.request.segments or self._config.segments) if partial.ranges_proven else 2
+        most = self.request.segments or self._config.segments
+        if not partial.ranges_proven:
+            most = min(most, 2)  # one range shows whether the server has any
         return partial if safe and 0 < self._busy < most else None
 
     @property

@@ -151,11 +151,7 @@ def test_a_failure_is_traced(make_kit: MakeKit, wrong: Start, spans: InMemorySpa
 # -- CacheControl ----------------------------------------------------------------------------------------------------
 
 
-FIRST_HAS_A_RANGE = pytest.mark.xfail(reason="the first request for a file has a Range: CacheControl passes it by",
-                                      strict=True)  # fmt: skip
 
-
-@FIRST_HAS_A_RANGE
 @pytest.mark.parametrize("coding", ["length", "chunked"])
 def test_a_cache(make_kit: MakeKit, wrong: Start, tmp_path: Path, coding: str) -> None:
     """The second download is served from it, and so is one by the session itself."""
@@ -177,7 +173,6 @@ def test_a_cache(make_kit: MakeKit, wrong: Start, tmp_path: Path, coding: str) -
     session.close()
 
 
-@FIRST_HAS_A_RANGE
 def test_a_cache_before_a_server_with_ranges(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
     """The first request for a file is without a range, so that a cache can keep the answer."""
     server = wrong(lambda x: x.serve(BODY, Cache_Control="max-age=3600", Date=http_date(0)))
