@@ -48,7 +48,7 @@ def test_failures_are_retried(tmp_path: Path) -> None:
             done = kit.download(url, tmp_path / "f", resume=False)
             assert (tmp_path / "f").read_text() == "hello, world"
             assert done.retries == 2
-        assert [asked.status for asked in origin.requests] == [503, 503, *[206] * 4, None, None, 206]
+        assert [asked.status for asked in origin.requests] == [503, 503, 200, 200, 206, 206, None, None, 200]
 
 
 @pytest.mark.parametrize(("failure", "error"), [

@@ -72,7 +72,7 @@ def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
     if partial.part is not None:
         first = partial.part[0]  # the only place where positions of a part's file are not those of the resource
         return start + first, None if end is None else end + first
-    if not partial.ranges or not (partial.settled or partial.resumed_bytes):
+    if not partial.ranges or partial.descriptor < 0:
         return None
     return start, None if end == partial.map.size else end
 
@@ -135,11 +135,11 @@ def next_step(
         return _step_of_range(answer, headers, partial, wanted)
     if not ranged:
         return Step.READ
-    same = partial.validator.is_shown_by(headers) and not partial.version.differs(headers)
-    if same and answer.total is not None and answer.total != partial.total:
-        return Step.NO_RANGES  # a slice with status 200: a file of one version has one size
-    if partial.settled and not same:
+    differs = partial.version.differs(headers)
+    if partial.settled and differs:
         raise ChangedError("its validator is another one now")
+    if partial.validator.is_shown_by(headers) and not differs and answer.total not in (None, partial.total):
+        return Step.NO_RANGES  # a slice with status 200: a file of one version has one size
     return Step.READ_WHOLE
 
 

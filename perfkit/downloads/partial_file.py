@@ -168,13 +168,13 @@ class PartialFile:
             start, end = done[0]
             self._compared = max(start, end - _COMPARED_BYTES), end
             done[:1] = [(start, self._compared[0])] if self._compared[0] > start else []
-        if sum(end - start for start, end in done) < _COMPARED_BYTES:
+        if _total(done) < _COMPARED_BYTES:
             raise ValueError("too little is left to be worth a comparison")
         self.validator = validator
         self.map = SegmentMap(size, done)
         self.total = size if self.part is None else None
         self._durable = [(int(start), int(end)) for start, end in journal["durable"]]
-        self.resumed_bytes = sum(end - start for start, end in done)
+        self.resumed_bytes = _total(done)
         self.mixed = self.resumed_bytes > 0
 
     def create(self, size: int | None) -> None:
@@ -372,7 +372,7 @@ class PartialFile:
 
     def keep_or_discard(self) -> bool:
         """Keep what a later run can resume, with a current journal; remove the rest. Returns whether it was kept."""
-        if self.descriptor >= 0 and self.resumable and self.map.done():
+        if self.descriptor >= 0 and self.resumable and _total(self.map.done()) >= 2 * _COMPARED_BYTES:
             try:
                 self.save()
                 self.close()
@@ -412,6 +412,10 @@ class PartialFile:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def _total(ranges: Iterable[Range]) -> int:
+    return sum(end - start for start, end in ranges)
 
 
 def _are_ranges(ranges: Iterable[Range], size: int) -> bool:

@@ -116,14 +116,15 @@ class Attempts:
         """Everything gained was discarded."""
         self._gained = self._gained_at_failure = 0
 
-    def retry_at_s(self, error: TransferError, began_s: float | None, now: float) -> float | None:
+    def retry_at_s(self, error: TransferError, began_s: float | None, now: float, *, kept: bool) -> float | None:
         """When to try again after a failure, at this source or the next mirror; None: never.
 
         Args:
             began_s: when the range that failed was begun, if it was one. Ranges that fail together fail once.
+            kept: whether the next attempt continues what this one has fetched.
         """
         if error.transient:
-            if self._progressed(now):
+            if kept and self._progressed(now):
                 self._failures = 0
             if began_s is None or began_s >= self._failed_at_s:
                 self._failures += 1

@@ -321,20 +321,16 @@ class Transfer:
         """The one version that will do. Other servers than the first have names of their own for it."""
         return (self.request.only if self._attempts.source == 0 else None) or Validator()
 
-    def _refused(self, task: RangeTask, response: Response, answer: Answer) -> None:
-        """Raise an error status; if a redirect's target has expired, the original URL may lead to a new one."""
-        if task.at is not None and response.status in _LINK_STATUSES:
-            reason = f"the redirect's target answers with status {response.status}"
-            raise TransferError(task.url, reason, transient=True)
-        refuse(task.url, response, answer.reason, host=task.host, network=self._context.network)
-
     def _accept(self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None) -> bool:
         """Act on an answer; returns whether its body is to be read."""
         partial = task.partial
         self._check_current_source(task)
+        if task.at is not None and response.status in _LINK_STATUSES:
+            reason = f"the redirect's target answers with status {response.status}"
+            raise TransferError(task.url, reason, transient=True)  # the original URL may lead to a new one
         step = next_step(task.url, response, answer, partial, asked, self._wanted)
         if step is Step.REFUSED:
-            self._refused(task, response, answer)
+            refuse(task.url, response, answer.reason, host=task.host, network=self._context.network)
         if step is Step.UNCHANGED:
             self._unchanged = True
             return False
@@ -345,15 +341,17 @@ class Transfer:
             if partial.settled and partial.map.merge_back(task.runner):
                 partial.ranges = False
                 return False  # the stream before this range is under way and goes on through it
-            same = partial.validator.is_shown_by(response.headers)
+            differs = partial.version.differs(response.headers)
             if step is Step.NO_RANGES or partial.settled or partial.resumed_bytes:
                 partial = self._start_over(task)
-            partial.ranges = self._ranges = step is Step.READ_WHOLE and not same
+            partial.ranges = self._ranges = step is Step.READ_WHOLE and differs
             if step is Step.NO_RANGES:
                 return False
         if not partial.settled:
             self._settle(task, response, answer)
-        partial.ranges_proven = partial.ranges_proven or response.status == 206
+        if response.status == 206 and not partial.ranges_proven:
+            partial.ranges_proven = True
+            self._context.notify()
         return step is not Step.EMPTY and not partial.map.complete
 
     def _check_current_source(self, task: Task) -> None:
@@ -483,7 +481,8 @@ class Transfer:
                 self._error = error.error
                 return
             began_s = None if runner is None else runner.started_s
-            retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic())
+            kept = partial is not None and partial.resumable
+            retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic(), kept=kept)
             if retry_at_s is None:
                 self._error = error
                 return

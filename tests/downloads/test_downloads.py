@@ -66,7 +66,7 @@ def test_a_large_file_comes_in_segments(make_kit: MakeKit, wrong: Start, out: Pa
     assert download.checksum == SHA256
     assert download.bytes == len(BODY)
     assert all(each.method == "GET" for each in server.requests)
-    assert server.requests[0].headers["range"] == "bytes=0-"
+    assert "range" not in server.requests[0].headers, "shared caches would not store the answer"
     assert all(each.headers["if-match"] == '"v1"' for each in server.requests[1:])
     assert all(each.headers["accept-encoding"] == "identity" for each in server.requests)
 
@@ -75,10 +75,10 @@ def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, wro
     """The second connection takes half of the rest, the third half of the larger half."""
     server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
     make_kit(workers=3).download(f"{server.url}/file", out / "file")
-    starts = sorted(each.range[0] for each in server.requests[:3] if each.range)
+    starts = [each.range[0] if each.range else 0 for each in server.requests[:3]]
     assert starts[0] == 0
-    assert abs(starts[2] - len(BODY) / 2) < len(BODY) / 2  # the halves move while the first stream reads
-    assert starts[1] > 0
+    assert abs(starts[1] - len(BODY) / 2) < len(BODY) / 4  # the halves move while the first stream reads
+    assert 0 < starts[2] != starts[1]
     assert (out / "file").read_bytes() == BODY
 
 
@@ -144,10 +144,9 @@ def test_a_body_that_ends_with_its_connection(kit: Toolkit, wrong: Start, out: P
     assert download.checksum is None
 
 
-@pytest.mark.parametrize("status", ["200 OK", "416 Range Not Satisfiable"])
-def test_empty_files(kit: Toolkit, wrong: Start, out: Path, status: str) -> None:
-    """Empty files have no satisfiable range; servers answer in either way."""
-    server = wrong(lambda x: x.respond(status, Content_Range="bytes */0"))
+def test_empty_files(kit: Toolkit, wrong: Start, out: Path) -> None:
+    """No range of an empty file can be satisfied, and none is asked for."""
+    server = wrong(lambda x: x.respond("416 Range Not Satisfiable" if x.asked.range else "200 OK"))
     download = kit.download(f"{server.url}/file", out / "file")
     assert (out / "file").read_bytes() == b""
     assert (download.bytes, download.error) == (0, None)
@@ -378,12 +377,7 @@ def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, wrong: Start, out
     def dies(x: Exchange) -> None:
         if x.number > 1:
             return x.respond("404 Not Found")
-        x.head(
-            "206 Partial Content",
-            Content_Length=str(len(BODY)),
-            ETag='"a"',
-            Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
-        )
+        x.head("200 OK", Content_Length=str(len(BODY)), ETag='"a"')
         x.send(BODY[: 2 << 20])
         return x.hang_up()
 

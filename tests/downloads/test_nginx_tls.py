@@ -152,7 +152,7 @@ def test_segments(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == BODY
     assert done.segments == 4
     requests = nginx.log()
-    assert {each["status"] for each in requests} == {206}
+    assert {each["status"] for each in requests} == {200, 206}
     assert len({each["range"] for each in requests}) == len(requests) >= 4
     assert len({each["connection"] for each in requests}) >= 4
 
@@ -202,7 +202,7 @@ def test_conditional_refresh(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path)
     assert not kit.download(url, tmp_path / "f").unchanged
     assert (tmp_path / "f").read_bytes() == b"two"
     requests = nginx.log()
-    assert [each["status"] for each in requests] == [206, 304, 206]
+    assert [each["status"] for each in requests] == [200, 304, 200]
     assert [bool(each["if_none_match"]) for each in requests] == [False, True, True]
 
 

@@ -25,6 +25,8 @@ SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 Start = Callable[..., WrongServer]
 MakeKit = Callable[..., Toolkit]
 
+COMPARED = 64 << 10  # of what is there, that is fetched again to see whether it is the same
+
 PROGRAM = """
 import sys
 from perfkit import Config, Toolkit
@@ -45,6 +47,7 @@ class Origin:
             return x.respond("412 Precondition Failed")
         if x.asked.headers.get("if-range", self.etag) != self.etag:
             start, end = 0, None
+        if x.asked.range is None or x.asked.headers.get("if-range", self.etag) != self.etag:
             x.head("200 OK", Content_Length=str(len(body)), ETag=self.etag)
         else:
             end = end or len(body)
@@ -97,9 +100,9 @@ def test_kill_9_in_the_middle(make_kit: MakeKit, wrong: Start, tmp_path: Path, s
     origin.free, count = True, len(server.requests)
     download = make_kit().download(f"{server.url}/file", dest, checksum=SHA256)
     assert dest.read_bytes() == BODY
-    assert download.resumed_from == kept
+    assert download.resumed_from == kept - COMPARED
     # A range that is split under way is read a buffer past its new end, and no further.
-    assert 0 <= download.bytes_received - (len(BODY) - kept) <= 8 * (16 << 10)
+    assert 0 <= download.bytes_received - COMPARED - (len(BODY) - kept) <= 8 * (16 << 10)
     assert all(each.range and each.range[0] > 0 for each in server.requests[count:] if kept)
     assert os.listdir(tmp_path) == ["file"]
 
@@ -111,7 +114,7 @@ def test_killed_twice(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
     first = kill_when(f"{server.url}/file", dest, len(BODY) // 8)
     second = kill_when(f"{server.url}/file", dest, first + len(BODY) // 8)
     origin.free = True
-    assert make_kit().download(f"{server.url}/file", dest).resumed_from == second
+    assert make_kit().download(f"{server.url}/file", dest).resumed_from == second - COMPARED
     assert dest.read_bytes() == BODY
 
 
@@ -135,12 +138,7 @@ def leave_half(kit: Toolkit, server: WrongServer, dest: Path) -> Path:
 def cut_first(x: Exchange) -> None:
     if x.number > 1:
         return x.serve(BODY)
-    x.head(
-        "206 Partial Content",
-        Content_Length=str(len(BODY)),
-        ETag='"v1"',
-        Content_Range=f"bytes 0-{len(BODY) - 1}/{len(BODY)}",
-    )
+    x.head("200 OK", Content_Length=str(len(BODY)), ETag='"v1"')
     x.send(BODY[: len(BODY) // 2])
     return x.hang_up()
 
@@ -154,7 +152,7 @@ def cut_first(x: Exchange) -> None:
         lambda text: b"null",
         lambda text: b"\xff\xfe\0",
         lambda text: b"[" * 100_000,
-        lambda text: text.replace(b'"format": 1', b'"format": 99'),
+        lambda text: text.replace(b'"format": 2', b'"format": 99'),
         lambda text: text.replace(b'"v1"', b'"v0"').replace(b'\\"v1\\"', b'\\"v0\\"'),
         lambda text: text.replace(b'"size": 4194304', b'"size": 1'),
         lambda text: text.replace(b'"done": [[0', b'"done": [[-5'),

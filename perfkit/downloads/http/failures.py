@@ -8,7 +8,14 @@ from socket import EAI_NONAME, gaierror
 from typing import TYPE_CHECKING
 
 import requests
-from urllib3.exceptions import ConnectTimeoutError, HTTPError, MaxRetryError, NewConnectionError, ProxyError
+from urllib3.exceptions import (
+    ConnectTimeoutError,
+    HTTPError,
+    MaxRetryError,
+    NewConnectionError,
+    ProxyError,
+    ReadTimeoutError,
+)
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.connection import Exchange
@@ -39,7 +46,7 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
         return TransferError(url, f"the {whose}'s certificate is not trusted: {_text(root)}")
     timeouts = TimeoutError | ConnectTimeoutError | requests.Timeout
     if any(isinstance(each, timeouts) and not isinstance(each, NewConnectionError) for each in causes):
-        return TransferTimeoutError(url, f"timed out: {reason}", transient=True)
+        return TransferTimeoutError(url, reason if "timed out" in reason else f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
         return TransferError(url, "the connection ended before the answer did", transient=True)
     return TransferError(url, reason, transient=_may_pass(error, causes))
@@ -86,7 +93,7 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _telling(causes: Sequence[BaseException]) -> BaseException:
     """The error to quote. Those of requests and urllib3 around it quote addresses in memory, and the URL's secrets."""
     for each in causes:
-        if isinstance(each, requests.RequestException | MaxRetryError | ProxyError):
+        if isinstance(each, requests.RequestException | MaxRetryError | ProxyError | ReadTimeoutError):
             continue
         if isinstance(each, HTTPError) and any(isinstance(other, BaseException) for other in each.args):
             continue  # "Connection aborted.", and what did it

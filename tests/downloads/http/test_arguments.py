@@ -141,7 +141,7 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, wrong: Start, tm
 def test_a_request_and_options_beside_it(options: dict[str, Any], tmp_path: Path) -> None:
     """Which of both would count? Neither."""
     with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
-        with pytest.raises(ConfigError, match="a Request was given"):
+        with pytest.raises(ConfigError, match="options were given beside a Request"):
             kit.download(Request(URL), tmp_path / "f", **options)
         assert origin.requests == []
 
