@@ -362,7 +362,7 @@ def test_zsync_falls_back_to_the_whole_file(
     def answer(exchange: Exchange) -> None:
         nonlocal whole
         data = (site / exchange.asked.path.lstrip("/")).read_bytes()
-        whole = whole or (exchange.asked.path == "/x.tar" and exchange.asked.range == (0, None))
+        whole = whole or (exchange.asked.path == "/x.tar" and exchange.asked.range is None)
         if exchange.asked.path == "/x.tar" and not whole:
             if case == "no ranges":
                 exchange.asked.headers.pop("range")
