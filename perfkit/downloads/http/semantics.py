@@ -200,6 +200,7 @@ def _base36(number: int) -> str:
     return text
 
 
+@functools.lru_cache(maxsize=256)  # a batch has the same ones again and again
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
     if not text:

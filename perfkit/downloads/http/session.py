@@ -32,13 +32,8 @@ from perfkit.redact import redacted
 __all__ = ["CallersSessions", "OwnSessions", "Sessions"]
 
 _POOLS = 256  # origins whose connections are kept
-# A URL that is sent as it is spelt (RFC 3986): requests and urllib3 would decode and encode it anew.
-_VALID_URL = re.compile(
-    r"https?://[^/?#@\s]*@?(?:[A-Za-z0-9._-]+|\[[0-9A-Fa-f:.%]+\])(?::[0-9]*)?"
-    r"(?P<path>(?:/(?:[A-Za-z0-9._~!$&'()*+,;=:@/-]|%[0-9A-Fa-f]{2})*)?)"
-    r"(?P<query>(?:\?(?:[A-Za-z0-9._~!$&'()*+,;=:@/?-]|%[0-9A-Fa-f]{2})*)?)(?:#.*)?",
-    re.IGNORECASE,
-)
+# What no valid URL has in it (RFC 3986).
+_INVALID = re.compile(r"[^]!$&'()*+,;=:@/?A-Za-z0-9._~%[-]|%(?![0-9A-Fa-f]{2})")
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 # Of a caller's session, what may go to another origin.
 _HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control", "pragma", "connection"})
@@ -148,10 +143,9 @@ class Adapter(HTTPAdapter):
         url = request.url
         exchange = exchange_here()
         proxy = select_proxy(url, proxies) if proxies else None
-        if proxy and not proxy.lower().startswith("socks") and not url.lower().startswith("https:"):
-            target = f"{url.partition('://')[0]}://{_authority(url).rpartition('@')[2]}{_target(url)}"
-        else:
-            target = _target(url)
+        scheme, authority, target = _split(url)
+        if proxy and not proxy.lower().startswith("socks") and scheme.lower() != "https":
+            target = f"{scheme}://{authority.rpartition('@')[2]}{target}"
         if exchange is None or are_replaced():
             return target
         exchange.target = target
@@ -218,7 +212,8 @@ class OwnSessions:
         if self._verify is None:
             self._find_trust()
         request = requests.PreparedRequest()
-        request.method, request.url, request.headers = "GET", url, CaseInsensitiveDict(headers)
+        request.method, request.url = "GET", url
+        request.headers = CaseInsensitiveDict(headers.items())  # pairs: from a mapping it is made more slowly
         request.prepare_hooks(None)
         if auth is not None or len(self._cookies):
             request.prepare_cookies(self._cookies)
@@ -473,10 +468,10 @@ def spelt(url: str) -> str:
     Raises:
         ValueError: it cannot be sent.
     """
-    match = _VALID_URL.fullmatch(url)
-    if match is None:
+    scheme, authority, target = _split(url)
+    if _INVALID.search(authority + target) or "[" in target or "]" in target:
         return _quoted(url)
-    return url[: match.end("query")] if match["path"] else f"{url[: match.start('path')]}/{match['query']}"
+    return f"{scheme}://{authority}{target}"
 
 
 def _quoted(url: str) -> str:
@@ -485,20 +480,20 @@ def _quoted(url: str) -> str:
     return str(request.url)
 
 
-def _authority(url: str) -> str:
-    return re.split("[/?#]", url.partition("://")[2], maxsplit=1)[0]
-
-
-def _target(url: str) -> str:
-    """Path and query, as the request line has them (RFC 9112 section 3.2.1)."""
-    rest = url.partition("://")[2].partition("#")[0]
-    start = min(at for at in (rest.find("/"), rest.find("?"), len(rest)) if at >= 0)
-    return rest[start:] if rest.startswith("/", start) else "/" + rest[start:]
+def _split(url: str) -> tuple[str, str, str]:
+    """Scheme, authority, and the target of a request for it (RFC 9112 section 3.2.1)."""
+    scheme, _, rest = url.partition("://")
+    rest = rest.partition("#")[0]
+    path = rest.find("/")
+    query = rest.find("?", 0, path if path >= 0 else len(rest))
+    start = query if query >= 0 else path if path >= 0 else len(rest)
+    target = rest[start:]
+    return scheme, rest[:start], target if target.startswith("/") else "/" + target
 
 
 def _auth_in(url: str) -> tuple[str, str] | None:
     """User and password of `https://user:password@host/`; a user alone may be a token."""
-    if "@" not in _authority(url):
+    if "@" not in url or "@" not in _split(url)[1]:
         return None
     parts = urlsplit(url)
     return unquote(parts.username or ""), unquote(parts.password or "")
