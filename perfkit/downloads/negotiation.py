@@ -38,9 +38,7 @@ class Step(enum.Enum):
 
     READ = enum.auto()  # its body belongs into the partial file
     READ_WHOLE = enum.auto()  # a range was asked for, and its body is the whole file
-    NO_RANGES = (
-        enum.auto()
-    )  # the range cannot be had, or cannot be trusted: leave the body, do without ranges
+    NO_RANGES = enum.auto()  # the range is refused or unreliable: leave the body, and request no more ranges
     UNCONDITIONALLY = enum.auto()  # leave the body, and ask again without a condition
     UNCHANGED = enum.auto()  # the local file is current
     EMPTY = enum.auto()  # the file has no bytes

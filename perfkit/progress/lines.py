@@ -22,7 +22,7 @@ _EVERY_S = 30.0  # and at least one in this interval
 
 
 def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
-    """The size of the terminal behind a stream; None if there is none, or one that can't move its cursor."""
+    """The size of the terminal behind a stream; None without a terminal, or if it cannot move its cursor."""
     try:
         if stream is None or not stream.isatty() or os.environ.get("TERM", "dumb") == "dumb":
             return None

@@ -102,7 +102,7 @@ class Exchange:
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
         incoming: what its last answer is read from, if a connection of ours was used.
-        helper: the thread that sends it and reads its answer, if its connection is none of ours: nobody can end that.
+        helper: the thread that sends it and reads its answer, if its connection is not ours and cannot be aborted.
     """
 
     def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
@@ -289,8 +289,11 @@ class _Chunks:
     def read(self, count: int = -1) -> bytes:
         if self._left == 0:
             if (end := self._incoming.read(2)) != b"\r\n":
-                raise http.client.HTTPException("a chunk of the body is longer than its size" if len(end) == 2
-                                                else "the connection ended within the body")  # fmt: skip
+                raise http.client.HTTPException(
+                    "a chunk of the body is longer than its size"
+                    if len(end) == 2
+                    else "the connection ended within the body"
+                )
             return end
         data = self._incoming.read(min(count, self._left))
         self._left -= len(data)
@@ -312,8 +315,15 @@ class _Answer(http.client.HTTPResponse):
 
     fp: Any
 
-    def __init__(self, sock: Any, debuglevel: int = 0, method: str | None = None, url: str | None = None, *,
-                 handle: AbortHandle | None = None) -> None:  # fmt: skip
+    def __init__(
+        self,
+        sock: Any,
+        debuglevel: int = 0,
+        method: str | None = None,
+        url: str | None = None,
+        *,
+        handle: AbortHandle | None = None,
+    ) -> None:
         incoming = _Incoming(sock, handle)
         if (exchange := exchange_here()) is not None:
             exchange.incoming = incoming
@@ -397,8 +407,14 @@ class _Abortable:
 
     def _open(self: Any, aborted: Any) -> socket.socket:
         try:
-            return dial(self.host.strip("[]"), self.port, timeout_s=self.timeout, aborted=aborted,
-                        options=self.socket_options or (), source=self.source_address)  # fmt: skip
+            return dial(
+                self.host.strip("[]"),
+                self.port,
+                timeout_s=self.timeout,
+                aborted=aborted,
+                options=self.socket_options or (),
+                source=self.source_address,
+            )
         except socket.gaierror as error:
             raise NameResolutionError(self.host, self, error) from error
         except TimeoutError as error:

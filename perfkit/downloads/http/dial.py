@@ -28,9 +28,14 @@ _answered: dict[tuple[str, int], Any] = {}
 
 
 def dial(
-    host: str, port: int, *, timeout_s: float | None, aborted: Callable[[], bool],
-    options: Iterable[SocketOption] = (), source: tuple[str, int] | None = None,
-) -> socket.socket:  # fmt: skip
+    host: str,
+    port: int,
+    *,
+    timeout_s: float | None,
+    aborted: Callable[[], bool],
+    options: Iterable[SocketOption] = (),
+    source: tuple[str, int] | None = None,
+) -> socket.socket:
     """Connect to the first address of the host that answers; a further one is tried every 250 ms (RFC 8305).
 
     Args:
@@ -73,9 +78,12 @@ def _in_order(addresses: Sequence[Address], answered: object) -> list[Address]:
 
 
 def _race(
-    addresses: Sequence[Address], timeout_s: float | None, aborted: Callable[[], bool],
-    options: Sequence[SocketOption], source: tuple[str, int] | None,
-) -> tuple[socket.socket, Any]:  # fmt: skip
+    addresses: Sequence[Address],
+    timeout_s: float | None,
+    aborted: Callable[[], bool],
+    options: Sequence[SocketOption],
+    source: tuple[str, int] | None,
+) -> tuple[socket.socket, Any]:
     """The first socket that connects, and its address; the others are closed."""
     waiting = deque(addresses)
     connecting: dict[int, tuple[socket.socket, Any]] = {}

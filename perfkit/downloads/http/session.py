@@ -113,8 +113,9 @@ class Adapter(HTTPAdapter):
             if isinstance(error, ConfigError):
                 raise
             # Without the error's own text, which quotes passwords.
-            raise ConfigError(f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
-                              ) from error  # fmt: skip
+            raise ConfigError(
+                f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
+            ) from error
 
     def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
         key = (verify, cert)
@@ -122,8 +123,9 @@ class Adapter(HTTPAdapter):
             self._contexts[key] = make_context(verify, cert)
         return self._contexts[key]
 
-    def use_context(self, verify: bool | str, cert: ClientCert | None, *, setting: str,
-                    cert_setting: str = "Config.client_cert") -> None:  # fmt: skip
+    def use_context(
+        self, verify: bool | str, cert: ClientCert | None, *, setting: str, cert_setting: str = "Config.client_cert"
+    ) -> None:
         """Make the context of these settings now.
 
         Raises:
@@ -170,9 +172,15 @@ class Sessions(Protocol):
     """Sends GET requests, each by a session of the current thread."""
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        auth: Auth | None,
+        *,
+        home: bool,
+        redirected: bool,
         timeout: tuple[float, float],
-    ) -> requests.Response:  # fmt: skip
+    ) -> requests.Response:
         """Send one request and return its answer, the body unread. Redirects are not followed.
 
         Args:
@@ -204,9 +212,15 @@ class OwnSessions:
         self._verify: bool | str | None = None
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        auth: Auth | None,
+        *,
+        home: bool,
+        redirected: bool,
         timeout: tuple[float, float],
-    ) -> requests.Response:  # fmt: skip
+    ) -> requests.Response:
         url = spelt(url)
         proxies, netrc = self._way_to(url)
         if self._verify is None:
@@ -219,8 +233,15 @@ class OwnSessions:
             request.prepare_cookies(self._cookies)
         if (chosen := auth or _auth_in(url) or netrc) and "Authorization" not in request.headers:
             request.prepare_auth(_encodable(chosen), url)
-        return self._session().send(request, stream=True, allow_redirects=False, timeout=timeout, proxies=proxies,
-                                    verify=self._verify, cert=self._config.client_cert)  # fmt: skip
+        return self._session().send(
+            request,
+            stream=True,
+            allow_redirects=False,
+            timeout=timeout,
+            proxies=proxies,
+            verify=self._verify,
+            cert=self._config.client_cert,
+        )
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -279,9 +300,15 @@ class CallersSessions:
         self._lock = threading.Lock()
 
     def send(
-        self, url: str, headers: Mapping[str, str], auth: Auth | None, *, home: bool, redirected: bool,
+        self,
+        url: str,
+        headers: Mapping[str, str],
+        auth: Auth | None,
+        *,
+        home: bool,
+        redirected: bool,
         timeout: tuple[float, float],
-    ) -> requests.Response:  # fmt: skip
+    ) -> requests.Response:
         session = self._session()
         config = self._config
         proxies = dict(config.proxies)
@@ -295,16 +322,28 @@ class CallersSessions:
         options: dict[str, Any] = {}
         if redirected and session.params:  # they are for the URL that was asked for; None takes one out
             options["params"] = dict.fromkeys(session.params)
-        return self._by(ours, lambda: session.request(
-            "GET", url, headers=dict(headers), auth=auth, proxies=proxies, verify=verify, cert=cert, stream=True,
-            allow_redirects=False, timeout=timeout, **options,
-        ))  # fmt: skip
+        return self._by(
+            ours,
+            lambda: session.request(
+                "GET",
+                url,
+                headers=dict(headers),
+                auth=auth,
+                proxies=proxies,
+                verify=verify,
+                cert=cert,
+                stream=True,
+                allow_redirects=False,
+                timeout=timeout,
+                **options,
+            ),
+        )
 
     def _is_ours(self, session: Any, url: str) -> bool:
         try:
             return session.get_adapter(url) is self._adapter
         except requests.exceptions.InvalidSchema:
-            return True  # there is none: to send the request will say so
+            return True  # no adapter: sending the request will fail with that reason
 
     def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
         """Send by our adapter, or by one that the caller mounted: whose connections cannot be aborted, so that a
@@ -325,8 +364,16 @@ class CallersSessions:
             self._local.session = None  # a factory's: the thread that is left behind still uses it
             raise
 
-    def _prepare_abroad(self, session: Any, url: str, headers: Mapping[str, str], auth: Auth | None, proxies: Any,
-                        verify: Any, cert: Any) -> tuple[requests.PreparedRequest, dict[str, Any]]:  # fmt: skip
+    def _prepare_abroad(
+        self,
+        session: Any,
+        url: str,
+        headers: Mapping[str, str],
+        auth: Auth | None,
+        proxies: Any,
+        verify: Any,
+        cert: Any,
+    ) -> tuple[requests.PreparedRequest, dict[str, Any]]:
         """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
         request = requests.PreparedRequest()
         request.method, request.url = "GET", spelt(url)
@@ -352,8 +399,12 @@ class CallersSessions:
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
         if (verify is not True or cert) and ours and url.startswith("https:"):
-            self._adapter.use_context(verify, cert, setting=setting,
-                                      cert_setting="Config.client_cert" if config.client_cert else "session.cert")
+            self._adapter.use_context(
+                verify,
+                cert,
+                setting=setting,
+                cert_setting="Config.client_cert" if config.client_cert else "session.cert",
+            )
         return verify, cert
 
     def _session(self) -> Any:
@@ -372,8 +423,11 @@ class CallersSessions:
         """The caller's session, but for what `_Borrowed` says. They share all attributes: what is set on one later,
         such as the token that a class of the caller's has just got, the other has too.
         """
-        kind = type(type(given).__name__, (_Borrowed, type(given)), {
-            "_given": given, "_ours": self._adapter, "_config": self._config, "__module__": type(given).__module__})
+        kind = type(
+            type(given).__name__,
+            (_Borrowed, type(given)),
+            {"_given": given, "_ours": self._adapter, "_config": self._config, "__module__": type(given).__module__},
+        )
         session: Any = object.__new__(kind)
         session.__dict__ = given.__dict__
         return session
@@ -398,8 +452,10 @@ class _Borrowed:
     @property
     def adapters(self) -> dict[str, Any]:
         """Ours takes the place of the two that every session is born with; one that the caller mounted stays."""
-        return {prefix: self._ours if prefix in ("https://", "http://") and _is_plain(adapter) else adapter
-                for prefix, adapter in self._given.adapters.items()}  # fmt: skip
+        return {
+            prefix: self._ours if prefix in ("https://", "http://") and _is_plain(adapter) else adapter
+            for prefix, adapter in self._given.adapters.items()
+        }
 
     def mount(self, prefix: str, adapter: Any) -> None:
         self._given.mount(prefix, adapter)

@@ -294,7 +294,8 @@ class _HttpResponse:
             return raw.read(count)
         try:
             return exchange.helper.call(
-                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close())  # fmt: skip
+                lambda: raw.read(count), lambda: exchange.aborted, lambda _: self._response.close()
+            )
         except Exception:
             self._left_behind = exchange.helper.ended
             raise

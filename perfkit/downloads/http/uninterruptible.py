@@ -22,9 +22,12 @@ class AbortedError(OSError):
 
 
 def call_abortable(
-    function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object] = lambda _: None, *,
+    function: Callable[[], T],
+    aborted: Callable[[], bool],
+    discard: Callable[[T], object] = lambda _: None,
+    *,
     start: Callable[[Callable[[], None]], None] | None = None,
-) -> T:  # fmt: skip
+) -> T:
     """Call what cannot be interrupted in a daemon thread; when aborted, its result is left to `discard`.
 
     Args:

@@ -23,13 +23,34 @@ MakeKit = Callable[..., Toolkit]
 URL = "https://example.org/f"
 
 
-@pytest.mark.parametrize("options", [
-    {"workers": "4"}, {"workers": 4.0}, {"workers": True}, {"retries": None}, {"rate_limit": "5M"},
-    {"read_timeout_s": "30"}, {"read_timeout_s": None}, {"auth": "u:p"}, {"auth": ("u",)}, {"auth": ("u", 3)},
-    {"auth": ["u", "p"]}, {"verify": None}, {"verify": 1}, {"ca_bundle": 3}, {"client_cert": ("a", "b", "c")},
-    {"headers": [("a", "b")]}, {"headers": {"a": 1}}, {"headers": "a: b"}, {"proxies": "http://proxy"},
-    {"proxies": {"http": None}}, {"trust_env": "no"}, {"durable": 1}, {"local_changes": None},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": "4"},
+        {"workers": 4.0},
+        {"workers": True},
+        {"retries": None},
+        {"rate_limit": "5M"},
+        {"read_timeout_s": "30"},
+        {"read_timeout_s": None},
+        {"auth": "u:p"},
+        {"auth": ("u",)},
+        {"auth": ("u", 3)},
+        {"auth": ["u", "p"]},
+        {"verify": None},
+        {"verify": 1},
+        {"ca_bundle": 3},
+        {"client_cert": ("a", "b", "c")},
+        {"headers": [("a", "b")]},
+        {"headers": {"a": 1}},
+        {"headers": "a: b"},
+        {"proxies": "http://proxy"},
+        {"proxies": {"http": None}},
+        {"trust_env": "no"},
+        {"durable": 1},
+        {"local_changes": None},
+    ],
+)
 def test_a_setting_of_the_wrong_type(options: dict[str, Any]) -> None:
     """Is named, with what it should be."""
     (name,) = options
@@ -44,10 +65,18 @@ def test_a_secret_of_the_wrong_type_is_not_shown(options: dict[str, Any]) -> Non
     assert "s3cret" not in f"{caught.value} {caught.value!r}"
 
 
-@pytest.mark.parametrize(("name", "value", "then"), [
-    ("headers", None, {}), ("proxies", None, {}), ("verify", "/path", "/path"), ("verify", Path("/path"), "/path"),
-    ("ca_bundle", Path("/path"), "/path"), ("auth", ("u", "p"), ("u", "p")), ("read_timeout_s", 30, 30),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "value", "then"),
+    [
+        ("headers", None, {}),
+        ("proxies", None, {}),
+        ("verify", "/path", "/path"),
+        ("verify", Path("/path"), "/path"),
+        ("ca_bundle", Path("/path"), "/path"),
+        ("auth", ("u", "p"), ("u", "p")),
+        ("read_timeout_s", 30, 30),
+    ],
+)
 def test_what_requests_takes_is_taken(name: str, value: Any, then: Any) -> None:
     assert getattr(Config(**{name: value}), name) == then
 
@@ -64,30 +93,50 @@ def test_verify_is_a_path(make_kit: MakeKit, secure: WrongServer, ca_file: str, 
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY
 
 
-@pytest.mark.parametrize(("options", "says"), [
-    ({"config": {"workers": 4}}, "config must be"),
-    ({"progress": print}, "progress must have .* CallbackProgress"),
-    ({"progress": True}, "progress must have"),
-    ({"session": 3}, "session must be"),
-    ({"session": "https://example.org"}, "session must be"),
-    ({"session": requests}, "session must be"),
-    ({"session": SimpleNamespace(request=print)}, "session must be"),
-    ({"transport": 3}, "transport must make"),
-    ({"session": requests.Session(), "transport": FakeOrigin()}, "session and transport"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        ({"config": {"workers": 4}}, "config must be"),
+        ({"progress": print}, "progress must have .* CallbackProgress"),
+        ({"progress": True}, "progress must have"),
+        ({"session": 3}, "session must be"),
+        ({"session": "https://example.org"}, "session must be"),
+        ({"session": requests}, "session must be"),
+        ({"session": SimpleNamespace(request=print)}, "session must be"),
+        ({"transport": 3}, "transport must make"),
+        ({"session": requests.Session(), "transport": FakeOrigin()}, "session and transport"),
+    ],
+)
 def test_an_argument_of_a_toolkit(options: dict[str, Any], says: str) -> None:
     with pytest.raises(ConfigError, match=says):
         Toolkit(**options)
 
 
-@pytest.mark.parametrize("options", [
-    {"auth": "u:s3cret"}, {"auth": ("u", 3)}, {"headers": "a: s3cret"}, {"headers": {"a": 1}},
-    {"headers": [("a", "b")]}, {"mirrors": "https://example.org/g"}, {"mirrors": 3}, {"checksum": 3},
-    {"checksum": b"sha256:00"},
-    {"rate_limit": "5M"}, {"max_bytes": "5M"}, {"max_bytes": -1}, {"segments": "4"}, {"segments": True},
-    {"byte_range": "0-99"}, {"byte_range": (0, "99")}, {"byte_range": (0, 1, 2)}, {"known": "etag"},
-    {"only": '"v1"'}, {"resume": "no"},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"auth": "u:s3cret"},
+        {"auth": ("u", 3)},
+        {"headers": "a: s3cret"},
+        {"headers": {"a": 1}},
+        {"headers": [("a", "b")]},
+        {"mirrors": "https://example.org/g"},
+        {"mirrors": 3},
+        {"checksum": 3},
+        {"checksum": b"sha256:00"},
+        {"rate_limit": "5M"},
+        {"max_bytes": "5M"},
+        {"max_bytes": -1},
+        {"segments": "4"},
+        {"segments": True},
+        {"byte_range": "0-99"},
+        {"byte_range": (0, "99")},
+        {"byte_range": (0, 1, 2)},
+        {"known": "etag"},
+        {"only": '"v1"'},
+        {"resume": "no"},
+    ],
+)
 def test_an_option_of_a_request(options: dict[str, Any], tmp_path: Path) -> None:
     """Is named, whether given to `download` or to `Request`; and secrets are not shown."""
     (name,) = options
@@ -122,10 +171,17 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, wrong: Start, tm
     server = wrong(lambda x: x.serve(BODY))
     kit = make_kit()
     url = f"{server.url}/f"
-    options: dict[str, Any] = {"auth": ("u", "p"), "headers": {"X-A": "b"}, "mirrors": [f"{server.url}/g"],
-                               "segments": 1, "rate_limit": 1 << 30, "max_bytes": 1 << 30,
-                               "byte_range": (10, 20), "resume": False,
-                               "only": Validator(etag='"v1"')}  # fmt: skip
+    options: dict[str, Any] = {
+        "auth": ("u", "p"),
+        "headers": {"X-A": "b"},
+        "mirrors": [f"{server.url}/g"],
+        "segments": 1,
+        "rate_limit": 1 << 30,
+        "max_bytes": 1 << 30,
+        "byte_range": (10, 20),
+        "resume": False,
+        "only": Validator(etag='"v1"'),
+    }
     kit.download(url, tmp_path / "f", **options)
     kit.download(Request(url, **{**options, "mirrors": (f"{server.url}/g",)}), tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY[10:20]
@@ -133,11 +189,22 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, wrong: Start, tm
     assert server.requests[0].headers["range"] == "bytes=10-19"
 
 
-@pytest.mark.parametrize("options", [
-    {"checksum": "sha256:" + "0" * 64}, {"mirrors": ["https://example.org/g"]}, {"headers": {"a": "b"}},
-    {"auth": ("u", "p")}, {"resume": False}, {"rate_limit": 1}, {"max_bytes": 0}, {"segments": 1},
-    {"byte_range": (0, 1)}, {"known": Version(etag='"v1"')}, {"only": Validator(etag='"v1"')},
-])  # fmt: skip
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"checksum": "sha256:" + "0" * 64},
+        {"mirrors": ["https://example.org/g"]},
+        {"headers": {"a": "b"}},
+        {"auth": ("u", "p")},
+        {"resume": False},
+        {"rate_limit": 1},
+        {"max_bytes": 0},
+        {"segments": 1},
+        {"byte_range": (0, 1)},
+        {"known": Version(etag='"v1"')},
+        {"only": Validator(etag='"v1"')},
+    ],
+)
 def test_a_request_and_options_beside_it(options: dict[str, Any], tmp_path: Path) -> None:
     """Which of both would count? Neither."""
     with FakeOrigin() as origin, Toolkit(transport=origin) as kit:

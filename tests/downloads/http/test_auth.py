@@ -52,8 +52,9 @@ def test_not_latin_1(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_sessi
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_a_request_goes_before_the_settings(make_kit: MakeKit, wrong: Start, tmp_path: Path,
-                                            with_session: bool) -> None:  # fmt: skip
+def test_a_request_goes_before_the_settings(
+    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool
+) -> None:
     server = wrong(lambda x: x.serve(BODY))
     kit = make_kit(requests.Session() if with_session else None, auth=("other", "one"), segments=1)
     kit.download(f"{server.url}/f", tmp_path / "f", auth=("me", "word"))
@@ -61,8 +62,9 @@ def test_a_request_goes_before_the_settings(make_kit: MakeKit, wrong: Start, tmp
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_a_header_goes_before_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool,
-                                    monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_header_goes_before_netrc(
+    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login net password rc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     server = wrong(lambda x: x.serve(BODY))
@@ -73,8 +75,9 @@ def test_a_header_goes_before_netrc(make_kit: MakeKit, wrong: Start, tmp_path: P
 
 @pytest.mark.parametrize("with_session", [False, True])
 @pytest.mark.parametrize("target", ["/f?sig=%7e&a=%2F", "/a/../f?", "/%2e/f"])
-def test_an_auth_object_signs_what_is_sent(make_kit: MakeKit, wrong: Start, tmp_path: Path, target: str,
-                                           with_session: bool) -> None:  # fmt: skip
+def test_an_auth_object_signs_what_is_sent(
+    make_kit: MakeKit, wrong: Start, tmp_path: Path, target: str, with_session: bool
+) -> None:
     """The URL as it was spelt, in each request of a segmented download."""
 
     def handler(x: Exchange) -> None:
@@ -128,8 +131,11 @@ class Digest:
             nonce = f"n{next(self._nonces)}"
             self._counts[nonce] = 0
             self.refused += 1
-        x.respond("401 Unauthorized", b"who are you?",
-                  WWW_Authenticate=f'Digest realm="r", nonce="{nonce}", qop="auth", algorithm=SHA-256')  # fmt: skip
+        x.respond(
+            "401 Unauthorized",
+            b"who are you?",
+            WWW_Authenticate=f'Digest realm="r", nonce="{nonce}", qop="auth", algorithm=SHA-256',
+        )
 
     def _knows(self, x: Exchange) -> bool:
         said = dict(re.findall(r'(\w+)="?([^",]+)"?', x.asked.headers.get("authorization", "")))
@@ -139,8 +145,14 @@ class Digest:
             if int(said["nc"], 16) <= self._counts.get(said["nonce"], 1 << 32):
                 return False
             self._counts[said["nonce"]] = int(said["nc"], 16)
-        whole = [_sha256("me:r:word"), said["nonce"], said["nc"], said["cnonce"], "auth", _sha256(f"GET {x.asked.path}"
-                 .replace(" ", ":"))]  # fmt: skip
+        whole = [
+            _sha256("me:r:word"),
+            said["nonce"],
+            said["nc"],
+            said["cnonce"],
+            "auth",
+            _sha256(f"GET {x.asked.path}".replace(" ", ":")),
+        ]
         return said["response"] == _sha256(":".join(whole))
 
 
@@ -328,8 +340,11 @@ def test_a_handshake(make_kit: MakeKit, wrong: Start, tmp_path: Path, way: str) 
         return made
 
     server = wrong(handler)
-    kit = make_kit(auth=auth, workers=3) if way == "config" else make_kit(
-        factory if way == "factory" else factory(), workers=3)  # fmt: skip
+    kit = (
+        make_kit(auth=auth, workers=3)
+        if way == "config"
+        else make_kit(factory if way == "factory" else factory(), workers=3)
+    )
     download = kit.download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.segments == 3

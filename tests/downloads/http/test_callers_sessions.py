@@ -144,8 +144,9 @@ def strict() -> requests.Session:
     return session
 
 
-def test_raise_for_status(make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session,
-                          tmp_path: Path) -> None:  # fmt: skip
+def test_raise_for_status(
+    make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session, tmp_path: Path
+) -> None:
     """An error status is perfkit's error, as without the hook."""
     server = wrong(lambda x: x.respond("404 Not Found"))
     with pytest.raises(HTTPStatusError) as caught:
@@ -154,15 +155,17 @@ def test_raise_for_status(make_kit: MakeKit, wrong: Start, give: Give, strict: r
     assert len(server.requests) == 1
 
 
-def test_raise_for_status_and_a_busy_server(make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session,
-                                            tmp_path: Path) -> None:  # fmt: skip
+def test_raise_for_status_and_a_busy_server(
+    make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session, tmp_path: Path
+) -> None:
     """A 503 is retried."""
     server = wrong(lambda x: x.respond("503 Service Unavailable") if x.number < 3 else x.serve(BODY))
     assert fetch(make_kit(give(strict)), f"{server.url}/f", tmp_path) == BODY
 
 
-def test_raise_for_status_and_a_file_that_is_current(make_kit: MakeKit, strict: requests.Session,
-                                                     tmp_path: Path) -> None:  # fmt: skip
+def test_raise_for_status_and_a_file_that_is_current(
+    make_kit: MakeKit, strict: requests.Session, tmp_path: Path
+) -> None:
     """A 304 leaves the file alone."""
     (tmp_path / "site").mkdir()
     (tmp_path / "site/f").write_bytes(BODY)
@@ -172,8 +175,9 @@ def test_raise_for_status_and_a_file_that_is_current(make_kit: MakeKit, strict: 
         assert kit.download(f"{server.url}/f", tmp_path / "f").unchanged
 
 
-def test_raise_for_status_and_a_file_that_changes(make_kit: MakeKit, wrong: Start, strict: requests.Session,
-                                                  tmp_path: Path) -> None:  # fmt: skip
+def test_raise_for_status_and_a_file_that_changes(
+    make_kit: MakeKit, wrong: Start, strict: requests.Session, tmp_path: Path
+) -> None:
     """A 412 to a segment's request begins the file anew."""
     bodies = {'"v1"': BODY, '"v2"': BODY[::-1]}
     first = threading.Event()
@@ -191,8 +195,9 @@ def test_raise_for_status_and_a_file_that_changes(make_kit: MakeKit, wrong: Star
     assert server.requests[1].headers["if-match"] == '"v1"'
 
 
-def test_raise_for_status_and_an_empty_file(make_kit: MakeKit, wrong: Start, strict: requests.Session,
-                                            tmp_path: Path) -> None:  # fmt: skip
+def test_raise_for_status_and_an_empty_file(
+    make_kit: MakeKit, wrong: Start, strict: requests.Session, tmp_path: Path
+) -> None:
     """A 416 to a range of it says that it is empty."""
 
     def handler(x: Exchange) -> None:
@@ -221,8 +226,9 @@ def test_a_hook_that_fails(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> N
 # -- TLS and proxies -------------------------------------------------------------------------------------------------
 
 
-def test_verify_and_cert(make_kit: MakeKit, wrong: Start, give: Give, authority: trustme.CA, ca_file: str,
-                         tmp_path: Path) -> None:  # fmt: skip
+def test_verify_and_cert(
+    make_kit: MakeKit, wrong: Start, give: Give, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
     """The session's bundle and its client certificate."""
     mine = authority.issue_cert("me@example.org")
     mine.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "me.pem"))
@@ -245,8 +251,15 @@ def test_verify_false(make_kit: MakeKit, secure: WrongServer, give: Give, tmp_pa
 
 
 @pytest.mark.parametrize("way", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
-def test_a_bundle_of_the_environment(make_kit: MakeKit, secure: WrongServer, give: Give, ca_file: str, tmp_path: Path,
-                                     way: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_bundle_of_the_environment(
+    make_kit: MakeKit,
+    secure: WrongServer,
+    give: Give,
+    ca_file: str,
+    tmp_path: Path,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """Counts, unless the session does not trust the environment."""
     monkeypatch.setenv(way, ca_file)
     session = requests.Session()
@@ -257,8 +270,17 @@ def test_a_bundle_of_the_environment(make_kit: MakeKit, secure: WrongServer, giv
 
 
 @pytest.mark.parametrize("way", ["session", "environment"])
-def test_proxies(make_kit: MakeKit, wrong: Start, secure: WrongServer, give: Give, proxy: Proxy, ca_file: str,
-                 tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_proxies(
+    make_kit: MakeKit,
+    wrong: Start,
+    secure: WrongServer,
+    give: Give,
+    proxy: Proxy,
+    ca_file: str,
+    tmp_path: Path,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The session's and those of the environment, forwarding and by a tunnel."""
     session = requests.Session()
     session.verify = ca_file
@@ -276,8 +298,9 @@ def test_proxies(make_kit: MakeKit, wrong: Start, secure: WrongServer, give: Giv
 
 
 @pytest.mark.parametrize("who", ["session", "config"])
-def test_trust_env(make_kit: MakeKit, wrong: Start, proxy: Proxy, give: Give, tmp_path: Path, who: str,
-                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_trust_env(
+    make_kit: MakeKit, wrong: Start, proxy: Proxy, give: Give, tmp_path: Path, who: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Either of session and settings leaves out the environment: no proxy, no netrc."""
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
@@ -307,8 +330,9 @@ class Counting(HTTPAdapter):
 
 
 @pytest.mark.parametrize("where", ["http://", "http://127.0.0.1"])
-def test_a_mounted_adapter_is_used_as_it_is(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path,
-                                            where: str) -> None:  # fmt: skip
+def test_a_mounted_adapter_is_used_as_it_is(
+    make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path, where: str
+) -> None:
     adapter = Counting(pool_maxsize=4)
     session = requests.Session()
     session.mount(where, adapter)
@@ -335,9 +359,12 @@ def test_errors_of_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: 
 
     def handler(x: Exchange) -> None:
         if x.number == 1:
-            x.head("200 OK" if x.asked.range is None else "206 Partial Content", Content_Length=str(len(BODY)),
-                   ETag='"v1"', **({} if x.asked.range is None else
-                                   {"Content_Range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}))  # fmt: skip
+            x.head(
+                "200 OK" if x.asked.range is None else "206 Partial Content",
+                Content_Length=str(len(BODY)),
+                ETag='"v1"',
+                **({} if x.asked.range is None else {"Content_Range": f"bytes 0-{len(BODY) - 1}/{len(BODY)}"}),
+            )
             x.send(BODY[: len(BODY) // 2])
             return x.hang_up()
         x.serve(BODY)

@@ -97,8 +97,15 @@ def address_of(server: WrongServer) -> tuple[str, int]:
 
 
 @pytest.mark.parametrize("way", ["own", "session", "factory"])
-def test_a_dead_first_address(make_kit: MakeKit, wrong: Start, dead: tuple[str, int], resolve: Callable[..., None],
-                              tried: list[tuple[str, int]], tmp_path: Path, way: str) -> None:  # fmt: skip
+def test_a_dead_first_address(
+    make_kit: MakeKit,
+    wrong: Start,
+    dead: tuple[str, int],
+    resolve: Callable[..., None],
+    tried: list[tuple[str, int]],
+    tmp_path: Path,
+    way: str,
+) -> None:
     """The first byte comes within half a second; later connections, other Toolkits' too, try the live one first."""
     came_s: list[float] = []
     server = wrong(lambda x: (came_s.append(time.monotonic()), x.serve(b"short"))[1])
@@ -119,8 +126,14 @@ def test_a_dead_first_address(make_kit: MakeKit, wrong: Start, dead: tuple[str, 
     assert tried == [live]
 
 
-def test_segments_know_it_too(make_kit: MakeKit, wrong: Start, dead: tuple[str, int], resolve: Callable[..., None],
-                              tried: list[tuple[str, int]], tmp_path: Path) -> None:  # fmt: skip
+def test_segments_know_it_too(
+    make_kit: MakeKit,
+    wrong: Start,
+    dead: tuple[str, int],
+    resolve: Callable[..., None],
+    tried: list[tuple[str, int]],
+    tmp_path: Path,
+) -> None:
     """The dead address is tried once for the whole file."""
     server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
     live = address_of(server)
@@ -132,9 +145,14 @@ def test_segments_know_it_too(make_kit: MakeKit, wrong: Start, dead: tuple[str, 
     assert tried.count(live) >= 4
 
 
-def test_a_first_address_that_refuses(make_kit: MakeKit, wrong: Start, refusing: tuple[str, int],
-                                      resolve: Callable[..., None], tried: list[tuple[str, int]],
-                                      tmp_path: Path) -> None:  # fmt: skip
+def test_a_first_address_that_refuses(
+    make_kit: MakeKit,
+    wrong: Start,
+    refusing: tuple[str, int],
+    resolve: Callable[..., None],
+    tried: list[tuple[str, int]],
+    tmp_path: Path,
+) -> None:
     """The next one is tried at once, not after a moment."""
     server = wrong(lambda x: x.serve(b"short"))
     live = address_of(server)
@@ -150,9 +168,14 @@ def test_a_first_address_that_refuses(make_kit: MakeKit, wrong: Start, refusing:
     make_kit().download(f"http://{HOST}:{live[1]}/f", tmp_path / "f")
 
 
-def test_the_address_that_answered_dies(make_kit: MakeKit, wrong: Start, refusing: tuple[str, int],
-                                        resolve: Callable[..., None], tried: list[tuple[str, int]],
-                                        tmp_path: Path) -> None:  # fmt: skip
+def test_the_address_that_answered_dies(
+    make_kit: MakeKit,
+    wrong: Start,
+    refusing: tuple[str, int],
+    resolve: Callable[..., None],
+    tried: list[tuple[str, int]],
+    tmp_path: Path,
+) -> None:
     """Others are tried again, and the one that answers then comes first."""
     server = wrong(lambda x: x.serve(b"short"))
     live = address_of(server)
@@ -164,8 +187,9 @@ def test_the_address_that_answered_dies(make_kit: MakeKit, wrong: Start, refusin
     assert tried == [refusing, live, live]
 
 
-def test_all_addresses_are_dead(make_kit: MakeKit, dead: tuple[str, int], resolve: Callable[..., None],
-                                tried: list[tuple[str, int]], tmp_path: Path) -> None:  # fmt: skip
+def test_all_addresses_are_dead(
+    make_kit: MakeKit, dead: tuple[str, int], resolve: Callable[..., None], tried: list[tuple[str, int]], tmp_path: Path
+) -> None:
     """Together they have the time of one connection."""
     resolve(dead, dead, dead)
     began_s = time.monotonic()
@@ -176,15 +200,17 @@ def test_all_addresses_are_dead(make_kit: MakeKit, dead: tuple[str, int], resolv
     assert tried == [dead] * 3
 
 
-def test_all_addresses_refuse(make_kit: MakeKit, refusing: tuple[str, int], resolve: Callable[..., None],
-                              tmp_path: Path) -> None:  # fmt: skip
+def test_all_addresses_refuse(
+    make_kit: MakeKit, refusing: tuple[str, int], resolve: Callable[..., None], tmp_path: Path
+) -> None:
     resolve(refusing, refusing)
     with pytest.raises(TransferError, match=rf"{HOST} port 1: Connection refused"):
         make_kit(retries=0).download(f"http://{HOST}:1/f", tmp_path / "f")
 
 
-def test_close_while_connecting(make_kit: MakeKit, dead: tuple[str, int], resolve: Callable[..., None],
-                                tried: list[tuple[str, int]], tmp_path: Path) -> None:  # fmt: skip
+def test_close_while_connecting(
+    make_kit: MakeKit, dead: tuple[str, int], resolve: Callable[..., None], tried: list[tuple[str, int]], tmp_path: Path
+) -> None:
     """Within a second, whatever the time-out."""
     resolve(dead)
     kit = make_kit(connect_timeout_s=30.0)

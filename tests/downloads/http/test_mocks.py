@@ -157,8 +157,11 @@ def test_sync_by_responses(kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         for path in (tmp_path / "site").rglob("*"):
             if path.is_file():
-                mock.add_callback("GET", f"https://example.org/rules/{path.relative_to(tmp_path / 'site')}",
-                                  callback=functools.partial(answer_ranges, body=path.read_bytes()))  # fmt: skip
+                mock.add_callback(
+                    "GET",
+                    f"https://example.org/rules/{path.relative_to(tmp_path / 'site')}",
+                    callback=functools.partial(answer_ranges, body=path.read_bytes()),
+                )
         assert kit.sync("https://example.org/rules/", tmp_path / "tree").version == "1"
     assert (tmp_path / "tree/a.rules").read_text() == "alert\n" * 1000
 

@@ -59,8 +59,9 @@ def test_a_source_address(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> No
     session.close()
 
 
-def test_a_certificate_of_the_host_header(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str,
-                                          tmp_path: Path) -> None:  # fmt: skip
+def test_a_certificate_of_the_host_header(
+    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
     """An address is asked as the host of its certificate."""
     server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "files.example.org"))
     session = requests.Session()
@@ -119,8 +120,9 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 
 @pytest.mark.parametrize("way", ["own", "session", "factory"])
-def test_one_span_for_each_request(make_kit: MakeKit, wrong: Start, spans: InMemorySpanExporter, tmp_path: Path,
-                                   way: str) -> None:  # fmt: skip
+def test_one_span_for_each_request(
+    make_kit: MakeKit, wrong: Start, spans: InMemorySpanExporter, tmp_path: Path, way: str
+) -> None:
     """Segments, a redirect and a retry: what the server counts is what is traced, and the trace goes along."""
 
     def handler(x: Exchange) -> None:
@@ -149,7 +151,6 @@ def test_a_failure_is_traced(make_kit: MakeKit, wrong: Start, spans: InMemorySpa
 
 
 # -- CacheControl ----------------------------------------------------------------------------------------------------
-
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
@@ -196,8 +197,13 @@ def insecure_oauth(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_an_oauth2_token(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
     """Is added to each request, and to none of another origin."""
     there = wrong(lambda x: x.serve(BODY))
-    server = wrong(lambda x: x.respond("302 Found", Location=f"{there.url}/f") if x.asked.path == "/away"
-                   else x.serve(BODY, pause=lambda: x.server.wait_for(3)))  # fmt: skip
+    server = wrong(
+        lambda x: (
+            x.respond("302 Found", Location=f"{there.url}/f")
+            if x.asked.path == "/away"
+            else x.serve(BODY, pause=lambda: x.server.wait_for(3))
+        )
+    )
     session = OAuth2Session(client_id="me", token={"access_token": "t1", "token_type": "Bearer"})
     kit = make_kit(session)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
@@ -217,10 +223,16 @@ def test_an_oauth2_token_is_refreshed(make_kit: MakeKit, wrong: Start, tmp_path:
 
     issuer = wrong(tokens)
     server = wrong(lambda x: x.serve(BODY))
-    old = {"access_token": "t1", "token_type": "Bearer", "refresh_token": "r1", "expires_in": -30,
-           "expires_at": time.time() - 30}  # fmt: skip
-    session = OAuth2Session(client_id="me", token=old, auto_refresh_url=f"{issuer.url}/token",
-                            token_updater=saved.append)  # fmt: skip
+    old = {
+        "access_token": "t1",
+        "token_type": "Bearer",
+        "refresh_token": "r1",
+        "expires_in": -30,
+        "expires_at": time.time() - 30,
+    }
+    session = OAuth2Session(
+        client_id="me", token=old, auto_refresh_url=f"{issuer.url}/token", token_updater=saved.append
+    )
     kit = make_kit(session, workers=1)
     kit.download_many([(f"{server.url}/{number}", str(number)) for number in range(3)], tmp_path)
     assert [each.headers["authorization"] for each in server.requests] == ["Bearer t2"] * 3

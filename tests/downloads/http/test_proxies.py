@@ -38,13 +38,34 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 # -- NO_PROXY --------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("entries", "by_proxy"), [
-    ("127.0.0.1", False), ("127.0.0.0/8", False), ("127.0.0.1:{port}", False), ("127.0.0.1:1", True),
-    ("example.org, 127.0.0.1:{port}", False), ("[::1]", True), ("::1/128", True), ("10.0.0.0/8", True), ("*", False),
-    ("127.0.0.0/8:{port}", False), ("[127.0.0.1]", False), ("", True), (",,", True), ("[", True),
-])  # fmt: skip
-def test_no_proxy(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, entries: str, by_proxy: bool,
-                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("entries", "by_proxy"),
+    [
+        ("127.0.0.1", False),
+        ("127.0.0.0/8", False),
+        ("127.0.0.1:{port}", False),
+        ("127.0.0.1:1", True),
+        ("example.org, 127.0.0.1:{port}", False),
+        ("[::1]", True),
+        ("::1/128", True),
+        ("10.0.0.0/8", True),
+        ("*", False),
+        ("127.0.0.0/8:{port}", False),
+        ("[127.0.0.1]", False),
+        ("", True),
+        (",,", True),
+        ("[", True),
+    ],
+)
+def test_no_proxy(
+    make: MakeKit,
+    wrong: Start,
+    proxy: Proxy,
+    tmp_path: Path,
+    entries: str,
+    by_proxy: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     server = wrong(lambda x: x.serve(BODY))
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     monkeypatch.setenv("no_proxy", entries.format(port=server.url.rpartition(":")[2]))
@@ -72,12 +93,29 @@ def server6() -> Iterator[WrongServer]:
         yield server
 
 
-@pytest.mark.parametrize(("entries", "by_proxy"), [
-    ("::1", False), ("[::1]", False), ("[::1]:{port}", False), ("[::1]:1", True), ("::/64", False),
-    ("fd00::/8", True), ("0:0:0:0:0:0:0:1", False), ("127.0.0.1", True), ("::/64, example.org", False),
-])  # fmt: skip
-def test_no_proxy_for_ipv6(make: MakeKit, server6: WrongServer, proxy: Proxy, tmp_path: Path, entries: str,
-                           by_proxy: bool, monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    ("entries", "by_proxy"),
+    [
+        ("::1", False),
+        ("[::1]", False),
+        ("[::1]:{port}", False),
+        ("[::1]:1", True),
+        ("::/64", False),
+        ("fd00::/8", True),
+        ("0:0:0:0:0:0:0:1", False),
+        ("127.0.0.1", True),
+        ("::/64, example.org", False),
+    ],
+)
+def test_no_proxy_for_ipv6(
+    make: MakeKit,
+    server6: WrongServer,
+    proxy: Proxy,
+    tmp_path: Path,
+    entries: str,
+    by_proxy: bool,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     """The proxy of these tests cannot reach it: that the proxy was asked is enough."""
     port = server6.url.rpartition(":")[2]
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -96,8 +134,9 @@ def test_a_name_with_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
     assert bypasses_proxy("http://10.1.2.3/")
 
 
-def test_a_name_with_a_port_in_use(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path,
-                                   monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_name_with_a_port_in_use(
+    make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     server = wrong(lambda x: x.serve(BODY))
     port = server.url.rpartition(":")[2]
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
@@ -145,8 +184,9 @@ def test_a_server_behind_a_proxy_that_is_down(make: MakeKit, proxy: Proxy, tmp_p
     assert "the proxy cannot be used" not in str(caught.value)
 
 
-def test_a_socks_proxy_without_pysocks(make: MakeKit, wrong: Start, tmp_path: Path, dead_port: int,
-                                       monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_socks_proxy_without_pysocks(
+    make: MakeKit, wrong: Start, tmp_path: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """One attempt, and what to install."""
     monkeypatch.setitem(sys.modules, "socks", None)
     monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
@@ -157,8 +197,10 @@ def test_a_socks_proxy_without_pysocks(make: MakeKit, wrong: Start, tmp_path: Pa
         kit.download("http://127.0.0.1:1/f", tmp_path / "f")
 
 
-@pytest.mark.parametrize("address", ["http://", "http://:3128", "ftp://127.0.0.1:1", "http://127.0.0.1:port",
-                                     "http://me:s3cret@127.0.0.1:port"])  # fmt: skip
+@pytest.mark.parametrize(
+    "address",
+    ["http://", "http://:3128", "ftp://127.0.0.1:1", "http://127.0.0.1:port", "http://me:s3cret@127.0.0.1:port"],
+)
 def test_a_proxy_that_cannot_be_one(make: MakeKit, tmp_path: Path, address: str) -> None:
     """Ends at once, whatever the retries, with its name but not its password."""
     kit = make(proxies={"http": address}, retries=1000, backoff_base_s=10.0)
@@ -170,17 +212,35 @@ def test_a_proxy_that_cannot_be_one(make: MakeKit, tmp_path: Path, address: str)
 
 # -- URLs as they are spelt ------------------------------------------------------------------------------------------
 
-SPELLINGS = ["/f", "/a/b.c/d-e_f~", "/a/", "/", "/f?a=b&c=d/e", "/f?", "/a//b", "/%7e", "/%2E/a", "/f?a=%41",
-             "/f?sig=a%2fb%3D", "/a/../b", "/./a", "/%e4", "/a;b=c,d", "/f?a=b?c=d"]  # fmt: skip
+SPELLINGS = [
+    "/f",
+    "/a/b.c/d-e_f~",
+    "/a/",
+    "/",
+    "/f?a=b&c=d/e",
+    "/f?",
+    "/a//b",
+    "/%7e",
+    "/%2E/a",
+    "/f?a=%41",
+    "/f?sig=a%2fb%3D",
+    "/a/../b",
+    "/./a",
+    "/%e4",
+    "/a;b=c,d",
+    "/f?a=b?c=d",
+]
 
 
 @pytest.mark.parametrize("by_proxy", [False, True])
 @pytest.mark.parametrize("target", SPELLINGS)
-def test_urls_as_they_are_spelt(make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, target: str,
-                                by_proxy: bool) -> None:  # fmt: skip
+def test_urls_as_they_are_spelt(
+    make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, target: str, by_proxy: bool
+) -> None:
     """By the caller, and by the server in a redirect."""
-    server = wrong(lambda x: x.respond("302 Found", Location=target) if x.asked.path.endswith("/from")
-                   else x.serve(b"short"))  # fmt: skip
+    server = wrong(
+        lambda x: x.respond("302 Found", Location=target) if x.asked.path.endswith("/from") else x.serve(b"short")
+    )
     kit = make(**({"proxies": {"http": f"http://{proxy.address}"}} if by_proxy else {}))
     fetch(kit, f"{server.url}{target}#part", tmp_path)
     fetch(kit, f"{server.url}/from", tmp_path)
@@ -189,17 +249,25 @@ def test_urls_as_they_are_spelt(make: MakeKit, wrong: Start, proxy: Proxy, tmp_p
 
 
 @pytest.mark.parametrize("target", ["/f?x=%7e", "/%2E/a"])
-def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(make: MakeKit, wrong: Start, tmp_path: Path,
-                                                                 target: str) -> None:  # fmt: skip
+def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(
+    make: MakeKit, wrong: Start, tmp_path: Path, target: str
+) -> None:
     there = wrong(lambda x: x.serve(BODY))
     server = wrong(lambda x: x.respond("302 Found", Location=there.url + target))
     fetch(make(), f"{server.url}/f", tmp_path)
     assert [each.path for each in there.requests] == [target]
 
 
-@pytest.mark.parametrize(("params", "asked"), [
-    ("/f?", "/f?k=v"), ("/f?a=%41", "/f?a=%41&k=v"), ("/%7e", "/%7e?k=v"), ("", "/?k=v"), ("/f#x", "/f?k=v"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("params", "asked"),
+    [
+        ("/f?", "/f?k=v"),
+        ("/f?a=%41", "/f?a=%41&k=v"),
+        ("/%7e", "/%7e?k=v"),
+        ("", "/?k=v"),
+        ("/f#x", "/f?k=v"),
+    ],
+)
 def test_with_params_of_a_session(make_kit: MakeKit, wrong: Start, tmp_path: Path, params: str, asked: str) -> None:
     server = wrong(lambda x: x.serve(BODY))
     session = requests.Session()

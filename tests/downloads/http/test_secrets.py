@@ -53,14 +53,17 @@ def kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
 
 
 def has_secret(server: WrongServer) -> list[bool]:
-    return ["s3cret" in f"{each.path} {each.headers}" or "Basic" in each.headers.get("authorization", "")
-            for each in server.requests]  # fmt: skip
+    return [
+        "s3cret" in f"{each.path} {each.headers}" or "Basic" in each.headers.get("authorization", "")
+        for each in server.requests
+    ]
 
 
 def test_redirects(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
     """The first origin gets all, the other one nothing; back at the first one, it gets them again."""
-    there = wrong(lambda x: x.respond("302 Found", Location=f"{home.url}/back") if "away" in x.asked.path
-                  else x.serve(BODY))  # fmt: skip
+    there = wrong(
+        lambda x: x.respond("302 Found", Location=f"{home.url}/back") if "away" in x.asked.path else x.serve(BODY)
+    )
 
     def handler(x: Any) -> None:
         if x.asked.path.startswith("/f"):
@@ -93,8 +96,11 @@ def test_mirrors(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("with_session", [False, True])
 def test_secrets_of_a_request(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool) -> None:
     there = wrong(lambda x: x.serve(BODY))
-    home = wrong(lambda x: x.respond("302 Found", Location=f"{there.url}/f") if x.asked.path == "/f"
-                 else x.respond("404 Not Found"))  # fmt: skip
+    home = wrong(
+        lambda x: (
+            x.respond("302 Found", Location=f"{there.url}/f") if x.asked.path == "/f" else x.respond("404 Not Found")
+        )
+    )
     kit = make_kit(requests.Session() if with_session else None)
     secret = {"auth": Token(), "headers": {"X-Key": "s3cret"}}
     kit.download(Request(f"{home.url}/f", **secret), tmp_path / "f")  # type: ignore[arg-type]
@@ -105,8 +111,9 @@ def test_secrets_of_a_request(make_kit: MakeKit, wrong: Start, tmp_path: Path, w
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_a_mirror_has_credentials_of_its_own(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool,
-                                             monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_a_mirror_has_credentials_of_its_own(
+    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Those of its URL, and those that netrc has for its host."""
     (tmp_path / "netrc").write_text("machine localhost login net password rc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
@@ -114,8 +121,9 @@ def test_a_mirror_has_credentials_of_its_own(make_kit: MakeKit, wrong: Start, tm
     mirror = wrong(lambda x: x.serve(BODY) if x.number > 1 else x.respond("404 Not Found"))
     kit = make_kit(requests.Session() if with_session else None, auth=("me", "word"), segments=1)
     port = mirror.url.rpartition(":")[2]
-    kit.download(f"{home.url}/f", tmp_path / "f",
-                 mirrors=[f"http://you:own@127.0.0.1:{port}/f", f"http://localhost:{port}/f"])  # fmt: skip
+    kit.download(
+        f"{home.url}/f", tmp_path / "f", mirrors=[f"http://you:own@127.0.0.1:{port}/f", f"http://localhost:{port}/f"]
+    )
     asked = [each.headers["authorization"] for each in (*home.requests, *mirror.requests)]
     assert asked == ["Basic bWU6d29yZA==", "Basic eW91Om93bg==", "Basic bmV0OnJj"]
 
@@ -142,8 +150,9 @@ def test_cookies_go_to_their_own_host(make_kit: MakeKit, wrong: Start, tmp_path:
 
 def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
     """As requests has it: a redirect within the origin is followed as the server spelt it."""
-    server = wrong(lambda x: x.respond("302 Found", Location="/g?sig=1") if x.asked.path.startswith("/f")
-                   else x.serve(BODY))  # fmt: skip
+    server = wrong(
+        lambda x: x.respond("302 Found", Location="/g?sig=1") if x.asked.path.startswith("/f") else x.serve(BODY)
+    )
     given = requests.Session()
     given.params = {"key": "1"}
     make_kit(given, segments=1).download(f"{server.url}/f", tmp_path / "f")
@@ -151,8 +160,9 @@ def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, wrong: Sta
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_the_same_host_over_tls(make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path,
-                                with_session: bool) -> None:  # fmt: skip
+def test_the_same_host_over_tls(
+    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, with_session: bool
+) -> None:
     """Another port is another origin, https or not."""
     secure = wrong(lambda x: x.serve(BODY), tls=server_context(authority))
     home = wrong(lambda x: x.respond("302 Found", Location=f"{secure.url}/f"))

@@ -40,24 +40,33 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 def ca_dir(ca_file: str, tmp_path: Path) -> str:
     """A directory as c_rehash makes it."""
     need("openssl")
-    found = subprocess.run(["openssl", "x509", "-hash", "-noout", "-in", ca_file], capture_output=True, text=True,
-                           check=True)  # fmt: skip
+    found = subprocess.run(
+        ["openssl", "x509", "-hash", "-noout", "-in", ca_file], capture_output=True, text=True, check=True
+    )
     (tmp_path / "certs").mkdir()
     (tmp_path / f"certs/{found.stdout.strip()}.0").write_bytes(Path(ca_file).read_bytes())
     return str(tmp_path / "certs")
 
 
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
-def test_the_environment(make: MakeKit, secure: WrongServer, ca_file: str, ca_dir: str, tmp_path: Path, name: str,
-                         monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_environment(
+    make: MakeKit,
+    secure: WrongServer,
+    ca_file: str,
+    ca_dir: str,
+    tmp_path: Path,
+    name: str,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setenv(name, ca_dir if name == "SSL_CERT_DIR" else ca_file)
     assert fetch(make(), f"{secure.url}/f", tmp_path) == BODY
     with pytest.raises(TransferError, match="certificate is not trusted"):
         fetch(make(trust_env=False), f"{secure.url}/f", tmp_path)
 
 
-def test_requests_own_variable_goes_first(make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path,
-                                          monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_requests_own_variable_goes_first(
+    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", ca_file)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing.pem"))
     assert fetch(make(), f"{secure.url}/f", tmp_path) == BODY
@@ -67,15 +76,17 @@ def test_a_directory(make: MakeKit, secure: WrongServer, ca_dir: str, tmp_path: 
     assert fetch(make(ca_bundle=ca_dir), f"{secure.url}/f", tmp_path) == BODY
 
 
-def test_settings_go_before_the_environment(make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path,
-                                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_settings_go_before_the_environment(
+    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.setenv(name, str(tmp_path / "nothing.pem"))
     assert fetch(make(ca_bundle=ca_file), f"{secure.url}/f", tmp_path) == BODY
 
 
-def test_what_the_system_trusts(make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path,
-                                monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_what_the_system_trusts(
+    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By truststore, which has OpenSSL look; here it looks where this variable says."""
     with pytest.raises(TransferError, match="certificate is not trusted"):
         fetch(make(ca_bundle="system"), f"{secure.url}/f", tmp_path)
@@ -83,16 +94,18 @@ def test_what_the_system_trusts(make: MakeKit, secure: WrongServer, ca_file: str
     assert fetch(make(ca_bundle="system"), f"{secure.url}/f", tmp_path) == BODY
 
 
-def test_the_system_checks_names(make: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path,
-                                 monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_the_system_checks_names(
+    make: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", ca_file)
     server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
     with pytest.raises(TransferError, match="certificate is not trusted"):
         fetch(make(ca_bundle="system"), f"{server.url}/f", tmp_path)
 
 
-def test_without_truststore(make: MakeKit, secure: WrongServer, tmp_path: Path,
-                            monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+def test_without_truststore(
+    make: MakeKit, secure: WrongServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "truststore", None)
     with pytest.raises(ConfigError, match=r"truststore: pip install 'perfkit\[system-trust\]'"):
         fetch(make(ca_bundle="system"), f"{secure.url}/f", tmp_path)
@@ -113,10 +126,12 @@ def connections(server: WrongServer) -> int:
     return len(server._threads) - 1
 
 
-@pytest.mark.parametrize("setting", ["Config.ca_bundle", "Config.verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-                                     "SSL_CERT_FILE"])  # fmt: skip
-def test_a_bundle_that_cannot_be_used(make: MakeKit, secure: WrongServer, tmp_path: Path, setting: str, bad_file: str,
-                                      monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+@pytest.mark.parametrize(
+    "setting", ["Config.ca_bundle", "Config.verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
+)
+def test_a_bundle_that_cannot_be_used(
+    make: MakeKit, secure: WrongServer, tmp_path: Path, setting: str, bad_file: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """File and setting are named, before anything is sent; nothing is tried again."""
     options: dict[str, Any] = {}
     if setting.startswith("Config."):
@@ -130,8 +145,9 @@ def test_a_bundle_that_cannot_be_used(make: MakeKit, secure: WrongServer, tmp_pa
     assert connections(secure) == 0
 
 
-def test_a_bundle_of_the_session_that_cannot_be_used(make_kit: MakeKit, secure: WrongServer, tmp_path: Path,
-                                                     bad_file: str) -> None:  # fmt: skip
+def test_a_bundle_of_the_session_that_cannot_be_used(
+    make_kit: MakeKit, secure: WrongServer, tmp_path: Path, bad_file: str
+) -> None:
     session = requests.Session()
     session.verify = bad_file
     with pytest.raises(ConfigError, match=r"session\.verify.*bad\.pem"):
@@ -139,16 +155,18 @@ def test_a_bundle_of_the_session_that_cannot_be_used(make_kit: MakeKit, secure: 
     assert connections(secure) == 0
 
 
-def test_a_client_certificate_that_cannot_be_used(make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path,
-                                                  bad_file: str) -> None:  # fmt: skip
+def test_a_client_certificate_that_cannot_be_used(
+    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, bad_file: str
+) -> None:
     for cert in (bad_file, (bad_file, bad_file)):
         with pytest.raises(ConfigError, match=r"client_cert.*bad\.pem"):
             fetch(make(ca_bundle=ca_file, client_cert=cert), f"{secure.url}/f", tmp_path)
     assert connections(secure) == 0
 
 
-def test_a_client_certificate_of_the_session_that_cannot_be_used(make_kit: MakeKit, secure: WrongServer, ca_file: str,
-                                                                 tmp_path: Path, bad_file: str) -> None:  # fmt: skip
+def test_a_client_certificate_of_the_session_that_cannot_be_used(
+    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, bad_file: str
+) -> None:
     session = requests.Session()
     session.verify = ca_file
     session.cert = bad_file
@@ -157,8 +175,9 @@ def test_a_client_certificate_of_the_session_that_cannot_be_used(make_kit: MakeK
     assert connections(secure) == 0
 
 
-def test_a_key_of_another_certificate(make: MakeKit, secure: WrongServer, authority: trustme.CA, ca_file: str,
-                                      tmp_path: Path) -> None:  # fmt: skip
+def test_a_key_of_another_certificate(
+    make: MakeKit, secure: WrongServer, authority: trustme.CA, ca_file: str, tmp_path: Path
+) -> None:
     one, other = authority.issue_cert("one@example.org"), authority.issue_cert("other@example.org")
     one.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
     other.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
@@ -177,8 +196,9 @@ class Counting(HTTPAdapter):
 
 
 @pytest.mark.parametrize("setting", ["verify", "cert"])
-def test_a_mounted_adapter_that_finds_no_file(make_kit: MakeKit, secure: WrongServer, tmp_path: Path,
-                                              setting: str) -> None:  # fmt: skip
+def test_a_mounted_adapter_that_finds_no_file(
+    make_kit: MakeKit, secure: WrongServer, tmp_path: Path, setting: str
+) -> None:
     """requests says so itself; there is one attempt."""
     session = requests.Session()
     adapter = Counting()
@@ -203,8 +223,9 @@ def test_a_mounted_adapter_and_an_empty_bundle(make_kit: MakeKit, secure: WrongS
     assert os.path.exists(session.verify)
 
 
-def test_another_certificate_after_a_failure(make_kit: MakeKit, secure: WrongServer, ca_file: str,
-                                             tmp_path: Path) -> None:  # fmt: skip
+def test_another_certificate_after_a_failure(
+    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path
+) -> None:
     """What is mended works with the same Toolkit."""
     session = requests.Session()
     session.verify = str(tmp_path / "later.pem")
