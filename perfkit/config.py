@@ -124,8 +124,14 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_types()
-        for name in ("workers", "segments", "min_segment_bytes", "connections_per_host", "buffer_bytes",
-                     "keep_generations"):  # fmt: skip
+        for name in (
+            "workers",
+            "segments",
+            "min_segment_bytes",
+            "connections_per_host",
+            "buffer_bytes",
+            "keep_generations",
+        ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):
             _require(getattr(self, name) > 0, name, "more than 0", getattr(self, name))

@@ -129,10 +129,19 @@ class Toolkit:
             request = url
         else:
             request = Request(
-                url, checksum=checksum, mirrors=mirrors, headers=headers or {}, auth=auth, resume=resume,  # type: ignore[arg-type]
-                rate_limit=rate_limit, max_bytes=max_bytes, segments=segments, byte_range=byte_range, known=known,
+                url,
+                checksum=checksum,
+                mirrors=mirrors,
+                headers=headers or {},
+                auth=auth,
+                resume=resume,  # type: ignore[arg-type]
+                rate_limit=rate_limit,
+                max_bytes=max_bytes,
+                segments=segments,
+                byte_range=byte_range,
+                known=known,
                 only=only,
-            )  # fmt: skip
+            )
         return self._downloads.fetch(request, os.fspath(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
@@ -432,8 +441,10 @@ def _check_arguments(config: object, progress: object, session: object, transpor
     if config is not None and not isinstance(config, Config):
         raise ConfigError(f"config must be a perfkit.Config; got {config!r}")
     if progress is not None and not (hasattr(progress, "update") and hasattr(progress, "finish")):
-        raise ConfigError(f"progress must have update() and finish(), as Bars() has; got {progress!r}; "
-                          "CallbackProgress(function) calls a function")  # fmt: skip
+        raise ConfigError(
+            f"progress must have update() and finish(), as Bars() has; got {progress!r}; "
+            "CallbackProgress(function) calls a function"
+        )
     if session is not None and not (hasattr(session, "mount") or callable(session)):
         raise ConfigError(f"session must be a requests.Session, or make one when called; got {session!r}")
     if transport is not None and not callable(transport):

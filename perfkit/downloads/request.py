@@ -92,8 +92,11 @@ class Request(_Options):
 
 
 # Name, annotation and default of the options whose type says all of them.
-_PLAIN = tuple((each.name, str(each.type), each.default) for each in fields(Request)
-               if each.name not in ("url", "mirrors", "headers", "known", "only"))  # fmt: skip
+_PLAIN = tuple(
+    (each.name, str(each.type), each.default)
+    for each in fields(Request)
+    if each.name not in ("url", "mirrors", "headers", "known", "only")
+)
 
 
 def _split(url: object) -> SplitResult | None:
