@@ -17,7 +17,8 @@ html_title = f"perfkit {release}"
 
 myst_heading_anchors = 3
 myst_enable_extensions = ["colon_fence", "deflist"]
-suppress_warnings = ["myst.xref_missing", "misc.highlighting_failure"]
+# "ref.python": fields called `bytes` stand beside the type of that name.
+suppress_warnings = ["myst.xref_missing", "misc.highlighting_failure", "ref.python"]
 
 autodoc_member_order = "bysource"
 autodoc_typehints = "signature"

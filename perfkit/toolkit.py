@@ -131,10 +131,10 @@ class Toolkit:
             request = Request(
                 url,
                 checksum=checksum,
-                mirrors=mirrors,
+                mirrors=mirrors,  # type: ignore[arg-type]  # what is not iterable is refused there
                 headers=headers or {},
                 auth=auth,
-                resume=resume,  # type: ignore[arg-type]
+                resume=resume,
                 rate_limit=rate_limit,
                 max_bytes=max_bytes,
                 segments=segments,
