@@ -6,10 +6,22 @@ import contextlib
 import errno
 import functools
 import os
+import struct
 from collections.abc import Callable
 
-__all__ = ["allow_process_settings", "mmap_large_allocations", "syncfs", "trim_heap"]
+__all__ = [
+    "APPEND_ONLY",
+    "IMMUTABLE",
+    "MOUNT_POINT",
+    "allow_process_settings",
+    "file_attributes",
+    "mmap_large_allocations",
+    "syncfs",
+    "trim_heap",
+]
 
+IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attributes
+_AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _process_settings_allowed = False
 
@@ -41,9 +53,21 @@ def _syncfs() -> Callable[[int], int] | None:
     version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
     if system.sysname != "Linux" or version < (5, 8):
         return None
+    return _function("syncfs")
+
+
+def file_attributes(descriptor: int, name: str = "") -> int:
+    """The attributes of a file in an open directory, or of the open file: statx(2); 0 where they are unknown."""
+    call = _function("statx")
+    if call is None:
+        return 0
     import ctypes
 
-    return getattr(ctypes.CDLL(None, use_errno=True), "syncfs", None)
+    found = ctypes.create_string_buffer(256)
+    if call(descriptor, os.fsencode(name), _AT_NO_FOLLOW, 0, found) != 0:
+        return 0
+    (attributes,) = struct.unpack_from("=Q", found, 8)
+    return int(attributes)
 
 
 def trim_heap() -> None:
@@ -52,7 +76,7 @@ def trim_heap() -> None:
     glibc keeps freed blocks for later allocations of that size. A decoder's window of 8 MiB, which Python's own
     allocator never reuses, would stay resident for the rest of the run.
     """
-    trim = _malloc_trim()
+    trim = _function("malloc_trim")
     if trim is not None:
         trim(0)
 
@@ -77,10 +101,10 @@ def mmap_large_allocations() -> None:
 
 
 @functools.cache
-def _malloc_trim() -> Callable[[int], int] | None:
+def _function(name: str) -> Callable[..., int] | None:
     import ctypes
 
     try:
-        return ctypes.CDLL(None).malloc_trim
-    except (OSError, AttributeError, TypeError):
+        return getattr(ctypes.CDLL(None, use_errno=True), name, None)
+    except (OSError, TypeError):
         return None

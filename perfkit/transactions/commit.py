@@ -2,8 +2,8 @@
 
 The order is what matters: staged files and the journal are synced; the journal gets its name (the commit point); its
 operations are applied; the directories are synced; the journal is deleted. After a crash before the commit point the
-staged files are deleted, after one behind it the journal is applied, at the next opening. Both can be repeated any
-number of times.
+staged files are deleted, after one behind it the journal is applied, at the next opening. If an operation fails, all
+are undone; a crash during that is one behind the commit point. Both can be repeated any number of times.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
-from itertools import chain, islice
+from itertools import chain, groupby, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
@@ -21,7 +21,14 @@ from perfkit.libc import syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import Journal
-from perfkit.transactions.journal_ops import apply_op, modified_directories, plan_ops, undo_op
+from perfkit.transactions.journal_ops import (
+    apply_op,
+    modified_directories,
+    plan_ops,
+    previous_file,
+    stage_again,
+    undo_op,
+)
 from perfkit.transactions.layout import (
     FETCHED_OBJECT,
     HISTORY,
@@ -35,11 +42,14 @@ from perfkit.transactions.layout import (
 )
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, open_regular
-from perfkit.transactions.records import MKDIR, RENAME, JournalOp
+from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, JournalOp
+from perfkit.transactions.replaceable import check_replaceable
 
 __all__ = ["Committer"]
 
 _FEW = 8  # files to fsync one by one; for more, one syncfs is faster (docs/adr/0003-transactions.md)
+
+_REFUSED = {errno.EPERM, errno.EACCES, errno.EBUSY, errno.EROFS, errno.EXDEV, errno.ETXTBSY}
 
 _log = logging.getLogger(__name__)
 
@@ -138,13 +148,14 @@ class Committer:
         Raises:
             LockedError: another process took over the tree; nothing was changed.
             OSError: the disk failed or is full; nothing was changed.
-            RecoveryError: it failed after the commit point; the next opening completes it.
+            UpdateError: a file can't be replaced, and everything else was undone.
+            RecoveryError: it failed after the commit point, and so did undoing it; the next opening tries again.
         """
         with self.preparing():
-            reversible, final = self._operations(change_set, changes, timeline, record)
+            ops = self._operations(change_set, changes, timeline, record)
         self._completed = False
         try:
-            self._write_journal(reversible, final)
+            self._write_journal(ops)
             failure = self._apply(self._journal())
         except RecoveryError:
             raise
@@ -166,8 +177,10 @@ class Committer:
 
     def _operations(
         self, change_set: ChangeSet, changes: Changes, timeline: Timeline, record: Iterable[bytes] | None
-    ) -> tuple[Iterator[JournalOp], Iterator[JournalOp]]:
+    ) -> Iterator[JournalOp]:
         """The operations that make the changes, and store the record and the timeline."""
+        replaced = (change_set.name(row) for row in changes.rows if not change_set.is_new(row))
+        check_replaceable(self.rootdir, replaced, (change_set.name(row) for row in changes.rows))
         record_ops: list[JournalOp] = []
         if record is not None:
             staged_record = self._stage_lines(record)
@@ -175,23 +188,24 @@ class Committer:
                 JournalOp(MKDIR, HISTORY),
                 JournalOp(RENAME, record_path(timeline.current), staged_record),
             ]
-        reversible, final = plan_ops(self.rootdir, change_set, changes.rows)
-        state_op = JournalOp(RENAME, STATE, self._stage_lines(state_lines(timeline)))
+        first, last = plan_ops(self.rootdir, change_set, changes.rows)
+        staged_state = self._stage_lines(state_lines(timeline))
         if self.rootdir.lstat(STATE) is None:  # a new name, which may need disk space
-            return chain(reversible, [state_op], record_ops), final
-        return chain(reversible, record_ops), chain(final, [state_op])
+            return chain(first, record_ops, [JournalOp(RENAME, STATE, staged_state)], last)
+        previous = previous_file(self.rootdir, STATE, self.store.keep(STATE))
+        return chain(first, record_ops, last, [JournalOp(RENAME, STATE, staged_state, previous)])
 
     def _journal(self, name: str = JOURNAL) -> Journal:
         return Journal(lambda: open(open_regular(self.rootdir, name), "rb"))
 
-    def _write_journal(self, reversible: Iterable[JournalOp], final: Iterable[JournalOp]) -> None:
+    def _write_journal(self, ops: Iterable[JournalOp]) -> None:
         """Write and sync everything, then pass the commit point."""
         name, fd = self.create_staged_file()
         with open(fd, "wb") as file:
-            Journal.write(file, reversible, final)
-        with self._journal(name).read() as (written_reversible, written_final):
-            sources = (op.source for op in chain(written_reversible, written_final) if op.source)
-            self._sync(chain([name], sources), {"", PRIVATE_DIR, OBJECTS, self._stage})
+            Journal.write(file, ops)
+        with self._journal(name).read() as written:
+            files = chain.from_iterable(map(_files, written))
+            self._sync(chain([name], files), {"", PRIVATE_DIR, OBJECTS, self._stage})
         self._lock.check()
         # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
         # have written.
@@ -238,47 +252,58 @@ class Committer:
                 f"{self.rootdir.root}: an interrupted change can't be completed, because its journal is {error}; "
                 f"remove {JOURNAL} to discard the change, then check the files"
             ) from error
-        if (failure := self._apply(journal)) is not None:
+        if (failure := self._apply(journal, again=True)) is not None:
             _log.warning("%s: an interrupted change was undone: %s", self.rootdir.root, failure)
 
-    def _apply(self, journal: Journal) -> Exception | None:
-        """Apply the operations and delete the journal; or undo them, delete the journal, and return the reason."""
+    def _apply(self, journal: Journal, *, again: bool = False) -> Exception | None:
+        """Apply the operations and delete the journal; or undo them, delete the journal, and return the reason.
+
+        Args:
+            again: after a crash.
+        """
         failure: Exception | None = None
         modified = {"", PRIVATE_DIR}  # directories to sync
         count = 0
         try:
-            with journal.read() as (reversible, final):
-                try:
-                    for op in reversible:
-                        modified.update(modified_directories(op))
-                        apply_op(self.rootdir, op)
-                        count += 1
-                except (OSError, UnsafePathError) as error:
-                    failure = error
-                for op in final if failure is None else ():
+            with journal.read() as ops:
+                for op in ops:
                     modified.update(modified_directories(op))
-                    apply_op(self.rootdir, op)
+                    try:
+                        apply_op(self.rootdir, op, again=again)
+                    except (OSError, UnsafePathError) as error:
+                        failure = _explained(op, error)
+                        break
                     count += 1
             if failure is not None:
                 self._undo(journal, modified)
             self._sync(iter(()), modified)
-            self.history.delete_unreachable()
             self._completed = True
             self.rootdir.unlink(JOURNAL)
             os.fsync(self.rootdir.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
+            undone = "" if failure is None else f"{failure}; and it could not be undone: "
             raise RecoveryError(
-                f"{self.rootdir.root}: the change could not be completed: {error}; "
+                f"{self.rootdir.root}: the change could not be completed: {undone}{error}; "
                 "fix the cause, and the next use of the tree will complete it"
             ) from error
+        self.history.delete_unreachable()
         if failure is None:
             self.discard_stage()
             _log.debug("%s: committed in %d operations", self.rootdir.root, count)
         return failure
 
     def _undo(self, journal: Journal, modified: set[str]) -> None:
-        with journal.read() as (reversible, _):
-            for op in reversed(list(reversible)):
+        """Undo all operations, the last one first: after a crash it is not known which were applied."""
+        with journal.read() as read:
+            ops = list(read)
+        for op in ops:
+            stage_again(self.rootdir, op)
+        modified.update(os.path.dirname(op.source) for op in ops)
+        self._sync(iter(()), modified)
+        for kind, group in groupby(reversed(ops), key=lambda op: op.kind):
+            if kind == MKDIR:  # what was moved out of directories must be safe before they are removed
+                self._sync(iter(()), modified)
+            for op in group:
                 modified.update(modified_directories(op))
                 undo_op(self.rootdir, op)
 
@@ -300,3 +325,26 @@ class Committer:
                 os.fsync(self.rootdir.directory(name))
             except (FileNotFoundError, NotADirectoryError):
                 pass  # removed by this very change
+
+
+def _files(op: JournalOp) -> Iterator[str]:
+    """The files that an operation, or undoing it, needs."""
+    if op.source:
+        yield op.source
+    if op.previous is not None and op.previous.stored:
+        yield op.previous.stored
+
+
+def _explained(op: JournalOp, error: OSError | UnsafePathError) -> Exception:
+    """An error of an operation that was undone, with the name of the file."""
+    if not isinstance(error, OSError):
+        return error
+    if error.errno in _REFUSED:
+        verb = {MKDIR: "created", RMDIR: "removed", DELETE: "removed"}.get(op.kind, "replaced")
+        failure = UpdateError(
+            f"{op.name} can't be {verb if op.previous else 'created'}: {error.strerror}; the tree was not changed"
+        )
+        failure.__cause__ = error
+        return failure
+    error.filename, error.filename2 = op.name, None
+    return error

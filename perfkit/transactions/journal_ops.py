@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from array import array
@@ -11,11 +12,13 @@ from itertools import chain, takewhile
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.changeset import ChangeSet
-from perfkit.transactions.layout import PRIVATE_DIR, object_path
-from perfkit.transactions.object_store import EMPTY, link_or_copy, open_regular
-from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp
+from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
+from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, open_regular
+from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, JournalOp, Previous
 
-__all__ = ["apply_op", "check_conflicts", "modified_directories", "plan_ops", "undo_op"]
+__all__ = ["apply_op", "check_conflicts", "modified_directories", "plan_ops", "previous_file", "stage_again", "undo_op"]
+
+_RESTORED = f"{OBJECTS}/restored~"  # a file until it gets its name back
 
 
 def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -> None:
@@ -63,7 +66,7 @@ def _check_all_deleted(rootdir: RootDir, directory: str, change_set: Mapping[str
 def plan_ops(
     rootdir: RootDir, change_set: ChangeSet, changed: Collection[int]
 ) -> tuple[Iterator[JournalOp], Iterator[JournalOp]]:
-    """The operations that make a change: first those that can be undone, then those that need no disk space.
+    """The operations that make a change: first those that may need disk space, then the others.
 
     Only new names can fail for lack of space, so they come first, after the deletions that make way for them: a file
     where a directory is to be, or the files of a directory where a file is to be.
@@ -72,7 +75,7 @@ def plan_ops(
         changed: the rows that differ from what is on disk.
 
     Raises, while the operations are read:
-        FileChangedError: a file that is to be deleted is gone.
+        FileChangedError: a file that is to be replaced or deleted is gone.
         OSError: a directory can't be read.
     """
     deleted = array("I", (row for row in changed if not change_set.is_written(row)))
@@ -95,18 +98,22 @@ def plan_ops(
 
     def renames(*, new: bool) -> Iterator[JournalOp]:
         rows = (row for row in written if change_set.is_new(row) == new)
-        return (JournalOp(RENAME, change_set.name(row), change_set.source(row)) for row in rows)
+        return (JournalOp(RENAME, change_set.name(row), change_set.source(row), previous(row)) for row in rows)
 
     def deletions(rows: Iterable[int]) -> Iterator[JournalOp]:
-        return (_delete(rootdir, change_set.name(row), change_set.before(row)) for row in rows)
+        return (JournalOp(DELETE, change_set.name(row), "", previous(row)) for row in rows)
+
+    def previous(row: int) -> Previous | None:
+        before = change_set.before(row)
+        return None if before is None else previous_file(rootdir, change_set.name(row), before)
 
     def rmdirs(names: set[str]) -> Iterator[JournalOp]:
-        return (JournalOp(RMDIR, name) for name in sorted(names, reverse=True))
+        return (JournalOp(RMDIR, name, "", _previous_directory(rootdir, name)) for name in sorted(names, reverse=True))
 
     mkdirs = (JournalOp(MKDIR, name) for name in sorted(needed) if not _is_directory(rootdir, name))
-    reversible = chain(deletions(in_the_way), rmdirs(replaced), mkdirs, renames(new=True))
-    final = chain(renames(new=False), deletions(others), rmdirs(emptied - needed - replaced - {PRIVATE_DIR}))
-    return reversible, final
+    first = chain(deletions(in_the_way), rmdirs(replaced), mkdirs, renames(new=True))
+    last = chain(renames(new=False), deletions(others), rmdirs(emptied - needed - replaced - {PRIVATE_DIR}))
+    return first, last
 
 
 def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:
@@ -114,13 +121,22 @@ def _until(names: Iterable[str], known: Collection[str]) -> Iterable[str]:
     return takewhile(lambda name: name not in known, names)
 
 
-def _delete(rootdir: RootDir, name: str, before: Content | None) -> JournalOp:
+def previous_file(rootdir: RootDir, name: str, before: Content) -> Previous:
+    """A file as it is before an operation, and its object.
+
+    Raises:
+        FileChangedError: it is gone.
+    """
     found = rootdir.lstat(name)
-    assert before is not None
     if found is None:
         raise FileChangedError(name, "the file was removed during the update; nothing was changed, retry")
     stored = "" if before.sha256 == EMPTY else object_path(before.sha256)
-    return JournalOp(DELETE, name, stored, found.st_size, found.st_mtime_ns)
+    return Previous(stored, found.st_size, found.st_mtime_ns, stat.S_IMODE(found.st_mode), found.st_ino)
+
+
+def _previous_directory(rootdir: RootDir, name: str) -> Previous | None:
+    found = rootdir.lstat(name)
+    return None if found is None else Previous("", 0, 0, stat.S_IMODE(found.st_mode), found.st_ino)
 
 
 def _parents(name: str) -> Iterable[str]:
@@ -141,15 +157,18 @@ def _directories(rootdir: RootDir, name: str) -> Iterable[str]:
             yield from _directories(rootdir, f"{name}/{leaf}")
 
 
-def apply_op(rootdir: RootDir, op: JournalOp) -> None:
-    """Apply an operation; a second time this does nothing."""
+def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
+    """Apply an operation; a second time this does nothing.
+
+    Args:
+        again: after a crash, which may have interrupted `undo_op`.
+    """
     if op.kind == MKDIR:
         rootdir.mkdir(op.name)
     elif op.kind == RMDIR:
         rootdir.rmdir(op.name)
     elif op.kind == DELETE:
-        found = rootdir.lstat(op.name)
-        if found is not None and _is_same_file(found, op):
+        if _is_previous(rootdir.lstat(op.name), op.previous):
             rootdir.unlink(op.name)
     else:
         try:
@@ -157,36 +176,87 @@ def apply_op(rootdir: RootDir, op: JournalOp) -> None:
         except FileNotFoundError:
             if rootdir.lstat(op.source) is not None:
                 raise  # the target's directory is missing
+        if again:  # where both were one file, rename(2) did nothing
+            rootdir.unlink(op.source)
 
 
-def _is_same_file(found: os.stat_result, op: JournalOp) -> bool:
+def _is_previous(found: os.stat_result | None, previous: Previous | None) -> bool:
     """Whether this is still the file that is to be deleted, and not one that was created after a crash."""
-    return stat.S_ISREG(found.st_mode) and (found.st_size, found.st_mtime_ns) == (op.size, op.mtime_ns)
+    return (
+        found is not None
+        and previous is not None
+        and stat.S_ISREG(found.st_mode)
+        and (found.st_size, found.st_mtime_ns) == (previous.size, previous.mtime_ns)
+    )
+
+
+def stage_again(rootdir: RootDir, op: JournalOp) -> None:
+    """Before undoing: give a new file that replaced another its staged name, too, so that the old one replaces it.
+
+    Without hard links this does nothing, and the name is missing for a moment.
+    """
+    if op.kind == RENAME and op.previous is not None and rootdir.lstat(op.source) is None:
+        try:
+            rootdir.link(op.name, op.source)
+        except OSError as error:
+            if error.errno not in {errno.ENOENT, *CANNOT_LINK}:
+                raise
 
 
 def undo_op(rootdir: RootDir, op: JournalOp) -> None:
-    """Undo a reversible operation; if it was not applied, or is undone already, this does nothing."""
+    """Undo an operation; if it was not applied, or is undone already, this does nothing."""
     if op.kind == MKDIR:
         rootdir.rmdir(op.name)
     elif op.kind == RMDIR:
-        rootdir.mkdir(op.name)
+        if op.previous is not None:
+            rootdir.mkdir(op.name, op.previous.mode)
     elif op.kind == DELETE:
         if rootdir.lstat(op.name) is None:
             _restore(rootdir, op)
-    elif rootdir.lstat(op.source) is None and rootdir.lstat(op.name) is not None:
-        rootdir.rename(op.name, op.source)
+    else:
+        if rootdir.lstat(op.source) is None and rootdir.lstat(op.name) is not None:
+            rootdir.rename(op.name, op.source)
+        if op.previous is not None and _is_taken_back(rootdir, op):
+            _restore(rootdir, op)
+
+
+def _is_taken_back(rootdir: RootDir, op: JournalOp) -> bool:
+    """Whether the name is missing, or has the new file."""
+    found, staged = rootdir.lstat(op.name), rootdir.lstat(op.source)
+    return found is None or (staged is not None and os.path.samestat(found, staged))
 
 
 def _restore(rootdir: RootDir, op: JournalOp) -> None:
-    """Recreate a deleted file from its object."""
-    if not op.source:  # an empty file
-        os.close(rootdir.open(op.name, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644))
-        return
-    fd = open_regular(rootdir, op.source)
+    """Give a name its previous file again: the very file, if it is stored, or else a copy."""
+    previous = op.previous
+    assert previous is not None
+    rootdir.mkdir(OBJECTS, 0o700)
+    rootdir.unlink(_RESTORED)  # left by a crash
+    stored = open_regular(rootdir, previous.stored) if previous.stored else os.open(os.devnull, os.O_RDONLY)
     try:
-        link_or_copy(rootdir, op.source, fd, op.name)
+        if not _link_restored(rootdir, previous, stored):
+            copy = copy_file(rootdir, stored, _RESTORED, mode=previous.mode, mtime_ns=previous.mtime_ns)
+            try:
+                os.fsync(copy)
+            finally:
+                os.close(copy)
     finally:
-        os.close(fd)
+        os.close(stored)
+    rootdir.rename(_RESTORED, op.name)
+
+
+def _link_restored(rootdir: RootDir, previous: Previous, fd: int) -> bool:
+    """Link the object if it is the very file; False if it is not, or links are impossible."""
+    found = os.fstat(fd)
+    if not previous.stored or (found.st_ino, stat.S_IMODE(found.st_mode)) != (previous.ino, previous.mode):
+        return False
+    try:
+        rootdir.link(previous.stored, _RESTORED)
+    except OSError as error:
+        if error.errno not in CANNOT_LINK:
+            raise
+        return False
+    return True
 
 
 def modified_directories(op: JournalOp) -> tuple[str, ...]:

@@ -17,14 +17,25 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
-__all__ = ["EMPTY", "ObjectStore", "content_of", "copy_into", "digest_of", "link_or_copy", "open_regular", "write_all"]
+__all__ = [
+    "CANNOT_LINK",
+    "EMPTY",
+    "ObjectStore",
+    "content_of",
+    "copy_file",
+    "copy_into",
+    "digest_of",
+    "link_or_copy",
+    "open_regular",
+    "write_all",
+]
 
 EMPTY = hashlib.sha256().hexdigest()
 
 _CHUNK = 256 << 10
 _DIGEST = re.compile("[0-9a-f]{64}")
 _FICLONE = 0x40049409  # ioctl_ficlone(2)
-_CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
+CANNOT_LINK = {errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EACCES}
 
 
 class ObjectStore:
@@ -178,21 +189,28 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
         try:
             rootdir.link(name, target)
         except OSError as error:
-            if error.errno not in _CANNOT_LINK:
+            if error.errno not in CANNOT_LINK:
                 raise
         else:
             linked = rootdir.lstat(target)
             if linked is None or linked.st_ino != found.st_ino:
                 raise FileChangedError(name, "the file was replaced while it was read; retry")
             return
+    os.close(copy_file(rootdir, fd, target, mode=stat.S_IMODE(found.st_mode), mtime_ns=found.st_mtime_ns))
+
+
+def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: int) -> int:
+    """Copy an open file to a new one, with this mode and modification time; returns a descriptor of the copy."""
     copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
     try:
         copy_into(fd, copy)
-        os.fchmod(copy, stat.S_IMODE(found.st_mode))
+        os.fchmod(copy, mode)
         with contextlib.suppress(OSError):
-            os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
-    finally:
+            os.utime(copy, ns=(mtime_ns, mtime_ns))
+    except BaseException:
         os.close(copy)
+        raise
+    return copy
 
 
 def copy_into(source: int, target: int) -> str:

@@ -18,6 +18,7 @@ __all__ = [
     "Change",
     "Content",
     "JournalOp",
+    "Previous",
     "Seen",
     "has_valid_checksum",
     "read_checked",
@@ -30,7 +31,7 @@ FORMAT = 1
 # What a `JournalOp` does, as it is written in a journal.
 MKDIR = "mkdir"  # create directory `name`
 RENAME = "put"  # rename the staged file `source` to `name`
-DELETE = "drop"  # delete `name`, if it still has `size` and `mtime_ns`
+DELETE = "drop"  # delete `name`, if it is still the `previous` file
 RMDIR = "rmdir"  # remove directory `name`, if it is empty
 
 
@@ -68,14 +69,23 @@ class Change:
     signature: int | None = None
 
 
+class Previous(NamedTuple):
+    """What a name was before an operation, and where its content is, so that the operation can be undone."""
+
+    stored: str  # the object with its content; "" for an empty file or a directory
+    size: int
+    mtime_ns: int
+    mode: int
+    ino: int
+
+
 class JournalOp(NamedTuple):
-    """One operation of a journal, all of them idempotent; names are relative to the root."""
+    """One operation of a journal, idempotent as its reverse is; names are relative to the root."""
 
     kind: str
     name: str
-    source: str = ""  # RENAME: the staged file; DELETE: the object with the same content, "" for an empty file
-    size: int = 0
-    mtime_ns: int = 0
+    source: str = ""  # RENAME: the staged file
+    previous: Previous | None = None  # None: there was nothing
 
 
 def signature(found: os.stat_result) -> int:

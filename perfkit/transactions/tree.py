@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from perfkit.config import LocalChanges
@@ -15,6 +15,7 @@ from perfkit.transactions.layout import FETCH, PRIVATE_DIR
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.prepare import Known
+from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.rollback import plan_rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
@@ -91,6 +92,18 @@ class Tree:
             OSError: ENOSPC: fewer bytes are free.
         """
         self._rootdir.check_free_space(size)
+
+    def check_replaceable(self, replaced: Iterable[str], changed: Iterable[str]) -> None:
+        """Check, before work is put into a change, that the kernel allows it: `replaceable.check_replaceable`.
+
+        Args:
+            replaced: existing files that will be replaced, moved or removed.
+            changed: these, and new files.
+
+        Raises:
+            UpdateError: it does not; nothing was changed.
+        """
+        check_replaceable(self._rootdir, replaced, changed)
 
     def transaction(self, label: Mapping[str, str] | None = None, *, known: Known | None = None) -> Transaction:
         """A change, for a `with` block: committed at its end, aborted if an exception leaves it.

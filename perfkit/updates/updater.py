@@ -144,6 +144,9 @@ class Sync:
         staging = StagingArea(tree.fetch_directory, progress=self._progress)
         manifest = self.resolve(local, staging)
         plan = self.plan(local, manifest)
+        moved = [each.source for each in plan.local if each.move]
+        replaced = [plan.changed, plan.remove, moved, plan.saved_as]
+        tree.check_replaceable(chain(*replaced), chain(*replaced, plan.added, plan.saved_as.values()))
         routes = self.fetch(tree, local, manifest, plan, staging)
         self.check(staging)
         applied = self.apply(tree, local, manifest, plan, staging)

@@ -10,13 +10,16 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import fcntl
 import os
 import sys
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from unittest import mock
 
 from perfkit.errors import PerfkitError, RecoveryError
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.tree import Tree
 
@@ -101,12 +104,41 @@ def back(root: str) -> None:
         tree.rollback()
 
 
+REFUSED = "going/away/3"  # the journal replaces all files and removes three before it
+
+
+@contextlib.contextmanager
+def refusing() -> Iterator[None]:
+    """A file that can't be removed, which nothing tells before the commit point."""
+
+    def unlink(rootdir: RootDir, name: str) -> bool:
+        if name == REFUSED:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), name)
+        return real(rootdir, name)
+
+    real = RootDir.unlink
+    with mock.patch.object(RootDir, "unlink", unlink):
+        yield
+
+
+def refused(root: str) -> None:
+    """`change`, which is refused in the middle and undone."""
+    with refusing():
+        change(root)
+
+
 def prune(root: str) -> None:
     with Tree(root) as tree:
         tree.prune(0)
 
 
-ACTIONS = {"change": change, "back": back, "prune": prune, "recover": lambda root: Tree(root).__enter__()}
+ACTIONS = {
+    "change": change,
+    "back": back,
+    "refused": refused,
+    "prune": prune,
+    "recover": lambda root: Tree(root).__enter__(),
+}
 
 
 def _idle_in_threads(kind: str, count: int) -> None:

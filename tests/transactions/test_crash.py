@@ -19,6 +19,7 @@ from pathlib import Path
 
 import pytest
 
+from perfkit.errors import UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.history import History, Timeline
 from perfkit.transactions.object_store import EMPTY, ObjectStore
@@ -161,7 +162,7 @@ class Case:
         self.place, self.action = place, action
         self.start, self.number = place / "start", 0
         crash_server.begin(str(self.start))
-        if action != "change":
+        if action not in ("change", "refused"):
             crash_server.change(str(self.start))
         self.old = snapshot(self.start)
         if action == "recover":
@@ -171,7 +172,7 @@ class Case:
             if action == "recover":
                 stack.enter_context(Tree(goal))
             else:
-                crash_server.ACTIONS[action](str(goal))
+                crash_server.ACTIONS["change" if action == "refused" else action](str(goal))
         self.new = snapshot(goal)
         assert action == "prune" or self.old != self.new
 
@@ -210,6 +211,36 @@ def sample(count: int) -> list[int]:
     if FULL or count <= SAMPLE:
         return list(range(1, count + 1))
     return sorted({1 + (count - 1) * index // (SAMPLE - 1) for index in range(SAMPLE)})
+
+
+@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.parametrize("gone", [True, False], ids=["cause gone", "cause still there"])
+def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], gone: bool) -> None:
+    """A kill at every call of a commit that is refused in the middle and undone: the old tree, or the new one."""
+    case = Case(place, "refused")
+    ends = {True: 0, False: 0}
+    root = case.copy()
+    with pytest.raises(UpdateError, match=f"{crash_server.REFUSED} can't be removed: Operation not permitted"):
+        crash_server.refused(str(root))
+    check_whole(root, case.old, case.old)
+    for kind, count in sorted(case.count().items()):
+        server = serve(kind, "signal=KILL")
+        for number in sample(count):
+            root = case.copy()
+            assert server.run(number, "refused", root) == -signal.SIGKILL, (kind, number)
+            if not gone:
+                with crash_server.refusing(), Tree(root):
+                    assert snapshot(root) == case.old, (kind, number)
+            new = check_whole(root, case.old, case.new) and gone
+            ends[new] += 1
+            fetched = root / ".perfkit/fetch/fetched"
+            if not new and fetched.exists() and fetched.stat().st_size:
+                crash_server.change(str(root))
+                assert snapshot(root) == case.new, (kind, number)
+            shutil.rmtree(root)
+    print(f"\n{ends[False]} kills left the old tree, {ends[True]} the new one")
+    assert ends[False]
+    assert bool(ends[True]) == gone
 
 
 ACTIONS = ["change", "back", "prune", "recover"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
@@ -11,9 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from perfkit.errors import UpdateError
 from tests.support import crash_server
 from tests.support.faults import watched
-from tests.transactions.test_crash import check_whole, place, snapshot  # noqa: F401
+from tests.transactions.test_crash import check_whole, copy, place, snapshot  # noqa: F401
 
 FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
 CUTS = 4000 if FULL else 160
@@ -143,7 +145,7 @@ class Disk:
 
 @pytest.mark.timeout(1800 if FULL else 120)
 @pytest.mark.parametrize("syncing", ["syncfs", "fsync"])
-@pytest.mark.parametrize("action", ["change", "back", "prune"])
+@pytest.mark.parametrize("action", ["change", "back", "prune", "refused"])
 def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:  # noqa: F811
     """Whenever the power goes and whatever unsynced part is lost, opening the tree gives the old one or the new one."""
     from perfkit.transactions import commit
@@ -152,7 +154,7 @@ def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, sy
         monkeypatch.setattr(commit, "syncfs", lambda fd: False)
     root = place / "root"
     crash_server.begin(str(root))
-    if action != "change":
+    if action not in ("change", "refused"):
         crash_server.change(str(root))
     fetched = root / ".perfkit/fetch/fetched"
     fetched.parent.mkdir(exist_ok=True)
@@ -160,9 +162,14 @@ def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, sy
     old = snapshot(root)
     disk = Disk(str(root))
     disk.start()
-    with watched(disk.watch):
+    with watched(disk.watch), pytest.raises(UpdateError) if action == "refused" else contextlib.nullcontext():
         crash_server.ACTIONS[action](str(root))
     new = snapshot(root)
+    if action == "refused":
+        assert new == old
+        copy(root, place / "changed")
+        crash_server.change(str(place / "changed"))
+        new = snapshot(place / "changed")
     if syncing == "fsync":  # a watched call that did nothing
         disk.syncs = [(when, where) for when, where in disk.syncs if where is not None]
     chance = random.Random(f"{action} {syncing}")
@@ -173,5 +180,5 @@ def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, sy
         disk.cut(at, target, chance)
         found[check_whole(target, old, new, tidy=True)] += 1
         shutil.rmtree(target)
-    assert found[True]
+    assert found[True] or action == "refused"
     assert found[False] or action == "prune"
