@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from perfkit import Config, Toolkit
-from tests.support.fakes import Handler, WrongServer
+from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.sites import Origin
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
@@ -71,12 +71,12 @@ def kit(make_kit: Callable[..., Toolkit]) -> Toolkit:
 
 
 @pytest.fixture
-def wrong() -> Iterator[Callable[..., WrongServer]]:
+def misbehaving() -> Iterator[Callable[..., MisbehavingServer]]:
     """Servers with a handler each, stopped after the test."""
     with contextlib.ExitStack() as stack:
 
-        def start(handler: Handler, **options: Any) -> WrongServer:
-            return stack.enter_context(WrongServer(handler, **options))
+        def start(handler: Handler, **options: Any) -> MisbehavingServer:
+            return stack.enter_context(MisbehavingServer(handler, **options))
 
         yield start
 

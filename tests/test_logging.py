@@ -15,14 +15,14 @@ from perfkit import BatchError, ConfigError, PerfkitError, Request, Toolkit
 from perfkit.cli import main
 from perfkit.redact import redacted, redacted_text
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 HUSH = "hush4711"  # no log and no message may have it
 KEY = {"Authorization": f"Bearer {HUSH}", "X-Api-Key": HUSH}
 
 
-def secret_url(server: WrongServer, name: str = "f") -> str:
+def secret_url(server: MisbehavingServer, name: str = "f") -> str:
     """A URL with all that may be secret in one."""
     return f"{server.url.replace('//', f'//me:{HUSH}@')}/{name}?token={HUSH}&X-Amz-Signature={HUSH}"
 
@@ -64,11 +64,11 @@ def round_and_round(x: Exchange) -> None:
     round_and_round,
 ])  # fmt: skip
 def test_no_secret_in_logs_and_errors(
-    handler: Callable[[Exchange], None], wrong: Start, make_kit: Callable[..., Toolkit],
+    handler: Callable[[Exchange], None], misbehaving: Start, make_kit: Callable[..., Toolkit],
     log: pytest.LogCaptureFixture, tmp_path: Path,
 ) -> None:  # fmt: skip
     """Whatever goes wrong, and with a mirror to go on to."""
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit = make_kit(retries=1, read_timeout_s=0.2, headers={"Cookie": HUSH}, max_redirects=3)
     request = Request(secret_url(server), "f", checksum=f"sha256:{'0' * 64}", headers=KEY,
                       mirrors=(secret_url(server, "mirror"),))  # fmt: skip
@@ -82,9 +82,11 @@ def test_no_secret_in_logs_and_errors(
     assert any(HUSH in asked.headers.get("authorization", "") for asked in server.requests)
 
 
-def test_no_secret_in_what_the_command_says(wrong: Start, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+def test_no_secret_in_what_the_command_says(
+    misbehaving: Start, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
     """Errors on the terminal are errors in somebody's log."""
-    server = wrong(lambda x: x.respond("404 Not Found"))
+    server = misbehaving(lambda x: x.respond("404 Not Found"))
     for arguments in (["get", "--quiet", "-d", str(tmp_path)], ["sync", "--quiet"]):
         where = [str(tmp_path / "tree")] if arguments[0] == "sync" else []
         assert main([*arguments, secret_url(server), *where]) == 1
@@ -95,10 +97,12 @@ def test_no_secret_in_what_the_command_says(wrong: Start, capsys: pytest.Capture
     assert HUSH not in capsys.readouterr().err
 
 
-def test_a_download_can_be_followed(wrong: Start, kit: Toolkit, log: pytest.LogCaptureFixture, tmp_path: Path) -> None:
+def test_a_download_can_be_followed(
+    misbehaving: Start, kit: Toolkit, log: pytest.LogCaptureFixture, tmp_path: Path
+) -> None:
     """Requests with their ranges and answers, tries, and the end."""
     answers = iter(["503 Busy", "200 OK"])
-    server = wrong(lambda x: x.respond(next(answers), b"12345"))
+    server = misbehaving(lambda x: x.respond(next(answers), b"12345"))
     kit.download(f"{server.url}/f", tmp_path)
     ours = [record for record in log.records if record.name.startswith("perfkit.downloads")]
     told = "\n".join(record.getMessage() for record in ours)
@@ -174,7 +178,7 @@ def test_all_errors_mask_urls(kind: type[Exception]) -> None:
 
 
 def test_a_bug_is_logged_without_the_secret(
-    kit: Toolkit, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, wrong: Start
+    kit: Toolkit, log: pytest.LogCaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, misbehaving: Start
 ) -> None:
     """With its traceback, under the redacted URL."""
 
@@ -183,6 +187,6 @@ def test_a_bug_is_logged_without_the_secret(
 
     monkeypatch.setattr("perfkit.downloads.transfer.PartialFile", broken)
     with pytest.raises(ZeroDivisionError):
-        kit.download(secret_url(wrong(Exchange.stall)), tmp_path / "f")
+        kit.download(secret_url(misbehaving(Exchange.stall)), tmp_path / "f")
     assert "a bug in perfkit" in log.text
     assert HUSH not in log.text

@@ -27,9 +27,9 @@ from perfkit.downloads.request import Download, Request
 from perfkit.downloads.request_list import RequestList
 from perfkit.errors import ConfigError
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 Capture = pytest.CaptureFixture[str]
 
 BODY = random.Random(7).randbytes(300_000)
@@ -155,7 +155,7 @@ def test_where_to(form: list[str], site: Server, tmp_path: Path, capsys: Capture
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers(workers: int, wrong: Start, capsys: Capture) -> None:
+def test_workers(workers: int, misbehaving: Start, capsys: Capture) -> None:
     """`-j` is how many transfers there are at once."""
     lock, there, most = threading.Condition(), [], []
 
@@ -168,16 +168,16 @@ def test_workers(workers: int, wrong: Start, capsys: Capture) -> None:
             there.remove(x)
         x.serve(b"body")
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     code, _, _ = get(capsys, "-j", workers, *(f"{server.url}/{number}" for number in range(8)))
     assert code == 0
     assert max(most) == workers
 
 
 @pytest.mark.parametrize("segments", [1, 2])
-def test_segments(segments: int, wrong: Start, capsys: Capture) -> None:
+def test_segments(segments: int, misbehaving: Start, capsys: Capture) -> None:
     """`--segments` is how many connections a file has."""
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: server.wait_for(segments)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: server.wait_for(segments)))
     code, value, _ = get(capsys, "--segments", segments, f"{server.url}/f")
     assert code == 0
     assert value["files"][0]["segments"] == segments
@@ -191,9 +191,9 @@ def test_limit_rate(site: Server, capsys: Capture) -> None:
     assert time.monotonic() - began > 0.75
 
 
-def test_mirror(site: Server, wrong: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_mirror(site: Server, misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     """Another URL of the same file, under the name that the first one gives."""
-    broken = wrong(lambda x: x.respond("404 Not Found"))
+    broken = misbehaving(lambda x: x.respond("404 Not Found"))
     mirrors = ["--mirror", f"{broken.url}/also-gone", "--mirror", f"{site.url}b.bin"]
     code, value, errors = get(capsys, "--checksum", SHA256, *mirrors, f"{broken.url}/f.bin")
     assert (code, errors) == (0, [])
@@ -201,10 +201,10 @@ def test_mirror(site: Server, wrong: Start, tmp_path: Path, capsys: Capture) -> 
     assert (tmp_path / "f.bin").read_bytes() == BODY
 
 
-def test_header(wrong: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_header(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     """Sent to the origins of the URLs, those of a list too, and to none that they redirect to."""
-    other = wrong(lambda x: x.serve(b"body"))
-    server = wrong(lambda x: x.respond("302 Found", Location=f"{other.url}/f"))
+    other = misbehaving(lambda x: x.serve(b"body"))
+    server = misbehaving(lambda x: x.respond("302 Found", Location=f"{other.url}/f"))
     (tmp_path / "list").write_text(f"{server.url}/second")
     code, _, _ = get(capsys, "--header", "X-Key:  secret ", "--header", "Authorization: Bearer t:1",
                      "-i", "list", f"{server.url}/first")  # fmt: skip
@@ -218,9 +218,9 @@ def test_header(wrong: Start, tmp_path: Path, capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("retries", [0, 2])
-def test_retries(retries: int, wrong: Start, capsys: Capture) -> None:
+def test_retries(retries: int, misbehaving: Start, capsys: Capture) -> None:
     """`--retries` is how many failures in a row are forgiven."""
-    server = wrong(lambda x: x.respond("500 Internal Server Error"))
+    server = misbehaving(lambda x: x.respond("500 Internal Server Error"))
     code, value, errors = get(capsys, "--retries", retries, f"{server.url}/f")
     assert code == 1
     assert len(server.requests) == retries + 1
@@ -357,9 +357,9 @@ def test_one_failure_among_others(site: Server, tmp_path: Path, capsys: Capture)
     assert (tmp_path / "c.bin").read_bytes() == BODY
 
 
-def test_an_error_is_a_line_whatever_the_server_says(wrong: Start, capsys: Capture) -> None:
+def test_an_error_is_a_line_whatever_the_server_says(misbehaving: Start, capsys: Capture) -> None:
     """Control characters from outside reach neither the terminal nor a second line."""
-    server = wrong(lambda x: x.send(b"HTTP/1.1 404 No\x1b[2J\rsuch\x07file\r\nContent-Length: 0\r\n\r\n"))
+    server = misbehaving(lambda x: x.send(b"HTTP/1.1 404 No\x1b[2J\rsuch\x07file\r\nContent-Length: 0\r\n\r\n"))
     code, _, errors = get(capsys, "--quiet", "--retries", 0, f"{server.url}/f%0A%1b")
     assert code == 1
     assert len(errors) == 1
@@ -421,9 +421,9 @@ def test_a_list_that_is_still_being_written(site: Server) -> None:
     assert [record["bytes"] for record in the_object((out + rest).decode())["files"]] == [len(BODY)] * 3
 
 
-def test_a_list_is_not_read_far_ahead(wrong: Start) -> None:
+def test_a_list_is_not_read_far_ahead(misbehaving: Start) -> None:
     """Whoever writes the list has to wait while the downloads do."""
-    server = wrong(Exchange.stall)
+    server = misbehaving(Exchange.stall)
     with start("get", "--json", "-j", "1", "-d", "out", "-i", "-") as process:
         assert process.stdin is not None
         pipe, written = process.stdin.fileno(), 0
@@ -475,9 +475,9 @@ def half_then_stall(x: Exchange) -> None:
 
 @pytest.mark.parametrize("handler", [half_then_stall, Exchange.stall])
 @pytest.mark.parametrize("where", [[], ["-o", "x"]])
-def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], wrong: Start) -> None:
+def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], misbehaving: Start) -> None:
     """However stuck the peer is: 130, at once, with a whole object and a line that says how to go on."""
-    server = wrong(handler)
+    server = misbehaving(handler)
     with start("get", "--json", "--quiet", *where, f"{server.url}/f") as process:
         assert server.wait_for(1, 10)
         out, err = interrupt(process)
@@ -486,7 +486,7 @@ def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], wrong: St
     assert err == b"perfkit: interrupted; run the same command again to resume\n"
 
 
-def test_ctrl_c_keeps_what_is_done(wrong: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     """What ended is in the object; what did not goes on from there in the next run."""
     came = threading.Event()
 
@@ -496,7 +496,7 @@ def test_ctrl_c_keeps_what_is_done(wrong: Start, tmp_path: Path, capsys: Capture
         else:
             x.serve(BODY)
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     urls = [f"{server.url}/done", f"{server.url}/stuck"]
     with start("get", "--json", "--quiet", "--segments", "1", *urls) as process:
         out = read_until(process.stdout, b"/done")
@@ -512,9 +512,9 @@ def test_ctrl_c_keeps_what_is_done(wrong: Start, tmp_path: Path, capsys: Capture
     assert (tmp_path / "stuck").read_bytes() == BODY
 
 
-def test_nobody_reads_the_results(wrong: Start) -> None:
+def test_nobody_reads_the_results(misbehaving: Start) -> None:
     """Standard output is a pipe whose reader has gone: an error of one line, and the work ends."""
-    server = wrong(lambda x: x.serve(b"body", pause=lambda: gone.wait(10)))
+    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(10)))
     gone = threading.Event()
     with start("get", "--json", "--quiet", f"{server.url}/f") as process:
         assert process.stdout is not None

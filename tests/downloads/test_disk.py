@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
 BODY = random.Random(21).randbytes(3 << 20)
 root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 
 
 def serve(x: Exchange) -> None:
@@ -49,10 +49,10 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 @root_only
 @pytest.mark.parametrize("handler", [serve, chunked])
-def test_a_full_disk(kit: Toolkit, wrong: Start, small_disk: Path, handler: Callable[[Exchange], None]) -> None:
+def test_a_full_disk(kit: Toolkit, misbehaving: Start, small_disk: Path, handler: Callable[[Exchange], None]) -> None:
     """ENOSPC as such, told before the transfer where the size is known; it is not retried."""
     (small_disk / "file").write_bytes(b"old")
-    server = wrong(handler)
+    server = misbehaving(handler)
     with pytest.raises(OSError, match=r"space|needed") as caught:
         kit.download(f"{server.url}/f", small_disk / "file")
     assert caught.value.errno == errno.ENOSPC
@@ -63,7 +63,9 @@ def test_a_full_disk(kit: Toolkit, wrong: Start, small_disk: Path, handler: Call
 
 
 @root_only
-def test_a_disk_that_fills_up_in_the_middle(make_kit: Callable[..., Toolkit], wrong: Start, small_disk: Path) -> None:
+def test_a_disk_that_fills_up_in_the_middle(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, small_disk: Path
+) -> None:
     """What has come is kept, and the next run goes on from it when there is room again."""
     body, ballast = BODY[: 1500 << 10], small_disk / "ballast"
 
@@ -77,7 +79,7 @@ def test_a_disk_that_fills_up_in_the_middle(make_kit: Callable[..., Toolkit], wr
     def handler(x: Exchange) -> None:
         x.serve(body, pause=fill if x.number == 1 else None)
 
-    kit, server = make_kit(workers=1), wrong(handler)
+    kit, server = make_kit(workers=1), misbehaving(handler)
     with pytest.raises(OSError, match="space"):
         kit.download(f"{server.url}/f", small_disk / "file")
     assert not (small_disk / "file").exists()
@@ -88,16 +90,16 @@ def test_a_disk_that_fills_up_in_the_middle(make_kit: Callable[..., Toolkit], wr
 
 
 @root_only
-def test_a_read_only_file_system(kit: Toolkit, wrong: Start, small_disk: Path) -> None:
+def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: Path) -> None:
     (small_disk / "file").write_bytes(b"old")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)
     with pytest.raises(OSError, match=r"[Rr]ead-only") as caught:
-        kit.download(f"{wrong(lambda x: x.serve(b'new')).url}/f", small_disk / "file")
+        kit.download(f"{misbehaving(lambda x: x.serve(b'new')).url}/f", small_disk / "file")
     assert caught.value.errno == errno.EROFS
     assert (small_disk / "file").read_bytes() == b"old"
 
 
-def test_permission_denied(wrong: Start, tmp_path: Path) -> None:
+def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
     """As a user who may not write there; root, who may, steps down for it."""
     closed = tmp_path / "closed"
     closed.mkdir()
@@ -114,7 +116,7 @@ def test_permission_denied(wrong: Start, tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o111)
         if parent.name.startswith("pytest-of"):
             break
-    command = [sys.executable, "-c", program, f"{wrong(serve).url}/f", str(closed / "file")]
+    command = [sys.executable, "-c", program, f"{misbehaving(serve).url}/f", str(closed / "file")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
     closed.chmod(0o755)
     assert done.stdout == f"{errno.EACCES}\n", done.stderr
@@ -122,52 +124,52 @@ def test_permission_denied(wrong: Start, tmp_path: Path) -> None:
     assert (closed / "file").read_bytes() == b"old"
 
 
-def test_the_destination_becomes_a_directory(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_the_destination_becomes_a_directory(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Made by somebody else in the middle: an error, and the directory stays."""
     dest = tmp_path / "file"
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: dest.mkdir(exist_ok=True)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: dest.mkdir(exist_ok=True)))
     with pytest.raises(IsADirectoryError):
         kit.download(f"{server.url}/f", dest)
     assert dest.is_dir()
 
 
-def test_a_named_directory(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_a_named_directory(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     (tmp_path / "file").mkdir()
-    (_, download), *_ = kit.iter_downloads([(f"{wrong(serve).url}/f", "file")], tmp_path)
+    (_, download), *_ = kit.iter_downloads([(f"{misbehaving(serve).url}/f", "file")], tmp_path)
     assert isinstance(download.error, IsADirectoryError)
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_parent_that_is_a_file(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_a_parent_that_is_a_file(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"old")
     with pytest.raises(OSError, match="file"):
-        kit.download(f"{wrong(serve).url}/f", tmp_path / "file" / "below")
+        kit.download(f"{misbehaving(serve).url}/f", tmp_path / "file" / "below")
     assert (tmp_path / "file").read_bytes() == b"old"
 
 
-def test_a_dangling_symlink(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_a_dangling_symlink(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """The name is replaced; nothing is written where it points."""
     (tmp_path / "file").symlink_to(tmp_path / "elsewhere")
-    kit.download(f"{wrong(serve).url}/f", tmp_path / "file")
+    kit.download(f"{misbehaving(serve).url}/f", tmp_path / "file")
     assert (tmp_path / "file").read_bytes() == BODY
     assert os.listdir(tmp_path) == ["file"]
     assert not (tmp_path / "file").is_symlink()
 
 
-def test_a_partial_name_that_is_a_symlink(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_a_partial_name_that_is_a_symlink(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """A trap: it is not followed."""
     (tmp_path / "precious").write_bytes(b"mine")
     (tmp_path / "file.perfkit-part").symlink_to(tmp_path / "precious")
     with pytest.raises(OSError, match="symbolic links"):
-        kit.download(f"{wrong(serve).url}/f", tmp_path / "file")
+        kit.download(f"{misbehaving(serve).url}/f", tmp_path / "file")
     assert (tmp_path / "precious").read_bytes() == b"mine"
 
 
 @pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
-def test_long_names(kit: Toolkit, wrong: Start, tmp_path: Path, length: int, fits: bool) -> None:
+def test_long_names(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: int, fits: bool) -> None:
     """The longest name there is can be had; one more is an error of the system's."""
     name = "n" * length
-    server = wrong(serve)
+    server = misbehaving(serve)
     if fits:
         kit.download(f"{server.url}/f", tmp_path / name)
         assert os.listdir(tmp_path) == [name]
@@ -178,9 +180,9 @@ def test_long_names(kit: Toolkit, wrong: Start, tmp_path: Path, length: int, fit
 
 
 @pytest.mark.parametrize("name", ["../up", "/abs", "a/../../up", "", "a\0b", "..", "a\\b", "C:x", "CON"])
-def test_names_that_escape(kit: Toolkit, wrong: Start, tmp_path: Path, name: str) -> None:
+def test_names_that_escape(kit: Toolkit, misbehaving: Start, tmp_path: Path, name: str) -> None:
     """Refused before anything is asked for."""
-    server, out = wrong(serve), tmp_path / "out"
+    server, out = misbehaving(serve), tmp_path / "out"
     (_, download), *_ = kit.iter_downloads([(f"{server.url}/f", name)], out)
     assert isinstance(download.error, UnsafePathError)
     assert server.requests == []
@@ -188,8 +190,8 @@ def test_names_that_escape(kit: Toolkit, wrong: Start, tmp_path: Path, name: str
 
 
 @pytest.mark.parametrize("dest", ["a\0b", "a\0b/c"])
-def test_a_destination_that_is_no_path(kit: Toolkit, wrong: Start, tmp_path: Path, dest: str) -> None:
+def test_a_destination_that_is_no_path(kit: Toolkit, misbehaving: Start, tmp_path: Path, dest: str) -> None:
     """An error at once, and no endless wait."""
     with pytest.raises((UnsafePathError, TransferError, ValueError)):
-        kit.download(f"{wrong(serve).url}/f", f"{tmp_path}/{dest}")
+        kit.download(f"{misbehaving(serve).url}/f", f"{tmp_path}/{dest}")
     assert os.listdir(tmp_path) == []

@@ -27,12 +27,12 @@ from perfkit import (
     UnsafePathError,
 )
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, WrongServer, http_date
+from tests.support.fakes import Exchange, MisbehavingServer, http_date
 
 BODY = random.Random(1).randbytes(3 << 20)
 SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -57,9 +57,9 @@ def serve_body(x: Exchange) -> None:
 # -- segments --------------------------------------------------------------------------------------------------------
 
 
-def test_a_large_file_comes_in_segments(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_a_large_file_comes_in_segments(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """Idle workers share the file while the first stream is under way."""
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
     download = make_kit().download(f"{server.url}/file", out / "file", checksum=SHA256)
     assert (out / "file").read_bytes() == BODY
     assert download.segments == 4
@@ -71,9 +71,9 @@ def test_a_large_file_comes_in_segments(make_kit: MakeKit, wrong: Start, out: Pa
     assert all(each.headers["accept-encoding"] == "identity" for each in server.requests)
 
 
-def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """The second connection takes half of the rest, the third half of the larger half."""
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
     make_kit(workers=3).download(f"{server.url}/file", out / "file")
     starts = [each.range[0] if each.range else 0 for each in server.requests[:3]]
     assert starts[0] == 0
@@ -82,13 +82,13 @@ def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, wro
     assert (out / "file").read_bytes() == BODY
 
 
-def test_one_connection_if_segments_are_off(make_kit: MakeKit, wrong: Start, out: Path) -> None:
-    server = wrong(serve_body)
+def test_one_connection_if_segments_are_off(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    server = misbehaving(serve_body)
     assert make_kit(segments=1).download(f"{server.url}/file", out / "file").segments == 1
     assert len(server.requests) == 1
 
 
-def test_a_straggler_is_hedged(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_a_straggler_is_hedged(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """One connection crawls at the end: a second try at its range finishes the file, and the crawl is cut."""
     crawling = threading.Event()
 
@@ -107,7 +107,7 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, wrong: Start, out: Path) -> No
         else:
             x.serve(BODY, pause=lambda: crawling.wait(5))
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit = make_kit(workers=2, segments=3, stall_window_s=60.0, min_segment_bytes=1 << 20, read_timeout_s=20.0)
     download = kit.download(f"{server.url}/file", out / "file", checksum=SHA256)
     assert crawling.is_set()
@@ -115,7 +115,7 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, wrong: Start, out: Path) -> No
     assert (out / "file").read_bytes() == BODY
 
 
-def test_chunked_body(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """No length beforehand; the chunked coding itself tells the end."""
 
     def handler(x: Exchange) -> None:
@@ -125,12 +125,12 @@ def test_chunked_body(kit: Toolkit, wrong: Start, out: Path) -> None:
             x.send(b"%x\r\n%s\r\n" % (len(piece), piece))
         x.send(b"0\r\n\r\n")
 
-    download = kit.download(f"{wrong(handler).url}/file", out / "file")
+    download = kit.download(f"{misbehaving(handler).url}/file", out / "file")
     assert (out / "file").read_bytes() == BODY
     assert download.length_known
 
 
-def test_a_body_that_ends_with_its_connection(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_a_body_that_ends_with_its_connection(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """Nothing tells whether it is whole, and the result says so."""
 
     def handler(x: Exchange) -> None:
@@ -138,15 +138,15 @@ def test_a_body_that_ends_with_its_connection(kit: Toolkit, wrong: Start, out: P
         x.send(BODY)
         x.hang_up()
 
-    download = kit.download(f"{wrong(handler).url}/file", out / "file")
+    download = kit.download(f"{misbehaving(handler).url}/file", out / "file")
     assert (out / "file").read_bytes() == BODY
     assert not download.length_known
     assert download.checksum is None
 
 
-def test_empty_files(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_empty_files(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """No range of an empty file can be satisfied, and none is asked for."""
-    server = wrong(lambda x: x.respond("416 Range Not Satisfiable" if x.asked.range else "200 OK"))
+    server = misbehaving(lambda x: x.respond("416 Range Not Satisfiable" if x.asked.range else "200 OK"))
     download = kit.download(f"{server.url}/file", out / "file")
     assert (out / "file").read_bytes() == b""
     assert (download.bytes, download.error) == (0, None)
@@ -251,35 +251,37 @@ def test_an_empty_batch(kit: Toolkit, out: Path) -> None:
     assert kit.download_many([], out) == []
 
 
-def test_names_from_urls_and_servers(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_names_from_urls_and_servers(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """Content-Disposition names the file (RFC 6266), or else the URL does, or else there is a plain name."""
 
     def handler(x: Exchange) -> None:
         headers = {"Content_Disposition": "attachment; filename*=UTF-8''na%C3%AFve.txt"} if "d?" in x.asked.path else {}
         x.respond("200 OK", b"x", **headers)
 
-    url = wrong(handler).url
+    url = misbehaving(handler).url
     results = kit.download_many([f"{url}/d?1", f"{url}/a%20b.txt", f"{url}/"], out)
     assert [os.path.basename(result.path) for result in results] == ["naïve.txt", "a b.txt", "download"]
     assert sorted(os.listdir(out)) == ["a b.txt", "download", "naïve.txt"]
 
 
-def test_into_the_current_directory(kit: Toolkit, wrong: Start, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_into_the_current_directory(
+    kit: Toolkit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without a destination, `download_many` writes here."""
     monkeypatch.chdir(out)
-    kit.download_many([f"{wrong(serve_body).url}/f"])
+    kit.download_many([f"{misbehaving(serve_body).url}/f"])
     assert (out / "f").stat().st_size == len(BODY)
 
 
-def test_into_a_new_directory(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_into_a_new_directory(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """A destination with a slash at its end is a directory, and is made."""
-    assert kit.download(f"{wrong(serve_body).url}/f", f"{out}/new/deep/").path == f"{out}/new/deep/f"
+    assert kit.download(f"{misbehaving(serve_body).url}/f", f"{out}/new/deep/").path == f"{out}/new/deep/f"
 
 
 # -- what is there already -------------------------------------------------------------------------------------------
 
 
-def test_refresh_asks_whether_the_file_changed(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_refresh_asks_whether_the_file_changed(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """A 304 leaves the file alone; a new version replaces it."""
     version = ['"v1"', BODY]
 
@@ -289,7 +291,7 @@ def test_refresh_asks_whether_the_file_changed(kit: Toolkit, wrong: Start, out: 
         else:
             x.serve(version[1], etag=version[0])  # type: ignore[arg-type]
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit.download(f"{server.url}/f", out / "f")
     inode = (out / "f").stat().st_ino
     count = len(server.requests)
@@ -302,7 +304,7 @@ def test_refresh_asks_whether_the_file_changed(kit: Toolkit, wrong: Start, out: 
     assert (out / "f").read_bytes() == BODY[::-1]
 
 
-def test_refresh_by_date_where_there_is_no_tag(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_refresh_by_date_where_there_is_no_tag(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     modified = http_date(-3600)
 
     def handler(x: Exchange) -> None:
@@ -311,14 +313,14 @@ def test_refresh_by_date_where_there_is_no_tag(kit: Toolkit, wrong: Start, out: 
         else:
             x.serve(BODY, etag=None, Last_Modified=modified, Date=http_date(0))
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit.download(f"{server.url}/f", out / "f")
     assert kit.download(f"{server.url}/f", out / "f").unchanged
 
 
-def test_a_file_touched_by_others_is_fetched_anew(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_a_file_touched_by_others_is_fetched_anew(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """The conditional request speaks for the file that was downloaded, not for one edited since."""
-    server = wrong(serve_body)
+    server = misbehaving(serve_body)
     kit.download(f"{server.url}/f", out / "f")
     (out / "f").write_bytes(b"edited")
     kit.download(f"{server.url}/f", out / "f")
@@ -326,32 +328,32 @@ def test_a_file_touched_by_others_is_fetched_anew(kit: Toolkit, wrong: Start, ou
     assert not any("if-none-match" in each.headers for each in server.requests)
 
 
-def test_a_file_that_has_the_checksum_is_not_requested(kit: Toolkit, wrong: Start, out: Path) -> None:
-    server = wrong(serve_body)
+def test_a_file_that_has_the_checksum_is_not_requested(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    server = misbehaving(serve_body)
     (out / "f").write_bytes(BODY)
     same = kit.download(f"{server.url}/f", out / "f", checksum=SHA256)
     assert (same.unchanged, same.requests) == (True, 0)
     assert server.requests == []
 
 
-def test_no_resume_fetches_everything(kit: Toolkit, wrong: Start, out: Path) -> None:
-    server = wrong(serve_body)
+def test_no_resume_fetches_everything(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    server = misbehaving(serve_body)
     (out / "f").write_bytes(BODY)
     assert not kit.download(f"{server.url}/f", out / "f", checksum=SHA256, resume=False).unchanged
     assert server.requests
 
 
-def test_the_mode_of_a_replaced_file_stays(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_the_mode_of_a_replaced_file_stays(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     (out / "f").write_bytes(b"old")
     (out / "f").chmod(0o640)
-    kit.download(f"{wrong(serve_body).url}/f", out / "f")
+    kit.download(f"{misbehaving(serve_body).url}/f", out / "f")
     assert (out / "f").stat().st_mode & 0o777 == 0o640
 
 
-def test_the_mode_of_a_new_file_follows_the_umask(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_the_mode_of_a_new_file_follows_the_umask(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     before = os.umask(0o027)
     try:
-        kit.download(f"{wrong(serve_body).url}/f", out / "f")
+        kit.download(f"{misbehaving(serve_body).url}/f", out / "f")
     finally:
         os.umask(before)
     assert (out / "f").stat().st_mode & 0o777 == 0o640
@@ -360,18 +362,18 @@ def test_the_mode_of_a_new_file_follows_the_umask(kit: Toolkit, wrong: Start, ou
 # -- mirrors and checksums -------------------------------------------------------------------------------------------
 
 
-def test_mirrors_in_order(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_mirrors_in_order(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """A dead origin and one that refuses; the third has it, and the bytes are checked."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         dead = f"http://127.0.0.1:{listener.getsockname()[1]}/f"
-    refusing, good = wrong(lambda x: x.respond("404 Not Found")), wrong(serve_body)
+    refusing, good = misbehaving(lambda x: x.respond("404 Not Found")), misbehaving(serve_body)
     mirrors = [f"{refusing.url}/f", f"{good.url}/f"]
     kit.download(dead, out / "f", mirrors=mirrors, checksum=SHA256)
     assert (out / "f").read_bytes() == BODY
     assert len(refusing.requests) == 1
 
 
-def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """With a checksum, ranges are kept across servers."""
 
     def dies(x: Exchange) -> None:
@@ -381,24 +383,24 @@ def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, wrong: Start, out
         x.send(BODY[: 2 << 20])
         return x.hang_up()
 
-    origin, mirror = wrong(dies), wrong(lambda x: x.serve(BODY, etag='"b"'))
+    origin, mirror = misbehaving(dies), misbehaving(lambda x: x.serve(BODY, etag='"b"'))
     download = kit.download(f"{origin.url}/f", out / "f", mirrors=[f"{mirror.url}/f"], checksum=SHA256)
     assert (out / "f").read_bytes() == BODY
     assert download.bytes_received < len(BODY) + (1 << 20)
 
 
-def test_a_mirror_with_other_bytes(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_a_mirror_with_other_bytes(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """The origin is wrong, the mirror right: the checksum decides, and the wrong bytes are never published."""
-    bad, good = wrong(lambda x: x.serve(BODY[::-1])), wrong(serve_body)
+    bad, good = misbehaving(lambda x: x.serve(BODY[::-1])), misbehaving(serve_body)
     kit.download(f"{bad.url}/f", out / "f", mirrors=[f"{good.url}/f"], checksum=SHA256)
     assert (out / "f").read_bytes() == BODY
 
 
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512", "md5", "SHA-1", "blake2b", "sha3-256"])
-def test_checksums_of_every_kind(kit: Toolkit, wrong: Start, out: Path, algorithm: str) -> None:
+def test_checksums_of_every_kind(kit: Toolkit, misbehaving: Start, out: Path, algorithm: str) -> None:
     name = algorithm.lower().replace("-1", "1").replace("-", "_")
     right = hashlib.new(name, BODY).hexdigest()
-    server = wrong(serve_body)
+    server = misbehaving(serve_body)
     assert kit.download(f"{server.url}/f", out / "f", checksum=f"{algorithm}:{right.upper()}").checksum
     wrong_sum = f"{algorithm}:{'0' * len(right)}"
     with pytest.raises(IntegrityError, match=right) as caught:
@@ -410,10 +412,12 @@ def test_checksums_of_every_kind(kit: Toolkit, wrong: Start, out: Path, algorith
 # -- headers and secrets ---------------------------------------------------------------------------------------------
 
 
-def test_headers_and_auth_go_to_their_origin_only(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_headers_and_auth_go_to_their_origin_only(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """A redirect to another origin sees neither the caller's headers, nor its password, nor the netrc's."""
-    store = wrong(serve_body)
-    origin = wrong(lambda x: x.respond("302 Found", Location=f"{store.url.replace('127.0.0.1', 'localhost')}/blob"))
+    store = misbehaving(serve_body)
+    origin = misbehaving(
+        lambda x: x.respond("302 Found", Location=f"{store.url.replace('127.0.0.1', 'localhost')}/blob")
+    )
     request = Request(f"{origin.url}/f", "f", headers={"X-Token": "secret", "Cookie": "a=b"}, auth=("me", "word"))
     kit = make_kit(headers={"X-Config": "secret too"})
     kit.download_many([request], out)
@@ -425,35 +429,35 @@ def test_headers_and_auth_go_to_their_origin_only(make_kit: MakeKit, wrong: Star
     assert (out / "f").read_bytes() == BODY
 
 
-def test_a_redirect_inside_the_origin_keeps_headers(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_a_redirect_inside_the_origin_keeps_headers(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     def handler(x: Exchange) -> None:
         if x.asked.path == "/f":
             x.respond("307 Temporary", Location="/real")
         else:
             x.serve(BODY)
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit.download(f"{server.url}/f", out / "f", headers={"X-Token": "secret"})
     assert all(each.headers["x-token"] == "secret" for each in server.requests)
 
 
-def test_mirrors_of_other_origins_get_no_secrets(kit: Toolkit, wrong: Start, out: Path) -> None:
-    origin, mirror = wrong(lambda x: x.respond("500 No")), wrong(serve_body)
+def test_mirrors_of_other_origins_get_no_secrets(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    origin, mirror = misbehaving(lambda x: x.respond("500 No")), misbehaving(serve_body)
     kit.download(f"{origin.url}/f", out / "f", mirrors=[f"{mirror.url}/f"], headers={"X-Token": "secret"})
     assert "x-token" in origin.requests[0].headers
     assert not any("x-token" in each.headers for each in mirror.requests)
 
 
-def test_password_in_the_url(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_password_in_the_url(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """It is sent as Basic authentication, and shown nowhere."""
-    server = wrong(lambda x: x.respond("403 Forbidden"))
+    server = misbehaving(lambda x: x.respond("403 Forbidden"))
     with pytest.raises(HTTPStatusError) as caught:
         kit.download(server.url.replace("//", "//me:secret@") + "/f", out / "f")
     assert server.requests[0].headers["authorization"] == "Basic bWU6c2VjcmV0"
     assert "secret" not in str(caught.value)
 
 
-def test_cookies_of_a_server_come_back_to_it(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_cookies_of_a_server_come_back_to_it(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """As in a requests session."""
 
     def handler(x: Exchange) -> None:
@@ -462,7 +466,7 @@ def test_cookies_of_a_server_come_back_to_it(make_kit: MakeKit, wrong: Start, ou
         else:
             x.serve(BODY)
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     make_kit(workers=1).download(f"{server.url}/f", out / "f")
     assert server.requests[1].headers["cookie"] == "session=7"
 
@@ -470,7 +474,7 @@ def test_cookies_of_a_server_come_back_to_it(make_kit: MakeKit, wrong: Start, ou
 # -- the rate limit --------------------------------------------------------------------------------------------------
 
 
-def test_rate_limit_changes_while_running(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_rate_limit_changes_while_running(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """So slow that it would take minutes, until the limit is lifted."""
     lifted: list[int] = []
 
@@ -480,15 +484,15 @@ def test_rate_limit_changes_while_running(make_kit: MakeKit, wrong: Start, out: 
             kit.set_rate_limit(None)
 
     kit = make_kit(progress=CallbackProgress(lift), rate_limit=20_000)
-    download = kit.download(f"{wrong(serve_body).url}/f", out / "f")
+    download = kit.download(f"{misbehaving(serve_body).url}/f", out / "f")
     assert lifted[0] < 100_000
     assert download.seconds < 30
     assert (out / "f").read_bytes() == BODY
 
 
-def test_rate_limit_of_one_transfer(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_rate_limit_of_one_transfer(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """It slows its own file and no other."""
-    server = wrong(serve_body)
+    server = misbehaving(serve_body)
     body_s = 0.5
     slow = Request(f"{server.url}/slow", "slow", rate_limit=int(len(BODY) / body_s))
     slow_result, fast_result = make_kit().download_many([slow, (f"{server.url}/fast", "fast")], out)
@@ -496,9 +500,9 @@ def test_rate_limit_of_one_transfer(make_kit: MakeKit, wrong: Start, out: Path) 
     assert fast_result.seconds < slow_result.seconds
 
 
-def test_rate_limit_holds_together(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_rate_limit_holds_together(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """Several files share one limit: it takes at least as long as the limit says."""
-    server = wrong(lambda x: x.respond("200 OK", BODY[: 1 << 19]))
+    server = misbehaving(lambda x: x.respond("200 OK", BODY[: 1 << 19]))
     kit = make_kit(rate_limit=4 << 20)
     results = kit.download_many([(f"{server.url}/{n}", str(n)) for n in range(4)], out)
     assert max(result.seconds for result in results) > 0.8 * (2 << 20) / (4 << 20)
@@ -533,7 +537,7 @@ def test_many_threads_share_one_toolkit(kit: Toolkit, site: Path, out: Path) -> 
     assert failures == []
 
 
-def test_two_callers_one_destination(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_two_callers_one_destination(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """The second is refused while the first is at it."""
     begun, release = threading.Event(), threading.Event()
 
@@ -541,7 +545,7 @@ def test_two_callers_one_destination(make_kit: MakeKit, wrong: Start, out: Path)
         begun.set()
         x.serve(BODY, pause=lambda: release.wait(10))
 
-    kit, server = make_kit(segments=1), wrong(handler)
+    kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/f", out / "f"))
     thread.start()
     begun.wait(5)
@@ -554,9 +558,9 @@ def test_two_callers_one_destination(make_kit: MakeKit, wrong: Start, out: Path)
     assert (out / "f").read_bytes() == BODY
 
 
-def test_after_a_fork(kit: Toolkit, wrong: Start, out: Path) -> None:
+def test_after_a_fork(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """The child of a process with a Toolkit in use can use it too (gunicorn, Celery prefork)."""
-    server = wrong(serve_body)
+    server = misbehaving(serve_body)
     kit.download(f"{server.url}/f", out / "parent")
     child = os.fork()
     if child == 0:  # pragma: no branch
@@ -572,7 +576,7 @@ def test_after_a_fork(kit: Toolkit, wrong: Start, out: Path) -> None:
     assert (out / "parent2").read_bytes() == BODY
 
 
-def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """The parent's transfer goes on in the parent; the child starts clean."""
     half, release = threading.Event(), threading.Event()
 
@@ -583,7 +587,7 @@ def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, wrong: Start, out: 
         else:
             x.serve(BODY)
 
-    kit, server = make_kit(segments=1), wrong(handler)
+    kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/slow", out / "slow"))
     thread.start()
     assert half.wait(5)
@@ -610,23 +614,23 @@ def test_a_closed_toolkit(out: Path) -> None:
         kit.download("http://127.0.0.1:9/", out / "f")
 
 
-def test_without_a_with_block(wrong: Start, out: Path) -> None:
+def test_without_a_with_block(misbehaving: Start, out: Path) -> None:
     kit = Toolkit()
     try:
-        kit.download(f"{wrong(serve_body).url}/f", out / "f")
+        kit.download(f"{misbehaving(serve_body).url}/f", out / "f")
     finally:
         kit.close()
     assert (out / "f").read_bytes() == BODY
 
 
-def test_progress_that_raises_ends_the_work(make_kit: MakeKit, wrong: Start, out: Path) -> None:
+def test_progress_that_raises_ends_the_work(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """A callback's exception reaches the caller; nothing goes on behind its back."""
 
     def refuse(snapshot: Snapshot) -> None:
         if snapshot.received_bytes:
             raise RuntimeError("enough")
 
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(10)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(10)))
     with pytest.raises(RuntimeError, match="enough"):
         make_kit(progress=CallbackProgress(refuse), segments=1).download(f"{server.url}/f", out / "f")
     assert not (out / "f").exists()

@@ -19,7 +19,7 @@ import pytest
 
 from perfkit import CancelledError, PerfkitError, Toolkit
 from perfkit.cli import main
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import ONE, Origin, tree_of
 
 PROGRAM = """
@@ -89,7 +89,7 @@ def drips(x: Exchange) -> None:
 
 @contextmanager
 def misbehaves(handler: Callable[[Exchange], None]) -> Iterator[tuple[str, Callable[[], bool]]]:
-    with WrongServer(handler) as server:
+    with MisbehavingServer(handler) as server:
         yield f"{server.url}/f", lambda: server.wait_for(1)
 
 
@@ -224,7 +224,7 @@ def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture
     def half(x: Exchange) -> None:
         x.serve(BODY, pause=x.stall if stalls.is_set() else None)
 
-    with WrongServer(half) as server:
+    with MisbehavingServer(half) as server:
         for number, between_s in enumerate(BETWEEN_S):
             out, seen = Path(f"out{number}"), len(server.requests)
             command = ["get", "-j", "4", "-d", str(out), *(f"{server.url}/{name}" for name in "abcd")]

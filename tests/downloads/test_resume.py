@@ -16,13 +16,13 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit, TransferError
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
 BODY = random.Random(11).randbytes(4 << 20)
 OTHER = random.Random(12).randbytes(4 << 20)
 SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 COMPARED = 64 << 10  # of what is there, that is fetched again to see whether it is the same
@@ -91,10 +91,10 @@ def kill_when(url: str, dest: Path, least: int) -> int:
 
 
 @pytest.mark.parametrize("share", [0.1, 0.4])
-def test_kill_9_in_the_middle(make_kit: MakeKit, wrong: Start, tmp_path: Path, share: float) -> None:
+def test_kill_9_in_the_middle(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, share: float) -> None:
     """Only what the journal does not have is fetched, and the result is right."""
     origin, dest = Origin(), tmp_path / "file"
-    server = wrong(origin)
+    server = misbehaving(origin)
     kept = kill_when(f"{server.url}/file", dest, int(len(BODY) * share))
     assert not dest.exists()
     origin.free, count = True, len(server.requests)
@@ -107,10 +107,10 @@ def test_kill_9_in_the_middle(make_kit: MakeKit, wrong: Start, tmp_path: Path, s
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_killed_twice(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_killed_twice(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """The second run adds to what the first left."""
     origin, dest = Origin(), tmp_path / "file"
-    server = wrong(origin)
+    server = misbehaving(origin)
     first = kill_when(f"{server.url}/file", dest, len(BODY) // 8)
     second = kill_when(f"{server.url}/file", dest, first + len(BODY) // 8)
     origin.free = True
@@ -118,17 +118,17 @@ def test_killed_twice(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
     assert dest.read_bytes() == BODY
 
 
-def test_a_file_that_changed_in_between(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_file_that_changed_in_between(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Never stitched together: everything comes from the new version."""
     origin, dest = Origin(), tmp_path / "file"
-    server = wrong(origin)
+    server = misbehaving(origin)
     kill_when(f"{server.url}/file", dest, len(BODY) // 4)
     origin.body, origin.etag, origin.free = OTHER, '"v2"', True
     assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
     assert dest.read_bytes() == OTHER
 
 
-def leave_half(kit: Toolkit, server: WrongServer, dest: Path) -> Path:
+def leave_half(kit: Toolkit, server: MisbehavingServer, dest: Path) -> Path:
     """A first run, cut at half; returns its journal."""
     with pytest.raises(TransferError):
         kit.download(f"{server.url}/file", dest)
@@ -163,10 +163,10 @@ def cut_first(x: Exchange) -> None:
     ],
 )
 def test_a_journal_that_can_not_be_trusted(
-    make_kit: MakeKit, wrong: Start, tmp_path: Path, change: Callable[[bytes], bytes]
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, change: Callable[[bytes], bytes]
 ) -> None:
     """Damaged, of another file, of another format, or from before a reboot: nothing of it is used."""
-    server, dest = wrong(cut_first), tmp_path / "file"
+    server, dest = misbehaving(cut_first), tmp_path / "file"
     journal = leave_half(make_kit(retries=0, workers=1), server, dest)
     text = journal.read_bytes()
     assert change(text) != text
@@ -176,16 +176,16 @@ def test_a_journal_that_can_not_be_trusted(
     assert os.listdir(tmp_path) == ["file"]
 
 
-def test_a_partial_file_cut_under_its_journal(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_partial_file_cut_under_its_journal(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """The journal speaks of bytes that are not there: start over."""
-    server, dest = wrong(cut_first), tmp_path / "file"
+    server, dest = misbehaving(cut_first), tmp_path / "file"
     leave_half(make_kit(retries=0, workers=1), server, dest)
     os.truncate(tmp_path / "file.perfkit-part", 1000)
     assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
     assert dest.read_bytes() == BODY
 
 
-def test_what_is_kept_and_what_is_not(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_what_is_kept_and_what_is_not(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Kept where it can be resumed, unless the caller wants none kept, or the error is final."""
 
     def then_gone(x: Exchange) -> None:
@@ -194,16 +194,16 @@ def test_what_is_kept_and_what_is_not(make_kit: MakeKit, wrong: Start, tmp_path:
     cases = [(cut_first, {}, True), (cut_first, {"keep_partial": False}, False)]
     for number, (handler, options, kept) in enumerate(cases):
         dest = tmp_path / f"{number}"
-        leave_half(make_kit(retries=0, workers=1, **options), wrong(handler), dest)
+        leave_half(make_kit(retries=0, workers=1, **options), misbehaving(handler), dest)
         assert (tmp_path / f"{number}.perfkit-part").exists() == kept
-    leave_half(make_kit(retries=2, workers=1), wrong(then_gone), tmp_path / "final")
+    leave_half(make_kit(retries=2, workers=1), misbehaving(then_gone), tmp_path / "final")
     assert not (tmp_path / "final.perfkit-part").exists()
 
 
-def test_two_processes_one_destination(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_two_processes_one_destination(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """The second is refused, and the first is not disturbed."""
     origin, dest = Origin(), tmp_path / "file"
-    server = wrong(origin)
+    server = misbehaving(origin)
     process = subprocess.Popen([sys.executable, "-c", PROGRAM, f"{server.url}/file", str(dest)])
     try:
         while held(dest) == 0:

@@ -20,11 +20,11 @@ import trustme
 import urllib3
 
 from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
 BODY = b"bytes" * 1000
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -49,8 +49,8 @@ def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, clients: b
 
 
 @pytest.fixture
-def secure(wrong: Start, authority: trustme.CA) -> WrongServer:
-    return wrong(lambda x: x.serve(BODY), tls=server_context(authority))
+def secure(misbehaving: Start, authority: trustme.CA) -> MisbehavingServer:
+    return misbehaving(lambda x: x.serve(BODY), tls=server_context(authority))
 
 
 def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
@@ -61,7 +61,7 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 # -- TLS -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_authority_is_refused(kit: Toolkit, secure: WrongServer, tmp_path: Path) -> None:
+def test_an_unknown_authority_is_refused(kit: Toolkit, secure: MisbehavingServer, tmp_path: Path) -> None:
     """A clear error, at once and for good: no retry makes a certificate better."""
     with pytest.raises(TransferError, match="certificate is not trusted") as caught:
         kit.download(f"{secure.url}/f", tmp_path / "f")
@@ -71,16 +71,21 @@ def test_an_unknown_authority_is_refused(kit: Toolkit, secure: WrongServer, tmp_
 
 
 def test_another_name_is_refused(
-    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
-    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
+    server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
     with pytest.raises(TransferError, match="certificate is not trusted"):
         make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
 
 
 @pytest.mark.parametrize("way", ["ca_bundle", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "verify"])
 def test_ways_to_trust(
-    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit,
+    secure: MisbehavingServer,
+    ca_file: str,
+    tmp_path: Path,
+    way: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """By setting, by environment as requests reads it, or not asking at all."""
     options: dict[str, object] = {}
@@ -99,17 +104,17 @@ class _nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_a_bundle_that_is_not_there(make_kit: MakeKit, secure: WrongServer, tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_there(make_kit: MakeKit, secure: MisbehavingServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
         make_kit(ca_bundle=str(tmp_path / "nothing.pem")).download(f"{secure.url}/f", tmp_path / "f")
 
 
 @pytest.mark.parametrize("shape", ["one file", "two files"])
 def test_client_certificates(
-    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, shape: str
+    make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, shape: str
 ) -> None:
     """A server that wants one gets it; without one there is an error."""
-    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
+    server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
     mine = authority.issue_cert("me@example.org")
     mine.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "both.pem"))
     mine.private_key_pem.write_to_path(str(tmp_path / "key.pem"))
@@ -122,11 +127,11 @@ def test_client_certificates(
 
 
 def test_from_https_to_http(
-    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     """Refused, unless it is allowed."""
-    plain = wrong(lambda x: x.serve(BODY))
-    server = wrong(lambda x: x.respond("302 Found", Location=f"{plain.url}/g"), tls=server_context(authority))
+    plain = misbehaving(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.respond("302 Found", Location=f"{plain.url}/g"), tls=server_context(authority))
     with pytest.raises(TransferError, match="allow_downgrade"):
         make_kit(ca_bundle=ca_file).download(f"{server.url}/f", tmp_path / "f")
     assert plain.requests == []
@@ -136,7 +141,7 @@ def test_from_https_to_http(
 # -- one pool --------------------------------------------------------------------------------------------------------
 
 
-def test_connections_are_shared(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path) -> None:
+def test_connections_are_shared(make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path) -> None:
     """Sixty files, from three callers, over no more connections than there are workers."""
     kit = make_kit(ca_bundle=ca_file, workers=3)
 
@@ -152,9 +157,9 @@ def test_connections_are_shared(make_kit: MakeKit, secure: WrongServer, ca_file:
     assert len(secure._threads) - 1 <= 3
 
 
-def test_after_a_fork_connections_are_new(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_after_a_fork_connections_are_new(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """A socket shared by two processes would mix their answers."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(kit, f"{server.url}/f", tmp_path)
     child = os.fork()
     if child == 0:
@@ -258,10 +263,10 @@ def proxy() -> Iterator[Proxy]:
 
 @pytest.mark.parametrize("way", ["http_proxy", "HTTP_PROXY", "all_proxy", "proxies"])
 def test_a_proxy(
-    make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """From the environment or the settings; the request line has the whole URL."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     if way != "proxies":
         monkeypatch.setenv(way, f"http://{proxy.address}")
     kit = make_kit(proxies={"http": f"http://{proxy.address}"} if way == "proxies" else {})
@@ -270,7 +275,12 @@ def test_a_proxy(
 
 
 def test_a_tunnel_for_https(
-    make_kit: MakeKit, secure: WrongServer, ca_file: str, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit,
+    secure: MisbehavingServer,
+    ca_file: str,
+    proxy: Proxy,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """CONNECT with the proxy's password, which the server never sees; wrong, it is an error."""
     monkeypatch.setenv("https_proxy", f"http://me:word@{proxy.address}")
@@ -321,20 +331,20 @@ def real_proxy(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_real_proxy(
-    make_kit: MakeKit, wrong: Start, secure: WrongServer, ca_file: str, real_proxy: str, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, secure: MisbehavingServer, ca_file: str, real_proxy: str, tmp_path: Path
 ) -> None:
     """Forwarding and a tunnel, with segments, through proxy.py."""
     body = os.urandom(3 << 20)
-    server = wrong(lambda x: x.serve(body))
+    server = misbehaving(lambda x: x.serve(body))
     kit = make_kit(ca_bundle=ca_file, proxies={"http": real_proxy, "https": real_proxy}, min_segment_bytes=1 << 18)
     assert fetch(kit, f"{server.url}/f", tmp_path) == body
     assert fetch(kit, f"{secure.url}/f", tmp_path) == BODY
     assert any("proxy.py" in each.headers.get("via", "") for each in server.requests)
 
 
-def test_proxy_authentication_in_the_clear(make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path) -> None:
+def test_proxy_authentication_in_the_clear(make_kit: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path) -> None:
     proxy.password = "Basic " + base64.b64encode(b"me:word").decode()
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(proxies={"http": f"http://me:word@{proxy.address}"})
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     with pytest.raises(HTTPStatusError, match="407"):
@@ -343,9 +353,9 @@ def test_proxy_authentication_in_the_clear(make_kit: MakeKit, wrong: Start, prox
 
 @pytest.mark.parametrize("how", ["no_proxy", "trust_env"])
 def test_no_proxy(
-    make_kit: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, how: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     if how == "no_proxy":
         monkeypatch.setenv("no_proxy", "127.0.0.1")
@@ -356,12 +366,12 @@ def test_no_proxy(
 # -- who asks --------------------------------------------------------------------------------------------------------
 
 
-def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_netrc(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Used for its host, unless the caller has other credentials or trusts no environment."""
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
     (tmp_path / "netrc").chmod(0o600)
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(make_kit(), f"{server.url}/f", tmp_path)
     fetch(make_kit(auth=("other", "one")), f"{server.url}/f", tmp_path)
     fetch(make_kit(trust_env=False), f"{server.url}/f", tmp_path)
@@ -373,10 +383,10 @@ def test_netrc(make_kit: MakeKit, wrong: Start, tmp_path: Path, monkeypatch: pyt
     ]
 
 
-def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, wrong: Start, tmp_path: Path) -> None:
+def test_another_urllib3(monkeypatch: pytest.MonkeyPatch, misbehaving: Start, tmp_path: Path) -> None:
     """urllib3-future, which takes urllib3's place when niquests is installed: only proxies need the real one."""
     monkeypatch.setattr(urllib3, "AsyncPoolManager", object, raising=False)
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     with Toolkit(Config()) as kit:
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     monkeypatch.setenv("http_proxy", "http://127.0.0.1:9")
@@ -405,42 +415,44 @@ SPELLINGS = [
 
 
 @pytest.mark.parametrize("target", SPELLINGS)
-def test_valid_urls_are_sent_as_they_are_spelt(kit: Toolkit, wrong: Start, tmp_path: Path, target: str) -> None:
+def test_valid_urls_are_sent_as_they_are_spelt(kit: Toolkit, misbehaving: Start, tmp_path: Path, target: str) -> None:
     """A signature over a URL breaks when any of it is decoded, encoded or left out; after a redirect too."""
-    server = wrong(lambda x: x.respond("302 Found", Location=target) if x.asked.path == "/from" else x.serve(BODY))
+    server = misbehaving(
+        lambda x: x.respond("302 Found", Location=target) if x.asked.path == "/from" else x.serve(BODY)
+    )
     fetch(kit, f"{server.url}{target}#part", tmp_path)
     fetch(kit, f"{server.url}/from", tmp_path)
     assert [each.path for each in server.requests] == [target, "/from", target]
 
 
-def test_a_url_without_a_path(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_a_url_without_a_path(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(kit, server.url, tmp_path)
     fetch(kit, f"{server.url}?a=b", tmp_path)
     assert [each.path for each in server.requests] == ["/", "/?a=b"]
 
 
-def test_a_url_to_be_quoted(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_a_url_to_be_quoted(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Spaces, umlauts and dots go out as requests sends them."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(kit, f"{server.url}/a/../b ä?q=ö#part", tmp_path)
     assert server.requests[0].path == "/b%20%C3%A4?q=%C3%B6"
 
 
-def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """One that its server ended without a word is no place to send the next request to."""
 
     def handler(x: Exchange) -> None:
         x.serve(BODY)
         x.hang_up()
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     for _ in range(3):
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     assert len(server.requests) == 3
 
 
-def test_ipv6(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_ipv6(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """A literal in brackets."""
 
     def handler(x: Exchange) -> None:

@@ -17,11 +17,11 @@ from perfkit.downloads.probe import Probe
 from perfkit.errors import CancelledError
 from perfkit.server.server import Server
 from tests.conftest import QUICK
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
 BODY = os.urandom(200_000)
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 
 
 @pytest.fixture
@@ -58,7 +58,7 @@ def test_a_known_version_is_no_file(kit: Toolkit, tmp_path: Path) -> None:
 @pytest.mark.parametrize("part", [None, (1000, 50_000)])
 @pytest.mark.parametrize("obeys", [True, False])
 def test_another_version_is_refused(
-    kit: Toolkit, wrong: Start, tmp_path: Path, part: tuple[int, int] | None, obeys: bool
+    kit: Toolkit, misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None, obeys: bool
 ) -> None:
     """By the server's 412, or by the validator of an answer of a server that takes no notice of If-Match."""
 
@@ -67,7 +67,7 @@ def test_another_version_is_refused(
             exchange.asked.headers.pop("if-match", None)
         exchange.serve(BODY, etag='"v2"')
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v1"'))
     assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
     assert os.listdir(tmp_path) == []
@@ -77,14 +77,14 @@ def test_another_version_is_refused(
     assert not obeys or server.requests[-1].headers["if-match"] == '"v2"'
 
 
-def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """A partial file of another version is thrown away, not continued."""
     etag, whole = '"v1"', False
 
     def answer(exchange: Exchange) -> None:
         exchange.serve(BODY, etag=etag, pause=None if whole else exchange.reset)
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     assert isinstance(fetch(kit, Request(f"{server.url}/pack", "pack"), tmp_path).error, TransferError)
     assert len(os.listdir(tmp_path)) == 2
     etag, whole = '"v2"', True
@@ -109,15 +109,15 @@ def test_a_probe_tells_what_is_there(manager: DownloadManager, tmp_path: Path) -
             manager.probe(server.url + "none", most=100)
 
 
-def test_a_probe_at_a_server_without_ranges(manager: DownloadManager, wrong: Start) -> None:
+def test_a_probe_at_a_server_without_ranges(manager: DownloadManager, misbehaving: Start) -> None:
     """What is sent too much is left, and a weak ETag is no validator."""
-    server = wrong(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
+    server = misbehaving(lambda x: x.respond("200 OK", BODY, ETag='W/"v1"'))
     seen = manager.probe(server.url, most=100)
     assert (seen.first, seen.size, seen.ranges, bool(seen.validator)) == (BODY[:100], len(BODY), False, False)
     assert seen.version == Version('W/"v1"')
 
 
-def test_a_probe_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
+def test_a_probe_is_taken_again(manager: DownloadManager, misbehaving: Start) -> None:
     """After errors that pass by: a status, a reset, a body that ends early."""
 
     def answer(exchange: Exchange) -> None:
@@ -131,13 +131,13 @@ def test_a_probe_is_taken_again(manager: DownloadManager, wrong: Start) -> None:
             case _:
                 exchange.serve(BODY)
 
-    seen: Probe = manager.probe(wrong(answer).url, most=100)
+    seen: Probe = manager.probe(misbehaving(answer).url, most=100)
     assert (seen.first, seen.requests) == (BODY[:100], 3)
 
 
 @pytest.mark.parametrize("refused", ["probe", "transfer"])
 def test_probes_and_transfers_pass_one_gate(
-    manager: DownloadManager, wrong: Start, tmp_path: Path, refused: str
+    manager: DownloadManager, misbehaving: Start, tmp_path: Path, refused: str
 ) -> None:
     """A host that asks one of them to wait is left alone by the other too."""
     times: list[float] = []
@@ -152,7 +152,7 @@ def test_probes_and_transfers_pass_one_gate(
             second.set()
             exchange.serve(BODY)
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     work = {
         "probe": lambda: manager.probe(server.url, most=100),
         "transfer": lambda: manager.fetch(Request(server.url), str(tmp_path / "f")),
@@ -173,7 +173,7 @@ def _eventually(holds: Callable[[], bool]) -> bool:
     return holds()
 
 
-def test_a_probe_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None:
+def test_a_probe_takes_a_place_at_its_host(misbehaving: Start, tmp_path: Path) -> None:
     """Where one connection is allowed, a probe waits until a transfer is done."""
     inside: list[int] = []
     most: list[int] = []
@@ -185,7 +185,7 @@ def test_a_probe_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None
         exchange.serve(BODY, pause=lambda: goes_on.wait(5) if exchange.number == 1 else None)
         inside.remove(exchange.number)
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     manager = DownloadManager(Config(**{**QUICK, "connections_per_host": 1, "read_timeout_s": 10.0}))
     try:
         fetching = threading.Thread(target=manager.fetch, args=(Request(server.url, segments=1), str(tmp_path / "f")))
@@ -203,8 +203,8 @@ def test_a_probe_takes_a_place_at_its_host(wrong: Start, tmp_path: Path) -> None
     assert max(most) == 1
 
 
-def test_a_probe_does_not_wait_for_a_day(manager: DownloadManager, wrong: Start) -> None:
-    server = wrong(lambda x: x.respond("503 Service Unavailable", Retry_After="86400"))
+def test_a_probe_does_not_wait_for_a_day(manager: DownloadManager, misbehaving: Start) -> None:
+    server = misbehaving(lambda x: x.respond("503 Service Unavailable", Retry_After="86400"))
     with pytest.raises(HTTPStatusError, match="86400 s, more than retry_after_cap_s"):
         manager.probe(server.url, most=100)
     assert len(server.requests) == 1
@@ -225,9 +225,9 @@ def test_close_ends_a_probe_that_waits(manager: DownloadManager, closed: bool) -
     waits.join()
 
 
-def test_close_ends_a_probe(manager: DownloadManager, wrong: Start) -> None:
+def test_close_ends_a_probe(manager: DownloadManager, misbehaving: Start) -> None:
     """At once, from another thread."""
-    server = wrong(lambda x: x.stall())
+    server = misbehaving(lambda x: x.stall())
 
     def close() -> None:
         server.wait_for(1)

@@ -35,7 +35,7 @@ class Asked:
 class Exchange:
     """One request, and the wire to answer it on."""
 
-    server: WrongServer
+    server: MisbehavingServer
     connection: socket.socket
     asked: Asked
     number: int  # of this request, counted from 1 over the whole server
@@ -105,7 +105,7 @@ class Exchange:
 
 
 @dataclass
-class WrongServer:
+class MisbehavingServer:
     """Runs `handler` for every request, on an ephemeral port of loopback, inside a `with` block."""
 
     handler: Handler
@@ -124,7 +124,7 @@ class WrongServer:
     def url(self) -> str:
         return f"{'https' if self.tls else 'http'}://{self.host}:{self._listener.getsockname()[1]}"
 
-    def __enter__(self) -> WrongServer:
+    def __enter__(self) -> MisbehavingServer:
         self._start(self._accept)
         return self
 
@@ -146,7 +146,7 @@ class WrongServer:
             return self._changed.wait_for(lambda: len(self.requests) >= requests or self.stopped.is_set(), timeout_s)
 
     def _start(self, target: Callable[..., None], *args: object) -> None:
-        thread = threading.Thread(target=target, args=args, name="wrong-server")
+        thread = threading.Thread(target=target, args=args, name="misbehaving-server")
         self._threads.append(thread)
         thread.start()
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 
 from perfkit import Release, SyncReport, Toolkit
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.release_client import Tree, write_tree
 
 
@@ -67,7 +67,7 @@ class Origin:
         self.site = self.root / "site"
         self.stalled = threading.Event()
         self._guard = threading.Lock()
-        self._server = WrongServer(self._answer)
+        self._server = MisbehavingServer(self._answer)
 
     def __enter__(self) -> Origin:
         self._server.__enter__()

@@ -17,7 +17,7 @@ from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, Updat
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
 from tests.releases.test_publisher import FIRST, edited, lines, noise
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.release_client import Client, Tree, write_tree
 from tests.updates.test_updater import publish, tree_of
 
@@ -122,7 +122,7 @@ def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path
         serving(sites["now"], lambda name, exchange: False)(exchange)
         return True
 
-    with WrongServer(serving(before, replace_the_site)) as server:
+    with MisbehavingServer(serving(before, replace_the_site)) as server:
         report = kit.sync(server.url, tmp_path / "tree")
     assert report.version == "3"
     assert tree_of(tmp_path / "tree") == THIRD
@@ -139,7 +139,7 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
         exchange.respond("404 Not Found")
         return True
 
-    with WrongServer(serving(second, lose_objects)) as server, pytest.raises(TransferError, match="404"):
+    with MisbehavingServer(serving(second, lose_objects)) as server, pytest.raises(TransferError, match="404"):
         kit.sync(server.url, tmp_path / "tree")
     assert next(pointers) == 2
     assert tree_of(tmp_path / "tree") == FIRST
@@ -147,7 +147,7 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
 
 @pytest.mark.parametrize("told", [True, False])
 def test_a_pointer_without_end_is_refused(
-    kit: Toolkit, tmp_path: Path, wrong: Callable[..., WrongServer], told: bool
+    kit: Toolkit, tmp_path: Path, misbehaving: Callable[..., MisbehavingServer], told: bool
 ) -> None:
     """Whether its size is told or not, no more than the format allows is taken."""
     sent = 0
@@ -164,7 +164,7 @@ def test_a_pointer_without_end_is_refused(
         exchange.keep = False
 
     with pytest.raises(IntegrityError, match="too large"):
-        kit.sync(wrong(endless).url, tmp_path / "tree")
+        kit.sync(misbehaving(endless).url, tmp_path / "tree")
     assert sent < 1000 * MAX_POINTER_BYTES
 
 

@@ -27,7 +27,7 @@ from perfkit import (
 from perfkit.archives.members import Selection
 from perfkit.server.server import Server
 from tests.support.archive_tools import make_tar, make_zip
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import need
 
 RNG = random.Random(5)
@@ -185,7 +185,7 @@ def test_chosen_members(kit: Toolkit, server: Counting, site: Path, tmp_path: Pa
 
 @pytest.mark.parametrize("kind", ["no ranges", "weak ETag", "ranges fail later"])
 def test_a_zip_without_ranges_comes_whole(
-    kit: Toolkit, wrong: Callable[..., WrongServer], tmp_path: Path, kind: str
+    kit: Toolkit, misbehaving: Callable[..., MisbehavingServer], tmp_path: Path, kind: str
 ) -> None:
     """From servers that have none, that could mix versions, or that lie about them."""
     data = make_zip(OLD)
@@ -196,7 +196,7 @@ def test_a_zip_without_ranges_comes_whole(
             exchange.asked.headers.pop("range", None)
         exchange.serve(data, etag=f"W/{etag}" if kind == "weak ETag" else etag)
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     report = kit.sync(f"{server.url}/pack.zip", tmp_path / "tree")
     assert report.route == "whole"
     assert tree_of(tmp_path / "tree") == OLD
@@ -207,7 +207,7 @@ def test_a_zip_without_ranges_comes_whole(
 
 @pytest.mark.parametrize("name", ["pack.zip", "pack.tar.gz"])
 def test_a_change_at_the_origin_in_the_middle(
-    kit: Toolkit, wrong: Callable[..., WrongServer], tmp_path: Path, name: str
+    kit: Toolkit, misbehaving: Callable[..., MisbehavingServer], tmp_path: Path, name: str
 ) -> None:
     """Two versions are never mixed: the sync begins anew with the second one, once."""
     versions = [ARCHIVES[name](files) for files in (OLD, NEW)]
@@ -217,7 +217,7 @@ def test_a_change_at_the_origin_in_the_middle(
         number = 0 if exchange.number < changed_after else 1
         exchange.serve(versions[number], etag=f'"v{number}"')
 
-    server = wrong(answer)
+    server = misbehaving(answer)
     kit.sync(f"{server.url}/{name}", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == NEW
 
@@ -348,9 +348,13 @@ def test_zsync_looks_again_where_the_file_is_wrong(kit: Toolkit, server: Countin
 
 @pytest.mark.parametrize("case", ["no ranges", "no numpy", "other bytes"])
 def test_zsync_falls_back_to_the_whole_file(
-    kit: Toolkit, wrong: Callable[..., WrongServer], site: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    kit: Toolkit,
+    misbehaving: Callable[..., MisbehavingServer],
+    site: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     case: str,
-) -> None:  # fmt: skip
+) -> None:
     """Where ranges don't work, the matcher's package is missing, or SHA-1 says that the pieces are not the file."""
     tree = tmp_path / "tree"
     tree.mkdir()
@@ -372,7 +376,7 @@ def test_zsync_falls_back_to_the_whole_file(
 
     if case == "no numpy":
         monkeypatch.setitem(__import__("sys").modules, "perfkit.zsync.matcher", None)
-    report = kit.sync(f"{wrong(answer).url}/x.tar.zsync", tree)
+    report = kit.sync(f"{misbehaving(answer).url}/x.tar.zsync", tree)
     assert report.route == "whole"
     assert tree_of(tree)["x.tar"] == make_tar(NEW)
 

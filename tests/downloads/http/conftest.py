@@ -13,7 +13,7 @@ import trustme
 from perfkit import Config, Toolkit
 from tests.conftest import QUICK
 from tests.downloads.test_transport import Proxy, server_context
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 
@@ -41,9 +41,9 @@ def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
 
 
 @pytest.fixture
-def secure(wrong: Callable[..., WrongServer], authority: trustme.CA) -> WrongServer:
+def secure(misbehaving: Callable[..., MisbehavingServer], authority: trustme.CA) -> MisbehavingServer:
     """Serves BODY over TLS."""
-    return wrong(lambda x: x.serve(BODY), tls=server_context(authority))
+    return misbehaving(lambda x: x.serve(BODY), tls=server_context(authority))
 
 
 @pytest.fixture

@@ -15,9 +15,9 @@ from perfkit import BatchError, Config, ConfigError, Request, Toolkit
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.testing import FakeOrigin
 from tests.downloads.http.conftest import BODY
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 URL = "https://example.org/f"
@@ -86,7 +86,7 @@ def test_any_auth_object(make_kit: MakeKit) -> None:
         assert Config(auth=auth).auth is auth
 
 
-def test_verify_is_a_path(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path) -> None:
+def test_verify_is_a_path(make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path) -> None:
     """As requests has it."""
     make_kit(verify=ca_file).download(f"{secure.url}/f", tmp_path / "f")
     make_kit(verify=Path(ca_file)).download(f"{secure.url}/f", tmp_path / "g")
@@ -167,8 +167,8 @@ def test_headers_may_be_none(tmp_path: Path) -> None:
         kit.download(Request(URL, headers=None), tmp_path / "f")  # type: ignore[arg-type]
 
 
-def test_download_takes_what_a_request_takes(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit()
     url = f"{server.url}/f"
     options: dict[str, Any] = {

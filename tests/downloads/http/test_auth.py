@@ -17,9 +17,9 @@ from requests.auth import AuthBase, HTTPBasicAuth, HTTPDigestAuth, HTTPProxyAuth
 
 from perfkit import CallbackProgress, Request, Toolkit, TransferError
 from tests.downloads.http.conftest import BODY
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 BASIC = "Basic bWU6d29yZA=="  # me:word
@@ -27,8 +27,8 @@ BASIC = "Basic bWU6d29yZA=="  # me:word
 
 @pytest.mark.parametrize("auth", [("me", "word"), HTTPBasicAuth("me", "word")])
 @pytest.mark.parametrize("way", ["config", "request", "download", "session"])
-def test_basic(make_kit: MakeKit, wrong: Start, tmp_path: Path, way: str, auth: Any) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_basic(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way: str, auth: Any) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session()
     session.auth = auth
     kit = make_kit(session if way == "session" else None, segments=1, **({"auth": auth} if way == "config" else {}))
@@ -43,9 +43,9 @@ def test_basic(make_kit: MakeKit, wrong: Start, tmp_path: Path, way: str, auth: 
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_not_latin_1(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool) -> None:
+def test_not_latin_1(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool) -> None:
     """Goes as UTF-8 (RFC 7617), which requests alone cannot send."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session() if with_session else None
     make_kit(session, auth=("łucja", "ß"), segments=1).download(f"{server.url}/f", tmp_path / "f")
     assert server.requests[0].headers["authorization"] == "Basic xYJ1Y2phOsOf"
@@ -53,9 +53,9 @@ def test_not_latin_1(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_sessi
 
 @pytest.mark.parametrize("with_session", [False, True])
 def test_a_request_goes_before_the_settings(
-    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool
 ) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(requests.Session() if with_session else None, auth=("other", "one"), segments=1)
     kit.download(f"{server.url}/f", tmp_path / "f", auth=("me", "word"))
     assert server.requests[0].headers["authorization"] == BASIC
@@ -63,11 +63,11 @@ def test_a_request_goes_before_the_settings(
 
 @pytest.mark.parametrize("with_session", [False, True])
 def test_a_header_goes_before_netrc(
-    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login net password rc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(requests.Session() if with_session else None, segments=1)
     kit.download(f"{server.url}/f", tmp_path / "f", headers={"Authorization": "Bearer t"})
     assert server.requests[0].headers["authorization"] == "Bearer t"
@@ -76,7 +76,7 @@ def test_a_header_goes_before_netrc(
 @pytest.mark.parametrize("with_session", [False, True])
 @pytest.mark.parametrize("target", ["/f?sig=%7e&a=%2F", "/a/../f?", "/%2e/f"])
 def test_an_auth_object_signs_what_is_sent(
-    make_kit: MakeKit, wrong: Start, tmp_path: Path, target: str, with_session: bool
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, target: str, with_session: bool
 ) -> None:
     """The URL as it was spelt, in each request of a segmented download."""
 
@@ -86,7 +86,7 @@ def test_an_auth_object_signs_what_is_sent(
             return x.respond("403 Forbidden")
         x.serve(BODY, pause=lambda: x.server.wait_for(3))
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     session = requests.Session() if with_session else None
     make_kit(session, auth=SignsTarget()).download(server.url + target, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
@@ -103,9 +103,9 @@ class SignsTarget(AuthBase):
         return request
 
 
-def test_proxy_auth_by_an_object(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_proxy_auth_by_an_object(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Any AuthBase: this one of requests sets another header."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     make_kit(auth=HTTPProxyAuth("me", "word"), segments=1).download(f"{server.url}/f", tmp_path / "f")
     assert server.requests[0].headers["proxy-authorization"] == BASIC
 
@@ -176,10 +176,10 @@ def digest_kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Callable[..
     return make
 
 
-def test_digest_with_segments(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_with_segments(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Each thread is asked for the password once, and goes on counting."""
     handler = Digest(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(6)))
-    server = wrong(handler)
+    server = misbehaving(handler)
     download = digest_kit(workers=3).download(f"{server.url}/f?a=b", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.segments == 3
@@ -188,7 +188,7 @@ def test_digest_with_segments(digest_kit: MakeKit, wrong: Start, tmp_path: Path)
 
 
 @pytest.mark.parametrize("end", ["server", "close"])
-def test_digest_with_resumption(digest_kit: MakeKit, wrong: Start, tmp_path: Path, end: str) -> None:
+def test_digest_with_resumption(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path, end: str) -> None:
     """A download that broke off half way, or was closed there, goes on from there in another run."""
     half, going_on = threading.Event(), threading.Event()
 
@@ -199,7 +199,7 @@ def test_digest_with_resumption(digest_kit: MakeKit, wrong: Start, tmp_path: Pat
         else:
             x.stall()
 
-    server = wrong(Digest(lambda x: x.serve(BODY, pause=None if going_on.is_set() else lambda: pause(x))))
+    server = misbehaving(Digest(lambda x: x.serve(BODY, pause=None if going_on.is_set() else lambda: pause(x))))
     arrived = threading.Event()
     shown = CallbackProgress(lambda now: arrived.set() if now.received_bytes >= len(BODY) // 2 else None)
     kit = digest_kit(progress=shown, segments=1, retries=0, read_timeout_s=20.0, stall_window_s=20.0)
@@ -226,7 +226,7 @@ def test_digest_with_resumption(digest_kit: MakeKit, wrong: Start, tmp_path: Pat
     assert download.retries == 0
 
 
-def test_digest_in_one_run_with_a_break(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_in_one_run_with_a_break(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     broken = threading.Event()
 
     def serve(x: Exchange) -> None:
@@ -234,22 +234,22 @@ def test_digest_in_one_run_with_a_break(digest_kit: MakeKit, wrong: Start, tmp_p
             return x.serve(BODY, pause=lambda: (broken.set(), x.reset()))
         x.serve(BODY)
 
-    server = wrong(Digest(serve))
+    server = misbehaving(Digest(serve))
     download = digest_kit(segments=1).download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.retries == 1
 
 
-def test_digest_with_many_files(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_with_many_files(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     handler = Digest(lambda x: x.serve(x.asked.path.encode()))
-    server = wrong(handler)
+    server = misbehaving(handler)
     digest_kit(workers=4).download_many([(f"{server.url}/{n}", str(n)) for n in range(40)], tmp_path)
     assert all((tmp_path / str(n)).read_text() == f"/{n}" for n in range(40))
     assert handler.refused <= 4
     assert len(server._threads) - 1 <= 4  # the answer to the refusal comes over the same connection
 
 
-def test_digest_with_sync(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_with_sync(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """A release, then another: pointer, manifest, packs and deltas."""
     (tmp_path / "src").mkdir()
     for number in range(20):
@@ -263,7 +263,7 @@ def test_digest_with_sync(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> 
             return x.respond("404 Not Found")
         x.serve(content, etag=f'"{hashlib.sha256(content).hexdigest()}"')
 
-    server = wrong(Digest(serve))
+    server = misbehaving(Digest(serve))
     kit = digest_kit()
     kit.publish(tmp_path / "src", site, version="1")
     assert kit.sync(server.url + "/", tmp_path / "tree").added == 20
@@ -273,17 +273,19 @@ def test_digest_with_sync(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> 
     assert (tmp_path / "tree/7.rules").read_text() == "drop 7\n"
 
 
-def test_digest_with_a_wrong_password(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_with_a_wrong_password(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Ends with the 401 that came last, after two requests."""
-    server = wrong(Digest(lambda x: x.serve(BODY)))
+    server = misbehaving(Digest(lambda x: x.serve(BODY)))
     with pytest.raises(TransferError, match="401"):
         make_kit(auth=HTTPDigestAuth("me", "other")).download(f"{server.url}/f", tmp_path / "f")
     assert len(server.requests) == 2
 
 
-def test_digest_after_a_redirect(digest_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_digest_after_a_redirect(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Within the origin it goes along."""
-    server = wrong(Digest(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY)))
+    server = misbehaving(
+        Digest(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY))
+    )
     digest_kit(segments=1).download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
 
@@ -317,7 +319,7 @@ class Negotiate(AuthBase):
 
 
 @pytest.mark.parametrize("way", ["config", "session", "factory"])
-def test_a_handshake(make_kit: MakeKit, wrong: Start, tmp_path: Path, way: str) -> None:
+def test_a_handshake(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way: str) -> None:
     """Two steps for each request, segments included, each on one connection, whose cookies count."""
     steps: dict[int, str] = {}
 
@@ -339,7 +341,7 @@ def test_a_handshake(make_kit: MakeKit, wrong: Start, tmp_path: Path, way: str) 
         made.auth = auth
         return made
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit = (
         make_kit(auth=auth, workers=3)
         if way == "config"

@@ -19,9 +19,9 @@ from perfkit import BatchError, CallbackProgress, CancelledError, ConfigError, H
 from perfkit.server.server import Server
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import Proxy, server_context
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 Give = Callable[[requests.Session], Any]
 
@@ -44,7 +44,7 @@ def basic(user: str, password: str) -> str:
 # -- what it is set up with ------------------------------------------------------------------------------------------
 
 
-def test_auth_headers_cookies_and_params(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path) -> None:
+def test_auth_headers_cookies_and_params(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     """All go with each request, those of segments too."""
     session = requests.Session()
     session.auth = ("me", "word")
@@ -52,7 +52,7 @@ def test_auth_headers_cookies_and_params(make_kit: MakeKit, wrong: Start, give: 
     session.headers["User-Agent"] = "mine/1"
     session.cookies.set("who", "me")
     session.params = {"key": "a b"}
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
     kit = make_kit(give(session))
     assert fetch(kit, f"{server.url}/f?x=1", tmp_path) == BODY
     assert len(server.requests) >= 3
@@ -65,25 +65,25 @@ def test_auth_headers_cookies_and_params(make_kit: MakeKit, wrong: Start, give: 
         assert each.headers["accept-encoding"] == "identity"
 
 
-def test_what_config_says_goes_before_it(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path) -> None:
+def test_what_config_says_goes_before_it(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     session = requests.Session()
     session.auth = ("me", "word")
     session.headers["X-Team"] = "rules"
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(give(session), auth=("other", "one"), headers={"x-team": "other"})
     fetch(kit, f"{server.url}/f", tmp_path)
     assert server.requests[0].headers["authorization"] == basic("other", "one")
     assert server.requests[0].headers["x-team"] == "other"
 
 
-def test_a_cookie_that_a_server_sets(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_cookie_that_a_server_sets(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Is kept in the session's jar, as by `session.get`, and sent with what follows."""
 
     def handler(x: Exchange) -> None:
         x.serve(b"a", **({"Set_Cookie": "seen=yes"} if x.number == 1 else {}))
 
     session = requests.Session()
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit = make_kit(session)
     kit.download_many([(f"{server.url}/a", "a")], tmp_path)
     kit.download_many([(f"{server.url}/b", "b")], tmp_path)
@@ -91,27 +91,27 @@ def test_a_cookie_that_a_server_sets(make_kit: MakeKit, wrong: Start, tmp_path: 
     assert session.cookies["seen"] == "yes"
 
 
-def test_hooks(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path) -> None:
+def test_hooks(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     """Are called with each answer, redirects included."""
     seen = []
     session = requests.Session()
     session.hooks["response"].append(lambda response, **_: seen.append(response.status_code))
-    server = wrong(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(b"short"))
+    server = misbehaving(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(b"short"))
     assert fetch(make_kit(give(session)), f"{server.url}/f", tmp_path) == b"short"
     assert seen == [302, 200 if server.requests[1].range is None else 206]
 
 
-def test_a_hook_that_reads_the_body(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path) -> None:
+def test_a_hook_that_reads_the_body(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     """As logging hooks do; the file is whole all the same."""
     seen = []
     session = requests.Session()
     session.hooks["response"].append(lambda response, **_: seen.append(response.content))
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     assert fetch(make_kit(give(session), segments=1), f"{server.url}/f", tmp_path) == BODY
     assert seen == [BODY]
 
 
-def test_a_hook_that_puts_another_answer_in_its_place(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_hook_that_puts_another_answer_in_its_place(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     def again(response: requests.Response, **options: Any) -> requests.Response:
         if response.status_code != 401:
             return response
@@ -126,7 +126,7 @@ def test_a_hook_that_puts_another_answer_in_its_place(make_kit: MakeKit, wrong: 
 
     session = requests.Session()
     session.hooks["response"].append(again)
-    server = wrong(handler)
+    server = misbehaving(handler)
     assert fetch(make_kit(session, segments=1), f"{server.url}/f", tmp_path) == BODY
     assert len(server.requests) == 2
     assert len(server._threads) - 1 == 1  # the connection of the first answer carries the second request
@@ -145,10 +145,10 @@ def strict() -> requests.Session:
 
 
 def test_raise_for_status(
-    make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, give: Give, strict: requests.Session, tmp_path: Path
 ) -> None:
     """An error status is perfkit's error, as without the hook."""
-    server = wrong(lambda x: x.respond("404 Not Found"))
+    server = misbehaving(lambda x: x.respond("404 Not Found"))
     with pytest.raises(HTTPStatusError) as caught:
         make_kit(give(strict)).download(f"{server.url}/f", tmp_path / "f")
     assert caught.value.status == 404
@@ -156,10 +156,10 @@ def test_raise_for_status(
 
 
 def test_raise_for_status_and_a_busy_server(
-    make_kit: MakeKit, wrong: Start, give: Give, strict: requests.Session, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, give: Give, strict: requests.Session, tmp_path: Path
 ) -> None:
     """A 503 is retried."""
-    server = wrong(lambda x: x.respond("503 Service Unavailable") if x.number < 3 else x.serve(BODY))
+    server = misbehaving(lambda x: x.respond("503 Service Unavailable") if x.number < 3 else x.serve(BODY))
     assert fetch(make_kit(give(strict)), f"{server.url}/f", tmp_path) == BODY
 
 
@@ -176,7 +176,7 @@ def test_raise_for_status_and_a_file_that_is_current(
 
 
 def test_raise_for_status_and_a_file_that_changes(
-    make_kit: MakeKit, wrong: Start, strict: requests.Session, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, strict: requests.Session, tmp_path: Path
 ) -> None:
     """A 412 to a segment's request begins the file anew."""
     bodies = {'"v1"': BODY, '"v2"': BODY[::-1]}
@@ -188,7 +188,7 @@ def test_raise_for_status_and_a_file_that_changes(
             return x.serve(bodies['"v1"'], etag='"v1"', pause=lambda: x.server.wait_for(2))
         x.serve(bodies['"v2"'], etag='"v2"')
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     download = make_kit(strict).download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY[::-1]
     assert download.bytes == len(BODY)
@@ -196,7 +196,7 @@ def test_raise_for_status_and_a_file_that_changes(
 
 
 def test_raise_for_status_and_an_empty_file(
-    make_kit: MakeKit, wrong: Start, strict: requests.Session, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, strict: requests.Session, tmp_path: Path
 ) -> None:
     """A 416 to a range of it says that it is empty."""
 
@@ -205,11 +205,11 @@ def test_raise_for_status_and_an_empty_file(
             return x.respond("416 Range Not Satisfiable", Content_Range="bytes */0")
         x.serve(b"")
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     assert fetch(make_kit(strict), f"{server.url}/f", tmp_path) == b""
 
 
-def test_a_hook_that_fails(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_hook_that_fails(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Ends the download with its own words, and is not tried again."""
 
     def refuse(response: requests.Response, **_: Any) -> None:
@@ -217,7 +217,7 @@ def test_a_hook_that_fails(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> N
 
     session = requests.Session()
     session.hooks["response"].append(refuse)
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     with pytest.raises(TransferError, match="not on a Friday"):
         make_kit(session).download(f"{server.url}/f", tmp_path / "f")
     assert len(server.requests) == 1
@@ -227,12 +227,12 @@ def test_a_hook_that_fails(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> N
 
 
 def test_verify_and_cert(
-    make_kit: MakeKit, wrong: Start, give: Give, authority: trustme.CA, ca_file: str, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, give: Give, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     """The session's bundle and its client certificate."""
     mine = authority.issue_cert("me@example.org")
     mine.private_key_and_cert_chain_pem.write_to_path(str(tmp_path / "me.pem"))
-    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
+    server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, clients=True))
     session = requests.Session()
     session.verify = ca_file
     with pytest.raises(TransferError):
@@ -241,7 +241,7 @@ def test_verify_and_cert(
     assert fetch(make_kit(give(session)), f"{server.url}/f", tmp_path) == BODY
 
 
-def test_verify_false(make_kit: MakeKit, secure: WrongServer, give: Give, tmp_path: Path) -> None:
+def test_verify_false(make_kit: MakeKit, secure: MisbehavingServer, give: Give, tmp_path: Path) -> None:
     session = requests.Session()
     with pytest.raises(TransferError, match="certificate is not trusted"):
         make_kit(give(session)).download(f"{secure.url}/f", tmp_path / "f")
@@ -253,7 +253,7 @@ def test_verify_false(make_kit: MakeKit, secure: WrongServer, give: Give, tmp_pa
 @pytest.mark.parametrize("way", ["REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"])
 def test_a_bundle_of_the_environment(
     make_kit: MakeKit,
-    secure: WrongServer,
+    secure: MisbehavingServer,
     give: Give,
     ca_file: str,
     tmp_path: Path,
@@ -272,8 +272,8 @@ def test_a_bundle_of_the_environment(
 @pytest.mark.parametrize("way", ["session", "environment"])
 def test_proxies(
     make_kit: MakeKit,
-    wrong: Start,
-    secure: WrongServer,
+    misbehaving: Start,
+    secure: MisbehavingServer,
     give: Give,
     proxy: Proxy,
     ca_file: str,
@@ -290,7 +290,7 @@ def test_proxies(
     else:
         monkeypatch.setenv("http_proxy", address)
         monkeypatch.setenv("https_proxy", address)
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(give(session), segments=1)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     assert fetch(kit, f"{secure.url}/f", tmp_path) == BODY
@@ -299,14 +299,20 @@ def test_proxies(
 
 @pytest.mark.parametrize("who", ["session", "config"])
 def test_trust_env(
-    make_kit: MakeKit, wrong: Start, proxy: Proxy, give: Give, tmp_path: Path, who: str, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit,
+    misbehaving: Start,
+    proxy: Proxy,
+    give: Give,
+    tmp_path: Path,
+    who: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Either of session and settings leaves out the environment: no proxy, no netrc."""
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     (tmp_path / "netrc").write_text("machine 127.0.0.1 login me password word\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
     session = requests.Session()
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(make_kit(give(session), segments=1), f"{server.url}/f", tmp_path)
     assert len(proxy.asked) == 1
     assert server.requests[0].headers["authorization"] == basic("me", "word")
@@ -331,30 +337,30 @@ class Counting(HTTPAdapter):
 
 @pytest.mark.parametrize("where", ["http://", "http://127.0.0.1"])
 def test_a_mounted_adapter_is_used_as_it_is(
-    make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path, where: str
+    make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path, where: str
 ) -> None:
     adapter = Counting(pool_maxsize=4)
     session = requests.Session()
     session.mount(where, adapter)
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))
     assert fetch(make_kit(give(session)), f"{server.url}/f", tmp_path) == BODY
     assert adapter.sent == [f"{server.url}/f"] * len(server.requests)
     assert len(adapter.sent) >= 3
     adapter.close()
 
 
-def test_an_adapter_with_settings_of_its_own(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_an_adapter_with_settings_of_its_own(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """requests' own class, but told to retry: that is what is asked for, and not perfkit's."""
     session = requests.Session()
     adapter = HTTPAdapter(max_retries=3)
     session.mount("http://", adapter)
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     assert fetch(make_kit(session), f"{server.url}/f", tmp_path) == BODY
     assert adapter.poolmanager.pools
     adapter.close()
 
 
-def test_errors_of_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_errors_of_a_mounted_adapter(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """A connection that breaks in the body is taken up again where it broke."""
 
     def handler(x: Exchange) -> None:
@@ -372,7 +378,7 @@ def test_errors_of_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: 
     session = requests.Session()
     adapter = Counting()
     session.mount("http://", adapter)
-    server = wrong(handler)
+    server = misbehaving(handler)
     download = make_kit(session, segments=1).download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.retries == 1
@@ -382,12 +388,14 @@ def test_errors_of_a_mounted_adapter(make_kit: MakeKit, wrong: Start, tmp_path: 
 
 
 @pytest.mark.parametrize("phase", ["headers", "body"])
-def test_close_with_a_mounted_adapter(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path, phase: str) -> None:
+def test_close_with_a_mounted_adapter(
+    make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path, phase: str
+) -> None:
     """Ends within a second also what a foreign adapter waits for."""
     session = requests.Session()
     adapter = Counting()
     session.mount("http://", adapter)
-    server = wrong(lambda x: x.stall() if phase == "headers" else x.serve(BODY, pause=x.stall))
+    server = misbehaving(lambda x: x.stall() if phase == "headers" else x.serve(BODY, pause=x.stall))
     arrived = threading.Event()
     shown = CallbackProgress(lambda now: arrived.set() if now.received_bytes else None)
     kit = make_kit(give(session), progress=shown, read_timeout_s=20.0, stall_window_s=20.0)
@@ -411,7 +419,7 @@ def test_close_with_a_mounted_adapter(make_kit: MakeKit, wrong: Start, give: Giv
     adapter.close()
 
 
-def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """One beside each worker, so that what an auth object keeps for each thread lasts; none is left in the end."""
     idents = set()
 
@@ -422,7 +430,7 @@ def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, wrong: St
 
     session = requests.Session()
     session.mount("http://", Noting())
-    server = wrong(lambda x: x.serve(b"short"))
+    server = misbehaving(lambda x: x.serve(b"short"))
     make_kit(session, workers=2).download_many([(f"{server.url}/{n}", str(n)) for n in range(30)], tmp_path)
     assert len(server.requests) == 30
     assert len(idents) <= 2
@@ -432,13 +440,15 @@ def test_a_mounted_adapter_is_called_by_few_threads(make_kit: MakeKit, wrong: St
 # -- the session itself ----------------------------------------------------------------------------------------------
 
 
-def test_the_session_is_not_modified(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_the_session_is_not_modified(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """After any number of requests it has the settings and adapters that it had, and still follows redirects."""
     session = requests.Session()
     session.headers["X-Team"] = "rules"
     session.params = {"key": "value"}
     before = {name: copy.copy(value) for name, value in vars(session).items()}
-    server = wrong(lambda x: x.respond("302 Found", Location="/g") if x.asked.path.startswith("/f") else x.serve(BODY))
+    server = misbehaving(
+        lambda x: x.respond("302 Found", Location="/g") if x.asked.path.startswith("/f") else x.serve(BODY)
+    )
     with Toolkit(session=session) as kit:
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
         assert session.get(f"{server.url}/f").content == BODY
@@ -447,9 +457,9 @@ def test_the_session_is_not_modified(make_kit: MakeKit, wrong: Start, tmp_path: 
     session.close()
 
 
-def test_what_is_set_later_counts(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_what_is_set_later_counts(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     session = requests.Session()
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(session, segments=1)
     fetch(kit, f"{server.url}/f", tmp_path)
     session.headers["X-Team"] = "rules"
@@ -474,17 +484,17 @@ class LoggingIn(requests.Session):
         return super().request(method, url, *args, **options)
 
 
-def test_a_session_class_of_ones_own(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_session_class_of_ones_own(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """What it remembers while it sends, it still knows at the next request."""
     session = LoggingIn()
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(session, segments=1, workers=1)
     kit.download_many([(f"{server.url}/{number}", str(number)) for number in range(3)], tmp_path)
     assert [each.headers["authorization"] for each in server.requests] == ["Bearer t1"] * 3
     assert session.logins == 1
 
 
-def test_a_factory_makes_one_session_for_each_thread(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_factory_makes_one_session_for_each_thread(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     made: list[tuple[int, requests.Session]] = []
 
     class Noting(requests.Session):
@@ -500,23 +510,23 @@ def test_a_factory_makes_one_session_for_each_thread(make_kit: MakeKit, wrong: S
         made.append((threading.get_ident(), session))
         return session
 
-    server = wrong(lambda x: x.serve(b"small", pause=lambda: x.server.wait_for(3)))
+    server = misbehaving(lambda x: x.serve(b"small", pause=lambda: x.server.wait_for(3)))
     kit = make_kit(factory, workers=3)
     kit.download_many([(f"{server.url}/{number}", str(number)) for number in range(12)], tmp_path)
     assert len(made) == 3
     assert [session.users for _, session in made] == [{ident} for ident, _ in made]  # type: ignore[attr-defined]
 
 
-def test_a_class_is_a_factory(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_a_class_is_a_factory(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     assert fetch(make_kit(requests.Session), f"{server.url}/f", tmp_path) == BODY
 
 
-def test_a_session_that_the_factory_gave_others_too(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_session_that_the_factory_gave_others_too(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """It may hand out one that the program uses itself: that one still follows redirects and has its adapters."""
     session = requests.Session()
     adapters = dict(session.adapters)
-    server = wrong(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY))
+    server = misbehaving(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY))
     with Toolkit(session=lambda: session) as kit:
         assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
         assert session.get(f"{server.url}/f").content == BODY
@@ -525,18 +535,22 @@ def test_a_session_that_the_factory_gave_others_too(make_kit: MakeKit, wrong: St
 
 
 @pytest.mark.parametrize("made", [None, 3, object()])
-def test_a_factory_that_makes_something_else(make_kit: MakeKit, wrong: Start, tmp_path: Path, made: object) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_a_factory_that_makes_something_else(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, made: object
+) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     with pytest.raises(ConfigError, match="session"):
         make_kit(lambda: made).download(f"{server.url}/f", tmp_path / "f")
     assert server.requests == []
 
 
-def test_many_files_by_one_session(make_kit: MakeKit, wrong: Start, give: Give, tmp_path: Path) -> None:
+def test_many_files_by_one_session(make_kit: MakeKit, misbehaving: Start, give: Give, tmp_path: Path) -> None:
     """From several threads at once, over connections that are kept."""
     session = requests.Session()
     session.headers["X-Team"] = "rules"
-    server = wrong(lambda x: x.serve(x.asked.path.encode()) if x.asked.path != "/7" else x.respond("404 Not Found"))
+    server = misbehaving(
+        lambda x: x.serve(x.asked.path.encode()) if x.asked.path != "/7" else x.respond("404 Not Found")
+    )
     kit = make_kit(give(session), workers=4)
     with pytest.raises(BatchError) as caught:
         kit.download_many([(f"{server.url}/{number}", str(number)) for number in range(50)], tmp_path)

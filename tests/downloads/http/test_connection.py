@@ -15,9 +15,9 @@ import trustme
 from perfkit import CancelledError, Config, TransferError
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
-from tests.support.fakes import Exchange, WrongServer
+from tests.support.fakes import Exchange, MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 
 BODY = bytes(range(256)) * 4096  # 1 MiB
 
@@ -44,7 +44,7 @@ def get(transport: HttpTransport, url: str) -> tuple[int, bytes]:
 # -- aborts ----------------------------------------------------------------------------------------------------------
 
 
-def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, wrong: Start) -> None:
+def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, misbehaving: Start) -> None:
     """A request that is cancelled between the end of its body and its own end leaves the connection alone, which
     carries another request by then."""
     go_on = threading.Event()
@@ -52,7 +52,7 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, wr
     def handler(x: Exchange) -> None:
         x.serve(BODY, pause=(lambda: go_on.wait(5)) if x.number == 2 else None)
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     first, second = Cancel(), Cancel()
     with transport.open(Get(url=f"{server.url}/1"), first) as one:
         assert read_all(one) == BODY
@@ -64,9 +64,9 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, wr
     assert len(server._threads) == 2, "not the same connection: nothing was tested"
 
 
-def test_an_abort_ends_its_own_request(transport: HttpTransport, wrong: Start) -> None:
+def test_an_abort_ends_its_own_request(transport: HttpTransport, misbehaving: Start) -> None:
     """On a connection that was used before, too."""
-    server = wrong(lambda x: x.serve(BODY, pause=x.stall if x.number == 2 else None))
+    server = misbehaving(lambda x: x.serve(BODY, pause=x.stall if x.number == 2 else None))
     assert get(transport, server.url)[1] == BODY
     cancel = Cancel()
     with transport.open(Get(url=server.url), cancel) as response:
@@ -77,7 +77,7 @@ def test_an_abort_ends_its_own_request(transport: HttpTransport, wrong: Start) -
     assert time.monotonic() - began_s < 1.0
 
 
-def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTransport, wrong: Start) -> None:
+def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTransport, misbehaving: Start) -> None:
     """Such a connection is closed for urllib3 as soon as its head is there; its body can still be aborted."""
 
     def handler(x: Exchange) -> None:
@@ -86,7 +86,7 @@ def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTranspo
         x.stall()
 
     cancel = Cancel()
-    with transport.open(Get(url=wrong(handler).url), cancel) as response:
+    with transport.open(Get(url=misbehaving(handler).url), cancel) as response:
         assert bytes(response.read1(100)) == b"begun"
         began_s = time.monotonic()
         threading.Timer(0.2, cancel.cancel).start()
@@ -99,7 +99,7 @@ def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTranspo
 
 
 @pytest.mark.parametrize("framing", ["length", "chunked", "close"])
-def test_bytes_before_a_reset_count(transport: HttpTransport, wrong: Start, framing: str) -> None:
+def test_bytes_before_a_reset_count(transport: HttpTransport, misbehaving: Start, framing: str) -> None:
     """All of them are handed over, and the next read is the error; never the end of the body."""
     arrived = threading.Event()
 
@@ -117,7 +117,7 @@ def test_bytes_before_a_reset_count(transport: HttpTransport, wrong: Start, fram
         x.reset()
 
     body = bytearray()
-    with transport.open(Get(url=wrong(handler).url), Cancel()) as response:
+    with transport.open(Get(url=misbehaving(handler).url), Cancel()) as response:
         while len(body) < len(BODY):
             body += response.read1(1 << 20)
         arrived.set()
@@ -134,7 +134,7 @@ def authority() -> trustme.CA:
 
 @pytest.mark.parametrize("notified", [True, False])
 def test_a_body_over_tls_ends_with_close_notify(
-    authority: trustme.CA, wrong: Start, tmp_path: Path, notified: bool
+    authority: trustme.CA, misbehaving: Start, tmp_path: Path, notified: bool
 ) -> None:
     """Where only the close ends it, a connection that just ends may have been cut (RFC 9112 section 9.8)."""
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
@@ -151,7 +151,7 @@ def test_a_body_over_tls_ends_with_close_notify(
         x.hang_up()
 
     transport = HttpTransport(Config(ca_bundle=str(tmp_path / "ca.pem")))
-    url = wrong(handler, tls=context).url
+    url = misbehaving(handler, tls=context).url
     try:
         if notified:
             assert get(transport, url) == (200, BODY)
@@ -186,7 +186,7 @@ GOOD = b"5\r\nhello\r\n"
         (GOOD + b"5" * 100_000, False),
     ],
 )
-def test_chunks(transport: HttpTransport, wrong: Start, chunks: bytes, right: bool) -> None:
+def test_chunks(transport: HttpTransport, misbehaving: Start, chunks: bytes, right: bool) -> None:
     """RFC 9112 section 7.1; http.client takes most of the wrong ones."""
 
     def handler(x: Exchange) -> None:
@@ -194,7 +194,7 @@ def test_chunks(transport: HttpTransport, wrong: Start, chunks: bytes, right: bo
         x.send(chunks)
         x.hang_up()
 
-    url = wrong(handler).url
+    url = misbehaving(handler).url
     if right:
         assert get(transport, url)[1].startswith(b"hello")
     else:
@@ -227,10 +227,10 @@ def answering(head: bytes, body: bytes = b"") -> Callable[[Exchange], None]:
         b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 60_000 + b"\r\n",
     ],
 )
-def test_heads_that_are_refused(transport: HttpTransport, wrong: Start, head: bytes) -> None:
+def test_heads_that_are_refused(transport: HttpTransport, misbehaving: Start, head: bytes) -> None:
     """Cut off, too long, or not HTTP/1."""
     with pytest.raises(TransferError):
-        get(transport, wrong(answering(head)).url)
+        get(transport, misbehaving(answering(head)).url)
 
 
 @pytest.mark.parametrize(
@@ -244,43 +244,43 @@ def test_heads_that_are_refused(transport: HttpTransport, wrong: Start, head: by
         b"HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n",
     ],
 )
-def test_heads_that_are_understood(transport: HttpTransport, wrong: Start, head: bytes) -> None:
+def test_heads_that_are_understood(transport: HttpTransport, misbehaving: Start, head: bytes) -> None:
     """What RFC 9112 sections 2.2 and 4 to 6 lets a recipient take."""
-    assert get(transport, wrong(answering(head, b"hello")).url) == (200, b"hello")
+    assert get(transport, misbehaving(answering(head, b"hello")).url) == (200, b"hello")
 
 
-def test_a_lone_cr_begins_no_field(transport: HttpTransport, wrong: Start) -> None:
+def test_a_lone_cr_begins_no_field(transport: HttpTransport, misbehaving: Start) -> None:
     """Else whoever can put text into a field's value could frame the body (RFC 9112 section 2.2)."""
     head = b"HTTP/1.1 200 OK\r\nX-Name: a\rContent-Length: 1\r\nContent-Length: 5\r\n\r\n"
-    with transport.open(Get(url=wrong(answering(head, b"hello")).url), Cancel()) as response:
+    with transport.open(Get(url=misbehaving(answering(head, b"hello")).url), Cancel()) as response:
         assert response.headers["x-name"] == "a Content-Length: 1"
         assert read_all(response) == b"hello"
 
 
-def test_a_folded_value_is_one_line(transport: HttpTransport, wrong: Start) -> None:
+def test_a_folded_value_is_one_line(transport: HttpTransport, misbehaving: Start) -> None:
     """RFC 9112 section 5.2."""
     head = b'HTTP/1.1 200 OK\r\nETag:\r\n "a"\r\nX-Long: one\r\n\ttwo\r\nContent-Length: 5\r\n\r\n'
-    with transport.open(Get(url=wrong(answering(head, b"hello")).url), Cancel()) as response:
+    with transport.open(Get(url=misbehaving(answering(head, b"hello")).url), Cancel()) as response:
         assert (response.headers["etag"], response.headers["x-long"]) == ('"a"', "one two")
 
 
-def test_both_framings_end_the_connection(transport: HttpTransport, wrong: Start) -> None:
+def test_both_framings_end_the_connection(transport: HttpTransport, misbehaving: Start) -> None:
     """Chunks win, and nothing else is sent on a connection whose framing was in doubt (RFC 9112 section 6.3)."""
 
     def handler(x: Exchange) -> None:
         x.head("200 OK", Transfer_Encoding="chunked", Content_Length="3")
         x.send(GOOD + b"0\r\n\r\n")
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     assert get(transport, server.url) == (200, b"hello")
     assert get(transport, server.url) == (200, b"hello")
     assert len(server._threads) == 3, "two connections, and the listener"
 
 
-def test_what_follows_a_body_is_no_answer(transport: HttpTransport, wrong: Start) -> None:
+def test_what_follows_a_body_is_no_answer(transport: HttpTransport, misbehaving: Start) -> None:
     """Bytes behind the body's end make the connection unusable, also those that came along with it."""
     extra = b"HTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil"
-    server = wrong(lambda x: x.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello" + extra))
+    server = misbehaving(lambda x: x.send(b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\nhello" + extra))
     for _ in range(3):
         assert get(transport, server.url) == (200, b"hello")
     assert len(server._threads) == 4

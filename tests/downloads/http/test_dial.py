@@ -17,9 +17,9 @@ import requests
 from perfkit import Toolkit, TransferError, TransferTimeoutError
 from perfkit.downloads.http import dial
 from tests.downloads.http.conftest import BODY
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 HOST = "files.example.org"
@@ -91,7 +91,7 @@ def tried(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
     return found
 
 
-def address_of(server: WrongServer) -> tuple[str, int]:
+def address_of(server: MisbehavingServer) -> tuple[str, int]:
     host, _, port = server.url.removeprefix("http://").partition(":")
     return host, int(port)
 
@@ -99,7 +99,7 @@ def address_of(server: WrongServer) -> tuple[str, int]:
 @pytest.mark.parametrize("way", ["own", "session", "factory"])
 def test_a_dead_first_address(
     make_kit: MakeKit,
-    wrong: Start,
+    misbehaving: Start,
     dead: tuple[str, int],
     resolve: Callable[..., None],
     tried: list[tuple[str, int]],
@@ -108,7 +108,7 @@ def test_a_dead_first_address(
 ) -> None:
     """The first byte comes within half a second; later connections, other Toolkits' too, try the live one first."""
     came_s: list[float] = []
-    server = wrong(lambda x: (came_s.append(time.monotonic()), x.serve(b"short"))[1])
+    server = misbehaving(lambda x: (came_s.append(time.monotonic()), x.serve(b"short"))[1])
     live = address_of(server)
     resolve(dead, live)
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[way]
@@ -128,14 +128,14 @@ def test_a_dead_first_address(
 
 def test_segments_know_it_too(
     make_kit: MakeKit,
-    wrong: Start,
+    misbehaving: Start,
     dead: tuple[str, int],
     resolve: Callable[..., None],
     tried: list[tuple[str, int]],
     tmp_path: Path,
 ) -> None:
     """The dead address is tried once for the whole file."""
-    server = wrong(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
     live = address_of(server)
     resolve(dead, live)
     download = make_kit(workers=4).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f")
@@ -147,14 +147,14 @@ def test_segments_know_it_too(
 
 def test_a_first_address_that_refuses(
     make_kit: MakeKit,
-    wrong: Start,
+    misbehaving: Start,
     refusing: tuple[str, int],
     resolve: Callable[..., None],
     tried: list[tuple[str, int]],
     tmp_path: Path,
 ) -> None:
     """The next one is tried at once, not after a moment."""
-    server = wrong(lambda x: x.serve(b"short"))
+    server = misbehaving(lambda x: x.serve(b"short"))
     live = address_of(server)
     resolve(refusing, live)
     took_s = []
@@ -170,14 +170,14 @@ def test_a_first_address_that_refuses(
 
 def test_the_address_that_answered_dies(
     make_kit: MakeKit,
-    wrong: Start,
+    misbehaving: Start,
     refusing: tuple[str, int],
     resolve: Callable[..., None],
     tried: list[tuple[str, int]],
     tmp_path: Path,
 ) -> None:
     """Others are tried again, and the one that answers then comes first."""
-    server = wrong(lambda x: x.serve(b"short"))
+    server = misbehaving(lambda x: x.serve(b"short"))
     live = address_of(server)
     dial._answered[HOST, live[1]] = refusing
     resolve(live, refusing)

@@ -16,9 +16,9 @@ import vcr
 
 from perfkit import BatchError, HTTPStatusError, Toolkit, TransferError, TransferTimeoutError
 from tests.downloads.http.conftest import BODY
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 URL = "https://example.org/data/file.bin"
@@ -141,8 +141,8 @@ def test_many_files_by_responses(kit: Toolkit, tmp_path: Path) -> None:
     assert (tmp_path / "19").read_text() == "19"
 
 
-def test_responses_lets_through(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_responses_lets_through(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         mock.add_passthru(server.url)
         kit.download(f"{server.url}/f", tmp_path / "f")
@@ -189,9 +189,9 @@ def test_requests_mock_as_a_fixture(kit: Toolkit, requests_mock: requests_mock.M
     assert requests_mock.call_count == 1
 
 
-def test_requests_mock_for_one_session(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_requests_mock_for_one_session(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Only what is sent by it is mocked, and when it ends the session is as before."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session()
     kit = make_kit(session)
     with requests_mock.Mocker(session=session) as mock:
@@ -262,17 +262,17 @@ def test_ranges_by_requests_mock(kit: Toolkit, tmp_path: Path) -> None:
     assert (tmp_path / "part").read_bytes() == BODY[1000:3000]
 
 
-def test_requests_mock_lets_through(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_requests_mock_lets_through(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     with requests_mock.Mocker(real_http=True):
         kit.download(f"{server.url}/f", tmp_path / "f")
     kit.download(f"{server.url}/f", tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY
 
 
-def test_after_requests_mock(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_after_requests_mock(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Which leaves an attribute in each session that it has seen: the next download goes out as before."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session()
     kit = make_kit(session, segments=1)
     with requests_mock.Mocker() as mock:
@@ -296,7 +296,9 @@ def single(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
 def test_vcr(single: Toolkit, make_kit: MakeKit, tmp_path: Path) -> None:
     """Records what a server answers, and plays it when the server is gone."""
     cassette = str(tmp_path / "cassette.yaml")
-    server = WrongServer(lambda x: x.serve(b"hello", etag=None) if x.asked.path == "/f" else x.respond("404 Not Found"))
+    server = MisbehavingServer(
+        lambda x: x.serve(b"hello", etag=None) if x.asked.path == "/f" else x.respond("404 Not Found")
+    )
     url = server.url
     with server, vcr.use_cassette(cassette):
         single.download(f"{url}/f", tmp_path / "f")
@@ -313,10 +315,10 @@ def test_vcr(single: Toolkit, make_kit: MakeKit, tmp_path: Path) -> None:
     assert (tmp_path / "f").read_bytes() == b"hello"
 
 
-def test_vcr_with_the_same_kit(single: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_vcr_with_the_same_kit(single: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Connections that were kept before a cassette was put in carry nothing past it, and none of its are kept after."""
     cassette = str(tmp_path / "cassette.yaml")
-    server = wrong(lambda x: x.serve(str(x.number).encode(), etag=None))
+    server = misbehaving(lambda x: x.serve(str(x.number).encode(), etag=None))
     url = f"{server.url}/f"
 
     def fetch() -> str:
@@ -333,7 +335,9 @@ def test_vcr_with_the_same_kit(single: Toolkit, wrong: Start, tmp_path: Path) ->
 
 def test_vcr_with_redirects(single: Toolkit, tmp_path: Path) -> None:
     cassette = str(tmp_path / "cassette.yaml")
-    server = WrongServer(lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY))
+    server = MisbehavingServer(
+        lambda x: x.respond("302 Found", Location="/g") if x.asked.path == "/f" else x.serve(BODY)
+    )
     url = server.url
     with server, vcr.use_cassette(cassette):
         single.download(f"{url}/f", tmp_path / "f", resume=False)

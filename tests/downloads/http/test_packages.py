@@ -27,9 +27,9 @@ from requests_toolbelt.sessions import BaseUrlSession
 from perfkit import Toolkit, TransferError
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import server_context
-from tests.support.fakes import Exchange, WrongServer, http_date
+from tests.support.fakes import Exchange, MisbehavingServer, http_date
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -41,7 +41,7 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 # -- requests-toolbelt -----------------------------------------------------------------------------------------------
 
 
-def test_a_source_address(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_source_address(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Each connection comes from the address that the adapter says."""
     seen = set()
 
@@ -51,7 +51,7 @@ def test_a_source_address(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> No
 
     session = requests.Session()
     session.mount("http://", SourceAddressAdapter("127.0.0.9"))
-    server = wrong(handler)
+    server = misbehaving(handler)
     kit = make_kit(session)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
     assert seen == {"127.0.0.9"}
@@ -60,10 +60,10 @@ def test_a_source_address(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> No
 
 
 def test_a_certificate_of_the_host_header(
-    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
+    make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     """An address is asked as the host of its certificate."""
-    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "files.example.org"))
+    server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, "files.example.org"))
     session = requests.Session()
     session.verify = ca_file
     session.headers["Host"] = "files.example.org"
@@ -75,7 +75,7 @@ def test_a_certificate_of_the_host_header(
     session.close()
 
 
-def test_a_tls_version(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path) -> None:
+def test_a_tls_version(make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path) -> None:
     import ssl
 
     session = requests.Session()
@@ -86,7 +86,7 @@ def test_a_tls_version(make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp
     session.close()
 
 
-def test_guessing_auth(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_guessing_auth(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Basic or Digest, as the server asks."""
 
     def handler(x: Exchange) -> None:
@@ -94,13 +94,13 @@ def test_guessing_auth(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
             return x.serve(BODY)
         x.respond("401 Unauthorized", b"no", WWW_Authenticate='Basic realm="r"')
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     assert fetch(make_kit(auth=GuessAuth("me", "word"), segments=1), f"{server.url}/f", tmp_path) == BODY
 
 
-def test_a_session_with_a_base_url(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_session_with_a_base_url(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Whole URLs pass through it as they are."""
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     kit = make_kit(BaseUrlSession(base_url="https://api.example.org/v1/"), segments=1)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
 
@@ -121,7 +121,7 @@ def spans() -> Iterator[InMemorySpanExporter]:
 
 @pytest.mark.parametrize("way", ["own", "session", "factory"])
 def test_one_span_for_each_request(
-    make_kit: MakeKit, wrong: Start, spans: InMemorySpanExporter, tmp_path: Path, way: str
+    make_kit: MakeKit, misbehaving: Start, spans: InMemorySpanExporter, tmp_path: Path, way: str
 ) -> None:
     """Segments, a redirect and a retry: what the server counts is what is traced, and the trace goes along."""
 
@@ -132,7 +132,7 @@ def test_one_span_for_each_request(
             return x.respond("500 Internal Server Error")
         x.serve(BODY, pause=lambda: x.server.wait_for(5))
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[way]
     assert fetch(make_kit(given), f"{server.url}/f?token=s3cret", tmp_path) == BODY
     finished = spans.get_finished_spans()
@@ -143,8 +143,10 @@ def test_one_span_for_each_request(
     assert sent == {f"{each.context.span_id:016x}" for each in finished}
 
 
-def test_a_failure_is_traced(make_kit: MakeKit, wrong: Start, spans: InMemorySpanExporter, tmp_path: Path) -> None:
-    server = wrong(lambda x: x.reset())
+def test_a_failure_is_traced(
+    make_kit: MakeKit, misbehaving: Start, spans: InMemorySpanExporter, tmp_path: Path
+) -> None:
+    server = misbehaving(lambda x: x.reset())
     with pytest.raises(TransferError):
         make_kit(retries=0).download(f"{server.url}/f", tmp_path / "f")
     assert [each.status.is_ok for each in spans.get_finished_spans()] == [False]
@@ -154,7 +156,7 @@ def test_a_failure_is_traced(make_kit: MakeKit, wrong: Start, spans: InMemorySpa
 
 
 @pytest.mark.parametrize("coding", ["length", "chunked"])
-def test_a_cache(make_kit: MakeKit, wrong: Start, tmp_path: Path, coding: str) -> None:
+def test_a_cache(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, coding: str) -> None:
     """The second download is served from it, and so is one by the session itself."""
 
     def handler(x: Exchange) -> None:
@@ -164,7 +166,7 @@ def test_a_cache(make_kit: MakeKit, wrong: Start, tmp_path: Path, coding: str) -
         x.head("200 OK", Transfer_Encoding="chunked", **fresh)
         x.send(b"%x\r\n%s\r\n0\r\n\r\n" % (len(BODY), BODY))
 
-    server = wrong(handler)
+    server = misbehaving(handler)
     session = CacheControl(requests.Session())
     kit = make_kit(session, segments=1)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
@@ -174,9 +176,9 @@ def test_a_cache(make_kit: MakeKit, wrong: Start, tmp_path: Path, coding: str) -
     session.close()
 
 
-def test_a_cache_before_a_server_with_ranges(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_a_cache_before_a_server_with_ranges(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """The first request for a file is without a range, so that a cache can keep the answer."""
-    server = wrong(lambda x: x.serve(BODY, Cache_Control="max-age=3600", Date=http_date(0)))
+    server = misbehaving(lambda x: x.serve(BODY, Cache_Control="max-age=3600", Date=http_date(0)))
     session = CacheControl(requests.Session())
     kit = make_kit(session, segments=1)
     assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
@@ -194,10 +196,10 @@ def insecure_oauth(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("insecure_oauth")
-def test_an_oauth2_token(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_an_oauth2_token(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Is added to each request, and to none of another origin."""
-    there = wrong(lambda x: x.serve(BODY))
-    server = wrong(
+    there = misbehaving(lambda x: x.serve(BODY))
+    server = misbehaving(
         lambda x: (
             x.respond("302 Found", Location=f"{there.url}/f")
             if x.asked.path == "/away"
@@ -213,7 +215,7 @@ def test_an_oauth2_token(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> Non
 
 
 @pytest.mark.usefixtures("insecure_oauth")
-def test_an_oauth2_token_is_refreshed(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_an_oauth2_token_is_refreshed(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Once, when it has expired; the session has the new one."""
     saved: list[dict[str, Any]] = []
 
@@ -221,8 +223,8 @@ def test_an_oauth2_token_is_refreshed(make_kit: MakeKit, wrong: Start, tmp_path:
         new = {"access_token": "t2", "token_type": "Bearer", "expires_in": 3600, "refresh_token": "r2"}
         x.respond("200 OK", json.dumps(new).encode(), Content_Type="application/json")
 
-    issuer = wrong(tokens)
-    server = wrong(lambda x: x.serve(BODY))
+    issuer = misbehaving(tokens)
+    server = misbehaving(lambda x: x.serve(BODY))
     old = {
         "access_token": "t1",
         "token_type": "Bearer",

@@ -17,9 +17,9 @@ from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import Proxy
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -59,14 +59,14 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 )
 def test_no_proxy(
     make: MakeKit,
-    wrong: Start,
+    misbehaving: Start,
     proxy: Proxy,
     tmp_path: Path,
     entries: str,
     by_proxy: bool,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     monkeypatch.setenv("no_proxy", entries.format(port=server.url.rpartition(":")[2]))
     assert fetch(make(), f"{server.url}/f", tmp_path) == BODY
@@ -74,8 +74,8 @@ def test_no_proxy(
 
 
 @pytest.fixture
-def server6() -> Iterator[WrongServer]:
-    class Server6(WrongServer):
+def server6() -> Iterator[MisbehavingServer]:
+    class Server6(MisbehavingServer):
         def __post_init__(self) -> None:
             super().__post_init__()
             self._listener.close()
@@ -109,7 +109,7 @@ def server6() -> Iterator[WrongServer]:
 )
 def test_no_proxy_for_ipv6(
     make: MakeKit,
-    server6: WrongServer,
+    server6: MisbehavingServer,
     proxy: Proxy,
     tmp_path: Path,
     entries: str,
@@ -135,9 +135,9 @@ def test_a_name_with_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_with_a_port_in_use(
-    make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.serve(BODY))
     port = server.url.rpartition(":")[2]
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     for entry, asked in ((f"localhost:{port}", 0), ("localhost:1", 1)):
@@ -185,7 +185,7 @@ def test_a_server_behind_a_proxy_that_is_down(make: MakeKit, proxy: Proxy, tmp_p
 
 
 def test_a_socks_proxy_without_pysocks(
-    make: MakeKit, wrong: Start, tmp_path: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, misbehaving: Start, tmp_path: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One attempt, and what to install."""
     monkeypatch.setitem(sys.modules, "socks", None)
@@ -235,10 +235,10 @@ SPELLINGS = [
 @pytest.mark.parametrize("by_proxy", [False, True])
 @pytest.mark.parametrize("target", SPELLINGS)
 def test_urls_as_they_are_spelt(
-    make: MakeKit, wrong: Start, proxy: Proxy, tmp_path: Path, target: str, by_proxy: bool
+    make: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, target: str, by_proxy: bool
 ) -> None:
     """By the caller, and by the server in a redirect."""
-    server = wrong(
+    server = misbehaving(
         lambda x: x.respond("302 Found", Location=target) if x.asked.path.endswith("/from") else x.serve(b"short")
     )
     kit = make(**({"proxies": {"http": f"http://{proxy.address}"}} if by_proxy else {}))
@@ -250,10 +250,10 @@ def test_urls_as_they_are_spelt(
 
 @pytest.mark.parametrize("target", ["/f?x=%7e", "/%2E/a"])
 def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(
-    make: MakeKit, wrong: Start, tmp_path: Path, target: str
+    make: MakeKit, misbehaving: Start, tmp_path: Path, target: str
 ) -> None:
-    there = wrong(lambda x: x.serve(BODY))
-    server = wrong(lambda x: x.respond("302 Found", Location=there.url + target))
+    there = misbehaving(lambda x: x.serve(BODY))
+    server = misbehaving(lambda x: x.respond("302 Found", Location=there.url + target))
     fetch(make(), f"{server.url}/f", tmp_path)
     assert [each.path for each in there.requests] == [target]
 
@@ -268,8 +268,10 @@ def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(
         ("/f#x", "/f?k=v"),
     ],
 )
-def test_with_params_of_a_session(make_kit: MakeKit, wrong: Start, tmp_path: Path, params: str, asked: str) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_with_params_of_a_session(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, params: str, asked: str
+) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     session = requests.Session()
     session.params = {"k": "v"}
     fetch(make_kit(session, segments=1), server.url + params, tmp_path)
@@ -277,8 +279,8 @@ def test_with_params_of_a_session(make_kit: MakeKit, wrong: Start, tmp_path: Pat
 
 
 @pytest.mark.parametrize("auth", [("me", "word"), requests.auth.HTTPBasicAuth("me", "word")])
-def test_with_a_password(make: MakeKit, wrong: Start, tmp_path: Path, auth: Any) -> None:
-    server = wrong(lambda x: x.serve(BODY))
+def test_with_a_password(make: MakeKit, misbehaving: Start, tmp_path: Path, auth: Any) -> None:
+    server = misbehaving(lambda x: x.serve(BODY))
     fetch(make(auth=auth), f"{server.url}/%7e?", tmp_path)
     fetch(make(), f"{server.url.replace('//', '//me:word@')}/%7e?", tmp_path)
     assert [each.path for each in server.requests] == ["/%7e?", "/%7e?"]

@@ -13,9 +13,9 @@ import trustme
 from perfkit import Request, Toolkit
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import server_context
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -52,16 +52,16 @@ def kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
     return make_kit(given, **options)
 
 
-def has_secret(server: WrongServer) -> list[bool]:
+def has_secret(server: MisbehavingServer) -> list[bool]:
     return [
         "s3cret" in f"{each.path} {each.headers}" or "Basic" in each.headers.get("authorization", "")
         for each in server.requests
     ]
 
 
-def test_redirects(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_redirects(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """The first origin gets all, the other one nothing; back at the first one, it gets them again."""
-    there = wrong(
+    there = misbehaving(
         lambda x: x.respond("302 Found", Location=f"{home.url}/back") if "away" in x.asked.path else x.serve(BODY)
     )
 
@@ -72,7 +72,7 @@ def test_redirects(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
             return x.respond("302 Found", Location=f"{there.url}/away")
         x.serve(BODY)
 
-    home = wrong(handler)
+    home = misbehaving(handler)
     kit.download(f"{home.url}/f", tmp_path / "f")
     kit.download(f"{home.url}/g", tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY
@@ -82,10 +82,10 @@ def test_redirects(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
     assert len(home.requests) >= 3
 
 
-def test_mirrors(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
+def test_mirrors(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Another origin's mirror gets nothing, the same origin's does."""
-    home = wrong(lambda x: x.respond("404 Not Found"))
-    mirror = wrong(lambda x: x.serve(BODY))
+    home = misbehaving(lambda x: x.respond("404 Not Found"))
+    mirror = misbehaving(lambda x: x.serve(BODY))
     kit.download(f"{home.url}/f", tmp_path / "f", mirrors=[f"{home.url}/g", f"{mirror.url}/f"])
     assert (tmp_path / "f").read_bytes() == BODY
     assert has_secret(home) == [True, True]
@@ -94,9 +94,9 @@ def test_mirrors(kit: Toolkit, wrong: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_secrets_of_a_request(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool) -> None:
-    there = wrong(lambda x: x.serve(BODY))
-    home = wrong(
+def test_secrets_of_a_request(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool) -> None:
+    there = misbehaving(lambda x: x.serve(BODY))
+    home = misbehaving(
         lambda x: (
             x.respond("302 Found", Location=f"{there.url}/f") if x.asked.path == "/f" else x.respond("404 Not Found")
         )
@@ -112,13 +112,13 @@ def test_secrets_of_a_request(make_kit: MakeKit, wrong: Start, tmp_path: Path, w
 
 @pytest.mark.parametrize("with_session", [False, True])
 def test_a_mirror_has_credentials_of_its_own(
-    make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Those of its URL, and those that netrc has for its host."""
     (tmp_path / "netrc").write_text("machine localhost login net password rc\n")
     monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
-    home = wrong(lambda x: x.respond("404 Not Found"))
-    mirror = wrong(lambda x: x.serve(BODY) if x.number > 1 else x.respond("404 Not Found"))
+    home = misbehaving(lambda x: x.respond("404 Not Found"))
+    mirror = misbehaving(lambda x: x.serve(BODY) if x.number > 1 else x.respond("404 Not Found"))
     kit = make_kit(requests.Session() if with_session else None, auth=("me", "word"), segments=1)
     port = mirror.url.rpartition(":")[2]
     kit.download(
@@ -129,11 +129,13 @@ def test_a_mirror_has_credentials_of_its_own(
 
 
 @pytest.mark.parametrize("with_session", [False, True])
-def test_cookies_go_to_their_own_host(make_kit: MakeKit, wrong: Start, tmp_path: Path, with_session: bool) -> None:
+def test_cookies_go_to_their_own_host(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, with_session: bool
+) -> None:
     """One that a server set, or that was set for a domain, is sent there, also after a redirect; and nowhere else."""
-    there = wrong(lambda x: x.serve(BODY, Set_Cookie="there=1"))
+    there = misbehaving(lambda x: x.serve(BODY, Set_Cookie="there=1"))
     port = there.url.rpartition(":")[2]
-    home = wrong(lambda x: x.respond("302 Found", Location=f"http://localhost:{port}/f", Set_Cookie="home=1"))
+    home = misbehaving(lambda x: x.respond("302 Found", Location=f"http://localhost:{port}/f", Set_Cookie="home=1"))
     given = None
     if with_session:
         given = requests.Session()
@@ -148,9 +150,9 @@ def test_cookies_go_to_their_own_host(make_kit: MakeKit, wrong: Start, tmp_path:
     assert asked == [everywhere, everywhere | {"home=1"}, mine, mine | {"there=1"}]
 
 
-def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, wrong: Start, tmp_path: Path) -> None:
+def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """As requests has it: a redirect within the origin is followed as the server spelt it."""
-    server = wrong(
+    server = misbehaving(
         lambda x: x.respond("302 Found", Location="/g?sig=1") if x.asked.path.startswith("/f") else x.serve(BODY)
     )
     given = requests.Session()
@@ -161,11 +163,11 @@ def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, wrong: Sta
 
 @pytest.mark.parametrize("with_session", [False, True])
 def test_the_same_host_over_tls(
-    make_kit: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, with_session: bool
+    make_kit: MakeKit, misbehaving: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, with_session: bool
 ) -> None:
     """Another port is another origin, https or not."""
-    secure = wrong(lambda x: x.serve(BODY), tls=server_context(authority))
-    home = wrong(lambda x: x.respond("302 Found", Location=f"{secure.url}/f"))
+    secure = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority))
+    home = misbehaving(lambda x: x.respond("302 Found", Location=f"{secure.url}/f"))
     given, options = session() if with_session else no_session()
     make_kit(given, ca_bundle=ca_file, **options).download(f"{home.url}/f", tmp_path / "f")
     assert has_secret(home) == [True]

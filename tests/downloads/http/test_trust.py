@@ -17,10 +17,10 @@ from requests.adapters import HTTPAdapter
 from perfkit import ConfigError, Toolkit, TransferError
 from tests.downloads.http.conftest import BODY
 from tests.downloads.test_transport import server_context
-from tests.support.fakes import WrongServer
+from tests.support.fakes import MisbehavingServer
 from tests.support.tools import need
 
-Start = Callable[..., WrongServer]
+Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
@@ -51,7 +51,7 @@ def ca_dir(ca_file: str, tmp_path: Path) -> str:
 @pytest.mark.parametrize("name", ["SSL_CERT_FILE", "SSL_CERT_DIR", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE"])
 def test_the_environment(
     make: MakeKit,
-    secure: WrongServer,
+    secure: MisbehavingServer,
     ca_file: str,
     ca_dir: str,
     tmp_path: Path,
@@ -65,19 +65,19 @@ def test_the_environment(
 
 
 def test_requests_own_variable_goes_first(
-    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("REQUESTS_CA_BUNDLE", ca_file)
     monkeypatch.setenv("SSL_CERT_FILE", str(tmp_path / "nothing.pem"))
     assert fetch(make(), f"{secure.url}/f", tmp_path) == BODY
 
 
-def test_a_directory(make: MakeKit, secure: WrongServer, ca_dir: str, tmp_path: Path) -> None:
+def test_a_directory(make: MakeKit, secure: MisbehavingServer, ca_dir: str, tmp_path: Path) -> None:
     assert fetch(make(ca_bundle=ca_dir), f"{secure.url}/f", tmp_path) == BODY
 
 
 def test_settings_go_before_the_environment(
-    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("SSL_CERT_FILE", "REQUESTS_CA_BUNDLE"):
         monkeypatch.setenv(name, str(tmp_path / "nothing.pem"))
@@ -85,7 +85,7 @@ def test_settings_go_before_the_environment(
 
 
 def test_what_the_system_trusts(
-    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By truststore, which has OpenSSL look; here it looks where this variable says."""
     with pytest.raises(TransferError, match="certificate is not trusted"):
@@ -95,16 +95,21 @@ def test_what_the_system_trusts(
 
 
 def test_the_system_checks_names(
-    make: MakeKit, wrong: Start, authority: trustme.CA, ca_file: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit,
+    misbehaving: Start,
+    authority: trustme.CA,
+    ca_file: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv("SSL_CERT_FILE", ca_file)
-    server = wrong(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
+    server = misbehaving(lambda x: x.serve(BODY), tls=server_context(authority, "example.org"))
     with pytest.raises(TransferError, match="certificate is not trusted"):
         fetch(make(ca_bundle="system"), f"{server.url}/f", tmp_path)
 
 
 def test_without_truststore(
-    make: MakeKit, secure: WrongServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit, secure: MisbehavingServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setitem(sys.modules, "truststore", None)
     with pytest.raises(ConfigError, match=r"truststore: pip install 'perfkit\[system-trust\]'"):
@@ -122,7 +127,7 @@ def bad_file(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     return str(path)
 
 
-def connections(server: WrongServer) -> int:
+def connections(server: MisbehavingServer) -> int:
     return len(server._threads) - 1
 
 
@@ -130,7 +135,12 @@ def connections(server: WrongServer) -> int:
     "setting", ["Config.ca_bundle", "Config.verify", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "SSL_CERT_FILE"]
 )
 def test_a_bundle_that_cannot_be_used(
-    make: MakeKit, secure: WrongServer, tmp_path: Path, setting: str, bad_file: str, monkeypatch: pytest.MonkeyPatch
+    make: MakeKit,
+    secure: MisbehavingServer,
+    tmp_path: Path,
+    setting: str,
+    bad_file: str,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """File and setting are named, before anything is sent; nothing is tried again."""
     options: dict[str, Any] = {}
@@ -146,7 +156,7 @@ def test_a_bundle_that_cannot_be_used(
 
 
 def test_a_bundle_of_the_session_that_cannot_be_used(
-    make_kit: MakeKit, secure: WrongServer, tmp_path: Path, bad_file: str
+    make_kit: MakeKit, secure: MisbehavingServer, tmp_path: Path, bad_file: str
 ) -> None:
     session = requests.Session()
     session.verify = bad_file
@@ -156,7 +166,7 @@ def test_a_bundle_of_the_session_that_cannot_be_used(
 
 
 def test_a_client_certificate_that_cannot_be_used(
-    make: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, bad_file: str
+    make: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path, bad_file: str
 ) -> None:
     for cert in (bad_file, (bad_file, bad_file)):
         with pytest.raises(ConfigError, match=r"client_cert.*bad\.pem"):
@@ -165,7 +175,7 @@ def test_a_client_certificate_that_cannot_be_used(
 
 
 def test_a_client_certificate_of_the_session_that_cannot_be_used(
-    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path, bad_file: str
+    make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path, bad_file: str
 ) -> None:
     session = requests.Session()
     session.verify = ca_file
@@ -176,7 +186,7 @@ def test_a_client_certificate_of_the_session_that_cannot_be_used(
 
 
 def test_a_key_of_another_certificate(
-    make: MakeKit, secure: WrongServer, authority: trustme.CA, ca_file: str, tmp_path: Path
+    make: MakeKit, secure: MisbehavingServer, authority: trustme.CA, ca_file: str, tmp_path: Path
 ) -> None:
     one, other = authority.issue_cert("one@example.org"), authority.issue_cert("other@example.org")
     one.cert_chain_pems[0].write_to_path(str(tmp_path / "cert.pem"))
@@ -197,7 +207,7 @@ class Counting(HTTPAdapter):
 
 @pytest.mark.parametrize("setting", ["verify", "cert"])
 def test_a_mounted_adapter_that_finds_no_file(
-    make_kit: MakeKit, secure: WrongServer, tmp_path: Path, setting: str
+    make_kit: MakeKit, secure: MisbehavingServer, tmp_path: Path, setting: str
 ) -> None:
     """requests says so itself; there is one attempt."""
     session = requests.Session()
@@ -210,7 +220,7 @@ def test_a_mounted_adapter_that_finds_no_file(
     assert adapter.sent == 1
 
 
-def test_a_mounted_adapter_and_an_empty_bundle(make_kit: MakeKit, secure: WrongServer, tmp_path: Path) -> None:
+def test_a_mounted_adapter_and_an_empty_bundle(make_kit: MakeKit, secure: MisbehavingServer, tmp_path: Path) -> None:
     (tmp_path / "empty.pem").write_text("")
     session = requests.Session()
     adapter = Counting()
@@ -224,7 +234,7 @@ def test_a_mounted_adapter_and_an_empty_bundle(make_kit: MakeKit, secure: WrongS
 
 
 def test_another_certificate_after_a_failure(
-    make_kit: MakeKit, secure: WrongServer, ca_file: str, tmp_path: Path
+    make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path
 ) -> None:
     """What is mended works with the same Toolkit."""
     session = requests.Session()
