@@ -488,9 +488,8 @@ class Transfer:
                 return
             if partial is not None and self._attempts.source != task.source:
                 partial.change_source(self._attempts.url)
-        if task.at is not None:
-            with self._lock:  # the redirector may know of a better place
-                self._attempts.at = None if self._attempts.at == task.at else self._attempts.at
+        with self._lock:
+            self._attempts.at = None  # a redirector may know of a better place by now
         if not isinstance(error, HTTPStatusError):
             self._context.network.controller.trouble()
         self._meter.retrying()
