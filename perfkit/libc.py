@@ -7,6 +7,7 @@ import errno
 import fcntl
 import functools
 import os
+import stat
 import struct
 from collections.abc import Callable
 
@@ -16,7 +17,9 @@ __all__ = [
     "MOUNT_POINT",
     "allow_process_settings",
     "file_attributes",
+    "holds_modes",
     "mmap_large_allocations",
+    "set_mode",
     "sync_directory",
     "syncfs",
     "trim_heap",
@@ -73,6 +76,47 @@ def sync_directory(descriptor: int) -> None:
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """fchmod(2), where the file system has permissions: FAT and mounts of another owner keep theirs."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def holds_modes(path: str) -> bool:
+    """Whether the file system keeps executable bits, as tried on this file; True where that can't be tried.
+
+    If the file is another user's, a new one beside it is tried.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
+                return _holds_mode(descriptor)
+        finally:
+            os.close(descriptor)
+        beside = f"{path}~{os.getpid()}"
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.unlink(beside)
+            return _holds_mode(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return True
+
+
+def _holds_mode(descriptor: int) -> bool:
+    before = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    changed = before ^ stat.S_IXUSR
+    set_mode(descriptor, changed)
+    held = stat.S_IMODE(os.fstat(descriptor).st_mode) == changed
+    set_mode(descriptor, before)
+    return held
 
 
 def try_lock(descriptor: int) -> bool:

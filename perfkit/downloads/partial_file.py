@@ -25,7 +25,7 @@ from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import try_lock
+from perfkit.libc import set_mode, try_lock
 
 __all__ = ["Origin", "PartialFile", "part_path", "read_origin"]
 
@@ -313,7 +313,7 @@ class PartialFile:
             if stat.S_ISDIR(before.st_mode):
                 raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
             if stat.S_ISREG(before.st_mode):
-                os.fchmod(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
+                set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
         if self.origin is not None:
             self._remember(self.origin)
         if durable:

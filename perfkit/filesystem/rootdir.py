@@ -7,8 +7,10 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Iterator
+from functools import cached_property
 
 from perfkit.errors import UnsafePathError
+from perfkit.filesystem.paths import PRIVATE_DIR
 
 __all__ = ["RootDir"]
 
@@ -33,6 +35,12 @@ class RootDir:
         self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._most = _MAX_CACHED
+
+    @cached_property
+    def folds_case(self) -> bool:
+        """Whether names that differ in case only are one file, as tried with perfkit's own directory."""
+        other = PRIVATE_DIR.upper()  # FUSE may give it another inode number, so look whether it is an entry of its own
+        return self.lstat(other) is not None and other not in os.listdir(self.fd)
 
     def close(self) -> None:
         self.close_cached()

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import Names
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
@@ -201,10 +202,10 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
 
 def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: int) -> int:
     """Copy an open file to a new one, with this mode and modification time; returns a descriptor of the copy."""
-    copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         copy_into(fd, copy)
-        os.fchmod(copy, mode)
+        set_mode(copy, mode)
         with contextlib.suppress(OSError):
             os.utime(copy, ns=(mtime_ns, mtime_ns))
     except BaseException:

@@ -253,7 +253,7 @@ class StagingArea:
 
 def _create(path: str, *, empty: bool = True) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o600)
+    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o666)
 
 
 class _PartialBlob:

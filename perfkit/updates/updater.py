@@ -14,7 +14,7 @@ from typing import NamedTuple, cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
-from perfkit.libc import trim_heap
+from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
@@ -181,7 +181,8 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), self._installed.manifest, earlier)
+        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:

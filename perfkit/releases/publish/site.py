@@ -18,7 +18,7 @@ from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import sync_directory
+from perfkit.libc import set_mode, sync_directory
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
@@ -129,7 +129,7 @@ class ObjectWriter:
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
-            os.fchmod(self._file.fileno(), 0o644)
+            set_mode(self._file.fileno(), 0o644)
             os.fsync(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
         return ref
@@ -188,7 +188,7 @@ class Site:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(pointer.encode())
                 file.flush()
-                os.fchmod(file.fileno(), 0o644)
+                set_mode(file.fileno(), 0o644)
                 _date_after(file.fileno(), path)
                 os.fsync(file.fileno())
             os.replace(fresh, path)
