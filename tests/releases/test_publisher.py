@@ -335,11 +335,20 @@ def test_rubbish_of_a_killed_publisher_goes_after_its_grace(tmp_path: Path) -> N
     assert not old.exists()
 
 
-def test_objects_can_be_read_by_a_server_of_another_user(tmp_path: Path) -> None:
-    """Files are 0644, whatever the umask of temporary files."""
-    publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
-    modes = {stat.S_IMODE(path.stat().st_mode) for path in (tmp_path / "site").rglob("*") if path.is_file()}
-    assert modes == {0o644}
+@pytest.mark.parametrize("umask", [0o022, 0o077])
+def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int) -> None:
+    """Files are 0644 and directories 0755, whatever the umask; a directory that exists keeps its mode."""
+    src = str(write_tree(tmp_path / "src", FIRST))
+    (tmp_path / "private").mkdir(mode=0o700)
+    before = os.umask(umask)
+    try:
+        publish(src, str(tmp_path / "site"), version="1")
+        publish(src, str(tmp_path / "private"), version="1")
+    finally:
+        os.umask(before)
+    found = [tmp_path / "site", *(tmp_path / "site").rglob("*")]
+    assert {(path.is_dir(), stat.S_IMODE(path.stat().st_mode)) for path in found} == {(True, 0o755), (False, 0o644)}
+    assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
 
 
 def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -6,7 +6,6 @@ import contextlib
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from bisect import bisect_right
@@ -108,12 +107,20 @@ def _packed(row: list[Any]) -> PackedRef:
     return PackedRef(ObjectRef(row[0], row[1]), row[2])
 
 
+def _new_file(directory: str) -> tuple[int, str]:
+    """A new file, which a web server of another user will be able to read: its descriptor and its path."""
+    path = os.path.join(directory, f".new-{os.urandom(8).hex()}")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    set_mode(descriptor, 0o644)  # whatever the umask
+    return descriptor, path
+
+
 class ObjectWriter:
     """Writes a new object, which joins the site with `finish`."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        descriptor, self._path = tempfile.mkstemp(prefix=".new-", dir=directory)
+        descriptor, self._path = _new_file(directory)
         self._file = os.fdopen(descriptor, "wb")
         self._digest = hashlib.sha256()
         self.bytes = 0
@@ -129,7 +136,6 @@ class ObjectWriter:
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
-            set_mode(self._file.fileno(), 0o644)
             os.fsync(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
         return ref
@@ -144,6 +150,9 @@ class ObjectWriter:
 class Site:
     """A site, locked against other publishers inside a `with` block; created if missing.
 
+    Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
+    directory that exists keeps its mode.
+
     Raises:
         LockedError: another process is publishing to it.
     """
@@ -154,7 +163,11 @@ class Site:
         self.written: list[ObjectRef] = []
 
     def __enter__(self) -> Site:
-        os.makedirs(self.objects, exist_ok=True)
+        for directory in (self.root, self.objects):
+            if not os.path.isdir(directory):
+                os.makedirs(directory, exist_ok=True)
+                with contextlib.suppress(PermissionError):
+                    os.chmod(directory, 0o755)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
             lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
@@ -165,6 +178,8 @@ class Site:
                     f"{self.root}: another process is publishing to it; try again when it has ended"
                 ) from None
             stack.callback(lock.release)
+            with contextlib.suppress(PermissionError):  # another publisher's
+                os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
             self._locked = stack.pop_all()
         return self
 
@@ -183,12 +198,11 @@ class Site:
         """Offer another release, all of whose objects are written. Durable."""
         _sync_directory(self.objects)
         path = os.path.join(self.root, POINTER_NAME)
-        descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=self.root)
+        descriptor, fresh = _new_file(self.root)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(pointer.encode())
                 file.flush()
-                set_mode(file.fileno(), 0o644)
                 _date_after(file.fileno(), path)
                 os.fsync(file.fileno())
             os.replace(fresh, path)
