@@ -165,8 +165,10 @@ class Sync:
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
             raise UpdateError(
-                f"{source.url} offers release {source.serial} ({source.version}), an old pointer: release {highest} "
-                "was installed from it before. Use rollback to go back"
+                f"{source.url} offers version {source.version}, an older release (serial {source.serial}) than was "
+                f"installed from it before (serial {highest}): a cache or mirror may be behind, so try again later. To "
+                "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
+                "version, use rollback"
             )
 
     def scan(self, *, now_ns: int) -> LocalTree:

@@ -50,11 +50,13 @@ class History:
         records: the latest releases, oldest first.
         deltas: all deltas between them.
         retired: unused objects, and the Unix time since when.
+        first: the serial of the site's first release.
     """
 
     records: tuple[ReleaseRecord, ...] = ()
     deltas: tuple[DeltaRef, ...] = ()
     retired: tuple[tuple[str, int], ...] = ()
+    first: int = 1
 
     def encode(self) -> bytes:
         """JSON."""
@@ -75,6 +77,7 @@ class History:
                     [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
                 ],
                 "retired": self.retired,
+                "first": self.first,
             },
             separators=(",", ":"),
         ).encode()
@@ -94,7 +97,7 @@ class History:
                 ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
             )
             deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]))
+            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
@@ -163,11 +166,11 @@ class Site:
         self.written: list[ObjectRef] = []
 
     def __enter__(self) -> Site:
-        for directory in (self.root, self.objects):
-            if not os.path.isdir(directory):
-                os.makedirs(directory, exist_ok=True)
-                with contextlib.suppress(PermissionError):
-                    os.chmod(directory, 0o755)
+        missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
+        os.makedirs(self.objects, exist_ok=True)
+        for directory in missing:
+            with contextlib.suppress(PermissionError):
+                os.chmod(directory, 0o755)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
             lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
