@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -11,6 +12,7 @@ from functools import cached_property
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import PRIVATE_DIR
+from perfkit.libc import syncfs
 
 __all__ = ["RootDir"]
 
@@ -184,14 +186,22 @@ class RootDir:
             return False
         return True
 
+    def free_space(self) -> int:
+        """How many bytes are free."""
+        found = os.fstatvfs(self.fd)
+        return found.f_bavail * found.f_frsize
+
     def check_free_space(self, size: int) -> None:
         """Check that so many bytes can still be written.
 
         Raises:
             OSError: ENOSPC: fewer bytes are free.
         """
-        found = os.fstatvfs(self.fd)
-        free = found.f_bavail * found.f_frsize
+        free = self.free_space()
+        if size > free:  # btrfs frees what was deleted, and tells so, only with its next commit
+            with contextlib.suppress(OSError):
+                syncfs(self.fd)
+            free = self.free_space()
         if size > free:
             raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
 

@@ -56,7 +56,12 @@ class Lock:
             time.sleep(_POLL_S)
 
     def _try_acquire(self) -> bool:
-        fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
+        try:
+            fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
+        except FileNotFoundError:  # its directory was removed by a process whose first change failed
+            self._rootdir.close_cached()
+            self._rootdir.mkdir(os.path.dirname(self._lock_name))
+            fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
         try:
             try_lock(fd)
             found = self._rootdir.lstat(self._lock_name)
