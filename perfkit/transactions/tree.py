@@ -8,11 +8,11 @@ from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from perfkit.config import LocalChanges
-from perfkit.errors import UpdateError
+from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History
-from perfkit.transactions.layout import CLOCK, FETCH, LOCK, OWNER, PRIVATE_DIR, STATE
+from perfkit.transactions.layout import CLOCK, FETCH, LOCK, OBJECTS, OWNER, PRIVATE_DIR
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
@@ -75,7 +75,7 @@ class Tree:
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         try:
             if self._new and kind is not None:
-                with contextlib.suppress(OSError):
+                with contextlib.suppress(OSError, LockedError):
                     self._remove_unused()
             self._lock.release()
         finally:
@@ -83,13 +83,17 @@ class Tree:
 
     def _remove_unused(self) -> None:
         """Remove what a first change that failed has created, unless it fetched something worth going on with."""
+        self._lock.check()
+        expected = {path.rpartition("/")[2] for path in (CLOCK, FETCH, LOCK, OBJECTS, OWNER)}  # no state, no journal
         fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
-        if self._rootdir.lstat(STATE) is not None or sum(sizes) > _NOT_WORTH_KEEPING:
+        if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
+        self._rootdir.rmdir(OBJECTS)
         for name in (*fetched, CLOCK, OWNER, LOCK):
             self._rootdir.unlink(name)
-        if self._rootdir.rmdir(FETCH) and self._rootdir.rmdir(PRIVATE_DIR) and self._new_root:
+        self._rootdir.rmdir(FETCH)
+        if self._rootdir.rmdir(PRIVATE_DIR) and self._new_root:
             with contextlib.suppress(OSError):
                 os.rmdir(self.root)
 

@@ -361,7 +361,7 @@ class Sync:
     def _report(self, tree: Tree, plan: Plan, applied: Applied | None, routes: tuple[str, ...]) -> SyncReport:
         report = SyncReport(
             version=self._source.version,
-            generation=tree.generation,
+            generation=tree.generation if applied is None else applied.commit.generation,
             previous_version=self._installed.version,
             unchanged=plan.unchanged,
             requests=self._fetcher.requests,
@@ -371,7 +371,6 @@ class Sync:
             return report
         return replace(
             report,
-            generation=applied.commit.generation,
             route="+".join(routes) or plan.route,
             bytes_written=applied.bytes_written,
             added=len(plan.added),

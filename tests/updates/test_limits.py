@@ -17,6 +17,7 @@ from tests.support.tools import need
 
 MANY = {f"d{number:03}/deep/er/{leaf}": b"%d" % number for number in range(100) for leaf in "ab"}
 LATER = {name: data + b" later" for name, data in MANY.items() if not name.startswith("d00")}
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PERFKIT_")}
 ROOT = os.fspath(Path(__file__).parents[2])
 
 
@@ -28,7 +29,7 @@ def perfkit(*arguments: str | Path, under: tuple[str, ...] = (), descriptors: in
 
     done = subprocess.run(
         [*under, sys.executable, "-m", "perfkit", *map(os.fspath, arguments)],
-        preexec_fn=limit, cwd=ROOT, capture_output=True, text=True, check=False, timeout=60,
+        preexec_fn=limit, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
