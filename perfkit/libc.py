@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
+import stat
 import struct
 from collections.abc import Callable
 
@@ -15,10 +17,17 @@ __all__ = [
     "MOUNT_POINT",
     "allow_process_settings",
     "file_attributes",
+    "holds_modes",
     "mmap_large_allocations",
+    "set_mode",
+    "sync_directory",
     "syncfs",
     "trim_heap",
+    "try_lock",
 ]
+
+# ENOSYS: of the kernel or the file system; EPERM: refused by a container's filter of system calls (seccomp)
+_UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
 
 IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attributes
 _AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
@@ -41,7 +50,7 @@ def syncfs(descriptor: int) -> bool:
 
     if call(descriptor) != 0:
         number = ctypes.get_errno()
-        if number == errno.ENOSYS:
+        if number in _UNSUPPORTED:
             return False
         raise OSError(number, os.strerror(number))
     return True
@@ -54,6 +63,75 @@ def _syncfs() -> Callable[[int], int] | None:
     if system.sysname != "Linux" or version < (5, 8):
         return None
     return _function("syncfs")
+
+
+def sync_directory(descriptor: int) -> None:
+    """Sync an open directory: fsync(2), which some network and FUSE file systems don't have for directories.
+
+    Raises:
+        OSError: writing to the disk failed.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def set_mode(descriptor: int, mode: int) -> None:
+    """fchmod(2), where the file system has permissions: FAT and mounts of another owner keep theirs."""
+    try:
+        os.fchmod(descriptor, mode)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def holds_modes(path: str) -> bool:
+    """Whether the file system keeps executable bits, as tried on this file; True where that can't be tried.
+
+    If the file is another user's, a new one beside it is tried.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        try:
+            if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
+                return _holds_mode(descriptor)
+        finally:
+            os.close(descriptor)
+        beside = f"{path}~{os.getpid()}"
+        descriptor = os.open(beside, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.unlink(beside)
+            return _holds_mode(descriptor)
+        finally:
+            os.close(descriptor)
+    except OSError:
+        return True
+
+
+def _holds_mode(descriptor: int) -> bool:
+    before = stat.S_IMODE(os.fstat(descriptor).st_mode)
+    changed = before ^ stat.S_IXUSR
+    set_mode(descriptor, changed)
+    held = stat.S_IMODE(os.fstat(descriptor).st_mode) == changed
+    set_mode(descriptor, before)
+    return held
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, without waiting: flock(2); False where that is unsupported (some network file systems).
+
+    Raises:
+        BlockingIOError: it is locked already.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has another one
+        return False
+    return True
 
 
 def file_attributes(descriptor: int, name: str = "") -> int:

@@ -305,7 +305,7 @@ class Toolkit:
 
         Args:
             site: a directory for any static file server; only one small file in it is ever replaced.
-            version: the name of the release, one line of at most 200 characters. `{n}` is replaced by the serial of
+            version: the name of the release, one line of at most 200 characters. `{n}` is replaced by the number of
                 the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that is the
                 current release already is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.

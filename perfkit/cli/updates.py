@@ -108,7 +108,7 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
         note = f"{arguments.site} offers {release.version} already; nothing to do"
     else:
         note = (
-            f"{release.version} (serial {release.serial}): {release.files} files, {release.bytes} bytes; "
+            f"{release.version} (release {release.number}): {release.files} files, {release.bytes} bytes; "
             f"{release.objects_written} objects with {release.bytes_written} bytes written"
         )
     print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)

@@ -36,13 +36,14 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
     Args:
         staged: the common prefix of the names of staged files, before a number.
         fetched: the common prefix of the names of fetched files, before the SHA-256 of their content in hex.
+        modes: whether files that differ in their mode only are different.
     """
 
-    def __init__(self, staged: str, fetched: str) -> None:
+    def __init__(self, staged: str, fetched: str, *, modes: bool = True) -> None:
         self._prefixes = staged, fetched
         self._names = Names()
         self._flags = bytearray()
-        self._contents = _Contents()
+        self._contents = _Contents(modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._other_sources: dict[int, str] = {}  # by row, those that are neither
@@ -260,7 +261,8 @@ class _Numbers:
 class _Contents:
     """Contents by number; 0 is the number of a file that does not exist."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, modes: bool) -> None:
+        self._compare_modes = modes
         self._digests = bytearray(32)
         self._sizes, self._modes = array("q", (0,)), array("H", (0,))
 
@@ -283,11 +285,11 @@ class _Contents:
         return self._digests[32 * number : 32 * number + 32].hex()
 
     def same(self, one: int, other: int) -> bool:
-        """Whether both have the same content and mode, or neither exists."""
+        """Whether both have the same content and, if modes matter, the same mode, or neither exists."""
         if one == other or not one or not other:
             return one == other
-        same_mode = self._modes[one] == self._modes[other] and self._sizes[one] == self._sizes[other]
-        return same_mode and self.sha256(one) == self.sha256(other)
+        same_mode = not self._compare_modes or self._modes[one] == self._modes[other]
+        return same_mode and self._sizes[one] == self._sizes[other] and self.sha256(one) == self.sha256(other)
 
 
 class _Lookup:

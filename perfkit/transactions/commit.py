@@ -13,11 +13,12 @@ import errno
 import logging
 import os
 from collections.abc import Iterable, Iterator
+from functools import cached_property
 from itertools import chain, groupby, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import syncfs
+from perfkit.libc import holds_modes, sync_directory, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import Journal
@@ -33,6 +34,7 @@ from perfkit.transactions.layout import (
     FETCHED_OBJECT,
     HISTORY,
     JOURNAL,
+    LOCK,
     OBJECTS,
     PRIVATE_DIR,
     STATE,
@@ -70,6 +72,11 @@ class Committer:
         self._count = 0
         self._completed = False  # the change is made, and only its journal is left to delete
 
+    @cached_property
+    def holds_modes(self) -> bool:
+        """Whether the file system keeps executable bits; otherwise modes are not compared."""
+        return holds_modes(os.path.join(self.rootdir.root, LOCK))
+
     def begin(self) -> None:
         """Begin a change: complete an earlier one if necessary, and create the stage.
 
@@ -88,11 +95,11 @@ class Committer:
         self._count += 1
         return f"{self._stage}/{self._count}"
 
-    def create_staged_file(self) -> tuple[str, int]:
-        """A new staged file: its name, and a descriptor to read and write it."""
+    def create_staged_file(self, mode: int = 0o600) -> tuple[str, int]:
+        """A new staged file, with this mode where none can be set later: its name, and a descriptor to use it."""
         name = self.new_staged_name()
         try:
-            return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+            return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o777)
         except FileNotFoundError:
             self._lock.check()  # another process took over the tree, and deleted our stage
             raise
@@ -105,7 +112,7 @@ class Committer:
 
     def new_change_set(self) -> ChangeSet:
         """For changes whose new files are staged here, or were fetched."""
-        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT)
+        return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT, modes=self.holds_modes)
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
@@ -218,10 +225,10 @@ class Committer:
                 raise
             self.rootdir.rename(name, JOURNAL)
         try:
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
         except OSError:
             self.rootdir.unlink(JOURNAL)
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
             raise
 
     def recover(self) -> None:
@@ -279,7 +286,7 @@ class Committer:
             self._sync(iter(()), modified)
             self._completed = True
             self.rootdir.unlink(JOURNAL)
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
             undone = "" if failure is None else f"{failure}; and it could not be undone: "
             raise RecoveryError(
@@ -322,7 +329,7 @@ class Committer:
             directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:
-                os.fsync(self.rootdir.directory(name))
+                sync_directory(self.rootdir.directory(name))
             except (FileNotFoundError, NotADirectoryError):
                 pass  # removed by this very change
 

@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
+from perfkit.filesystem.paths import fold_name
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
@@ -92,7 +93,7 @@ def plan_ops(
     emptied: set[str] = set()  # directories that may be empty afterwards
     for row in deleted:
         name = change_set.name(row)
-        blocks = name in needed or any(parent in replaced for parent in _parents(name))
+        blocks = rootdir.folds_case or name in needed or any(parent in replaced for parent in _parents(name))
         (in_the_way if blocks else others).append(row)
         emptied.update(_until(_parents(name), emptied))
 
@@ -101,7 +102,10 @@ def plan_ops(
         return (JournalOp(RENAME, change_set.name(row), change_set.source(row), previous(row)) for row in rows)
 
     def deletions(rows: Iterable[int]) -> Iterator[JournalOp]:
-        return (JournalOp(DELETE, change_set.name(row), "", previous(row)) for row in rows)
+        return (
+            JournalOp(DELETE, name, spelt.get(fold_name(name), "") if spelt else "", previous(row))
+            for row, name in ((row, change_set.name(row)) for row in rows)
+        )
 
     def previous(row: int) -> Previous | None:
         before = change_set.before(row)
@@ -110,9 +114,16 @@ def plan_ops(
     def rmdirs(names: set[str]) -> Iterator[JournalOp]:
         return (JournalOp(RMDIR, name, "", _previous_directory(rootdir, name)) for name in sorted(names, reverse=True))
 
-    mkdirs = (JournalOp(MKDIR, name) for name in sorted(needed) if not _is_directory(rootdir, name))
+    unneeded = emptied - needed - replaced - {PRIVATE_DIR}
+    spelt: dict[str, str] = {}
+    if rootdir.folds_case:  # a name may get another spelling, so what is deleted goes first
+        spelt = {fold_name(change_set.name(row)): change_set.source(row) for row in written}
+        replaced, unneeded = replaced | unneeded, set()
+    mkdirs = (
+        JournalOp(MKDIR, name) for name in sorted(needed) if rootdir.folds_case or not _is_directory(rootdir, name)
+    )
     first = chain(deletions(in_the_way), rmdirs(replaced), mkdirs, renames(new=True))
-    last = chain(renames(new=False), deletions(others), rmdirs(emptied - needed - replaced - {PRIVATE_DIR}))
+    last = chain(renames(new=False), deletions(others), rmdirs(unneeded))
     return first, last
 
 
@@ -168,7 +179,8 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
     elif op.kind == RMDIR:
         rootdir.rmdir(op.name)
     elif op.kind == DELETE:
-        if _is_previous(rootdir.lstat(op.name), op.previous):
+        spelt_anew = op.source and rootdir.lstat(op.source) is None  # already, before a crash
+        if not spelt_anew and _is_previous(rootdir.lstat(op.name), op.previous):
             rootdir.unlink(op.name)
     else:
         try:

@@ -14,6 +14,7 @@ from collections.abc import Collection
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import Names
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
 from perfkit.transactions.records import Content, Seen
 
@@ -199,12 +200,36 @@ def link_or_copy(rootdir: RootDir, name: str, fd: int, target: str) -> None:
     os.close(copy_file(rootdir, fd, target, mode=stat.S_IMODE(found.st_mode), mtime_ns=found.st_mtime_ns))
 
 
+def shares_content(rootdir: RootDir, name: str, unused: str) -> tuple[bool, bool]:
+    """Whether the file system has hard links, and whether it has reflinks, as tried on a file and an unused name."""
+    links = clones = True
+    fd = rootdir.open(name)
+    try:
+        rootdir.unlink(unused)
+        try:
+            rootdir.link(name, unused)
+        except OSError:
+            links = False
+        rootdir.unlink(unused)
+        copy = rootdir.open(unused, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+        try:
+            fcntl.ioctl(copy, _FICLONE, fd)
+        except OSError:
+            clones = False
+        finally:
+            os.close(copy)
+            rootdir.unlink(unused)
+    finally:
+        os.close(fd)
+    return links, clones
+
+
 def copy_file(rootdir: RootDir, fd: int, target: str, *, mode: int, mtime_ns: int) -> int:
     """Copy an open file to a new one, with this mode and modification time; returns a descriptor of the copy."""
-    copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL)
+    copy = rootdir.open(target, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode)
     try:
         copy_into(fd, copy)
-        os.fchmod(copy, mode)
+        set_mode(copy, mode)
         with contextlib.suppress(OSError):
             os.utime(copy, ns=(mtime_ns, mtime_ns))
     except BaseException:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 from perfkit.errors import FileChangedError
+from perfkit.filesystem.paths import fold_name
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.journal_ops import check_conflicts
@@ -63,10 +64,15 @@ def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: Chan
         FileChangedError: a file is not as the caller saw it.
     """
     check_conflicts(rootdir, change_set)
+    renamed = set()  # where case is ignored: names that are written under another spelling
+    if rootdir.folds_case:
+        renamed = {fold_name(name) for name in change_set if change_set[name] is None}
     edited: dict[str, Content] = {}  # by name, the content that it should have
     for row in change_set.rows():
         name = change_set.name(row)
-        found = _found(rootdir, name, known, store.keep if change_set.is_key(row) else store.inspect)
+        found = None
+        if not (renamed and change_set.is_written(row) and fold_name(name) in renamed):
+            found = _found(rootdir, name, known, store.keep if change_set.is_key(row) else store.inspect)
         expected = known.expected(name) or found
         change_set.set_before(row, found, expected)
         if expected is not None and (found is None or expected.sha256 != found.sha256) and change_set.is_recorded(row):

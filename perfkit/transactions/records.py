@@ -84,7 +84,7 @@ class JournalOp(NamedTuple):
 
     kind: str
     name: str
-    source: str = ""  # RENAME: the staged file
+    source: str = ""  # RENAME: the staged file; DELETE: that of another spelling of the same name
     previous: Previous | None = None  # None: there was nothing
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import Counter
@@ -10,7 +11,8 @@ from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
-from perfkit.filesystem.paths import backup_name
+from perfkit.filesystem.paths import backup_name, fold_name
+from perfkit.libc import set_mode
 from perfkit.transactions.changeset import Changes, ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Timeline
@@ -90,15 +92,21 @@ def _compare(committer: Committer, recorded: Iterable[Change], unchecked: Mappin
     changes: list[Change] = []
     edited: list[Change] = []
     replaced_links: Counter[int] = Counter()
+    recorded = list(recorded)
+    renamed = set()  # where case is ignored: names that get another spelling
+    if committer.rootdir.folds_case:
+        renamed = {fold_name(wanted.name) for wanted in recorded if wanted.after is None}
     for wanted in recorded:
         found = committer.rootdir.lstat(wanted.name)
+        if renamed and wanted.after is not None and fold_name(wanted.name) in renamed:
+            found = None
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
             sha256 = unchecked.get(wanted.name)
             seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
             before = committer.store.keep(wanted.name, seen)
             replaced_links[found.st_ino] += 1
-        if before == wanted.after:
+        if before == wanted.after or (not committer.holds_modes and before and _same_data(before, wanted.after)):
             continue
         change = Change(wanted.name, before, wanted.after)
         if before is not None and not _same_data(before, wanted.before) and not _same_data(before, wanted.after):
@@ -175,8 +183,8 @@ class _Restorer:
         inode, it is copied, so that the two files stay independent.
         """
         if content.sha256 == EMPTY:
-            source, fd = self._committer.create_staged_file()
-            os.fchmod(fd, content.mode)
+            source, fd = self._committer.create_staged_file(content.mode)
+            set_mode(fd, content.mode)
             os.close(fd)
             return source
         stored = object_path(content.sha256)
@@ -192,7 +200,7 @@ class _Restorer:
             others = found.st_nlink - 1 - self._replaced_links.get(found.st_ino, 0)  # links besides the object's own
             if mode_fits and content.sha256 not in self._linked and others <= 0:
                 self._linked.add(content.sha256)
-                os.fchmod(fd, content.mode)
+                set_mode(fd, content.mode)
                 source = self._committer.new_staged_name()
                 link_or_copy(self._rootdir, stored, fd, source)
                 return source
@@ -202,12 +210,13 @@ class _Restorer:
 
     def _copy(self, fd: int, content: Content) -> str:
         found = os.fstat(fd)
-        source, copy = self._committer.create_staged_file()
+        source, copy = self._committer.create_staged_file(content.mode)
         try:
             if copy_into(fd, copy) != content.sha256:
                 raise _LostError("its stored copy was modified while it was read")
-            os.fchmod(copy, content.mode)
-            os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
+            set_mode(copy, content.mode)
+            with contextlib.suppress(OSError):
+                os.utime(copy, ns=(found.st_atime_ns, found.st_mtime_ns))
         finally:
             os.close(copy)
         return source

@@ -11,6 +11,7 @@ from types import TracebackType
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import check_name
+from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import record_lines
@@ -107,7 +108,7 @@ class Transaction:
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
         chunks = [data] if isinstance(data, (bytes, bytearray, memoryview)) else data
-        source, fd = self._committer.create_staged_file()
+        source, fd = self._committer.create_staged_file(mode)
         try:
             for chunk in chunks:
                 write_all(fd, chunk)
@@ -138,13 +139,13 @@ class Transaction:
             if not stat.S_ISREG(before.st_mode):
                 raise UpdateError(f"{path}: not a regular file")
             self._rootdir.check_free_space(before.st_size)
-            source, fd = self._committer.create_staged_file()
+            mode = stat.S_IMODE(before.st_mode) if mode is None else mode
+            source, fd = self._committer.create_staged_file(mode)
             try:
                 digest = copy_into(other, fd)
                 after = os.fstat(other)
                 if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
                     raise FileChangedError(path, "the file was modified while it was copied; retry")
-                mode = stat.S_IMODE(before.st_mode) if mode is None else mode
                 return self._set_staged(name, source, fd, mode, digest)
             except BaseException:
                 self._rootdir.unlink(source)
@@ -184,7 +185,7 @@ class Transaction:
 
     def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""
-        os.fchmod(fd, mode & 0o777)
+        set_mode(fd, mode & 0o777)
         digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
         self._change_set[name] = StagedFile(source, content)

@@ -2,24 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Iterable, Mapping
 from types import TracebackType
 
 from perfkit.config import LocalChanges
-from perfkit.errors import UpdateError
+from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History
-from perfkit.transactions.layout import FETCH, PRIVATE_DIR
+from perfkit.transactions.layout import CLOCK, FETCH, LOCK, OBJECTS, OWNER, PRIVATE_DIR
 from perfkit.transactions.lock import Lock
-from perfkit.transactions.object_store import ObjectStore
+from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.rollback import plan_rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
+
+_NOT_WORTH_KEEPING = 64 << 10  # bytes
 
 
 class Tree:
@@ -48,10 +51,11 @@ class Tree:
         self._transaction: Transaction | None = None
 
     def __enter__(self) -> Tree:
+        self._new_root = not os.path.isdir(self.root)
         os.makedirs(self.root, exist_ok=True)
         self._rootdir = RootDir(self.root)
         try:
-            self._rootdir.mkdir(PRIVATE_DIR)
+            self._new = self._rootdir.mkdir(PRIVATE_DIR)
             self._lock = Lock(self._rootdir)
             self._lock.acquire(self._wait_s)
             try:
@@ -70,9 +74,28 @@ class Tree:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         try:
+            if self._new and kind is not None:
+                with contextlib.suppress(OSError, LockedError):
+                    self._remove_unused()
             self._lock.release()
         finally:
             self._rootdir.close()
+
+    def _remove_unused(self) -> None:
+        """Remove what a first change that failed has created, unless it fetched something worth going on with."""
+        self._lock.check()
+        expected = {path.rpartition("/")[2] for path in (CLOCK, FETCH, LOCK, OBJECTS, OWNER)}  # no state, no journal
+        fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
+        sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
+        if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
+            return
+        self._rootdir.rmdir(OBJECTS)
+        for name in (*fetched, CLOCK, OWNER, LOCK):
+            self._rootdir.unlink(name)
+        self._rootdir.rmdir(FETCH)
+        if self._rootdir.rmdir(PRIVATE_DIR) and self._new_root:
+            with contextlib.suppress(OSError):
+                os.rmdir(self.root)
 
     @property
     def fetch_directory(self) -> str:
@@ -92,6 +115,15 @@ class Tree:
             OSError: ENOSPC: fewer bytes are free.
         """
         self._rootdir.check_free_space(size)
+
+    @property
+    def free_space(self) -> int:
+        """How many bytes are free on its file system."""
+        return self._rootdir.free_space()
+
+    def shares_content(self) -> tuple[bool, bool]:
+        """Whether replaced files are kept by hard link, and whether copies are reflinks: without using space."""
+        return shares_content(self._rootdir, OWNER, f"{OWNER}~")
 
     def check_replaceable(self, replaced: Iterable[str], changed: Iterable[str]) -> None:
         """Check, before work is put into a change, that the kernel allows it: `replaceable.check_replaceable`.

@@ -99,7 +99,7 @@ class LocalTree(Mapping[str, ExistingFile]):
 
     def _add_hash(self, at: int, entry: ScanEntry, sha256: bytes, *, stable: bool) -> None:
         """Record the content of a managed file that was hashed."""
-        executable = bool(entry.mode & 0o100)
+        executable = bool(entry.mode & 0o100) if self.cache.modes else self._installed.executable(at)
         self._hashed[entry.name] = entry
         if sha256 == self._installed.digest(at) and executable == self._installed.executable(at):
             self._intact[at] = 1
@@ -220,7 +220,8 @@ class LocalTree(Mapping[str, ExistingFile]):
     def seen(self, name: str) -> Seen | None:
         """What a file was when it was scanned, so that the commit can check that it still is; None: it was absent."""
         if (entry := self._hashed.get(name)) is not None:
-            return Seen(self[name].sha256.hex(), entry.inode, entry.size, entry.mtime_ns)
+            later = entry.mtime_ns >= self.now_ns  # a write within the same tick of the clock would not show
+            return Seen(self[name].sha256.hex(), entry.inode, entry.size, -1 if later else entry.mtime_ns)
         at = self._installed.find(name)
         if name in self._others or at is None or not self._intact[at]:
             return None

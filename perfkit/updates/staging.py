@@ -138,16 +138,19 @@ class StagingArea:
             self._shown.count(files=files, count_bytes=count_bytes)
 
     def expect(self, needed: BlobSet) -> None:
-        """These are the blobs that the update needs; those that an earlier run completed are taken over."""
+        """These are the blobs that the update needs: what an earlier run completed is taken over, or else deleted."""
         self.expected = needed
         self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
             names = [each.name for each in found if _BLOB.fullmatch(each.name)]
         for name in names:
             digest = bytes.fromhex(name.removeprefix(_PREFIX))
-            if digest not in needed or digest in self.blobs:
-                continue
             path = self._path(digest)
+            if digest in self.blobs:
+                continue
+            if digest not in needed:  # fetched for another version, by a sync that failed
+                os.unlink(path)
+                continue
             if hash_file(path).sha256 == digest.hex():
                 self.blobs.add(digest)
             else:
@@ -253,7 +256,7 @@ class StagingArea:
 
 def _create(path: str, *, empty: bool = True) -> int:
     flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o600)
+    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o666)
 
 
 class _PartialBlob:

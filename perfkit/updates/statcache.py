@@ -121,29 +121,34 @@ class StatCache:
 
     Attributes:
         dirty: whether it differs from the stored one.
+        modes: whether executable bits are compared with the manifest.
     """
 
-    def __init__(self, manifest: Manifest) -> None:
+    def __init__(self, manifest: Manifest, *, modes: bool = True) -> None:
         self.manifest = manifest
+        self.modes = modes
         self.dirty = True
         count = len(manifest)
         self._mtimes, self._ctimes = array("q", bytes(8 * count)), array("q", bytes(8 * count))
         self._inodes, self._modes = array("Q", bytes(8 * count)), array("H", bytes(2 * count))
 
     @classmethod
-    def load(cls, path: str, manifest: Manifest, earlier: Callable[[str], Manifest | None]) -> StatCache:
+    def load(
+        cls, path: str, manifest: Manifest, earlier: Callable[[str], Manifest | None], *, modes: bool = True
+    ) -> StatCache:
         """The rows for the files of this manifest.
 
         Args:
             earlier: returns the manifest with this digest (hexadecimal), if it is still in the history.
+            modes: whether executable bits are compared with the manifest.
         """
         with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(path, "rb") as file:
             head = json.loads(file.readline())
             if head["format"] != _FORMAT:
-                return cls(manifest)
+                return cls(manifest, modes=modes)
             same = head["manifest"] == manifest.sha256.hex()
             base = manifest if same else earlier(head["manifest"])
-            cache = cls(base if base is not None else manifest)
+            cache = cls(base if base is not None else manifest, modes=modes)
             if base is None:
                 file.seek(head["bytes"], os.SEEK_CUR)
             else:
@@ -152,7 +157,7 @@ class StatCache:
             cache.dirty = not same
             cache._patch(file)
             return cache
-        return cls(manifest)
+        return cls(manifest, modes=modes)
 
     @property
     def _columns(self) -> tuple[array[int], ...]:
@@ -181,7 +186,7 @@ class StatCache:
         at = self.manifest.find(name)
         if at is None or self.manifest.digest(at).hex() != sha256:
             return None
-        return at if self.manifest.executable(at) == bool(mode & 0o100) else None
+        return at if not self.modes or self.manifest.executable(at) == bool(mode & 0o100) else None
 
     def _set(self, at: int, mtime_ns: int, ctime_ns: int, inode: int, mode: int) -> None:
         self._mtimes[at], self._ctimes[at], self._inodes[at], self._modes[at] = mtime_ns, ctime_ns, inode, mode
@@ -191,7 +196,7 @@ class StatCache:
         """The rows of the files that another manifest has unchanged."""
         if manifest.sha256 == self.manifest.sha256:
             return self
-        fresh = StatCache(manifest)
+        fresh = StatCache(manifest, modes=self.modes)
         for _, here, there in pair_entries(self.manifest, manifest):
             if here is not None and there is not None and self.manifest.same(here, manifest, there):
                 for old, new in zip(self._columns, fresh._columns, strict=True):

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Set
 from dataclasses import replace
 from itertools import chain, islice
 from typing import NamedTuple, cast
@@ -14,7 +15,7 @@ from typing import NamedTuple, cast
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
-from perfkit.libc import trim_heap
+from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
@@ -54,6 +55,7 @@ def sync(
             update.refuse_downgrade()
             return replace(update.run(tree), seconds=time.monotonic() - began_s)
 
+        left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
         source = open_source(fetcher, spec, installed)
         try:
             return sync_from(source)
@@ -64,6 +66,11 @@ def sync(
             if newer.record() == source.record():
                 raise
             _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
+        except OSError as error:
+            if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, left, keep=source.keep_staged):
+                raise
+            newer = open_source(fetcher, spec, installed)
+            _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
         return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
 
 
@@ -71,10 +78,8 @@ def plan(
     config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
 ) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
-    import tempfile  # a sync does not need it, and it takes milliseconds to load
-
     root = os.path.abspath(dest)
-    with tempfile.TemporaryDirectory(prefix="perfkit-") as stage:
+    with _temporary_directory(root) as stage:
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
@@ -86,6 +91,25 @@ def plan(
         plan = dry_run.plan(local, manifest)
         missing = staging.missing(_blobs(manifest, plan.fetch))
         return plan.with_offers(source.offers(missing, manifest, local))
+
+
+def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:
+    """A directory for a dry run: the system's, or else in memory or among perfkit's own files.
+
+    Raises:
+        UpdateError: none can be created.
+    """
+    import tempfile  # a sync does not need it, and it takes milliseconds to load
+
+    for directory in (
+        None,
+        "/dev/shm",
+        os.environ.get("XDG_RUNTIME_DIR") or "/run",
+        os.path.join(root, layout.PRIVATE_DIR),
+    ):
+        with contextlib.suppress(OSError):
+            return tempfile.TemporaryDirectory(prefix="perfkit-", dir=directory)
+    raise UpdateError("a dry run needs a directory for temporary files: set TMPDIR to one that can be written")
 
 
 class Applied(NamedTuple):
@@ -153,7 +177,8 @@ class Sync:
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # megabytes, where there are many files
         self._save_statcache(local, manifest, applied, report)
-        _remove_staged(tree.fetch_directory, keep=self._source.keep_staged)
+        with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
+            _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
     def refuse_downgrade(self) -> None:
@@ -165,8 +190,10 @@ class Sync:
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
             raise UpdateError(
-                f"{source.url} offers release {source.serial} ({source.version}), an old pointer: release {highest} "
-                "was installed from it before. Use rollback to go back"
+                f"{source.url} offers version {source.version}, an older release (serial {source.serial}) than was "
+                f"installed from it before (serial {highest}): a cache or mirror may be behind, so try again later. To "
+                "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
+                "version, use rollback"
             )
 
     def scan(self, *, now_ns: int) -> LocalTree:
@@ -181,7 +208,8 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), self._installed.manifest, earlier)
+        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
@@ -238,7 +266,7 @@ class Sync:
         for digest in staging.missing(_blobs(manifest, plan.stored)):
             staging.copy(digest, self._object(digest.hex()))
         missing = staging.missing(needed)
-        tree.check_free_space(needed.index.bytes_of(missing))
+        self._check_space(tree, local, manifest, plan, missing, fetched=needed.index.bytes_of(missing))
         routes = self._source.fetch(missing, manifest, local, staging)
         _log.debug(
             "%s: %d bytes received in %d requests; route: %s",
@@ -248,6 +276,36 @@ class Sync:
             "+".join(routes) or "none",
         )
         return routes
+
+    def _check_space(
+        self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, missing: Set[bytes], *, fetched: int
+    ) -> None:
+        """Check that there is space for all that is needed at a time; it is counted only if it may be too little.
+
+        What is fetched is needed twice, packed and unpacked; so are local copies, except where the file system shares
+        contents, and without hard links also the files that are kept for rollback.
+
+        Raises:
+            OSError: ENOSPC: there is not enough.
+        """
+        if tree.free_space >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
+            return
+        links, clones = tree.shares_content()
+        needed = fetched
+        if not clones:
+            copies = [each.name for each in plan.local if not each.move] + [*plan.modes]
+            needed += sum(manifest[at].size for name in copies if (at := manifest.find(name)) is not None)
+            staged = [
+                manifest[at] for name in chain(plan.stored, plan.fetch) if (at := manifest.find(name)) is not None
+            ]
+            needed += sum(each.size for each in staged)
+            needed -= sum({each.sha256: each.size for each in staged}.values())
+        if not links and not clones:
+            gone = chain(plan.changed, plan.remove, (each.source for each in plan.local if each.move))
+            needed += sum(local[name].size for name in gone if name in local)
+        if missing:
+            needed += sum(offer.bytes for offer in self._source.offers(missing, manifest, local))
+        tree.check_free_space(needed)
 
     def check(self, staging: StagingArea) -> None:
         """See that everything is staged: the last chance to give up before the tree changes.
@@ -303,7 +361,7 @@ class Sync:
     def _report(self, tree: Tree, plan: Plan, applied: Applied | None, routes: tuple[str, ...]) -> SyncReport:
         report = SyncReport(
             version=self._source.version,
-            generation=tree.generation,
+            generation=tree.generation if applied is None else applied.commit.generation,
             previous_version=self._installed.version,
             unchanged=plan.unchanged,
             requests=self._fetcher.requests,
@@ -313,7 +371,6 @@ class Sync:
             return report
         return replace(
             report,
-            generation=applied.commit.generation,
             route="+".join(routes) or plan.route,
             bytes_written=applied.bytes_written,
             added=len(plan.added),
@@ -374,10 +431,12 @@ def _blobs(manifest: Manifest, names: Iterable[str]) -> BlobSet:
     return BlobSet.at(manifest, (at for at in found if at is not None and manifest.size(at)))
 
 
-def _remove_staged(stage: str, *, keep: frozenset[str]) -> None:
-    """Remove what was fetched, but for what the next sync revalidates."""
-    with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
-        for name in os.listdir(stage):
-            if name not in keep:
-                with contextlib.suppress(OSError):
-                    os.unlink(os.path.join(stage, name))
+def _remove_staged(stage: str, names: Iterable[str], *, keep: frozenset[str]) -> bool:
+    """Remove what was fetched, but for what the next sync revalidates; whether there was anything."""
+    removed = False
+    for name in names:
+        if name not in keep:
+            with contextlib.suppress(OSError):
+                os.unlink(os.path.join(stage, name))
+                removed = True
+    return removed

@@ -14,6 +14,7 @@ from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
+from perfkit.libc import holds_modes
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
@@ -80,6 +81,7 @@ def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compa
     """Hash every file of the manifest."""
     found = _Compared(set(manifest.names()), [], [])
     seen: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
+    modes = holds_modes(os.path.join(root, layout.LOCK))
     with Stage(progress, "verify", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
         for read in hash_many(root, _regular(root, manifest, found, seen)):
             at, entry = seen.pop(read.name)
@@ -89,7 +91,8 @@ def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compa
             if read.error is not None:
                 raise read.error
             found.hashed += read.size
-            if (read.sha256, bool(entry.mode & 0o100)) != (manifest.digest(at).hex(), manifest.executable(at)):
+            differs = modes and bool(entry.mode & 0o100) != manifest.executable(at)
+            if read.sha256 != manifest.digest(at).hex() or differs:
                 found.changed.append(read.name)
             shown.count(files=1, count_bytes=read.size)
     return found

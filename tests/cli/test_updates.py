@@ -56,7 +56,7 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     write_tree(tmp_path / "src", TWO)
     assert run("sync", origin.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
     release = run("publish", "src", "site", "--version", "2")
-    assert release.items() >= {"version": "2", "serial": 2, "files": len(TWO), "unchanged": False}.items()
+    assert release.items() >= {"version": "2", "number": 2, "files": len(TWO), "unchanged": False}.items()
     assert run("publish", "src", "site", "--version", "2")["unchanged"] is True
     planned = run("sync", origin.url, "tree", "--dry-run")
     assert (planned["version"], planned["installed_version"]) == ("2", "1")

@@ -69,7 +69,7 @@ def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: 
             second = next(releases)
         read = {os.path.relpath(path, src) for path in opened if path.startswith(str(src))}
         assert {name for name in read if name.rpartition("/")[2].startswith("f")} == {"d0/f3"}
-        assert (second.version, second.serial, second.files, second.deltas) == ("r2", 2, 30, 1)
+        assert (second.version, second.number, second.files, second.deltas) == ("r2", 2, 30, 1)
         os.rename(src / "d1", src / "moved")
         (src / "d2/f2").unlink()
         (src / "new1").write_bytes(b"new")

@@ -117,7 +117,7 @@ def test_the_tree_is_as_it_was(kit: Toolkit, site: tuple[Path, str], tmp_path: P
     with pytest.raises((ManifestError, UnsafePathError)):
         kit.sync(source, tmp_path / "fresh", type=kind)
     assert inside(tmp_path / "fresh") == {}
-    left = sum(each.stat().st_size for each in (tmp_path / "fresh/.perfkit/fetch").iterdir())
+    left = sum(each.stat().st_size for each in (tmp_path / "fresh").glob(".perfkit/fetch/*"))
     assert left <= len(ATTACKS[attack]) + 10_000
     replace(path, good({**GOOD, "new": b"fine"}))
     for tree in ("tree", "fresh"):
@@ -160,4 +160,4 @@ def test_control_files_and_lists(kit: Toolkit, site: tuple[Path, str], tmp_path:
     with pytest.raises(PerfkitError):
         kit.sync(f"{url}source", tmp_path / "tree", type=kind)
     assert inside(tmp_path / "tree") == {}
-    assert sorted(os.listdir(tmp_path)) == ["site", "tree"]
+    assert sorted(os.listdir(tmp_path)) == ["site"]

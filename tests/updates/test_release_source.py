@@ -259,7 +259,7 @@ def test_a_release_published_again_counts(kit: Toolkit, tmp_path: Path) -> None:
         report = kit.sync(server.url, tmp_path / "tree")
         assert (report.route, report.generation) == ("none", 1)
         (site / "perfkit.json").write_bytes(between)
-        with pytest.raises(UpdateError, match="old pointer"):
+        with pytest.raises(UpdateError, match="older release"):
             kit.sync(server.url, tmp_path / "tree")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -117,9 +118,39 @@ def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
         kit.sync(server.url, tmp_path / "tree")
         (tmp_path / "site/perfkit.json").write_bytes(old)
         for _ in range(2):
-            with pytest.raises(UpdateError, match="old pointer"):
+            with pytest.raises(UpdateError, match="older release"):
                 kit.sync(server.url, tmp_path / "tree")
             kit.rollback(tmp_path / "tree", to=1)
+
+
+def test_a_site_that_is_made_anew(kit: Toolkit, tmp_path: Path) -> None:
+    """It goes on, since its first serial is the time, however many releases the old one had."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(server.url, tmp_path / "tree")
+        shutil.rmtree(tmp_path / "site")
+        publish(kit, tmp_path, FIRST, "3")
+        kit.sync(server.url, tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == FIRST
+
+
+def test_an_older_release_is_accepted_on_purpose(make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
+    """As docs/operations.md says, where a site was restored from a backup."""
+    kit = make_kit(local_changes="overwrite")
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        shutil.copytree(tmp_path / "site", tmp_path / "backup")
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(server.url, tmp_path / "tree")
+        shutil.rmtree(tmp_path / "site")
+        (tmp_path / "backup").rename(tmp_path / "site")
+        with pytest.raises(UpdateError, match=r"remove \.perfkit/serials and \.perfkit/release"):
+            kit.sync(server.url, tmp_path / "tree")
+        for name in ("serials", "release"):
+            (tmp_path / "tree/.perfkit" / name).unlink(missing_ok=True)
+        kit.sync(server.url, tmp_path / "tree")
+        found = tree_of(tmp_path / "tree")
+        assert {name: found[name] for name in FIRST} == FIRST
+        assert set(found) - set(FIRST) <= set(SECOND)
 
 
 @pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])

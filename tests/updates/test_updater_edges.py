@@ -176,7 +176,7 @@ def test_a_newer_tree_is_not_taken_back(kit: Toolkit, origin: Origin, dest: Path
     at_two(kit, origin, dest)
     shutil.rmtree(origin.site)
     origin.site.with_name("old").rename(origin.site)
-    with pytest.raises(UpdateError, match="old pointer"):
+    with pytest.raises(UpdateError, match="older release"):
         kit.sync(origin.url, dest)
     assert tree_of(dest) == {**TWO, **MINE}
 

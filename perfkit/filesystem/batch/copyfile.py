@@ -9,6 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from perfkit.filesystem.batch.run import try_unlink
+from perfkit.libc import set_mode
 
 __all__ = ["copy_file"]
 
@@ -34,7 +35,7 @@ def copy_file(source: str, path: str, *, clone: bool = True) -> str:
         try:
             try:
                 how = _fill(reading, writing, status, clone)
-                os.fchmod(writing, status.st_mode & 0o777)
+                set_mode(writing, status.st_mode & 0o777)
                 os.utime(writing, ns=(status.st_mtime_ns, status.st_mtime_ns))
             finally:
                 os.close(writing)

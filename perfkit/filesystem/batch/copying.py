@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import shutil
@@ -204,5 +205,6 @@ class _Copier:
 
 
 def _set_metadata(path: str, mode: int, mtime_ns: int) -> None:
-    os.chmod(path, mode & 0o777)
+    with contextlib.suppress(PermissionError):  # the mode of a directory is not worth the copy
+        os.chmod(path, mode & 0o777)
     os.utime(path, ns=(mtime_ns, mtime_ns))

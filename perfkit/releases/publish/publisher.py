@@ -52,7 +52,9 @@ class Release:
 
     Attributes:
         version: as given.
-        serial: the number of the release on its site.
+        serial: grows with every release; clients refuse a smaller one than they had. The first one of a site is the
+            Unix time in milliseconds, so that a site that is made anew goes on from the one that it replaces.
+        number: how many releases the site has had, with this one.
         manifest_sha256: hexadecimal; identifies the tree.
         files: how many the tree has.
         bytes: the total size of the tree.
@@ -65,6 +67,7 @@ class Release:
 
     version: str
     serial: int
+    number: int
     manifest_sha256: str
     files: int
     bytes: int
@@ -81,7 +84,7 @@ def publish(
     """Publish the tree `src` on `site`.
 
     Args:
-        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the serial of the release,
+        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
             `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
         exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
@@ -136,9 +139,9 @@ def publish_manifest(
         return publisher.run(version, keep_deltas, grace_s, began_s)
 
 
-def _versioned(template: str, serial: int) -> str:
+def _versioned(template: str, number: int) -> str:
     """Fill in `{n}` and `{time}` in a version."""
-    return template.replace("{n}", str(serial)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
+    return template.replace("{n}", str(number)).replace("{time}", time.strftime("%Y%m%dT%H%M%SZ", time.gmtime()))
 
 
 class _Publisher:
@@ -159,11 +162,14 @@ class _Publisher:
     def run(self, version: str, keep_deltas: int, grace_s: float, began_s: float) -> Release:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
-        serial = previous.serial + 1 if previous else 1
+        now_ms = time.time_ns() // 1_000_000
+        serial = previous.serial + 1 if previous else max(1, now_ms)
+        first = self._history.first if previous else serial
+        number = serial - first + 1
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
-            if previous.version == version or version != _versioned(version, serial):
-                return self._release(previous, began_s, unchanged=True)
+            if previous.version == version or version != _versioned(version, number):
+                return self._release(previous, number - 1, began_s, unchanged=True)
             packed, solid, fine = previous.manifest, previous.solid, previous.fine
         else:
             threads = self._stack.enter_context(pool())
@@ -172,7 +178,7 @@ class _Publisher:
             for delta in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
                 deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
-        version = _versioned(version, serial)
+        version = _versioned(version, number)
         record = ReleaseRecord(version, serial, sha256, packed, fine)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         records = records[-_KEPT_RELEASES:]
@@ -181,16 +187,17 @@ class _Publisher:
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
         used = self._used(records, kept, solid)
         retired = self._retired(used)
-        history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items()))).encode())
+        history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
         self._site.replace_pointer(pointer)
         self._site.prune(used | {history.sha256}, retired, grace_s=grace_s)
-        return self._release(pointer, began_s)
+        return self._release(pointer, number, began_s)
 
-    def _release(self, pointer: Pointer, began_s: float, *, unchanged: bool = False) -> Release:
+    def _release(self, pointer: Pointer, number: int, began_s: float, *, unchanged: bool = False) -> Release:
         return Release(
             version=pointer.version,
             serial=pointer.serial,
+            number=number,
             manifest_sha256=pointer.manifest_sha256,
             files=len(self._manifest),
             bytes=self._manifest.total_bytes,

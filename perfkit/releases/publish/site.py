@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
-import tempfile
 import threading
 import time
 from bisect import bisect_right
@@ -18,16 +16,19 @@ from operator import itemgetter
 from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import set_mode, sync_directory
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
+from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
 
 _READ_BYTES = 1 << 20
-_LOCK_NAME = ".perfkit-publish.lock"
+_LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +50,13 @@ class History:
         records: the latest releases, oldest first.
         deltas: all deltas between them.
         retired: unused objects, and the Unix time since when.
+        first: the serial of the site's first release.
     """
 
     records: tuple[ReleaseRecord, ...] = ()
     deltas: tuple[DeltaRef, ...] = ()
     retired: tuple[tuple[str, int], ...] = ()
+    first: int = 1
 
     def encode(self) -> bytes:
         """JSON."""
@@ -74,6 +77,7 @@ class History:
                     [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
                 ],
                 "retired": self.retired,
+                "first": self.first,
             },
             separators=(",", ":"),
         ).encode()
@@ -93,7 +97,7 @@ class History:
                 ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
             )
             deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]))
+            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
         except (ValueError, KeyError, TypeError, IndexError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
@@ -106,12 +110,20 @@ def _packed(row: list[Any]) -> PackedRef:
     return PackedRef(ObjectRef(row[0], row[1]), row[2])
 
 
+def _new_file(directory: str) -> tuple[int, str]:
+    """A new file, which a web server of another user will be able to read: its descriptor and its path."""
+    path = os.path.join(directory, f".new-{os.urandom(8).hex()}")
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    set_mode(descriptor, 0o644)  # whatever the umask
+    return descriptor, path
+
+
 class ObjectWriter:
     """Writes a new object, which joins the site with `finish`."""
 
     def __init__(self, directory: str) -> None:
         self._directory = directory
-        descriptor, self._path = tempfile.mkstemp(prefix=".new-", dir=directory)
+        descriptor, self._path = _new_file(directory)
         self._file = os.fdopen(descriptor, "wb")
         self._digest = hashlib.sha256()
         self.bytes = 0
@@ -127,7 +139,6 @@ class ObjectWriter:
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
-            os.fchmod(self._file.fileno(), 0o644)
             os.fsync(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
         return ref
@@ -142,6 +153,9 @@ class ObjectWriter:
 class Site:
     """A site, locked against other publishers inside a `with` block; created if missing.
 
+    Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
+    directory that exists keeps its mode.
+
     Raises:
         LockedError: another process is publishing to it.
     """
@@ -150,22 +164,30 @@ class Site:
         self.root = root
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
-        self._lock = -1
 
     def __enter__(self) -> Site:
+        missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
         os.makedirs(self.objects, exist_ok=True)
-        self._lock = os.open(os.path.join(self.root, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LockedError(
-                f"{self.root}: another process is publishing to it; try again when it has ended"
-            ) from None
+        for directory in missing:
+            with contextlib.suppress(PermissionError):
+                os.chmod(directory, 0o755)
+        with contextlib.ExitStack() as stack:
+            rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
+            lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
+            try:
+                lock.acquire(0.0)
+            except LockedError:
+                raise LockedError(
+                    f"{self.root}: another process is publishing to it; try again when it has ended"
+                ) from None
+            stack.callback(lock.release)
+            with contextlib.suppress(PermissionError):  # another publisher's
+                os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
+            self._locked = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        self._locked.close()
 
     def pointer(self) -> Pointer | None:
         """The current pointer; None: the site is new."""
@@ -179,12 +201,11 @@ class Site:
         """Offer another release, all of whose objects are written. Durable."""
         _sync_directory(self.objects)
         path = os.path.join(self.root, POINTER_NAME)
-        descriptor, fresh = tempfile.mkstemp(prefix=".new-", dir=self.root)
+        descriptor, fresh = _new_file(self.root)
         try:
             with os.fdopen(descriptor, "wb") as file:
                 file.write(pointer.encode())
                 file.flush()
-                os.fchmod(file.fileno(), 0o644)
                 _date_after(file.fileno(), path)
                 os.fsync(file.fileno())
             os.replace(fresh, path)
@@ -356,6 +377,6 @@ def _date_after(descriptor: int, path: str) -> None:
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync_directory(descriptor)
     finally:
         os.close(descriptor)

@@ -1,0 +1,172 @@
+"""Full disks, real ones: what is needed is counted right, and what can't be used is freed; no temporary directory."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from perfkit.errors import TransferError, UpdateError
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.tree import Tree
+from tests.support.sites import Origin, tree_of
+from tests.support.tools import need
+
+root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+MIB = 1 << 20
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB, without reflinks."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path], check=True)
+    try:
+        yield path
+    finally:
+        subprocess.run(["umount", "--lazy", path], check=True)
+
+
+def noise(size: int) -> bytes:
+    return os.urandom(size)
+
+
+@root_only
+def test_packed_and_unpacked(kit: Toolkit, origin: Origin, disk: Path) -> None:
+    """13 MiB that don't compress need 26: said before they are fetched. 10 MiB fit."""
+    origin.publish({"a": noise(13 * MIB)}, "1")
+    with pytest.raises(OSError, match="No space") as caught:
+        kit.sync(origin.url, disk / "tree")
+    assert caught.value.errno == errno.ENOSPC
+    assert sum(size for _, size in origin.sent) < MIB
+    assert os.listdir(disk) == []
+    origin.publish({"a": noise(10 * MIB)}, "2")
+    kit.sync(origin.url, disk / "tree")
+    assert kit.verify(disk / "tree").intact
+
+
+@root_only
+def test_copies_count(kit: Toolkit, origin: Origin, disk: Path) -> None:
+    """The same content under four names is fetched once and written four times."""
+    content = noise(6 * MIB)
+    origin.publish(dict.fromkeys("abcd", content), "1")
+    with pytest.raises(OSError, match="No space"):
+        kit.sync(origin.url, disk / "tree")
+    assert sum(size for _, size in origin.sent) < MIB
+    origin.publish(dict.fromkeys("ab", content), "2")
+    kit.sync(origin.url, disk / "tree")
+
+
+@root_only
+def test_leftovers_are_freed(kit: Toolkit, origin: Origin, disk: Path) -> None:
+    """What a sync that failed has fetched does not keep the next one, of another version, from fitting."""
+    origin.publish({"keep": b"k" * 1000}, "1")
+    kit.sync(origin.url, disk / "tree")
+    fetch = disk / "tree/.perfkit/fetch"
+    fetch.mkdir(exist_ok=True)
+    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 8 * MIB)
+    (fetch / ("1" * 64)).write_bytes(b"x" * 8 * MIB)
+    origin.publish({"keep": b"k" * 1000, "new": noise(9 * MIB)}, "2")
+    kit.sync(origin.url, disk / "tree")
+    assert set(os.listdir(fetch)) <= {"perfkit.json"}
+
+
+def change(root: Path) -> None:
+    with Tree(root) as tree, tree.transaction() as tx:
+        tx.write("a", b"2")
+        tx.write("sub/b", b"2")
+
+
+@root_only
+def test_deleted_on_btrfs(tmp_path: Path) -> None:
+    """What was deleted counts as free, though btrfs tells so only after a commit; a subvolume inside is named."""
+    need("mkfs.btrfs", "btrfs")
+    image, disk = tmp_path / "image", tmp_path / "disk"
+    disk.mkdir()
+    with image.open("wb") as file:
+        file.truncate(128 * MIB)
+    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
+    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
+    try:
+        rootdir = RootDir(str(disk))
+        with contextlib.suppress(OSError), (disk / "filling").open("wb") as file:
+            while file.write(noise(MIB)):
+                file.flush()
+                os.fsync(file.fileno())
+        size = (disk / "filling").stat().st_size
+        (disk / "filling").unlink()
+        print(f"free after unlink: {rootdir.free_space()} of {size}")
+        rootdir.check_free_space(size // 2)
+        rootdir.close()
+        with Tree(disk / "tree") as tree, tree.transaction() as tx:
+            tx.write("a", b"1")
+        subprocess.run(["btrfs", "-q", "subvolume", "create", disk / "tree/sub"], check=True)
+        with pytest.raises(UpdateError, match=r"^sub is a mount point or a subvolume"):
+            change(disk / "tree")
+        assert tree_of(disk / "tree") == {"a": b"1"}
+    finally:
+        subprocess.run(["umount", "--lazy", disk], check=True)
+
+
+def test_dry_run_without_a_temporary_directory(
+    kit: Toolkit, origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another place is found, and nothing is left there."""
+    import tempfile
+
+    origin.publish({"a": b"1"}, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish({"a": b"2"}, "2")
+    before = sorted(os.listdir(tmp_path / "tree/.perfkit"))
+    real = tempfile.TemporaryDirectory
+
+    def refuse(*, prefix: str, dir: str | None) -> tempfile.TemporaryDirectory[str]:
+        if dir is None or not dir.startswith(str(tmp_path)):
+            raise FileNotFoundError(errno.ENOENT, "No usable temporary directory")
+        return real(prefix=prefix, dir=dir)
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", refuse)
+    assert kit.plan(origin.url, tmp_path / "tree").changed == ("a",)
+    assert sorted(os.listdir(tmp_path / "tree/.perfkit")) == before
+    with pytest.raises(UpdateError, match="set TMPDIR"):
+        kit.plan(origin.url, tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_a_first_sync_that_fails_leaves_nothing(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """Neither its own directory in one that was there, nor a directory that was not."""
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there/mine").write_bytes(b"mine")
+    for dest in ("there", "fresh"):
+        with pytest.raises(TransferError):
+            kit.sync(f"{origin.url}/no-such-site/", tmp_path / dest)
+    assert os.listdir(tmp_path / "there") == ["mine"]
+    assert not (tmp_path / "fresh").exists()
+
+
+def test_failing_first_changes_at_the_same_time(tmp_path: Path) -> None:
+    """One removes its traces while others wait for the lock: each gets its turn."""
+    done: list[int] = []
+
+    def work(number: int) -> None:
+        for _ in range(20):
+            try:
+                with Tree(tmp_path / "tree", wait_s=20.0):
+                    raise KeyError
+            except KeyError:
+                done.append(number)
+
+    threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert len(done) == 80
