@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import functools
 import os
 import struct
@@ -16,9 +17,14 @@ __all__ = [
     "allow_process_settings",
     "file_attributes",
     "mmap_large_allocations",
+    "sync_directory",
     "syncfs",
     "trim_heap",
+    "try_lock",
 ]
+
+# ENOSYS: of the kernel or the file system; EPERM: refused by a container's filter of system calls (seccomp)
+_UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
 
 IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attributes
 _AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
@@ -41,7 +47,7 @@ def syncfs(descriptor: int) -> bool:
 
     if call(descriptor) != 0:
         number = ctypes.get_errno()
-        if number == errno.ENOSYS:
+        if number in _UNSUPPORTED:
             return False
         raise OSError(number, os.strerror(number))
     return True
@@ -54,6 +60,34 @@ def _syncfs() -> Callable[[int], int] | None:
     if system.sysname != "Linux" or version < (5, 8):
         return None
     return _function("syncfs")
+
+
+def sync_directory(descriptor: int) -> None:
+    """Sync an open directory: fsync(2), which some network and FUSE file systems don't have for directories.
+
+    Raises:
+        OSError: writing to the disk failed.
+    """
+    try:
+        os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in _UNSUPPORTED:
+            raise
+
+
+def try_lock(descriptor: int) -> bool:
+    """Lock an open file, without waiting: flock(2); False where that is unsupported (some network file systems).
+
+    Raises:
+        BlockingIOError: it is locked already.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has another one
+        return False
+    return True
 
 
 def file_attributes(descriptor: int, name: str = "") -> int:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import logging
@@ -26,6 +25,7 @@ from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
+from perfkit.libc import try_lock
 
 __all__ = ["ChangedError", "Origin", "PartialFile", "part_path", "read_origin"]
 
@@ -200,7 +200,7 @@ class PartialFile:
         while True:
             descriptor = os.open(self.path, flags, 0o666)
             try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                try_lock(descriptor)
                 with contextlib.suppress(FileNotFoundError):
                     status = os.fstat(descriptor)
                     if os.path.samestat(status, os.lstat(self.path)):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
@@ -14,6 +13,7 @@ from perfkit.errors import UnsafePathError
 __all__ = ["RootDir"]
 
 _MAX_CACHED = 128
+_MIN_CACHED = 16  # enough for two names and their parents
 _NOT_REMOVABLE = {errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT, errno.ENOTDIR, errno.EBUSY}  # EBUSY: a mount point
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
@@ -22,7 +22,8 @@ class RootDir:
     """The files below `root`, by names with forward slashes. Not thread-safe.
 
     A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
-    is moved into place during an operation, leads out of the root. The 128 most recently used descriptors are cached.
+    is moved into place during an operation, leads out of the root. The 128 most recently used descriptors are cached,
+    or fewer where the process may not open so many.
 
     Every method raises UnsafePathError where a component is a symbolic link, and OSError as the system call does.
     """
@@ -31,6 +32,7 @@ class RootDir:
         self.root = os.path.abspath(root)
         self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cached: OrderedDict[str, int] = OrderedDict()
+        self._most = _MAX_CACHED
 
     def close(self) -> None:
         self.close_cached()
@@ -44,7 +46,7 @@ class RootDir:
             os.close(self._cached.popitem()[1])
 
     def directory(self, name: str) -> int:
-        """A descriptor of this directory, valid until 128 others were requested; the empty name is the root."""
+        """A descriptor of this directory, valid until 16 others were requested; the empty name is the root."""
         if not name:
             return self.fd
         if name in self._cached:
@@ -55,14 +57,33 @@ class RootDir:
         try:
             fd = os.open(leaf, _DIRECTORY, dir_fd=parent_fd)
         except OSError as error:
+            if self._closed_some(error):
+                return self.directory(name)
             if _is_symlink(leaf, parent_fd):
                 raise UnsafePathError(name, "it is a symbolic link where a directory is needed") from error
             error.filename = name
             raise
         self._cached[name] = fd
-        if len(self._cached) > _MAX_CACHED:
-            os.close(self._cached.popitem(last=False)[1])
+        self._close_oldest()
         return fd
+
+    def _close_oldest(self) -> None:
+        while len(self._cached) > self._most:
+            os.close(self._cached.popitem(last=False)[1])
+
+    def _closed_some(self, error: OSError) -> bool:
+        """Whether there were too many open files, and some of ours were closed, so that it can be tried again."""
+        if error.errno not in (errno.EMFILE, errno.ENFILE) or len(self._cached) <= _MIN_CACHED:
+            return False
+        self._most = max(_MIN_CACHED, len(self._cached) // 2)
+        self._close_oldest()
+        return True
+
+    def _parents(self, one: str, other: str) -> tuple[tuple[int, str], tuple[int, str]]:
+        """`parent` of two names, one of which is not deep; opening the second may have closed the first."""
+        self.parent(one)
+        second = self.parent(other)
+        return self.parent(one), second
 
     def parent(self, name: str) -> tuple[int, str]:
         """A descriptor of the directory that a name is in, and the name's last component."""
@@ -83,6 +104,8 @@ class RootDir:
         try:
             return os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
         except OSError as error:
+            if self._closed_some(error):
+                return self.open(name, flags, mode)
             error.filename = name
             raise
 
@@ -92,10 +115,23 @@ class RootDir:
             return os.listdir(self.directory(name))
         except FileNotFoundError:
             return []
+        except OSError as error:
+            if self._closed_some(error):
+                return self.listdir(name)
+            raise
 
     def iterdir(self, name: str) -> Iterator[str]:
         """`listdir`, one entry at a time, for very large directories; entries may be removed on the way."""
-        with contextlib.suppress(FileNotFoundError), os.scandir(self.directory(name)) as entries:
+        try:
+            entries = os.scandir(self.directory(name))
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            if self._closed_some(error):
+                yield from self.iterdir(name)
+                return
+            raise
+        with entries:
             for entry in entries:
                 yield entry.name
 
@@ -124,13 +160,11 @@ class RootDir:
         return True
 
     def rename(self, source: str, target: str) -> None:
-        source_fd, source_leaf = self.parent(source)
-        target_fd, target_leaf = self.parent(target)
+        (source_fd, source_leaf), (target_fd, target_leaf) = self._parents(source, target)
         os.rename(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
     def link(self, source: str, target: str) -> None:
-        source_fd, source_leaf = self.parent(source)
-        target_fd, target_leaf = self.parent(target)
+        (source_fd, source_leaf), (target_fd, target_leaf) = self._parents(source, target)
         os.link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
 
     def unlink(self, name: str) -> bool:

@@ -1,14 +1,15 @@
-"""An ordered map over a few threads, with little in flight, and no thread left when it ends."""
+"""Work in a few threads, or in the caller's where no thread can be started."""
 
 from __future__ import annotations
 
 import os
+import threading
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
-__all__ = ["map_in_threads", "usable_cpus"]
+__all__ = ["WorkerPool", "map_in_threads", "usable_cpus"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -17,6 +18,37 @@ R = TypeVar("R")
 def usable_cpus(most: int = 4) -> int:
     """The number of processors this process may use, at most `most`: memory use grows with it."""
     return max(1, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+
+
+class WorkerPool(ThreadPoolExecutor):
+    """An executor that runs work at once, in the thread that submits it, where the system allows no more threads.
+
+    A container's limit of processes counts threads, too; and old versions of Docker refuse clone3(2).
+    """
+
+    def __init__(self, threads: int) -> None:
+        super().__init__(threads, thread_name_prefix="perfkit-disk")
+
+    def submit(self, fn: Callable[..., R], /, *args: Any, **options: Any) -> Future[R]:
+        """As `Executor.submit`."""
+        future: Future[R] = Future()
+        unclaimed = threading.Lock()
+
+        def run() -> None:
+            if not unclaimed.acquire(blocking=False) or not future.set_running_or_notify_cancel():
+                return
+            try:
+                future.set_result(fn(*args, **options))
+            except BaseException as error:
+                future.set_exception(error)
+
+        try:
+            super().submit(run)
+        except RuntimeError as error:
+            if "start new thread" not in str(error):
+                raise
+            run()  # it is queued all the same, and an earlier thread may have begun it
+        return future
 
 
 def map_in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> Generator[R, None, None]:
@@ -28,7 +60,7 @@ def map_in_threads(work: Callable[[T], R], items: Iterable[T], threads: int) -> 
     if threads == 1:
         yield from map(work, items)
         return
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="perfkit-disk")
+    pool = WorkerPool(threads)
     pending: deque[Future[R]] = deque()
     try:
         for item in items:

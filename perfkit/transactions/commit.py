@@ -17,7 +17,7 @@ from itertools import chain, groupby, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import syncfs
+from perfkit.libc import sync_directory, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import Journal
@@ -218,10 +218,10 @@ class Committer:
                 raise
             self.rootdir.rename(name, JOURNAL)
         try:
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
         except OSError:
             self.rootdir.unlink(JOURNAL)
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
             raise
 
     def recover(self) -> None:
@@ -279,7 +279,7 @@ class Committer:
             self._sync(iter(()), modified)
             self._completed = True
             self.rootdir.unlink(JOURNAL)
-            os.fsync(self.rootdir.directory(PRIVATE_DIR))
+            sync_directory(self.rootdir.directory(PRIVATE_DIR))
         except (OSError, UnsafePathError, UpdateError) as error:
             undone = "" if failure is None else f"{failure}; and it could not be undone: "
             raise RecoveryError(
@@ -322,7 +322,7 @@ class Committer:
             directories.add(os.path.dirname(name))
         for name in sorted(directories):
             try:
-                os.fsync(self.rootdir.directory(name))
+                sync_directory(self.rootdir.directory(name))
             except (FileNotFoundError, NotADirectoryError):
                 pass  # removed by this very change
 

@@ -1,4 +1,4 @@
-"""One writer per tree: flock(2), and an owner file, since flock does nothing on some network file systems."""
+"""One writer per tree: flock(2), and an owner file, since flock does nothing or fails on some network file systems."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ import time
 
 from perfkit.errors import LockedError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import try_lock
 from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import write_all
 
@@ -25,12 +26,17 @@ class Lock:
     machine is alive can't be known: the later one takes over, and the earlier one finds out by `check`, before its
     commit.
 
+    Args:
+        rootdir: the directory to lock.
+        lock, owner: the names of the two files.
+
     Attributes:
         token: random, in hex; names this owner.
     """
 
-    def __init__(self, rootdir: RootDir) -> None:
+    def __init__(self, rootdir: RootDir, lock: str = LOCK, owner: str = OWNER) -> None:
         self._rootdir = rootdir
+        self._lock_name, self._owner_name = lock, owner
         self._fd = -1
         self._pid = os.getpid()
         self.token = os.urandom(8).hex()
@@ -50,10 +56,10 @@ class Lock:
             time.sleep(_POLL_S)
 
     def _try_acquire(self) -> bool:
-        fd = self._rootdir.open(LOCK, os.O_RDWR | os.O_CREAT)
+        fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            found = self._rootdir.lstat(LOCK)
+            try_lock(fd)
+            found = self._rootdir.lstat(self._lock_name)
             if found is None or found.st_ino != os.fstat(fd).st_ino or _is_alive(self._owner()):
                 os.close(fd)
                 return False
@@ -68,12 +74,12 @@ class Lock:
         return True
 
     def _write_owner(self) -> None:
-        fd = self._rootdir.open(OWNER, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fd = self._rootdir.open(self._owner_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
         try:
             write_all(fd, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
         except BaseException:
             with contextlib.suppress(OSError):  # a full disk would leave an empty file
-                self._rootdir.unlink(OWNER)
+                self._rootdir.unlink(self._owner_name)
             raise
         finally:
             os.close(fd)
@@ -96,15 +102,16 @@ class Lock:
             if os.getpid() == self._pid:
                 with contextlib.suppress(OSError):  # an owner file that stays is that of a dead process
                     if self._owner().get("token") == self.token:
-                        self._rootdir.unlink(OWNER)
-                fcntl.flock(fd, fcntl.LOCK_UN)
+                        self._rootdir.unlink(self._owner_name)
+                with contextlib.suppress(OSError):
+                    fcntl.flock(fd, fcntl.LOCK_UN)
         finally:
             os.close(fd)
 
     def _owner(self) -> dict[str, object]:
         """The owner file; empty if it is missing or can't be parsed."""
         try:
-            with open(self._rootdir.open(OWNER), "rb") as file:
+            with open(self._rootdir.open(self._owner_name), "rb") as file:
                 owner = json.loads(file.read(4096))
         except (FileNotFoundError, ValueError):
             return {}

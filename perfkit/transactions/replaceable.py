@@ -60,23 +60,29 @@ class _Directories:
             return
         self._writable.add(name)
         try:
-            fd = self._rootdir.directory(name)
+            self.check_same_file_system(name)
         except (FileNotFoundError, NotADirectoryError):
             self.check(name.rpartition("/")[0])
             return
-        self.check_same_file_system(name)
+        fd = self._rootdir.directory(name)
         _check_attributes(name, file_attributes(fd) & ~MOUNT_POINT)
-        # access(2) is about the real user, and its newer form is refused in some containers
-        if os.getuid() == os.geteuid() and not os.access(".", os.W_OK | os.X_OK, dir_fd=fd):
+        if not _is_writable(fd):
             raise UpdateError(f"{name or self._rootdir.root}: no permission to write here; nothing was changed")
 
     def check_same_file_system(self, name: str) -> None:
         """Check that files can be renamed from `.perfkit` to this directory."""
         while name not in self._same:
-            self._same.add(name)
             fd = self._rootdir.directory(name)
             if os.fstat(fd).st_dev != self._device or file_attributes(fd) & MOUNT_POINT:
                 raise UpdateError(
                     f"{name} is a mount point or a subvolume; a tree must be in one file system; nothing was changed"
                 )
+            self._same.add(name)
             name = name.rpartition("/")[0]
+
+
+def _is_writable(directory: int) -> bool:
+    """Whether an open directory can be changed, as far as access(2) tells, which is about the real user."""
+    if os.getuid() != os.geteuid() or os.access(".", os.W_OK | os.X_OK, dir_fd=directory):
+        return True
+    return not os.access(".", os.F_OK, dir_fd=directory)  # then the call itself was refused, by a container's filter

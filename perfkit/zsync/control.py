@@ -11,7 +11,7 @@ import os
 import re
 from collections import deque
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from itertools import pairwise
 from operator import itemgetter
 from typing import TYPE_CHECKING, BinaryIO, NamedTuple
@@ -20,6 +20,7 @@ from urllib.parse import urljoin
 from perfkit.archives.coalesce import coalesce
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name
+from perfkit.filesystem.thread_map import WorkerPool
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Readable, Writable
@@ -256,7 +257,7 @@ def assemble(
         Anything that `fetched` and its streams raise.
     """
     digest = hashlib.sha1(usedforsecurity=False)
-    with ThreadPoolExecutor(1) as writer:
+    with WorkerPool(1) as writer:
         writing: deque[Future[object]] = deque()
         for piece in _joined(_pieces(recipe, old, fetched)):
             if len(writing) == _PIECES_AHEAD:

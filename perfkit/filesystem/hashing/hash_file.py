@@ -16,7 +16,7 @@ from typing import NamedTuple
 from perfkit.errors import ConfigError, FileChangedError
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
-from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
+from perfkit.filesystem.thread_map import WorkerPool, map_in_threads, usable_cpus
 
 __all__ = ["FileHash", "hash_file", "hash_one"]
 
@@ -204,10 +204,8 @@ def _whole(source: _Source) -> str:
 
 def _both(source: _Source, chunk_bytes: int) -> tuple[str, list[str]]:
     """The whole digest in this thread and the chunks in another one, window by window, in one pass."""
-    from concurrent.futures import ThreadPoolExecutor
-
     digest, chunks = hashlib.sha256(), _Chunks(chunk_bytes)
-    with ThreadPoolExecutor(1, thread_name_prefix="perfkit-disk") as pool:
+    with WorkerPool(1) as pool:
 
         def update(view: memoryview) -> None:
             pending = pool.submit(chunks.update, view)

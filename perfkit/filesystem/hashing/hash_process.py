@@ -46,7 +46,10 @@ class HashProcess:
         if getattr(sys, "frozen", False) or not os.path.basename(executable).startswith("python"):
             return None
         command = [executable, "-I", "-S", small_files.__file__]
-        near, far = socket.socketpair()
+        try:
+            near, far = socket.socketpair()
+        except OSError:
+            return None
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_S, 0))
         copies: list[int] = []
         try:

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
+from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
 from perfkit.releases.format.manifest import Manifest
@@ -47,9 +48,9 @@ _READ_BYTES = 1 << 20
 Open = Callable[[int], BinaryIO]  # opens the file of an entry
 
 
-def pool() -> ThreadPoolExecutor:
+def pool() -> WorkerPool:
     """Threads for compression; each takes tens of megabytes at level 19."""
-    return ThreadPoolExecutor(min(4, max(2, os.cpu_count() or 1)), thread_name_prefix="perfkit-publish")
+    return WorkerPool(min(4, max(2, os.cpu_count() or 1)))
 
 
 def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -18,16 +17,19 @@ from operator import itemgetter
 from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import sync_directory
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
+from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
 
 _READ_BYTES = 1 << 20
-_LOCK_NAME = ".perfkit-publish.lock"
+_LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,22 +152,24 @@ class Site:
         self.root = root
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
-        self._lock = -1
 
     def __enter__(self) -> Site:
         os.makedirs(self.objects, exist_ok=True)
-        self._lock = os.open(os.path.join(self.root, _LOCK_NAME), os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            os.close(self._lock)
-            raise LockedError(
-                f"{self.root}: another process is publishing to it; try again when it has ended"
-            ) from None
+        with contextlib.ExitStack() as stack:
+            rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
+            lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
+            try:
+                lock.acquire(0.0)
+            except LockedError:
+                raise LockedError(
+                    f"{self.root}: another process is publishing to it; try again when it has ended"
+                ) from None
+            stack.callback(lock.release)
+            self._locked = stack.pop_all()
         return self
 
     def __exit__(self, *_: object) -> None:
-        os.close(self._lock)
+        self._locked.close()
 
     def pointer(self) -> Pointer | None:
         """The current pointer; None: the site is new."""
@@ -356,6 +360,6 @@ def _date_after(descriptor: int, path: str) -> None:
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        os.fsync(descriptor)
+        sync_directory(descriptor)
     finally:
         os.close(descriptor)
