@@ -6,11 +6,16 @@ import hashlib
 import os
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perfkit import BatchError, Config, HTTPStatusError, IntegrityError, Toolkit, TransferError, TransferTimeoutError
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.transport import Get, Response, Transport
 from perfkit.testing import FakeOrigin
 
 URL = "https://example.org/big.bin"
@@ -64,11 +69,37 @@ def test_failures_that_stay(failure: dict[str, int], error: type[Exception], tmp
         assert not list(tmp_path.glob("*.bin"))
 
 
+def hold_bodies(origin: FakeOrigin, requests: int) -> Callable[[Config], Transport]:
+    """The origin's transport, except that no body begins before so many requests were made.
+
+    A body in memory takes no time: without this, the first request may have all of it before another thread starts.
+    """
+    reached = threading.Event()
+
+    def make(config: Config) -> Transport:
+        transport: Any = origin(config)
+        send = transport.open
+
+        def open_held(request: Get, cancel: Cancel) -> Response:
+            response = send(request, cancel)
+            read = response.read1
+            response.read1 = lambda most: read(most) if reached.wait(10) else pytest.fail("no other request came")
+            if len(origin.requests) >= requests:
+                reached.set()
+            return response  # type: ignore[no-any-return]
+
+        transport.open = open_held
+        return transport  # type: ignore[no-any-return]
+
+    return make
+
+
 def test_segments_resumption_and_freshness(tmp_path: Path) -> None:
     """Ranges and validators are honoured as a good server does."""
     origin = FakeOrigin()
     origin.add(URL, BODY)
-    with Toolkit(Config(min_segment_bytes=100_000, adaptive=False), transport=origin) as kit:
+    segmented = Config(min_segment_bytes=100_000, adaptive=False)
+    with Toolkit(segmented, transport=hold_bodies(origin, requests=2)) as kit:
         assert kit.download(URL, tmp_path / "f").segments > 1
         assert (tmp_path / "f").read_bytes() == BODY
         assert kit.download(URL, tmp_path / "f").unchanged
