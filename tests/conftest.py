@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -86,3 +88,13 @@ def origin(tmp_path: Path) -> Iterator[Origin]:
     """A server of a site that nothing is published to yet."""
     with Origin(tmp_path) as origin:
         yield origin
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """In memory if possible: what a kill leaves doesn't depend on the disk, and syncing costs nothing there."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 
 from perfkit.cli import main
-from tests.support.release_client import write_tree
-from tests.support.sites import ONE, TWO, Origin, edit, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import ONE, TWO, edit, tree_of, write_tree
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., dict[str, Any]]

@@ -23,9 +23,8 @@ from django.test import override_settings
 from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
 from perfkit.archives.members import Selection
 from perfkit.server.server import Server
-from tests.support.release_client import Tree, write_tree
 from tests.support.terminal import Terminal
-from tests.updates.test_updater import tree_of
+from tests.support.trees import Tree, tree_of, write_tree
 
 settings.configure(INSTALLED_APPS=["perfkit.contrib.django"], USE_TZ=True)
 django.setup()

@@ -22,8 +22,7 @@ import pytest
 from perfkit import Toolkit
 from perfkit.server.server import Server
 from tests.downloads.test_resume import held
-from tests.support.release_client import Tree, write_tree
-from tests.updates.test_updater import tree_of
+from tests.support.trees import Tree, tree_of, write_tree
 
 ROOT = Path(__file__).parents[2]
 FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in range(40)}

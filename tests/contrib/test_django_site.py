@@ -13,7 +13,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.server.server import Server
-from tests.updates.test_updater import tree_of
+from tests.support.trees import tree_of
 
 SITE = Path(__file__).parents[2] / "examples/django_site"
 BIN = Path(sys.executable).parent

@@ -20,7 +20,8 @@ import pytest
 from perfkit import CancelledError, PerfkitError, Toolkit
 from perfkit.cli import main
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.sites import ONE, Origin, tree_of
+from tests.support.sites import Origin
+from tests.support.trees import ONE, tree_of
 
 PROGRAM = """
 import sys, threading, time

@@ -22,7 +22,7 @@ from perfkit.progress.bars import for_stream
 from perfkit.progress.meter import FileMeter, FileProgress, Meter, Snapshot, State
 from perfkit.progress.text import display_width
 from perfkit.server.server import Server
-from tests.progress.test_meter import Clock
+from tests.support.clock import Clock
 from tests.support.terminal import Terminal
 from tests.support.tools import need
 

@@ -14,7 +14,7 @@ from perfkit import CallbackProgress, FileProgress, JsonLines, PlainLines, Snaps
 from perfkit.progress.lines import print_line
 from perfkit.progress.meter import Meter, State
 from perfkit.server.server import Server
-from tests.progress.test_meter import Clock
+from tests.support.clock import Clock
 from tests.support.terminal import Terminal
 
 MIB = 1 << 20

@@ -9,28 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.progress.meter import FileMeter, Meter, SpeedWindow, State
+from tests.support.clock import Clock
 
 MIB = 1 << 20
-
-
-class Clock:
-    """Time that stands still until it is told to move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def meter(clock: Clock) -> Meter:
-    return Meter(clock=clock)
 
 
 def begun(meter: Meter, name: str, total: int | None) -> FileMeter:

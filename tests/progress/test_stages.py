@@ -16,8 +16,8 @@ from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.stage import DelayedProgress, Stage
 from perfkit.server.server import Server
-from tests.releases.test_publisher import FIRST, edited
-from tests.updates.test_updater import publish
+from tests.support.sites import publish
+from tests.support.trees import FIRST, edited
 
 SECOND = edited(FIRST, 1)
 

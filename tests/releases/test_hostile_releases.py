@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import random
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 
 from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
-from perfkit.releases.format.columns import pack_column
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
@@ -26,20 +24,12 @@ from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, zstd
 from perfkit.releases.publish.publisher import publish
-from tests.support.release_client import Client, Tree, manifest_of, write_tree
+from tests.support.hostile import bounded, raw_manifest
+from tests.support.release_client import Client, manifest_of
+from tests.support.trees import Tree, write_tree
 
 OLD: Tree = {"a": b"the old content of a file, some of it kept\n" * 20, "b": b"another\n" * 50, "gone": b"x" * 99}
 NEW: Tree = {"a": OLD["a"] + b"and more", "b": OLD["b"], "dir/new": b"the old content of a file" * 9, "empty": b""}
-
-
-def raw_manifest(names: list[bytes], *, sizes: list[int] | None = None, flags: bytes | None = None) -> bytes:
-    """Canonical bytes without any check."""
-    listed = b"".join(name + b"\n" for name in names)
-    return b"".join((
-        b"perfkit manifest 1\n", len(names).to_bytes(4, "little"), len(listed).to_bytes(4, "little"),
-        pack_column(8, sizes or [1] * len(names)), bytes(len(names)) if flags is None else flags,
-        bytes(32 * len(names)), listed,
-    ))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +50,6 @@ def damaged(data: bytes, flips: int) -> Iterator[bytes]:
         changed = bytearray(data)
         changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         yield bytes(changed)
-
-
-@contextlib.contextmanager
-def bounded(megabytes: int = 12) -> Iterator[None]:
-    """See that Python takes no more memory than that at any time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes << 20
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,7 @@ from perfkit import Release, Toolkit, UnsafePathError
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
+from tests.support.trees import tree_of
 
 _opened: list[str] | None = None
 
@@ -80,14 +81,6 @@ def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: 
         report = kit.sync(server.url, tmp_path / "tree")
         assert report.version == third.version
         assert tree_of(tmp_path / "tree") == tree_of(src)
-
-
-def tree_of(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".perfkit" not in path.parts
-    }
 
 
 def test_what_cannot_be_published_waits(

@@ -15,7 +15,8 @@ from perfkit import ManifestError, PerfkitError, Toolkit, UnsafePathError
 from perfkit.archives.members import Limits
 from perfkit.server.server import Server
 from tests.support.archive_tools import add, make_tar, make_zip, raw_zip
-from tests.updates.test_sources import replace, tree_of
+from tests.support.sites import replace
+from tests.support.trees import tree_of
 
 GOOD = {"a": b"good", "pkg/b": b"also good" * 100}
 HOSTILE_NAMES = ["/etc/passwd", "../up", "a/../../up", "a\\b", "c:/x", "nul", "a//b", ".perfkit/x", "new\nline"]

@@ -11,8 +11,8 @@ import pytest
 from perfkit import Toolkit
 from perfkit.server.server import Server
 from perfkit.updates.sources.pack_route import Seeds
-from tests.releases.test_publisher import lines, noise
-from tests.updates.test_updater import publish, tree_of
+from tests.support.sites import publish
+from tests.support.trees import lines, noise, tree_of
 
 LARGE = noise(1, 200_000) + lines(7, 20_000) + noise(2, 1_000_000)
 FILES = {"large.bin": LARGE, "small.txt": b"small\n"}

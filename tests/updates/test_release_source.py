@@ -16,10 +16,10 @@ import pytest
 from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
-from tests.releases.test_publisher import FIRST, edited, lines, noise
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.release_client import Client, Tree, write_tree
-from tests.updates.test_updater import publish, tree_of
+from tests.support.release_client import Client
+from tests.support.sites import publish
+from tests.support.trees import FIRST, Tree, edited, lines, noise, tree_of, write_tree
 
 SECOND = edited(FIRST, 1)
 THIRD = edited(SECOND, 2)

@@ -28,7 +28,9 @@ from perfkit.archives.members import Selection
 from perfkit.server.server import Server
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.sites import replace
 from tests.support.tools import need
+from tests.support.trees import tree_of
 
 RNG = random.Random(5)
 OLD = {
@@ -70,21 +72,6 @@ def site(tmp_path: Path) -> Path:
 def server(site: Path) -> Iterator[Counting]:
     with Counting(site) as running:
         yield running
-
-
-def tree_of(root: Path) -> dict[str, bytes]:
-    """The files in a tree, perfkit's own left out."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".perfkit" not in path.parts
-    }
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Another version of a file on the server, as a new file: its ETag differs whatever the clock says."""
-    path.with_suffix(".tmp").write_bytes(data)
-    path.with_suffix(".tmp").replace(path)
 
 
 ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {

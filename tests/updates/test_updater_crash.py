@@ -22,9 +22,10 @@ import pytest
 from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
-from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
-from tests.support.tools import need
-from tests.transactions.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, reachable, snapshot
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT, need
+from tests.support.trees import ONE, TWO, edit, text, tree_of
+from tests.transactions.test_crash import FULL, MUTATING, copy, place, reachable, snapshot
 
 Counts = dict[str, tuple[int, int]]
 

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import PerfkitError, SyncReport, Toolkit, UnsafePathError, UpdateError
-from tests.support.sites import ONE, TWO, Origin, damage, edit, text, tree_of
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
 MINE = {"mine": b"mine\n", "pkg/mine": b"mine too\n"}
 

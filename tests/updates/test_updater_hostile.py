@@ -17,8 +17,9 @@ from perfkit import ManifestError, PerfkitError, Toolkit, TransferError, UnsafeP
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress
-from tests.releases.test_hostile_releases import bounded, raw_manifest
-from tests.support.sites import ONE, TWO, Origin, tree_of
+from tests.support.hostile import bounded, raw_manifest
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, tree_of
 
 
 class Forge:

@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfkit import Toolkit
-from tests.releases.test_publisher import noise
-from tests.support.release_client import Tree
-from tests.support.sites import Origin, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import Tree, noise, tree_of
 
 LARGE: Tree = {f"part-{number}": noise(number, 600_000) for number in range(5)} | {"README": b"hello\n"}
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"

@@ -13,7 +13,8 @@ import pytest
 from perfkit import RollbackError, Toolkit, UpdateError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import object_store
-from tests.support.sites import ONE, TWO, Origin, damage, edit, text, tree_of
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
 LOCAL = "README.perfkit-local"
 

@@ -13,8 +13,9 @@ import pytest
 
 from perfkit import FileChangedError, LockedError, Toolkit
 from perfkit.releases.format.pointer import Pointer
-from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import ONE, TWO, edit, text, tree_of
 
 THREE = {**TWO, "README": b"hello 3\n", "pkg/a.py": text(7), "more.py": text(8)}
 SYNC = "import sys; from perfkit import Toolkit; Toolkit().sync(*sys.argv[1:])"
