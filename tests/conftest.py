@@ -16,6 +16,7 @@ import pytest
 
 from perfkit import Config, Toolkit
 from tests.support.fakes import Handler, MisbehavingServer
+from tests.support.kits import QUICK
 from tests.support.sites import Origin
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
@@ -40,20 +41,6 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
                  "SSL_CERT_FILE", "SSL_CERT_DIR"):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
-
-
-QUICK: dict[str, Any] = {
-    "workers": 4,
-    "retries": 2,
-    "backoff_base_s": 0.01,
-    "connect_timeout_s": 2.0,
-    "read_timeout_s": 1.0,
-    "stall_bytes_per_s": 1000,
-    "stall_window_s": 1.0,
-    "min_segment_bytes": 64 << 10,
-    "buffer_bytes": 16 << 10,
-    "adaptive": False,
-}
 
 
 @pytest.fixture

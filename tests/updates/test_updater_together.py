@@ -11,8 +11,11 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import FileChangedError, LockedError, Toolkit
+from perfkit import Config, FileChangedError, LockedError, Toolkit
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
+from tests.support.kits import QUICK
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO, edit, text, tree_of
@@ -66,7 +69,21 @@ def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: P
     assert kit.verify(dest).intact
 
 
-def test_another_process(kit: Toolkit, origin: Origin, dest: Path) -> None:
+class Interrupted(HttpTransport):
+    """Does some work before its second request. The client does it, not the server: no time-out runs on that side."""
+
+    def __init__(self, config: Config, work: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._work, self._requests = work, 0
+
+    def open(self, request: Get, cancel: Cancel) -> Response:
+        self._requests += 1
+        if self._requests == 2:
+            self._work()
+        return super().open(request, cancel)
+
+
+def test_another_process(origin: Origin, dest: Path) -> None:
     """The lock holds between processes too."""
     ended: list[subprocess.CompletedProcess[str]] = []
 
@@ -74,8 +91,8 @@ def test_another_process(kit: Toolkit, origin: Origin, dest: Path) -> None:
         command = [sys.executable, "-c", SYNC, origin.url, str(dest)]
         ended.append(subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False))
 
-    meanwhile(origin, try_it)
-    kit.sync(origin.url, dest)
+    with Toolkit(Config(**QUICK), transport=lambda config: Interrupted(config, try_it)) as kit:
+        kit.sync(origin.url, dest)
     assert "LockedError" in ended[0].stderr
     assert tree_of(dest) == TWO
 
