@@ -18,6 +18,7 @@ from perfkit import Config, Toolkit
 from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.kits import QUICK
 from tests.support.sites import Origin
+from tests.support.tools import mounted
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
@@ -85,3 +86,12 @@ def place(tmp_path: Path) -> Iterator[Path]:
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
         yield Path(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 2 MiB of its own."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    with mounted(path, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        yield path

@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +17,6 @@ from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
 from tests.support.fakes import Exchange, MisbehavingServer
 
 BODY = random.Random(21).randbytes(3 << 20)
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 
 Start = Callable[..., MisbehavingServer]
 
@@ -35,19 +34,6 @@ def chunked(x: Exchange) -> None:
     x.send(b"0\r\n\r\n")
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB of its own."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=2m", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", path], check=True)
-
-
-@root_only
 @pytest.mark.parametrize("handler", [serve, chunked])
 def test_a_full_disk(kit: Toolkit, misbehaving: Start, small_disk: Path, handler: Callable[[Exchange], None]) -> None:
     """ENOSPC as such, told before the transfer where the size is known; it is not retried."""
@@ -62,7 +48,6 @@ def test_a_full_disk(kit: Toolkit, misbehaving: Start, small_disk: Path, handler
     assert len(server.requests) == 1
 
 
-@root_only
 def test_a_disk_that_fills_up_in_the_middle(
     make_kit: Callable[..., Toolkit], misbehaving: Start, small_disk: Path
 ) -> None:
@@ -89,7 +74,6 @@ def test_a_disk_that_fills_up_in_the_middle(
     assert os.listdir(small_disk) == ["file"]
 
 
-@root_only
 def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: Path) -> None:
     (small_disk / "file").write_bytes(b"old")
     subprocess.run(["mount", "-o", "remount,ro", small_disk], check=True)

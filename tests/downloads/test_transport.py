@@ -21,6 +21,7 @@ import urllib3
 
 from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.tools import unavailable
 
 BODY = b"bytes" * 1000
 
@@ -297,7 +298,7 @@ def test_a_tunnel_for_https(
 def real_proxy(tmp_path: Path) -> Iterator[str]:
     """proxy.py, somebody else's proxy."""
     if importlib.util.find_spec("proxy") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs proxy.py")
+        unavailable("needs proxy.py")
     port = tmp_path / "port"
     command = [
         sys.executable,

@@ -24,7 +24,7 @@ from perfkit.filesystem.hashing.hash_file import _Source, hash_file
 from perfkit.filesystem.hashing.hash_tree import hash_tree
 from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
 from perfkit.filesystem.watch import ALL, watch
-from tests.support.tools import need
+from tests.support.tools import mounted_image, need, unavailable
 
 MIB = 1 << 20
 
@@ -419,17 +419,8 @@ def test_links_share_and_what_cannot_be_linked_is_copied(
 @pytest.mark.parametrize("kind", ["xfs", "btrfs"])
 def test_reflinks_on_file_systems_that_have_them(tmp_path: Path, kind: str) -> None:
     """On xfs and btrfs a copy shares its blocks with the source."""
-    need(f"mkfs.{kind}", "mount", "filefrag")
-    if os.geteuid() != 0:
-        pytest.skip("needs root, to mount a loop device")
-    image, point = tmp_path / "image", tmp_path / "mnt"
-    point.mkdir()
-    with image.open("wb") as file:
-        file.truncate(320 * MIB)
-    subprocess.run([f"mkfs.{kind}", "-q", str(image)], check=True, capture_output=True)
-    if subprocess.run(["mount", "-o", "loop", image, point], capture_output=True, check=False).returncode:
-        pytest.skip("can't mount loop devices here")
-    try:
+    need("filefrag")
+    with mounted_image(kind, tmp_path, size=320 * MIB) as point:
         make(point / "src", {"a": os.urandom(MIB), "b": b"small" * 2000})
         done = copy_tree(point / "src", point / "dest")
         assert done.reflinked == 2
@@ -443,8 +434,6 @@ def test_reflinks_on_file_systems_that_have_them(tmp_path: Path, kind: str) -> N
         assert (tmp_path / "one").read_bytes() == (tmp_path / "moved/a").read_bytes()
         assert os.listdir(point / "dest") == ["b"]
         assert not (point / "src").exists()
-    finally:
-        subprocess.run(["umount", point], check=True)
 
 
 def test_the_destination_is_respected(tree: Path, tmp_path: Path) -> None:
@@ -586,7 +575,7 @@ def _queue_of(events: int) -> Iterator[None]:
     try:
         path.write_text(str(events))
     except OSError:
-        pytest.skip("needs root, to make the kernel's queue small")
+        unavailable("needs root, to make the kernel's queue small")
     try:
         yield
     finally:

@@ -223,23 +223,6 @@ def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
     assert ends[UNFINISHED]
 
 
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    need("mount", "umount")
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting needs root")
-    try:
-        yield mounted
-    finally:
-        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
-
-
 def test_a_full_disk(make_kit: Callable[..., Toolkit], small_disk: Path, tmp_path: Path) -> None:
     """At every fill level the update is whole or not there at all, says why, and works when there is space again."""
     kit, dest, stuffing = make_kit(), small_disk / "tree", small_disk / "stuffing"

@@ -13,6 +13,7 @@ import pytest
 
 from perfkit import PerfkitError, SyncReport, Toolkit, UnsafePathError, UpdateError
 from tests.support.sites import Origin
+from tests.support.tools import need_root
 from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
 MINE = {"mine": b"mine\n", "pkg/mine": b"mine too\n"}
@@ -299,9 +300,9 @@ def test_a_directory_with_others_files_is_not_replaced(kit: Toolkit, origin: Ori
     assert tree_of(dest) == {**ONE, **MINE}
 
 
-@pytest.mark.skipif(os.geteuid() != 0, reason="needs another user to be refused")
 def test_a_tree_that_may_not_be_written(origin: Origin, dest: Path) -> None:
     """Permission denied is an OSError that names the path; nothing is changed."""
+    need_root("to become a user who may not write")
     origin.publish(TWO, "2")
     for path in [dest, *dest.rglob("*")]:
         os.chown(path, 65534, 65534)
