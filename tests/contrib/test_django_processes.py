@@ -26,7 +26,6 @@ from tests.support.trees import Tree, tree_of, write_tree
 
 ROOT = Path(__file__).parents[2]
 FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in range(40)}
-SECOND: Tree = {**FIRST, "07.rules": b"deny 7\n" * 50, "new.rules": b"allow all\n"}
 
 
 class Project:
