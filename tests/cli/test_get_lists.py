@@ -44,7 +44,7 @@ def test_a_list(site: Server, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_bad_lines_in_a_list(site: Server, tmp_path: Path, capsys: Capture) -> None:
-    """Each is told of with its number, and is not the end of the others."""
+    """Each is reported with its line number, and the others are downloaded."""
     lines = [f"{site.url}a.bin", "ftp://host/f", f"{site.url}b.bin\t../outside", f"{site.url}b.bin\tb\tmd5:0",
              f"{site.url}b.bin\tb\t\tmore", b"\xff\xfe".decode("latin-1"), f"{site.url}c.bin"]  # fmt: skip
     (tmp_path / "list").write_text("\n".join(lines), encoding="latin-1")

@@ -161,7 +161,7 @@ def test_what_fails_in_json(origin: Origin, capsys: Capture, command: list[str],
     assert error.keys() == {"type", "message"}
     assert error["type"] == kind
     assert err == f"perfkit: error: {error['message']}\n"
-    if command[0] != "get":  # which tells of the files that it had, too
+    if command[0] != "get":  # it also prints the files that were complete
         assert json.loads(out).keys() == {"error"}
 
 

@@ -189,7 +189,7 @@ def test_a_tree_that_others_brought_up_is_told_of(site: Site, told: list[Any]) -
 
 
 def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., None], told: list[Any]) -> None:
-    """A release that can't be used is rolled back from within, and all are told of that."""
+    """A receiver can roll back a release that it can't use; all receivers are called for the rollback."""
 
     def refuse(report: SyncReport, **_: Any) -> None:
         if report.version == "2":

@@ -46,7 +46,7 @@ class Project:
         kit.publish(write_tree(self.root / "src", tree), self.root / "site", version=version)
 
     def told(self) -> list[str]:
-        """The versions that the receiver has been told of."""
+        """The versions that the receiver was called with."""
         return [line.split()[0] for line in (self.root / "told").read_text(encoding="utf-8").splitlines()]
 
     def python(self, program: str) -> subprocess.CompletedProcess[str]:
@@ -134,7 +134,7 @@ def test_celery(project: Project) -> None:
 
 
 def test_gevent(project: Project) -> None:
-    """Where gevent has patched everything: two syncs at once, a download, and other greenlets that run meanwhile."""
+    """Where gevent has patched everything: two syncs at once, a download, and other greenlets that keep running."""
     (project.root / "site/large").write_bytes(os.urandom(1 << 20))
     program = """
 from gevent import monkey; monkey.patch_all()

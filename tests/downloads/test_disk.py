@@ -151,7 +151,7 @@ def test_a_partial_name_that_is_a_symlink(kit: Toolkit, misbehaving: Start, tmp_
 
 @pytest.mark.parametrize(("length", "fits"), [(255, True), (256, False)])
 def test_long_names(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: int, fits: bool) -> None:
-    """The longest name there is can be had; one more is an error of the system's."""
+    """The longest name that the system allows works; one byte more is the system's error."""
     name = "n" * length
     server = misbehaving(serve)
     if fits:

@@ -300,7 +300,7 @@ class Grave:
 
 def command():
     try:
-        Grave()  # what is raised in there is only told of
+        Grave()  # an exception in __del__ is only reported
         time.sleep(20)
         return 0
     except KeyboardInterrupt:

@@ -44,7 +44,7 @@ def test_many_files_in_input_order(kit: Toolkit, site: Path, out: Path) -> None:
 
 
 def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Path) -> None:
-    """The batch ends, then tells of everything, in input order."""
+    """The batch goes on to its end, and then reports every result, in input order."""
     (site / "good").write_bytes(b"good")
     with Server(site) as server, pytest.raises(BatchError) as caught:
         kit.download_many([server.url + "missing", server.url + "good", "ftp://x/y", (server.url, "../escape")], out)

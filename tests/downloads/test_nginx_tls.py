@@ -130,7 +130,7 @@ class TlsNginx:
         return f"{self.url}/{name}"
 
     def log(self) -> list[dict[str, Any]]:
-        """Every request, in the order they ended. nginx has ended with it: only then has it told of all."""
+        """Every request, in the order they ended. Stops nginx, which only then has logged all of them."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(10)

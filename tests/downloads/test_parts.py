@@ -142,7 +142,7 @@ def test_a_mirror_with_ranges_helps(kit: Toolkit, misbehaving: Start, tmp_path: 
 
 @pytest.mark.parametrize("length", [0, 1, PART[0], PART[0] + 1, PART[1] - 1])
 def test_a_file_that_is_too_short(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: int) -> None:
-    """416, or a 206 that tells of fewer bytes: the error says so, and the server is asked once."""
+    """416, or a 206 with a smaller total: the error says so, after one request."""
     server = misbehaving(lambda x: x.serve(BODY[:length]))
     error = assert_fails(kit, server, tmp_path, "bytes 300001 to 1500000 were asked for")
     assert isinstance(error, HTTPStatusError) == (length <= PART[0])

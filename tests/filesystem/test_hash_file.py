@@ -1,4 +1,4 @@
-"""Digests of files: right, or an error if the file changes meanwhile; within bounded memory."""
+"""Digests of files: right, or an error if the file changes while it is read; within bounded memory."""
 
 from __future__ import annotations
 

@@ -23,7 +23,7 @@ from tests.support.tools import unavailable
 
 
 def test_changes_are_dirty(tmp_path: Path) -> None:
-    """Made, changed, moved and removed names, also in directories made meanwhile; then the set is clean."""
+    """Created, changed, moved and removed names, also in new directories; then the set is clean."""
     make(tmp_path, {"a": b"", "d/b": b"", "d/c": b"", "quiet": b""})
     with watch(tmp_path) as dirty:
         (tmp_path / "a").write_bytes(b"1")
@@ -67,8 +67,8 @@ def _queue_of(events: int) -> Iterator[None]:
         path.write_text(before)
 
 
-def test_directories_made_meanwhile_cause_no_warning(tmp_path: Path) -> None:
-    """watchdog finds directories made quickly one in the other twice; nobody is told of that."""
+def test_new_directories_cause_no_warning(tmp_path: Path) -> None:
+    """watchdog finds nested directories that are created quickly twice; that causes no warning."""
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         with watch(tmp_path) as dirty:

@@ -185,7 +185,7 @@ def test_estimate_by_files_while_sizes_are_missing(meter: Meter, clock: Clock) -
 
 
 def test_five_thousand_files(meter: Meter) -> None:
-    """The sums hold, and what has ended is told of in one snapshot, the last hundred of it."""
+    """The sums hold; each finished file is in one snapshot, which lists a hundred at most."""
     meter.expect(5000)
     files = [begun(meter, str(number), number) for number in range(5000)]
     assert meter.snapshot().total_bytes == sum(range(5000))

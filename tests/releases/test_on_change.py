@@ -33,7 +33,7 @@ sys.addaudithook(_hear)
 
 @contextlib.contextmanager
 def opened_files() -> Iterator[list[str]]:
-    """The paths of all files that are opened meanwhile."""
+    """The paths of all files that are opened inside the block."""
     global _opened
     _opened = []
     try:
@@ -86,7 +86,7 @@ def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: 
 def test_what_cannot_be_published_waits(
     src: Path, releases: Iterator[Release], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A link is told of in the log; once it is gone, what was edited with it is published."""
+    """A link is logged as a warning; once it is removed, the edits made with it are published."""
     next(releases)
     (src / "d0/f0").write_bytes(b"edited")
     (src / "link").symlink_to("/etc/passwd")
@@ -99,7 +99,7 @@ def test_what_cannot_be_published_waits(
 
 
 class _Unlink:
-    """Removes a file when the log has told of it."""
+    """Removes a file when the log names it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -251,7 +251,7 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Client(site).pointer.version == "1"
 
 
-def test_a_file_that_changes_meanwhile_ends_the_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What was hashed is what is packed, or there is no release."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     keep = publisher.solid_order
@@ -304,7 +304,7 @@ def test_objects_can_be_read_by_a_server_of_another_user(tmp_path: Path) -> None
 
 
 def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it would cost more than the new frames with their index and manifest, there is none."""
+    """No delta is offered if it costs more than the new frames with their index and manifest."""
     publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
 
     def padded(*arguments: object) -> None:

@@ -128,7 +128,7 @@ def test_a_file(server: Server) -> None:
 
 
 def test_an_empty_file(server: Server) -> None:
-    """It has no byte, so no range of it can be had."""
+    """It has no bytes, so no range of it is satisfiable."""
     answer = ask(server, "/empty")
     assert (answer.status, answer.body) == (200, b"")
     for wanted in ("bytes=0-", "bytes=0-0", "bytes=-1"):
@@ -436,7 +436,7 @@ def test_close_is_quick(site: Path) -> None:
 
 
 def test_close_ends_a_wait(site: Path) -> None:
-    """Whoever waits for the server's end is told of it."""
+    """Waiting threads return when the server ends."""
     with Server(site) as server:
         waiting = threading.Thread(target=server.wait)
         waiting.start()

@@ -25,7 +25,7 @@ PERFKIT = [sys.executable, "-m", "perfkit"]
 
 
 def complaints(err: str) -> list[str]:
-    """The errors told of; each is a line, and none comes with a traceback."""
+    """The reported errors; each is one line, without a traceback."""
     assert "Traceback" not in err
     return [line for line in err.splitlines() if line.startswith("perfkit: error: ")]
 

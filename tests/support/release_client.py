@@ -61,7 +61,7 @@ class Client:
         return new, _tree(new, contents, tree)
 
     def follow(self, tree: Tree) -> Tree | None:
-        """The release's tree from an earlier one by the deltas on offer; None if there is none for it."""
+        """The release's tree from an earlier one by the deltas on offer; None without a delta for it."""
         manifest = manifest_of(tree)
         deltas = self.pointer.chain(manifest.sha256.hex())
         for delta in deltas:

@@ -54,7 +54,7 @@ def test_a_tree_from_elsewhere_is_taken_over(kit: Toolkit, tmp_path: Path, serve
 def test_pieces_that_are_wrong_after_all_are_fetched(
     kit: Toolkit, tmp_path: Path, server: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A tag that lies, or a file that changes meanwhile, costs another round, and no wrong byte reaches the tree."""
+    """A false tag, or a file that changes during the sync, costs another round; no wrong byte reaches the tree."""
     kit.sync(server.url, tmp_path / "tree")
     damage(tmp_path / "tree/large.bin")
     search = Seeds._search

@@ -56,7 +56,7 @@ class Server:
         strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert strace.stderr is not None
         assert "attached" in strace.stderr.readline()
-        reader = threading.Thread(target=strace.stderr.read)  # it tells of every process and thread
+        reader = threading.Thread(target=strace.stderr.read)  # strace reports every process and thread
         reader.start()
         try:
             yield

@@ -206,7 +206,7 @@ def test_own_files_lost(kit: Toolkit, origin: Origin, travelled: Path, lost: str
 @pytest.mark.parametrize("name", ["manifest", "release", "statcache", "serials", "state", "history/1", "history/2"])
 @pytest.mark.parametrize("how", ["cut", "flipped", "empty"])
 def test_own_files_damaged(kit: Toolkit, origin: Origin, travelled: Path, name: str, how: str) -> None:
-    """A damaged record is told of, by a name that can be removed, or made up for; it never leads to a wrong tree."""
+    """A damaged record is either an error that names the file to remove, or rebuilt; the tree is never wrong."""
     path = travelled / ".perfkit" / name
     data = path.read_bytes()
     middle = len(data) // 2

@@ -31,7 +31,7 @@ def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
 
 
 def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
-    """SiteClient that had come are not asked for again; what was under way may be, as far as no journal tells of it."""
+    """Objects that are complete are not requested again; those under way are, as far as no journal records them."""
     kit = make_kit(segments=1)  # more of them would be cut short when another takes half of their range
     for count in range(1, len(LARGE) + 1):  # each release has a pack of its own, so there are some to finish
         origin.publish(dict(list(LARGE.items())[:count]), str(count))

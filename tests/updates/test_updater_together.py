@@ -39,7 +39,7 @@ def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
     return tmp_path / "tree"
 
 
-def meanwhile(origin: Origin, work: Callable[[], object], *, at: int = 2) -> None:
+def during_sync(origin: Origin, work: Callable[[], object], *, at: int = 2) -> None:
     """Do this once, in the middle of a sync: before its request of this number is answered."""
     asked = 0
 
@@ -62,7 +62,7 @@ def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: P
             other.sync(origin.url, dest) if second == "sync" else getattr(other, second)(dest)
         told.append(caught)
 
-    meanwhile(origin, try_it)
+    during_sync(origin, try_it)
     assert kit.sync(origin.url, dest).version == "2"
     assert told
     assert tree_of(dest) == TWO
@@ -145,7 +145,7 @@ def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, s
         if start == "1":
             shutil.copytree(base, dest)
         moment.rewind()
-        meanwhile(origin, moment.switch, at=at)
+        during_sync(origin, moment.switch, at=at)
         asked = -len(origin.sent)
         seen.append(kit.sync(origin.url, dest).version)
         asked += len(origin.sent)
@@ -159,9 +159,9 @@ def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, s
 
 @pytest.mark.parametrize("name", ["README", "pkg/going.py", "pkg/b.py", "pkg/new.py"])
 def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: str) -> None:
-    """A file that is changed, removed, moved or added by the release, and edited meanwhile, is not lost."""
+    """A file that the release changes, removes, moves or adds, and that is edited during the sync, is not lost."""
     before = tree_of(dest)
-    meanwhile(origin, lambda: edit(dest / name, b"mine\n"))
+    during_sync(origin, lambda: edit(dest / name, b"mine\n"))
     with pytest.raises(FileChangedError, match=f"{name}: .*nothing was changed, retry"):
         kit.sync(origin.url, dest)
     assert tree_of(dest) == {**before, name: b"mine\n"}
@@ -177,6 +177,6 @@ def test_a_touch_in_the_middle(kit: Toolkit, origin: Origin, dest: Path) -> None
         os.utime(dest / "README")
         edit(dest / "pkg/b.py", ONE["pkg/b.py"])
 
-    meanwhile(origin, touch)
+    during_sync(origin, touch)
     assert kit.sync(origin.url, dest).version == "2"
     assert tree_of(dest) == TWO
