@@ -90,7 +90,7 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 2 MiB of its own."""
+    """An empty file system of 2 MiB."""
     path = tmp_path / "disk"
     path.mkdir()
     with mounted(path, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):

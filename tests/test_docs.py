@@ -64,7 +64,7 @@ wait_for_server() {{ until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2> /dev/null; do 
 
 
 def run(block: Block, where: Path, port: int) -> str:
-    """What it prints; in a process group of its own, which may leave a server behind."""
+    """What it prints; in a new process group, which may leave a server behind."""
     code = block.code.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("--port 8000", f"--port {port}")
     if block.language == "sh":
         code = re.sub(r"^perfkit serve (?!.*--port)", f"perfkit serve --port {port} ", code, flags=re.MULTILINE)

@@ -164,7 +164,7 @@ def test_zsh(tree: Path, capsys: Capture) -> None:
 
 
 def test_completion_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """What to install is told."""
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "pip install 'perfkit[completion]'" in capsys.readouterr().err

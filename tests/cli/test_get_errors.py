@@ -90,7 +90,7 @@ def test_wrong_checksum(site: Server, tmp_path: Path, capsys: Capture) -> None:
 
 
 def test_connection_refused(capsys: Capture) -> None:
-    """Nobody listens there, and that is what is said: it is no timeout."""
+    """Nothing listens there, and the error says so; it is not reported as a timeout."""
     with socket.socket() as unheard:
         unheard.bind(("127.0.0.1", 0))
         port = unheard.getsockname()[1]

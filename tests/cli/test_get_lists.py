@@ -59,7 +59,7 @@ def test_bad_lines_in_a_list(site: Server, tmp_path: Path, capsys: Capture) -> N
 
 
 def test_a_line_without_end(tmp_path: Path, capsys: Capture) -> None:
-    """Something that is no list is given up on early; the object is still whole."""
+    """A file that is not a list is refused early; the JSON object is still complete."""
     (tmp_path / "list").write_bytes(b"x" * 1_000_000)
     code, value, errors = get(capsys, "-i", "list")
     assert code == 2
@@ -83,7 +83,7 @@ def test_a_list_that_is_still_being_written(site: Server) -> None:
 
 
 def test_a_list_is_not_read_far_ahead(misbehaving: Start) -> None:
-    """Whoever writes the list has to wait while the downloads do."""
+    """The writer of the list has to wait while the downloads do."""
     server = misbehaving(Exchange.stall)
     with start("get", "--json", "-j", "1", "-d", "out", "-i", "-") as process:
         assert process.stdin is not None

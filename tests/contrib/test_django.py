@@ -63,7 +63,7 @@ def receive() -> Iterator[Callable[[Callable[..., None]], None]]:
 
 @pytest.fixture
 def told(receive: Callable[..., None]) -> list[tuple[str, str, int]]:
-    """What a receiver has been told: name, version and generation."""
+    """What a receiver was called with: name, version and generation."""
     found: list[tuple[str, str, int]] = []
 
     def note(name: str, dest: str, report: SyncReport, **_: Any) -> None:
@@ -78,7 +78,7 @@ def told(receive: Callable[..., None]) -> list[tuple[str, str, int]]:
 
 
 def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) -> None:
-    """Dry run, first sync, nothing new, an update, status in between, rollback: each tells what it did."""
+    """Dry run, first sync, nothing new, an update, status in between, rollback: each prints what it did."""
     out, _ = run("perfkit_sync", "rules", dry_run=True, verbosity=2)
     assert "nothing would become 1: 20 added" in out
     assert "  + 07.rules\n" in out
@@ -123,7 +123,7 @@ def test_several_trees_of_which_one_fails(site: Site, told: list[Any]) -> None:
 
 
 def test_what_cannot_be_asked_for(site: Site) -> None:
-    """Return code 2, and what can be asked for; 1 for a tree that has nothing to go back to."""
+    """Return code 2 with the valid choices for invalid usage; 1 for a tree without an earlier release."""
     assert failure("perfkit_sync") == (2, "give names of trees or --all; the trees are rules")
     assert failure("perfkit_sync", "rules", "--all")[0] == 2
     assert "it has rules" in failure("perfkit_sync", "rule")[1]
@@ -244,7 +244,7 @@ def test_a_writer_without_django_is_waited_for(site: Site) -> None:
     assert not thread.is_alive()
 
 
-# -- commands of one's own, and what all commands share ----------------------------------------------------------------
+# -- custom commands, and what all commands share ----------------------------------------------------------------------
 
 
 class Mirror(ToolkitCommand):
@@ -283,7 +283,7 @@ def test_a_command_of_ones_own(site: Site) -> None:
 
 
 def test_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into the current directory or the one that is told; a second time nothing is fetched."""
+    """Into the current directory or the given one; a second time nothing is fetched."""
     (site.root / "site/file").write_bytes(b"x" * 1000)
     monkeypatch.chdir(site.root)
     assert "file  1000 bytes" in run("perfkit_download", f"{site.url}file")[0]
@@ -293,7 +293,7 @@ def test_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_bars_are_for_terminals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None in a file unless lines are asked for, none with --no-progress or --verbosity 0."""
+    """None in a file unless lines are requested, none with --no-progress or --verbosity 0."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
     (site.root / "site/file").write_bytes(b"x" * 300_000)

@@ -166,7 +166,7 @@ print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": 
 
 
 def test_gevent_that_came_too_late(project: Project) -> None:
-    """Patching after perfkit was imported would have its threads wait for each other forever; that is said instead."""
+    """If gevent patched after perfkit was imported, threads would deadlock; an error is raised instead."""
     program = """
 from perfkit import Toolkit
 from gevent import monkey; monkey.patch_all()

@@ -36,7 +36,7 @@ def chunked(x: Exchange) -> None:
 
 @pytest.mark.parametrize("handler", [serve, chunked])
 def test_a_full_disk(kit: Toolkit, misbehaving: Start, small_disk: Path, handler: Callable[[Exchange], None]) -> None:
-    """ENOSPC as such, told before the transfer where the size is known; it is not retried."""
+    """ENOSPC as such, raised before the transfer where the size is known; it is not retried."""
     (small_disk / "file").write_bytes(b"old")
     server = misbehaving(handler)
     with pytest.raises(OSError, match=r"space|needed") as caught:
@@ -165,7 +165,7 @@ def test_long_names(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: in
 
 @pytest.mark.parametrize("name", ["../up", "/abs", "a/../../up", "", "a\0b", "..", "a\\b", "C:x", "CON"])
 def test_names_that_escape(kit: Toolkit, misbehaving: Start, tmp_path: Path, name: str) -> None:
-    """Refused before anything is asked for."""
+    """Refused before any request."""
     server, out = misbehaving(serve), tmp_path / "out"
     (_, download), *_ = kit.iter_downloads([(f"{server.url}/f", name)], out)
     assert isinstance(download.error, UnsafePathError)

@@ -96,7 +96,7 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, misbehaving: Start, out: Path)
 
 
 def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """No length beforehand; the chunked coding itself tells the end."""
+    """No length beforehand; the chunked coding itself marks the end."""
 
     def handler(x: Exchange) -> None:
         x.head("200 OK", Transfer_Encoding="chunked")
@@ -111,7 +111,7 @@ def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
 
 
 def test_a_body_that_ends_with_its_connection(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """Nothing tells whether it is whole, and the result says so."""
+    """Nothing shows whether it is complete, and the result says so."""
 
     def handler(x: Exchange) -> None:
         x.head("200 OK", Connection="close")
@@ -125,7 +125,7 @@ def test_a_body_that_ends_with_its_connection(kit: Toolkit, misbehaving: Start, 
 
 
 def test_empty_files(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """No range of an empty file can be satisfied, and none is asked for."""
+    """No range of an empty file can be satisfied, and none is requested."""
     server = misbehaving(lambda x: x.respond("416 Range Not Satisfiable" if x.asked.range else "200 OK"))
     download = kit.download(f"{server.url}/file", out / "file")
     assert (out / "file").read_bytes() == b""

@@ -60,7 +60,7 @@ def test_refresh_by_date_where_there_is_no_tag(kit: Toolkit, misbehaving: Start,
 
 
 def test_a_file_touched_by_others_is_fetched_anew(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """The conditional request speaks for the file that was downloaded, not for one edited since."""
+    """The conditional request is about the file that was downloaded, not one edited since."""
     server = misbehaving(serve_body)
     kit.download(f"{server.url}/f", out / "f")
     (out / "f").write_bytes(b"edited")

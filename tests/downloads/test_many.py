@@ -111,7 +111,7 @@ def test_a_source_that_has_nothing_just_now(kit: Toolkit, site: Path, out: Path)
 
 
 def test_the_same_destination_twice(kit: Toolkit, site: Path, out: Path) -> None:
-    """One gets it; the other is told why not."""
+    """One gets it; the other has an error that says why not."""
     (site / "f").write_bytes(b"x")
     with Server(site) as server, pytest.raises(BatchError) as caught:
         kit.download_many([(server.url + "f", "same"), (server.url + "f?2", "same")], out)

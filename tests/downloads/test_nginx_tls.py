@@ -66,7 +66,7 @@ http {{
 
 @dataclass(frozen=True)
 class Authority:
-    """Makes certificates, each as a file of its own."""
+    """Makes certificates, one file each."""
 
     home: Path
     signer: trustme.CA

@@ -441,7 +441,7 @@ def test_a_url_to_be_quoted(kit: Toolkit, misbehaving: Start, tmp_path: Path) ->
 
 
 def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
-    """One that its server ended without a word is no place to send the next request to."""
+    """A connection that the server closed while idle is not used for the next request."""
 
     def handler(x: Exchange) -> None:
         x.serve(BODY)

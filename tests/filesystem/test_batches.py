@@ -99,7 +99,7 @@ def test_reflinks_on_file_systems_that_have_them(tmp_path: Path, kind: str) -> N
 
 
 def test_the_destination_is_respected(tree: Path, tmp_path: Path) -> None:
-    """Without merge, existing contents are an error; with it, they are replaced or kept. A copy into itself is an error."""
+    """Existing contents are an error without merge, and replaced or kept with it. A copy into itself is an error."""
     dest = make(tmp_path / "dest", {"a": b"old", "mine": b"stays"})
     with pytest.raises(FileExistsError):
         copy_tree(tree, dest)

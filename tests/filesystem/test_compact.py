@@ -38,7 +38,7 @@ def test_names(names: list[str]) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))
 def test_change_set(calls: list[tuple[str, str]]) -> None:
-    """It is the mapping of the last word on each name, in whatever order it was said."""
+    """It maps each name to what was last set for it, in whatever order."""
     changes = ChangeSet(staged="stage/", fetched="fetch/content-")
     model: dict[str, StagedFile | None] = {}
     for number, (name, kind) in enumerate(calls, 1):

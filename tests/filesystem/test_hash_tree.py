@@ -93,7 +93,7 @@ def test_a_large_tree_is_shared_and_every_digest_is_right(
 
 
 def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: list[HashProcess]) -> None:
-    """Files that vanished after the scan, and what is no file, are results with errors, and the rest goes on."""
+    """Files that vanished after the scan, and what is not a file, are results with errors; the others are hashed."""
     root, right = large
     entries = [entry for entry in scan(root) if entry.kind == "file" or entry.name == "pipe"]
     entries += [entry._replace(name=f"gone/{entry.name}") for entry in entries[:40]]

@@ -19,7 +19,7 @@ from tests.support.files import make, sha
 
 
 def test_scan_tells_what_lstat_tells(tmp_path: Path) -> None:
-    """Every file once, with the numbers of lstat; directories only where asked for."""
+    """Every file once, with the numbers of lstat; directories only if requested."""
     make(tmp_path, {"a": b"1", "d/b": b"22", "d/e/c": b""})
     os.symlink("nowhere", tmp_path / "link")
     found = {entry.name: entry for entry in scan(tmp_path)}
@@ -33,7 +33,7 @@ def test_scan_tells_what_lstat_tells(tmp_path: Path) -> None:
 
 
 def test_odd_names_survive(tmp_path: Path) -> None:
-    """Bytes that are no UTF-8, line breaks and unnormalised Unicode come back as they are."""
+    """Invalid UTF-8, line breaks and unnormalised Unicode come back unchanged."""
     odd = [b"\xff\xfe", b"a\nb", "e\u0301".encode(), "\u00e9".encode(), "\U0001f40d".encode()]
     for name in odd:
         with open(os.path.join(os.fsencode(tmp_path), name), "wb") as file:
@@ -80,7 +80,7 @@ def test_links_are_followed_on_demand_and_loops_told(tmp_path: Path) -> None:
 
 
 def test_what_vanishes_is_told_in_place(tmp_path: Path) -> None:
-    """A directory that goes away under the scan is an entry with an error, and the rest comes."""
+    """A directory that disappears during the scan is an entry with an error; the rest is listed."""
     make(tmp_path, {f"{letter}/{number}": b"" for letter in "abc" for number in range(3)})
     batches = scan_batches(tmp_path, batch=1)
     first = next(batches)[0].name.partition("/")[0]
@@ -118,7 +118,7 @@ def test_what_may_not_be_read_is_told_in_place(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     told = json.loads(done.stdout)
     listed: dict[str, int | None] = dict.fromkeys(["a", "a/1", "z", "z/3", "secret"])
-    # The directory is an entry of its own, as one that can be listed is, and then its failure is told under its name.
+    # The directory is an entry, like one that can be listed, and then a second one with its failure.
     assert told["scan"] == {**listed, "closed": errno.EACCES}
     assert told["hash"] == {"a/1": None, "z/3": None, "secret": errno.EACCES, "closed": errno.EACCES}
 

@@ -87,7 +87,7 @@ def test_all_files_together(meter: Meter, clock: Clock) -> None:
 
 
 def test_a_size_that_becomes_known_late(meter: Meter) -> None:
-    """A chunked body tells its size with its last byte."""
+    """The size of a chunked body is known with its last byte."""
     meter.expect(1)
     file = begun(meter, "f", None)
     file.advance(70)
@@ -163,7 +163,7 @@ def test_a_failed_file_no_longer_counts(meter: Meter) -> None:
 
 
 def test_a_list_of_unknown_length(meter: Meter) -> None:
-    """While it is read there is no total; at its end there is one."""
+    """While the list is read, the total is unknown; at its end it is known."""
     meter.expect(None)
     meter.expect(1)
     begun(meter, "f", 10)

@@ -90,7 +90,7 @@ def test_a_stage_is_called_by_its_name() -> None:
 
 
 def test_patience_ends_with_the_block() -> None:
-    """Inside, what is short is passed over and what is long is told, with its end; outside, all is told."""
+    """Inside, short stages are not shown, and long ones are, with their end; outside, all are shown."""
     told: list[tuple[str, float]] = []
 
     class Telling:

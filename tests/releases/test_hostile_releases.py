@@ -116,7 +116,7 @@ def test_garbage_is_no_manifest(data: bytes, magic: bytes) -> None:
 
 
 def test_a_damaged_manifest_is_refused_everywhere() -> None:
-    """Cut or flipped at any place, its digest tells."""
+    """Cut or flipped at any place, its digest shows it."""
     manifest = manifest_of(NEW)
     for bad in damaged(manifest.raw, 200):
         with pytest.raises(PerfkitError):
@@ -165,7 +165,7 @@ def test_deltas_that_lead_in_a_circle_are_refused(client: Client) -> None:
 
 
 def test_a_damaged_pointer_gives_no_other_error(client: Client) -> None:
-    """Cut or flipped, it is refused, or is a pointer all the same: the objects' digests tell the rest."""
+    """Cut or flipped, it is refused, or is still a pointer: the objects' digests show the rest."""
     for bad in damaged(client.pointer.encode(), 400):
         with contextlib.suppress(ManifestError):
             Pointer.parse(bad)
@@ -265,7 +265,7 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
 
 
 def test_a_damaged_delta_gives_no_other_error(client: Client) -> None:
-    """Cut anywhere it is refused; flipped, it is refused or makes contents whose digests tell."""
+    """Cut anywhere, it is refused; flipped, it is refused or makes contents whose digests show it."""
     old = manifest_of(OLD)
     data = (client.site / client.pointer.deltas[0].object.path).read_bytes()
     apply(data, old, OLD)

@@ -44,7 +44,7 @@ def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def test_a_first_release_serves_by_either_index(tmp_path: Path) -> None:
-    """Large and small frames both give every file back, and counts are told."""
+    """Large and small frames both give every file back, and the counts are right."""
     release = publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1.0")
     client = Client(tmp_path / "site")
     assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == FIRST
@@ -181,7 +181,7 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_collide_are_refused(tmp_path: Path) -> None:
-    """A tree that no Mac could hold is no release."""
+    """A tree that no Mac could hold is refused."""
     with pytest.raises(UnsafePathError, match="case"):
         publish(str(write_tree(tmp_path / "src", {"a/B": b"1", "a/b": b"2"})), str(tmp_path / "site"), version="1")
 
@@ -230,7 +230,7 @@ def killed_publisher(src: Path, site: Path) -> Iterator[Callable[[int], bool]]:
 
 
 def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one is told so at once, and the first one's release is whole."""
+    """The second one fails at once, and the first one's release is complete."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     reached, go_on = threading.Event(), threading.Event()
     finish = PackWriter.finish
@@ -252,7 +252,7 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 
 def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was hashed is what is packed, or there is no release."""
+    """What was hashed is what is packed, or nothing is released."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     keep = publisher.solid_order
 

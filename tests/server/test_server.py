@@ -149,7 +149,7 @@ def test_an_empty_file(server: Server) -> None:
     ("bytes= 1-2", 1, 3),
 ])  # fmt: skip
 def test_a_range(wanted: str, start: int, end: int, server: Server) -> None:
-    """206, with what was asked for as far as there is of it."""
+    """206, with as much of the requested range as exists."""
     answer = ask(server, Range=wanted)
     assert (answer.status, answer.body) == (206, BODY[start:end])
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
@@ -299,7 +299,7 @@ def test_directories(site: Path, server: Server) -> None:
     "/http://[", "/pipe", "/device", "/site-twin/f", "/missing", "/" + "x" * 5000, "/" + "x/" * 3000,
 ])  # fmt: skip
 def test_nothing_else_is_reachable(target: str, site: Path, server: Server) -> None:
-    """Out of the root leads neither .., however it is spelt, nor a link; what is no file is not served."""
+    """Neither .., however it is spelt, nor a link leads out of the root; only regular files are served."""
     (site / "sub").mkdir()
     (site / "out").symlink_to(site.parent)
     (site / "out-file").symlink_to("../secret")
@@ -325,7 +325,7 @@ def test_links_inside_the_root(site: Path, server: Server) -> None:
 
 
 def test_an_unreadable_file(site: Path, server: Server) -> None:
-    """Said, not hidden, and no end of the connection. Root reads everything."""
+    """An error status, and the connection stays open. Root reads everything."""
     (site / "mine").write_text("x")
     (site / "mine").chmod(0)
     assert ask(server, "/mine").status == (200 if os.access(site / "mine", os.R_OK) else 404)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 
 class Clock:
-    """Time that stands still until it is told to move."""
+    """Time that stands still until the test moves it."""
 
     def __init__(self) -> None:
         self.now = 1000.0

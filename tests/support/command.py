@@ -1,4 +1,4 @@
-"""The `perfkit` command in tests: in this process, or in one of its own."""
+"""The `perfkit` command in tests: in this process, or in another."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A site with a server that counts what it sends, can be told to stall, and small trees to publish."""
+"""A site with a server that counts what it sends and can be made to stall."""
 
 from __future__ import annotations
 

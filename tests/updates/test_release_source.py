@@ -107,7 +107,7 @@ def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: P
 
 
 def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path, second: Path) -> None:
-    """The old release's objects are gone when they are asked for: the new release is installed, and no mixture."""
+    """The old release's objects are gone when they are requested: the new release is installed, and no mixture."""
     pointer = Client(second).pointer
     objects = {delta.object.path for delta in pointer.deltas} | {pointer.manifest.object.path}
     before = shutil.copytree(second, tmp_path / "before")
@@ -129,7 +129,7 @@ def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path
 
 
 def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit, tmp_path: Path, second: Path) -> None:
-    """Nothing new there: the error is told, after one more look at the pointer."""
+    """Without a newer release, the error is raised after one more request for the pointer."""
     pointers = itertools.count()
 
     def lose_objects(name: str, exchange: Exchange) -> bool:
@@ -149,7 +149,7 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
 def test_a_pointer_without_end_is_refused(
     kit: Toolkit, tmp_path: Path, misbehaving: Callable[..., MisbehavingServer], told: bool
 ) -> None:
-    """Whether its size is told or not, no more than the format allows is taken."""
+    """Whether its size is declared or not, no more than the format allows is read."""
     sent = 0
 
     def endless(exchange: Exchange) -> None:

@@ -80,7 +80,7 @@ ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "pack.tar.gz": lambda files: make_tar(files, mode="w:gz"),
     "pack.tar.bz2": lambda files: make_tar(files, mode="w:bz2"),
     "pack.tar.xz": lambda files: make_tar(files, mode="w:xz"),
-    "download.php": make_zip,  # the content tells what it is
+    "download.php": make_zip,  # detected by its content
 }
 
 
@@ -409,7 +409,7 @@ def test_a_list_of_urls(kit: Toolkit, server: Counting, site: Path, tmp_path: Pa
 
 
 def test_a_list_from_a_url(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
-    """It is asked for conditionally too, and URLs in it may be relative once its type is known."""
+    """It is requested conditionally too, and URLs in it may be relative once its type is known."""
     (site / "a").write_bytes(b"a" * 1000)
     (site / "urls.txt").write_text("a\n")
     kit.sync(server.url + "urls.txt", tmp_path / "tree", type="urls")
@@ -435,7 +435,7 @@ def metalink(*files: str) -> str:
 
 
 def test_a_metalink_document(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
-    """Mirrors, sizes and hashes; a file that has its SHA-256 is not asked for."""
+    """Mirrors, sizes and hashes; a file that has its SHA-256 is not requested."""
     data = RNG.randbytes(50_000)
     (site / "a").write_bytes(data)
     text = metalink(

@@ -98,7 +98,7 @@ def test_a_file_older_than_the_row(tree: Tree) -> None:
 
 
 def test_a_swapped_inode(tree: Tree) -> None:
-    """Two files of one size and one mtime that change places are told apart."""
+    """Two files of the same size and mtime that change places are distinguished."""
     other = tree.home / "other"
     other.write_bytes(b"other")
     status = tree.file.stat()

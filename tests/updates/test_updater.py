@@ -156,7 +156,7 @@ def test_every_object_corrupted_in_turn(make_kit: Callable[..., Toolkit], tmp_pa
 
 
 def test_verify_and_repair(kit: Toolkit, tmp_path: Path) -> None:
-    """All kinds of damage are told, and only what is damaged is fetched."""
+    """All kinds of damage are reported, and only what is damaged is fetched."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")
         (tmp_path / "tree/README").unlink()

@@ -138,7 +138,7 @@ def test_metadata_alone_is_no_edit(kit: Toolkit, origin: Origin, dest: Path) -> 
 
 
 def test_moves_cost_no_content(kit: Toolkit, origin: Origin, dest: Path) -> None:
-    """A hundred files that only moved cost the delta's few bytes, whoever had them where."""
+    """A hundred files that only moved cost the delta's few bytes, whatever the local tree looked like."""
     many = {f"old/{number}": os.urandom(2000) for number in range(100)}
     origin.publish({**ONE, **many}, "2")
     kit.sync(origin.url, dest)

@@ -33,7 +33,7 @@ def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
 def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
     """Objects that are complete are not requested again; those under way are, as far as no journal records them."""
     kit = make_kit(segments=1)  # more of them would be cut short when another takes half of their range
-    for count in range(1, len(LARGE) + 1):  # each release has a pack of its own, so there are some to finish
+    for count in range(1, len(LARGE) + 1):  # each release has its own pack, so there are some to finish
         origin.publish(dict(list(LARGE.items())[:count]), str(count))
     _, whole = origin.counted(lambda: kit.sync(origin.url, tmp_path / "undisturbed"))
     most = 0

@@ -49,7 +49,7 @@ def test_back_past_a_repair(kit: Toolkit, origin: Origin, dest: Path) -> None:
 
 
 def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
-    """What was edited away can't come back: the way leads to what the sync found, which is told, and by verify too."""
+    """Content that an edit replaced can't be restored: the rollback restores what the sync found, and it and verify report that."""
     kit = make_kit(local_changes="overwrite")
     origin.publish({**TWO, "README": b"hello 3\n"}, "3")
     edit(dest / "README", b"mine\n")
@@ -86,7 +86,7 @@ def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, dest: Path) 
 
 @pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])
 def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, policy: str) -> None:
-    """The policy holds for a rollback too, and its report tells what is kept, by the same names as a sync."""
+    """The policy holds for a rollback too, and its report names what is kept as that of a sync does."""
     kit = make_kit(local_changes=policy)
     edit(dest / "README", b"mine\n")
     if policy == "refuse":

@@ -1,4 +1,4 @@
-"""Several at work on one tree, or one site: whoever comes between sees whole trees only, and loses nothing."""
+"""Several at work on one tree, or one site: each sees complete trees only, and no edit is lost."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def during_sync(origin: Origin, work: Callable[[], object], *, at: int = 2) -> N
 
 @pytest.mark.parametrize("second", ["sync", "rollback", "history", "verify"])
 def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, second: str) -> None:
-    """A second one is told at once that the tree is in use, by whom, and disturbs nothing."""
+    """A second one fails at once, with the process that uses the tree, and changes nothing."""
     kit, other, told = make_kit(), make_kit(), []
 
     def try_it() -> None:
@@ -125,7 +125,7 @@ class Moment:
 
 
 def references(pointer: bytes) -> set[str]:
-    """What a pointer speaks of."""
+    """The paths of all objects that a pointer refers to."""
     read = Pointer.parse(pointer)
     packed = (read.manifest.object, read.solid.object, read.fine.object)
     return {ref.path for ref in (*packed, *(delta.object for delta in read.deltas))}
@@ -171,7 +171,7 @@ def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: s
 
 
 def test_a_touch_in_the_middle(kit: Toolkit, origin: Origin, dest: Path) -> None:
-    """Another time, or another inode, with the same content is no edit."""
+    """Another mtime, or another inode, with the same content is not an edit."""
 
     def touch() -> None:
         os.utime(dest / "README")

@@ -1,4 +1,4 @@
-"""Lists of URLs, Metalink documents, and what tells the kinds of sources apart."""
+"""Lists of URLs, Metalink documents, and how the type of a source is detected."""
 
 from __future__ import annotations
 
