@@ -300,7 +300,7 @@ def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None
         assert stage.path.read_bytes() == new
 
 
-def test_a_file_that_changes_while_it_is_compared_is_no_source(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_compared_is_not_used(tmp_path: Path) -> None:
     """What was equal a moment ago is verified when it is copied."""
     path = tmp_path / "old"
     path.write_bytes(b"a" * 1000)

@@ -241,7 +241,7 @@ def test_nested_archives_are_files() -> None:
     assert unpack(make_zip({"inner.zip": inner})) == {"inner.zip": inner}
 
 
-def test_no_archive_is_said_to_be_none() -> None:
+def test_a_file_that_is_not_an_archive() -> None:
     """Text, nothing, and an archive without its end."""
     for data in (b"", b"no", b"text " * 20_000, make_zip()[:-30]):
         with pytest.raises(ManifestError):

@@ -115,7 +115,7 @@ def test_waiting_for_a_list_does_not_spin() -> None:
     assert items.index(None) == 3  # at once, so that what was read is begun
 
 
-def test_a_list_that_is_no_file(tmp_path: Path) -> None:
+def test_a_list_that_is_not_a_file(tmp_path: Path) -> None:
     """Found out before anything is begun, and nothing is left open."""
     before = set(os.listdir("/proc/self/fd")) if os.path.isdir("/proc/self/fd") else set()
     for path in (tmp_path, tmp_path / "missing"):

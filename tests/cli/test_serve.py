@@ -35,7 +35,7 @@ def test_serve_and_get(tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "copy").read_bytes() == BODY
 
 
-def test_serve_tells_its_address(tmp_path: Path) -> None:
+def test_serve_prints_its_address(tmp_path: Path) -> None:
     """On standard error, for people; and the port is free again afterwards."""
     with start("serve", tmp_path, "--port", "0") as server:
         said = read_until(server.stderr, b"\n").decode()

@@ -122,7 +122,7 @@ def test_several_trees_of_which_one_fails(site: Site, told: list[Any]) -> None:
         assert json.loads(run("perfkit_status", json=True)[0])["trees"][0]["state"] == "absent"
 
 
-def test_what_cannot_be_asked_for(site: Site) -> None:
+def test_invalid_usage(site: Site) -> None:
     """Return code 2 with the valid choices for invalid usage; 1 for a tree without an earlier release."""
     assert failure("perfkit_sync") == (2, "give names of trees or --all; the trees are rules")
     assert failure("perfkit_sync", "rules", "--all")[0] == 2
@@ -139,7 +139,7 @@ def test_what_cannot_be_asked_for(site: Site) -> None:
 # -- the signal --------------------------------------------------------------------------------------------------------
 
 
-def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Callable[..., None]) -> None:
+def test_a_failed_receiver_is_reported_and_called_again(site: Site, receive: Callable[..., None]) -> None:
     """The change stays, the others are called, the command ends with 3, and the next sync makes up for it."""
     calls: list[str] = []
 
@@ -162,7 +162,7 @@ def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Cal
     assert calls == ["breaks", "other"] * 2
 
 
-def test_going_back_after_a_failed_receiver_is_told(site: Site, receive: Callable[..., None]) -> None:
+def test_a_rollback_after_a_failed_receiver_is_announced(site: Site, receive: Callable[..., None]) -> None:
     """The receivers knew the first generation, and may have half of the second since."""
     versions: list[str] = []
 
@@ -180,7 +180,7 @@ def test_going_back_after_a_failed_receiver_is_told(site: Site, receive: Callabl
     assert versions == ["1", "2", "1"]
 
 
-def test_a_tree_that_others_brought_up_is_told_of(site: Site, told: list[Any]) -> None:
+def test_a_tree_updated_by_another_process_is_announced(site: Site, told: list[Any]) -> None:
     """Such as the `perfkit` command, which sends no signal: the next sync does, with nothing new there."""
     site.kit.sync(site.url, site.dest)
     assert told == []
@@ -258,7 +258,7 @@ class Mirror(ToolkitCommand):
         parser.add_argument("--where")
 
 
-def test_a_command_of_ones_own(site: Site) -> None:
+def test_a_custom_command(site: Site) -> None:
     """It has the options without asking, a Toolkit with settings and options in it, and its errors become failures."""
     command = Mirror()
     (site.root / "site/file").write_bytes(b"x" * 1000)

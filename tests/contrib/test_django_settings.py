@@ -90,7 +90,7 @@ def test_wrong_settings_are_found_at_start(number: str, wrong: object, hint: str
         assert found.msg.rstrip(".") in message
 
 
-def test_all_that_is_wrong_is_told_at_once() -> None:
+def test_all_mistakes_are_reported_at_once() -> None:
     """In one run of `check`, and neighbours that only begin alike don't overlap."""
     wrong = {"WORKERS": "4", "TREES": {"a": {"DEST": "x"}, "b": GOOD, "c": {**GOOD, "DEST": "/srv/rules2"}}, "X": 1}
     with override_settings(PERFKIT=wrong):
@@ -126,7 +126,7 @@ def test_a_tree_that_this_user_cannot_write_is_a_warning(tmp_path: Path) -> None
     assert "is not a directory" in found[1].msg
 
 
-def test_plain_http_is_told_of_before_a_deployment() -> None:
+def test_plain_http_is_a_deployment_warning() -> None:
     """Not on loopback, and not without --deploy."""
     sources = {"a": "http://example.org/", "b": "http://127.0.0.1:8000/", "c": "https://example.org/"}
     entries = {name: {"SOURCE": source, "DEST": f"/srv/{name}"} for name, source in sources.items()}

@@ -174,7 +174,7 @@ def test_names_that_escape(kit: Toolkit, misbehaving: Start, tmp_path: Path, nam
 
 
 @pytest.mark.parametrize("dest", ["a\0b", "a\0b/c"])
-def test_a_destination_that_is_no_path(kit: Toolkit, misbehaving: Start, tmp_path: Path, dest: str) -> None:
+def test_a_destination_that_is_not_a_path(kit: Toolkit, misbehaving: Start, tmp_path: Path, dest: str) -> None:
     """An error at once, and no endless wait."""
     with pytest.raises((UnsafePathError, TransferError, ValueError)):
         kit.download(f"{misbehaving(serve).url}/f", f"{tmp_path}/{dest}")

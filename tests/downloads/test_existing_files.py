@@ -45,7 +45,7 @@ def test_refresh_asks_whether_the_file_changed(kit: Toolkit, misbehaving: Start,
     assert (out / "f").read_bytes() == BODY[::-1]
 
 
-def test_refresh_by_date_where_there_is_no_tag(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+def test_refresh_by_date_without_a_tag(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     modified = http_date(-3600)
 
     def handler(x: Exchange) -> None:

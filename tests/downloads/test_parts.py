@@ -256,7 +256,7 @@ def test_a_part_that_changed_since_is_not_resumed(make_kit: MakeKit, misbehaving
 
 
 @pytest.mark.parametrize("wanted", [None, (PART[0] + 1, PART[1] + 1), (0, PART[1] - PART[0])])
-def test_what_is_left_of_another_part_is_no_use(
+def test_a_partial_file_of_another_part_is_not_used(
     make_kit: MakeKit, misbehaving: Start, tmp_path: Path, wanted: tuple[int, int] | None
 ) -> None:
     """Neither for the whole file nor for other bytes of it."""
@@ -267,7 +267,9 @@ def test_what_is_left_of_another_part_is_no_use(
     assert (tmp_path / "part").read_bytes() == (BODY[slice(*wanted)] if wanted else BODY)
 
 
-def test_what_is_left_of_the_whole_is_no_use_for_a_part(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_partial_file_of_the_whole_is_not_used_for_a_part(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path
+) -> None:
     def handler(x: Exchange) -> None:
         if x.number == 1:
             x.head("200 OK", Content_Length=str(len(BODY)), ETag='"v1"')
@@ -291,7 +293,7 @@ def test_ranges_that_are_none(kit: Toolkit, part: tuple[int, int]) -> None:
         Request("http://127.0.0.1/f", byte_range=part)
 
 
-def test_a_batch_tells_which_parts_failed(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_batch_reports_which_parts_failed(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     parts = [(0, 10), (len(BODY) - 5, len(BODY) + 5), (10, 20)]
     with pytest.raises(BatchError) as caught:

@@ -69,7 +69,7 @@ def test_rows_of_many_names_are_in_order() -> None:
     assert changes[names[7777]] == StagedFile("stage/7778", content(names[7777]))
 
 
-def test_changes_and_what_is_told_of_them() -> None:
+def test_changes_and_their_summary() -> None:
     """What is done to the disk, and what the record says, where others edited a file or had made the change."""
     changes = ChangeSet(staged="stage/", fetched="fetch/")
     changes["new"], changes["same"], changes["edited"] = (

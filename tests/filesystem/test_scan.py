@@ -18,7 +18,7 @@ from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
 from tests.support.files import make, sha
 
 
-def test_scan_tells_what_lstat_tells(tmp_path: Path) -> None:
+def test_scan_agrees_with_lstat(tmp_path: Path) -> None:
     """Every file once, with the numbers of lstat; directories only if requested."""
     make(tmp_path, {"a": b"1", "d/b": b"22", "d/e/c": b""})
     os.symlink("nowhere", tmp_path / "link")
@@ -65,7 +65,7 @@ def test_scan_is_iterative_below_path_max(tmp_path: Path) -> None:
     assert not root.exists()
 
 
-def test_links_are_followed_on_demand_and_loops_told(tmp_path: Path) -> None:
+def test_links_are_followed_on_demand_and_loops_are_errors(tmp_path: Path) -> None:
     """Followed links are what they lead to; a loop and a dangling link are entries with an error."""
     make(tmp_path / "tree", {"d/a": b"1"})
     make(tmp_path / "other", {"b": b"2"})
@@ -79,7 +79,7 @@ def test_links_are_followed_on_demand_and_loops_told(tmp_path: Path) -> None:
     assert found == {"d/a": None, "d/loop": errno.ELOOP, "out/b": None, "dangling": errno.ENOENT}
 
 
-def test_what_vanishes_is_told_in_place(tmp_path: Path) -> None:
+def test_what_vanishes_is_an_entry_with_an_error(tmp_path: Path) -> None:
     """A directory that disappears during the scan is an entry with an error; the rest is listed."""
     make(tmp_path, {f"{letter}/{number}": b"" for letter in "abc" for number in range(3)})
     batches = scan_batches(tmp_path, batch=1)
@@ -106,7 +106,7 @@ print(json.dumps(told))
 """
 
 
-def test_what_may_not_be_read_is_told_in_place(tmp_path: Path) -> None:
+def test_what_may_not_be_read_is_an_entry_with_an_error(tmp_path: Path) -> None:
     """A directory and a file that somebody may not read are entries with EACCES, and all the rest comes."""
     make(tmp_path / "tree", {"a/1": b"1", "closed/2": b"2", "z/3": b"3", "secret": b"4"})
     for name, mode in (("", 0o755), ("a", 0o755), ("a/1", 0o644), ("z", 0o755), ("z/3", 0o644), ("closed", 0),

@@ -98,7 +98,7 @@ def test_overflow_dirties_everything(tmp_path: Path) -> None:
         assert "late/x" in found
 
 
-def test_a_root_that_goes_away_dirties_everything(tmp_path: Path) -> None:
+def test_a_removed_root_dirties_everything(tmp_path: Path) -> None:
     """After the removal of the watched directory nothing is known, and the watch ends cleanly."""
     root = make(tmp_path / "root", {"a": b""})
     with watch(root) as dirty:

@@ -298,7 +298,7 @@ def test_no_standard_error_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.finish(a_run())
 
 
-def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     """The window is closed in the middle: the download goes on, unseen."""
     (tmp_path / "f").write_bytes(b"x" * MIB)
     master, slave = os.openpty()

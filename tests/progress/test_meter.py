@@ -99,7 +99,7 @@ def test_a_size_that_becomes_known_late(meter: Meter) -> None:
     assert meter.snapshot().total_bytes == 70
 
 
-def test_a_size_nobody_ever_told(meter: Meter) -> None:
+def test_a_size_that_stays_unknown(meter: Meter) -> None:
     """When such a file is whole, its size is what came."""
     meter.expect(1)
     file = begun(meter, "f", None)

@@ -115,7 +115,7 @@ def test_patience_ends_with_the_block() -> None:
     assert told[-1] == ("finish", 0.1)
 
 
-def test_a_dry_run_tells_routes_and_prices(kit: Toolkit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_routes_and_costs(kit: Toolkit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As one JSON object, or as a line."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")

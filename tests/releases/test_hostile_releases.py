@@ -109,7 +109,7 @@ def test_a_manifest_holds_what_it_was_given() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=400), magic=st.sampled_from([b"", b"perfkit manifest 1\n"]))
-def test_garbage_is_no_manifest(data: bytes, magic: bytes) -> None:
+def test_garbage_is_refused_as_a_manifest(data: bytes, magic: bytes) -> None:
     """Nothing but a typed error, or a true manifest."""
     with contextlib.suppress(PerfkitError):
         assert Manifest.of(Manifest.parse(magic + data)).raw == magic + data
@@ -213,7 +213,7 @@ def test_indexes_that_lie_are_refused() -> None:
             Index.parse(bad, manifest)
 
 
-def test_damaged_frames_are_refused_or_told_by_the_digest(client: Client) -> None:
+def test_damaged_frames_are_refused_or_fail_their_digest(client: Client) -> None:
     """A flipped bit in a pack never writes outside a file, and is a typed error or another content."""
     index = Index.parse(client.packed(client.pointer.fine), client.manifest)
     pieces = index.pieces(lambda entry: True)
@@ -320,7 +320,7 @@ def test_deltas_that_lie_are_refused() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(head=st.binary(min_size=64, max_size=64), table=st.binary(max_size=300))
-def test_garbage_is_no_delta(head: bytes, table: bytes) -> None:
+def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
     data = b"perfkit delta 1\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed

@@ -146,7 +146,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
         assert (tmp_path / "1" / ref.path).read_bytes() == (tmp_path / "2" / ref.path).read_bytes()
 
 
-def test_executable_files_are_told_from_others(tmp_path: Path) -> None:
+def test_executable_files_are_distinguished(tmp_path: Path) -> None:
     """A change of the bit alone is a new release whose delta makes no content."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     publish(str(src), str(site), version="1")

@@ -165,7 +165,7 @@ def test_a_range_that_there_is_nothing_of(wanted: str, server: Server) -> None:
 
 @pytest.mark.parametrize("wanted", ["bytes=", "bytes=-", "bytes=2-1", "bytes=a-b", "lines=0-1", "bytes=0-1,4-5",
                                     "bytes=\xb2-", f"bytes={'9' * 5000}-", "bytes=-1-2", "bytes=+1-2"])  # fmt: skip
-def test_what_is_no_single_range_is_ignored(wanted: str, server: Server) -> None:
+def test_anything_but_a_single_range_is_ignored(wanted: str, server: Server) -> None:
     """The whole file, as RFC 9110 section 14.2 has it."""
     answer = ask(server, Range=wanted)
     assert (answer.status, answer.body) == (200, BODY)
@@ -336,7 +336,7 @@ def test_an_unreadable_file(site: Path, server: Server) -> None:
     b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"GET /f HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n",
     b"\x16\x03\x01\x00\xff\x00\r\n\r\n",
 ])  # fmt: skip
-def test_what_is_no_request(raw: bytes, server: Server) -> None:
+def test_invalid_requests(raw: bytes, server: Server) -> None:
     """An error and the end of the connection; the server goes on."""
     with Client(server) as client, contextlib.suppress(ConnectionError):
         client.send(raw)

@@ -152,7 +152,7 @@ def test_an_edit_of_a_file_that_the_release_drops_is_kept_too() -> None:
     assert found.remove == ()
 
 
-def test_an_edit_to_what_is_wanted_is_no_edit() -> None:
+def test_an_edit_to_the_wanted_content_is_not_an_edit() -> None:
     """A half-updated tree: files that already are as the new release has them stay, whatever the policy."""
     found = plan(tree(a="1", b="3"), tree(a="2", b="4"), tree(a="2", b="3"), local_changes="refuse")
     assert found.keep == ("a",)

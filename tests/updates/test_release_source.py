@@ -237,7 +237,7 @@ def test_a_chain_that_costs_more_than_blocks_is_not_taken(kit: Toolkit, tmp_path
     assert tree_of(tree) == trees[-1]
 
 
-def test_a_plan_tells_the_price_of_a_delta(kit: Toolkit, tmp_path: Path, second: Path) -> None:
+def test_a_plan_has_the_cost_of_a_delta(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """What is planned is what is then taken, and a plan fetches no content."""
     with Server(second) as server:
         plan = kit.plan(server.url, tmp_path / "tree")
@@ -278,7 +278,7 @@ def test_a_repair_brings_the_installed_release(kit: Toolkit, tmp_path: Path) -> 
     assert kit.verify(tmp_path / "tree").intact
 
 
-def test_a_pointer_is_asked_for_conditionally_without_extended_attributes(
+def test_a_pointer_is_requested_conditionally_without_extended_attributes(
     kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record has its version too; also for a dry run, whose stage is empty, and after the stage was cleared."""

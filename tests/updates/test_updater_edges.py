@@ -121,7 +121,7 @@ def test_every_change_is_seen_by_an_update(
     assert ("pkg/a.py" in report.saved_as) == (change is not gone)
 
 
-def test_metadata_alone_is_no_edit(kit: Toolkit, origin: Origin, dest: Path) -> None:
+def test_changed_metadata_alone_is_not_an_edit(kit: Toolkit, origin: Origin, dest: Path) -> None:
     """After touch and chmod -R nothing is fetched or kept aside; the executable bit is part of a release."""
     for path in dest.rglob("*"):
         if ".perfkit" not in path.parts and path.is_file():
@@ -300,7 +300,7 @@ def test_a_directory_with_others_files_is_not_replaced(kit: Toolkit, origin: Ori
     assert tree_of(dest) == {**ONE, **MINE}
 
 
-def test_a_tree_that_may_not_be_written(origin: Origin, dest: Path) -> None:
+def test_a_tree_without_write_permission(origin: Origin, dest: Path) -> None:
     """Permission denied is an OSError that names the path; nothing is changed."""
     need_root("to become a user who may not write")
     origin.publish(TWO, "2")

@@ -49,7 +49,7 @@ def test_back_past_a_repair(kit: Toolkit, origin: Origin, dest: Path) -> None:
 
 
 def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
-    """Content that an edit replaced can't be restored: the rollback restores what the sync found, and it and verify report that."""
+    """Content that an edit replaced can't be restored; what the sync found is, and report and verify say so."""
     kit = make_kit(local_changes="overwrite")
     origin.publish({**TWO, "README": b"hello 3\n"}, "3")
     edit(dest / "README", b"mine\n")
@@ -171,7 +171,7 @@ def disk_use(root: Path) -> int:
     return sum(found.values())
 
 
-def test_history_tells(kit: Toolkit, dest: Path) -> None:
+def test_history(kit: Toolkit, dest: Path) -> None:
     """Versions, times, counts and sizes, and which one is current."""
     zero, one, two = kit.history(dest)
     assert (zero.number, one.number, two.number) == (0, 1, 2)
