@@ -5,8 +5,10 @@ from __future__ import annotations
 import errno
 import json
 import os
+import resource
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -42,17 +44,28 @@ def test_odd_names_survive(tmp_path: Path) -> None:
     assert {os.fsencode(each.name): each.sha256 for each in hash_tree(tmp_path)} == {name: sha(name) for name in odd}
 
 
-def test_scan_is_iterative_below_path_max(tmp_path: Path) -> None:
+@pytest.fixture
+def low_limits() -> Iterator[int]:
+    """Few levels of recursion and few open files; their number is less than this."""
+    recursion, files = sys.getrecursionlimit(), resource.getrlimit(resource.RLIMIT_NOFILE)
+    sys.setrecursionlimit(300)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (256, files[1]))
+    yield 301
+    resource.setrlimit(resource.RLIMIT_NOFILE, files)
+    sys.setrecursionlimit(recursion)
+
+
+def test_scan_is_iterative_below_path_max(tmp_path: Path, low_limits: int) -> None:
     """A tree deeper than recursion, open files and PATH_MAX allow is scanned, and removed."""
-    root = tmp_path / "deep"
+    root, down = tmp_path / "deep", "down" * 5
     root.mkdir()
-    depth = 1500
+    depth = max(low_limits, 2 * os.pathconf(root, "PC_PATH_MAX") // len(down))
     here = os.open(root, os.O_RDONLY)
     for number in range(depth):
-        for name in ("side", "down"):
+        for name in ("side", down):
             os.mkdir(name, dir_fd=here)
         os.close(os.open(f"file{number}", os.O_CREAT | os.O_WRONLY, dir_fd=here))
-        below = os.open("down", os.O_RDONLY, dir_fd=here)
+        below = os.open(down, os.O_RDONLY, dir_fd=here)
         os.close(here)
         here = below
     os.close(here)
