@@ -24,7 +24,8 @@ TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sort
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-_VARIES = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[\d.]+ [KM]?i?B kept")  # from run to run, and from zstd to zstd
+# From run to run, and from zstd to zstd; a download has no speed if it took no time to speak of.
+_VARIES = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[\d.]+ [KM]?i?B kept|(?<= in )\d+:\d\d(, [\d.]+ [KM]?i?B/s)?")
 
 
 @dataclass

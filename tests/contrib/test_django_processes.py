@@ -21,7 +21,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.server.server import Server
-from tests.downloads.test_resume import held
+from tests.support.partial_files import held
 from tests.support.trees import Tree, tree_of, write_tree
 
 ROOT = Path(__file__).parents[2]
