@@ -29,6 +29,12 @@ def tree_of(root: Path) -> Tree:
     return {path.relative_to(root).as_posix(): path.read_bytes() for path in files}
 
 
+def litter(root: Path) -> set[str]:
+    """What perfkit keeps in a tree beyond what it always keeps there."""
+    own = {entry.name for entry in (root / ".perfkit").iterdir()}
+    return own - {"lock", "state", "history", "objects", "manifest", "fetch"}
+
+
 def lines(seed: int, count: int) -> bytes:
     """Text of some variety."""
     chance = random.Random(seed)

@@ -21,19 +21,17 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
+from tests.support.crash_cases import FULL, MUTATING, copy, reachable, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, need
 from tests.support.trees import ONE, TWO, edit, text, tree_of
-from tests.transactions.test_crash import FULL, MUTATING, copy, place, reachable, snapshot
 
 Counts = dict[str, tuple[int, int]]
 
 SAMPLE = 2  # cases per system call and action
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
 LOCAL = "pkg/same.py.perfkit-local"
-
-__all__ = ["place"]
 
 
 class Server:
