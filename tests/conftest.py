@@ -46,11 +46,11 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_kit() -> Iterator[Callable[..., Toolkit]]:
-    """Toolkits with short patience; closed after the test."""
+    """Toolkits with short time-outs, with a session of the caller's if there is one; closed after the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(progress: Any = None, **changes: Any) -> Toolkit:
-            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), progress=progress))
+        def make(session: Any = None, progress: Any = None, **changes: Any) -> Toolkit:
+            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), session=session, progress=progress))
 
         yield make
 

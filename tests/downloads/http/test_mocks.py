@@ -15,8 +15,8 @@ import responses
 import vcr
 
 from perfkit import BatchError, HTTPStatusError, Toolkit, TransferError, TransferTimeoutError
-from tests.downloads.http.conftest import BODY
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

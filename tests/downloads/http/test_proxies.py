@@ -15,9 +15,8 @@ import urllib3.contrib
 from perfkit import ConfigError, Toolkit, TransferError
 from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import Proxy
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, Proxy
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

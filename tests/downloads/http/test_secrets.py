@@ -11,9 +11,8 @@ import requests
 import trustme
 
 from perfkit import Request, Toolkit
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import server_context
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, server_context
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

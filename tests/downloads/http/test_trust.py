@@ -15,9 +15,8 @@ import trustme
 from requests.adapters import HTTPAdapter
 
 from perfkit import ConfigError, Toolkit, TransferError
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import server_context
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, server_context
 from tests.support.tools import need
 
 Start = Callable[..., MisbehavingServer]
