@@ -46,7 +46,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def make_kit() -> Iterator[Callable[..., Toolkit]]:
-    """Toolkits with short time-outs, with a session of the caller's if there is one; closed after the test."""
+    """Toolkits that retry fast, with a session of the caller's if there is one; closed after the test."""
     with contextlib.ExitStack() as stack:
 
         def make(session: Any = None, progress: Any = None, **changes: Any) -> Toolkit:

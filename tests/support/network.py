@@ -77,7 +77,12 @@ class Proxy:
             return
         authority = target if method == "CONNECT" else target.split("/")[2]
         host, _, port = authority.rpartition(":")
-        server = socket.create_connection((host, int(port)))
+        try:
+            server = socket.create_connection((host, int(port)))
+        except OSError:
+            client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+            client.shutdown(socket.SHUT_WR)
+            return
         self._sockets.append(server)
         if method == "CONNECT":
             client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
