@@ -95,3 +95,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
     path.mkdir()
     with mounted(path, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
         yield path
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """An empty directory to serve files from."""
+    path = tmp_path / "site"
+    path.mkdir()
+    return path

@@ -36,23 +36,23 @@ FIELDS = {"url", "path", "bytes", "bytes_received", "resumed_from", "segments", 
 # -- get: where to -----------------------------------------------------------------------------------------------------
 
 
-def test_into_the_current_directory(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_into_the_current_directory(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """Named as in the URL; nothing on standard output, a summary on standard error."""
-    assert main(["get", f"{site.url}a.bin", f"{site.url}b.bin"]) == 0
+    assert main(["get", f"{file_server.url}a.bin", f"{file_server.url}b.bin"]) == 0
     out, err = capsys.readouterr()
     assert out == ""
     assert re.fullmatch(r"2 files, 585\.9 KiB in 0:0\d, .*/s", err.splitlines()[-1])
     assert (tmp_path / "a.bin").read_bytes() == (tmp_path / "b.bin").read_bytes() == BODY
 
 
-def test_the_object_and_its_fields(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_the_object_and_its_fields(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """`--json`: one object, a record a file."""
-    code, value, errors = get(capsys, "-o", "x", "--checksum", SHA256, f"{site.url}a.bin")
+    code, value, errors = get(capsys, "-o", "x", "--checksum", SHA256, f"{file_server.url}a.bin")
     assert (code, errors) == (0, [])
     (record,) = value["files"]
     assert set(record) >= FIELDS
     assert set(value) >= {"files", "bytes_received", "seconds"}
-    assert record["url"] == f"{site.url}a.bin"
+    assert record["url"] == f"{file_server.url}a.bin"
     assert os.path.samefile(record["path"], tmp_path / "x")
     assert record["bytes"] == len(BODY) <= record["bytes_received"] == value["bytes_received"]
     assert (record["resumed_from"], record["retries"], record["checksum"]) == (0, 0, SHA256)
@@ -63,9 +63,9 @@ def test_the_object_and_its_fields(site: Server, tmp_path: Path, capsys: Capture
 
 @pytest.mark.parametrize("form", [["-d", "new/deep"], ["--directory", "new/deep"], ["-o", "new/deep/a.bin"],
                                   ["--output", "new/deep/a.bin"]])  # fmt: skip
-def test_where_to(form: list[str], site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_where_to(form: list[str], file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """A file or a directory; directories are made."""
-    code, value, _ = get(capsys, *form, f"{site.url}a.bin")
+    code, value, _ = get(capsys, *form, f"{file_server.url}a.bin")
     assert code == 0
     assert (tmp_path / "new/deep/a.bin").read_bytes() == BODY
     assert os.path.samefile(value["files"][0]["path"], tmp_path / "new/deep/a.bin")
@@ -103,18 +103,18 @@ def test_segments(segments: int, misbehaving: Start, capsys: Capture) -> None:
     assert value["files"][0]["segments"] == segments
 
 
-def test_limit_rate(site: Server, capsys: Capture) -> None:
+def test_limit_rate(file_server: Server, capsys: Capture) -> None:
     """600 KB at 600 KiB a second take about a second, whatever the number of files."""
     began = time.monotonic()
-    code, _, _ = get(capsys, "--limit-rate", "600K", f"{site.url}a.bin", f"{site.url}b.bin")
+    code, _, _ = get(capsys, "--limit-rate", "600K", f"{file_server.url}a.bin", f"{file_server.url}b.bin")
     assert code == 0
     assert time.monotonic() - began > 0.75
 
 
-def test_mirror(site: Server, misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_mirror(file_server: Server, misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     """Another URL of the same file, under the name that the first one gives."""
     broken = misbehaving(lambda x: x.respond("404 Not Found"))
-    mirrors = ["--mirror", f"{broken.url}/also-gone", "--mirror", f"{site.url}b.bin"]
+    mirrors = ["--mirror", f"{broken.url}/also-gone", "--mirror", f"{file_server.url}b.bin"]
     code, value, errors = get(capsys, "--checksum", SHA256, *mirrors, f"{broken.url}/f.bin")
     assert (code, errors) == (0, [])
     assert value["files"][0]["url"] == f"{broken.url}/f.bin"
@@ -149,9 +149,9 @@ def test_retries(retries: int, misbehaving: Start, capsys: Capture) -> None:
     assert "500" in errors[0]
 
 
-def test_no_resume(site: Server, capsys: Capture) -> None:
+def test_no_resume(file_server: Server, capsys: Capture) -> None:
     """A file that is there and current is left alone, unless asked otherwise."""
-    url = f"{site.url}a.bin"
+    url = f"{file_server.url}a.bin"
     assert get(capsys, url)[1]["files"][0]["unchanged"] is False
     assert get(capsys, url)[1]["files"][0]["unchanged"] is True
     again = get(capsys, "--no-resume", url)[1]["files"][0]
@@ -159,15 +159,15 @@ def test_no_resume(site: Server, capsys: Capture) -> None:
     assert again["bytes_received"] >= len(BODY)
 
 
-def test_quiet(site: Server, capsys: Capture) -> None:
+def test_quiet(file_server: Server, capsys: Capture) -> None:
     """No bars and no summary, with `--json` or without; an error is still an error."""
-    assert main(["get", "--quiet", f"{site.url}a.bin"]) == 0
+    assert main(["get", "--quiet", f"{file_server.url}a.bin"]) == 0
     assert capsys.readouterr() == ("", "")
-    assert main(["get", "--quiet", f"{site.url}b.bin", f"{site.url}missing"]) == 1
+    assert main(["get", "--quiet", f"{file_server.url}b.bin", f"{file_server.url}missing"]) == 1
     out, err = capsys.readouterr()
     assert out == ""
     assert err.splitlines() == complaints(err)
-    assert f"{site.url}missing: " in err
+    assert f"{file_server.url}missing: " in err
 
 
 # -- how it ends -------------------------------------------------------------------------------------------------------
@@ -248,9 +248,11 @@ def test_standard_output_that_takes_nothing(arguments: list[str], out: str) -> N
     assert "standard output" in lines[0]
 
 
-def test_no_standard_streams(site: Server, tmp_path: Path) -> None:
+def test_no_standard_streams(file_server: Server, tmp_path: Path) -> None:
     """A daemon's child without any of them still does its work."""
     command = 'exec "$@" <&- >&- 2>&-'
-    ended = subprocess.run(["sh", "-c", command, "sh", *PERFKIT, "get", f"{site.url}a.bin"], timeout=10, check=False)
+    ended = subprocess.run(
+        ["sh", "-c", command, "sh", *PERFKIT, "get", f"{file_server.url}a.bin"], timeout=10, check=False
+    )
     assert ended.returncode == 0
     assert (tmp_path / "a.bin").read_bytes() == BODY

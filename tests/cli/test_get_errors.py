@@ -78,10 +78,10 @@ def test_bad_environment(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> No
     assert "PERFKIT_WORKERS" in complaints(capsys.readouterr().err)[0]
 
 
-def test_wrong_checksum(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_wrong_checksum(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """No file, and the error says what was expected."""
     wanted = f"sha256:{'0' * 64}"
-    code, value, errors = get(capsys, "-o", "x", "--checksum", wanted, f"{site.url}a.bin")
+    code, value, errors = get(capsys, "-o", "x", "--checksum", wanted, f"{file_server.url}a.bin")
     assert code == 1
     assert value["files"][0]["error"]["type"] == "IntegrityError"
     assert wanted in errors[0]
@@ -102,11 +102,11 @@ def test_connection_refused(capsys: Capture) -> None:
 
 
 @pytest.mark.parametrize("form", [["-d", "file"], ["-o", "file/x"], ["-o", "directory/name-that-is-one"]])
-def test_places_that_no_file_can_have(form: list[str], site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_places_that_no_file_can_have(form: list[str], file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """The disk's own error, with the path; what was there stays."""
     (tmp_path / "file").write_text("kept")
     (tmp_path / "directory/name-that-is-one/a.bin").mkdir(parents=True)
-    code, value, errors = get(capsys, *form, f"{site.url}a.bin")
+    code, value, errors = get(capsys, *form, f"{file_server.url}a.bin")
     assert code == 1
     assert len(errors) == 1
     assert "Error" in value["files"][0]["error"]["type"]
@@ -115,9 +115,9 @@ def test_places_that_no_file_can_have(form: list[str], site: Server, tmp_path: P
     assert not list(tmp_path.rglob("*.part*"))
 
 
-def test_one_failure_among_others(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_one_failure_among_others(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """The others are done; the object has them all."""
-    code, value, errors = get(capsys, *(f"{site.url}{name}.bin" for name in ("a", "missing", "c")))
+    code, value, errors = get(capsys, *(f"{file_server.url}{name}.bin" for name in ("a", "missing", "c")))
     assert code == 1
     assert len(errors) == 1
     failed = {record["url"].rpartition("/")[2]: "error" in record for record in value["files"]}

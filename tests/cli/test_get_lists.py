@@ -31,10 +31,10 @@ from tests.support.fakes import Exchange, MisbehavingServer
 Start = Callable[..., MisbehavingServer]
 
 
-def test_a_list(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_a_list(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """URL, name, checksum; comments and empty lines; any line ending; a byte order mark."""
-    lines = ["\ufeff# what we need", f"{site.url}a.bin", "", f"{site.url}b.bin\tsub/b\t{SHA256}",
-             f"  {site.url}c.bin\t\t{SHA256}  "]  # fmt: skip
+    lines = ["\ufeff# what we need", f"{file_server.url}a.bin", "", f"{file_server.url}b.bin\tsub/b\t{SHA256}",
+             f"  {file_server.url}c.bin\t\t{SHA256}  "]  # fmt: skip
     (tmp_path / "list").write_bytes("\r\n".join(lines).encode())  # and no end of line at its end
     code, value, errors = get(capsys, "-d", "out", "-i", "list")
     assert (code, errors) == (0, [])
@@ -44,12 +44,12 @@ def test_a_list(site: Server, tmp_path: Path, capsys: Capture) -> None:
     assert (tmp_path / "out/sub/b").read_bytes() == BODY
 
 
-def test_bad_lines_in_a_list(site: Server, tmp_path: Path, capsys: Capture) -> None:
+def test_bad_lines_in_a_list(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """Each is reported with its line number, and the others are downloaded."""
-    lines = [f"{site.url}a.bin", "ftp://host/f", f"{site.url}b.bin\t../outside", f"{site.url}b.bin\tb\tmd5:0",
-             f"{site.url}b.bin\tb\t\tmore", b"\xff\xfe".decode("latin-1"), f"{site.url}c.bin"]  # fmt: skip
+    lines = [f"{file_server.url}a.bin", "ftp://host/f", f"{file_server.url}b.bin\t../outside", f"{file_server.url}b.bin\tb\tmd5:0",
+             f"{file_server.url}b.bin\tb\t\tmore", b"\xff\xfe".decode("latin-1"), f"{file_server.url}c.bin"]  # fmt: skip
     (tmp_path / "list").write_text("\n".join(lines), encoding="latin-1")
-    code, value, errors = get(capsys, "-d", "out", "-i", "list", f"{site.url}b.bin")
+    code, value, errors = get(capsys, "-d", "out", "-i", "list", f"{file_server.url}b.bin")
     assert code == 1
     assert len(errors) == 5
     assert {match[1] for each in errors if (match := re.search(r"list, line (\d+): ", each))} == {"2", "4", "5", "6"}
@@ -69,16 +69,16 @@ def test_a_line_without_end(tmp_path: Path, capsys: Capture) -> None:
     assert value["error"]["type"] == "ConfigError"
 
 
-def test_a_list_that_is_still_being_written(site: Server) -> None:
+def test_a_list_that_is_still_being_written(file_server: Server) -> None:
     """Results come while the list has no end yet; the end of the list ends the run."""
     with start("get", "--json", "--quiet", "-d", "out", "-i", "-") as process:
         assert process.stdin is not None
         out = b""
         for name in ("a", "b"):
-            process.stdin.write(f"{site.url}{name}.bin\n".encode())
+            process.stdin.write(f"{file_server.url}{name}.bin\n".encode())
             process.stdin.flush()
             out += read_until(process.stdout, f"{name}.bin".encode())
-        rest, err = process.communicate(f"{site.url}c.bin".encode(), timeout=10)
+        rest, err = process.communicate(f"{file_server.url}c.bin".encode(), timeout=10)
     assert (process.returncode, err) == (0, b"")
     assert [record["bytes"] for record in the_object((out + rest).decode())["files"]] == [len(BODY)] * 3
 

@@ -41,7 +41,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, kit: Toolkit) -> Iterator[Site]:
+def published(tmp_path: Path, kit: Toolkit) -> Iterator[Site]:
     (tmp_path / "site").mkdir()
     with Server(tmp_path / "site") as server:
         entry = {"SOURCE": server.url, "DEST": tmp_path / "rules"}
@@ -77,23 +77,23 @@ def told(receive: Callable[..., None]) -> list[tuple[str, str, int]]:
 # -- sync, status, rollback --------------------------------------------------------------------------------------------
 
 
-def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) -> None:
+def test_a_tree_follows_its_source_and_goes_back(published: Site, told: list[Any]) -> None:
     """Dry run, first sync, nothing new, an update, status in between, rollback: each prints what it did."""
     out, _ = run("perfkit_sync", "rules", dry_run=True, verbosity=2)
     assert "nothing would become 1: 20 added" in out
     assert "  + 07.rules\n" in out
-    assert not site.dest.exists()
+    assert not published.dest.exists()
     assert run("perfkit_status")[0].startswith("rules: not installed\n")
     assert told == []
 
     out, err = run("perfkit_sync", "rules")
     assert out.startswith("rules: 1 (generation 1)\n  20 added, 0 changed, 0 removed; ")
-    assert (err, tree_of(site.dest), told) == ("", FIRST, [("rules", "1", 1)])
+    assert (err, tree_of(published.dest), told) == ("", FIRST, [("rules", "1", 1)])
     assert run("perfkit_sync", all=True)[0] == "rules: 1 is installed already (generation 1)\n"
     assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is installed already; nothing to do\n"
 
-    site.publish("2", SECOND)
-    (site.dest / "03.rules").write_bytes(b"mine\n")
+    published.publish("2", SECOND)
+    (published.dest / "03.rules").write_bytes(b"mine\n")
     assert "03.rules had local edits, which are kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
     assert (record["version"], record["generation"], record["state"]) == ("2", 2, "installed")
@@ -105,24 +105,24 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
     assert run("perfkit_rollback", "rules")[0].startswith("rules: 1 (generation 1)\n")
     assert told == [("rules", "1", 1), ("rules", "2", 2), ("rules", "1", 1)]
     assert run("perfkit_rollback", "rules", to=2, verbosity=0) == ("", "")
-    assert (site.dest / "new.rules").exists()
+    assert (published.dest / "new.rules").exists()
 
 
-def test_several_trees_of_which_one_fails(site: Site, told: list[Any]) -> None:
+def test_several_trees_of_which_one_fails(published: Site, told: list[Any]) -> None:
     """The others have their turn, and the command fails at the end."""
-    entry = {"SOURCE": site.url, "DEST": site.dest}
-    nothing = {"SOURCE": f"{site.url}nothing/", "DEST": site.root / "nothing"}
+    entry = {"SOURCE": published.url, "DEST": published.dest}
+    nothing = {"SOURCE": f"{published.url}nothing/", "DEST": published.root / "nothing"}
     with override_settings(PERFKIT={"TREES": {"nothing": nothing, "rules": entry}, "RETRIES": 0}):
         out, err = io.StringIO(), io.StringIO()
         with pytest.raises(CommandError, match="1 of 2 trees failed"):
             call_command("perfkit_sync", "--all", stdout=out, stderr=err)
-        assert err.getvalue().startswith(f"nothing: {site.url}nothing/")
+        assert err.getvalue().startswith(f"nothing: {published.url}nothing/")
         assert told == [("rules", "1", 1)]
         assert failure("perfkit_sync", "nothing")[0] == 1
         assert json.loads(run("perfkit_status", json=True)[0])["trees"][0]["state"] == "absent"
 
 
-def test_invalid_usage(site: Site) -> None:
+def test_invalid_usage(published: Site) -> None:
     """Return code 2 with the valid choices for invalid usage; 1 for a tree without an earlier release."""
     assert failure("perfkit_sync") == (2, "give names of trees or --all; the trees are rules")
     assert failure("perfkit_sync", "rules", "--all")[0] == 2
@@ -131,7 +131,7 @@ def test_invalid_usage(site: Site) -> None:
     assert failure("perfkit_sync", "rules", "--limit-rate", "fast")[0] == 2
     assert failure("perfkit_sync", "rules", "--workers", "0")[0] == 2
     code, message = failure("perfkit_rollback", "rules")
-    assert (code, "sync the tree 'rules' first" in message, site.dest.exists()) == (1, True, False)
+    assert (code, "sync the tree 'rules' first" in message, published.dest.exists()) == (1, True, False)
     run("perfkit_sync", "rules")
     assert failure("perfkit_rollback", "rules", "--to", "9")[0] == 1
 
@@ -139,7 +139,7 @@ def test_invalid_usage(site: Site) -> None:
 # -- the signal --------------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_receiver_is_reported_and_called_again(site: Site, receive: Callable[..., None]) -> None:
+def test_a_failed_receiver_is_reported_and_called_again(published: Site, receive: Callable[..., None]) -> None:
     """The change stays, the others are called, the command ends with 3, and the next sync makes up for it."""
     calls: list[str] = []
 
@@ -154,7 +154,7 @@ def test_a_failed_receiver_is_reported_and_called_again(site: Site, receive: Cal
     assert code == 3
     assert "breaks: ValueError: line 3 of 07.rules" in message
     assert "is at 1 (generation 1)" in message
-    assert (tree_of(site.dest), calls) == (FIRST, ["breaks", "other"])
+    assert (tree_of(published.dest), calls) == (FIRST, ["breaks", "other"])
     assert "some receivers of tree_updated have not processed this generation" in run("perfkit_status")[0]
     assert "is installed already" in run("perfkit_sync", "rules")[0]
     assert calls == ["breaks", "other"] * 2
@@ -162,7 +162,7 @@ def test_a_failed_receiver_is_reported_and_called_again(site: Site, receive: Cal
     assert calls == ["breaks", "other"] * 2
 
 
-def test_a_rollback_after_a_failed_receiver_is_announced(site: Site, receive: Callable[..., None]) -> None:
+def test_a_rollback_after_a_failed_receiver_is_announced(published: Site, receive: Callable[..., None]) -> None:
     """The receivers knew the first generation, and may have half of the second since."""
     versions: list[str] = []
 
@@ -173,22 +173,22 @@ def test_a_rollback_after_a_failed_receiver_is_announced(site: Site, receive: Ca
 
     receive(load)
     trees.sync("rules")
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     with pytest.raises(KeyboardInterrupt):
         trees.sync("rules")
     trees.rollback("rules")
     assert versions == ["1", "2", "1"]
 
 
-def test_a_tree_updated_by_another_process_is_announced(site: Site, told: list[Any]) -> None:
+def test_a_tree_updated_by_another_process_is_announced(published: Site, told: list[Any]) -> None:
     """Such as the `perfkit` command, which sends no signal: the next sync does, with nothing new there."""
-    site.kit.sync(site.url, site.dest)
+    published.kit.sync(published.url, published.dest)
     assert told == []
     assert trees.sync("rules").route == "none"
     assert told == [("rules", "1", 1)]
 
 
-def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., None], told: list[Any]) -> None:
+def test_a_receiver_may_take_its_tree_back(published: Site, receive: Callable[..., None], told: list[Any]) -> None:
     """A receiver can roll back a release that it can't use; all receivers are called for the rollback."""
 
     def refuse(report: SyncReport, **_: Any) -> None:
@@ -197,14 +197,14 @@ def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., No
 
     receive(refuse)
     trees.sync("rules")
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     trees.sync("rules")
-    assert tree_of(site.dest) == FIRST
+    assert tree_of(published.dest) == FIRST
     assert ("rules", "1", 1) in told[1:]
     assert trees.status("rules").receivers_notified
 
 
-def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:
+def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     """The second says that it won't, or waits until the receivers of the first have ended too."""
     begun, go_on, calls = threading.Event(), threading.Event(), []
 
@@ -230,10 +230,10 @@ def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:
     assert ([report.route for report in reports], calls) == (["none"], ["1"])
 
 
-def test_a_writer_without_django_is_waited_for(site: Site) -> None:
+def test_a_writer_without_django_is_waited_for(published: Site) -> None:
     """The tree's own lock counts as well, and `perfkit_status` says so."""
     run("perfkit_sync", "rules")
-    with site.kit.transaction(site.dest):
+    with published.kit.transaction(published.dest):
         assert failure("perfkit_sync", "rules")[0] == 1
         assert run("perfkit_status")[0].startswith("rules: being changed right now\n")
         thread = threading.Thread(target=trees.sync, args=["rules"], kwargs={"wait_s": 20})
@@ -258,58 +258,58 @@ class Mirror(ToolkitCommand):
         parser.add_argument("--where")
 
 
-def test_a_custom_command(site: Site) -> None:
+def test_a_custom_command(published: Site) -> None:
     """It has the options without asking, a Toolkit with settings and options in it, and its errors become failures."""
     command = Mirror()
-    (site.root / "site/file").write_bytes(b"x" * 1000)
-    options = {"where": site.root / "out", "stdout": io.StringIO(), "limit_rate": 5_000_000}
-    call_command(command, f"{site.url}file", "--workers", "2", **options)
+    (published.root / "site/file").write_bytes(b"x" * 1000)
+    options = {"where": published.root / "out", "stdout": io.StringIO(), "limit_rate": 5_000_000}
+    call_command(command, f"{published.url}file", "--workers", "2", **options)
     assert options["stdout"].getvalue() == "mirrored\n"
-    assert (site.root / "out/file").read_bytes() == b"x" * 1000
+    assert (published.root / "out/file").read_bytes() == b"x" * 1000
     config = command.kit.config
     assert (config.workers, config.connections_per_host, config.rate_limit, config.retries) == (2, 2, 5_000_000, 0)
     with pytest.raises(ConfigError, match="closed"):
-        command.kit.download(site.url, site.root / "late")
+        command.kit.download(published.url, published.root / "late")
     for wrong in ({"workers": "2"}, {"limit_rate": "-1"}, {"limit_rate": 0}):
         with pytest.raises(CommandError) as caught:
             call_command(command, **wrong)
         assert caught.value.returncode == 2
     with pytest.raises(CommandError, match=r"1 of 1 failed:\n  .*404") as caught:
-        call_command(command, f"{site.url}missing", where=site.root)
+        call_command(command, f"{published.url}missing", where=published.root)
     assert caught.value.returncode == 1
     assert type(caught.value.__cause__).__name__ == "BatchError"
     with pytest.raises(CommandError, match="Not a directory") as caught:
-        call_command(command, f"{site.url}file", where=site.root / "out/file/below")
+        call_command(command, f"{published.url}file", where=published.root / "out/file/below")
 
 
-def test_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_download(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """Into the current directory or the given one; a second time nothing is fetched."""
-    (site.root / "site/file").write_bytes(b"x" * 1000)
-    monkeypatch.chdir(site.root)
-    assert "file  1000 bytes" in run("perfkit_download", f"{site.url}file")[0]
-    assert run("perfkit_download", f"{site.url}file", "-d", "sub", verbosity=0) == ("", "")
-    assert (site.root / "file").read_bytes() == (site.root / "sub/file").read_bytes() == b"x" * 1000
-    assert "file  unchanged" in run("perfkit_download", f"{site.url}file")[0]
+    (published.root / "site/file").write_bytes(b"x" * 1000)
+    monkeypatch.chdir(published.root)
+    assert "file  1000 bytes" in run("perfkit_download", f"{published.url}file")[0]
+    assert run("perfkit_download", f"{published.url}file", "-d", "sub", verbosity=0) == ("", "")
+    assert (published.root / "file").read_bytes() == (published.root / "sub/file").read_bytes() == b"x" * 1000
+    assert "file  unchanged" in run("perfkit_download", f"{published.url}file")[0]
 
 
-def test_bars_are_for_terminals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """None in a file unless lines are requested, none with --no-progress or --verbosity 0."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    (site.root / "site/file").write_bytes(b"x" * 300_000)
-    args = ["perfkit_download", f"{site.url}file"]
-    assert run(*args, directory=site.root / "a")[1] == ""
-    assert run(*args, directory=site.root / "b", verbosity=2)[1].startswith("1 file, 293.0 KiB in ")
+    (published.root / "site/file").write_bytes(b"x" * 300_000)
+    args = ["perfkit_download", f"{published.url}file"]
+    assert run(*args, directory=published.root / "a")[1] == ""
+    assert run(*args, directory=published.root / "b", verbosity=2)[1].startswith("1 file, 293.0 KiB in ")
     with Terminal() as terminal:
         streams = {"stdout": io.StringIO(), "stderr": terminal.stream}
-        call_command(*args, directory=site.root / "c", verbosity=0, **streams)
-        call_command(*args, directory=site.root / "d", no_progress=True, **streams)
+        call_command(*args, directory=published.root / "c", verbosity=0, **streams)
+        call_command(*args, directory=published.root / "d", no_progress=True, **streams)
         assert terminal.read() == []
-        call_command(*args, directory=site.root / "e", **streams)
+        call_command(*args, directory=published.root / "e", **streams)
         terminal.wait_for("1 file, 293.0 KiB in ")
 
 
-def test_colours(site: Site) -> None:
+def test_colours(published: Site) -> None:
     """By Django's own options."""
     run("perfkit_sync", "rules")
     assert "\x1b[" not in run("perfkit_sync", "rules", "--no-color")[0] + run("perfkit_status", "--no-color")[0]
@@ -320,12 +320,12 @@ def test_colours(site: Site) -> None:
 
 
 @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 5.2 has no tasks")
-def test_a_sync_is_enqueued(site: Site, told: list[Any]) -> None:
+def test_a_sync_is_enqueued(published: Site, told: list[Any]) -> None:
     """With Django's ImmediateBackend: results hold reports, or what went wrong."""
     result = tasks.sync_tree.enqueue("rules")
     assert result.status == "SUCCESSFUL"
     assert result.return_value["version"] == "1"
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     tasks.sync_tree.enqueue("rules", wait_s=5)
     assert tasks.rollback_tree.enqueue("rules").return_value["version"] == "1"
     assert [version for _, version, _ in told] == ["1", "2", "1"]
@@ -335,14 +335,14 @@ def test_a_sync_is_enqueued(site: Site, told: list[Any]) -> None:
 
 
 @pytest.mark.skipif(django.VERSION >= (6, 0), reason="Django has tasks from 6.0 on")
-def test_without_tasks_they_are_functions(site: Site) -> None:
+def test_without_tasks_they_are_functions(published: Site) -> None:
     """For Celery's `shared_task`, or a thread."""
     report = tasks.sync_tree("rules")
     assert json.loads(json.dumps(report)) == report
     assert tasks.rollback_tree("rules", to=0)["generation"] == 0
 
 
-def test_errors_cross_processes(site: Site) -> None:
+def test_errors_cross_processes(published: Site) -> None:
     """A ReceiverError survives pickling, as a result backend does it."""
     import pickle
 

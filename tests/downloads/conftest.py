@@ -1,4 +1,4 @@
-"""Directories to serve from and to download to, and a limit of time."""
+"""A directory to download to, and a limit of time."""
 
 from __future__ import annotations
 
@@ -7,13 +7,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-
-
-@pytest.fixture
-def site(tmp_path: Path) -> Path:
-    path = tmp_path / "site"
-    path.mkdir()
-    return path
 
 
 @pytest.fixture

@@ -80,7 +80,7 @@ ATTACKS: dict[str, bytes] = {
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+def served_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A directory that is served, and its URL."""
     (tmp_path / "site").mkdir()
     with Server(tmp_path / "site") as server:
@@ -102,9 +102,9 @@ def inside(tree: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_the_tree_is_as_it_was(kit: Toolkit, site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
+def test_the_tree_is_as_it_was(kit: Toolkit, served_site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
     """Whether something was installed before or not; and a good archive is taken afterwards."""
-    directory, url = site
+    directory, url = served_site
     kind = attack.partition(" ")[0]
     path, source = directory / f"pack.{kind}", f"{url}pack.{kind}"
     good: Callable[[dict[str, bytes]], bytes] = make_zip if kind == "zip" else make_tar
@@ -152,9 +152,9 @@ TEXTS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("attack", TEXTS)
-def test_control_files_and_lists(kit: Toolkit, site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
+def test_control_files_and_lists(kit: Toolkit, served_site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
     """They name files too, and sizes."""
-    directory, url = site
+    directory, url = served_site
     kind, data = TEXTS[attack]
     (directory / "source").write_bytes(data)
     (directory / "x").write_bytes(b"not empty")

@@ -25,17 +25,10 @@ SYNC = "import sys; from perfkit import Toolkit; Toolkit().sync(*sys.argv[1:])"
 
 
 @pytest.fixture
-def origin(origin: Origin) -> Origin:
-    """With version 1 on offer."""
-    origin.publish(ONE, "1")
-    return origin
-
-
-@pytest.fixture
-def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
+def tree_v1(tmp_path: Path, origin_v1: Origin, kit: Toolkit) -> Path:
     """A tree of version 1; the site has version 2."""
-    kit.sync(origin.url, tmp_path / "tree")
-    origin.publish(TWO, "2")
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    origin_v1.publish(TWO, "2")
     return tmp_path / "tree"
 
 
@@ -53,20 +46,20 @@ def during_sync(origin: Origin, work: Callable[[], object], *, at: int = 2) -> N
 
 
 @pytest.mark.parametrize("second", ["sync", "rollback", "history", "verify"])
-def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, second: str) -> None:
+def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin_v1: Origin, tree_v1: Path, second: str) -> None:
     """A second one fails at once, with the process that uses the tree, and changes nothing."""
     kit, other, told = make_kit(), make_kit(), []
 
     def try_it() -> None:
         with pytest.raises(LockedError, match=f"process {os.getpid()}") as caught:
-            other.sync(origin.url, dest) if second == "sync" else getattr(other, second)(dest)
+            other.sync(origin_v1.url, tree_v1) if second == "sync" else getattr(other, second)(tree_v1)
         told.append(caught)
 
-    during_sync(origin, try_it)
-    assert kit.sync(origin.url, dest).version == "2"
+    during_sync(origin_v1, try_it)
+    assert kit.sync(origin_v1.url, tree_v1).version == "2"
     assert told
-    assert tree_of(dest) == TWO
-    assert kit.verify(dest).intact
+    assert tree_of(tree_v1) == TWO
+    assert kit.verify(tree_v1).intact
 
 
 class Interrupted(HttpTransport):
@@ -83,18 +76,18 @@ class Interrupted(HttpTransport):
         return super().open(request, cancel)
 
 
-def test_another_process(origin: Origin, dest: Path) -> None:
+def test_another_process(origin_v1: Origin, tree_v1: Path) -> None:
     """The lock holds between processes too."""
     ended: list[subprocess.CompletedProcess[str]] = []
 
     def try_it() -> None:
-        command = [sys.executable, "-c", SYNC, origin.url, str(dest)]
+        command = [sys.executable, "-c", SYNC, origin_v1.url, str(tree_v1)]
         ended.append(subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False))
 
     with Toolkit(Config(**QUICK), transport=lambda config: Interrupted(config, try_it)) as kit:
-        kit.sync(origin.url, dest)
+        kit.sync(origin_v1.url, tree_v1)
     assert "LockedError" in ended[0].stderr
-    assert tree_of(dest) == TWO
+    assert tree_of(tree_v1) == TWO
 
 
 class Moment:
@@ -133,11 +126,11 @@ def references(pointer: bytes) -> set[str]:
 
 @pytest.mark.parametrize("prune", [False, True])
 @pytest.mark.parametrize("start", ["nothing", "1"])
-def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, start: str, prune: bool) -> None:
+def test_a_release_in_the_middle(kit: Toolkit, origin_v1: Origin, tmp_path: Path, start: str, prune: bool) -> None:
     """The pointer replaced before any request, old objects gone or not: one release or the other, and no mixture."""
     base = tmp_path / "base"
-    kit.sync(origin.url, base)
-    moment = Moment(origin, prune=prune)
+    kit.sync(origin_v1.url, base)
+    moment = Moment(origin_v1, prune=prune)
     at, asked, seen = 0, 0, list[str]()
     while not seen or asked >= at:
         at += 1
@@ -145,38 +138,38 @@ def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, s
         if start == "1":
             shutil.copytree(base, dest)
         moment.rewind()
-        during_sync(origin, moment.switch, at=at)
-        asked = -len(origin.sent)
-        seen.append(kit.sync(origin.url, dest).version)
-        asked += len(origin.sent)
+        during_sync(origin_v1, moment.switch, at=at)
+        asked = -len(origin_v1.sent)
+        seen.append(kit.sync(origin_v1.url, dest).version)
+        asked += len(origin_v1.sent)
         assert tree_of(dest) == {"2": TWO, "3": THREE}[seen[-1]]
         if asked >= at:
-            kit.sync(origin.url, dest)
+            kit.sync(origin_v1.url, dest)
             assert tree_of(dest) == THREE
     assert len(seen) >= 3
     assert set(seen) == {"2", "3"}
 
 
 @pytest.mark.parametrize("name", ["README", "pkg/going.py", "pkg/b.py", "pkg/new.py"])
-def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: str) -> None:
+def test_an_edit_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, name: str) -> None:
     """A file that the release changes, removes, moves or adds, and that is edited during the sync, is not lost."""
-    before = tree_of(dest)
-    during_sync(origin, lambda: edit(dest / name, b"mine\n"))
+    before = tree_of(tree_v1)
+    during_sync(origin_v1, lambda: edit(tree_v1 / name, b"mine\n"))
     with pytest.raises(FileChangedError, match=f"{name}: .*nothing was changed, retry"):
-        kit.sync(origin.url, dest)
-    assert tree_of(dest) == {**before, name: b"mine\n"}
+        kit.sync(origin_v1.url, tree_v1)
+    assert tree_of(tree_v1) == {**before, name: b"mine\n"}
     local = f"{name}.perfkit-local"
-    assert kit.sync(origin.url, dest).saved_as == {name: local}
-    assert tree_of(dest) == {**TWO, local: b"mine\n"}
+    assert kit.sync(origin_v1.url, tree_v1).saved_as == {name: local}
+    assert tree_of(tree_v1) == {**TWO, local: b"mine\n"}
 
 
-def test_a_touch_in_the_middle(kit: Toolkit, origin: Origin, dest: Path) -> None:
+def test_a_touch_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path) -> None:
     """Another mtime, or another inode, with the same content is not an edit."""
 
     def touch() -> None:
-        os.utime(dest / "README")
-        edit(dest / "pkg/b.py", ONE["pkg/b.py"])
+        os.utime(tree_v1 / "README")
+        edit(tree_v1 / "pkg/b.py", ONE["pkg/b.py"])
 
-    during_sync(origin, touch)
-    assert kit.sync(origin.url, dest).version == "2"
-    assert tree_of(dest) == TWO
+    during_sync(origin_v1, touch)
+    assert kit.sync(origin_v1.url, tree_v1).version == "2"
+    assert tree_of(tree_v1) == TWO

@@ -6,8 +6,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import requests
 import trustme
 
+from perfkit import Toolkit
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY, Proxy, server_context
 
@@ -34,3 +36,10 @@ def proxy() -> Iterator[Proxy]:
     made = Proxy()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["own", "session", "factory"])
+def make(request: pytest.FixtureRequest, make_kit: Callable[..., Toolkit]) -> Callable[..., Toolkit]:
+    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
+    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
+    return lambda **options: make_kit(given, **options)

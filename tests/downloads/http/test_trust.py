@@ -23,13 +23,6 @@ Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
-@pytest.fixture(params=["own", "session", "factory"])
-def make(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
-    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
-    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
-    return lambda **options: make_kit(given, **options)
-
-
 def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
     kit.download(url, out / "file", resume=False)
     return (out / "file").read_bytes()
