@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import signal
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -14,7 +16,9 @@ import pytest
 
 from perfkit import Config, Toolkit
 from tests.support.fakes import Handler, MisbehavingServer
+from tests.support.kits import QUICK
 from tests.support.sites import Origin
+from tests.support.tools import mounted
 
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
@@ -40,27 +44,13 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
         monkeypatch.delenv(name.lower(), raising=False)
 
 
-QUICK: dict[str, Any] = {
-    "workers": 4,
-    "retries": 2,
-    "backoff_base_s": 0.01,
-    "connect_timeout_s": 2.0,
-    "read_timeout_s": 1.0,
-    "stall_bytes_per_s": 1000,
-    "stall_window_s": 1.0,
-    "min_segment_bytes": 64 << 10,
-    "buffer_bytes": 16 << 10,
-    "adaptive": False,
-}
-
-
 @pytest.fixture
 def make_kit() -> Iterator[Callable[..., Toolkit]]:
-    """Toolkits with short patience; closed after the test."""
+    """Toolkits that retry fast, with a session of the caller's if there is one; closed after the test."""
     with contextlib.ExitStack() as stack:
 
-        def make(progress: Any = None, **changes: Any) -> Toolkit:
-            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), progress=progress))
+        def make(session: Any = None, progress: Any = None, **changes: Any) -> Toolkit:
+            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), session=session, progress=progress))
 
         yield make
 
@@ -86,3 +76,30 @@ def origin(tmp_path: Path) -> Iterator[Origin]:
     """A server of a site that nothing is published to yet."""
     with Origin(tmp_path) as origin:
         yield origin
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Iterator[Path]:
+    """In memory if possible: what a kill leaves doesn't depend on the disk, and syncing costs nothing there."""
+    if not os.access("/dev/shm", os.W_OK):
+        yield tmp_path
+        return
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """An empty file system of 2 MiB."""
+    path = tmp_path / "disk"
+    path.mkdir()
+    with mounted(path, "-t", "tmpfs", "-o", "size=2m", "tmpfs"):
+        yield path
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Path:
+    """An empty directory to serve files from."""
+    path = tmp_path / "site"
+    path.mkdir()
+    return path

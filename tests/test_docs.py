@@ -24,7 +24,8 @@ TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sort
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
-_VARIES = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[\d.]+ [KM]?i?B kept")  # from run to run, and from zstd to zstd
+# From run to run, and from zstd to zstd; a download has no speed if it took no time to speak of.
+_VARIES = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d|[\d.]+ [KM]?i?B kept|(?<= in )\d+:\d\d(, [\d.]+ [KM]?i?B/s)?")
 
 
 @dataclass
@@ -64,7 +65,7 @@ wait_for_server() {{ until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2> /dev/null; do 
 
 
 def run(block: Block, where: Path, port: int) -> str:
-    """What it prints; in a process group of its own, which may leave a server behind."""
+    """What it prints; in a new process group, which may leave a server behind."""
     code = block.code.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("--port 8000", f"--port {port}")
     if block.language == "sh":
         code = re.sub(r"^perfkit serve (?!.*--port)", f"perfkit serve --port {port} ", code, flags=re.MULTILINE)

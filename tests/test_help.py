@@ -116,7 +116,7 @@ def bash_offers(script: str, line: str, cwd: Path) -> set[str]:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Path:
+def listed(tmp_path: Path) -> Path:
     (tmp_path / "rules").mkdir()
     (tmp_path / "urls.txt").touch()
     return tmp_path
@@ -133,38 +133,40 @@ def tree(tmp_path: Path) -> Path:
     ("perfkit get -i ", {"rules", "urls.txt"}),
     ("perfkit completion ", {"bash", "zsh", "fish"}),
 ])  # fmt: skip
-def test_bash(line: str, offers: set[str], tree: Path, capsys: Capture) -> None:
+def test_bash(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
     """Commands, the options of the command at hand, directories where it takes one."""
     need("bash")
-    assert bash_offers(script_for("bash", capsys), line, tree) == offers
+    assert bash_offers(script_for("bash", capsys), line, listed) == offers
 
 
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)), ("perfkit sync --l", {"--limit-rate"}), ("perfkit get -d ru", {"rules/"}),
 ])  # fmt: skip
-def test_fish(line: str, offers: set[str], tree: Path, capsys: Capture) -> None:
+def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
     """As bash."""
     need("fish")
     asked = f"{script_for('fish', capsys)}\ncomplete -C {shlex.quote(line)}\n"
-    environ = {"HOME": str(tree), "PATH": "/usr/bin:/bin"}
+    environ = {"HOME": str(listed), "PATH": "/usr/bin:/bin"}
     ended = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, timeout=20, check=True,
-                           cwd=tree, env=environ)  # fmt: skip
+                           cwd=listed, env=environ)  # fmt: skip
     assert {each.split("\t")[0] for each in ended.stdout.splitlines()} == offers
 
 
-def test_zsh(tree: Path, capsys: Capture) -> None:
+def test_zsh(listed: Path, capsys: Capture) -> None:
     """Its completion system takes the script for perfkit's, and every function in it is defined."""
     need("zsh")
-    (tree / "_perfkit").write_text(script_for("zsh", capsys))
+    (listed / "_perfkit").write_text(script_for("zsh", capsys))
     asked = (
         "fpath=($PWD $fpath); autoload -Uz compinit; compinit -u -d dump; print $_comps[perfkit]; autoload +X _perfkit"
     )
-    ended = subprocess.run(["zsh", "-f", "-c", asked], capture_output=True, text=True, timeout=20, check=True, cwd=tree)
+    ended = subprocess.run(
+        ["zsh", "-f", "-c", asked], capture_output=True, text=True, timeout=20, check=True, cwd=listed
+    )
     assert (ended.stdout, ended.stderr) == ("_perfkit\n", "")
 
 
 def test_completion_without_shtab(monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
-    """What to install is told."""
+    """The error says what to install."""
     monkeypatch.setitem(sys.modules, "shtab", None)
     assert main(["completion", "bash"]) == 2
     assert "pip install 'perfkit[completion]'" in capsys.readouterr().err

@@ -36,7 +36,7 @@ def test_the_package_is_cheap() -> None:
 
 
 def test_the_toolkit_loads_what_it_must() -> None:
-    """Sockets; but neither requests, TLS, bars, watching nor codecs until they are asked for."""
+    """Sockets; but neither requests, TLS, bars, watching nor codecs until they are needed."""
     assert not loaded_by("from perfkit import Toolkit") & {*HEAVY, *NETWORK}
 
 
@@ -68,7 +68,7 @@ def test_the_rest_is_cheap_too(statement: str) -> None:
 
 
 def test_a_command_loads_only_itself() -> None:
-    """What the other commands need is no cost of this one."""
+    """It does not import what only other commands need."""
     loaded = loaded_by("import perfkit.cli, sys; sys.stderr = None; perfkit.cli.main(['get'])")
     assert "perfkit.cli.get" in loaded
     assert not loaded & {"perfkit.cli.updates", "perfkit.cli.serve"}

@@ -21,7 +21,7 @@ LAYERS = (
     {"filesystem"},  # shows what it does through progress
     {"transactions", "downloads"},
     {"archives"},
-    {"releases", "zsync"},  # a zsync file may speak of what is in a gzip
+    {"releases", "zsync"},  # a zsync file may describe what is in a gzip
     {"updates"},
     {"toolkit"},
     {"cli", "contrib", "testing"},
@@ -127,7 +127,7 @@ def test_names_say_what_is_inside() -> None:
 
 
 def test_no_name_stands_twice() -> None:
-    """Whoever reads the name of a module in a traceback or a search knows which one it is.
+    """The name of a module in a traceback or a search is unambiguous.
 
     Django finds management commands by theirs.
     """

@@ -29,7 +29,7 @@ def secret_url(server: MisbehavingServer, name: str = "f") -> str:
 
 @pytest.fixture
 def log(caplog: pytest.LogCaptureFixture) -> pytest.LogCaptureFixture:
-    """Everything that is said, at its most talkative, by whomever."""
+    """Everything that is logged, by all loggers, at the lowest level."""
     caplog.set_level(logging.DEBUG)
     caplog.handler.setFormatter(logging.Formatter("%(name)s %(message)s"))
     return caplog

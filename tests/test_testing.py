@@ -24,14 +24,14 @@ EAGER = Config(backoff_base_s=0, retries=2)
 
 
 def refresh(source: str, dest: Path) -> str:
-    """Somebody's code, which makes a Toolkit of its own."""
+    """A user's code, which makes its own Toolkit."""
     with Toolkit() as kit:
         report = kit.sync(source, dest)
         return f"{report.version}: +{report.added} ~{report.changed}"
 
 
 def test_code_that_syncs(perfkit_origin: FakeOrigin, tmp_path: Path) -> None:
-    """Releases follow each other, by deltas, and what is asked for can be looked at."""
+    """Releases follow each other, by deltas, and the requests can be inspected."""
     files = {f"{number}.rules": f"alert {number}\n" * 50 for number in range(20)}
     perfkit_origin.publish("https://example.org/rules", files, version="1")
     assert refresh("https://example.org/rules/", tmp_path / "tree") == "1: +20 ~0"

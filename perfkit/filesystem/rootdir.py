@@ -151,7 +151,10 @@ class RootDir:
         try:
             os.mkdir(leaf, mode, dir_fd=fd)
         except FileExistsError:
-            self.directory(name)
+            try:
+                self.directory(name)
+            except FileNotFoundError:  # another process has removed it in the meantime
+                return self.mkdir(name, mode)
             return False
         return True
 

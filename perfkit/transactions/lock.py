@@ -61,7 +61,7 @@ class Lock:
         except FileNotFoundError:  # its directory was removed by a process whose first change failed
             self._rootdir.close_cached()
             self._rootdir.mkdir(os.path.dirname(self._lock_name))
-            fd = self._rootdir.open(self._lock_name, os.O_RDWR | os.O_CREAT)
+            return self._try_acquire()
         try:
             try_lock(fd)
             found = self._rootdir.lstat(self._lock_name)

@@ -51,7 +51,6 @@ class Tree:
         self._transaction: Transaction | None = None
 
     def __enter__(self) -> Tree:
-        self._new_root = not os.path.isdir(self.root)
         os.makedirs(self.root, exist_ok=True)
         self._rootdir = RootDir(self.root)
         try:
@@ -82,20 +81,22 @@ class Tree:
             self._rootdir.close()
 
     def _remove_unused(self) -> None:
-        """Remove what a first change that failed has created, unless it fetched something worth going on with."""
+        """Remove what a first change that failed has created, unless it fetched something worth going on with.
+
+        The directory itself stays: others may be waiting for its lock.
+        """
         self._lock.check()
         expected = {path.rpartition("/")[2] for path in (CLOCK, FETCH, LOCK, OBJECTS, OWNER)}  # no state, no journal
         fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
         if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
-        self._rootdir.rmdir(OBJECTS)
-        for name in (*fetched, CLOCK, OWNER, LOCK):
+        for name in (*fetched, CLOCK, OWNER):
             self._rootdir.unlink(name)
         self._rootdir.rmdir(FETCH)
-        if self._rootdir.rmdir(PRIVATE_DIR) and self._new_root:
-            with contextlib.suppress(OSError):
-                os.rmdir(self.root)
+        self._rootdir.rmdir(OBJECTS)
+        self._rootdir.unlink(LOCK)  # from here on, another change may begin
+        self._rootdir.rmdir(PRIVATE_DIR)
 
     @property
     def fetch_directory(self) -> str:

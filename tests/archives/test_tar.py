@@ -239,7 +239,7 @@ PLAIN = make_tar({"a": b"some text", "b/c": b"more" * 200})
 @given(st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6),
        st.booleans())  # fmt: skip
 def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]], mend: bool) -> None:
-    """Whatever is in an archive, also with header checksums that hold, nothing but our own errors comes out."""
+    """Whatever is in an archive, even with valid header checksums, only perfkit's errors are raised."""
     data = bytearray(PLAIN)
     for position, piece in edits:
         data[position % 1600 : position % 1600 + len(piece)] = piece
@@ -256,7 +256,7 @@ def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]], mend:
 @settings(max_examples=200, deadline=None)
 @given(st.binary(max_size=3000))
 def test_random_bytes_give_typed_errors(data: bytes) -> None:
-    """Noise, bare and behind each magic number, is no archive."""
+    """Noise, alone and after each magic number, is refused."""
     for magic in (b"", b"\x1f\x8b\x08\x00", b"BZh91AY&SY", b"\xfd7zXZ\x00", b"\x28\xb5\x2f\xfd", b"\x50\x2a\x4d\x18"):
         with pytest.raises(ManifestError):
             unpack(magic + data + b"\1")
@@ -300,7 +300,7 @@ def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None
         assert stage.path.read_bytes() == new
 
 
-def test_a_file_that_changes_while_it_is_compared_is_no_source(tmp_path: Path) -> None:
+def test_a_file_that_changes_while_it_is_compared_is_not_used(tmp_path: Path) -> None:
     """What was equal a moment ago is verified when it is copied."""
     path = tmp_path / "old"
     path.write_bytes(b"a" * 1000)

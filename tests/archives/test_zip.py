@@ -241,7 +241,7 @@ def test_nested_archives_are_files() -> None:
     assert unpack(make_zip({"inner.zip": inner})) == {"inner.zip": inner}
 
 
-def test_no_archive_is_said_to_be_none() -> None:
+def test_a_file_that_is_not_an_archive() -> None:
     """Text, nothing, and an archive without its end."""
     for data in (b"", b"no", b"text " * 20_000, make_zip()[:-30]):
         with pytest.raises(ManifestError):
@@ -249,7 +249,7 @@ def test_no_archive_is_said_to_be_none() -> None:
 
 
 def test_a_short_answer_is_an_error() -> None:
-    """A server that gives fewer bytes than asked for does not give an archive."""
+    """Fewer bytes than requested are an error."""
     data = make_zip()
     with pytest.raises(ManifestError, match="bytes at"):
         read_directory(lambda start, end: data[start : end - 1], len(data))
@@ -282,7 +282,7 @@ def test_a_flipped_bit_never_gives_other_content(position: int, bit: int) -> Non
 @settings(max_examples=400, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6))
 def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
-    """Whatever is in an archive, nothing but our own errors comes out, and no more bytes than were promised."""
+    """Whatever is in an archive, only perfkit's errors are raised, and no more bytes come out than were declared."""
     data = bytearray(SMALL)
     for position, piece in edits:
         data[position : position + len(piece)] = piece

@@ -7,33 +7,22 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from perfkit.cli import main
-from tests.support.release_client import write_tree
-from tests.support.sites import ONE, TWO, Origin, edit, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import ONE, TWO, edit, tree_of, write_tree
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., dict[str, Any]]
 
 SYNC_KEYS = {"version", "generation", "route", "requests", "bytes_received", "bytes_written", "added", "changed",
              "removed", "unchanged", "seconds"}  # fmt: skip
-
-
-@pytest.fixture
-def origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
-    """A site that has version 1; the working directory is beside it."""
-    monkeypatch.setenv("PERFKIT_BACKOFF_BASE_S", "0.01")
-    monkeypatch.setenv("PERFKIT_RETRIES", "1")
-    monkeypatch.chdir(tmp_path)
-    with Origin(tmp_path) as origin:
-        origin.publish(ONE, "1")
-        yield origin
 
 
 @pytest.fixture
@@ -51,23 +40,23 @@ def run(capsys: Capture) -> Run:
     return run
 
 
-def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None:
+def test_a_tree_s_life_in_json(origin_v1: Origin, run: Run, tmp_path: Path) -> None:
     """Publish, dry run, sync, edit, verify, repair, roll back, history: the keys that scripts rely on."""
     write_tree(tmp_path / "src", TWO)
-    assert run("sync", origin.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
+    assert run("sync", origin_v1.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
     release = run("publish", "src", "site", "--version", "2")
     assert release.items() >= {"version": "2", "number": 2, "files": len(TWO), "unchanged": False}.items()
     assert run("publish", "src", "site", "--version", "2")["unchanged"] is True
-    planned = run("sync", origin.url, "tree", "--dry-run")
+    planned = run("sync", origin_v1.url, "tree", "--dry-run")
     assert (planned["version"], planned["installed_version"]) == ("2", "1")
     assert sorted(planned["added"]) == ["moved/b.py", "pkg/new.py"]
     assert tree_of(tmp_path / "tree") == ONE
-    done = run("sync", origin.url, "tree")
+    done = run("sync", origin_v1.url, "tree")
     assert done.keys() >= SYNC_KEYS | {"previous_version", "saved_as", "overwritten"}
     assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
                             "removed": 2, "unchanged": 3}.items()  # fmt: skip
     assert done["bytes_received"] > 0
-    assert run("sync", origin.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
+    assert run("sync", origin_v1.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
     edit(tmp_path / "tree/README", b"mine\n")
     report = run("verify", "tree", code=1)
     assert (report["changed"], report["missing"], report["extra"], report["intact"]) == (["README"], [], [], False)
@@ -88,15 +77,15 @@ def test_a_tree_s_life_in_json(origin: Origin, run: Run, tmp_path: Path) -> None
     assert generations[2]["current"] is True
 
 
-def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
+def test_for_people(origin_v1: Origin, capsys: Capture, tmp_path: Path) -> None:
     """Results of history and verify on standard output, all notes on standard error; `--quiet` silences these."""
-    assert main(["sync", origin.url, "tree"]) == 0
+    assert main(["sync", origin_v1.url, "tree"]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"1, generation 1: {len(ONE)} added" in shown.err
-    origin.publish(TWO, "2")
+    origin_v1.publish(TWO, "2")
     edit(tmp_path / "tree/pkg/a.py", b"mine\n")
-    assert main(["sync", origin.url, "tree"]) == 0
+    assert main(["sync", origin_v1.url, "tree"]) == 0
     assert "pkg/a.py had local edits, which are kept as pkg/a.py.perfkit-local" in capsys.readouterr().err
     assert main(["history", "tree"]) == 0
     shown = capsys.readouterr()
@@ -107,7 +96,7 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "tree/pkg/new.py").unlink()
     assert main(["verify", "tree"]) == 1
     assert capsys.readouterr().out == "missing pkg/new.py\nchanged README\nextra pkg/a.py.perfkit-local\n"
-    for command in (["verify", "tree", "--repair"], ["rollback", "tree"], ["sync", origin.url, "tree"]):
+    for command in (["verify", "tree", "--repair"], ["rollback", "tree"], ["sync", origin_v1.url, "tree"]):
         assert main([*command, "--quiet"]) == 0
         shown = capsys.readouterr()
         assert (shown.out, shown.err) == ("", "")
@@ -121,18 +110,18 @@ def test_for_people(origin: Origin, capsys: Capture, tmp_path: Path) -> None:
      (["rollback", "tree", "--to", "7"], "generation 7 is not kept; choose one of 0, 1"),
      (["sync", "URL/elsewhere", "tree"], "404")],
 )  # fmt: skip
-def test_what_fails(origin: Origin, capsys: Capture, command: list[str], told: str) -> None:
+def test_what_fails(origin_v1: Origin, capsys: Capture, command: list[str], told: str) -> None:
     """Exit code 1, and one line that says what and where, also with `--quiet`; the tree is as it was."""
-    assert main(["sync", origin.url, "tree", "--quiet"]) == 0
+    assert main(["sync", origin_v1.url, "tree", "--quiet"]) == 0
     capsys.readouterr()
-    command = [word.replace("URL", origin.url) for word in command]
+    command = [word.replace("URL", origin_v1.url) for word in command]
     assert main([*command, "--quiet"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
     assert shown.err.startswith("perfkit: error: ")
     assert told in shown.err
-    assert tree_of(origin.root / "tree") == ONE
+    assert tree_of(origin_v1.root / "tree") == ONE
 
 
 @pytest.mark.parametrize(
@@ -150,18 +139,18 @@ def test_what_fails(origin: Origin, capsys: Capture, command: list[str], told: s
      (["get"], 2, "ConfigError"),
      (["get", "-i", "nothing"], 2, "ConfigError")],
 )  # fmt: skip
-def test_what_fails_in_json(origin: Origin, capsys: Capture, command: list[str], code: int, kind: str) -> None:
+def test_what_fails_in_json(origin_v1: Origin, capsys: Capture, command: list[str], code: int, kind: str) -> None:
     """One object on standard output, of one shape for all commands, that has what standard error says."""
-    assert main(["sync", origin.url, "tree", "--quiet"]) == 0
-    (origin.root / "README").touch()
+    assert main(["sync", origin_v1.url, "tree", "--quiet"]) == 0
+    (origin_v1.root / "README").touch()
     capsys.readouterr()
-    assert main([*(word.replace("URL", origin.url) for word in command), "--json", "--quiet"]) == code
+    assert main([*(word.replace("URL", origin_v1.url) for word in command), "--json", "--quiet"]) == code
     out, err = capsys.readouterr()
     error = json.loads(out)["error"]
     assert error.keys() == {"type", "message"}
     assert error["type"] == kind
     assert err == f"perfkit: error: {error['message']}\n"
-    if command[0] != "get":  # which tells of the files that it had, too
+    if command[0] != "get":  # it also prints the files that were complete
         assert json.loads(out).keys() == {"error"}
 
 
@@ -170,42 +159,42 @@ def test_what_fails_in_json(origin: Origin, capsys: Capture, command: list[str],
                 ["sync", "URL", "tree", "--limit-rate", "fast"], ["publish", "src", "src/site", "--version", "1"],
                 ["publish", "nothing", "site", "--version", "1"]],
 )  # fmt: skip
-def test_bad_usage(origin: Origin, capsys: Capture, command: list[str]) -> None:
+def test_bad_usage(origin_v1: Origin, capsys: Capture, command: list[str]) -> None:
     """Exit code 2, and one line."""
     try:
-        code = main([word.replace("URL", origin.url) for word in command])
+        code = main([word.replace("URL", origin_v1.url) for word in command])
     except SystemExit as error:
         code = int(str(error.code))
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_edit_can_be_refused(origin: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_can_be_refused(origin_v1: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the environment, as the help says."""
-    main(["sync", origin.url, "tree", "--quiet"])
-    edit(origin.root / "tree/README", b"mine\n")
+    main(["sync", origin_v1.url, "tree", "--quiet"])
+    edit(origin_v1.root / "tree/README", b"mine\n")
     monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "refuse")
-    for command in (["sync", origin.url, "tree"], ["rollback", "tree"]):
+    for command in (["sync", origin_v1.url, "tree"], ["rollback", "tree"]):
         capsys.readouterr()
         assert main([*command, "--quiet"]) == 1
         assert "README" in capsys.readouterr().err
-    assert tree_of(origin.root / "tree") == {**ONE, "README": b"mine\n"}
+    assert tree_of(origin_v1.root / "tree") == {**ONE, "README": b"mine\n"}
 
 
-def test_ctrl_c(origin: Origin) -> None:
+def test_ctrl_c(origin_v1: Origin) -> None:
     """Exit code 130 in under two seconds; the tree is as it was, and the same command goes on."""
-    origin.publish(TWO, "2")
-    origin.stall_at = 5000
-    command = [sys.executable, "-m", "perfkit", "sync", origin.url, "tree", "--quiet"]
+    origin_v1.publish(TWO, "2")
+    origin_v1.stall_at = 5000
+    command = [sys.executable, "-m", "perfkit", "sync", origin_v1.url, "tree", "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert origin.stalled.wait(30)
+    assert origin_v1.stalled.wait(30)
     began_s = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130
     assert time.monotonic() - began_s < 2
     assert "Traceback" not in err
-    assert tree_of(origin.root / "tree") == {}
-    origin.stall_at = None
+    assert tree_of(origin_v1.root / "tree") == {}
+    origin_v1.stall_at = None
     assert main(command[3:]) == 0
-    assert tree_of(origin.root / "tree") == TWO
+    assert tree_of(origin_v1.root / "tree") == TWO

@@ -12,7 +12,7 @@ import pytest
 
 from perfkit.server.server import Server
 
-# In a process of its own, since distributed leaves threads behind.
+# In another process, since distributed leaves threads behind.
 PROGRAM = """
 import json, os, signal, sys, tempfile
 import dask

@@ -1,13 +1,10 @@
-"""The Django app, in this process: settings and their checks, the commands through `call_command`, and the signal."""
+"""The Django app, in this process: the commands through `call_command`, tasks, and the signal."""
 
 from __future__ import annotations
 
 import contextlib
 import io
 import json
-import os
-import re
-import stat
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,24 +12,17 @@ from typing import Any
 
 import django
 import pytest
-from django.conf import settings
-from django.core import checks
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from perfkit import Config, ConfigError, LockedError, SyncReport, Toolkit
-from perfkit.archives.members import Selection
+from perfkit import ConfigError, LockedError, SyncReport, Toolkit
+from perfkit.contrib.django import tasks, trees
+from perfkit.contrib.django.management import ToolkitCommand
+from perfkit.contrib.django.signals import ReceiverError, tree_updated
 from perfkit.server.server import Server
-from tests.support.release_client import Tree, write_tree
+from tests.support.django_commands import failure, run
 from tests.support.terminal import Terminal
-from tests.updates.test_updater import tree_of
-
-settings.configure(INSTALLED_APPS=["perfkit.contrib.django"], USE_TZ=True)
-django.setup()
-
-from perfkit.contrib.django import conf, tasks, trees  # noqa: E402
-from perfkit.contrib.django.management import ToolkitCommand  # noqa: E402
-from perfkit.contrib.django.signals import ReceiverError, tree_updated  # noqa: E402
+from tests.support.trees import Tree, tree_of, write_tree
 
 FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 50 for number in range(20)}
 SECOND: Tree = {**FIRST, "07.rules": b"deny 7\n" * 50, "new.rules": b"allow all\n"}
@@ -51,7 +41,7 @@ class Site:
 
 
 @pytest.fixture
-def site(tmp_path: Path, kit: Toolkit) -> Iterator[Site]:
+def published(tmp_path: Path, kit: Toolkit) -> Iterator[Site]:
     (tmp_path / "site").mkdir()
     with Server(tmp_path / "site") as server:
         entry = {"SOURCE": server.url, "DEST": tmp_path / "rules"}
@@ -73,7 +63,7 @@ def receive() -> Iterator[Callable[[Callable[..., None]], None]]:
 
 @pytest.fixture
 def told(receive: Callable[..., None]) -> list[tuple[str, str, int]]:
-    """What a receiver has been told: name, version and generation."""
+    """What a receiver was called with: name, version and generation."""
     found: list[tuple[str, str, int]] = []
 
     def note(name: str, dest: str, report: SyncReport, **_: Any) -> None:
@@ -84,162 +74,26 @@ def told(receive: Callable[..., None]) -> list[tuple[str, str, int]]:
     return found
 
 
-def run(command: str, *args: str, **options: Any) -> tuple[str, str]:
-    """Standard output and standard error of a command."""
-    out, err = io.StringIO(), io.StringIO()
-    call_command(command, *args, stdout=out, stderr=err, **options)
-    return out.getvalue(), err.getvalue()
-
-
-def failure(command: str, *args: str, **options: Any) -> tuple[int, str]:
-    """Return code and message of a command that fails."""
-    with pytest.raises(CommandError) as caught:
-        run(command, *args, **options)
-    return caught.value.returncode, str(caught.value)
-
-
-# -- settings ----------------------------------------------------------------------------------------------------------
-
-
-def test_settings_become_configs(tmp_path: Path) -> None:
-    """Fields of Config in capitals; a tree has PERFKIT's own, and what it says itself; sizes and paths may be text."""
-    found = conf.read({
-        "WORKERS": 3, "RATE_LIMIT": "5M", "CA_BUNDLE": tmp_path / "ca.pem", "HEADERS": {"X-Of": "us"}, "VERIFY": True,
-        "TREES": {
-            "rules": {"SOURCE": "https://example.org/rules/", "DEST": tmp_path / "rules", "WORKERS": 1},
-            "geo": {"SOURCE": "https://example.org/geo/", "DEST": f"{tmp_path}/geo", "AUTH": ["user", "word"],
-                    "TYPE": "zip", "STRIP_COMPONENTS": 1, "INCLUDE": ["*.mmdb"]},
-            "list": {"SOURCE": tmp_path / "list.txt", "DEST": tmp_path / "list"},
-        },
-    })  # fmt: skip
-    assert found.problems == ()
-    base = Config(workers=3, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
-    assert found.config == base
-    rules, geo, listed = found.trees.values()
-    assert (rules.name, rules.source, rules.dest) == ("rules", "https://example.org/rules/", f"{tmp_path}/rules")
-    assert rules.config == Config(workers=1, rate_limit=5 << 20, ca_bundle=f"{tmp_path}/ca.pem", headers={"X-Of": "us"})
-    assert (geo.config.auth, geo.type) == (("user", "word"), "zip")
-    assert geo.selection == Selection(strip_components=1, include=("*.mmdb",))
-    assert (listed.source, listed.type, listed.selection) == (f"{tmp_path}/list.txt", None, None)
-
-
-GOOD = {"SOURCE": "https://example.org/", "DEST": "/srv/rules"}
-WRONG = [
-    ("E001", [], 'PERFKIT = {"TREES": {}}'),
-    ("E001", {"TREES": ["rules"]}, '"TREES": {"NAME"'),
-    ("E001", {"TREES": {"rules": "https://example.org/"}}, '"SOURCE"'),
-    ("E002", {"TREE": {}}, "'TREES'"),
-    ("E002", {"WORKRES": 4}, "'WORKERS'"),
-    ("E002", {"TREES": {"rules": {**GOOD, "DST": "x"}}}, "'DEST'"),
-    ("E002", {7: 4}, "Known keys: "),
-    ("E003", {"WORKERS": "4"}, "default is 8"),
-    ("E003", {"WORKERS": True}, "default is 8"),
-    ("E003", {"VERIFY": 1}, "default is True"),
-    ("E003", {"RATE_LIMIT": "fast"}, "default is None"),
-    ("E003", {"HEADERS": {"X": 1}}, "default is {}"),
-    ("E003", {"AUTH": ["user"]}, "default is None"),
-    ("E003", {"CONNECT_TIMEOUT_S": None}, "default is 10.0"),
-    ("E003", {"WORKERS": 0}, "perfkit.Config"),
-    ("E003", {"TREES": {"rules": {**GOOD, "LOCAL_CHANGES": "merge"}}}, "perfkit.Config"),
-    ("E004", {"TREES": {"--all": GOOD}}, "letters"),
-    ("E004", {"TREES": {1: GOOD}}, "letters"),
-    ("E005", {"TREES": {"rules": {"SOURCE": "https://example.org/"}}}, "BASE_DIR"),
-    ("E005", {"TREES": {"rules": {"DEST": "/srv/rules"}}}, "URL"),
-    ("E006", {"TREES": {"rules": {**GOOD, "SOURCE": "example.org/rules"}}}, "https://"),
-    ("E006", {"TREES": {"rules": {**GOOD, "SOURCE": "http://[/"}}}, "https://"),
-    ("E007", {"TREES": {"rules": {**GOOD, "DEST": "rules"}}}, "BASE_DIR"),
-    ("E007", {"TREES": {"rules": {**GOOD, "DEST": 7}}}, "BASE_DIR"),
-    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "detected"),
-    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
-    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
-    ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/rules/geo"}}}, "of its own"),
-    ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "detected"),
-    ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
-    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
-    ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
-]
-
-
-@pytest.mark.parametrize(("number", "wrong", "hint"), WRONG)
-def test_wrong_settings_are_found_at_start(number: str, wrong: object, hint: str) -> None:
-    """Each has its id, says where, and what to do; commands that skip checks refuse to work with them too."""
-    with override_settings(PERFKIT=wrong):
-        (found,) = checks.run_checks(tags=["perfkit"])
-        assert (found.id, found.level) == (f"perfkit.{number}", checks.ERROR)
-        assert found.msg.startswith("PERFKIT")
-        assert hint in (found.hint or "")
-        code, message = failure("perfkit_status")
-        assert code == 2
-        assert found.msg.rstrip(".") in message
-
-
-def test_all_that_is_wrong_is_told_at_once() -> None:
-    """In one run of `check`, and neighbours that only begin alike don't overlap."""
-    wrong = {"WORKERS": "4", "TREES": {"a": {"DEST": "x"}, "b": GOOD, "c": {**GOOD, "DEST": "/srv/rules2"}}, "X": 1}
-    with override_settings(PERFKIT=wrong):
-        found = checks.run_checks(tags=["perfkit"])
-        assert [each.id for each in found] == [f"perfkit.E00{number}" for number in (3, 2, 5, 7)]
-        with pytest.raises(CommandError, match=r"perfkit\.E005"):
-            call_command("check", "--tag", "perfkit")
-    with override_settings(PERFKIT={}):
-        assert not checks.run_checks(tags=["perfkit"])
-
-
-def test_a_tree_that_this_user_cannot_write_is_a_warning(tmp_path: Path) -> None:
-    """Of the directory, or of the one that it would be made in; and a file in its place."""
-    closed = tmp_path / "closed"
-    closed.mkdir(mode=0o555)
-    (tmp_path / "file").write_bytes(b"")
-    entries = {"new": closed / "a/b", "file": tmp_path / "file/below", "good": tmp_path / "good/er"}
-    trees = {name: {**GOOD, "DEST": dest} for name, dest in entries.items()}
-    me = os.geteuid()
-    try:
-        if me == 0:
-            tmp_path.chmod(0o777)
-            for parent in tmp_path.parents:
-                if not parent.stat().st_mode & stat.S_IXOTH:
-                    parent.chmod(0o755)
-            os.seteuid(65534)
-        with override_settings(PERFKIT={"TREES": trees}):
-            found = checks.run_checks(tags=["perfkit"])
-    finally:
-        os.seteuid(me)
-    assert [(each.id, each.level) for each in found] == [("perfkit.W001", checks.WARNING)] * 2
-    assert f"{closed} is not writable" in found[0].msg
-    assert "is not a directory" in found[1].msg
-
-
-def test_plain_http_is_told_of_before_a_deployment() -> None:
-    """Not on loopback, and not without --deploy."""
-    sources = {"a": "http://example.org/", "b": "http://127.0.0.1:8000/", "c": "https://example.org/"}
-    entries = {name: {"SOURCE": source, "DEST": f"/srv/{name}"} for name, source in sources.items()}
-    with override_settings(PERFKIT={"TREES": entries}):
-        assert not checks.run_checks(tags=["perfkit"])
-        found = checks.run_checks(tags=["perfkit"], include_deployment_checks=True)
-    assert [each.id for each in found] == ["perfkit.W002"]
-    assert "http://example.org/" in found[0].msg
-
-
 # -- sync, status, rollback --------------------------------------------------------------------------------------------
 
 
-def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) -> None:
-    """Dry run, first sync, nothing new, an update, status in between, rollback: each tells what it did."""
+def test_a_tree_follows_its_source_and_goes_back(published: Site, told: list[Any]) -> None:
+    """Dry run, first sync, nothing new, an update, status in between, rollback: each prints what it did."""
     out, _ = run("perfkit_sync", "rules", dry_run=True, verbosity=2)
     assert "nothing would become 1: 20 added" in out
     assert "  + 07.rules\n" in out
-    assert not site.dest.exists()
+    assert not published.dest.exists()
     assert run("perfkit_status")[0].startswith("rules: not installed\n")
     assert told == []
 
     out, err = run("perfkit_sync", "rules")
     assert out.startswith("rules: 1 (generation 1)\n  20 added, 0 changed, 0 removed; ")
-    assert (err, tree_of(site.dest), told) == ("", FIRST, [("rules", "1", 1)])
+    assert (err, tree_of(published.dest), told) == ("", FIRST, [("rules", "1", 1)])
     assert run("perfkit_sync", all=True)[0] == "rules: 1 is installed already (generation 1)\n"
     assert run("perfkit_sync", "rules", dry_run=True)[0] == "rules: 1 is installed already; nothing to do\n"
 
-    site.publish("2", SECOND)
-    (site.dest / "03.rules").write_bytes(b"mine\n")
+    published.publish("2", SECOND)
+    (published.dest / "03.rules").write_bytes(b"mine\n")
     assert "03.rules had local edits, which are kept as 03.rules.perfkit-local" in run("perfkit_sync", "rules")[0]
     (record,) = json.loads(run("perfkit_status", "rules", json=True)[0])["trees"]
     assert (record["version"], record["generation"], record["state"]) == ("2", 2, "installed")
@@ -251,25 +105,25 @@ def test_a_tree_follows_its_source_and_goes_back(site: Site, told: list[Any]) ->
     assert run("perfkit_rollback", "rules")[0].startswith("rules: 1 (generation 1)\n")
     assert told == [("rules", "1", 1), ("rules", "2", 2), ("rules", "1", 1)]
     assert run("perfkit_rollback", "rules", to=2, verbosity=0) == ("", "")
-    assert (site.dest / "new.rules").exists()
+    assert (published.dest / "new.rules").exists()
 
 
-def test_several_trees_of_which_one_fails(site: Site, told: list[Any]) -> None:
+def test_several_trees_of_which_one_fails(published: Site, told: list[Any]) -> None:
     """The others have their turn, and the command fails at the end."""
-    entry = {"SOURCE": site.url, "DEST": site.dest}
-    nothing = {"SOURCE": f"{site.url}nothing/", "DEST": site.root / "nothing"}
+    entry = {"SOURCE": published.url, "DEST": published.dest}
+    nothing = {"SOURCE": f"{published.url}nothing/", "DEST": published.root / "nothing"}
     with override_settings(PERFKIT={"TREES": {"nothing": nothing, "rules": entry}, "RETRIES": 0}):
         out, err = io.StringIO(), io.StringIO()
         with pytest.raises(CommandError, match="1 of 2 trees failed"):
             call_command("perfkit_sync", "--all", stdout=out, stderr=err)
-        assert err.getvalue().startswith(f"nothing: {site.url}nothing/")
+        assert err.getvalue().startswith(f"nothing: {published.url}nothing/")
         assert told == [("rules", "1", 1)]
         assert failure("perfkit_sync", "nothing")[0] == 1
         assert json.loads(run("perfkit_status", json=True)[0])["trees"][0]["state"] == "absent"
 
 
-def test_what_cannot_be_asked_for(site: Site) -> None:
-    """Return code 2, and what can be asked for; 1 for a tree that has nothing to go back to."""
+def test_invalid_usage(published: Site) -> None:
+    """Return code 2 with the valid choices for invalid usage; 1 for a tree without an earlier release."""
     assert failure("perfkit_sync") == (2, "give names of trees or --all; the trees are rules")
     assert failure("perfkit_sync", "rules", "--all")[0] == 2
     assert "it has rules" in failure("perfkit_sync", "rule")[1]
@@ -277,7 +131,7 @@ def test_what_cannot_be_asked_for(site: Site) -> None:
     assert failure("perfkit_sync", "rules", "--limit-rate", "fast")[0] == 2
     assert failure("perfkit_sync", "rules", "--workers", "0")[0] == 2
     code, message = failure("perfkit_rollback", "rules")
-    assert (code, "sync the tree 'rules' first" in message, site.dest.exists()) == (1, True, False)
+    assert (code, "sync the tree 'rules' first" in message, published.dest.exists()) == (1, True, False)
     run("perfkit_sync", "rules")
     assert failure("perfkit_rollback", "rules", "--to", "9")[0] == 1
 
@@ -285,7 +139,7 @@ def test_what_cannot_be_asked_for(site: Site) -> None:
 # -- the signal --------------------------------------------------------------------------------------------------------
 
 
-def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Callable[..., None]) -> None:
+def test_a_failed_receiver_is_reported_and_called_again(published: Site, receive: Callable[..., None]) -> None:
     """The change stays, the others are called, the command ends with 3, and the next sync makes up for it."""
     calls: list[str] = []
 
@@ -300,7 +154,7 @@ def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Cal
     assert code == 3
     assert "breaks: ValueError: line 3 of 07.rules" in message
     assert "is at 1 (generation 1)" in message
-    assert (tree_of(site.dest), calls) == (FIRST, ["breaks", "other"])
+    assert (tree_of(published.dest), calls) == (FIRST, ["breaks", "other"])
     assert "some receivers of tree_updated have not processed this generation" in run("perfkit_status")[0]
     assert "is installed already" in run("perfkit_sync", "rules")[0]
     assert calls == ["breaks", "other"] * 2
@@ -308,7 +162,7 @@ def test_a_receiver_that_fails_is_told_and_called_again(site: Site, receive: Cal
     assert calls == ["breaks", "other"] * 2
 
 
-def test_going_back_after_a_failed_receiver_is_told(site: Site, receive: Callable[..., None]) -> None:
+def test_a_rollback_after_a_failed_receiver_is_announced(published: Site, receive: Callable[..., None]) -> None:
     """The receivers knew the first generation, and may have half of the second since."""
     versions: list[str] = []
 
@@ -319,23 +173,23 @@ def test_going_back_after_a_failed_receiver_is_told(site: Site, receive: Callabl
 
     receive(load)
     trees.sync("rules")
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     with pytest.raises(KeyboardInterrupt):
         trees.sync("rules")
     trees.rollback("rules")
     assert versions == ["1", "2", "1"]
 
 
-def test_a_tree_that_others_brought_up_is_told_of(site: Site, told: list[Any]) -> None:
+def test_a_tree_updated_by_another_process_is_announced(published: Site, told: list[Any]) -> None:
     """Such as the `perfkit` command, which sends no signal: the next sync does, with nothing new there."""
-    site.kit.sync(site.url, site.dest)
+    published.kit.sync(published.url, published.dest)
     assert told == []
     assert trees.sync("rules").route == "none"
     assert told == [("rules", "1", 1)]
 
 
-def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., None], told: list[Any]) -> None:
-    """A release that can't be used is rolled back from within, and all are told of that."""
+def test_a_receiver_may_take_its_tree_back(published: Site, receive: Callable[..., None], told: list[Any]) -> None:
+    """A receiver can roll back a release that it can't use; all receivers are called for the rollback."""
 
     def refuse(report: SyncReport, **_: Any) -> None:
         if report.version == "2":
@@ -343,14 +197,14 @@ def test_a_receiver_may_take_its_tree_back(site: Site, receive: Callable[..., No
 
     receive(refuse)
     trees.sync("rules")
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     trees.sync("rules")
-    assert tree_of(site.dest) == FIRST
+    assert tree_of(published.dest) == FIRST
     assert ("rules", "1", 1) in told[1:]
     assert trees.status("rules").receivers_notified
 
 
-def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:
+def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     """The second says that it won't, or waits until the receivers of the first have ended too."""
     begun, go_on, calls = threading.Event(), threading.Event(), []
 
@@ -376,10 +230,10 @@ def test_two_at_once(site: Site, receive: Callable[..., None]) -> None:
     assert ([report.route for report in reports], calls) == (["none"], ["1"])
 
 
-def test_a_writer_without_django_is_waited_for(site: Site) -> None:
+def test_a_writer_without_django_is_waited_for(published: Site) -> None:
     """The tree's own lock counts as well, and `perfkit_status` says so."""
     run("perfkit_sync", "rules")
-    with site.kit.transaction(site.dest):
+    with published.kit.transaction(published.dest):
         assert failure("perfkit_sync", "rules")[0] == 1
         assert run("perfkit_status")[0].startswith("rules: being changed right now\n")
         thread = threading.Thread(target=trees.sync, args=["rules"], kwargs={"wait_s": 20})
@@ -390,7 +244,7 @@ def test_a_writer_without_django_is_waited_for(site: Site) -> None:
     assert not thread.is_alive()
 
 
-# -- commands of one's own, and what all commands share ----------------------------------------------------------------
+# -- custom commands, and what all commands share ----------------------------------------------------------------------
 
 
 class Mirror(ToolkitCommand):
@@ -404,58 +258,58 @@ class Mirror(ToolkitCommand):
         parser.add_argument("--where")
 
 
-def test_a_command_of_ones_own(site: Site) -> None:
+def test_a_custom_command(published: Site) -> None:
     """It has the options without asking, a Toolkit with settings and options in it, and its errors become failures."""
     command = Mirror()
-    (site.root / "site/file").write_bytes(b"x" * 1000)
-    options = {"where": site.root / "out", "stdout": io.StringIO(), "limit_rate": 5_000_000}
-    call_command(command, f"{site.url}file", "--workers", "2", **options)
+    (published.root / "site/file").write_bytes(b"x" * 1000)
+    options = {"where": published.root / "out", "stdout": io.StringIO(), "limit_rate": 5_000_000}
+    call_command(command, f"{published.url}file", "--workers", "2", **options)
     assert options["stdout"].getvalue() == "mirrored\n"
-    assert (site.root / "out/file").read_bytes() == b"x" * 1000
+    assert (published.root / "out/file").read_bytes() == b"x" * 1000
     config = command.kit.config
     assert (config.workers, config.connections_per_host, config.rate_limit, config.retries) == (2, 2, 5_000_000, 0)
     with pytest.raises(ConfigError, match="closed"):
-        command.kit.download(site.url, site.root / "late")
+        command.kit.download(published.url, published.root / "late")
     for wrong in ({"workers": "2"}, {"limit_rate": "-1"}, {"limit_rate": 0}):
         with pytest.raises(CommandError) as caught:
             call_command(command, **wrong)
         assert caught.value.returncode == 2
     with pytest.raises(CommandError, match=r"1 of 1 failed:\n  .*404") as caught:
-        call_command(command, f"{site.url}missing", where=site.root)
+        call_command(command, f"{published.url}missing", where=published.root)
     assert caught.value.returncode == 1
     assert type(caught.value.__cause__).__name__ == "BatchError"
     with pytest.raises(CommandError, match="Not a directory") as caught:
-        call_command(command, f"{site.url}file", where=site.root / "out/file/below")
+        call_command(command, f"{published.url}file", where=published.root / "out/file/below")
 
 
-def test_download(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Into the current directory or the one that is told; a second time nothing is fetched."""
-    (site.root / "site/file").write_bytes(b"x" * 1000)
-    monkeypatch.chdir(site.root)
-    assert "file  1000 bytes" in run("perfkit_download", f"{site.url}file")[0]
-    assert run("perfkit_download", f"{site.url}file", "-d", "sub", verbosity=0) == ("", "")
-    assert (site.root / "file").read_bytes() == (site.root / "sub/file").read_bytes() == b"x" * 1000
-    assert "file  unchanged" in run("perfkit_download", f"{site.url}file")[0]
+def test_download(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Into the current directory or the given one; a second time nothing is fetched."""
+    (published.root / "site/file").write_bytes(b"x" * 1000)
+    monkeypatch.chdir(published.root)
+    assert "file  1000 bytes" in run("perfkit_download", f"{published.url}file")[0]
+    assert run("perfkit_download", f"{published.url}file", "-d", "sub", verbosity=0) == ("", "")
+    assert (published.root / "file").read_bytes() == (published.root / "sub/file").read_bytes() == b"x" * 1000
+    assert "file  unchanged" in run("perfkit_download", f"{published.url}file")[0]
 
 
-def test_bars_are_for_terminals(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
-    """None in a file unless lines are asked for, none with --no-progress or --verbosity 0."""
+def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    """None in a file unless lines are requested, none with --no-progress or --verbosity 0."""
     monkeypatch.delenv("CI", raising=False)
     monkeypatch.setenv("TERM", "xterm")
-    (site.root / "site/file").write_bytes(b"x" * 300_000)
-    args = ["perfkit_download", f"{site.url}file"]
-    assert run(*args, directory=site.root / "a")[1] == ""
-    assert run(*args, directory=site.root / "b", verbosity=2)[1].startswith("1 file, 293.0 KiB in ")
+    (published.root / "site/file").write_bytes(b"x" * 300_000)
+    args = ["perfkit_download", f"{published.url}file"]
+    assert run(*args, directory=published.root / "a")[1] == ""
+    assert run(*args, directory=published.root / "b", verbosity=2)[1].startswith("1 file, 293.0 KiB in ")
     with Terminal() as terminal:
         streams = {"stdout": io.StringIO(), "stderr": terminal.stream}
-        call_command(*args, directory=site.root / "c", verbosity=0, **streams)
-        call_command(*args, directory=site.root / "d", no_progress=True, **streams)
+        call_command(*args, directory=published.root / "c", verbosity=0, **streams)
+        call_command(*args, directory=published.root / "d", no_progress=True, **streams)
         assert terminal.read() == []
-        call_command(*args, directory=site.root / "e", **streams)
+        call_command(*args, directory=published.root / "e", **streams)
         terminal.wait_for("1 file, 293.0 KiB in ")
 
 
-def test_colours(site: Site) -> None:
+def test_colours(published: Site) -> None:
     """By Django's own options."""
     run("perfkit_sync", "rules")
     assert "\x1b[" not in run("perfkit_sync", "rules", "--no-color")[0] + run("perfkit_status", "--no-color")[0]
@@ -466,12 +320,12 @@ def test_colours(site: Site) -> None:
 
 
 @pytest.mark.skipif(django.VERSION < (6, 0), reason="Django 5.2 has no tasks")
-def test_a_sync_is_enqueued(site: Site, told: list[Any]) -> None:
+def test_a_sync_is_enqueued(published: Site, told: list[Any]) -> None:
     """With Django's ImmediateBackend: results hold reports, or what went wrong."""
     result = tasks.sync_tree.enqueue("rules")
     assert result.status == "SUCCESSFUL"
     assert result.return_value["version"] == "1"
-    site.publish("2", SECOND)
+    published.publish("2", SECOND)
     tasks.sync_tree.enqueue("rules", wait_s=5)
     assert tasks.rollback_tree.enqueue("rules").return_value["version"] == "1"
     assert [version for _, version, _ in told] == ["1", "2", "1"]
@@ -481,30 +335,17 @@ def test_a_sync_is_enqueued(site: Site, told: list[Any]) -> None:
 
 
 @pytest.mark.skipif(django.VERSION >= (6, 0), reason="Django has tasks from 6.0 on")
-def test_without_tasks_they_are_functions(site: Site) -> None:
+def test_without_tasks_they_are_functions(published: Site) -> None:
     """For Celery's `shared_task`, or a thread."""
     report = tasks.sync_tree("rules")
     assert json.loads(json.dumps(report)) == report
     assert tasks.rollback_tree("rules", to=0)["generation"] == 0
 
 
-def test_errors_cross_processes(site: Site) -> None:
+def test_errors_cross_processes(published: Site) -> None:
     """A ReceiverError survives pickling, as a result backend does it."""
     import pickle
 
     error = ReceiverError("rules", SyncReport(version="1", generation=1), [("app.load", ValueError("x"))])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.report) == (str(error), error.report)
-
-
-def test_the_page_about_django_has_every_check_and_setting() -> None:
-    """docs/django.md and the program agree."""
-    page = (Path(__file__).parents[2] / "docs/django.md").read_text(encoding="utf-8")
-    listed = set(re.findall(r"^\| `perfkit\.(\w+)` \|", page, re.MULTILINE))
-    assert listed == {number for number, _, _ in WRONG} | {"W001", "W002"}
-    tree = page.partition("Each tree is")[2].partition("###")[0]
-    keys = set(re.findall(r"`([A-Z_]+)`", tree.replace("PERFKIT", "")))
-    known = {name.upper() for name in Config.__dataclass_fields__}
-    assert keys - known == set(conf.OF_A_TREE)
-    for word in re.findall(r"`([A-Z][A-Z_]+)`", page.partition("Each tree is")[0]):
-        assert word in known | {"PERFKIT", "TREES"}, word

@@ -21,13 +21,11 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.server.server import Server
-from tests.downloads.test_resume import held
-from tests.support.release_client import Tree, write_tree
-from tests.updates.test_updater import tree_of
+from tests.support.partial_files import held
+from tests.support.trees import Tree, tree_of, write_tree
 
 ROOT = Path(__file__).parents[2]
 FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in range(40)}
-SECOND: Tree = {**FIRST, "07.rules": b"deny 7\n" * 50, "new.rules": b"allow all\n"}
 
 
 class Project:
@@ -48,7 +46,7 @@ class Project:
         kit.publish(write_tree(self.root / "src", tree), self.root / "site", version=version)
 
     def told(self) -> list[str]:
-        """The versions that the receiver has been told of."""
+        """The versions that the receiver was called with."""
         return [line.split()[0] for line in (self.root / "told").read_text(encoding="utf-8").splitlines()]
 
     def python(self, program: str) -> subprocess.CompletedProcess[str]:
@@ -136,7 +134,7 @@ def test_celery(project: Project) -> None:
 
 
 def test_gevent(project: Project) -> None:
-    """Where gevent has patched everything: two syncs at once, a download, and other greenlets that run meanwhile."""
+    """Where gevent has patched everything: two syncs at once, a download, and other greenlets that keep running."""
     (project.root / "site/large").write_bytes(os.urandom(1 << 20))
     program = """
 from gevent import monkey; monkey.patch_all()
@@ -168,7 +166,7 @@ print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": 
 
 
 def test_gevent_that_came_too_late(project: Project) -> None:
-    """Patching after perfkit was imported would have its threads wait for each other forever; that is said instead."""
+    """If gevent patched after perfkit was imported, threads would deadlock; an error is raised instead."""
     program = """
 from perfkit import Toolkit
 from gevent import monkey; monkey.patch_all()

@@ -26,7 +26,7 @@ def test_a_host_takes_so_many() -> None:
 
 
 def test_a_closed_host_opens_in_time() -> None:
-    """The longest wait that was asked for holds."""
+    """The longest requested wait holds."""
     clock = Clock()
     limiter = HostLimiter(2, clock=clock)
     limiter.pause("a", 30.0)

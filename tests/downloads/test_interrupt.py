@@ -20,7 +20,8 @@ import pytest
 from perfkit import CancelledError, PerfkitError, Toolkit
 from perfkit.cli import main
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.sites import ONE, Origin, tree_of
+from tests.support.sites import Origin
+from tests.support.trees import ONE, tree_of
 
 PROGRAM = """
 import sys, threading, time
@@ -197,7 +198,7 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 def interrupted(
     command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float, count: int
 ) -> tuple[int, str]:
-    """Run perfkit, and send it so many SIGINTs; its exit code, and what it said on standard error."""
+    """Run perfkit, and send it so many SIGINTs; returns its exit code and standard error."""
     process = subprocess.Popen(
         [sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
     )
@@ -271,7 +272,7 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) 
 
 @pytest.mark.parametrize("name", ["get", "sync"])
 def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
-    """It was in time, or all is done; the interpreter's own end is no place for a traceback."""
+    """It was in time, or all is done; no traceback while the interpreter exits."""
     origin.publish(ONE, "1")
     pointer = (origin.site / "perfkit.json").read_bytes()
     for number, after_s in enumerate(BETWEEN_S):
@@ -299,7 +300,7 @@ class Grave:
 
 def command():
     try:
-        Grave()  # what is raised in there is only told of
+        Grave()  # an exception in __del__ is only reported
         time.sleep(20)
         return 0
     except KeyboardInterrupt:

@@ -25,6 +25,7 @@ import trustme
 
 from perfkit import Config, HTTPStatusError, Toolkit, TransferError
 from perfkit.cli import main
+from tests.support.partial_files import held
 from tests.support.tools import need
 
 MakeKit = Callable[..., Toolkit]
@@ -66,7 +67,7 @@ http {{
 
 @dataclass(frozen=True)
 class Authority:
-    """Makes certificates, each as a file of its own."""
+    """Makes certificates, one file each."""
 
     home: Path
     signer: trustme.CA
@@ -130,7 +131,7 @@ class TlsNginx:
         return f"{self.url}/{name}"
 
     def log(self) -> list[dict[str, Any]]:
-        """Every request, in the order they ended. nginx has ended with it: only then has it told of all."""
+        """Every request, in the order they ended. Stops nginx, which only then has logged all of them."""
         if self._process.poll() is None:
             self._process.send_signal(signal.SIGQUIT)
             self._process.wait(10)
@@ -169,15 +170,15 @@ def test_connections_are_kept(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path
 
 def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path) -> None:
     """The next run fetches only what the journal of the killed one does not have, of the same version."""
-    url, part = nginx.serve("f", BODY), tmp_path / "f.perfkit-part.json"
+    url = nginx.serve("f", BODY)
     command = [sys.executable, "-m", "perfkit", "get", "--json", "--segments", "1", "-o", str(tmp_path / "f"), url]
     environment = {**os.environ, "PERFKIT_CA_BUNDLE": nginx.ca}
     killed = subprocess.Popen(
         [*command, "--header", "X-Rate: 1m"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        while not part.exists():
-            assert killed.poll() is None, "it ended before it wrote a journal"
+        while not held(tmp_path / "f"):
+            assert killed.poll() is None, "it ended before it recorded bytes in a journal"
             time.sleep(0.01)
     finally:
         killed.kill()

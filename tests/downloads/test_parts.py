@@ -53,7 +53,7 @@ def assert_fails(
 
 @pytest.mark.parametrize("part", [(0, 1), (0, 1000), (1000, 1001), PART, (2_000_000, len(BODY)), (0, len(BODY))])
 def test_exactly_these_bytes(kit: Toolkit, misbehaving: Start, tmp_path: Path, part: tuple[int, int]) -> None:
-    """In one stream or several; only they are asked for."""
+    """In one stream or several; nothing else is requested."""
     server = misbehaving(lambda x: x.serve(BODY))
     download = fetch(kit, server, tmp_path, part, checksum=sha256(BODY[slice(*part)]))
     assert (tmp_path / "part").read_bytes() == BODY[slice(*part)]
@@ -82,7 +82,7 @@ def test_many_parts_of_one_file_at_once(kit: Toolkit, misbehaving: Start, tmp_pa
 
 
 def test_the_checksum_is_that_of_the_part(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
-    """And a Repr-Digest, which speaks of the whole file, is not checked against it."""
+    """And a Repr-Digest, which is of the whole file, is not checked against it."""
     digest = base64.b64encode(hashlib.sha256(BODY).digest()).decode()
     server = misbehaving(lambda x: x.serve(BODY, Repr_Digest=f"sha-256=:{digest}:"))
     assert fetch(kit, server, tmp_path).checksum is None
@@ -128,7 +128,7 @@ def test_a_server_without_ranges(kit: Toolkit, misbehaving: Start, tmp_path: Pat
 
 
 def test_a_whole_file_is_a_part_too(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
-    """A 200 whose body is just the bytes that were asked for is right."""
+    """A 200 whose body is exactly the requested bytes is right."""
     server = misbehaving(lambda x: x.respond("200 OK", BODY))
     fetch(kit, server, tmp_path, (0, len(BODY)))
     assert (tmp_path / "part").read_bytes() == BODY
@@ -142,7 +142,7 @@ def test_a_mirror_with_ranges_helps(kit: Toolkit, misbehaving: Start, tmp_path: 
 
 @pytest.mark.parametrize("length", [0, 1, PART[0], PART[0] + 1, PART[1] - 1])
 def test_a_file_that_is_too_short(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: int) -> None:
-    """416, or a 206 that tells of fewer bytes: the error says so, and the server is asked once."""
+    """416, or a 206 with a smaller total: the error says so, after one request."""
     server = misbehaving(lambda x: x.serve(BODY[:length]))
     error = assert_fails(kit, server, tmp_path, "bytes 300001 to 1500000 were asked for")
     assert isinstance(error, HTTPStatusError) == (length <= PART[0])
@@ -150,7 +150,7 @@ def test_a_file_that_is_too_short(kit: Toolkit, misbehaving: Start, tmp_path: Pa
 
 
 def test_206_cut_to_pieces(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
-    """Shorter answers are legal: the rest is asked for."""
+    """Shorter answers are legal: the rest is requested."""
 
     def handler(x: Exchange) -> None:
         start, end = x.asked.range or (0, 0)
@@ -163,7 +163,7 @@ def test_206_cut_to_pieces(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("early", [1, 5000, PART[0]])
 def test_206_that_starts_earlier(kit: Toolkit, misbehaving: Start, tmp_path: Path, early: int) -> None:
-    """A small overlap is skipped; much more than was asked for is not read."""
+    """A small overlap is skipped; much more than requested is not read."""
 
     def handler(x: Exchange) -> None:
         start, end = x.asked.range or (0, 0)
@@ -213,7 +213,7 @@ COMPARED = 64 << 10  # of what is there, that is fetched again to see whether it
 
 
 def cut(x: Exchange) -> None:
-    """Half of what is asked for, and the end of the connection."""
+    """Half of what is requested, and the end of the connection."""
     start, end = x.asked.range or (0, 0)
     assert end
     x.head(
@@ -234,7 +234,7 @@ def leave_half(make_kit: MakeKit, server: MisbehavingServer, out: Path) -> None:
 
 
 def test_a_part_is_resumed(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
-    """Only what is missing of it is asked for."""
+    """Only the missing bytes are requested."""
     server = misbehaving(lambda x: cut(x) if x.number == 1 else x.serve(BODY))
     leave_half(make_kit, server, tmp_path)
     download = fetch(make_kit(), server, tmp_path)
@@ -246,7 +246,7 @@ def test_a_part_is_resumed(make_kit: MakeKit, misbehaving: Start, tmp_path: Path
 
 
 def test_a_part_that_changed_since_is_not_resumed(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
-    """If-Range brings a 200: the part is asked for anew, and the 200 is not taken for want of ranges."""
+    """If-Range leads to a 200: the part is requested again, and the 200 is not mistaken for a server without ranges."""
     other = BODY[::-1]
     server = misbehaving(lambda x: cut(x) if x.number == 1 else x.serve(other, etag='"v2"'))
     leave_half(make_kit, server, tmp_path)
@@ -256,7 +256,7 @@ def test_a_part_that_changed_since_is_not_resumed(make_kit: MakeKit, misbehaving
 
 
 @pytest.mark.parametrize("wanted", [None, (PART[0] + 1, PART[1] + 1), (0, PART[1] - PART[0])])
-def test_what_is_left_of_another_part_is_no_use(
+def test_a_partial_file_of_another_part_is_not_used(
     make_kit: MakeKit, misbehaving: Start, tmp_path: Path, wanted: tuple[int, int] | None
 ) -> None:
     """Neither for the whole file nor for other bytes of it."""
@@ -267,7 +267,9 @@ def test_what_is_left_of_another_part_is_no_use(
     assert (tmp_path / "part").read_bytes() == (BODY[slice(*wanted)] if wanted else BODY)
 
 
-def test_what_is_left_of_the_whole_is_no_use_for_a_part(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_partial_file_of_the_whole_is_not_used_for_a_part(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path
+) -> None:
     def handler(x: Exchange) -> None:
         if x.number == 1:
             x.head("200 OK", Content_Length=str(len(BODY)), ETag='"v1"')
@@ -291,7 +293,7 @@ def test_ranges_that_are_none(kit: Toolkit, part: tuple[int, int]) -> None:
         Request("http://127.0.0.1/f", byte_range=part)
 
 
-def test_a_batch_tells_which_parts_failed(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_batch_reports_which_parts_failed(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     parts = [(0, 10), (len(BODY) - 5, len(BODY) + 5), (10, 20)]
     with pytest.raises(BatchError) as caught:

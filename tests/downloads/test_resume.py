@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 import random
 import signal
@@ -17,6 +16,7 @@ import pytest
 
 from perfkit import Toolkit, TransferError
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.partial_files import held
 
 BODY = random.Random(11).randbytes(4 << 20)
 OTHER = random.Random(12).randbytes(4 << 20)
@@ -64,15 +64,6 @@ class Origin:
             if not self.free and x.server.stopped.wait(0.025):
                 return None
         return None
-
-
-def held(dest: Path) -> int:
-    """Bytes that the journal says are there."""
-    try:
-        done = json.loads((dest.parent / f"{dest.name}.perfkit-part.json").read_bytes())["done"]
-    except (FileNotFoundError, ValueError):
-        return 0
-    return sum(end - start for start, end in done)
 
 
 def kill_when(url: str, dest: Path, least: int) -> int:

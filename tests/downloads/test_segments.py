@@ -112,7 +112,7 @@ TestRanges.settings = settings(max_examples=120, stateful_step_count=40, deadlin
 
 
 def test_a_size_that_becomes_known_late() -> None:
-    """A stream without length: open ended, until its end or a header tells."""
+    """A stream without length: open ended, until it ends or a header gives the length."""
     ranges = SegmentMap()
     runner = ranges.claim()
     assert runner is not None

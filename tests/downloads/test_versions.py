@@ -16,8 +16,8 @@ from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.errors import CancelledError
 from perfkit.server.server import Server
-from tests.conftest import QUICK
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.kits import QUICK
 
 BODY = os.urandom(200_000)
 

@@ -38,7 +38,7 @@ def test_names(names: list[str]) -> None:
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))
 def test_change_set(calls: list[tuple[str, str]]) -> None:
-    """It is the mapping of the last word on each name, in whatever order it was said."""
+    """It maps each name to what was last set for it, in whatever order."""
     changes = ChangeSet(staged="stage/", fetched="fetch/content-")
     model: dict[str, StagedFile | None] = {}
     for number, (name, kind) in enumerate(calls, 1):
@@ -69,7 +69,7 @@ def test_rows_of_many_names_are_in_order() -> None:
     assert changes[names[7777]] == StagedFile("stage/7778", content(names[7777]))
 
 
-def test_changes_and_what_is_told_of_them() -> None:
+def test_changes_and_their_summary() -> None:
     """What is done to the disk, and what the record says, where others edited a file or had made the change."""
     changes = ChangeSet(staged="stage/", fetched="fetch/")
     changes["new"], changes["same"], changes["edited"] = (

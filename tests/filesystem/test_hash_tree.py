@@ -70,7 +70,7 @@ def no_child() -> bool:
 def test_a_large_tree_is_shared_and_every_digest_is_right(
     large: tuple[Path, dict[str, str]], started: list[HashProcess], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The second process has hashed some of the files, and is gone afterwards; with one processor there is none."""
+    """The second process hashes some of the files, and has ended afterwards; with one processor, none is started."""
     root, right = large
     answered = 0
     answers = HashProcess.results
@@ -93,7 +93,7 @@ def test_a_large_tree_is_shared_and_every_digest_is_right(
 
 
 def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: list[HashProcess]) -> None:
-    """Files that vanished after the scan, and what is no file, are results with errors, and the rest goes on."""
+    """Files that vanished after the scan, and what is not a file, are results with errors; the others are hashed."""
     root, right = large
     entries = [entry for entry in scan(root) if entry.kind == "file" or entry.name == "pipe"]
     entries += [entry._replace(name=f"gone/{entry.name}") for entry in entries[:40]]
@@ -221,12 +221,12 @@ while True:
     for file in files:
         os.pwrite(file, bytes([turn]), 0)
         os.pwrite(file, bytes([turn]), (2 << 20) - 1)
-        time.sleep(0.0005)  # no file twice within a tick of a kernel's clock, which is all that tells of a change
+        time.sleep(0.0005)  # no file twice within a tick of the kernel's clock: the times would show no change
     print(turn, flush=True)
 """
 
 
-def test_files_that_change_meanwhile_never_get_a_wrong_digest(tmp_path: Path, started: list[HashProcess]) -> None:
+def test_files_that_change_during_the_scan_never_get_a_wrong_digest(tmp_path: Path, started: list[HashProcess]) -> None:
     """Another process changes the first and then the last byte of files, as they are read: no digest mixes the two.
 
     What the file never had is an end that is ahead of its beginning: the beginning as it was before, the end after.

@@ -22,7 +22,7 @@ from perfkit.progress.bars import for_stream
 from perfkit.progress.meter import FileMeter, FileProgress, Meter, Snapshot, State
 from perfkit.progress.text import display_width
 from perfkit.server.server import Server
-from tests.progress.test_meter import Clock
+from tests.support.clock import Clock
 from tests.support.terminal import Terminal
 from tests.support.tools import need
 
@@ -298,7 +298,7 @@ def test_no_standard_error_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     progress.finish(a_run())
 
 
-def test_a_terminal_that_goes_away(tmp_path: Path) -> None:
+def test_a_terminal_that_is_closed(tmp_path: Path) -> None:
     """The window is closed in the middle: the download goes on, unseen."""
     (tmp_path / "f").write_bytes(b"x" * MIB)
     master, slave = os.openpty()

@@ -14,7 +14,7 @@ from perfkit import CallbackProgress, FileProgress, JsonLines, PlainLines, Snaps
 from perfkit.progress.lines import print_line
 from perfkit.progress.meter import Meter, State
 from perfkit.server.server import Server
-from tests.progress.test_meter import Clock
+from tests.support.clock import Clock
 from tests.support.terminal import Terminal
 
 MIB = 1 << 20
@@ -64,7 +64,7 @@ def test_a_line_for_every_tenth() -> None:
 
 
 def test_a_leap_is_one_line() -> None:
-    """Tenths that were passed unseen are not made up for."""
+    """Tenths that were passed between two updates are not printed later."""
     out = io.StringIO()
     plain = PlainLines(out)
     for percent in (0, 47, 48, 49.9, 50, 99, 100):
@@ -132,7 +132,7 @@ def test_nothing_to_do() -> None:
 @pytest.mark.parametrize("error", [BrokenPipeError(), OSError(28, "No space left on device"), ValueError("closed")])
 @pytest.mark.parametrize("reporter", [PlainLines, JsonLines])
 def test_a_broken_stream(reporter: type[PlainLines | JsonLines], error: Exception) -> None:
-    """A log that can't be written is no reason to end a download; it is not tried again."""
+    """A log that can't be written does not end a download; it is not tried again."""
     out = Broken(1, error)
     progress = reporter(out)
     for percent in (10, 20, 30, 40):

@@ -9,28 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from perfkit.progress.meter import FileMeter, Meter, SpeedWindow, State
+from tests.support.clock import Clock
 
 MIB = 1 << 20
-
-
-class Clock:
-    """Time that stands still until it is told to move."""
-
-    def __init__(self) -> None:
-        self.now = 1000.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.fixture
-def clock() -> Clock:
-    return Clock()
-
-
-@pytest.fixture
-def meter(clock: Clock) -> Meter:
-    return Meter(clock=clock)
 
 
 def begun(meter: Meter, name: str, total: int | None) -> FileMeter:
@@ -106,7 +87,7 @@ def test_all_files_together(meter: Meter, clock: Clock) -> None:
 
 
 def test_a_size_that_becomes_known_late(meter: Meter) -> None:
-    """A chunked body tells its size with its last byte."""
+    """The size of a chunked body is known with its last byte."""
     meter.expect(1)
     file = begun(meter, "f", None)
     file.advance(70)
@@ -118,7 +99,7 @@ def test_a_size_that_becomes_known_late(meter: Meter) -> None:
     assert meter.snapshot().total_bytes == 70
 
 
-def test_a_size_nobody_ever_told(meter: Meter) -> None:
+def test_a_size_that_stays_unknown(meter: Meter) -> None:
     """When such a file is whole, its size is what came."""
     meter.expect(1)
     file = begun(meter, "f", None)
@@ -182,7 +163,7 @@ def test_a_failed_file_no_longer_counts(meter: Meter) -> None:
 
 
 def test_a_list_of_unknown_length(meter: Meter) -> None:
-    """While it is read there is no total; at its end there is one."""
+    """While the list is read, the total is unknown; at its end it is known."""
     meter.expect(None)
     meter.expect(1)
     begun(meter, "f", 10)
@@ -204,7 +185,7 @@ def test_estimate_by_files_while_sizes_are_missing(meter: Meter, clock: Clock) -
 
 
 def test_five_thousand_files(meter: Meter) -> None:
-    """The sums hold, and what has ended is told of in one snapshot, the last hundred of it."""
+    """The sums hold; each finished file is in one snapshot, which lists a hundred at most."""
     meter.expect(5000)
     files = [begun(meter, str(number), number) for number in range(5000)]
     assert meter.snapshot().total_bytes == sum(range(5000))

@@ -16,8 +16,8 @@ from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.stage import DelayedProgress, Stage
 from perfkit.server.server import Server
-from tests.releases.test_publisher import FIRST, edited
-from tests.updates.test_updater import publish
+from tests.support.sites import publish
+from tests.support.trees import FIRST, edited
 
 SECOND = edited(FIRST, 1)
 
@@ -90,7 +90,7 @@ def test_a_stage_is_called_by_its_name() -> None:
 
 
 def test_patience_ends_with_the_block() -> None:
-    """Inside, what is short is passed over and what is long is told, with its end; outside, all is told."""
+    """Inside, short stages are not shown, and long ones are, with their end; outside, all are shown."""
     told: list[tuple[str, float]] = []
 
     class Telling:
@@ -115,7 +115,7 @@ def test_patience_ends_with_the_block() -> None:
     assert told[-1] == ("finish", 0.1)
 
 
-def test_a_dry_run_tells_routes_and_prices(kit: Toolkit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_dry_run_shows_routes_and_costs(kit: Toolkit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As one JSON object, or as a line."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")

@@ -8,7 +8,6 @@ import hashlib
 import io
 import json
 import random
-import tracemalloc
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -18,7 +17,6 @@ from hypothesis import strategies as st
 
 from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
-from perfkit.releases.format.columns import pack_column
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Frame, Index, Pack, Piece
@@ -26,20 +24,12 @@ from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, zstd
 from perfkit.releases.publish.publisher import publish
-from tests.support.release_client import Client, Tree, manifest_of, write_tree
+from tests.support.hostile import bounded, raw_manifest
+from tests.support.release_client import Client, manifest_of
+from tests.support.trees import Tree, write_tree
 
 OLD: Tree = {"a": b"the old content of a file, some of it kept\n" * 20, "b": b"another\n" * 50, "gone": b"x" * 99}
 NEW: Tree = {"a": OLD["a"] + b"and more", "b": OLD["b"], "dir/new": b"the old content of a file" * 9, "empty": b""}
-
-
-def raw_manifest(names: list[bytes], *, sizes: list[int] | None = None, flags: bytes | None = None) -> bytes:
-    """Canonical bytes without any check."""
-    listed = b"".join(name + b"\n" for name in names)
-    return b"".join((
-        b"perfkit manifest 1\n", len(names).to_bytes(4, "little"), len(listed).to_bytes(4, "little"),
-        pack_column(8, sizes or [1] * len(names)), bytes(len(names)) if flags is None else flags,
-        bytes(32 * len(names)), listed,
-    ))  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -60,17 +50,6 @@ def damaged(data: bytes, flips: int) -> Iterator[bytes]:
         changed = bytearray(data)
         changed[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
         yield bytes(changed)
-
-
-@contextlib.contextmanager
-def bounded(megabytes: int = 12) -> Iterator[None]:
-    """See that Python takes no more memory than that at any time."""
-    tracemalloc.start()
-    try:
-        yield
-        assert tracemalloc.get_traced_memory()[1] < megabytes << 20
-    finally:
-        tracemalloc.stop()
 
 
 @pytest.mark.parametrize(
@@ -130,14 +109,14 @@ def test_a_manifest_holds_what_it_was_given() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(data=st.binary(max_size=400), magic=st.sampled_from([b"", b"perfkit manifest 1\n"]))
-def test_garbage_is_no_manifest(data: bytes, magic: bytes) -> None:
+def test_garbage_is_refused_as_a_manifest(data: bytes, magic: bytes) -> None:
     """Nothing but a typed error, or a true manifest."""
     with contextlib.suppress(PerfkitError):
         assert Manifest.of(Manifest.parse(magic + data)).raw == magic + data
 
 
 def test_a_damaged_manifest_is_refused_everywhere() -> None:
-    """Cut or flipped at any place, its digest tells."""
+    """Cut or flipped at any place, its digest shows it."""
     manifest = manifest_of(NEW)
     for bad in damaged(manifest.raw, 200):
         with pytest.raises(PerfkitError):
@@ -186,7 +165,7 @@ def test_deltas_that_lead_in_a_circle_are_refused(client: Client) -> None:
 
 
 def test_a_damaged_pointer_gives_no_other_error(client: Client) -> None:
-    """Cut or flipped, it is refused, or is a pointer all the same: the objects' digests tell the rest."""
+    """Cut or flipped, it is refused, or is still a pointer: the objects' digests show the rest."""
     for bad in damaged(client.pointer.encode(), 400):
         with contextlib.suppress(ManifestError):
             Pointer.parse(bad)
@@ -234,7 +213,7 @@ def test_indexes_that_lie_are_refused() -> None:
             Index.parse(bad, manifest)
 
 
-def test_damaged_frames_are_refused_or_told_by_the_digest(client: Client) -> None:
+def test_damaged_frames_are_refused_or_fail_their_digest(client: Client) -> None:
     """A flipped bit in a pack never writes outside a file, and is a typed error or another content."""
     index = Index.parse(client.packed(client.pointer.fine), client.manifest)
     pieces = index.pieces(lambda entry: True)
@@ -286,7 +265,7 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
 
 
 def test_a_damaged_delta_gives_no_other_error(client: Client) -> None:
-    """Cut anywhere it is refused; flipped, it is refused or makes contents whose digests tell."""
+    """Cut anywhere, it is refused; flipped, it is refused or makes contents whose digests show it."""
     old = manifest_of(OLD)
     data = (client.site / client.pointer.deltas[0].object.path).read_bytes()
     apply(data, old, OLD)
@@ -341,7 +320,7 @@ def test_deltas_that_lie_are_refused() -> None:
 
 @settings(max_examples=150, deadline=None, derandomize=True)
 @given(head=st.binary(min_size=64, max_size=64), table=st.binary(max_size=300))
-def test_garbage_is_no_delta(head: bytes, table: bytes) -> None:
+def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
     data = b"perfkit delta 1\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed

@@ -18,6 +18,7 @@ from perfkit import Release, Toolkit, UnsafePathError
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
+from tests.support.trees import tree_of
 
 _opened: list[str] | None = None
 
@@ -32,7 +33,7 @@ sys.addaudithook(_hear)
 
 @contextlib.contextmanager
 def opened_files() -> Iterator[list[str]]:
-    """The paths of all files that are opened meanwhile."""
+    """The paths of all files that are opened inside the block."""
     global _opened
     _opened = []
     try:
@@ -82,18 +83,10 @@ def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: 
         assert tree_of(tmp_path / "tree") == tree_of(src)
 
 
-def tree_of(root: Path) -> dict[str, bytes]:
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".perfkit" not in path.parts
-    }
-
-
 def test_what_cannot_be_published_waits(
     src: Path, releases: Iterator[Release], caplog: pytest.LogCaptureFixture
 ) -> None:
-    """A link is told of in the log; once it is gone, what was edited with it is published."""
+    """A link is logged as a warning; once it is removed, the edits made with it are published."""
     next(releases)
     (src / "d0/f0").write_bytes(b"edited")
     (src / "link").symlink_to("/etc/passwd")
@@ -106,7 +99,7 @@ def test_what_cannot_be_published_waits(
 
 
 class _Unlink:
-    """Removes a file when the log has told of it."""
+    """Removes a file when the log names it."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

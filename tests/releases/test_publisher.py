@@ -6,13 +6,12 @@ import contextlib
 import dataclasses
 import json
 import os
-import random
 import signal
 import stat
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -28,43 +27,11 @@ from perfkit.releases.publish import publisher
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import BlobReader, History, Site
-from tests.support.release_client import Client, Tree, manifest_of, write_tree
+from tests.support.release_client import Client, manifest_of
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import FIRST, Tree, edited, lines, noise, write_tree
 
-
-def lines(seed: int, count: int) -> bytes:
-    """Text of some variety."""
-    chance = random.Random(seed)
-    rows = ((chance.randrange(999), chance.randrange(10**6)) for _ in range(count))
-    return b"".join(b"    value_%d = compute(%d)\n" % row for row in rows)
-
-
-def noise(seed: int, size: int) -> bytes:
-    return random.Random(seed).randbytes(size)
-
-
-FIRST: Tree = {
-    "README": b"hello\n",
-    "empty": b"",
-    "pkg/a.py": lines(1, 400),
-    "pkg/b.py": lines(2, 300),
-    "pkg/same.py": lines(2, 300),
-    "data/large.bin": noise(3, 700_000),
-    "data/large.txt": lines(4, 20_000),
-    "ünï/näme.txt": b"not ascii\n",
-}
-
-
-def edited(tree: Tree, step: int) -> Tree:
-    """The next release: an edit in the middle, one of a large file, a move, a moved and edited file, a new one."""
-    new = dict(tree)
-    text = new["pkg/a.py"]
-    new["pkg/a.py"] = text[:2000] + b"# edit %d\n" % step + text[2000:]
-    large = new["data/large.txt"]
-    new["data/large.txt"] = large[: 100_000 * step] + b"# here\n" + large[100_000 * step :]
-    new[f"moved{step}/b.py"] = tree["pkg/b.py"]
-    new[f"moved{step}/c.py"] = tree["pkg/b.py"] + b"# more\n"
-    new[f"new{step}.bin"] = noise(100 + step, 3000)
-    return new
+SMALL: Tree = {**FIRST, "data/large.bin": noise(3, 70_000), "data/large.txt": lines(4, 4000)}  # to publish it often
 
 
 def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
@@ -77,7 +44,7 @@ def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
 
 
 def test_a_first_release_serves_by_either_index(tmp_path: Path) -> None:
-    """Large and small frames both give every file back, and counts are told."""
+    """Large and small frames both give every file back, and the counts are right."""
     release = publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1.0")
     client = Client(tmp_path / "site")
     assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == FIRST
@@ -180,7 +147,7 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
         assert (tmp_path / "1" / ref.path).read_bytes() == (tmp_path / "2" / ref.path).read_bytes()
 
 
-def test_executable_files_are_told_from_others(tmp_path: Path) -> None:
+def test_executable_files_are_distinguished(tmp_path: Path) -> None:
     """A change of the bit alone is a new release whose delta makes no content."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     publish(str(src), str(site), version="1")
@@ -215,62 +182,56 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
 
 
 def test_names_that_collide_are_refused(tmp_path: Path) -> None:
-    """A tree that no Mac could hold is no release."""
+    """A tree that no Mac could hold is refused."""
     with pytest.raises(UnsafePathError, match="case"):
         publish(str(write_tree(tmp_path / "src", {"a/B": b"1", "a/b": b"2"})), str(tmp_path / "site"), version="1")
 
 
-def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(tmp_path: Path) -> None:
+def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(place: Path) -> None:
     """At each rename, fsync and removal: the old release or the new one is whole, and publishing again works."""
-    site = tmp_path / "site"
-    src = write_tree(tmp_path / "src", FIRST)
+    site, src = place / "site", write_tree(place / "src", SMALL)
     publish(str(src), str(site), version="1")
-    second = edited(FIRST, 1)
+    second = edited(SMALL, 1)
     write_tree(src, second)
     seen = set()
-    for step in range(1, 200):
-        if not _killed(step, src, site):
-            break
-        client = Client(site)
-        tree = client.install(client.pointer.fine)
-        assert tree == client.install(client.pointer.solid) == (second if client.pointer.version == "2" else FIRST)
-        seen.add(client.pointer.version)
+    with killed_publisher(src, site) as publish_until:
+        for step in range(1, 200):
+            if not publish_until(step):
+                break
+            client = Client(site)
+            tree = client.install(client.pointer.fine)
+            assert tree == client.install(client.pointer.solid) == (second if client.pointer.version == "2" else SMALL)
+            seen.add(client.pointer.version)
     assert step > 10
     assert seen == {"1", "2"}
     client = Client(site)
     assert client.install(client.pointer.fine) == second
-    assert client.follow(FIRST) == second
+    assert client.follow(SMALL) == second
 
 
-def _killed(step: int, src: Path, site: Path) -> bool:
-    """Publish in a child process that dies at its `step`-th change of the disk; False if it came to its end."""
-    child = os.fork()
-    if child == 0:
-        try:
-            left = [step]
+@contextlib.contextmanager
+def killed_publisher(src: Path, site: Path) -> Iterator[Callable[[int], bool]]:
+    """Publish in processes that die at their `step`-th change of the disk; False from one that came to its end."""
+    command = [sys.executable, "-m", "tests.support.crash_publisher"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
+    ) as process:
+        assert process.stdin is not None
+        assert process.stdout is not None
 
-            def counted(function: Callable[..., object]) -> Callable[..., object]:
-                def run(*args: object, **options: object) -> object:
-                    left[0] -= 1
-                    if left[0] == 0:
-                        os.kill(os.getpid(), signal.SIGKILL)
-                    return function(*args, **options)
+        def publish_until(step: int) -> bool:
+            process.stdin.write(f"{step} {src} {site}\n")
+            process.stdin.flush()
+            code = int(process.stdout.readline())
+            assert code in (0, -signal.SIGKILL)
+            return code != 0
 
-                return run
-
-            for name in ("replace", "fsync", "unlink", "fchmod"):
-                setattr(os, name, counted(getattr(os, name)))
-            publish(str(src), str(site), version="2")
-            os._exit(0)
-        finally:
-            os._exit(9)
-    _, status = os.waitpid(child, 0)
-    assert os.WIFSIGNALED(status) or os.WEXITSTATUS(status) == 0
-    return os.WIFSIGNALED(status)
+        yield publish_until
+        process.stdin.close()
 
 
 def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second one is told so at once, and the first one's release is whole."""
+    """The second one fails at once, and the first one's release is complete."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     reached, go_on = threading.Event(), threading.Event()
     finish = PackWriter.finish
@@ -291,8 +252,8 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert Client(site).pointer.version == "1"
 
 
-def test_a_file_that_changes_meanwhile_ends_the_publishing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What was hashed is what is packed, or there is no release."""
+def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was hashed is what is packed, or nothing is released."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
     keep = publisher.solid_order
 
@@ -353,7 +314,7 @@ def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int
 
 
 def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where it would cost more than the new frames with their index and manifest, there is none."""
+    """No delta is offered if it costs more than the new frames with their index and manifest."""
     publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
 
     def padded(*arguments: object) -> None:

@@ -29,7 +29,7 @@ MODIFIED_S = 1_700_000_000
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
+def filled_site(tmp_path: Path) -> Path:
     root = tmp_path / "site"
     root.mkdir()
     (root / "f").write_bytes(BODY)
@@ -40,8 +40,8 @@ def site(tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def server(site: Path) -> Iterator[Server]:
-    with Server(site) as server:
+def server(filled_site: Path) -> Iterator[Server]:
+    with Server(filled_site) as server:
         yield server
 
 
@@ -128,7 +128,7 @@ def test_a_file(server: Server) -> None:
 
 
 def test_an_empty_file(server: Server) -> None:
-    """It has no byte, so no range of it can be had."""
+    """It has no bytes, so no range of it is satisfiable."""
     answer = ask(server, "/empty")
     assert (answer.status, answer.body) == (200, b"")
     for wanted in ("bytes=0-", "bytes=0-0", "bytes=-1"):
@@ -149,7 +149,7 @@ def test_an_empty_file(server: Server) -> None:
     ("bytes= 1-2", 1, 3),
 ])  # fmt: skip
 def test_a_range(wanted: str, start: int, end: int, server: Server) -> None:
-    """206, with what was asked for as far as there is of it."""
+    """206, with as much of the requested range as exists."""
     answer = ask(server, Range=wanted)
     assert (answer.status, answer.body) == (206, BODY[start:end])
     assert answer.headers["content-range"] == f"bytes {start}-{end - 1}/{SIZE}"
@@ -165,7 +165,7 @@ def test_a_range_that_there_is_nothing_of(wanted: str, server: Server) -> None:
 
 @pytest.mark.parametrize("wanted", ["bytes=", "bytes=-", "bytes=2-1", "bytes=a-b", "lines=0-1", "bytes=0-1,4-5",
                                     "bytes=\xb2-", f"bytes={'9' * 5000}-", "bytes=-1-2", "bytes=+1-2"])  # fmt: skip
-def test_what_is_no_single_range_is_ignored(wanted: str, server: Server) -> None:
+def test_anything_but_a_single_range_is_ignored(wanted: str, server: Server) -> None:
     """The whole file, as RFC 9110 section 14.2 has it."""
     answer = ask(server, Range=wanted)
     assert (answer.status, answer.body) == (200, BODY)
@@ -218,17 +218,17 @@ def test_if_range(server: Server) -> None:
         assert ask(server, Range=f"bytes={SIZE}-", If_Range=condition).status == 200
 
 
-def test_another_version_has_another_tag(site: Path, server: Server) -> None:
+def test_another_version_has_another_tag(filled_site: Path, server: Server) -> None:
     """Also one of the same size and time: a file that replaces it is another file."""
     etag = ask(server).headers["etag"]
-    (site / "new").write_bytes(BODY[::-1])
-    os.utime(site / "new", (MODIFIED_S, MODIFIED_S))
-    os.replace(site / "new", site / "f")
+    (filled_site / "new").write_bytes(BODY[::-1])
+    os.utime(filled_site / "new", (MODIFIED_S, MODIFIED_S))
+    os.replace(filled_site / "new", filled_site / "f")
     answer = ask(server, If_None_Match=etag)
     assert (answer.status, answer.body) == (200, BODY[::-1])
 
 
-def test_curl_agrees(site: Path, server: Server, tmp_path: Path) -> None:
+def test_curl_agrees(filled_site: Path, server: Server, tmp_path: Path) -> None:
     """The most used client gets a file, parts of it, the rest of it, and the news that it is current."""
     url, etag, out = f"{server.url}f", tmp_path / "etag", tmp_path / "out"
     assert curl(url) == BODY
@@ -261,12 +261,12 @@ class Links(HTMLParser):
         self.found += [value or "" for name, value in attrs if name == "href"]
 
 
-def test_names_of_any_bytes(site: Path, server: Server) -> None:
+def test_names_of_any_bytes(filled_site: Path, server: Server) -> None:
     """The index lists them, escaped, and its links lead to them."""
     for number, name in enumerate(NAMES):
-        with open(os.path.join(os.fsencode(site), name), "wb") as file:
+        with open(os.path.join(os.fsencode(filled_site), name), "wb") as file:
             file.write(b"%d" % number)
-    (site / "sub dir").mkdir()
+    (filled_site / "sub dir").mkdir()
     index = ask(server, "/")
     assert index.headers["content-type"] == "text/html; charset=utf-8"
     links = Links()
@@ -279,10 +279,10 @@ def test_names_of_any_bytes(site: Path, server: Server) -> None:
         assert curl(f"{server.url}{by_name[name]}") == b"%d" % number
 
 
-def test_directories(site: Path, server: Server) -> None:
+def test_directories(filled_site: Path, server: Server) -> None:
     """A directory has an index under its name with a slash, and a redirect to it under that without."""
-    (site / "sub dir/deep").mkdir(parents=True)
-    (site / "sub dir/g").write_text("g")
+    (filled_site / "sub dir/deep").mkdir(parents=True)
+    (filled_site / "sub dir/g").write_text("g")
     answer = ask(server, "/sub%20dir")
     assert (answer.status, answer.headers["location"]) == (301, "/sub%20dir/")
     assert ask(server, "/sub%20dir/").body.count(b"<li>") == 2
@@ -298,37 +298,37 @@ def test_directories(site: Path, server: Server) -> None:
     "/out/secret", "/out-file", "/out", "/sub/absolute", "//etc/passwd", "/%2fetc/passwd", "/f%00", "/f/../f", "/loop",
     "/http://[", "/pipe", "/device", "/site-twin/f", "/missing", "/" + "x" * 5000, "/" + "x/" * 3000,
 ])  # fmt: skip
-def test_nothing_else_is_reachable(target: str, site: Path, server: Server) -> None:
-    """Out of the root leads neither .., however it is spelt, nor a link; what is no file is not served."""
-    (site / "sub").mkdir()
-    (site / "out").symlink_to(site.parent)
-    (site / "out-file").symlink_to("../secret")
-    (site / "sub/absolute").symlink_to(site.parent / "secret")
-    (site / "loop").symlink_to("loop")
-    os.mkfifo(site / "pipe")
-    (site / "device").symlink_to("/dev/zero")
-    (site.parent / "site-twin").mkdir()
-    (site / "site-twin").symlink_to(site.parent / "site-twin")
-    (site.parent / "site-twin/f").write_text("secret")
+def test_nothing_else_is_reachable(target: str, filled_site: Path, server: Server) -> None:
+    """Neither .., however it is spelt, nor a link leads out of the root; only regular files are served."""
+    (filled_site / "sub").mkdir()
+    (filled_site / "out").symlink_to(filled_site.parent)
+    (filled_site / "out-file").symlink_to("../secret")
+    (filled_site / "sub/absolute").symlink_to(filled_site.parent / "secret")
+    (filled_site / "loop").symlink_to("loop")
+    os.mkfifo(filled_site / "pipe")
+    (filled_site / "device").symlink_to("/dev/zero")
+    (filled_site.parent / "site-twin").mkdir()
+    (filled_site / "site-twin").symlink_to(filled_site.parent / "site-twin")
+    (filled_site.parent / "site-twin/f").write_text("secret")
     answer = ask(server, target)
     assert answer.status == 404
     assert b"secret" not in answer.body
 
 
-def test_links_inside_the_root(site: Path, server: Server) -> None:
+def test_links_inside_the_root(filled_site: Path, server: Server) -> None:
     """They are followed, and so is the root itself if it is one."""
-    (site / "link").symlink_to("f")
+    (filled_site / "link").symlink_to("f")
     assert ask(server, "/link").body == BODY
-    (site.parent / "root-link").symlink_to(site)
-    with Server(site.parent / "root-link") as other:
+    (filled_site.parent / "root-link").symlink_to(filled_site)
+    with Server(filled_site.parent / "root-link") as other:
         assert ask(other).body == BODY
 
 
-def test_an_unreadable_file(site: Path, server: Server) -> None:
-    """Said, not hidden, and no end of the connection. Root reads everything."""
-    (site / "mine").write_text("x")
-    (site / "mine").chmod(0)
-    assert ask(server, "/mine").status == (200 if os.access(site / "mine", os.R_OK) else 404)
+def test_an_unreadable_file(filled_site: Path, server: Server) -> None:
+    """An error status, and the connection stays open. Root reads everything."""
+    (filled_site / "mine").write_text("x")
+    (filled_site / "mine").chmod(0)
+    assert ask(server, "/mine").status == (200 if os.access(filled_site / "mine", os.R_OK) else 404)
 
 
 @pytest.mark.parametrize("raw", [
@@ -336,7 +336,7 @@ def test_an_unreadable_file(site: Path, server: Server) -> None:
     b"GET /" + b"x" * 70_000 + b" HTTP/1.1\r\n\r\n", b"GET /f HTTP/1.1\r\n" + b"A: b\r\n" * 200 + b"\r\n",
     b"\x16\x03\x01\x00\xff\x00\r\n\r\n",
 ])  # fmt: skip
-def test_what_is_no_request(raw: bytes, server: Server) -> None:
+def test_invalid_requests(raw: bytes, server: Server) -> None:
     """An error and the end of the connection; the server goes on."""
     with Client(server) as client, contextlib.suppress(ConnectionError):
         client.send(raw)
@@ -347,7 +347,7 @@ def test_what_is_no_request(raw: bytes, server: Server) -> None:
 # -- connections ------------------------------------------------------------------------------------------------------
 
 
-def test_many_at_once(site: Path, server: Server) -> None:
+def test_many_at_once(filled_site: Path, server: Server) -> None:
     """Fifty clients, each with its own part, all open before the first has read."""
     with contextlib.ExitStack() as stack:
         clients = [stack.enter_context(Client(server)) for _ in range(50)]
@@ -373,32 +373,32 @@ def test_http_1_0(server: Server) -> None:
 BIG = 64 << 20  # more than all socket buffers of a loopback connection hold
 
 
-def test_a_file_that_grows_while_it_is_sent(site: Path, server: Server) -> None:
+def test_a_file_that_grows_while_it_is_sent(filled_site: Path, server: Server) -> None:
     """What was promised is sent, and not more."""
-    os.truncate(site / "f", BIG)
+    os.truncate(filled_site / "f", BIG)
     with Client(server) as client:
         client.send(b"GET /f HTTP/1.1\r\n\r\nGET /empty HTTP/1.1\r\n\r\n")
         head = client.head()
-        with open(site / "f", "ab") as file:
+        with open(filled_site / "f", "ab") as file:
             file.write(b"more")
         assert len(client._file.read(int(head.headers["content-length"]))) == BIG
         assert client.answer().headers["content-length"] == "0"
 
 
-def test_a_file_that_shrinks_while_it_is_sent(site: Path, server: Server) -> None:
+def test_a_file_that_shrinks_while_it_is_sent(filled_site: Path, server: Server) -> None:
     """The connection ends early, so that no client takes the rest of something else for it."""
-    os.truncate(site / "f", BIG)
+    os.truncate(filled_site / "f", BIG)
     with Client(server) as client:
         client.send(b"GET /f HTTP/1.1\r\n\r\nGET /empty HTTP/1.1\r\n\r\n")
         client.head()
-        os.truncate(site / "f", BIG // 2)
+        os.truncate(filled_site / "f", BIG // 2)
         assert len(client.rest()) <= BIG // 2
     assert ask(server, "/empty").status == 200
 
 
-def test_a_client_that_leaves_in_the_middle(site: Path, server: Server) -> None:
+def test_a_client_that_leaves_in_the_middle(filled_site: Path, server: Server) -> None:
     """Nobody else notices."""
-    os.truncate(site / "f", BIG)
+    os.truncate(filled_site / "f", BIG)
     for _ in range(3):
         with Client(server) as client:
             client.send(b"GET /f HTTP/1.1\r\n\r\n")
@@ -406,9 +406,9 @@ def test_a_client_that_leaves_in_the_middle(site: Path, server: Server) -> None:
     assert ask(server, Range="bytes=0-9").body == BODY[:10]
 
 
-def test_a_limited_connection(site: Path) -> None:
+def test_a_limited_connection(filled_site: Path) -> None:
     """A slow link sends no faster than it should, on each connection by itself."""
-    with Server(site, bytes_per_s=SIZE * 5) as server, Client(server) as one, Client(server) as two:
+    with Server(filled_site, bytes_per_s=SIZE * 5) as server, Client(server) as one, Client(server) as two:
         began = time.monotonic()
         for client in (one, two):
             client.send(b"GET /f HTTP/1.1\r\n\r\n")
@@ -416,11 +416,11 @@ def test_a_limited_connection(site: Path) -> None:
         assert time.monotonic() - began > 0.15
 
 
-def test_close_is_quick(site: Path) -> None:
+def test_close_is_quick(filled_site: Path) -> None:
     """Idle connections, stuck readers and half a request don't hold it up; its port is free afterwards."""
-    os.truncate(site / "f", BIG)
+    os.truncate(filled_site / "f", BIG)
     with contextlib.ExitStack() as stack:
-        server = stack.enter_context(Server(site))
+        server = stack.enter_context(Server(filled_site))
         idle, stuck, half, slow = (stack.enter_context(Client(server)) for _ in range(4))
         idle.ask("/empty")
         stuck.send(b"GET /f HTTP/1.1\r\n\r\n")
@@ -431,13 +431,13 @@ def test_close_is_quick(site: Path) -> None:
         server.close()
         server.close()
         assert time.monotonic() - began < 1.0
-        with Server(site, port=port_of(server)) as again:
+        with Server(filled_site, port=port_of(server)) as again:
             assert ask(again, "/empty").status == 200
 
 
-def test_close_ends_a_wait(site: Path) -> None:
-    """Whoever waits for the server's end is told of it."""
-    with Server(site) as server:
+def test_close_ends_a_wait(filled_site: Path) -> None:
+    """Waiting threads return when the server ends."""
+    with Server(filled_site) as server:
         waiting = threading.Thread(target=server.wait)
         waiting.start()
         server.close()
@@ -445,26 +445,26 @@ def test_close_ends_a_wait(site: Path) -> None:
         assert not waiting.is_alive()
 
 
-def test_never_started(site: Path) -> None:
+def test_never_started(filled_site: Path) -> None:
     """A server that was made and not entered can be closed, and holds its port until then."""
-    server = Server(site)
+    server = Server(filled_site)
     with pytest.raises(ConfigError, match="--port 0"):
-        Server(site, port=port_of(server))
+        Server(filled_site, port=port_of(server))
     server.close()
-    Server(site, port=port_of(server)).close()
+    Server(filled_site, port=port_of(server)).close()
 
 
-def test_no_directory(site: Path) -> None:
-    for path in (site / "f", site / "missing"):
+def test_no_directory(filled_site: Path) -> None:
+    for path in (filled_site / "f", filled_site / "missing"):
         with pytest.raises(ConfigError, match=re.escape(str(path))):
             Server(path)
 
 
-def test_perfkit_agrees(site: Path, server: Server, tmp_path: Path, kit: Toolkit) -> None:
+def test_perfkit_agrees(filled_site: Path, server: Server, tmp_path: Path, kit: Toolkit) -> None:
     """Names of any kind come down under their own name, and a second time nothing comes."""
     names = [name.decode() for name in NAMES[:2]]
     for name in names:
-        (site / name).write_bytes(BODY)
+        (filled_site / name).write_bytes(BODY)
     urls = [server.url + quote(name) for name in names]
     first, second = kit.download_many(urls, tmp_path / "out"), kit.download_many(urls, tmp_path / "out")
     assert {each.name for each in (tmp_path / "out").iterdir()} == set(names)

@@ -19,7 +19,7 @@ FILES = {
 
 
 class Ranges:
-    """A server of ranges that remembers what it was asked for."""
+    """A server of ranges that records its requests."""
 
     def __init__(self, data: bytes) -> None:
         self.data = data

@@ -160,7 +160,7 @@ def idle(kind: str, count: int) -> None:
 
 
 def main(kind: str, when: int, actions: Mapping[str, Callable[[str], object]] = ACTIONS) -> None:
-    """Serve cases until standard input ends; an action whose name ends in `-threads` dies in a thread of its own."""
+    """Serve cases until standard input ends; an action whose name ends in `-threads` dies in its own thread."""
     for line in sys.stdin:
         number, action, root, *changed = line.split()
         kind, when = (changed[0], int(changed[1])) if changed else (kind, when)

@@ -14,7 +14,7 @@ Watcher = Callable[[str, list[str]], Callable[[], None] | None]
 
 
 class Crash(BaseException):
-    """The process is no more: nothing may catch this and go on."""
+    """The process has ended: nothing may catch this and go on."""
 
 
 def path_of(fd: int) -> str:

@@ -11,19 +11,7 @@ from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import decompress
-
-Tree = dict[str, bytes]
-
-
-def write_tree(root: Path, tree: Tree) -> Path:
-    """Make `root` hold exactly these files."""
-    root.mkdir(parents=True, exist_ok=True)
-    for path in sorted(root.rglob("*"), reverse=True):
-        path.rmdir() if path.is_dir() else path.unlink()
-    for name, content in tree.items():
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).write_bytes(content)
-    return root
+from tests.support.trees import Tree
 
 
 class Client:
@@ -73,7 +61,7 @@ class Client:
         return new, _tree(new, contents, tree)
 
     def follow(self, tree: Tree) -> Tree | None:
-        """The release's tree from an earlier one by the deltas on offer; None if there is none for it."""
+        """The release's tree from an earlier one by the deltas on offer; None without a delta for it."""
         manifest = manifest_of(tree)
         deltas = self.pointer.chain(manifest.sha256.hex())
         for delta in deltas:

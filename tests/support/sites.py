@@ -1,11 +1,8 @@
-"""A site with a server that counts what it sends, can be told to stall, and small trees to publish."""
+"""A site with a server that counts what it sends and can be made to stall."""
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
-import os
-import shutil
 import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -14,38 +11,7 @@ from types import TracebackType
 
 from perfkit import Release, SyncReport, Toolkit
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.release_client import Tree, write_tree
-
-
-def text(seed: int, rows: int = 120) -> bytes:
-    """Lines that compress as source code does, other ones for each seed."""
-    return b"".join(b"value_%d = compute(%d)\n" % (seed * 1000 + row, seed * row * 7919) for row in range(rows))
-
-
-ONE: Tree = {
-    "README": b"hello\n",
-    "empty": b"",
-    "pkg/a.py": text(1),
-    "pkg/b.py": text(2),
-    "pkg/same.py": text(3),
-    "pkg/going.py": text(4),
-    "data/noise": b"".join(hashlib.sha256(b"%d" % number).digest() for number in range(600)),
-}
-TWO: Tree = {
-    "README": b"hello again\n",
-    "empty": b"",
-    "pkg/a.py": text(1)[:900] + b"# edited\n" + text(1)[900:],
-    "moved/b.py": text(2),
-    "pkg/same.py": text(3),
-    "pkg/new.py": text(5),
-    "data/noise": ONE["data/noise"],
-}
-
-
-def tree_of(root: Path) -> Tree:
-    """Every file but perfkit's own."""
-    files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != ".perfkit")
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
+from tests.support.trees import Tree, write_tree
 
 
 @dataclass
@@ -138,23 +104,13 @@ class Origin:
             self.sent.append((path, size))
 
 
-def edit(path: Path, data: bytes) -> None:
-    """As editors do it: a new file in the place of the old one."""
-    with contextlib.suppress(FileNotFoundError):
-        path.unlink()
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_bytes(data)
+def publish(kit: Toolkit, tmp_path: Path, tree: Tree, version: str) -> Path:
+    """Publish a tree; returns its site."""
+    kit.publish(write_tree(tmp_path / "src", tree), tmp_path / "site", version=version)
+    return tmp_path / "site"
 
 
-def damage(path: Path, data: bytes = b"?") -> None:
-    """As a failing disk does it: other bytes in the same file, of the same size, at the same times."""
-    found = path.stat()
-    with path.open("r+b") as file:
-        file.write(data)
-    os.utime(path, ns=(found.st_atime_ns, found.st_mtime_ns))
-
-
-def copy_of(tree: Path, dest: Path) -> Path:
-    """A copy of a managed tree, as it is, its history included."""
-    shutil.copytree(tree, dest)
-    return dest
+def replace(path: Path, data: bytes) -> None:
+    """Another version of a file on the server, as a new file: its ETag differs whatever the clock says."""
+    path.with_suffix(".tmp").write_bytes(data)
+    path.with_suffix(".tmp").replace(path)

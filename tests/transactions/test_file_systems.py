@@ -17,8 +17,9 @@ from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
 from tests.support import crash_server
 from tests.support.faults import Crash, dying
-from tests.support.sites import Origin, tree_of
+from tests.support.sites import Origin
 from tests.support.tools import need
+from tests.support.trees import tree_of
 
 pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 

@@ -17,11 +17,15 @@ from perfkit import Toolkit
 from perfkit.errors import UpdateError
 from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
+from tests.support.crash_cases import check_whole, snapshot
 from tests.support.sites import Origin
-from tests.support.tools import need
-from tests.transactions.test_crash import check_whole, snapshot
+from tests.support.tools import mounted, need, need_root, unavailable
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+
+@pytest.fixture(autouse=True)
+def as_root() -> None:
+    need_root("to mount")
+
 
 NAMES = ["a", "b/x", "b/y", "c", "d/z", "gone/e"]
 
@@ -29,24 +33,16 @@ NAMES = ["a", "b/x", "b/y", "c", "d/z", "gone/e"]
 @contextlib.contextmanager
 def mounted_file(path: Path) -> Iterator[None]:
     """A file with another one mounted over it, as containers do with a single file."""
-    need("mount", "umount")
     shutil.copy2(path, path.parents[2] / "mounted")
-    subprocess.run(["mount", "--bind", path.parents[2] / "mounted", path], check=True)
-    try:
+    with mounted(path, "--bind", path.parents[2] / "mounted"):
         yield
-    finally:
-        subprocess.run(["umount", path], check=True)
 
 
 @contextlib.contextmanager
 def mounted_directory(path: Path) -> Iterator[None]:
     """The directory of a file, mounted over itself: the same device, and yet no rename leads into it."""
-    need("mount", "umount")
-    subprocess.run(["mount", "--bind", path.parent, path.parent], check=True)
-    try:
+    with mounted(path.parent, "--bind", path.parent):
         yield
-    finally:
-        subprocess.run(["umount", path.parent], check=True)
 
 
 def attribute(letter: str, *, directory: bool = False) -> Callable[[Path], contextlib.AbstractContextManager[None]]:
@@ -57,7 +53,7 @@ def attribute(letter: str, *, directory: bool = False) -> Callable[[Path], conte
         need("chattr")
         where = path.parent if directory else path
         if subprocess.run(["chattr", f"+{letter}", where], capture_output=True, check=False).returncode:
-            pytest.skip("this file system has no such attributes")
+            unavailable("this file system has no such attributes")
         try:
             yield
         finally:

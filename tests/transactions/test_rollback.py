@@ -11,7 +11,7 @@ import pytest
 from perfkit.errors import RollbackError
 from perfkit.transactions.records import Content
 from perfkit.transactions.tree import Known, Transaction, Tree
-from tests.transactions.test_transaction import files, litter
+from tests.support.trees import litter, tree_of
 
 Files = dict[str, bytes]
 
@@ -28,7 +28,7 @@ class Release:
 
     def bring(self, wanted: Files, *, aside: dict[str, str] | None = None) -> int:
         """As the updater does it: edited files aside, then the files of the release; returns the generation."""
-        holders = {hashlib.sha256(data).hexdigest(): name for name, data in files(self.root).items()}
+        holders = {hashlib.sha256(data).hexdigest(): name for name, data in tree_of(self.root).items()}
         known = Known(expected=self.meant, copy_of=holders.get)
         with Tree(self.root) as tree, tree.transaction(known=known) as tx:
             for name, fresh in (aside or {}).items():
@@ -70,7 +70,7 @@ def back(root: Path, to: int | None = None) -> Files:
     with Tree(root) as tree:
         tree.rollback(to)
     assert not litter(root)
-    return files(root)
+    return tree_of(root)
 
 
 def test_a_repair_is_no_generation(release: Release, tmp_path: Path) -> None:
@@ -79,7 +79,7 @@ def test_a_repair_is_no_generation(release: Release, tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"damaged")
     (tmp_path / "same").unlink()
     assert release.bring(TWO) == 2
-    assert files(tmp_path) == TWO
+    assert tree_of(tmp_path) == TWO
     assert not (tmp_path / f".perfkit/objects/{hashlib.sha256(b'damaged').hexdigest()}").exists()
     assert back(tmp_path) == ONE
     assert back(tmp_path, 2) == TWO
@@ -92,12 +92,14 @@ def test_what_was_edited_comes_back_as_it_was(release: Release, tmp_path: Path) 
     release.bring(TWO)
     with Tree(tmp_path) as tree:
         assert tree.rollback().restored_with_edits == ("a", "gone")
-    assert files(tmp_path) == {name: b"edited" if name == "a" else data for name, data in ONE.items() if name != "gone"}
+    assert tree_of(tmp_path) == {
+        name: b"edited" if name == "a" else data for name, data in ONE.items() if name != "gone"
+    }
     assert back(tmp_path, 2) == TWO
     with Tree(tmp_path) as tree:
         assert tree.rollback(1).restored_with_edits == ("a", "gone")
         assert tree.rollback(0, edits="keep").saved_as == {"a": "a.perfkit-local"}
-    assert files(tmp_path) == {"a.perfkit-local": b"edited"}
+    assert tree_of(tmp_path) == {"a.perfkit-local": b"edited"}
 
 
 def test_what_was_edited_has_a_twin(release: Release, tmp_path: Path) -> None:
@@ -157,5 +159,5 @@ def test_edits_are_kept_under_one_name_each(release: Release, tmp_path: Path) ->
             tree.rollback(1)
         result = tree.rollback(1, edits="keep")
     assert result.saved_as == {"a": "a.perfkit-local-2", "new": "new.perfkit-local"}
-    assert files(tmp_path) == {**ONE, "a.perfkit-local": b"an earlier edit", "a.perfkit-local-2": b"edited",
+    assert tree_of(tmp_path) == {**ONE, "a.perfkit-local": b"an earlier edit", "a.perfkit-local-2": b"edited",
                                "new.perfkit-local": b"edited too"}  # fmt: skip

@@ -26,21 +26,8 @@ from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import signature
 from perfkit.transactions.tree import Tree
-from tests.support.tools import need
-
-
-def files(root: Path) -> dict[str, bytes]:
-    """Every file but perfkit's own."""
-    return {
-        str(path.relative_to(root)): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and path.relative_to(root).parts[0] != ".perfkit"
-    }
-
-
-def litter(root: Path) -> set[str]:
-    own = {entry.name for entry in (root / ".perfkit").iterdir()}
-    return own - {"lock", "state", "history", "objects", "manifest", "fetch"}
+from tests.support.tools import mounted_image
+from tests.support.trees import litter, tree_of
 
 
 def put(root: Path, contents: dict[str, bytes | None]) -> None:
@@ -61,8 +48,8 @@ def test_toolkit_commits_at_the_end(tmp_path: Path) -> None:
         tx.replace("c", tmp_path / "source", mode=0o700)
         tx.move("old", "new")
         tx.remove("source")
-        assert files(tmp_path) == {"old": b"old", "source": b"source"}
-    assert files(tmp_path) == {"a/b": b"one two", "c": b"source", "new": b"old"}
+        assert tree_of(tmp_path) == {"old": b"old", "source": b"source"}
+    assert tree_of(tmp_path) == {"a/b": b"one two", "c": b"source", "new": b"old"}
     assert (tmp_path / "c").stat().st_mode & 0o777 == 0o700
     assert not litter(tmp_path)
 
@@ -74,7 +61,7 @@ def test_exception_gives_up(tmp_path: Path) -> None:
         tx.write("a", b"2")
         tx.write("b", b"3")
         raise KeyError
-    assert files(tmp_path) == {"a": b"1"}
+    assert tree_of(tmp_path) == {"a": b"1"}
     assert not litter(tmp_path)
 
 
@@ -94,7 +81,7 @@ def test_calls_see_earlier_ones(tmp_path: Path) -> None:
         with pytest.raises(FileNotFoundError):
             tx.remove("nothing")
         tx.remove("nothing", missing_ok=True)
-    assert files(tmp_path) == {"a": b"B", "b": b"A", "c": b"again"}
+    assert tree_of(tmp_path) == {"a": b"B", "b": b"A", "c": b"again"}
 
 
 def test_nothing_new_is_no_generation(tmp_path: Path) -> None:
@@ -122,7 +109,7 @@ def test_one_at_a_time(tmp_path: Path) -> None:
                     other()
         with pytest.raises(UpdateError, match="has ended"):
             tx.write("a", b"3")
-    assert files(tmp_path) == {"a": b"2"}
+    assert tree_of(tmp_path) == {"a": b"2"}
 
 
 def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
@@ -134,7 +121,7 @@ def test_spoilt_object_is_replaced(tmp_path: Path) -> None:
     put(tmp_path, {"b": b"new"})
     with Tree(tmp_path) as tree:
         tree.rollback(1)
-    assert files(tmp_path) == {"a": b"same", "b": b"same"}
+    assert tree_of(tmp_path) == {"a": b"same", "b": b"same"}
 
 
 def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
@@ -153,7 +140,7 @@ def test_object_outlives_a_change_that_is_given_up(tmp_path: Path) -> None:
     assert list((tmp_path / ".perfkit/objects").iterdir()) == [kept]
     with Tree(tmp_path) as tree:
         tree.rollback(1)
-    assert files(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
+    assert tree_of(tmp_path) == {"a": b"same", "b": b"same", "c": b"other"}
 
 
 def test_result_tells_the_new_stat(tmp_path: Path) -> None:
@@ -179,10 +166,10 @@ def test_directories_come_and_go(tmp_path: Path) -> None:
             tx.remove("d/x/2")
             tx.write("d", b"6")
             tx.remove("e/only")
-        assert files(tmp_path) == {"f/in": b"5", "d": b"6"}
+        assert tree_of(tmp_path) == {"f/in": b"5", "d": b"6"}
         assert not (tmp_path / "e").exists()
         tree.rollback()
-        assert files(tmp_path) == {"f": b"1", "d/x/1": b"2", "d/x/2": b"3", "e/only": b"4"}
+        assert tree_of(tmp_path) == {"f": b"1", "d/x/1": b"2", "d/x/2": b"3", "e/only": b"4"}
 
 
 @pytest.mark.parametrize(("there", "name"), [("d/user", "d"), ("f", "f/in")])
@@ -193,7 +180,7 @@ def test_in_the_way(tmp_path: Path, there: str, name: str) -> None:
     with pytest.raises(UpdateError, match="must be removed before"), Tree(tmp_path) as tree, tree.transaction() as tx:  # noqa: PT012
         tx.write("a", b"1")
         tx.write(name, b"2")
-    assert files(tmp_path) == {there: b"mine"}
+    assert tree_of(tmp_path) == {there: b"mine"}
     assert not litter(tmp_path)
 
 
@@ -285,7 +272,7 @@ def test_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 theirs.write("a", b"theirs")
                 with pytest.raises(LockedError):
                     ours.write("b", b"ours")
-    assert files(tmp_path) == {"a": b"theirs"}
+    assert tree_of(tmp_path) == {"a": b"theirs"}
     assert not litter(tmp_path)
 
 
@@ -301,7 +288,7 @@ def test_back_and_forth(tmp_path: Path) -> None:
         for to in (0, 3, 1, 2, 3, 0, 1):
             result = tree.rollback(to)
             assert result.generation == tree.generation == to
-            assert files(tmp_path) == states[to]
+            assert tree_of(tmp_path) == states[to]
         assert [(g.number, g.current) for g in tree.history()] == [(0, False), (1, True), (2, False), (3, False)]
         assert tree.history()[3].label == {"version": "three"}
         assert (tree.history()[3].added, tree.history()[3].changed, tree.history()[3].removed) == (1, 1, 1)
@@ -341,11 +328,11 @@ def test_local_edits_and_rollback(tmp_path: Path, edits: str) -> None:
         if edits == "refuse":
             with pytest.raises(RollbackError, match="a: changed since"):
                 tree.rollback(1)
-            assert files(tmp_path) == {"a": b"edited", "b": b"2"}
+            assert tree_of(tmp_path) == {"a": b"edited", "b": b"2"}
         else:
             tree.rollback(1, edits=edits)  # type: ignore[arg-type]
             kept = {"a.perfkit-local": b"edited"} if edits == "keep" else {}
-            assert files(tmp_path) == {"a": b"1", "b": b"1", **kept}
+            assert tree_of(tmp_path) == {"a": b"1", "b": b"1", **kept}
     assert not litter(tmp_path)
 
 
@@ -358,7 +345,7 @@ def test_damaged_object_is_found(tmp_path: Path) -> None:
     os.close(writer)
     with Tree(tmp_path) as tree, pytest.raises(RollbackError, match=r"^a: .*modified through a hard link"):
         tree.rollback()
-    assert files(tmp_path) == {"a": b"new"}
+    assert tree_of(tmp_path) == {"a": b"new"}
     assert not litter(tmp_path)
 
 
@@ -369,7 +356,7 @@ def test_restored_files_are_not_one(tmp_path: Path) -> None:
     with Tree(tmp_path) as tree:
         tree.rollback()
     (tmp_path / "a").write_bytes(b"edit")
-    assert files(tmp_path) == {"a": b"edit", "b": b"same", "c": b""}
+    assert tree_of(tmp_path) == {"a": b"edit", "b": b"same", "c": b""}
 
 
 def test_retention_frees_space(tmp_path: Path) -> None:
@@ -389,7 +376,7 @@ def test_retention_frees_space(tmp_path: Path) -> None:
         tree.rollback(8)
         tree.prune(0)
         assert not list((tmp_path / ".perfkit/objects").iterdir())
-    assert files(tmp_path) == {"a": b"7"}
+    assert tree_of(tmp_path) == {"a": b"7"}
 
 
 def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -404,9 +391,9 @@ def test_without_hard_links(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
         with tree.transaction() as tx:
             tx.move("a", "c")
             tx.write("b", b"3")
-        assert files(tmp_path) == {"c": b"1", "b": b"3"}
+        assert tree_of(tmp_path) == {"c": b"1", "b": b"3"}
         tree.rollback()
-    assert files(tmp_path) == {"a": b"1", "b": b"2"}
+    assert tree_of(tmp_path) == {"a": b"1", "b": b"2"}
 
 
 def test_damaged_journal_is_told(tmp_path: Path) -> None:
@@ -416,26 +403,15 @@ def test_damaged_journal_is_told(tmp_path: Path) -> None:
     with pytest.raises(RecoveryError, match="journal"), Tree(tmp_path):
         pass
     assert (tmp_path / ".perfkit/journal").exists()
-    assert files(tmp_path) == {"a": b"1"}
+    assert tree_of(tmp_path) == {"a": b"1"}
 
 
 @pytest.mark.timeout(60)
 def test_full_file_system(tmp_path: Path) -> None:
     """On an ext4 of 4 MB that fills up, at every fill level, a change is whole or not there at all."""
-    need("mkfs.ext4", "mount", "umount")
-    image, mounted = tmp_path / "image", tmp_path / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(4 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-O", "^has_journal", "-m", "0", "-b", "1024", str(image)], check=True)
-    made = subprocess.run(["mount", "-o", "loop", str(image), str(mounted)], capture_output=True, check=False)
-    if made.returncode:
-        pytest.skip("mounting needs root and a loop device")
-    try:
+    with mounted_image("ext4", tmp_path, "-O", "^has_journal", "-m", "0", "-b", "1024", size=4 << 20) as mounted:
         _fill_up(mounted / "tree")
-    finally:
         assert not [link for fd in os.listdir("/proc/self/fd") if (link := _target(fd)).startswith(str(mounted))]
-        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
 
 
 def _target(fd: str) -> str:
@@ -448,7 +424,7 @@ def _target(fd: str) -> str:
 def _fill_up(root: Path) -> None:
     names = [f"{number:03d}" + "n" * 200 for number in range(20)]  # long names: directories need blocks of their own
     put(root, dict.fromkeys(names[:5], b"old" * 400))
-    old = files(root)
+    old = tree_of(root)
     outcomes = set()
     for free_kib in range(100, 0, -3):
         stuffing = root.parent / "stuffing"
@@ -461,16 +437,16 @@ def _fill_up(root: Path) -> None:
         except OSError as error:
             assert error.errno == errno.ENOSPC  # noqa: PT017
             outcomes.add("full")
-            assert files(root) == old
+            assert tree_of(root) == old
             assert not litter(root)
             assert not (root / "dir").exists()
         else:
             outcomes.add("done")
-            assert len(files(root)) == 20
+            assert len(tree_of(root)) == 20
             stuffing.unlink()
             with Tree(root) as tree:
                 tree.rollback()
-            assert files(root) == old
+            assert tree_of(root) == old
     assert outcomes == {"full", "done"}
 
 

@@ -38,7 +38,7 @@ from perfkit.transactions.tree import Tree
 
 
 class Percent:
-    """A progress of one's own."""
+    """A custom progress."""
 
     def update(self, snapshot: Snapshot) -> None:
         active = [file.name for file in snapshot.active]

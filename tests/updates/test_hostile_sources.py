@@ -15,7 +15,8 @@ from perfkit import ManifestError, PerfkitError, Toolkit, UnsafePathError
 from perfkit.archives.members import Limits
 from perfkit.server.server import Server
 from tests.support.archive_tools import add, make_tar, make_zip, raw_zip
-from tests.updates.test_sources import replace, tree_of
+from tests.support.sites import replace
+from tests.support.trees import tree_of
 
 GOOD = {"a": b"good", "pkg/b": b"also good" * 100}
 HOSTILE_NAMES = ["/etc/passwd", "../up", "a/../../up", "a\\b", "c:/x", "nul", "a//b", ".perfkit/x", "new\nline"]
@@ -79,7 +80,7 @@ ATTACKS: dict[str, bytes] = {
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
+def served_site(tmp_path: Path) -> Iterator[tuple[Path, str]]:
     """A directory that is served, and its URL."""
     (tmp_path / "site").mkdir()
     with Server(tmp_path / "site") as server:
@@ -101,9 +102,9 @@ def inside(tree: Path) -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_the_tree_is_as_it_was(kit: Toolkit, site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
+def test_the_tree_is_as_it_was(kit: Toolkit, served_site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
     """Whether something was installed before or not; and a good archive is taken afterwards."""
-    directory, url = site
+    directory, url = served_site
     kind = attack.partition(" ")[0]
     path, source = directory / f"pack.{kind}", f"{url}pack.{kind}"
     good: Callable[[dict[str, bytes]], bytes] = make_zip if kind == "zip" else make_tar
@@ -151,13 +152,13 @@ TEXTS: dict[str, tuple[str, bytes]] = {
 
 
 @pytest.mark.parametrize("attack", TEXTS)
-def test_control_files_and_lists(kit: Toolkit, site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
+def test_control_files_and_lists(kit: Toolkit, served_site: tuple[Path, str], tmp_path: Path, attack: str) -> None:
     """They name files too, and sizes."""
-    directory, url = site
+    directory, url = served_site
     kind, data = TEXTS[attack]
     (directory / "source").write_bytes(data)
     (directory / "x").write_bytes(b"not empty")
     with pytest.raises(PerfkitError):
         kit.sync(f"{url}source", tmp_path / "tree", type=kind)
     assert inside(tmp_path / "tree") == {}
-    assert sorted(os.listdir(tmp_path)) == ["site"]
+    assert os.listdir(tmp_path / "tree") == []

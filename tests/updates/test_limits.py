@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads
-from tests.support.sites import Origin, tree_of
+from tests.support.sites import Origin
 from tests.support.tools import need
+from tests.support.trees import tree_of
 
 MANY = {f"d{number:03}/deep/er/{leaf}": b"%d" % number for number in range(100) for leaf in "ab"}
 LATER = {name: data + b" later" for name, data in MANY.items() if not name.startswith("d00")}

@@ -18,7 +18,7 @@ CHANGED = {**FILES, "7.rules": "drop 7\n"}
 
 
 @pytest.fixture
-def kit(perfkit_origin: FakeOrigin, tmp_path: Path) -> Iterator[Toolkit]:
+def kit_after_two(perfkit_origin: FakeOrigin, tmp_path: Path) -> Iterator[Toolkit]:
     """A tree with two releases behind it."""
     with Toolkit() as kit:
         for version, files in ("1", FILES), ("2", CHANGED):
@@ -38,45 +38,49 @@ def lose(tree: Path, *names: str) -> None:
     ("fetch",), ("manifest", "release"), ("serials",), ("state", "history"), ("objects",), ("statcache", "clock"),
     ("state",), ("lock",),
 ])  # fmt: skip
-def test_what_may_be_lost(names: tuple[str, ...], kit: Toolkit, perfkit_origin: FakeOrigin, tmp_path: Path) -> None:
+def test_what_may_be_lost(
+    names: tuple[str, ...], kit_after_two: Toolkit, perfkit_origin: FakeOrigin, tmp_path: Path
+) -> None:
     """The files stay, and the next releases come as ever."""
     lose(tmp_path, *names)
     assert (tmp_path / "7.rules").read_text() == "drop 7\n"
-    kit.sync(URL, tmp_path)
+    kit_after_two.sync(URL, tmp_path)
     perfkit_origin.publish(URL, {**CHANGED, "8.rules": "drop 8\n"}, version="3")
-    assert kit.sync(URL, tmp_path).version == "3"
-    found = kit.verify(tmp_path)
+    assert kit_after_two.sync(URL, tmp_path).version == "3"
+    found = kit_after_two.verify(tmp_path)
     assert (found.files, found.missing, found.changed, found.extra) == (30, (), (), ())
     assert (tmp_path / "8.rules").read_text() == "drop 8\n"
-    kit.rollback(tmp_path)
+    kit_after_two.rollback(tmp_path)
     assert (tmp_path / "8.rules").read_text() == FILES["8.rules"]
 
 
 def test_without_the_manifest_only_what_differs_is_fetched(
-    kit: Toolkit, perfkit_origin: FakeOrigin, tmp_path: Path
+    kit_after_two: Toolkit, perfkit_origin: FakeOrigin, tmp_path: Path
 ) -> None:
     """What is installed is found by its content."""
     lose(tmp_path, "manifest", "release")
     (tmp_path / "9.rules").unlink()
-    report = kit.sync(URL, tmp_path)
+    report = kit_after_two.sync(URL, tmp_path)
     assert (report.added, report.unchanged) == (1, 29)
 
 
 @pytest.mark.parametrize(("names", "error"), [(("objects",), RollbackError), (("state", "history"), RollbackError)])
-def test_what_rollback_needs(names: tuple[str, ...], error: type[Exception], kit: Toolkit, tmp_path: Path) -> None:
+def test_what_rollback_needs(
+    names: tuple[str, ...], error: type[Exception], kit_after_two: Toolkit, tmp_path: Path
+) -> None:
     """Without it, it is refused, and nothing is touched."""
     lose(tmp_path, *names)
     with pytest.raises(error):
-        kit.rollback(tmp_path)
+        kit_after_two.rollback(tmp_path)
     assert (tmp_path / "7.rules").read_text() == "drop 7\n"
 
 
-def test_an_ordinary_directory_again(kit: Toolkit, tmp_path: Path) -> None:
+def test_an_ordinary_directory_again(kit_after_two: Toolkit, tmp_path: Path) -> None:
     """All of `.perfkit` may go."""
     shutil.rmtree(tmp_path / ".perfkit")
     assert len(list(tmp_path.iterdir())) == 30
     with pytest.raises(UpdateError):
-        kit.history(tmp_path)
+        kit_after_two.history(tmp_path)
 
 
 def damage_state(tree: Path) -> None:
@@ -88,20 +92,22 @@ def damage_journal(tree: Path) -> None:
 
 
 @pytest.mark.parametrize(("damage", "name"), [(damage_state, "state"), (damage_journal, "journal")])
-def test_recovering_by_hand(damage: Callable[[Path], None], name: str, kit: Toolkit, tmp_path: Path) -> None:
+def test_recovering_by_hand(damage: Callable[[Path], None], name: str, kit_after_two: Toolkit, tmp_path: Path) -> None:
     """What the page says to do when the tree can't be recovered by itself."""
     damage(tmp_path)
     (tmp_path / "9.rules").write_text("half old, half new")
     with pytest.raises(RecoveryError):
-        kit.history(tmp_path)
+        kit_after_two.history(tmp_path)
     lose(tmp_path, name)
-    kit.sync(URL, tmp_path)
-    found = kit.verify(tmp_path, repair=True)
+    kit_after_two.sync(URL, tmp_path)
+    found = kit_after_two.verify(tmp_path, repair=True)
     assert (found.missing, found.changed) == ((), ("9.rules",)) or found.intact
     assert (tmp_path / "9.rules").read_text() == FILES["9.rules"]
 
 
-def test_the_history_counts_files(kit: Toolkit, tmp_path: Path) -> None:
+def test_the_history_counts_files(kit_after_two: Toolkit, tmp_path: Path) -> None:
     """Those of the tree, and not perfkit's own records, which change with them."""
-    told = [(each.label.get("version"), each.added, each.changed, each.removed) for each in kit.history(tmp_path)]
+    told = [
+        (each.label.get("version"), each.added, each.changed, each.removed) for each in kit_after_two.history(tmp_path)
+    ]
     assert told == [(None, 0, 0, 0), ("1", 30, 0, 0), ("2", 0, 1, 0)]

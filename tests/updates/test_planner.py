@@ -106,7 +106,7 @@ def test_equal_contents_are_counted_once() -> None:
 
 
 def test_an_executable_bit_costs_no_bytes() -> None:
-    """Where only the mode is wrong, only the mode is set, and that is no local edit to be kept."""
+    """Where only the mode differs, only the mode is set, and no local edit is recorded."""
     found = plan(tree(a="1"), tree(a="1!"), local_changes="refuse")
     assert found.modes == ("a",)
     assert found.fetch == ()
@@ -139,20 +139,20 @@ def test_names_of_kept_files_are_free_and_fit() -> None:
 
 
 def test_a_local_edit_is_overwritten_or_refused_as_asked() -> None:
-    """Both are said: the plan names what is overwritten, the error names what is in the way."""
+    """The plan names what is overwritten, and the error names what blocks the update."""
     assert plan(tree(a="1"), tree(a="2"), tree(a="mine"), local_changes="overwrite").overwritten == ("a",)
     with pytest.raises(UpdateError, match="1 files were changed locally: a;"):
         plan(tree(a="1"), tree(a="2"), tree(a="mine"), local_changes="refuse")
 
 
 def test_an_edit_of_a_file_that_the_release_drops_is_kept_too() -> None:
-    """Nothing that was edited goes away under the default."""
+    """No edited file is lost under the default."""
     found = plan(tree(a="1"), {}, tree(a="mine"))
     assert found.saved_as == {"a": "a.perfkit-local"}
     assert found.remove == ()
 
 
-def test_an_edit_to_what_is_wanted_is_no_edit() -> None:
+def test_an_edit_to_the_wanted_content_is_not_an_edit() -> None:
     """A half-updated tree: files that already are as the new release has them stay, whatever the policy."""
     found = plan(tree(a="1", b="3"), tree(a="2", b="4"), tree(a="2", b="3"), local_changes="refuse")
     assert found.keep == ("a",)

@@ -16,10 +16,10 @@ import pytest
 from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
-from tests.releases.test_publisher import FIRST, edited, lines, noise
 from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.release_client import Client, Tree, write_tree
-from tests.updates.test_updater import publish, tree_of
+from tests.support.release_client import Client
+from tests.support.sites import publish
+from tests.support.trees import FIRST, Tree, edited, lines, noise, tree_of, write_tree
 
 SECOND = edited(FIRST, 1)
 THIRD = edited(SECOND, 2)
@@ -107,7 +107,7 @@ def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: P
 
 
 def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path, second: Path) -> None:
-    """The old release's objects are gone when they are asked for: the new release is installed, and no mixture."""
+    """The old release's objects are gone when they are requested: the new release is installed, and no mixture."""
     pointer = Client(second).pointer
     objects = {delta.object.path for delta in pointer.deltas} | {pointer.manifest.object.path}
     before = shutil.copytree(second, tmp_path / "before")
@@ -129,7 +129,7 @@ def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path
 
 
 def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit, tmp_path: Path, second: Path) -> None:
-    """Nothing new there: the error is told, after one more look at the pointer."""
+    """Without a newer release, the error is raised after one more request for the pointer."""
     pointers = itertools.count()
 
     def lose_objects(name: str, exchange: Exchange) -> bool:
@@ -149,7 +149,7 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
 def test_a_pointer_without_end_is_refused(
     kit: Toolkit, tmp_path: Path, misbehaving: Callable[..., MisbehavingServer], told: bool
 ) -> None:
-    """Whether its size is told or not, no more than the format allows is taken."""
+    """Whether its size is declared or not, no more than the format allows is read."""
     sent = 0
 
     def endless(exchange: Exchange) -> None:
@@ -237,7 +237,7 @@ def test_a_chain_that_costs_more_than_blocks_is_not_taken(kit: Toolkit, tmp_path
     assert tree_of(tree) == trees[-1]
 
 
-def test_a_plan_tells_the_price_of_a_delta(kit: Toolkit, tmp_path: Path, second: Path) -> None:
+def test_a_plan_has_the_cost_of_a_delta(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """What is planned is what is then taken, and a plan fetches no content."""
     with Server(second) as server:
         plan = kit.plan(server.url, tmp_path / "tree")
@@ -278,7 +278,7 @@ def test_a_repair_brings_the_installed_release(kit: Toolkit, tmp_path: Path) -> 
     assert kit.verify(tmp_path / "tree").intact
 
 
-def test_a_pointer_is_asked_for_conditionally_without_extended_attributes(
+def test_a_pointer_is_requested_conditionally_without_extended_attributes(
     kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The record has its version too; also for a dry run, whose stage is empty, and after the stage was cleared."""

@@ -28,7 +28,9 @@ from perfkit.archives.members import Selection
 from perfkit.server.server import Server
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.sites import replace
 from tests.support.tools import need
+from tests.support.trees import tree_of
 
 RNG = random.Random(5)
 OLD = {
@@ -61,30 +63,9 @@ class Counting(Server):
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Path:
-    (tmp_path / "site").mkdir()
-    return tmp_path / "site"
-
-
-@pytest.fixture
-def server(site: Path) -> Iterator[Counting]:
+def counting(site: Path) -> Iterator[Counting]:
     with Counting(site) as running:
         yield running
-
-
-def tree_of(root: Path) -> dict[str, bytes]:
-    """The files in a tree, perfkit's own left out."""
-    return {
-        path.relative_to(root).as_posix(): path.read_bytes()
-        for path in root.rglob("*")
-        if path.is_file() and ".perfkit" not in path.parts
-    }
-
-
-def replace(path: Path, data: bytes) -> None:
-    """Another version of a file on the server, as a new file: its ETag differs whatever the clock says."""
-    path.with_suffix(".tmp").write_bytes(data)
-    path.with_suffix(".tmp").replace(path)
 
 
 ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
@@ -93,14 +74,14 @@ ARCHIVES: dict[str, Callable[[dict[str, bytes]], bytes]] = {
     "pack.tar.gz": lambda files: make_tar(files, mode="w:gz"),
     "pack.tar.bz2": lambda files: make_tar(files, mode="w:bz2"),
     "pack.tar.xz": lambda files: make_tar(files, mode="w:xz"),
-    "download.php": make_zip,  # the content tells what it is
+    "download.php": make_zip,  # detected by its content
 }
 
 
 @pytest.mark.parametrize("name", ARCHIVES)
-def test_the_whole_story(kit: Toolkit, server: Counting, site: Path, tmp_path: Path, name: str) -> None:
+def test_the_whole_story(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, name: str) -> None:
     """Install, nothing new, update, back, forward, damage, repair: as with a release."""
-    tree, url, make = tmp_path / "tree", server.url + name, ARCHIVES[name]
+    tree, url, make = tmp_path / "tree", counting.url + name, ARCHIVES[name]
     (site / name).write_bytes(make(OLD))
     first = kit.sync(url, tree)
     assert tree_of(tree) == OLD
@@ -129,57 +110,57 @@ def test_the_whole_story(kit: Toolkit, server: Counting, site: Path, tmp_path: P
     assert [path.name for path in (tree / ".perfkit/fetch").iterdir()] == []
 
 
-def test_tar_zst(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_tar_zst(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """The same for zstd, made by its own program."""
     need("zstd")
     for files in (OLD, NEW):
         packed = subprocess.run(["zstd", "-q", "-c"], input=make_tar(files), stdout=subprocess.PIPE, check=True).stdout
         replace(site / "pack.tar.zst", packed)
-        kit.sync(server.url + "pack.tar.zst", tmp_path / "tree")
+        kit.sync(counting.url + "pack.tar.zst", tmp_path / "tree")
         assert tree_of(tmp_path / "tree") == files
 
 
-def test_a_zip_moves_only_what_changed(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_zip_moves_only_what_changed(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Changed members, neighbours in one range, and the central directory; no file of the tree is read for it."""
     (site / "pack.zip").write_bytes(make_zip(OLD))
-    kit.sync(server.url + "pack.zip", tmp_path / "tree")
+    kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     new = {**NEW, "pkg/big": OLD["pkg/big"]}
     data = make_zip(new)
     replace(site / "pack.zip", data)
-    del server.asked[:]
-    report = kit.sync(server.url + "pack.zip", tmp_path / "tree")
+    del counting.asked[:]
+    report = kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     with zipfile.ZipFile(io.BytesIO(data)) as archive:
         changed = [each.compress_size for each in archive.infolist() if OLD.get(each.filename) != new[each.filename]]
         central = len(data) - archive.start_dir
     assert report.bytes_received <= 1.1 * (sum(changed) + central + (64 << 10))
     assert report.route == "zip"
-    assert report.requests == len(server.asked) <= 2 + len(changed)
+    assert report.requests == len(counting.asked) <= 2 + len(changed)
 
 
-def test_an_unpacked_archive_is_taken_over(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_an_unpacked_archive_is_taken_over(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Files that stand there already, from another tool, are compared by CRC-32 and not fetched."""
     (site / "pack.zip").write_bytes(make_zip(OLD))
     shutil.unpack_archive(site / "pack.zip", tmp_path / "tree")
     (tmp_path / "tree/README").unlink()
-    report = kit.sync(server.url + "pack.zip", tmp_path / "tree")
+    report = kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     assert (report.added, report.unchanged) == (1, len(OLD) - 1 - 1)  # the zip has no mode for run.sh before
     assert report.bytes_received < 100_000
     assert tree_of(tmp_path / "tree") == OLD
 
 
 @pytest.mark.parametrize("name", ["pack.zip", "pack.tar.gz"])
-def test_chosen_members(kit: Toolkit, server: Counting, site: Path, tmp_path: Path, name: str) -> None:
+def test_chosen_members(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, name: str) -> None:
     """Directories are cut off, members left out; the choice is part of what is installed."""
     (site / name).write_bytes(ARCHIVES[name]({f"top-1/{member}": data for member, data in OLD.items()}))
     tree, chosen = tmp_path / "tree", Selection(strip_components=1, include=("pkg",), exclude=("pkg/f*",))
-    kit.sync(server.url + name, tree, selection=chosen)
+    kit.sync(counting.url + name, tree, selection=chosen)
     expected = {member: OLD[member] for member in ("pkg/big", "pkg/empty", "pkg/run.sh")}
     assert tree_of(tree) == expected
-    assert kit.sync(server.url + name, tree, selection=chosen).requests == 1
+    assert kit.sync(counting.url + name, tree, selection=chosen).requests == 1
     (tree / "pkg/big").unlink()
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree) == expected
-    kit.sync(server.url + name, tree, selection=Selection(strip_components=1))
+    kit.sync(counting.url + name, tree, selection=Selection(strip_components=1))
     assert tree_of(tree) == OLD
 
 
@@ -222,47 +203,47 @@ def test_a_change_at_the_origin_in_the_middle(
     assert tree_of(tmp_path / "tree") == NEW
 
 
-def test_a_damaged_archive_changes_nothing(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_damaged_archive_changes_nothing(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Not even when most of it is fine; and the next sync gets the mended one."""
     for name in ("pack.zip", "pack.tar.gz"):
         tree, make = tmp_path / name, ARCHIVES[name]
         (site / name).write_bytes(make(OLD))
-        kit.sync(server.url + name, tree)
+        kit.sync(counting.url + name, tree)
         data = bytearray(make(NEW))
         data[len(data) // 2] ^= 1
         replace(site / name, bytes(data))
         with pytest.raises(ManifestError):
-            kit.sync(server.url + name, tree)
+            kit.sync(counting.url + name, tree)
         assert tree_of(tree) == OLD
         replace(site / name, make(NEW))
-        kit.sync(server.url + name, tree)
+        kit.sync(counting.url + name, tree)
         assert tree_of(tree) == NEW
 
 
-def test_repair_needs_the_same_version(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_repair_needs_the_same_version(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """An origin that has moved on can't mend the old tree; sync can."""
     (site / "pack.zip").write_bytes(make_zip(OLD))
-    kit.sync(server.url + "pack.zip", tmp_path / "tree")
+    kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     (tmp_path / "tree/README").unlink()
     replace(site / "pack.zip", make_zip(NEW))
     with pytest.raises(UpdateError, match="has changed since it was installed; sync"):
         kit.verify(tmp_path / "tree", repair=True)
-    kit.sync(server.url + "pack.zip", tmp_path / "tree")
+    kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == NEW
 
 
 # -- what is what -----------------------------------------------------------------------------------------------------
 
 
-def test_what_is_none_of_these_is_an_error(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_what_is_none_of_these_is_an_error(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Nothing is guessed, and no tree is made of it."""
     (site / "page.html").write_text("<html>https://example.org/")
     (site / "notes.gz").write_bytes(gzip.compress(b"no tar"))
     (tmp_path / "notes.txt").write_text("remember the milk")
     for source, error, words in (
-        (server.url + "page.html", TransferError, "404"),
-        (server.url + "notes.gz", ConfigError, "download it"),
-        (server.url + "none.zip", HTTPStatusError, "404"),
+        (counting.url + "page.html", TransferError, "404"),
+        (counting.url + "notes.gz", ConfigError, "download it"),
+        (counting.url + "none.zip", HTTPStatusError, "404"),
         (str(tmp_path / "notes.txt"), ConfigError, "neither a list"),
         (str(tmp_path / "none.txt"), ConfigError, "No such file"),
         (str(tmp_path), ConfigError, "Is a directory"),
@@ -270,16 +251,16 @@ def test_what_is_none_of_these_is_an_error(kit: Toolkit, server: Counting, site:
         with pytest.raises(error, match=words):
             kit.sync(source, tmp_path / "tree")
     with pytest.raises(ConfigError, match="unknown source type"):
-        kit.sync(server.url, tmp_path / "tree", type="rar")
+        kit.sync(counting.url, tmp_path / "tree", type="rar")
     assert not (tmp_path / "tree").exists() or tree_of(tmp_path / "tree") == {}
 
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "metalink", "urls", "release"])
-def test_a_type_that_does_not_fit(kit: Toolkit, server: Counting, site: Path, tmp_path: Path, kind: str) -> None:
+def test_a_type_that_does_not_fit(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, kind: str) -> None:
     """The user's word is taken, and the content then fails to be that."""
     (site / "picture").write_bytes(b"\x89PNG" + RNG.randbytes(5000))
     with pytest.raises((ManifestError, TransferError)):
-        kit.sync(server.url + "picture", tmp_path / "tree", type=kind)
+        kit.sync(counting.url + "picture", tmp_path / "tree", type=kind)
     assert tree_of(tmp_path / "tree") == {}
 
 
@@ -302,10 +283,10 @@ def zsyncmake(site: Path, data: bytes, *options: str) -> None:
     (site / "x.tar.zsync~").replace(site / "x.tar.zsync")
 
 
-def test_zsync_the_whole_story(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_zsync_the_whole_story(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """The file that stands there is the seed; a few blocks are fetched; then as with a release."""
     pytest.importorskip("numpy")
-    old, new, tree, url = make_tar(OLD), make_tar(NEW), tmp_path / "tree", server.url + "x.tar.zsync"
+    old, new, tree, url = make_tar(OLD), make_tar(NEW), tmp_path / "tree", counting.url + "x.tar.zsync"
     zsyncmake(site, old)
     first = kit.sync(url, tree)
     assert (first.route, tree_of(tree)) == ("whole", {"x.tar": old})
@@ -322,26 +303,28 @@ def test_zsync_the_whole_story(kit: Toolkit, server: Counting, site: Path, tmp_p
     assert tree_of(tree)["x.tar"] == new
 
 
-def test_a_standing_file_is_the_seed(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_standing_file_is_the_seed(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Also an unmanaged one, which is then kept aside."""
     pytest.importorskip("numpy")
     (tmp_path / "tree").mkdir()
     (tmp_path / "tree/x.tar").write_bytes(make_tar(OLD))
     zsyncmake(site, make_tar(NEW))
-    report = kit.sync(server.url + "x.tar.zsync", tmp_path / "tree")
+    report = kit.sync(counting.url + "x.tar.zsync", tmp_path / "tree")
     assert report.route == "zsync"
     assert tree_of(tmp_path / "tree") == {"x.tar": make_tar(NEW), "x.tar.perfkit-local": make_tar(OLD)}
 
 
-def test_zsync_looks_again_where_the_file_is_wrong(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_zsync_looks_again_where_the_file_is_wrong(
+    kit: Toolkit, counting: Counting, site: Path, tmp_path: Path
+) -> None:
     """A block that only looks like the old one costs another request, and not the whole file."""
     pytest.importorskip("numpy")
     old = random.Random(5).randbytes(300_000)
     old, new = (old[:100_000] + each + old[100_004:] for each in (b"1221", b"2112"))
     zsyncmake(site, old)
-    kit.sync(server.url + "x.tar.zsync", tmp_path / "tree")
+    kit.sync(counting.url + "x.tar.zsync", tmp_path / "tree")
     zsyncmake(site, new)
-    report = kit.sync(server.url + "x.tar.zsync", tmp_path / "tree")
+    report = kit.sync(counting.url + "x.tar.zsync", tmp_path / "tree")
     assert (report.route, tree_of(tmp_path / "tree")) == ("zsync", {"x.tar": new})
     assert report.bytes_received < 20_000
 
@@ -381,7 +364,7 @@ def test_zsync_falls_back_to_the_whole_file(
     assert tree_of(tree)["x.tar"] == make_tar(NEW)
 
 
-def test_zsync_of_a_gzip_file_is_a_whole_download(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_zsync_of_a_gzip_file_is_a_whole_download(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Both forms: the file unpacked, and the gzip file itself."""
     need("zsyncmake")
     data = RNG.randbytes(50_000) + b"text " * 20_000
@@ -391,25 +374,25 @@ def test_zsync_of_a_gzip_file_is_a_whole_download(kit: Toolkit, server: Counting
     for number, (arguments, expected) in enumerate(((["x.gz"], {"x.gz": packed}), (["-z", "x"], {"x": data}))):
         command = ["zsyncmake", "-u", "x.gz", "-o", f"{number}.zsync", *arguments]
         subprocess.run(command, check=True, cwd=site, capture_output=True)
-        report = kit.sync(f"{server.url}{number}.zsync", tmp_path / str(number))
+        report = kit.sync(f"{counting.url}{number}.zsync", tmp_path / str(number))
         assert (report.route, tree_of(tmp_path / str(number))) == ("whole", expected)
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------
 
 
-def test_a_list_of_urls(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_list_of_urls(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Each file is asked about by its validator; what changed, came and went changes at once."""
     for name in ("a", "b", "c"):
         (site / name).write_bytes(name.encode() * 1000)
     listed, tree = tmp_path / "urls.txt", tmp_path / "tree"
-    listed.write_text(f"# files\n{server.url}a\n{server.url}b\tsub/b\n")
+    listed.write_text(f"# files\n{counting.url}a\n{counting.url}b\tsub/b\n")
     first = kit.sync(listed, tree)
     assert tree_of(tree) == {"a": b"a" * 1000, "sub/b": b"b" * 1000}
     again = kit.sync(listed, tree)
     assert (again.requests, again.bytes_received, again.generation) == (2, 0, first.generation)
     replace(site / "b", b"new")
-    listed.write_text(f"{server.url}b\tsub/b\n{server.url}c\n")
+    listed.write_text(f"{counting.url}b\tsub/b\n{counting.url}c\n")
     report = kit.sync(listed, tree)
     assert (report.added, report.changed, report.removed, report.bytes_received) == (1, 1, 1, 1003)
     assert tree_of(tree) == {"sub/b": b"new", "c": b"c" * 1000}
@@ -421,20 +404,20 @@ def test_a_list_of_urls(kit: Toolkit, server: Counting, site: Path, tmp_path: Pa
     assert tree_of(tree)["c"] == b"c" * 1000
 
 
-def test_a_list_from_a_url(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
-    """It is asked for conditionally too, and URLs in it may be relative once its type is known."""
+def test_a_list_from_a_url(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """It is requested conditionally too, and URLs in it may be relative once its type is known."""
     (site / "a").write_bytes(b"a" * 1000)
     (site / "urls.txt").write_text("a\n")
-    kit.sync(server.url + "urls.txt", tmp_path / "tree", type="urls")
-    again = kit.sync(server.url + "urls.txt", tmp_path / "tree")
+    kit.sync(counting.url + "urls.txt", tmp_path / "tree", type="urls")
+    again = kit.sync(counting.url + "urls.txt", tmp_path / "tree")
     assert (again.requests, again.route) == (2, "none")
     assert tree_of(tmp_path / "tree") == {"a": b"a" * 1000}
 
 
-def test_one_failed_url_changes_nothing(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_one_failed_url_changes_nothing(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """All in one transaction: the others are not put in place alone, and not fetched again the next time."""
     (site / "a").write_bytes(b"a" * 100_000)
-    (tmp_path / "urls.txt").write_text(f"{server.url}a\n{server.url}none\n")
+    (tmp_path / "urls.txt").write_text(f"{counting.url}a\n{counting.url}none\n")
     with pytest.raises(HTTPStatusError):
         kit.sync(tmp_path / "urls.txt", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == {}
@@ -447,13 +430,13 @@ def metalink(*files: str) -> str:
     return f'<?xml version="1.0"?><metalink xmlns="urn:ietf:params:xml:ns:metalink">{"".join(files)}</metalink>'
 
 
-def test_a_metalink_document(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
-    """Mirrors, sizes and hashes; a file that has its SHA-256 is not asked for."""
+def test_a_metalink_document(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """Mirrors, sizes and hashes; a file that has its SHA-256 is not requested."""
     data = RNG.randbytes(50_000)
     (site / "a").write_bytes(data)
     text = metalink(
         f'<file name="sub/a"><size>{len(data)}</size><hash type="sha-256">{hashlib.sha256(data).hexdigest()}</hash>'
-        f'<url priority="1">{server.url}gone</url><url priority="2">{server.url}a</url></file>'
+        f'<url priority="1">{counting.url}gone</url><url priority="2">{counting.url}a</url></file>'
     )
     (tmp_path / "pack.meta4").write_text(text)
     kit.sync(tmp_path / "pack.meta4", tmp_path / "tree")
@@ -465,12 +448,12 @@ def test_a_metalink_document(kit: Toolkit, server: Counting, site: Path, tmp_pat
     assert tree_of(tmp_path / "other") == {}
 
 
-def test_a_size_that_lies(kit: Toolkit, server: Counting, site: Path, tmp_path: Path) -> None:
+def test_a_size_that_lies(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
     """Longer or shorter than the list says: an error, before the tree is touched."""
     (site / "a").write_bytes(bytes(1000))
     for size in (999, 1001):
         (tmp_path / "x.meta4").write_text(
-            metalink(f'<file name="a"><size>{size}</size><url>{server.url}a</url></file>')
+            metalink(f'<file name="a"><size>{size}</size><url>{counting.url}a</url></file>')
         )
         with pytest.raises(IntegrityError):
             kit.sync(tmp_path / "x.meta4", tmp_path / "tree")

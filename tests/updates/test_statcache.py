@@ -55,94 +55,94 @@ class Tree:
 
 
 @pytest.fixture
-def tree(tmp_path: Path) -> Tree:
+def cached(tmp_path: Path) -> Tree:
     return Tree(tmp_path)
 
 
-def test_a_file_at_rest_is_known(tree: Tree) -> None:
+def test_a_file_at_rest_is_known(cached: Tree) -> None:
     """What was hashed once and has not changed needs no second hash."""
-    assert tree.known() == b"first"
+    assert cached.known() == b"first"
 
 
-def test_chmod(tree: Tree) -> None:
+def test_chmod(cached: Tree) -> None:
     """`chmod -R` changes the mode and ctime; the file is looked at again."""
-    tree.file.chmod(0o600)
-    assert tree.known() is None
+    cached.file.chmod(0o600)
+    assert cached.known() is None
 
 
-def test_touch(tree: Tree) -> None:
+def test_touch(cached: Tree) -> None:
     """`touch` says nothing about the content, so the content is read."""
-    os.utime(tree.file)
-    assert tree.known() is None
+    os.utime(cached.file)
+    assert cached.known() is None
 
 
-def test_a_restored_backup(tree: Tree) -> None:
+def test_a_restored_backup(cached: Tree) -> None:
     """A file with the old size and old mtime, but other content, shows by its ctime and inode."""
-    before = tree.file.stat()
-    backup = tree.home / "backup"
+    before = cached.file.stat()
+    backup = cached.home / "backup"
     backup.write_bytes(b"FIRST")
     os.utime(backup, ns=(before.st_atime_ns, before.st_mtime_ns))
-    shutil.copy2(backup, tree.file)  # in place: the same inode
-    assert tree.file.stat().st_mtime_ns == before.st_mtime_ns
-    assert tree.known() is None
-    tree.note()
+    shutil.copy2(backup, cached.file)  # in place: the same inode
+    assert cached.file.stat().st_mtime_ns == before.st_mtime_ns
+    assert cached.known() is None
+    cached.note()
     os.utime(backup, ns=(before.st_atime_ns, before.st_mtime_ns))
-    os.replace(backup, tree.file)  # and another inode
-    assert tree.known() is None
+    os.replace(backup, cached.file)  # and another inode
+    assert cached.known() is None
 
 
-def test_a_file_older_than_the_row(tree: Tree) -> None:
+def test_a_file_older_than_the_row(cached: Tree) -> None:
     """Compared with `!=`: a file that looks older than what is known has changed too."""
-    os.utime(tree.file, ns=(1, 1))
-    assert tree.known() is None
+    os.utime(cached.file, ns=(1, 1))
+    assert cached.known() is None
 
 
-def test_a_swapped_inode(tree: Tree) -> None:
-    """Two files of one size and one mtime that change places are told apart."""
-    other = tree.home / "other"
+def test_a_swapped_inode(cached: Tree) -> None:
+    """Two files of the same size and mtime that change places are distinguished."""
+    other = cached.home / "other"
     other.write_bytes(b"other")
-    status = tree.file.stat()
+    status = cached.file.stat()
     os.utime(other, ns=(status.st_atime_ns, status.st_mtime_ns))
-    aside = tree.home / "aside"
-    tree.file.rename(aside)
-    other.rename(tree.file)
-    assert tree.file.stat().st_size == status.st_size
-    assert tree.known() is None
+    aside = cached.home / "aside"
+    cached.file.rename(aside)
+    other.rename(cached.file)
+    assert cached.file.stat().st_size == status.st_size
+    assert cached.known() is None
 
 
-def test_a_write_within_the_same_tick(tree: Tree) -> None:
+def test_a_write_within_the_same_tick(cached: Tree) -> None:
     """A file changed in the tick in which it was hashed gets no row, since a further change could not be seen."""
-    frozen = tree.file.stat().st_mtime_ns  # the clock has not moved since the write
-    cache = tree.load()
-    assert cache.matches(0, tree.look())
-    cache.record_at(0, tree.look(), content_ns=frozen, seen_ns=frozen)
-    assert not cache.matches(0, tree.look())
+    frozen = cached.file.stat().st_mtime_ns  # the clock has not moved since the write
+    cache = cached.load()
+    assert cache.matches(0, cached.look())
+    cache.record_at(0, cached.look(), content_ns=frozen, seen_ns=frozen)
+    assert not cache.matches(0, cached.look())
 
 
-def test_in_place_edits_in_quick_succession_are_never_missed(tree: Tree) -> None:
+def test_in_place_edits_in_quick_succession_are_never_missed(cached: Tree) -> None:
     """Against the real clock: hash, then write the same size at once; a row either is not there or does not match."""
     for number in range(200):
         text = b"%05d" % number
-        tree.file.write_bytes(text)
-        tree.note()
+        cached.file.write_bytes(text)
+        cached.note()
         changed = b"%05d" % (number + 50000)
-        with open(tree.file, "r+b") as file:
+        with open(cached.file, "r+b") as file:
             file.write(changed)
-        assert tree.known() is None, number
+        assert cached.known() is None, number
 
 
-def test_a_published_file_is_known_though_its_name_is_new(tree: Tree) -> None:
+def test_a_published_file_is_known_though_its_name_is_new(cached: Tree) -> None:
     """A file written at rest and then renamed has a new ctime; content certain before, seen after, that suffices."""
-    fresh = tree.home / "fresh"
+    fresh = cached.home / "fresh"
     fresh.write_bytes(b"second")
-    content_ns = clock_ns(tree.probe)
+    content_ns = clock_ns(cached.probe)
     while content_ns <= fresh.stat().st_mtime_ns:
-        content_ns = clock_ns(tree.probe)
-    os.replace(fresh, tree.file)
-    tree.rest()
+        content_ns = clock_ns(cached.probe)
+    os.replace(fresh, cached.file)
+    cached.rest()
     cache = StatCache(manifest(file=b"second"))
-    cache.record_at(0, tree.look(), content_ns=content_ns, seen_ns=clock_ns(tree.probe))
-    assert cache.matches(0, tree.look())
+    cache.record_at(0, cached.look(), content_ns=content_ns, seen_ns=clock_ns(cached.probe))
+    assert cache.matches(0, cached.look())
 
 
 def rows(cache: StatCache) -> list[int]:

@@ -13,20 +13,10 @@ from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.server.server import Server
-from tests.releases.test_publisher import FIRST, edited
-from tests.support.release_client import Tree, write_tree
+from tests.support.sites import publish
+from tests.support.trees import FIRST, edited, tree_of
 
 SECOND = edited(FIRST, 1)
-
-
-def tree_of(root: Path) -> Tree:
-    files = (path for path in root.rglob("*") if path.is_file() and path.relative_to(root).parts[0] != ".perfkit")
-    return {str(path.relative_to(root)): path.read_bytes() for path in files}
-
-
-def publish(kit: Toolkit, tmp_path: Path, tree: Tree, version: str) -> Path:
-    kit.publish(write_tree(tmp_path / "src", tree), tmp_path / "site", version=version)
-    return tmp_path / "site"
 
 
 def test_install_update_and_nothing_to_do(kit: Toolkit, tmp_path: Path) -> None:
@@ -197,7 +187,7 @@ def test_every_object_corrupted_in_turn(make_kit: Callable[..., Toolkit], tmp_pa
 
 
 def test_verify_and_repair(kit: Toolkit, tmp_path: Path) -> None:
-    """All kinds of damage are told, and only what is damaged is fetched."""
+    """All kinds of damage are reported, and only what is damaged is fetched."""
     with Server(publish(kit, tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")
         (tmp_path / "tree/README").unlink()

@@ -21,18 +21,17 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
+from tests.support.crash_cases import FULL, MUTATING, copy, reachable, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
-from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
-from tests.support.tools import need
-from tests.transactions.test_crash import ENVIRONMENT, FULL, MUTATING, copy, place, reachable, snapshot
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT, need
+from tests.support.trees import ONE, TWO, edit, text, tree_of
 
 Counts = dict[str, tuple[int, int]]
 
 SAMPLE = 2  # cases per system call and action
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
 LOCAL = "pkg/same.py.perfkit-local"
-
-__all__ = ["place"]
 
 
 class Server:
@@ -55,7 +54,7 @@ class Server:
         strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert strace.stderr is not None
         assert "attached" in strace.stderr.readline()
-        reader = threading.Thread(target=strace.stderr.read)  # it tells of every process and thread
+        reader = threading.Thread(target=strace.stderr.read)  # strace reports every process and thread
         reader.start()
         try:
             yield
@@ -220,23 +219,6 @@ def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
           f"{ends[DONE]} did not matter")  # fmt: skip
     assert ends[FAILED]
     assert ends[UNFINISHED]
-
-
-@pytest.fixture
-def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of one megabyte."""
-    need("mount", "umount")
-    mounted = tmp_path / "small"
-    mounted.mkdir()
-    made = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", str(mounted)], capture_output=True, check=False
-    )
-    if made.returncode:
-        pytest.skip("mounting needs root")
-    try:
-        yield mounted
-    finally:
-        subprocess.run(["umount", "--lazy", str(mounted)], check=True)  # others may look at it just now
 
 
 def test_a_full_disk(make_kit: Callable[..., Toolkit], small_disk: Path, tmp_path: Path) -> None:

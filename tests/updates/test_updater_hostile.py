@@ -17,8 +17,9 @@ from perfkit import ManifestError, PerfkitError, Toolkit, TransferError, UnsafeP
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress
-from tests.releases.test_hostile_releases import bounded, raw_manifest
-from tests.support.sites import ONE, TWO, Origin, tree_of
+from tests.support.hostile import bounded, raw_manifest
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, tree_of
 
 
 class Forge:
@@ -157,7 +158,7 @@ FUZZ = settings(max_examples=25, deadline=None, derandomize=True,
 @FUZZ
 @given(choice=st.integers(0, 99), how=damage, start=st.sampled_from(["1", "nothing"]))
 def test_any_file_damaged(forge: Forge, choice: int, how: tuple[str, int, int], start: str) -> None:
-    """Anywhere in any file of the site: the digests tell."""
+    """Anywhere in any file of the site: the digests show it."""
     path = sorted(forge.good)[choice % len(forge.good)]
     path.write_bytes(damaged(forge.good[path], how))
     caught = forge.sync(start)

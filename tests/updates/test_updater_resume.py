@@ -9,10 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from perfkit import Toolkit
-from tests.releases.test_publisher import noise
-from tests.support.release_client import Tree
-from tests.support.sites import Origin, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import Tree, noise, tree_of
 
 LARGE: Tree = {f"part-{number}": noise(number, 600_000) for number in range(5)} | {"README": b"hello\n"}
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"
@@ -32,9 +31,9 @@ def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
 
 
 def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
-    """SiteClient that had come are not asked for again; what was under way may be, as far as no journal tells of it."""
+    """Objects that are complete are not requested again; those under way are, as far as no journal records them."""
     kit = make_kit(segments=1)  # more of them would be cut short when another takes half of their range
-    for count in range(1, len(LARGE) + 1):  # each release has a pack of its own, so there are some to finish
+    for count in range(1, len(LARGE) + 1):  # each release has its own pack, so there are some to finish
         origin.publish(dict(list(LARGE.items())[:count]), str(count))
     _, whole = origin.counted(lambda: kit.sync(origin.url, tmp_path / "undisturbed"))
     most = 0

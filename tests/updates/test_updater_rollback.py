@@ -13,13 +13,14 @@ import pytest
 from perfkit import RollbackError, Toolkit, UpdateError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import object_store
-from tests.support.sites import ONE, TWO, Origin, damage, edit, text, tree_of
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
 LOCAL = "README.perfkit-local"
 
 
 @pytest.fixture
-def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
+def tree_v2(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
     """A tree at its second generation, of version 2, with version 1 before it."""
     for version, tree in (("1", ONE), ("2", TWO)):
         origin.publish(tree, version)
@@ -27,98 +28,100 @@ def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
     return tmp_path / "tree"
 
 
-def test_back_past_a_repair(kit: Toolkit, origin: Origin, dest: Path) -> None:
+def test_back_past_a_repair(kit: Toolkit, origin: Origin, tree_v2: Path) -> None:
     """Damage, repair, back: every file is the release's, one that both have and one that differs."""
     for name in ("README", "pkg/same.py", "moved/b.py"):
-        damage(dest / name)
-    (dest / "pkg/a.py").unlink()
-    repaired = kit.verify(dest, repair=True).repaired
+        damage(tree_v2 / name)
+    (tree_v2 / "pkg/a.py").unlink()
+    repaired = kit.verify(tree_v2, repair=True).repaired
     assert repaired is not None
     assert repaired.generation == 2
     asked = len(origin.sent)
-    report = kit.rollback(dest)
+    report = kit.rollback(tree_v2)
     assert (report.version, report.previous_version, report.generation) == ("1", "2", 1)
     kept = {f"{name}.perfkit-local" for name in ("README", "pkg/same.py", "moved/b.py")}
-    assert {name: data for name, data in tree_of(dest).items() if name not in kept} == ONE
-    assert kit.verify(dest).extra == tuple(sorted(kept))
-    assert kit.verify(dest).intact
+    assert {name: data for name, data in tree_of(tree_v2).items() if name not in kept} == ONE
+    assert kit.verify(tree_v2).extra == tuple(sorted(kept))
+    assert kit.verify(tree_v2).intact
     assert len(origin.sent) == asked
-    assert kit.rollback(dest, to=2).version == "2"
-    assert kit.verify(dest).intact
+    assert kit.rollback(tree_v2, to=2).version == "2"
+    assert kit.verify(tree_v2).intact
 
 
-def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
-    """What was edited away can't come back: the way leads to what the sync found, which is told, and by verify too."""
+def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin: Origin, tree_v2: Path) -> None:
+    """Content that an edit replaced can't be restored; what the sync found is, and report and verify say so."""
     kit = make_kit(local_changes="overwrite")
     origin.publish({**TWO, "README": b"hello 3\n"}, "3")
-    edit(dest / "README", b"mine\n")
-    report = kit.sync(origin.url, dest)
+    edit(tree_v2 / "README", b"mine\n")
+    report = kit.sync(origin.url, tree_v2)
     assert report.overwritten == ("README",)
-    report = kit.rollback(dest)
+    report = kit.rollback(tree_v2)
     assert (report.version, report.restored_with_edits) == ("2", ("README",))
-    assert tree_of(dest) == {**TWO, "README": b"mine\n"}
-    assert kit.verify(dest).changed == ("README",)
-    kit.rollback(dest, to=1)
-    assert tree_of(dest) == ONE
+    assert tree_of(tree_v2) == {**TWO, "README": b"mine\n"}
+    assert kit.verify(tree_v2).changed == ("README",)
+    kit.rollback(tree_v2, to=1)
+    assert tree_of(tree_v2) == ONE
 
 
-def test_back_past_an_edit_that_changed_nothing(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path) -> None:
+def test_back_past_an_edit_that_changed_nothing(
+    make_kit: Callable[..., Toolkit], origin: Origin, tree_v2: Path
+) -> None:
     """An edit that a sync overwrote with the same release's file leaves no trace in the history."""
     kit = make_kit(local_changes="overwrite")
-    edit(dest / "README", b"mine\n")
-    assert kit.sync(origin.url, dest).generation == 2
-    assert tree_of(dest) == TWO
-    kit.rollback(dest)
-    assert tree_of(dest) == ONE
+    edit(tree_v2 / "README", b"mine\n")
+    assert kit.sync(origin.url, tree_v2).generation == 2
+    assert tree_of(tree_v2) == TWO
+    kit.rollback(tree_v2)
+    assert tree_of(tree_v2) == ONE
 
 
-def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, dest: Path) -> None:
+def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, tree_v2: Path) -> None:
     """The edit outlives every way, to generation 0 as well."""
-    edit(dest / "README", b"mine\n")
-    assert kit.sync(origin.url, dest).saved_as == {"README": LOCAL}
+    edit(tree_v2 / "README", b"mine\n")
+    assert kit.sync(origin.url, tree_v2).saved_as == {"README": LOCAL}
     origin.publish({**TWO, "pkg/new.py": text(6)}, "3")
-    kit.sync(origin.url, dest)
+    kit.sync(origin.url, tree_v2)
     for to, tree in ((2, TWO), (1, ONE), (0, {}), (3, {**TWO, "pkg/new.py": text(6)})):
-        kit.rollback(dest, to=to)
-        assert tree_of(dest) == {**tree, LOCAL: b"mine\n"}
+        kit.rollback(tree_v2, to=to)
+        assert tree_of(tree_v2) == {**tree, LOCAL: b"mine\n"}
 
 
 @pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])
-def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, policy: str) -> None:
-    """The policy holds for a rollback too, and its report tells what is kept, by the same names as a sync."""
+def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin, tree_v2: Path, policy: str) -> None:
+    """The policy holds for a rollback too, and its report names what is kept as that of a sync does."""
     kit = make_kit(local_changes=policy)
-    edit(dest / "README", b"mine\n")
+    edit(tree_v2 / "README", b"mine\n")
     if policy == "refuse":
         with pytest.raises(RollbackError, match="README: changed since"):
-            kit.rollback(dest)
-        assert tree_of(dest) == {**TWO, "README": b"mine\n"}
+            kit.rollback(tree_v2)
+        assert tree_of(tree_v2) == {**TWO, "README": b"mine\n"}
         return
-    report = kit.rollback(dest)
+    report = kit.rollback(tree_v2)
     kept = {"README": LOCAL} if policy == "keep" else {}
     assert report.saved_as == kept
     assert report.overwritten == (() if kept else ("README",))
-    assert tree_of(dest) == {**ONE, **dict.fromkeys(kept.values(), b"mine\n")}
+    assert tree_of(tree_v2) == {**ONE, **dict.fromkeys(kept.values(), b"mine\n")}
 
 
-def test_others_made_the_change_first(kit: Toolkit, origin: Origin, dest: Path) -> None:
+def test_others_made_the_change_first(kit: Toolkit, origin: Origin, tree_v2: Path) -> None:
     """A tree that was half brought to the new release by hand goes back to the old one all the same."""
     three = {**TWO, "pkg/new.py": text(2), "more": text(5)}
     del three["pkg/same.py"]
     origin.publish(three, "3")
-    os.link(dest / "pkg/new.py", dest / "more")
-    edit(dest / "pkg/new.py", text(2))
-    kit.sync(origin.url, dest)
-    assert tree_of(dest) == three
-    kit.rollback(dest)
-    assert tree_of(dest) == {**TWO, "more": text(5)}  # which was there before, and nobody's
+    os.link(tree_v2 / "pkg/new.py", tree_v2 / "more")
+    edit(tree_v2 / "pkg/new.py", text(2))
+    kit.sync(origin.url, tree_v2)
+    assert tree_of(tree_v2) == three
+    kit.rollback(tree_v2)
+    assert tree_of(tree_v2) == {**TWO, "more": text(5)}  # which was there before, and nobody's
 
 
-def test_cost_follows_the_change(kit: Toolkit, origin: Origin, dest: Path, tmp_path: Path) -> None:
+def test_cost_follows_the_change(kit: Toolkit, origin: Origin, tree_v2: Path, tmp_path: Path) -> None:
     """No scan, no manifest parsed, and of the tree only those files opened that differ."""
     origin.publish(TWO | {f"many/file-{number}": b"%d" % number for number in range(300)}, "3")
-    kit.sync(origin.url, dest)
+    kit.sync(origin.url, tree_v2)
     origin.publish(TWO | {f"many/file-{number}": b"%d" % number for number in range(300)} | {"README": b"4\n"}, "4")
-    kit.sync(origin.url, dest)
+    kit.sync(origin.url, tree_v2)
     opened: list[str] = []
     real, real_scandir = os.open, os.scandir
 
@@ -137,11 +140,11 @@ def test_cost_follows_the_change(kit: Toolkit, origin: Origin, dest: Path, tmp_p
         mock.patch.object(os, "scandir", scandir),
         mock.patch.object(object_store, "digest_of", wraps=object_store.digest_of) as hashed,
     ):
-        report = kit.rollback(dest)
+        report = kit.rollback(tree_v2)
     assert (report.changed, report.added, report.removed, report.unchanged) == (1, 0, 0, 306)
     assert not [path for path in opened if "file-" in path]
     assert hashed.call_count <= 6  # README, manifest and record, as they are and as they were
-    assert kit.rollback(dest, to=4).unchanged == 306
+    assert kit.rollback(tree_v2, to=4).unchanged == 306
 
 
 def test_retention_is_bounded_and_frees_space(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
@@ -170,9 +173,9 @@ def disk_use(root: Path) -> int:
     return sum(found.values())
 
 
-def test_history_tells(kit: Toolkit, dest: Path) -> None:
+def test_history(kit: Toolkit, tree_v2: Path) -> None:
     """Versions, times, counts and sizes, and which one is current."""
-    zero, one, two = kit.history(dest)
+    zero, one, two = kit.history(tree_v2)
     assert (zero.number, one.number, two.number) == (0, 1, 2)
     assert [dict(each.label).get("version") for each in (zero, one, two)] == [None, "1", "2"]
     assert (two.current, one.current) == (True, False)

@@ -1,4 +1,4 @@
-"""Several at work on one tree, or one site: whoever comes between sees whole trees only, and loses nothing."""
+"""Several at work on one tree, or one site: each sees complete trees only, and no edit is lost."""
 
 from __future__ import annotations
 
@@ -11,31 +11,28 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import FileChangedError, LockedError, Toolkit
+from perfkit import Config, FileChangedError, LockedError, Toolkit
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
-from tests.support.sites import ONE, TWO, Origin, edit, text, tree_of
-from tests.transactions.test_crash import ENVIRONMENT
+from tests.support.kits import QUICK
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT
+from tests.support.trees import ONE, TWO, edit, text, tree_of
 
 THREE = {**TWO, "README": b"hello 3\n", "pkg/a.py": text(7), "more.py": text(8)}
 SYNC = "import sys; from perfkit import Toolkit; Toolkit().sync(*sys.argv[1:])"
 
 
 @pytest.fixture
-def origin(origin: Origin) -> Origin:
-    """With version 1 on offer."""
-    origin.publish(ONE, "1")
-    return origin
-
-
-@pytest.fixture
-def dest(tmp_path: Path, origin: Origin, kit: Toolkit) -> Path:
+def tree_v1(tmp_path: Path, origin_v1: Origin, kit: Toolkit) -> Path:
     """A tree of version 1; the site has version 2."""
-    kit.sync(origin.url, tmp_path / "tree")
-    origin.publish(TWO, "2")
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    origin_v1.publish(TWO, "2")
     return tmp_path / "tree"
 
 
-def meanwhile(origin: Origin, work: Callable[[], object], *, at: int = 2) -> None:
+def during_sync(origin: Origin, work: Callable[[], object], *, at: int = 2) -> None:
     """Do this once, in the middle of a sync: before its request of this number is answered."""
     asked = 0
 
@@ -49,34 +46,48 @@ def meanwhile(origin: Origin, work: Callable[[], object], *, at: int = 2) -> Non
 
 
 @pytest.mark.parametrize("second", ["sync", "rollback", "history", "verify"])
-def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin: Origin, dest: Path, second: str) -> None:
-    """A second one is told at once that the tree is in use, by whom, and disturbs nothing."""
+def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin_v1: Origin, tree_v1: Path, second: str) -> None:
+    """A second one fails at once, with the process that uses the tree, and changes nothing."""
     kit, other, told = make_kit(), make_kit(), []
 
     def try_it() -> None:
         with pytest.raises(LockedError, match=f"process {os.getpid()}") as caught:
-            other.sync(origin.url, dest) if second == "sync" else getattr(other, second)(dest)
+            other.sync(origin_v1.url, tree_v1) if second == "sync" else getattr(other, second)(tree_v1)
         told.append(caught)
 
-    meanwhile(origin, try_it)
-    assert kit.sync(origin.url, dest).version == "2"
+    during_sync(origin_v1, try_it)
+    assert kit.sync(origin_v1.url, tree_v1).version == "2"
     assert told
-    assert tree_of(dest) == TWO
-    assert kit.verify(dest).intact
+    assert tree_of(tree_v1) == TWO
+    assert kit.verify(tree_v1).intact
 
 
-def test_another_process(kit: Toolkit, origin: Origin, dest: Path) -> None:
+class Interrupted(HttpTransport):
+    """Does some work before its second request. The client does it, not the server: no time-out runs on that side."""
+
+    def __init__(self, config: Config, work: Callable[[], object]) -> None:
+        super().__init__(config)
+        self._work, self._requests = work, 0
+
+    def open(self, request: Get, cancel: Cancel) -> Response:
+        self._requests += 1
+        if self._requests == 2:
+            self._work()
+        return super().open(request, cancel)
+
+
+def test_another_process(origin_v1: Origin, tree_v1: Path) -> None:
     """The lock holds between processes too."""
     ended: list[subprocess.CompletedProcess[str]] = []
 
     def try_it() -> None:
-        command = [sys.executable, "-c", SYNC, origin.url, str(dest)]
+        command = [sys.executable, "-c", SYNC, origin_v1.url, str(tree_v1)]
         ended.append(subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False))
 
-    meanwhile(origin, try_it)
-    kit.sync(origin.url, dest)
+    with Toolkit(Config(**QUICK), transport=lambda config: Interrupted(config, try_it)) as kit:
+        kit.sync(origin_v1.url, tree_v1)
     assert "LockedError" in ended[0].stderr
-    assert tree_of(dest) == TWO
+    assert tree_of(tree_v1) == TWO
 
 
 class Moment:
@@ -107,7 +118,7 @@ class Moment:
 
 
 def references(pointer: bytes) -> set[str]:
-    """What a pointer speaks of."""
+    """The paths of all objects that a pointer refers to."""
     read = Pointer.parse(pointer)
     packed = (read.manifest.object, read.solid.object, read.fine.object)
     return {ref.path for ref in (*packed, *(delta.object for delta in read.deltas))}
@@ -115,11 +126,11 @@ def references(pointer: bytes) -> set[str]:
 
 @pytest.mark.parametrize("prune", [False, True])
 @pytest.mark.parametrize("start", ["nothing", "1"])
-def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, start: str, prune: bool) -> None:
+def test_a_release_in_the_middle(kit: Toolkit, origin_v1: Origin, tmp_path: Path, start: str, prune: bool) -> None:
     """The pointer replaced before any request, old objects gone or not: one release or the other, and no mixture."""
     base = tmp_path / "base"
-    kit.sync(origin.url, base)
-    moment = Moment(origin, prune=prune)
+    kit.sync(origin_v1.url, base)
+    moment = Moment(origin_v1, prune=prune)
     at, asked, seen = 0, 0, list[str]()
     while not seen or asked >= at:
         at += 1
@@ -127,38 +138,38 @@ def test_a_release_in_the_middle(kit: Toolkit, origin: Origin, tmp_path: Path, s
         if start == "1":
             shutil.copytree(base, dest)
         moment.rewind()
-        meanwhile(origin, moment.switch, at=at)
-        asked = -len(origin.sent)
-        seen.append(kit.sync(origin.url, dest).version)
-        asked += len(origin.sent)
+        during_sync(origin_v1, moment.switch, at=at)
+        asked = -len(origin_v1.sent)
+        seen.append(kit.sync(origin_v1.url, dest).version)
+        asked += len(origin_v1.sent)
         assert tree_of(dest) == {"2": TWO, "3": THREE}[seen[-1]]
         if asked >= at:
-            kit.sync(origin.url, dest)
+            kit.sync(origin_v1.url, dest)
             assert tree_of(dest) == THREE
     assert len(seen) >= 3
     assert set(seen) == {"2", "3"}
 
 
 @pytest.mark.parametrize("name", ["README", "pkg/going.py", "pkg/b.py", "pkg/new.py"])
-def test_an_edit_in_the_middle(kit: Toolkit, origin: Origin, dest: Path, name: str) -> None:
-    """A file that is changed, removed, moved or added by the release, and edited meanwhile, is not lost."""
-    before = tree_of(dest)
-    meanwhile(origin, lambda: edit(dest / name, b"mine\n"))
+def test_an_edit_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path, name: str) -> None:
+    """A file that the release changes, removes, moves or adds, and that is edited during the sync, is not lost."""
+    before = tree_of(tree_v1)
+    during_sync(origin_v1, lambda: edit(tree_v1 / name, b"mine\n"))
     with pytest.raises(FileChangedError, match=f"{name}: .*nothing was changed, retry"):
-        kit.sync(origin.url, dest)
-    assert tree_of(dest) == {**before, name: b"mine\n"}
+        kit.sync(origin_v1.url, tree_v1)
+    assert tree_of(tree_v1) == {**before, name: b"mine\n"}
     local = f"{name}.perfkit-local"
-    assert kit.sync(origin.url, dest).saved_as == {name: local}
-    assert tree_of(dest) == {**TWO, local: b"mine\n"}
+    assert kit.sync(origin_v1.url, tree_v1).saved_as == {name: local}
+    assert tree_of(tree_v1) == {**TWO, local: b"mine\n"}
 
 
-def test_a_touch_in_the_middle(kit: Toolkit, origin: Origin, dest: Path) -> None:
-    """Another time, or another inode, with the same content is no edit."""
+def test_a_touch_in_the_middle(kit: Toolkit, origin_v1: Origin, tree_v1: Path) -> None:
+    """Another mtime, or another inode, with the same content is not an edit."""
 
     def touch() -> None:
-        os.utime(dest / "README")
-        edit(dest / "pkg/b.py", ONE["pkg/b.py"])
+        os.utime(tree_v1 / "README")
+        edit(tree_v1 / "pkg/b.py", ONE["pkg/b.py"])
 
-    meanwhile(origin, touch)
-    assert kit.sync(origin.url, dest).version == "2"
-    assert tree_of(dest) == TWO
+    during_sync(origin_v1, touch)
+    assert kit.sync(origin_v1.url, tree_v1).version == "2"
+    assert tree_of(tree_v1) == TWO

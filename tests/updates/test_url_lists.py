@@ -1,4 +1,4 @@
-"""Lists of URLs, Metalink documents, and what tells the kinds of sources apart."""
+"""Lists of URLs, Metalink documents, and how the type of a source is detected."""
 
 from __future__ import annotations
 
@@ -137,7 +137,7 @@ def test_fuzzed_lists_give_typed_errors(text: str) -> None:
                 pass
 
 
-def test_content_tells_the_kind() -> None:
+def test_the_type_is_detected_from_content() -> None:
     """By magic and structure; the URL's extension says nothing."""
     tar = make_tar()
     for data in (tar, gzip.compress(tar), lzma.compress(tar), bz2.compress(tar)):
@@ -175,7 +175,7 @@ def test_what_is_not_certain_is_not_guessed(first: bytes, content_type: str | No
     assert detect_type("https://h/x.tar.gz", first, content_type) is None
 
 
-def test_compressed_files_that_are_no_tar_are_refused() -> None:
+def test_compressed_files_that_are_not_tars_are_refused() -> None:
     """A single compressed file has no tree in it. Only where nothing can be unpacked yet does the name decide."""
     with pytest.raises(ConfigError, match="not a tar"):
         detect_type("https://h/x.tar.gz", gzip.compress(b"text" * 1000))

@@ -151,7 +151,7 @@ def test_what_moved_inside_a_run_is_found(tmp_path: Path) -> None:
 
 
 def test_a_change_that_the_weak_checksum_hides(tmp_path: Path) -> None:
-    """Inside a run it is found when SHA-1 says so, and a strict look tells the blocks where it is."""
+    """Inside a run it is found if SHA-1 says so, and a strict search tells which blocks match."""
     old = bytearray(random.Random(13).randbytes(300_000))
     old[150_000:150_004], new = b"1221", bytearray(old)
     new[150_000:150_004] = b"2112"  # neither the sum of the bytes changes, nor that of the sums
@@ -239,7 +239,7 @@ SUMS = bytes(40)
 
 
 def test_a_wrong_result_is_refused() -> None:
-    """Whatever the blocks say, the SHA-1 decides; and a stream that ends early is no range."""
+    """Whatever the blocks say, the SHA-1 decides; and a range that ends early is an error."""
     control = parse_control(HEADER.encode() + SUMS, url=URL)
     assert update(control, None, b"x" * 1000)[0] == b"x" * 1000
     with pytest.raises(ManifestError, match="SHA-1"):

@@ -1,32 +1,17 @@
-"""What tests of the HTTP stack share: kits with a caller's session, certificates, and a proxy."""
+"""Certificates, a server that uses them, and a proxy."""
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
+import requests
 import trustme
 
-from perfkit import Config, Toolkit
-from tests.conftest import QUICK
-from tests.downloads.test_transport import Proxy, server_context
+from perfkit import Toolkit
 from tests.support.fakes import MisbehavingServer
-
-BODY = bytes(range(256)) * 4096  # 1 MiB
-
-
-@pytest.fixture
-def make_kit() -> Iterator[Callable[..., Toolkit]]:
-    """Toolkits with short patience, also with a session of the caller's; closed after the test."""
-    with contextlib.ExitStack() as stack:
-
-        def make(session: Any = None, progress: Any = None, **changes: Any) -> Toolkit:
-            return stack.enter_context(Toolkit(Config(**{**QUICK, **changes}), session=session, progress=progress))
-
-        yield make
+from tests.support.network import BODY, Proxy, server_context
 
 
 @pytest.fixture(scope="session")
@@ -51,3 +36,10 @@ def proxy() -> Iterator[Proxy]:
     made = Proxy()
     yield made
     made.close()
+
+
+@pytest.fixture(params=["own", "session", "factory"])
+def make(request: pytest.FixtureRequest, make_kit: Callable[..., Toolkit]) -> Callable[..., Toolkit]:
+    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
+    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
+    return lambda **options: make_kit(given, **options)

@@ -14,8 +14,8 @@ import requests
 from perfkit import BatchError, Config, ConfigError, Request, Toolkit
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.testing import FakeOrigin
-from tests.downloads.http.conftest import BODY
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

@@ -16,8 +16,8 @@ import requests
 from requests.auth import AuthBase, HTTPBasicAuth, HTTPDigestAuth, HTTPProxyAuth
 
 from perfkit import CallbackProgress, Request, Toolkit, TransferError
-from tests.downloads.http.conftest import BODY
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

@@ -17,9 +17,8 @@ from requests.adapters import HTTPAdapter
 
 from perfkit import BatchError, CallbackProgress, CancelledError, ConfigError, HTTPStatusError, Toolkit, TransferError
 from perfkit.server.server import Server
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import Proxy, server_context
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.network import BODY, Proxy, server_context
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

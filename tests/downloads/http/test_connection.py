@@ -127,11 +127,6 @@ def test_bytes_before_a_reset_count(transport: HttpTransport, misbehaving: Start
     assert caught.value.transient
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.mark.parametrize("notified", [True, False])
 def test_a_body_over_tls_ends_with_close_notify(
     authority: trustme.CA, misbehaving: Start, tmp_path: Path, notified: bool

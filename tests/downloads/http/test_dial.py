@@ -16,8 +16,8 @@ import requests
 
 from perfkit import Toolkit, TransferError, TransferTimeoutError
 from perfkit.downloads.http import dial
-from tests.downloads.http.conftest import BODY
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

@@ -15,8 +15,8 @@ import responses
 import vcr
 
 from perfkit import BatchError, HTTPStatusError, Toolkit, TransferError, TransferTimeoutError
-from tests.downloads.http.conftest import BODY
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
@@ -25,7 +25,7 @@ URL = "https://example.org/data/file.bin"
 
 
 @pytest.fixture(params=["own", "session", "factory"])
-def kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
+def any_kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
     """With perfkit's own sessions, a caller's, and those of a factory."""
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
     return make_kit(given)
@@ -35,9 +35,9 @@ def kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
 
 
 @responses.activate
-def test_responses_as_a_decorator(kit: Toolkit, tmp_path: Path) -> None:
+def test_responses_as_a_decorator(any_kit: Toolkit, tmp_path: Path) -> None:
     responses.get(URL, body=BODY, headers={"ETag": '"v1"'})
-    download = kit.download(URL, tmp_path / "f")
+    download = any_kit.download(URL, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.bytes == len(BODY)
     assert download.version.etag == '"v1"'
@@ -45,60 +45,60 @@ def test_responses_as_a_decorator(kit: Toolkit, tmp_path: Path) -> None:
     assert len(responses.calls) == 1
 
 
-def test_responses_as_a_context(kit: Toolkit, tmp_path: Path) -> None:
+def test_responses_as_a_context(any_kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock() as mock:
         mock.get(URL, body=b"hello")
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"hello"
 
 
 @pytest.mark.parametrize("url", ["https://example.org", "https://example.org/", "https://example.org/a%7eb?x=1&y=%2f"])
-def test_urls_that_responses_knows(kit: Toolkit, tmp_path: Path, url: str) -> None:
+def test_urls_that_responses_knows(any_kit: Toolkit, tmp_path: Path, url: str) -> None:
     with responses.RequestsMock() as mock:
         mock.get(url, body=b"hello")
-        kit.download(url, tmp_path / "f")
+        any_kit.download(url, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == b"hello"
 
 
-def test_what_responses_does_not_know(kit: Toolkit, tmp_path: Path) -> None:
+def test_what_responses_does_not_know(any_kit: Toolkit, tmp_path: Path) -> None:
     """No network is asked; the error says which URL is not mocked."""
     with responses.RequestsMock(), pytest.raises(TransferError, match="Connection refused by Responses"):
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
 
 
 @pytest.mark.parametrize(("status", "requests_made"), [(404, 1), (403, 1), (503, 3), (500, 3)])
-def test_error_statuses_by_responses(kit: Toolkit, tmp_path: Path, status: int, requests_made: int) -> None:
+def test_error_statuses_by_responses(any_kit: Toolkit, tmp_path: Path, status: int, requests_made: int) -> None:
     with responses.RequestsMock() as mock:
         mock.get(URL, status=status)
         with pytest.raises(HTTPStatusError) as caught:
-            kit.download(URL, tmp_path / "f")
+            any_kit.download(URL, tmp_path / "f")
         assert caught.value.status == status
         assert len(mock.calls) == requests_made
 
 
-def test_a_retry_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_retry_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     """Answers registered one after the other."""
     with responses.RequestsMock() as mock:
         mock.get(URL, status=503)
         mock.get(URL, body=requests.ConnectionError("broken"))
         mock.get(URL, body=BODY)
-        assert kit.download(URL, tmp_path / "f").retries == 2
+        assert any_kit.download(URL, tmp_path / "f").retries == 2
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def test_a_timeout_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_timeout_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock() as mock:
         mock.get(URL, body=requests.ReadTimeout("slow"))
         with pytest.raises(TransferTimeoutError):
-            kit.download(URL, tmp_path / "f")
+            any_kit.download(URL, tmp_path / "f")
         assert len(mock.calls) == 3
 
 
-def test_a_redirect_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_redirect_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock() as mock:
         mock.get(URL, status=302, headers={"Location": "https://cdn.example.net/f"})
         mock.get("https://cdn.example.net/f", body=BODY)
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
 
 
@@ -112,48 +112,48 @@ def answer_ranges(request: Any, body: bytes = BODY) -> tuple[int, dict[str, str]
     return 206, {"ETag": '"v1"', "Content-Range": f"bytes {first}-{int(first) + len(part) - 1}/{len(body)}"}, part
 
 
-def test_ranges_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_ranges_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     """A callback can answer them: a part is fetched as it is from a server."""
     with responses.RequestsMock() as mock:
         mock.add_callback("GET", URL, callback=answer_ranges)
-        kit.download(URL, tmp_path / "f")
-        kit.download(URL, tmp_path / "part", byte_range=(1000, 3000))
+        any_kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "part", byte_range=(1000, 3000))
     assert (tmp_path / "f").read_bytes() == BODY
     assert (tmp_path / "part").read_bytes() == BODY[1000:3000]
 
 
-def test_a_file_that_is_current_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_file_that_is_current_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock() as mock:
         mock.get(URL, body=b"hello", headers={"ETag": '"v1"'})
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
         mock.replace("GET", URL, status=304)
-        assert kit.download(URL, tmp_path / "f").unchanged
+        assert any_kit.download(URL, tmp_path / "f").unchanged
         assert mock.calls[-1].request.headers["If-None-Match"] == '"v1"'
 
 
-def test_many_files_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_many_files_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     with responses.RequestsMock() as mock:
         for number in range(20):
             mock.get(f"https://example.org/{number}", body=str(number), status=404 if number == 7 else 200)
         with pytest.raises(BatchError) as caught:
-            kit.download_many([(f"https://example.org/{number}", str(number)) for number in range(20)], tmp_path)
+            any_kit.download_many([(f"https://example.org/{number}", str(number)) for number in range(20)], tmp_path)
     assert [number for number, each in enumerate(caught.value.results) if each.error] == [7]
     assert (tmp_path / "19").read_text() == "19"
 
 
-def test_responses_lets_through(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_responses_lets_through(any_kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         mock.add_passthru(server.url)
-        kit.download(f"{server.url}/f", tmp_path / "f")
+        any_kit.download(f"{server.url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def test_sync_by_responses(kit: Toolkit, tmp_path: Path) -> None:
+def test_sync_by_responses(any_kit: Toolkit, tmp_path: Path) -> None:
     """A whole release, from a directory."""
     (tmp_path / "src").mkdir()
     (tmp_path / "src/a.rules").write_text("alert\n" * 1000)
-    kit.publish(tmp_path / "src", tmp_path / "site", version="1")
+    any_kit.publish(tmp_path / "src", tmp_path / "site", version="1")
     with responses.RequestsMock(assert_all_requests_are_fired=False) as mock:
         for path in (tmp_path / "site").rglob("*"):
             if path.is_file():
@@ -162,7 +162,7 @@ def test_sync_by_responses(kit: Toolkit, tmp_path: Path) -> None:
                     f"https://example.org/rules/{path.relative_to(tmp_path / 'site')}",
                     callback=functools.partial(answer_ranges, body=path.read_bytes()),
                 )
-        assert kit.sync("https://example.org/rules/", tmp_path / "tree").version == "1"
+        assert any_kit.sync("https://example.org/rules/", tmp_path / "tree").version == "1"
     assert (tmp_path / "tree/a.rules").read_text() == "alert\n" * 1000
 
 
@@ -176,15 +176,15 @@ def decorated(kit: Toolkit, path: Path, mock: requests_mock.Mocker) -> list[Any]
     return mock.request_history
 
 
-def test_requests_mock_as_a_decorator(kit: Toolkit, tmp_path: Path) -> None:
-    history = decorated(kit, tmp_path / "f")
+def test_requests_mock_as_a_decorator(any_kit: Toolkit, tmp_path: Path) -> None:
+    history = decorated(any_kit, tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert [each.url for each in history] == [URL]
 
 
-def test_requests_mock_as_a_fixture(kit: Toolkit, requests_mock: requests_mock.Mocker, tmp_path: Path) -> None:
+def test_requests_mock_as_a_fixture(any_kit: Toolkit, requests_mock: requests_mock.Mocker, tmp_path: Path) -> None:
     requests_mock.get(URL, text="hello")
-    kit.download(URL, tmp_path / "f")
+    any_kit.download(URL, tmp_path / "f")
     assert (tmp_path / "f").read_text() == "hello"
     assert requests_mock.call_count == 1
 
@@ -215,40 +215,40 @@ def test_an_adapter_of_requests_mock(make_kit: MakeKit, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(("status", "requests_made"), [(404, 1), (503, 3)])
-def test_error_statuses_by_requests_mock(kit: Toolkit, tmp_path: Path, status: int, requests_made: int) -> None:
+def test_error_statuses_by_requests_mock(any_kit: Toolkit, tmp_path: Path, status: int, requests_made: int) -> None:
     with requests_mock.Mocker() as mock:
         mock.get(URL, status_code=status)
         with pytest.raises(HTTPStatusError) as caught:
-            kit.download(URL, tmp_path / "f")
+            any_kit.download(URL, tmp_path / "f")
         assert caught.value.status == status
         assert mock.call_count == requests_made
 
 
-def test_errors_by_requests_mock(kit: Toolkit, tmp_path: Path) -> None:
+def test_errors_by_requests_mock(any_kit: Toolkit, tmp_path: Path) -> None:
     with requests_mock.Mocker() as mock:
         mock.get(URL, [{"exc": requests.ConnectTimeout}, {"status_code": 503}, {"content": BODY}])
-        assert kit.download(URL, tmp_path / "f").retries == 2
+        assert any_kit.download(URL, tmp_path / "f").retries == 2
         mock.get(URL, exc=requests.ConnectTimeout)
         with pytest.raises(TransferTimeoutError):
-            kit.download(URL, tmp_path / "g")
+            any_kit.download(URL, tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def test_what_requests_mock_does_not_know(kit: Toolkit, tmp_path: Path) -> None:
+def test_what_requests_mock_does_not_know(any_kit: Toolkit, tmp_path: Path) -> None:
     with requests_mock.Mocker(), pytest.raises(TransferError, match="No mock address"):
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
 
 
-def test_a_redirect_by_requests_mock(kit: Toolkit, tmp_path: Path) -> None:
+def test_a_redirect_by_requests_mock(any_kit: Toolkit, tmp_path: Path) -> None:
     with requests_mock.Mocker() as mock:
         mock.get(URL, status_code=301, headers={"Location": "https://cdn.example.net/f"})
         mock.get("https://cdn.example.net/f", content=BODY)
-        kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "f")
         assert [each.url for each in mock.request_history] == [URL, "https://cdn.example.net/f"]
     assert (tmp_path / "f").read_bytes() == BODY
 
 
-def test_ranges_by_requests_mock(kit: Toolkit, tmp_path: Path) -> None:
+def test_ranges_by_requests_mock(any_kit: Toolkit, tmp_path: Path) -> None:
     def answer(request: Any, context: Any) -> bytes:
         context.status_code, headers, body = answer_ranges(request)
         context.headers.update(headers)
@@ -256,17 +256,17 @@ def test_ranges_by_requests_mock(kit: Toolkit, tmp_path: Path) -> None:
 
     with requests_mock.Mocker() as mock:
         mock.get(URL, content=answer)
-        kit.download(URL, tmp_path / "f")
-        kit.download(URL, tmp_path / "part", byte_range=(1000, 3000))
+        any_kit.download(URL, tmp_path / "f")
+        any_kit.download(URL, tmp_path / "part", byte_range=(1000, 3000))
     assert (tmp_path / "f").read_bytes() == BODY
     assert (tmp_path / "part").read_bytes() == BODY[1000:3000]
 
 
-def test_requests_mock_lets_through(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_requests_mock_lets_through(any_kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     with requests_mock.Mocker(real_http=True):
-        kit.download(f"{server.url}/f", tmp_path / "f")
-    kit.download(f"{server.url}/f", tmp_path / "g")
+        any_kit.download(f"{server.url}/f", tmp_path / "f")
+    any_kit.download(f"{server.url}/f", tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY
 
 

@@ -25,9 +25,8 @@ from requests_toolbelt.auth.guess import GuessAuth
 from requests_toolbelt.sessions import BaseUrlSession
 
 from perfkit import Toolkit, TransferError
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import server_context
 from tests.support.fakes import Exchange, MisbehavingServer, http_date
+from tests.support.network import BODY, server_context
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

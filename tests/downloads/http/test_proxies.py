@@ -15,19 +15,17 @@ import urllib3.contrib
 from perfkit import ConfigError, Toolkit, TransferError
 from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import Proxy
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, Proxy
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
-@pytest.fixture(params=["own", "session", "factory"])
-def make(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
-    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
-    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
-    return lambda **options: make_kit(given, segments=1, **options)
+@pytest.fixture
+def make_single(make: MakeKit) -> MakeKit:
+    """Such kits, without segments."""
+    return lambda **options: make(segments=1, **options)
 
 
 def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
@@ -58,7 +56,7 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
     ],
 )
 def test_no_proxy(
-    make: MakeKit,
+    make_single: MakeKit,
     misbehaving: Start,
     proxy: Proxy,
     tmp_path: Path,
@@ -69,7 +67,7 @@ def test_no_proxy(
     server = misbehaving(lambda x: x.serve(BODY))
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     monkeypatch.setenv("no_proxy", entries.format(port=server.url.rpartition(":")[2]))
-    assert fetch(make(), f"{server.url}/f", tmp_path) == BODY
+    assert fetch(make_single(), f"{server.url}/f", tmp_path) == BODY
     assert len(proxy.asked) == by_proxy
 
 
@@ -108,7 +106,7 @@ def server6() -> Iterator[MisbehavingServer]:
     ],
 )
 def test_no_proxy_for_ipv6(
-    make: MakeKit,
+    make_single: MakeKit,
     server6: MisbehavingServer,
     proxy: Proxy,
     tmp_path: Path,
@@ -122,9 +120,9 @@ def test_no_proxy_for_ipv6(
     monkeypatch.setenv("no_proxy", entries.format(port=port))
     if by_proxy:
         with pytest.raises(TransferError, match="the proxy cannot be used"):
-            fetch(make(retries=0), f"{server6.url}/f", tmp_path)
+            fetch(make_single(retries=0), f"{server6.url}/f", tmp_path)
     else:
-        assert fetch(make(), f"{server6.url}/f", tmp_path) == BODY
+        assert fetch(make_single(), f"{server6.url}/f", tmp_path) == BODY
 
 
 def test_a_name_with_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -135,14 +133,14 @@ def test_a_name_with_a_port(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_name_with_a_port_in_use(
-    make: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_single: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
     port = server.url.rpartition(":")[2]
     monkeypatch.setenv("http_proxy", f"http://{proxy.address}")
     for entry, asked in ((f"localhost:{port}", 0), ("localhost:1", 1)):
         monkeypatch.setenv("no_proxy", entry)
-        assert fetch(make(), f"http://localhost:{port}/f", tmp_path) == BODY
+        assert fetch(make_single(), f"http://localhost:{port}/f", tmp_path) == BODY
         assert len(proxy.asked) == asked
 
 
@@ -158,11 +156,11 @@ def dead_port() -> int:
 
 @pytest.mark.parametrize("scheme", ["http", "https"])
 @pytest.mark.parametrize("way", ["http", "https", "socks5", "socks5h", "socks4"])
-def test_a_proxy_that_is_down(make: MakeKit, tmp_path: Path, dead_port: int, scheme: str, way: str) -> None:
+def test_a_proxy_that_is_down(make_single: MakeKit, tmp_path: Path, dead_port: int, scheme: str, way: str) -> None:
     """Is named as the proxy, with its address; its password is not shown."""
     pytest.importorskip("socks")
     address = f"{way}://me:s3cret@127.0.0.1:{dead_port}"
-    kit = make(proxies={"http": address, "https": address}, retries=0)
+    kit = make_single(proxies={"http": address, "https": address}, retries=0)
     with pytest.raises(TransferError, match="the proxy cannot be used") as caught:
         kit.download(f"{scheme}://127.0.0.1:1/f", tmp_path / "f")
     assert f"127.0.0.1 port {dead_port}" in str(caught.value) or f"127.0.0.1:{dead_port}" in str(caught.value)
@@ -170,29 +168,31 @@ def test_a_proxy_that_is_down(make: MakeKit, tmp_path: Path, dead_port: int, sch
     assert "s3cret" not in str(caught.value)
 
 
-def test_a_proxy_of_an_unknown_name(make: MakeKit, tmp_path: Path) -> None:
-    kit = make(proxies={"http": "http://nothing.invalid:3128"}, retries=0)
+def test_a_proxy_of_an_unknown_name(make_single: MakeKit, tmp_path: Path) -> None:
+    kit = make_single(proxies={"http": "http://nothing.invalid:3128"}, retries=0)
     with pytest.raises(TransferError, match=r"the proxy cannot be used.*nothing\.invalid"):
         kit.download("http://127.0.0.1:1/f", tmp_path / "f")
 
 
-def test_a_server_behind_a_proxy_that_is_down(make: MakeKit, proxy: Proxy, tmp_path: Path, dead_port: int) -> None:
+def test_a_server_behind_a_proxy_that_is_down(
+    make_single: MakeKit, proxy: Proxy, tmp_path: Path, dead_port: int
+) -> None:
     """The proxy is not to blame."""
-    kit = make(proxies={"http": f"http://{proxy.address}"}, retries=0)
+    kit = make_single(proxies={"http": f"http://{proxy.address}"}, retries=0)
     with pytest.raises(TransferError) as caught:
         kit.download(f"http://127.0.0.1:{dead_port}/f", tmp_path / "f")
     assert "the proxy cannot be used" not in str(caught.value)
 
 
 def test_a_socks_proxy_without_pysocks(
-    make: MakeKit, misbehaving: Start, tmp_path: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
+    make_single: MakeKit, misbehaving: Start, tmp_path: Path, dead_port: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One attempt, and what to install."""
     monkeypatch.setitem(sys.modules, "socks", None)
     monkeypatch.delitem(sys.modules, "urllib3.contrib.socks", raising=False)
     monkeypatch.delattr(urllib3.contrib, "socks", raising=False)
     connection.socks_pool_classes.cache_clear()
-    kit = make(proxies={"http": f"socks5://127.0.0.1:{dead_port}"})
+    kit = make_single(proxies={"http": f"socks5://127.0.0.1:{dead_port}"})
     with pytest.raises(ConfigError, match=r"SOCKS proxy needs PySocks: pip install 'perfkit\[socks\]'"):
         kit.download("http://127.0.0.1:1/f", tmp_path / "f")
 
@@ -201,9 +201,9 @@ def test_a_socks_proxy_without_pysocks(
     "address",
     ["http://", "http://:3128", "ftp://127.0.0.1:1", "http://127.0.0.1:port", "http://me:s3cret@127.0.0.1:port"],
 )
-def test_a_proxy_that_cannot_be_one(make: MakeKit, tmp_path: Path, address: str) -> None:
+def test_a_proxy_that_cannot_be_one(make_single: MakeKit, tmp_path: Path, address: str) -> None:
     """Ends at once, whatever the retries, with its name but not its password."""
-    kit = make(proxies={"http": address}, retries=1000, backoff_base_s=10.0)
+    kit = make_single(proxies={"http": address}, retries=1000, backoff_base_s=10.0)
     with pytest.raises(ConfigError, match=r"the proxy .* cannot be used") as caught:
         kit.download("http://127.0.0.1:1/f", tmp_path / "f")
     assert address.rpartition("@")[2].removeprefix("http://") in str(caught.value)
@@ -235,13 +235,13 @@ SPELLINGS = [
 @pytest.mark.parametrize("by_proxy", [False, True])
 @pytest.mark.parametrize("target", SPELLINGS)
 def test_urls_as_they_are_spelt(
-    make: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, target: str, by_proxy: bool
+    make_single: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, target: str, by_proxy: bool
 ) -> None:
     """By the caller, and by the server in a redirect."""
     server = misbehaving(
         lambda x: x.respond("302 Found", Location=target) if x.asked.path.endswith("/from") else x.serve(b"short")
     )
-    kit = make(**({"proxies": {"http": f"http://{proxy.address}"}} if by_proxy else {}))
+    kit = make_single(**({"proxies": {"http": f"http://{proxy.address}"}} if by_proxy else {}))
     fetch(kit, f"{server.url}{target}#part", tmp_path)
     fetch(kit, f"{server.url}/from", tmp_path)
     before = server.url if by_proxy else ""
@@ -250,11 +250,11 @@ def test_urls_as_they_are_spelt(
 
 @pytest.mark.parametrize("target", ["/f?x=%7e", "/%2E/a"])
 def test_a_redirect_to_another_origin_is_spelt_as_the_server_did(
-    make: MakeKit, misbehaving: Start, tmp_path: Path, target: str
+    make_single: MakeKit, misbehaving: Start, tmp_path: Path, target: str
 ) -> None:
     there = misbehaving(lambda x: x.serve(BODY))
     server = misbehaving(lambda x: x.respond("302 Found", Location=there.url + target))
-    fetch(make(), f"{server.url}/f", tmp_path)
+    fetch(make_single(), f"{server.url}/f", tmp_path)
     assert [each.path for each in there.requests] == [target]
 
 
@@ -279,9 +279,9 @@ def test_with_params_of_a_session(
 
 
 @pytest.mark.parametrize("auth", [("me", "word"), requests.auth.HTTPBasicAuth("me", "word")])
-def test_with_a_password(make: MakeKit, misbehaving: Start, tmp_path: Path, auth: Any) -> None:
+def test_with_a_password(make_single: MakeKit, misbehaving: Start, tmp_path: Path, auth: Any) -> None:
     server = misbehaving(lambda x: x.serve(BODY))
-    fetch(make(auth=auth), f"{server.url}/%7e?", tmp_path)
-    fetch(make(), f"{server.url.replace('//', '//me:word@')}/%7e?", tmp_path)
+    fetch(make_single(auth=auth), f"{server.url}/%7e?", tmp_path)
+    fetch(make_single(), f"{server.url.replace('//', '//me:word@')}/%7e?", tmp_path)
     assert [each.path for each in server.requests] == ["/%7e?", "/%7e?"]
     assert [each.headers["authorization"] for each in server.requests] == ["Basic bWU6d29yZA=="] * 2

@@ -11,9 +11,8 @@ import requests
 import trustme
 
 from perfkit import Request, Toolkit
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import server_context
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, server_context
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
@@ -47,7 +46,7 @@ def session_and_settings() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.fixture(params=[no_session, session, factory, session_and_settings])
-def kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
+def kit_with_secret(request: pytest.FixtureRequest, make_kit: MakeKit) -> Toolkit:
     given, options = request.param()
     return make_kit(given, **options)
 
@@ -59,7 +58,7 @@ def has_secret(server: MisbehavingServer) -> list[bool]:
     ]
 
 
-def test_redirects(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_redirects(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """The first origin gets all, the other one nothing; back at the first one, it gets them again."""
     there = misbehaving(
         lambda x: x.respond("302 Found", Location=f"{home.url}/back") if "away" in x.asked.path else x.serve(BODY)
@@ -73,8 +72,8 @@ def test_redirects(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
         x.serve(BODY)
 
     home = misbehaving(handler)
-    kit.download(f"{home.url}/f", tmp_path / "f")
-    kit.download(f"{home.url}/g", tmp_path / "g")
+    kit_with_secret.download(f"{home.url}/f", tmp_path / "f")
+    kit_with_secret.download(f"{home.url}/g", tmp_path / "g")
     assert (tmp_path / "f").read_bytes() == (tmp_path / "g").read_bytes() == BODY
     assert has_secret(there) == [False] * len(there.requests)
     assert len(there.requests) >= 2
@@ -82,11 +81,11 @@ def test_redirects(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     assert len(home.requests) >= 3
 
 
-def test_mirrors(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_mirrors(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Another origin's mirror gets nothing, the same origin's does."""
     home = misbehaving(lambda x: x.respond("404 Not Found"))
     mirror = misbehaving(lambda x: x.serve(BODY))
-    kit.download(f"{home.url}/f", tmp_path / "f", mirrors=[f"{home.url}/g", f"{mirror.url}/f"])
+    kit_with_secret.download(f"{home.url}/f", tmp_path / "f", mirrors=[f"{home.url}/g", f"{mirror.url}/f"])
     assert (tmp_path / "f").read_bytes() == BODY
     assert has_secret(home) == [True, True]
     assert has_secret(mirror) == [False] * len(mirror.requests)

@@ -15,20 +15,12 @@ import trustme
 from requests.adapters import HTTPAdapter
 
 from perfkit import ConfigError, Toolkit, TransferError
-from tests.downloads.http.conftest import BODY
-from tests.downloads.test_transport import server_context
 from tests.support.fakes import MisbehavingServer
+from tests.support.network import BODY, server_context
 from tests.support.tools import need
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
-
-
-@pytest.fixture(params=["own", "session", "factory"])
-def make(request: pytest.FixtureRequest, make_kit: MakeKit) -> MakeKit:
-    """Kits with perfkit's own sessions, a caller's, and those of a factory."""
-    given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
-    return lambda **options: make_kit(given, **options)
 
 
 def fetch(kit: Toolkit, url: str, out: Path) -> bytes:

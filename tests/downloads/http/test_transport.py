@@ -7,7 +7,6 @@ import importlib.util
 import os
 import signal
 import socket
-import ssl
 import subprocess
 import sys
 import threading
@@ -21,35 +20,18 @@ import urllib3
 
 from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.network import Proxy, server_context
+from tests.support.tools import unavailable
 
-BODY = b"bytes" * 1000
+BODY = b"bytes" * 1000  # too small for segments
 
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]
 
 
-@pytest.fixture(scope="module")
-def authority() -> trustme.CA:
-    return trustme.CA()
-
-
 @pytest.fixture
-def ca_file(authority: trustme.CA, tmp_path: Path) -> str:
-    authority.cert_pem.write_to_path(str(tmp_path / "ca.pem"))
-    return str(tmp_path / "ca.pem")
-
-
-def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, clients: bool = False) -> ssl.SSLContext:
-    context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    authority.issue_cert(host).configure_cert(context)
-    if clients:
-        authority.configure_trust(context)
-        context.verify_mode = ssl.CERT_REQUIRED
-    return context
-
-
-@pytest.fixture
-def secure(misbehaving: Start, authority: trustme.CA) -> MisbehavingServer:
+def small_secure(misbehaving: Start, authority: trustme.CA) -> MisbehavingServer:
+    """Serves BODY over TLS."""
     return misbehaving(lambda x: x.serve(BODY), tls=server_context(authority))
 
 
@@ -61,13 +43,13 @@ def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
 # -- TLS -------------------------------------------------------------------------------------------------------------
 
 
-def test_an_unknown_authority_is_refused(kit: Toolkit, secure: MisbehavingServer, tmp_path: Path) -> None:
+def test_an_unknown_authority_is_refused(kit: Toolkit, small_secure: MisbehavingServer, tmp_path: Path) -> None:
     """A clear error, at once and for good: no retry makes a certificate better."""
     with pytest.raises(TransferError, match="certificate is not trusted") as caught:
-        kit.download(f"{secure.url}/f", tmp_path / "f")
+        kit.download(f"{small_secure.url}/f", tmp_path / "f")
     assert not caught.value.transient
-    assert secure.requests == []
-    assert len(secure._threads) == 2  # one connection, and the listener
+    assert small_secure.requests == []
+    assert len(small_secure._threads) == 2  # one connection, and the listener
 
 
 def test_another_name_is_refused(
@@ -81,7 +63,7 @@ def test_another_name_is_refused(
 @pytest.mark.parametrize("way", ["ca_bundle", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE", "verify"])
 def test_ways_to_trust(
     make_kit: MakeKit,
-    secure: MisbehavingServer,
+    small_secure: MisbehavingServer,
     ca_file: str,
     tmp_path: Path,
     way: str,
@@ -96,7 +78,7 @@ def test_ways_to_trust(
     else:
         monkeypatch.setenv(way, ca_file)
     with pytest.warns() if way == "verify" else _nothing():
-        assert fetch(make_kit(**options), f"{secure.url}/f", tmp_path) == BODY
+        assert fetch(make_kit(**options), f"{small_secure.url}/f", tmp_path) == BODY
 
 
 class _nothing:
@@ -104,9 +86,9 @@ class _nothing:
     def __exit__(self, *_: object) -> None: ...
 
 
-def test_a_bundle_that_is_not_there(make_kit: MakeKit, secure: MisbehavingServer, tmp_path: Path) -> None:
+def test_a_bundle_that_is_not_there(make_kit: MakeKit, small_secure: MisbehavingServer, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="does not exist"):
-        make_kit(ca_bundle=str(tmp_path / "nothing.pem")).download(f"{secure.url}/f", tmp_path / "f")
+        make_kit(ca_bundle=str(tmp_path / "nothing.pem")).download(f"{small_secure.url}/f", tmp_path / "f")
 
 
 @pytest.mark.parametrize("shape", ["one file", "two files"])
@@ -141,20 +123,22 @@ def test_from_https_to_http(
 # -- one pool --------------------------------------------------------------------------------------------------------
 
 
-def test_connections_are_shared(make_kit: MakeKit, secure: MisbehavingServer, ca_file: str, tmp_path: Path) -> None:
+def test_connections_are_shared(
+    make_kit: MakeKit, small_secure: MisbehavingServer, ca_file: str, tmp_path: Path
+) -> None:
     """Sixty files, from three callers, over no more connections than there are workers."""
     kit = make_kit(ca_bundle=ca_file, workers=3)
 
     def caller(name: str) -> None:
-        kit.download_many([(f"{secure.url}/{n}", f"{name}{n}") for n in range(20)], tmp_path)
+        kit.download_many([(f"{small_secure.url}/{n}", f"{name}{n}") for n in range(20)], tmp_path)
 
     threads = [threading.Thread(target=caller, args=(name,)) for name in "abc"]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len(secure.requests) == 60
-    assert len(secure._threads) - 1 <= 3
+    assert len(small_secure.requests) == 60
+    assert len(small_secure._threads) - 1 <= 3
 
 
 def test_after_a_fork_connections_are_new(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
@@ -176,91 +160,6 @@ def test_after_a_fork_connections_are_new(kit: Toolkit, misbehaving: Start, tmp_
 # -- proxies ---------------------------------------------------------------------------------------------------------
 
 
-class Proxy:
-    """Forwards absolute-form requests and CONNECT tunnels; notes what it was asked and with which credentials."""
-
-    def __init__(self) -> None:
-        self.asked: list[str] = []
-        self.credentials: list[str | None] = []
-        self.password: str | None = None
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self._threads = [threading.Thread(target=self._accept)]
-        self._sockets: list[socket.socket] = []
-        self._threads[0].start()
-
-    @property
-    def address(self) -> str:
-        return f"127.0.0.1:{self._listener.getsockname()[1]}"
-
-    def close(self) -> None:
-        self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-        for each in self._sockets:
-            try:
-                each.shutdown(socket.SHUT_RDWR)
-            except OSError:
-                pass
-        for thread in self._threads:
-            thread.join(5)
-        for each in self._sockets:
-            each.close()
-
-    def _accept(self) -> None:
-        while True:
-            try:
-                client, _ = self._listener.accept()
-            except OSError:
-                return
-            self._sockets.append(client)
-            self._threads.append(threading.Thread(target=self._talk, args=(client,)))
-            self._threads[-1].start()
-
-    def _talk(self, client: socket.socket) -> None:
-        head = b""
-        while b"\r\n\r\n" not in head:
-            data = client.recv(65536)
-            if not data:
-                return
-            head += data
-        lines = head.decode("latin-1").split("\r\n")
-        method, target, _ = lines[0].split(" ")
-        headers = {k.lower(): v.strip() for k, _, v in (line.partition(":") for line in lines[1:])}
-        self.asked.append(f"{method} {target}")
-        self.credentials.append(headers.get("proxy-authorization"))
-        if self.password is not None and self.credentials[-1] != self.password:
-            client.sendall(b"HTTP/1.1 407 Proxy Authentication Required\r\nContent-Length: 0\r\n\r\n")
-            client.shutdown(socket.SHUT_WR)
-            return
-        authority = target if method == "CONNECT" else target.split("/")[2]
-        host, _, port = authority.rpartition(":")
-        server = socket.create_connection((host, int(port)))
-        self._sockets.append(server)
-        if method == "CONNECT":
-            client.sendall(b"HTTP/1.1 200 OK\r\n\r\n")
-        else:
-            server.sendall(head)
-        back = threading.Thread(target=_pump, args=(server, client))
-        self._threads.append(back)
-        back.start()
-        _pump(client, server)
-
-
-def _pump(source: socket.socket, sink: socket.socket) -> None:
-    try:
-        while data := source.recv(65536):
-            sink.sendall(data)
-        sink.shutdown(socket.SHUT_WR)
-    except OSError:
-        pass
-
-
-@pytest.fixture
-def proxy() -> Iterator[Proxy]:
-    made = Proxy()
-    yield made
-    made.close()
-
-
 @pytest.mark.parametrize("way", ["http_proxy", "HTTP_PROXY", "all_proxy", "proxies"])
 def test_a_proxy(
     make_kit: MakeKit, misbehaving: Start, proxy: Proxy, tmp_path: Path, way: str, monkeypatch: pytest.MonkeyPatch
@@ -276,7 +175,7 @@ def test_a_proxy(
 
 def test_a_tunnel_for_https(
     make_kit: MakeKit,
-    secure: MisbehavingServer,
+    small_secure: MisbehavingServer,
     ca_file: str,
     proxy: Proxy,
     tmp_path: Path,
@@ -285,19 +184,19 @@ def test_a_tunnel_for_https(
     """CONNECT with the proxy's password, which the server never sees; wrong, it is an error."""
     monkeypatch.setenv("https_proxy", f"http://me:word@{proxy.address}")
     proxy.password = "Basic " + base64.b64encode(b"me:word").decode()
-    assert fetch(make_kit(ca_bundle=ca_file), f"{secure.url}/f", tmp_path) == BODY
-    assert proxy.asked == [f"CONNECT {secure.url.removeprefix('https://')}"]
-    assert "proxy-authorization" not in secure.requests[0].headers
+    assert fetch(make_kit(ca_bundle=ca_file), f"{small_secure.url}/f", tmp_path) == BODY
+    assert proxy.asked == [f"CONNECT {small_secure.url.removeprefix('https://')}"]
+    assert "proxy-authorization" not in small_secure.requests[0].headers
     proxy.password = "Basic other"
     with pytest.raises(TransferError, match="407"):
-        make_kit(ca_bundle=ca_file).download(f"{secure.url}/f", tmp_path / "g")
+        make_kit(ca_bundle=ca_file).download(f"{small_secure.url}/f", tmp_path / "g")
 
 
 @pytest.fixture
 def real_proxy(tmp_path: Path) -> Iterator[str]:
     """proxy.py, somebody else's proxy."""
     if importlib.util.find_spec("proxy") is None:
-        (pytest.fail if os.environ.get("CI") else pytest.skip)("needs proxy.py")
+        unavailable("needs proxy.py")
     port = tmp_path / "port"
     command = [
         sys.executable,
@@ -331,14 +230,19 @@ def real_proxy(tmp_path: Path) -> Iterator[str]:
 
 
 def test_a_real_proxy(
-    make_kit: MakeKit, misbehaving: Start, secure: MisbehavingServer, ca_file: str, real_proxy: str, tmp_path: Path
+    make_kit: MakeKit,
+    misbehaving: Start,
+    small_secure: MisbehavingServer,
+    ca_file: str,
+    real_proxy: str,
+    tmp_path: Path,
 ) -> None:
     """Forwarding and a tunnel, with segments, through proxy.py."""
     body = os.urandom(3 << 20)
     server = misbehaving(lambda x: x.serve(body))
     kit = make_kit(ca_bundle=ca_file, proxies={"http": real_proxy, "https": real_proxy}, min_segment_bytes=1 << 18)
     assert fetch(kit, f"{server.url}/f", tmp_path) == body
-    assert fetch(kit, f"{secure.url}/f", tmp_path) == BODY
+    assert fetch(kit, f"{small_secure.url}/f", tmp_path) == BODY
     assert any("proxy.py" in each.headers.get("via", "") for each in server.requests)
 
 
@@ -440,7 +344,7 @@ def test_a_url_to_be_quoted(kit: Toolkit, misbehaving: Start, tmp_path: Path) ->
 
 
 def test_an_idle_connection_that_spoke_is_not_used(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
-    """One that its server ended without a word is no place to send the next request to."""
+    """A connection that the server closed while idle is not used for the next request."""
 
     def handler(x: Exchange) -> None:
         x.serve(BODY)

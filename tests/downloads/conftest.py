@@ -1,0 +1,24 @@
+"""A directory to download to, and a limit of time."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    path = tmp_path / "out"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def bounded_time() -> Iterator[None]:
+    """Every misbehaving server is dealt with in bounded time."""
+    began = time.monotonic()
+    yield
+    assert time.monotonic() - began < 15

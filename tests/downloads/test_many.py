@@ -1,0 +1,152 @@
+"""Many files: their order, names and failures."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import (
+    BatchError,
+    ConfigError,
+    HTTPStatusError,
+    Toolkit,
+    TransferError,
+    UnsafePathError,
+)
+from perfkit.server.server import Server
+from tests.support.fakes import Exchange, MisbehavingServer
+
+BODY = random.Random(1).randbytes(3 << 20)
+Start = Callable[..., MisbehavingServer]
+
+
+def serve_body(x: Exchange) -> None:
+    x.serve(BODY)
+
+
+def test_many_files_in_input_order(kit: Toolkit, site: Path, out: Path) -> None:
+    bodies = {f"d{n % 7}/f{n:03}": random.Random(n).randbytes(n * 50) for n in range(200)}
+    for name, body in bodies.items():
+        (site / name).parent.mkdir(exist_ok=True)
+        (site / name).write_bytes(body)
+    with Server(site) as server:
+        results = kit.download_many(((server.url + name, name) for name in bodies), out)
+    assert [result.url for result in results] == [server.url + name for name in bodies]
+    assert [Path(result.path) for result in results] == [out / name for name in bodies]
+    assert all((out / name).read_bytes() == body for name, body in bodies.items())
+    left = [name for _, _, names in os.walk(out) for name in names if "perfkit" in name]
+    assert left == []
+
+
+def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Path) -> None:
+    """The batch goes on to its end, and then reports every result, in input order."""
+    (site / "good").write_bytes(b"good")
+    with Server(site) as server, pytest.raises(BatchError) as caught:
+        kit.download_many([server.url + "missing", server.url + "good", "ftp://x/y", (server.url, "../escape")], out)
+    missing, good, ftp, escape = caught.value.results
+    assert isinstance(missing.error, HTTPStatusError)
+    assert missing.error.status == 404
+    assert good.error is None
+    assert isinstance(ftp.error, ConfigError)
+    assert isinstance(escape.error, UnsafePathError)
+    assert "3 of 4 failed" in str(caught.value)
+    assert os.listdir(out) == ["good"]
+    assert os.listdir(out.parent) == [name for name in os.listdir(out.parent) if name in ("site", "out")]
+
+
+def test_a_stream_without_end_is_read_as_workers_get_free(kit: Toolkit, site: Path, out: Path) -> None:
+    """The source is never far ahead of the results, and closing the iterator ends the rest."""
+    (site / "f").write_bytes(b"x")
+    taken = 0
+    with Server(site) as server:
+
+        def urls():  # type: ignore[no-untyped-def]
+            nonlocal taken
+            while True:
+                taken += 1
+                yield server.url + "f", f"{taken}"
+
+        results = kit.iter_downloads(urls(), out)
+        for _ in range(300):
+            _, result = next(results)
+            assert result.error is None
+        results.close()  # type: ignore[attr-defined]
+    assert taken <= 300 + 4 * 8 * 3
+
+
+def test_a_source_that_raises_ends_the_batch(kit: Toolkit, site: Path, out: Path) -> None:
+    """What the caller's own generator raises reaches the caller."""
+    (site / "f").write_bytes(b"x")
+
+    def urls(base: str):  # type: ignore[no-untyped-def]
+        yield base + "f", "one"
+        raise LookupError("mine")
+
+    with Server(site) as server, pytest.raises(LookupError, match="mine"):
+        kit.download_many(urls(server.url), out)
+
+
+def test_a_source_that_has_nothing_just_now(kit: Toolkit, site: Path, out: Path) -> None:
+    """It may say so with None, without waiting itself, and is asked again some ten times a second."""
+    (site / "f").write_bytes(b"x")
+    asked = 0
+
+    def urls(base: str):  # type: ignore[no-untyped-def]
+        nonlocal asked
+        until = time.monotonic() + 0.5
+        while time.monotonic() < until:
+            asked += 1
+            yield None
+        yield base + "f"
+
+    with Server(site) as server:
+        [(index, result)] = kit.iter_downloads(urls(server.url), out)
+    assert (index, result.error) == (0, None)
+    assert asked < 10
+
+
+def test_the_same_destination_twice(kit: Toolkit, site: Path, out: Path) -> None:
+    """One gets it; the other has an error that says why not."""
+    (site / "f").write_bytes(b"x")
+    with Server(site) as server, pytest.raises(BatchError) as caught:
+        kit.download_many([(server.url + "f", "same"), (server.url + "f?2", "same")], out)
+    errors = [result.error for result in caught.value.results]
+    assert errors[0] is None
+    assert isinstance(errors[1], TransferError)
+    assert (out / "same").read_bytes() == b"x"
+
+
+def test_an_empty_batch(kit: Toolkit, out: Path) -> None:
+    assert kit.download_many([], out) == []
+
+
+def test_names_from_urls_and_servers(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    """Content-Disposition names the file (RFC 6266), or else the URL does, or else there is a plain name."""
+
+    def handler(x: Exchange) -> None:
+        headers = {"Content_Disposition": "attachment; filename*=UTF-8''na%C3%AFve.txt"} if "d?" in x.asked.path else {}
+        x.respond("200 OK", b"x", **headers)
+
+    url = misbehaving(handler).url
+    results = kit.download_many([f"{url}/d?1", f"{url}/a%20b.txt", f"{url}/"], out)
+    assert [os.path.basename(result.path) for result in results] == ["naïve.txt", "a b.txt", "download"]
+    assert sorted(os.listdir(out)) == ["a b.txt", "download", "naïve.txt"]
+
+
+def test_into_the_current_directory(
+    kit: Toolkit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a destination, `download_many` writes here."""
+    monkeypatch.chdir(out)
+    kit.download_many([f"{misbehaving(serve_body).url}/f"])
+    assert (out / "f").stat().st_size == len(BODY)
+
+
+def test_into_a_new_directory(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    """A destination with a slash at its end is a directory, and is made."""
+    assert kit.download(f"{misbehaving(serve_body).url}/f", f"{out}/new/deep/").path == f"{out}/new/deep/f"

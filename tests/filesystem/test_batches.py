@@ -1,0 +1,202 @@
+"""Copies, links, moves, removals and writes of many files."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit import BatchError, ConfigError
+from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
+from perfkit.filesystem.scan import scan
+from tests.support.files import make, shape
+from tests.support.tools import mounted_image, need
+
+MIB = 1 << 20
+
+
+def test_a_copy_is_the_same(tree: Path, tmp_path: Path) -> None:
+    """Contents, modes, mtimes and links of files and directories are those of the source."""
+    done = copy_tree(tree, tmp_path / "dest")
+    assert shape(tmp_path / "dest") == shape(tree)
+    assert (done.files, done.directories) == (6, 4)
+    assert sorted(os.listdir(tmp_path)) == ["dest", "src"]
+
+
+def test_setuid_is_not_copied(tree: Path, tmp_path: Path) -> None:
+    """Since the owner isn't kept, neither is the right to act as the owner."""
+    os.chmod(tree / "a", 0o4755)
+    copy_tree(tree, tmp_path / "dest")
+    assert (tmp_path / "dest/a").stat().st_mode & 0o7777 == 0o755
+
+
+def test_holes_stay_holes(tmp_path: Path) -> None:
+    """A sparse file takes no more room as a copy, and has the same contents."""
+    (tmp_path / "src").mkdir()
+    with (tmp_path / "src/f").open("wb") as file:
+        file.seek(5 * MIB)
+        file.write(b"middle")
+        file.truncate(20 * MIB)
+    copy_tree(tmp_path / "src", tmp_path / "dest")
+    assert (tmp_path / "dest/f").read_bytes() == (tmp_path / "src/f").read_bytes()
+    assert (tmp_path / "dest/f").stat().st_blocks * 512 < MIB
+
+
+@pytest.mark.parametrize("code", [errno.EXDEV, errno.EOPNOTSUPP])
+def test_without_range_copy_it_is_read_and_written(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int
+) -> None:
+    """Where the kernel can't copy between two files, we do."""
+
+    def refuse(*arguments: object) -> int:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "copy_file_range", refuse)
+    copy_tree(tree, tmp_path / "dest")
+    assert shape(tmp_path / "dest") == shape(tree)
+
+
+def test_links_share_and_what_cannot_be_linked_is_copied(
+    tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Files are hard links; empty ones are not; after EMLINK it is a copy."""
+    done = link_tree(tree, tmp_path / "dest")
+    assert shape(tmp_path / "dest") == shape(tree)
+    assert done.linked == 4
+    assert os.path.samefile(tree / "a", tmp_path / "dest/a")
+    assert not os.path.samefile(tree / "d/e/empty", tmp_path / "dest/d/e/empty")
+
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EMLINK, os.strerror(errno.EMLINK))
+
+    monkeypatch.setattr(os, "link", refuse)
+    assert link_tree(tree, tmp_path / "copies").linked == 0
+    assert shape(tmp_path / "copies") == shape(tree)
+
+
+@pytest.mark.parametrize("kind", ["xfs", "btrfs"])
+def test_reflinks_on_file_systems_that_have_them(tmp_path: Path, kind: str) -> None:
+    """On xfs and btrfs a copy shares its blocks with the source."""
+    need("filefrag")
+    with mounted_image(kind, tmp_path, size=320 * MIB) as point:
+        make(point / "src", {"a": os.urandom(MIB), "b": b"small" * 2000})
+        done = copy_tree(point / "src", point / "dest")
+        assert done.reflinked == 2
+        assert shape(point / "dest") == shape(point / "src")
+        os.sync()
+        said = subprocess.run(["filefrag", "-v", point / "dest/a"], capture_output=True, text=True, check=True).stdout
+        assert "shared" in said
+        results = move_many([(point / "src", tmp_path / "moved"), (point / "dest/a", tmp_path / "one")])
+        assert [each.error for each in results] == [None, None]
+        assert sorted(os.listdir(tmp_path / "moved")) == ["a", "b"]
+        assert (tmp_path / "one").read_bytes() == (tmp_path / "moved/a").read_bytes()
+        assert os.listdir(point / "dest") == ["b"]
+        assert not (point / "src").exists()
+
+
+def test_the_destination_is_respected(tree: Path, tmp_path: Path) -> None:
+    """Existing contents are an error without merge, and replaced or kept with it. A copy into itself is an error."""
+    dest = make(tmp_path / "dest", {"a": b"old", "mine": b"stays"})
+    with pytest.raises(FileExistsError):
+        copy_tree(tree, dest)
+    assert (dest / "a").read_bytes() == b"old"
+    copy_tree(tree, dest, merge=True)
+    assert (dest / "a").read_bytes() == b"1" * 5000
+    assert (dest / "mine").read_bytes() == b"stays"
+    link_tree(tree, dest, merge=True)
+    link_tree(tree, dest, merge=True)  # a rename between two names of one file does nothing, and leaves both
+    assert not [entry.name for entry in scan(dest) if ".perfkit" in entry.name]
+    (tmp_path / "empty").mkdir()
+    copy_tree(tree, tmp_path / "empty")
+    with pytest.raises(ConfigError):
+        copy_tree(tree, tree / "inside")
+
+
+def test_merge_does_not_leave_through_a_link(tree: Path, tmp_path: Path) -> None:
+    """A link where a directory should be is a failure; nothing is written behind it."""
+    dest, outside = tmp_path / "dest", tmp_path / "outside"
+    dest.mkdir()
+    outside.mkdir()
+    os.symlink(outside, dest / "d")
+    with pytest.raises(BatchError) as raised:
+        copy_tree(tree, dest, merge=True, on_error="continue")
+    assert {each.name for each in raised.value.results} >= {"d", "d/b"}
+    assert os.listdir(outside) == []
+    assert (dest / "a").exists()
+
+
+def test_a_failure_stops_or_not_as_asked(tree: Path, tmp_path: Path) -> None:
+    """Stop leaves no destination; continue gives all the rest, and each failed path with its error."""
+    os.mkfifo(tree / "pipe")
+    with pytest.raises(BatchError):
+        copy_tree(tree, tmp_path / "dest")
+    assert sorted(os.listdir(tmp_path)) == ["src"]
+    with pytest.raises(BatchError, match="pipe") as raised:
+        copy_tree(tree, tmp_path / "dest", on_error="continue")
+    assert [each.name for each in raised.value.results] == ["pipe"]
+    expected = shape(tree)
+    del expected["pipe"]
+    assert shape(tmp_path / "dest") == expected
+
+
+def test_progress_counts_every_file(tree: Path, tmp_path: Path) -> None:
+    """The last snapshot has all files and bytes."""
+    from perfkit import CallbackProgress
+
+    seen: list[Any] = []
+    copy_tree(tree, tmp_path / "dest", progress=CallbackProgress(seen.append))
+    assert (seen[-1].phase, seen[-1].files_done, seen[-1].files_total, seen[-1].eta_s) == ("copy", 6, 6, 0.0)
+    assert seen[-1].received_bytes == seen[-1].total_bytes
+
+
+def test_moves_build_on_each_other(tmp_path: Path) -> None:
+    """Moves happen in order; one that would overwrite is a failure, and the rest goes on if asked to."""
+    make(tmp_path, {"a": b"a", "c": b"c", "e": b"e"})
+    at = tmp_path.joinpath
+    with pytest.raises(BatchError) as raised:
+        move_many([(at("a"), at("b")), (at("b"), at("d")), (at("c"), at("e")), (at("e"), at("f"))], on_error="continue")
+    assert [type(each.error) for each in raised.value.results] == [type(None), type(None), FileExistsError, type(None)]
+    assert {each.name: each.read_bytes() for each in tmp_path.iterdir()} == {"d": b"a", "c": b"c", "f": b"e"}
+    move_many([(at("c"), at("f"))], replace=True)
+    assert at("f").read_bytes() == b"c"
+
+
+def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
+    """Links go, what they lead to stays; a link or a file in the path's place is refused."""
+    outside = make(tmp_path / "outside", {"precious": b"!"})
+    os.symlink(outside, tree / "d/out")
+    os.chmod(tree / "ro", 0o700)
+    assert remove_tree(tree) == 12
+    assert not tree.exists()
+    assert (outside / "precious").exists()
+    os.symlink(outside, tmp_path / "link")
+    for name in ("link", "outside/precious"):
+        with pytest.raises(NotADirectoryError):
+            remove_tree(tmp_path / name)
+    assert (outside / "precious").exists()
+
+
+def test_many_writes_are_whole_and_stay_inside(tmp_path: Path) -> None:
+    """Files are replaced in one step, directories made; a name that escapes, or a link on the way, is a failure."""
+    root, outside = make(tmp_path / "root", {"a": b"old"}), tmp_path / "outside"
+    outside.mkdir()
+    os.symlink(outside, root / "link")
+    files = [(f"d{number % 5}/e/{number}", str(number).encode()) for number in range(200)]
+    done = write_many(root, [("a", b"new"), *files])
+    assert [each.name for each in done] == ["a", *(name for name, _ in files)]
+    assert {name: (root / name).read_bytes() for name, _ in files} == dict(files)
+    with pytest.raises(BatchError) as raised:
+        write_many(root, [("../x", b""), ("link/x", b""), ("b", b"good")], on_error="continue")
+    assert [each.error is None for each in raised.value.results] == [False, False, True]
+    assert os.listdir(outside) == []
+    assert not [entry.name for entry in scan(tmp_path) if ".perfkit" in entry.name]
+
+
+def test_pieces_of_a_batch_are_bounded() -> None:
+    """A batch of writes is cut by number and by size."""
+    portions = [len(each) for each in writing._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
+    assert portions == [64, 37, 1]

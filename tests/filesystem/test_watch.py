@@ -1,0 +1,135 @@
+"""Watching a tree: what has changed, or that everything may have."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit.filesystem.batch import remove_tree
+from perfkit.filesystem.scan import scan
+from perfkit.filesystem.watch import ALL, watch
+from tests.support.files import make, sha
+from tests.support.tools import unavailable
+
+
+def test_changes_are_dirty(tmp_path: Path) -> None:
+    """Created, changed, moved and removed names, also in new directories; then the set is clean."""
+    make(tmp_path, {"a": b"", "d/b": b"", "d/c": b"", "quiet": b""})
+    with watch(tmp_path) as dirty:
+        (tmp_path / "a").write_bytes(b"1")
+        os.rename(tmp_path / "d/b", tmp_path / "moved")
+        (tmp_path / "d/c").unlink()
+        make(tmp_path, {"new/deep/e": b""})
+        (tmp_path / "quiet").read_bytes()
+        assert dirty.wait(5)
+        dirty.flush()
+        found = dirty.drain()
+        assert found is not ALL
+        assert {"a", "d/b", "d/c", "moved", "new"} <= set(found)
+        assert "quiet" not in found
+        dirty.flush()
+        assert dirty.drain() == frozenset()
+        assert not dirty.wait(0)
+
+
+def test_nothing_is_lost_at_the_end(tmp_path: Path) -> None:
+    """What changes just before the block ends is in the set after it; no thread is left."""
+    threads = set(threading.enumerate())
+    with watch(tmp_path) as dirty:
+        names = {f"f{number}" for number in range(500)}
+        for name in names:
+            (tmp_path / name).touch()
+    assert dirty.drain() == names
+    assert set(threading.enumerate()) == threads
+
+
+@contextlib.contextmanager
+def _queue_of(events: int) -> Iterator[None]:
+    path = Path("/proc/sys/fs/inotify/max_queued_events")
+    before = path.read_text()
+    try:
+        path.write_text(str(events))
+    except OSError:
+        unavailable("needs root, to make the kernel's queue small")
+    try:
+        yield
+    finally:
+        path.write_text(before)
+
+
+def test_new_directories_cause_no_warning(tmp_path: Path) -> None:
+    """watchdog finds nested directories that are created quickly twice; that causes no warning."""
+    with warnings.catch_warnings(record=True) as told:
+        warnings.simplefilter("always")
+        with watch(tmp_path) as dirty:
+            for number in range(30):
+                (tmp_path / f"{number}/a/b/c/d/e/f").mkdir(parents=True)
+    assert told == []
+    assert {f"{number}" for number in range(30)} <= dirty.drain()  # type: ignore[operator]
+
+
+def test_overflow_dirties_everything(tmp_path: Path) -> None:
+    """The kernel's queue really overflows: everything is dirty once, and later changes are seen by name again."""
+    with _queue_of(4):
+        stack = contextlib.ExitStack()
+        dirty = stack.enter_context(watch(tmp_path))
+    with stack:
+        deadline = time.monotonic() + 20
+        while not dirty._lost and time.monotonic() < deadline:
+            for number in range(200):
+                (tmp_path / f"f{number}").touch()
+                (tmp_path / f"f{number}").unlink()
+        (tmp_path / "late").mkdir()
+        assert dirty.drain() is ALL
+        (tmp_path / "late/x").touch()
+        dirty.flush()
+        found = dirty.drain()
+        assert found is not ALL
+        assert "late/x" in found
+
+
+def test_a_removed_root_dirties_everything(tmp_path: Path) -> None:
+    """After the removal of the watched directory nothing is known, and the watch ends cleanly."""
+    root = make(tmp_path / "root", {"a": b""})
+    with watch(root) as dirty:
+        remove_tree(root)
+        assert dirty.wait(5)
+        deadline = time.monotonic() + 5
+        while dirty._alive() and time.monotonic() < deadline:
+            dirty._observer.join(0.01)
+        assert dirty.drain() is ALL
+    with pytest.raises(NotADirectoryError), watch(tmp_path / "none"):
+        pass
+
+
+def test_watchdog_is_imported_only_by_a_watch() -> None:
+    """Nor do the other rooms come with the Toolkit."""
+    code = (
+        "import sys\nfrom perfkit import Toolkit\nToolkit().close()\n"
+        "late = {'watchdog', 'pathspec', 'perfkit.filesystem.batch', 'perfkit.filesystem.hashing.hash_file'}\n"
+        "assert not late & set(sys.modules)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+def test_the_toolkit_wires_it(tree: Path, tmp_path: Path, kit: Any) -> None:
+    """The facade's methods do what the functions do."""
+    assert {entry.name for entry in kit.scan(tree)} == {entry.name for entry in scan(tree)}
+    assert kit.hash_file(tree / "a").sha256 == sha(b"1" * 5000)
+    assert {each.name for each in kit.hash_tree(tree, exclude=["x/"])} == {"a", "d/b", "d/e/empty", "ro/f"}
+    assert kit.copy_tree(tree, tmp_path / "copy").files == kit.link_tree(tree, tmp_path / "links").files == 6
+    kit.move_many([(tmp_path / "copy", tmp_path / "moved")])
+    assert kit.remove_tree(tmp_path / "moved") > 6
+    with kit.watch(tmp_path) as dirty:
+        (tmp_path / "w").touch()
+    assert dirty.drain() == {"w"}

@@ -1,0 +1,79 @@
+"""The `perfkit` command in tests: in this process, or in another."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import random
+import select
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from perfkit.cli import main
+
+Capture = pytest.CaptureFixture[str]
+BODY = random.Random(7).randbytes(300_000)
+SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+PERFKIT = [sys.executable, "-m", "perfkit"]
+
+
+def complaints(err: str) -> list[str]:
+    """The reported errors; each is one line, without a traceback."""
+    assert "Traceback" not in err
+    return [line for line in err.splitlines() if line.startswith("perfkit: error: ")]
+
+
+def the_object(out: str) -> dict[str, Any]:
+    """One JSON object, and nothing else."""
+    assert out.endswith("}\n")
+    assert out.count("\n") == 1
+    value: dict[str, Any] = json.loads(out)
+    return value
+
+
+def get(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any], list[str]]:
+    """`perfkit get --json` in this process: exit code, object, errors."""
+    code = main(["get", "--json", *map(str, arguments)])
+    out, err = capsys.readouterr()
+    return code, the_object(out), complaints(err)
+
+
+def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    return subprocess.Popen([*PERFKIT, *map(str, arguments)], **{**pipes, **options})
+
+
+def read_until(pipe: Any, text: bytes, timeout_s: float = 10.0) -> bytes:
+    """What comes through a pipe, up to and with `text`."""
+    deadline, seen = time.monotonic() + timeout_s, b""
+    while text not in seen:
+        assert select.select([pipe], [], [], max(0.0, deadline - time.monotonic()))[0], f"{text!r} not in {seen!r}"
+        data = os.read(pipe.fileno(), 65536)
+        assert data, f"{text!r} not in {seen!r}"
+        seen += data
+    return seen
+
+
+def wait_until(holds: Callable[[], object]) -> None:
+    deadline = time.monotonic() + 10
+    while not holds():
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def interrupt(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
+    """Ctrl-C: it ends within a second, with 130."""
+    began = time.monotonic()
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=10)
+    assert time.monotonic() - began < 1.0
+    assert process.returncode == 130, err
+    assert b"Traceback" not in err
+    return out, err

@@ -1,0 +1,91 @@
+"""What crash tests of trees share: which system calls are swept, and how a tree is compared afterwards.
+
+`PERFKIT_FULL_SWEEP=1` lets them try every single call.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import stat
+from pathlib import Path
+
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.history import History, Timeline
+from perfkit.transactions.object_store import EMPTY, ObjectStore
+from perfkit.transactions.tree import Tree
+from tests.support.crash_server import IDLE
+
+FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
+MUTATING = frozenset(IDLE) | {
+    "rename", "renameat2", "link", "symlink", "symlinkat", "unlink", "rmdir", "mkdir", "mknod", "mknodat", "creat",
+    "openat2", "truncate", "ftruncate", "fallocate", "pwrite64", "writev", "pwritev", "pwritev2", "fdatasync", "sync",
+    "sync_file_range", "msync", "copy_file_range", "sendfile", "splice", "chmod", "fchmodat", "fchown", "fchownat",
+    "setxattr", "fsetxattr",
+}  # fmt: skip
+Snapshot = dict[str, tuple[int, bytes]]
+
+
+def snapshot(root: Path) -> Snapshot:
+    """Names, permissions and contents of all that is not perfkit's own, and of its manifest, which is part of it."""
+    found: Snapshot = {}
+    for directory, names, files in os.walk(root):
+        if directory == str(root) and ".perfkit" in names:
+            names.remove(".perfkit")
+        for name in names:
+            found[os.path.relpath(os.path.join(directory, name), root)] = (0, b"directory")
+        for name in files:
+            path = Path(directory, name)
+            found[str(path.relative_to(root))] = (stat.S_IMODE(path.stat().st_mode), path.read_bytes())
+    manifest = root / ".perfkit/manifest"
+    found[".perfkit/manifest"] = (0, manifest.read_bytes() if manifest.exists() else b"")
+    return found
+
+
+def copy(source: Path, target: Path) -> None:
+    """A copy that keeps hard links, as rollback knows them."""
+    links: dict[int, str] = {}
+    for directory, _, files in os.walk(source):
+        there = target / os.path.relpath(directory, source)
+        there.mkdir(exist_ok=True)
+        for name in files:
+            path, goal = os.path.join(directory, name), str(there / name)
+            number = os.stat(path).st_ino
+            if number in links:
+                os.link(links[number], goal)
+            else:
+                links[number] = shutil.copy2(path, goal)
+
+
+def reachable(root: Path) -> tuple[Timeline, set[str]]:
+    """The timeline of a tree, and the objects (SHA-256) that its generations need."""
+    with contextlib.closing(RootDir(os.fspath(root))) as rootdir:
+        history = History(rootdir, ObjectStore(rootdir))
+        timeline = history.timeline()
+        return timeline, {digest.hex() for digest in history.needed_objects(timeline)} - {EMPTY}
+
+
+def check_whole(root: Path, old: Snapshot, new: Snapshot, *, tidy: bool = False) -> bool:
+    """Open it again: it is old or new, nothing is left over, and what it may need is there. True if it is new.
+
+    With `tidy`, objects that nothing needs may have stayed, and the next change removes them.
+    """
+    with Tree(root) as tree:
+        found = snapshot(root)
+        assert found in (old, new)
+        if tidy:
+            tree.prune(99)
+        own = {entry.name for entry in (root / ".perfkit").iterdir()}
+        assert own <= {"lock", "owner", "state", "history", "objects", "fetch", "manifest"}
+        timeline, needed = reachable(root)
+        objects = {entry.name for entry in (root / ".perfkit/objects").glob("*")}
+        assert objects == needed
+        numbers = {int(entry.name) for entry in (root / ".perfkit/history").glob("*")}
+        assert numbers == set(timeline.chain) - {0}
+        if len(timeline.chain) > 1 and timeline.current != timeline.chain[0]:
+            here = timeline.current
+            tree.rollback()
+            tree.rollback(here)
+            assert snapshot(root) == found
+    return found == new

@@ -1,0 +1,30 @@
+"""What tests of hostile input share: raw manifests, and a limit of memory."""
+
+from __future__ import annotations
+
+import contextlib
+import tracemalloc
+from collections.abc import Iterator
+
+from perfkit.releases.format.columns import pack_column
+
+
+def raw_manifest(names: list[bytes], *, sizes: list[int] | None = None, flags: bytes | None = None) -> bytes:
+    """Canonical bytes without any check."""
+    listed = b"".join(name + b"\n" for name in names)
+    return b"".join((
+        b"perfkit manifest 1\n", len(names).to_bytes(4, "little"), len(listed).to_bytes(4, "little"),
+        pack_column(8, sizes or [1] * len(names)), bytes(len(names)) if flags is None else flags,
+        bytes(32 * len(names)), listed,
+    ))  # fmt: skip
+
+
+@contextlib.contextmanager
+def bounded(megabytes: int = 12) -> Iterator[None]:
+    """See that Python takes no more memory than that at any time."""
+    tracemalloc.start()
+    try:
+        yield
+        assert tracemalloc.get_traced_memory()[1] < megabytes << 20
+    finally:
+        tracemalloc.stop()

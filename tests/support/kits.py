@@ -1,0 +1,23 @@
+"""How the Toolkits of tests are configured."""
+
+from __future__ import annotations
+
+from typing import Any
+
+# Retries come fast, and small files are segmented. Time-outs are long: on a busy machine, what a test waits for takes
+# seconds.
+QUICK: dict[str, Any] = {
+    "workers": 4,
+    "retries": 2,
+    "backoff_base_s": 0.01,
+    "connect_timeout_s": 20.0,
+    "read_timeout_s": 20.0,
+    "stall_bytes_per_s": 1000,
+    "stall_window_s": 20.0,
+    "min_segment_bytes": 64 << 10,
+    "buffer_bytes": 16 << 10,
+    "adaptive": False,
+}
+
+# For tests of time-outs.
+SHORT_TIMEOUTS: dict[str, Any] = {"connect_timeout_s": 2.0, "read_timeout_s": 1.0, "stall_window_s": 1.0}
