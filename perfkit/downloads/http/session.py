@@ -209,7 +209,7 @@ class OwnSessions:
         self._cookies = RequestsCookieJar()  # shared by all threads; it has a lock
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
-        self._verify: bool | str | None = None
+        self._trust: tuple[bool | str, str] | None = None
 
     def send(
         self,
@@ -223,8 +223,7 @@ class OwnSessions:
     ) -> requests.Response:
         url = spelt(url)
         proxies, netrc = self._way_to(url)
-        if self._verify is None:
-            self._find_trust()
+        verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
         request = requests.PreparedRequest()
         request.method, request.url = "GET", url
         request.headers = CaseInsensitiveDict(headers.items())  # pairs: from a mapping it is made more slowly
@@ -239,7 +238,7 @@ class OwnSessions:
             allow_redirects=False,
             timeout=timeout,
             proxies=proxies,
-            verify=self._verify,
+            verify=verify,
             cert=self._config.client_cert,
         )
 
@@ -272,13 +271,16 @@ class OwnSessions:
                 way = self._ways[origin] = proxies, netrc
         return way
 
-    def _find_trust(self) -> None:
+    def _find_trust(self, *, needed: bool) -> bool | str:
+        """`verify` for a request; what it names is read where TLS is needed, which takes longer than a small file."""
         config = self._config
-        environ = os.environ if config.trust_env else {}
-        verify, setting = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
-        if verify is not True or config.client_cert is not None:
+        if self._trust is None:
+            environ = os.environ if config.trust_env else {}
+            self._trust = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
+        verify, setting = self._trust
+        if needed and (verify is not True or config.client_cert is not None):
             self._adapter.use_context(verify, config.client_cert, setting=setting)
-        self._verify = verify
+        return verify
 
     def close(self) -> None:
         self._adapter.close()
