@@ -17,7 +17,7 @@ from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
-from perfkit.transactions.rollback import plan_rollback
+from perfkit.transactions.rollback_plan import plan_rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]

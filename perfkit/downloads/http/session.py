@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
+from perfkit.downloads.http.redirects import without_secrets
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
@@ -35,8 +36,6 @@ _POOLS = 256  # origins whose connections are kept
 # What no valid URL has in it (RFC 3986).
 _INVALID = re.compile(r"[^]!$&'()*+,;=:@/?A-Za-z0-9._~%[-]|%(?![0-9A-Fa-f]{2})")
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-# Of a caller's session, what may go to another origin.
-_HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control", "pragma", "connection"})
 
 
 class Adapter(HTTPAdapter):
@@ -379,7 +378,7 @@ class CallersSessions:
         """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
         request = requests.PreparedRequest()
         request.method, request.url = "GET", spelt(url)
-        request.headers = CaseInsensitiveDict({k: v for k, v in session.headers.items() if k.lower() in _HARMLESS})
+        request.headers = CaseInsensitiveDict(without_secrets(session.headers))
         request.headers.update(headers)
         jar = RequestsCookieJar()
         for cookie in session.cookies:
