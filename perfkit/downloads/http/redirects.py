@@ -3,17 +3,36 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import NamedTuple
 from urllib.parse import urljoin
 
+from perfkit.config import Auth
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.errors import TransferError
 from perfkit.redact import redacted
 
-__all__ = ["REDIRECTS", "may_share", "target_of", "without_secrets"]
+__all__ = ["REDIRECTS", "Hop", "may_share", "target_of", "without_secrets"]
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Sent to any origin. Every other header may hold a secret.
 _HARMLESS = frozenset({"accept", "accept-language", "cache-control", "connection", "pragma", "user-agent"})
+
+
+class Hop(NamedTuple):
+    """One GET request of those that a download's URL may take, if it is redirected.
+
+    Args:
+        home: whether the URL is of the origin that secrets were given for.
+        redirected: whether a redirect led to the URL.
+        timeout: seconds to wait for a connection, and for each further byte.
+    """
+
+    url: str
+    headers: Mapping[str, str]
+    auth: Auth | None
+    home: bool
+    redirected: bool
+    timeout: tuple[float, float]
 
 
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.redirects import REDIRECTS, may_share, target_of, without_secrets
+from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_share, target_of, without_secrets
 from perfkit.downloads.http.semantics import origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
@@ -162,7 +162,8 @@ class HttpTransport:
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
-            response = self._send(request.url, at, headers, auth, trusted, cancel)
+            hop = Hop(at, headers, auth, trusted, at != request.url, self._timeout)
+            response = self._send(request.url, hop, cancel)
             location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
                 return response
@@ -173,10 +174,8 @@ class HttpTransport:
                 raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
             at = target_of(request.url, response.url, location, allow_downgrade=self._config.allow_downgrade)
 
-    def _send(
-        self, url: str, at: str, headers: Mapping[str, str], auth: Auth | None, home: bool, cancel: Cancel
-    ) -> _HttpResponse:
-        """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
+    def _send(self, url: str, hop: Hop, cancel: Cancel) -> _HttpResponse:
+        """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
@@ -185,9 +184,9 @@ class HttpTransport:
             cancel.add(exchange.abort)
             try:
                 with exchange:
-                    response = sessions.send(at, headers, auth, home=home, redirected=at != url, timeout=self._timeout)
+                    response = sessions.send(hop)
                 if not exchange.expired:
-                    return _HttpResponse(url, at, response, exchange, cancel)
+                    return _HttpResponse(url, hop.url, response, exchange, cancel)
                 response.close()
                 error: Exception = TimeoutError("the answer's headers did not arrive in time")
             except ConfigError:
@@ -195,7 +194,7 @@ class HttpTransport:
                 raise
             except Exception as caught:
                 if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
-                    return _HttpResponse(url, at, answer, exchange, cancel)
+                    return _HttpResponse(url, hop.url, answer, exchange, cancel)
                 error = caught
             except BaseException:
                 _give_up(exchange, cancel)
