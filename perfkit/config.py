@@ -121,6 +121,7 @@ class Config:
     # Updates
     local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
     keep_generations: int = 5  # before the current one, that `rollback` can restore
+    trust_other_owners: bool = False  # use a tree whose .perfkit belongs to another user
 
     def __post_init__(self) -> None:
         self._check_types()

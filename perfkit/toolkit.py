@@ -295,7 +295,8 @@ class Toolkit:
         """
         from perfkit.transactions.tree import Tree
 
-        with Tree(root, wait_s=wait_s) as tree, tree.transaction() as tx:
+        tree = Tree(root, wait_s=wait_s, trust_other_owners=self.config.trust_other_owners)
+        with tree, tree.transaction() as tx:
             yield tx
 
     def publish(
@@ -419,7 +420,7 @@ class Toolkit:
         """
         from perfkit.updates.restore import history
 
-        return history(os.fspath(dest))
+        return history(self.config, os.fspath(dest))
 
     def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.

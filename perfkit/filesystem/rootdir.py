@@ -26,10 +26,11 @@ class RootDir:
     """The files below `root`, by names with forward slashes. Not thread-safe.
 
     A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
-    is moved into place during an operation, leads out of the root. The 128 most recently used descriptors are cached,
-    or fewer where the process may not open so many.
+    is moved into place during an operation, leads out of the root. A name may be as deep as it likes: the 128 most
+    recently used descriptors are cached, or fewer where the process may not open so many.
 
-    Every method raises UnsafePathError where a component is a symbolic link, and OSError as the system call does.
+    Every method raises UnsafePathError where a component is a symbolic link or not a plain name (empty, `.`, `..`, or
+    with a NUL), and OSError as the system call does.
     """
 
     def __init__(self, root: str) -> None:
@@ -37,6 +38,7 @@ class RootDir:
         self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._most = _MAX_CACHED
+        self._in_use = ""  # a directory whose descriptor must stay open
 
     @cached_property
     def folds_case(self) -> bool:
@@ -56,28 +58,41 @@ class RootDir:
             os.close(self._cached.popitem()[1])
 
     def directory(self, name: str) -> int:
-        """A descriptor of this directory, valid until 16 others were requested; the empty name is the root."""
-        if not name:
-            return self.fd
-        if name in self._cached:
-            self._cached.move_to_end(name)
-            return self._cached[name]
-        parent, _, leaf = name.rpartition("/")
-        parent_fd = self.directory(parent)
-        try:
-            fd = os.open(leaf, _DIRECTORY, dir_fd=parent_fd)
-        except OSError as error:
-            if self._closed_some(error):
-                return self.directory(name)
-            if _is_symlink(leaf, parent_fd):
-                raise UnsafePathError(name, "it is a symbolic link where a directory is needed") from error
-            error.filename = name
-            raise
-        self._cached[name] = fd
-        self._close_oldest()
+        """A descriptor of this directory, valid until the next call; the empty name is the root."""
+        fd, missing = self._nearest(name)
+        while missing:
+            at, leaf = missing.pop()
+            try:
+                fd = os.open(leaf, _DIRECTORY, dir_fd=fd)
+            except OSError as error:
+                if self._closed_some(error):
+                    return self.directory(name)
+                if _is_symlink(leaf, fd):
+                    raise UnsafePathError(at, "it is a symbolic link where a directory is needed") from error
+                error.filename = at
+                raise
+            self._cached[at] = fd
+            self._close_oldest()
         return fd
 
+    def _nearest(self, name: str) -> tuple[int, list[tuple[str, str]]]:
+        """The descriptor of the nearest directory that is open already: this one, or one above it.
+
+        Also the directories to open from there, the last one first: the name and the last component of each.
+        """
+        missing: list[tuple[str, str]] = []
+        while name:
+            if name in self._cached:
+                self._cached.move_to_end(name)
+                return self._cached[name], missing
+            directory, leaf = _split(name)
+            missing.append((name, leaf))
+            name = directory
+        return self.fd, missing
+
     def _close_oldest(self) -> None:
+        if self._in_use in self._cached:
+            self._cached.move_to_end(self._in_use)
         while len(self._cached) > self._most:
             os.close(self._cached.popitem(last=False)[1])
 
@@ -90,14 +105,17 @@ class RootDir:
         return True
 
     def _parents(self, one: str, other: str) -> tuple[tuple[int, str], tuple[int, str]]:
-        """`parent` of two names, one of which is not deep; opening the second may have closed the first."""
-        self.parent(one)
-        second = self.parent(other)
-        return self.parent(one), second
+        """`parent` of two names; both descriptors are valid until the next call."""
+        first = self.parent(one)
+        self._in_use = _split(one)[0]
+        try:
+            return first, self.parent(other)
+        finally:
+            self._in_use = ""
 
     def parent(self, name: str) -> tuple[int, str]:
-        """A descriptor of the directory that a name is in, and the name's last component."""
-        directory, _, leaf = name.rpartition("/")
+        """A descriptor of the directory that a name is in, as `directory`, and the name's last component."""
+        directory, leaf = _split(name)
         return self.directory(directory), leaf
 
     def lstat(self, name: str) -> os.stat_result | None:
@@ -207,6 +225,20 @@ class RootDir:
             free = self.free_space()
         if size > free:
             raise OSError(errno.ENOSPC, f"No space left on device: {size} bytes are needed, {free} are free", self.root)
+
+
+def _split(name: str) -> tuple[str, str]:
+    """The directory that a name is in, and its last component.
+
+    Raises:
+        UnsafePathError: the component is not a plain name, or the name is absolute.
+    """
+    directory, slash, leaf = name.rpartition("/")
+    if slash and not directory:
+        raise UnsafePathError(name, "it is absolute; names are relative to their root")
+    if leaf in ("", ".", "..") or "\0" in leaf:
+        raise UnsafePathError(name, f"{leaf!r} is not the name of a file")
+    return directory, leaf
 
 
 def _is_symlink(leaf: str, fd: int) -> bool:

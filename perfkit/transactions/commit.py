@@ -254,7 +254,7 @@ class Committer:
         journal = self._journal()
         try:
             journal.check()
-        except (ValueError, TypeError) as error:
+        except ValueError as error:
             raise RecoveryError(
                 f"{self.rootdir.root}: an interrupted change can't be completed, because its journal is {error}; "
                 f"remove {JOURNAL} to discard the change, then check the files"

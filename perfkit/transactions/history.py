@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import re
 import time
@@ -13,12 +12,24 @@ from typing import Any, NamedTuple
 
 from perfkit.errors import PerfkitError, RecoveryError, RollbackError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.transactions.layout import HISTORY, STATE, is_private, record_path
-from perfkit.transactions.object_store import ObjectStore
-from perfkit.transactions.records import FORMAT, Change, Content, pack, read_checked, unpack, with_checksum
+from perfkit.transactions.layout import HISTORY, STATE, check_recorded_name, is_private, record_path
+from perfkit.transactions.object_store import ObjectStore, open_regular
+from perfkit.transactions.records import (
+    FORMAT,
+    MALFORMED,
+    Change,
+    Content,
+    is_count,
+    pack,
+    read_checked,
+    read_line,
+    unpack,
+    with_checksum,
+)
 
 __all__ = ["Generation", "History", "Timeline", "record_lines", "state_lines"]
 
+_YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _DIGESTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
 
@@ -109,12 +120,16 @@ class History:
         if self._rootdir.lstat(STATE) is None:
             return Timeline()
         try:
-            with open(self._rootdir.open(STATE), "rb") as file:
+            with open(open_regular(self._rootdir, STATE), "rb") as file:
                 ((kind, version, chain, current, following),) = read_checked(file)
-            if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
+            if (kind, version) != ("perfkit-state", FORMAT):
                 raise ValueError(_unknown_format(version))
+            numbers = (*chain, following)
+            ascending = all(map(is_count, numbers)) and all(one < other for one, other in itertools.pairwise(numbers))
+            if not ascending or current not in chain:
+                raise ValueError("damaged")
             return Timeline(tuple(chain), current, following)
-        except (ValueError, TypeError) as error:
+        except MALFORMED as error:
             message = f"{self._rootdir.root}: {STATE} is {error}; remove it to forget the history"
             raise RecoveryError(message) from error
 
@@ -202,14 +217,12 @@ class History:
     def _head(self, number: int) -> tuple[dict[str, Any], set[bytes]]:
         """Header and needed objects (SHA-256) of a record, without checking its checksum."""
         try:
-            with open(self._rootdir.open(record_path(number)), "rb") as file:
-                head, before = json.loads(file.readline()), file.readline()
-            if head["format"] != FORMAT:
-                raise ValueError(_unknown_format(head["format"]))
+            with open(open_regular(self._rootdir, record_path(number)), "rb") as file:
+                head, before = _checked_head(read_line(file.readline())), file.readline()
             if _DIGESTS.fullmatch(before) is None:
                 raise ValueError("its list of objects is damaged")
             return head, {bytes.fromhex(found[0].decode()) for found in _DIGEST.finditer(before)}
-        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+        except (*MALFORMED, FileNotFoundError) as error:
             raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
 
     def _record(self, number: int) -> _Record:
@@ -219,14 +232,25 @@ class History:
             RollbackError: the record is damaged or missing.
         """
         try:
-            with open(self._rootdir.open(record_path(number)), "rb") as file:
+            with open(open_regular(self._rootdir, record_path(number)), "rb") as file:
                 head, _before, *rows = read_checked(file)
-            if head["format"] != FORMAT:
-                raise ValueError(_unknown_format(head["format"]))
-            changes = [Change(name, unpack(before), unpack(after)) for name, before, after in rows]
-            return _Record(changes, head["as_found"])
-        except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
+            changes = [Change(check_recorded_name(name), unpack(before), unpack(after)) for name, before, after in rows]
+            return _Record(changes, _checked_head(head)["as_found"])
+        except (*MALFORMED, FileNotFoundError) as error:
             raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+
+def _checked_head(head: dict[str, Any]) -> dict[str, Any]:
+    """The header of a record, if it is as `record_lines` writes it."""
+    if head["format"] != FORMAT:
+        raise ValueError(_unknown_format(head["format"]))
+    texts = (*head["label"].items(), head["as_found"])
+    whole = all(is_count(head[key]) for key in ("added", "changed", "removed", "bytes_before"))
+    dated = isinstance(head["created_s"], float) and 0 <= head["created_s"] < _YEAR_10000
+    named = isinstance(head["as_found"], list) and all(isinstance(text, str) for text in itertools.chain(*texts))
+    if not (whole and dated and named):
+        raise ValueError("its header is damaged")
+    return head
 
 
 def _unknown_format(version: object) -> str:

@@ -11,7 +11,20 @@ import itertools
 from collections.abc import Callable, Iterable, Iterator
 from typing import IO, Any
 
-from perfkit.transactions.records import JournalOp, Previous, has_valid_checksum, read_checked, with_checksum
+from perfkit.filesystem.paths import check_name
+from perfkit.transactions.layout import PRIVATE_DIR, check_own_name, check_staged_name, check_stored_name, is_private
+from perfkit.transactions.records import (
+    DELETE,
+    MALFORMED,
+    MKDIR,
+    RENAME,
+    RMDIR,
+    JournalOp,
+    Previous,
+    is_count,
+    read_checked,
+    with_checksum,
+)
 
 __all__ = ["Journal"]
 
@@ -34,18 +47,26 @@ class Journal:
         file.writelines(with_checksum(itertools.chain([[_KIND, _FORMAT]], ops)))
 
     def check(self) -> None:
-        """Check that the journal is complete and of a known format.
+        """Check that the journal is complete, of a known format, and changes nothing but files of its tree.
+
+        A tree may have been made by somebody else, and with it the journal: an archive that was unpacked, or a clone.
 
         Raises:
-            ValueError: it is not.
+            ValueError: it is not, or does.
         """
+        try:
+            self._check()
+        except MALFORMED as error:
+            raise ValueError(f"not one that perfkit wrote: {error}") from error
+
+    def _check(self) -> None:
         with self._open() as file:
-            if not has_valid_checksum(file):
-                raise ValueError("truncated or damaged")
-        with self._open() as file:
-            kind, version, *_ = next(read_checked(file), (None, None))
-        if kind != _KIND or version != _FORMAT:
-            raise ValueError(f"in format {version!r}; this version of perfkit reads format {_FORMAT}")
+            rows = read_checked(file)
+            kind, version, *_ = next(rows, (None, None))
+            if kind != _KIND or version != _FORMAT:
+                raise ValueError(f"in format {version!r}; this version of perfkit reads format {_FORMAT}")
+            for row in rows:
+                _check(_op(*row))
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Iterator[JournalOp]]:
@@ -54,6 +75,25 @@ class Journal:
             rows: Iterator[Any] = read_checked(file)
             next(rows)
             yield (_op(*row) for row in rows)
+
+
+def _check(op: JournalOp) -> None:
+    """Check that an operation of an unknown journal is one that a commit may have written."""
+    if not isinstance(op.name, str):
+        raise ValueError(f"{op.name!r} is not a name")
+    if op.kind != RMDIR and (op.kind, op.name) != (MKDIR, PRIVATE_DIR):  # a removed directory may have any plain name
+        check_own_name(op.name) if is_private(op.name) else check_name(op.name)
+    if op.kind == RENAME or (op.kind == DELETE and op.source):
+        check_staged_name(op.source)
+    elif op.kind not in (MKDIR, DELETE, RMDIR) or op.source:
+        raise ValueError(f"{op.kind!r} is not an operation")
+    if op.previous is not None:
+        stored, size, mtime_ns, mode, ino = op.previous
+        if stored:
+            check_stored_name(stored)
+        numbers = is_count(size), is_count(abs(mtime_ns), 1 << 63), is_count(mode, 0o10000), is_count(ino, 1 << 64)
+        if not all(numbers):
+            raise ValueError(f"{op.previous} is not a file")
 
 
 def _op(kind: str, name: str, source: str, previous: list[Any] | None) -> JournalOp:

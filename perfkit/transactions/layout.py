@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from perfkit.filesystem.paths import PRIVATE_DIR
+import re
+
+from perfkit.errors import UnsafePathError
+from perfkit.filesystem.paths import PRIVATE_DIR, check_name
 
 __all__ = [
     "CLOCK",
@@ -20,8 +23,11 @@ __all__ = [
     "SERIALS",
     "STATCACHE",
     "STATE",
+    "check_own_name",
+    "check_recorded_name",
+    "check_staged_name",
+    "check_stored_name",
     "is_private",
-    "is_reserved",
     "is_stage",
     "object_path",
     "record_path",
@@ -51,6 +57,8 @@ NOTIFIED = f"{PRIVATE_DIR}/django"  # JSON: the generation that all receivers of
 
 _RESERVED = frozenset(path.rpartition("/")[2] for path in (LOCK, OWNER, JOURNAL, STATE, HISTORY, OBJECTS, FETCH))
 
+_OBJECT = re.compile(re.escape(OBJECTS) + "/[0-9a-f]{64}")
+
 
 def object_path(sha256: str) -> str:
     """The stored object with this SHA-256 (hexadecimal)."""
@@ -77,6 +85,50 @@ def is_private(name: str) -> bool:
     return name.startswith(f"{PRIVATE_DIR}/")
 
 
-def is_reserved(leaf: str) -> bool:
-    """Whether an entry of `.perfkit` is managed by the transactions themselves, so that callers must not write it."""
-    return leaf in _RESERVED or is_stage(leaf)
+def check_own_name(name: str) -> str:
+    """Returns `name`, if it is a file in `.perfkit`, by `check_name`.
+
+    Raises:
+        UnsafePathError: it is not.
+    """
+    if not isinstance(name, str) or not is_private(name):
+        raise UnsafePathError(str(name), f"it is not in {PRIVATE_DIR}")
+    check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
+    return name
+
+
+def check_recorded_name(name: str) -> str:
+    """Returns `name`, if a generation may have it: a file of the tree, or one of `.perfkit` that callers write.
+
+    Raises:
+        UnsafePathError: it could lead out of the tree, or is managed by the transactions themselves.
+    """
+    if not isinstance(name, str) or not is_private(name):
+        return check_name(name)
+    leaf = check_own_name(name).split("/")[1]
+    if leaf in _RESERVED or is_stage(leaf):
+        raise UnsafePathError(name, "it is reserved for perfkit's transactions")
+    return name
+
+
+def check_staged_name(name: str) -> str:
+    """Returns `name`, if it is a staged or fetched file, from which a change takes its new files.
+
+    Raises:
+        UnsafePathError: it is not.
+    """
+    directory = check_own_name(name).split("/")[1]
+    if not (is_stage(directory) or name.startswith(f"{FETCH}/")):
+        raise UnsafePathError(name, "it is neither a staged nor a fetched file")
+    return name
+
+
+def check_stored_name(name: str) -> str:
+    """Returns `name`, if it is a stored object.
+
+    Raises:
+        UnsafePathError: it is not.
+    """
+    if not isinstance(name, str) or not _OBJECT.fullmatch(name):
+        raise UnsafePathError(str(name), "it is not a stored object")
+    return name

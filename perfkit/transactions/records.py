@@ -5,10 +5,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import IO, Any, NamedTuple
+
+from perfkit.errors import UnsafePathError
 
 __all__ = [
     "DELETE",
@@ -20,13 +23,17 @@ __all__ = [
     "JournalOp",
     "Previous",
     "Seen",
-    "has_valid_checksum",
+    "is_count",
     "read_checked",
+    "read_line",
     "signature",
     "with_checksum",
 ]
 
 FORMAT = 1
+# What reading raises where a file is not as perfkit writes it.
+MALFORMED = (ValueError, TypeError, KeyError, AttributeError, UnsafePathError)
+_DIGEST = re.compile("[0-9a-f]{64}")
 
 # What a `JournalOp` does, as it is written in a journal.
 MKDIR = "mkdir"  # create directory `name`
@@ -114,20 +121,27 @@ def read_checked(file: IO[bytes]) -> Iterator[Any]:
     for line in file:
         if previous is not None:
             digest.update(previous)
-            yield json.loads(previous)
+            yield read_line(previous)
         previous = line
     if previous is None or previous.decode(errors="replace") != digest.hexdigest() + "\n":
         raise ValueError("truncated or damaged")
 
 
-def has_valid_checksum(file: IO[bytes]) -> bool:
-    """Whether a file is complete as `with_checksum` wrote it."""
-    digest = hashlib.sha256()
-    previous = b""
-    for line in file:
-        digest.update(previous)
-        previous = line
-    return previous.decode(errors="replace") == digest.hexdigest() + "\n"
+def read_line(line: bytes) -> Any:
+    """The value of one line.
+
+    Raises:
+        ValueError: it is not JSON.
+    """
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError) as error:
+        raise ValueError("truncated or damaged") from error
+
+
+def is_count(value: object, limit: int = 1 << 53) -> bool:
+    """Whether this is a whole number, at least 0 and less than the limit."""
+    return isinstance(value, int) and not isinstance(value, bool) and 0 <= value < limit
 
 
 def pack(content: Content | None) -> list[object] | None:
@@ -135,4 +149,14 @@ def pack(content: Content | None) -> list[object] | None:
 
 
 def unpack(row: list[Any] | None) -> Content | None:
-    return None if row is None else Content(str(row[0]), int(row[1]), int(row[2]))
+    """What `pack` made.
+
+    Raises:
+        ValueError, TypeError: it did not make this.
+    """
+    if row is None:
+        return None
+    sha256, size, mode = row
+    if not (_DIGEST.fullmatch(sha256) and is_count(size) and is_count(mode, 0o10000)):
+        raise ValueError(f"{row!r} is not a content")
+    return Content(sha256, size, mode)

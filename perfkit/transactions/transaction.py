@@ -15,7 +15,7 @@ from perfkit.libc import set_mode
 from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import record_lines
-from perfkit.transactions.layout import FETCH, PRIVATE_DIR, is_private, is_reserved
+from perfkit.transactions.layout import FETCH, check_own_name, check_recorded_name
 from perfkit.transactions.object_store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
@@ -103,7 +103,9 @@ class Transaction:
 
     def write_private(self, name: str, data: bytes | Iterable[bytes]) -> Content:
         """`write` for one of perfkit's own files (see `layout`): it is committed and rolled back with the others."""
-        return self._write(_check_private(name), data, 0o600)  # a source's URL may contain a password
+        return self._write(
+            check_recorded_name(check_own_name(name)), data, 0o600
+        )  # a source's URL may contain a password
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()
@@ -273,10 +275,3 @@ class Transaction:
 
 def _not_found(name: str) -> FileNotFoundError:
     return FileNotFoundError(errno.ENOENT, "no such file in the tree", name)
-
-
-def _check_private(name: str) -> str:
-    leaf = check_name(name.removeprefix(f"{PRIVATE_DIR}/"))
-    if not is_private(name) or is_reserved(leaf.partition("/")[0]):
-        raise UpdateError(f"{name} can't be written: it is reserved for perfkit")
-    return name

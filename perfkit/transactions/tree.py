@@ -34,20 +34,31 @@ class Tree:
         root: the directory; created if necessary.
         wait_s: how long to wait for another process or thread that is changing it.
         keep_generations: how many generations before the current one can be restored; at least 1.
+        trust_other_owners: use a `.perfkit` that belongs to another user, who can then have files of this tree
+            replaced and deleted.
 
     Raises:
         LockedError: another process or thread is changing it.
         RecoveryError: what a crash left can be neither completed nor discarded.
         UnsafePathError: `.perfkit` is a symbolic link.
+        UpdateError: it belongs to another user.
         OSError: such as missing permissions.
     """
 
-    def __init__(self, root: str | os.PathLike[str], *, wait_s: float = 0.0, keep_generations: int = 5) -> None:
+    def __init__(
+        self,
+        root: str | os.PathLike[str],
+        *,
+        wait_s: float = 0.0,
+        keep_generations: int = 5,
+        trust_other_owners: bool = False,
+    ) -> None:
         if keep_generations < 1:
             raise UpdateError(f"keep_generations must be at least 1; got {keep_generations}")
         self.root = os.path.abspath(os.fspath(root))
         self._wait_s = wait_s
         self._keep_generations = keep_generations
+        self._trust_other_owners = trust_other_owners
         self._transaction: Transaction | None = None
 
     def __enter__(self) -> Tree:
@@ -55,6 +66,7 @@ class Tree:
         self._rootdir = RootDir(self.root)
         try:
             self._new = self._rootdir.mkdir(PRIVATE_DIR)
+            self._check_owner()
             self._lock = Lock(self._rootdir)
             self._lock.acquire(self._wait_s)
             try:
@@ -70,6 +82,24 @@ class Tree:
             self._rootdir.close()
             raise
         return self
+
+    def _check_owner(self) -> None:
+        """Check that `.perfkit` belongs to this user or to root, where new files do: some mounts have one owner."""
+        owner = os.fstat(self._rootdir.directory(PRIVATE_DIR)).st_uid
+        if owner in (os.geteuid(), 0) or self._trust_other_owners:
+            return
+        name = f"{PRIVATE_DIR}/owner~{os.getpid()}"
+        fd = self._rootdir.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        try:
+            self._rootdir.unlink(name)
+            if os.fstat(fd).st_uid == owner:
+                return
+        finally:
+            os.close(fd)
+        raise UpdateError(
+            f"{self.root}: {PRIVATE_DIR} belongs to the user with ID {owner}, who could have any file of the tree "
+            "replaced or deleted by this command; run it as that user, or set trust_other_owners"
+        )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         try:

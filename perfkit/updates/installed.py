@@ -9,12 +9,14 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from perfkit.config import Config
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
+from perfkit.transactions.tree import Tree
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["Installed", "encode_record", "read_installed", "require_managed"]
+__all__ = ["Installed", "encode_record", "managed_tree", "read_installed"]
 
 _NOTHING = Manifest.of(())
 
@@ -76,14 +78,18 @@ class Installed:
         os.replace(f"{path}~", path)
 
 
-def require_managed(dest: str) -> None:
-    """See that perfkit manages this tree.
+def managed_tree(config: Config, dest: str, *, create: bool = False) -> Tree:
+    """The tree at `dest`, with these settings.
+
+    Args:
+        create: it need not exist yet.
 
     Raises:
-        UpdateError: it does not.
+        UpdateError: perfkit does not manage it.
     """
-    if not os.path.isdir(os.path.join(dest, layout.PRIVATE_DIR)):
+    if not create and not os.path.isdir(os.path.join(dest, layout.PRIVATE_DIR)):
         raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
+    return Tree(dest, keep_generations=config.keep_generations, trust_other_owners=config.trust_other_owners)
 
 
 def read_installed(root: str) -> Installed:

@@ -12,8 +12,8 @@ from typing import cast
 from perfkit.config import Config, LocalChanges
 from perfkit.transactions import layout
 from perfkit.transactions.transaction import Commit
-from perfkit.transactions.tree import Generation, Tree
-from perfkit.updates.installed import Installed, read_installed, require_managed
+from perfkit.transactions.tree import Generation
+from perfkit.updates.installed import Installed, managed_tree, read_installed
 from perfkit.updates.report import SyncReport
 from perfkit.updates.statcache import Patch, append_rows, clock_ns, record_changes
 
@@ -25,8 +25,7 @@ _log = logging.getLogger(__name__)
 def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
     """Go back, or forward again, without the network. See `Toolkit.rollback`."""
     began_s = time.monotonic()
-    require_managed(dest)
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
+    with managed_tree(config, dest) as tree:
         before = read_installed(tree.root)
         before.record_serial(before.source, before.serial)
         clock = os.path.join(tree.root, layout.CLOCK)
@@ -78,8 +77,7 @@ def _read_restored(root: str) -> Installed:
         return Installed(root)
 
 
-def history(dest: str) -> list[Generation]:
+def history(config: Config, dest: str) -> list[Generation]:
     """The generations that `rollback` can reach, oldest first."""
-    require_managed(dest)
-    with Tree(dest) as tree:
+    with managed_tree(config, dest) as tree:
         return tree.history()

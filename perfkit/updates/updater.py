@@ -26,7 +26,7 @@ from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
-from perfkit.updates.installed import Installed, encode_record, read_installed
+from perfkit.updates.installed import Installed, encode_record, managed_tree, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -46,7 +46,7 @@ def sync(
 ) -> SyncReport:
     """Bring `dest` in step with a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
+    with managed_tree(config, dest, create=True) as tree:
         installed = read_installed(tree.root)
         fetcher = Fetcher(downloads, tree.fetch_directory)
 

@@ -20,7 +20,7 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import Installed, read_installed, require_managed
+from perfkit.updates.installed import Installed, managed_tree, read_installed
 from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
@@ -35,8 +35,7 @@ def verify(
 ) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
-    require_managed(dest)
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
+    with managed_tree(config, dest) as tree:
         installed = read_installed(tree.root)
         if installed.type is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")

@@ -1,0 +1,189 @@
+"""A `.perfkit` that somebody else wrote: an archive that was unpacked, a clone, another user's tree.
+
+Its journals, states and records are written as perfkit writes them, with valid checksums, but name what is outside.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perfkit import Config, Toolkit
+from perfkit.errors import RecoveryError, RollbackError, UpdateError
+from perfkit.transactions.records import with_checksum
+from perfkit.transactions.tree import Tree
+from tests.support.trees import tree_of
+
+SHA = "ab" * 32
+CONTENT = [SHA, 3, 0o644]
+PREVIOUS = ["", 9, 1, 0o644, 1]
+STAGED = ".perfkit/stage-1/new"
+OUTSIDE = ["../victim", "a/../../victim", ".perfkit/../../victim", "/victim", "", ".", "..", "a\0b", "a//b"]
+NOT_NAMES = [None, 3, [], {}, True]
+OWN = [
+    ".perfkit",
+    ".perfkit/state",
+    ".perfkit/journal",
+    ".perfkit/history/1",
+    ".perfkit/objects/x",
+    STAGED,
+    ".PERFKIT/a",
+]
+
+Command = Callable[[Toolkit], object]
+
+
+@pytest.fixture(scope="module")
+def managed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tree with two generations, and beside it a file that is not of it."""
+    root = tmp_path_factory.mktemp("foreign") / "root"
+    for data in (b"one", b"two"):
+        with Tree(root) as tree, tree.transaction() as tx:
+            tx.write("a", data)
+    (root.parent / "victim").write_bytes(b"untouched")
+    return root
+
+
+@pytest.fixture
+def root(managed: Path, tmp_path: Path) -> Path:
+    """A copy of it, for each test."""
+    shutil.copytree(managed.parent, tmp_path / "copy", symlinks=True)
+    return tmp_path / "copy/root"
+
+
+def commands(root: Path) -> dict[str, Command]:
+    return {
+        "history": lambda kit: kit.history(root),
+        "rollback": lambda kit: kit.rollback(root),
+        "transaction": lambda kit: kit.transaction(root).__enter__(),
+    }
+
+
+def check_refused(root: Path, *names: str) -> None:
+    """These commands fail with an error of ours, and nothing was written, inside the tree or outside."""
+    with Toolkit() as kit:
+        for name in names:
+            with pytest.raises((RecoveryError, RollbackError, UpdateError)):
+                commands(root)[name](kit)
+            assert (root.parent / "victim").read_bytes() == b"untouched"
+            assert {path.name for path in root.parent.iterdir()} == {"victim", "root"}
+            assert tree_of(root) == {"a": b"two"}
+
+
+def plant(root: Path, name: str, *rows: Any) -> None:
+    (root / ".perfkit" / name).write_bytes(b"".join(with_checksum(rows)))
+
+
+def plant_journal(root: Path, *op: Any) -> None:
+    (root / STAGED).parent.mkdir(exist_ok=True)
+    (root / STAGED).write_bytes(b"planted")
+    plant(root, "journal", ["perfkit-journal", 3], op)
+
+
+def test_journals(root: Path) -> None:
+    """A journal changes files of its tree only, and takes them from the stage, the fetched files and the objects."""
+    ops: list[list[Any]] = []
+    for name in OUTSIDE + NOT_NAMES:
+        ops += [["put", name, STAGED, None], ["drop", name, "", PREVIOUS], ["mkdir", name, "", None]]
+    ops += [["rmdir", name, "", PREVIOUS] for name in NOT_NAMES + OUTSIDE]
+    for source in ("a", "../victim", ".perfkit/state", ".perfkit/stage-1/../../../victim", "/victim", ".perfkit/fetch",
+                   ".perfkit/fetch/../../../victim", 3):  # fmt: skip
+        ops += [["put", "b", source, None], ["drop", "a", source, PREVIOUS]]
+    ops += [["put", "b", "", None], ["put", "b", None, None], ["kill", "b", "", None], ["mkdir", "b", STAGED, None]]
+    previous = [["../victim", 9, 1, 0o644, 1], ["a", 9, 1, 0o644, 1], [".perfkit/objects/x", 9, 1, 0, 1], [], {}, 3,
+                ["", -1, 1, 0o644, 1], ["", 9, "x", 0o644, 1], ["", 9, 1, 1 << 40, 1],
+                ["", 9, 1, 0o644, 1.5], "x"]  # fmt: skip
+    ops += [["put", "b", STAGED, each] for each in previous]
+    ops += [[], ["put"], ["put", "b", STAGED, None, 1]]
+    for op in ops:
+        plant_journal(root, *op)
+        check_refused(root, "history")
+    check_refused(root, "rollback", "transaction")
+    for rows in ((), ([],), (3,), ({},), (["perfkit-journal", 4],), (["perfkit-journal", 3], 3)):
+        plant(root, "journal", *rows)
+        check_refused(root, "history")
+
+
+def test_journal_that_removes_directories_outside(root: Path) -> None:
+    (root.parent / "empty").mkdir()
+    for name in ("../empty", "a/../../empty", "/empty"):
+        plant_journal(root, "rmdir", name, "", PREVIOUS)
+        with pytest.raises(RecoveryError), Tree(root):
+            pass
+    assert (root.parent / "empty").is_dir()
+
+
+def test_states(root: Path) -> None:
+    """Generations are ascending whole numbers: they become names of files."""
+    for state in (
+        (["../../victim", 1], 1, 2), ([0, 1, 2], 2, "../../victim"), ([0, 1, 2], "2", 3), ([], 0, 1), ([0, 2, 1], 1, 3),
+        ([0, 1], 1, 1), ([0, 0], 0, 1), ([-1, 0], 0, 1), ([0.0, 1], 1, 2), ([0, True], 1, 2), ([[0]], [0], 1),
+        ({"0": 1}, "0", 1), (None, None, None), ([0, 10**60], 0, 10**61), ("012", "1", "2"),
+    ):  # fmt: skip
+        plant(root, "state", ["perfkit-state", 1, *state])
+        check_refused(root, "history")
+    check_refused(root, "rollback", "transaction")
+
+
+def head(**changes: Any) -> dict[str, Any]:
+    return {"format": 1, "generation": 2, "label": {}, "created_s": 1.0, "added": 0, "changed": 1, "removed": 0,
+            "bytes_before": 3, "as_found": [], **changes}  # fmt: skip
+
+
+def test_records(root: Path) -> None:
+    """A rollback restores files of the tree and perfkit's own that belong to a generation, from its own objects."""
+    for name in OUTSIDE + OWN + NOT_NAMES:
+        for before, after in ((CONTENT, None), (None, CONTENT)):
+            plant(root, "history/2", head(), [SHA], [name, before, after])
+            check_refused(root, "rollback")
+    for content in (["../../../victim", 9, 0o644], [SHA.upper(), 9, 0o644], [SHA, -1, 0o644], [SHA, 9, -1], [SHA], 3,
+                    "abc", [SHA, 9, 1 << 20], [SHA, "9", 0o644], [SHA, 1 << 70, 0o644], [None, 9, 0o644]):  # fmt: skip
+        plant(root, "history/2", head(), [SHA], ["a", content, None])
+        check_refused(root, "rollback")
+    for changes in ({"format": 2}, {"label": None}, {"label": {"x": 1}}, {"created_s": 1e300},
+                    {"created_s": float("nan")}, {"created_s": "x"}, {"added": -1}, {"changed": "x"},
+                    {"bytes_before": None}, {"as_found": "x"},
+                    {"as_found": [3]}):  # fmt: skip
+        plant(root, "history/2", head(**changes), [SHA])
+        check_refused(root, "history", "rollback")
+
+
+@pytest.mark.parametrize("name", ["journal", "state", "history/2"])
+def test_files_that_are_no_json(root: Path, name: str) -> None:
+    for raw in (b"", b"\n", b"\0", b"[" * 100_000 + b"\n", b'"' + b"\xff" * 9, b"9" * 5000 + b"\n"):
+        (root / ".perfkit" / name).write_bytes(raw)
+        check_refused(root, "history", "rollback")
+
+
+def test_tree_of_another_owner(root: Path, make_kit: Callable[..., Toolkit]) -> None:
+    """Who owns `.perfkit` decides what happens to the tree, so another user's is used only if that is asked for."""
+    if os.geteuid() != 0:
+        pytest.skip("only root can give files away")
+    for path in (root, *root.rglob("*")):
+        os.lchown(path, 12345, 12345)
+    before = sorted(os.listdir(root / ".perfkit"))
+    for command in commands(root).values():
+        with (
+            Toolkit() as kit,
+            pytest.raises(UpdateError, match=r"belongs to the user with ID 12345.*trust_other_owners"),
+        ):
+            command(kit)
+    assert sorted(os.listdir(root / ".perfkit")) == before
+    kit = make_kit(trust_other_owners=True)
+    assert [generation.number for generation in kit.history(root)] == [0, 1, 2]
+    kit.rollback(root)
+    assert tree_of(root) == {"a": b"one"}
+    assert Config.from_env({"PERFKIT_TRUST_OTHER_OWNERS": "1"}).trust_other_owners
+
+
+def test_own_journal_is_still_completed(root: Path) -> None:
+    """The same form, with names that a commit writes."""
+    plant_journal(root, "put", "b", STAGED, None)
+    with Tree(root) as tree:
+        assert tree.generation == 2
+    assert tree_of(root) == {"a": b"two", "b": b"planted"}
