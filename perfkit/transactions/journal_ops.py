@@ -55,13 +55,10 @@ def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -
 
 def _check_all_deleted(rootdir: RootDir, directory: str, change_set: Mapping[str, object | None]) -> None:
     """Check that every file below a directory that a file is to replace is deleted by the same change."""
-    for leaf in rootdir.listdir(directory):
-        name = f"{directory}/{leaf}"
-        found = rootdir.lstat(name)
-        if found is not None and stat.S_ISDIR(found.st_mode):
-            _check_all_deleted(rootdir, name, change_set)
-        elif change_set.get(name, ...) is not None:
-            raise UpdateError(f"{directory} is a directory; {name} must be removed before a file can replace it")
+    for below in _directories(rootdir, directory):
+        for name in (f"{below}/{leaf}" for leaf in rootdir.listdir(below)):
+            if not _is_directory(rootdir, name) and change_set.get(name, ...) is not None:
+                raise UpdateError(f"{directory} is a directory; {name} must be removed before a file can replace it")
 
 
 def plan_ops(
@@ -162,10 +159,10 @@ def _is_directory(rootdir: RootDir, name: str) -> bool:
 
 def _directories(rootdir: RootDir, name: str) -> Iterable[str]:
     """A directory and all directories below it."""
-    yield name
-    for leaf in rootdir.listdir(name):
-        if _is_directory(rootdir, f"{name}/{leaf}"):
-            yield from _directories(rootdir, f"{name}/{leaf}")
+    left = [name]
+    while left:
+        yield (name := left.pop())
+        left += (below for leaf in rootdir.listdir(name) if _is_directory(rootdir, below := f"{name}/{leaf}"))
 
 
 def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:

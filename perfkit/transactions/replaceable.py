@@ -56,18 +56,17 @@ class _Directories:
 
     def check(self, name: str) -> None:
         """Check the directory, or where it does not exist, the one that it will be created in."""
-        if name in self._writable:
-            return
-        self._writable.add(name)
-        try:
-            self.check_same_file_system(name)
-        except (FileNotFoundError, NotADirectoryError):
-            self.check(name.rpartition("/")[0])
-            return
-        fd = self._rootdir.directory(name)
-        _check_attributes(name, file_attributes(fd) & ~MOUNT_POINT)
-        if not _is_writable(fd):
-            raise UpdateError(f"{name or self._rootdir.root}: no permission to write here; nothing was changed")
+        while name not in self._writable:
+            self._writable.add(name)
+            try:
+                self.check_same_file_system(name)
+            except (FileNotFoundError, NotADirectoryError):
+                name = name.rpartition("/")[0]
+                continue
+            fd = self._rootdir.directory(name)
+            _check_attributes(name, file_attributes(fd) & ~MOUNT_POINT)
+            if not _is_writable(fd):
+                raise UpdateError(f"{name or self._rootdir.root}: no permission to write here; nothing was changed")
 
     def check_same_file_system(self, name: str) -> None:
         """Check that files can be renamed from `.perfkit` to this directory."""

@@ -66,17 +66,20 @@ class SourceTree:
             yield self._entry(name, status)
 
     def _below(self, directory: str) -> Iterator[Entry]:
-        with os.scandir(os.path.join(self._src, directory)) as found:
-            items = sorted(found, key=lambda item: item.name)
-        for item in items:
-            name = f"{directory}/{item.name}" if directory else item.name
-            if self._excluded(name):
-                continue
-            status = item.stat(follow_symlinks=False)
-            if stat.S_ISDIR(status.st_mode):
-                yield from self._below(name)
-            else:
-                yield self._entry(name, status)
+        left = [directory]
+        while left:
+            directory = left.pop()
+            with os.scandir(os.path.join(self._src, directory)) as found:
+                items = sorted(found, key=lambda item: item.name)
+            for item in items:
+                name = f"{directory}/{item.name}" if directory else item.name
+                if self._excluded(name):
+                    continue
+                status = item.stat(follow_symlinks=False)
+                if stat.S_ISDIR(status.st_mode):
+                    left.append(name)
+                else:
+                    yield self._entry(name, status)
 
     def _excluded(self, name: str) -> bool:
         """Also excludes the private directory of a tree that is itself synced."""

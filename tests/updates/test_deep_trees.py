@@ -1,0 +1,46 @@
+"""Trees that are deeper than the recursion limit, and than what descriptors are kept of."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from perfkit.transactions.tree import Tree
+from tests.support.sites import Origin
+
+DEEP, OTHER = "/".join("d" * 1100), "/".join("e" * 200)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    yield tmp_path
+    for each in tmp_path.iterdir():
+        subprocess.run(["rm", "-rf", each], check=True)  # shutil.rmtree, and so pytest, recurses
+
+
+def test_deep_trees(root: Path, kit: Toolkit) -> None:
+    """They are published, installed, updated, verified and rolled back, and every file ends where it belongs."""
+    source = root / "src"
+    with Tree(source) as tree, tree.transaction() as tx:
+        tx.write(f"{DEEP}/file", b"one")
+        tx.write(f"{OTHER}/file", b"two")
+    kit.publish(source, root / "site", version="1")
+    with Origin(root) as origin:
+        kit.sync(origin.url, root / "out")
+        with Tree(source) as tree, tree.transaction() as tx:
+            tx.move(f"{DEEP}/file", f"{OTHER}/moved")
+            tx.move(f"{OTHER}/file", f"{DEEP}/file")
+        kit.publish(source, root / "site", version="2")
+        kit.sync(origin.url, root / "out")
+    assert (root / "out" / DEEP / "file").read_bytes() == b"two"
+    assert (root / "out" / OTHER / "moved").read_bytes() == b"one"
+    assert not (root / "out" / OTHER / "file").exists()
+    assert not kit.verify(root / "out").changed
+    kit.rollback(root / "out")
+    assert (root / "out" / DEEP / "file").read_bytes() == b"one"
+    assert (root / "out" / OTHER / "file").read_bytes() == b"two"
+    assert not (root / "out" / OTHER / "moved").exists()
