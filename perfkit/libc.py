@@ -90,12 +90,13 @@ def set_mode(descriptor: int, mode: int) -> None:
 def holds_modes(path: str) -> bool:
     """Whether the file system keeps executable bits, as tried on this file; True where that can't be tried.
 
-    If the file is another user's, a new one beside it is tried.
+    If the file is another user's, or has other hard links, a new one beside it is tried.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
         try:
-            if os.fstat(descriptor).st_uid == os.geteuid() or os.geteuid() == 0:
+            found = os.fstat(descriptor)
+            if found.st_nlink == 1 and os.geteuid() in (found.st_uid, 0):
                 return _holds_mode(descriptor)
         finally:
             os.close(descriptor)

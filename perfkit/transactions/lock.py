@@ -12,7 +12,7 @@ from perfkit.errors import LockedError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import try_lock
 from perfkit.transactions.layout import LOCK, OWNER
-from perfkit.transactions.object_store import write_all
+from perfkit.transactions.object_store import open_regular, write_all
 
 __all__ = ["Lock"]
 
@@ -79,12 +79,15 @@ class Lock:
         return True
 
     def _write_owner(self) -> None:
-        fd = self._rootdir.open(self._owner_name, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+        fresh = f"{self._owner_name}~"
+        self._rootdir.unlink(fresh)  # left by a crash, or planted
+        fd = self._rootdir.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
         try:
             write_all(fd, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
+            self._rootdir.rename(fresh, self._owner_name)
         except BaseException:
-            with contextlib.suppress(OSError):  # a full disk would leave an empty file
-                self._rootdir.unlink(self._owner_name)
+            with contextlib.suppress(OSError):  # a full disk
+                self._rootdir.unlink(fresh)
             raise
         finally:
             os.close(fd)
@@ -116,9 +119,9 @@ class Lock:
     def _owner(self) -> dict[str, object]:
         """The owner file; empty if it is missing or can't be parsed."""
         try:
-            with open(self._rootdir.open(self._owner_name), "rb") as file:
+            with open(open_regular(self._rootdir, self._owner_name), "rb") as file:
                 owner = json.loads(file.read(4096))
-        except (FileNotFoundError, ValueError):
+        except (FileNotFoundError, ValueError, RecursionError):
             return {}
         return owner if isinstance(owner, dict) else {}
 

@@ -11,6 +11,7 @@ from typing import Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
+from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
@@ -56,7 +57,7 @@ class Installed:
         """
         if self.type is None:
             return _NOTHING
-        with open(os.path.join(self.root, layout.MANIFEST), "rb") as file:
+        with open(open_own(os.path.join(self.root, layout.MANIFEST)), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
     def highest_serial(self, source: str) -> int:
@@ -73,9 +74,8 @@ class Installed:
         if serial <= self.serials.get(source, 0):
             return
         path = os.path.join(self.root, layout.SERIALS)
-        with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self.serials, source: serial}, file)
-        os.replace(f"{path}~", path)
+        with replace_own(path) as file:
+            file.write(json.dumps({**self.serials, source: serial}).encode())
 
 
 def managed_tree(config: Config, dest: str, *, create: bool = False) -> Tree:
@@ -101,7 +101,7 @@ def read_installed(root: str) -> Installed:
     serials = _read_serials(os.path.join(root, layout.SERIALS))
     path = os.path.join(root, layout.RELEASE)
     try:
-        with open(path, "rb") as file:
+        with open(open_own(path), "rb") as file:
             record = json.load(file)
         if not os.path.exists(os.path.join(root, layout.MANIFEST)):
             return Installed(root, serials=serials)  # a tree without its manifest counts as not installed
@@ -111,14 +111,14 @@ def read_installed(root: str) -> Installed:
             str(record["source"]),
             str(record["version"]),
             int(record["serial"]),
-            str(record["manifest"]),
+            bytes.fromhex(record["manifest"]).hex(),
             int(record["files"]),
             dict(record["state"]),
             serials,
         )
     except (FileNotFoundError, NotADirectoryError):
         return Installed(root, serials=serials)
-    except (ValueError, TypeError, KeyError) as error:
+    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
         raise UpdateError(f"{path} is damaged ({error}); remove it, and the next sync checks every file") from error
 
 
@@ -140,10 +140,10 @@ def encode_record(
 
 def _read_serials(path: str) -> dict[str, int]:
     try:
-        with open(path, encoding="utf-8") as file:
+        with open(open_own(path), encoding="utf-8") as file:
             return {str(source): int(serial) for source, serial in json.load(file).items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    except (ValueError, TypeError, AttributeError) as error:
+    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
         reason = "damaged, and without it downgrades can't be refused; remove it to accept any release once"
         raise UpdateError(f"{path} is {reason}") from error

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import re
+import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import BinaryIO
 
@@ -14,6 +15,7 @@ from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
 from perfkit.filesystem.hashing.hash_file import hash_file
+from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
@@ -142,13 +144,14 @@ class StagingArea:
         self.expected = needed
         self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
-            names = [each.name for each in found if _BLOB.fullmatch(each.name)]
-        for name in names:
+            names = {each.name: each.stat(follow_symlinks=False) for each in found if _BLOB.fullmatch(each.name)}
+        for name, status in names.items():
             digest = bytes.fromhex(name.removeprefix(_PREFIX))
             path = self._path(digest)
             if digest in self.blobs:
                 continue
-            if digest not in needed:  # fetched for another version, by a sync that failed
+            # Fetched for another version, by a sync that failed; or planted by others.
+            if digest not in needed or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
                 os.unlink(path)
                 continue
             if hash_file(path).sha256 == digest.hex():
@@ -255,8 +258,7 @@ class StagingArea:
 
 
 def _create(path: str, *, empty: bool = True) -> int:
-    flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    return os.open(path, flags | os.O_TRUNC if empty else flags, 0o666)
+    return create_own(path, 0o666) if empty else open_own(path, os.O_RDWR)
 
 
 class _PartialBlob:

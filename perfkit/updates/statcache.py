@@ -24,6 +24,7 @@ from array import array
 from collections.abc import Callable, Collection, Iterable, Iterator
 from typing import IO, NamedTuple, Protocol
 
+from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.releases.format.manifest import Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
@@ -31,6 +32,8 @@ from perfkit.transactions.records import Change, signature
 __all__ = ["Patch", "RowWriter", "Stat", "StatCache", "append_rows", "clock_ns", "next_tick_ns", "record_changes"]
 
 _FORMAT = 2
+# What reading raises where the file is not as it was written.
+_DAMAGED = (ValueError, TypeError, KeyError, AttributeError, IndexError, OverflowError, RecursionError)
 _TICK_S = 0.025  # Linux sets file times to that of its last tick: every 1 to 10 ms
 
 
@@ -55,7 +58,7 @@ def clock_ns(clock: str) -> int:
     Raises:
         OSError: the file can't be created or touched.
     """
-    descriptor = os.open(clock, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    descriptor = open_own(clock, os.O_WRONLY | os.O_CREAT)
     try:
         os.utime(descriptor)
         return os.fstat(descriptor).st_mtime_ns
@@ -142,7 +145,7 @@ class StatCache:
             earlier: returns the manifest with this digest (hexadecimal), if it is still in the history.
             modes: whether executable bits are compared with the manifest.
         """
-        with contextlib.suppress(OSError, ValueError, TypeError, KeyError, AttributeError), open(path, "rb") as file:
+        with contextlib.suppress(OSError, *_DAMAGED), open(open_own(path), "rb") as file:
             head = json.loads(file.readline())
             if head["format"] != _FORMAT:
                 return cls(manifest, modes=modes)
@@ -249,14 +252,12 @@ class StatCache:
         Raises:
             OSError: it can't be written; the stored cache is unchanged.
         """
-        fresh = f"{path}~"
         size = sum(len(column) * column.itemsize for column in self._columns)
         head = {"format": _FORMAT, "manifest": self.manifest.sha256.hex(), "bytes": size}
-        with open(fresh, "wb") as file:
+        with replace_own(path) as file:
             file.write(json.dumps(head).encode() + b"\n")
             for column in self._columns:
                 file.write(column)
-        os.replace(fresh, path)
         self.dirty = False
 
 
@@ -267,7 +268,7 @@ def append_rows(patch: Patch, path: str) -> None:
         OSError: it can't be written, or there is no stored cache.
     """
     if patch.rows:
-        with open(path, "r+b") as log:
+        with open(open_own(path, os.O_RDWR), "r+b") as log:
             log.seek(0, os.SEEK_END)
             log.write(json.dumps({"rows": patch.rows}, separators=(",", ":")).encode() + b"\n")
 

@@ -5,6 +5,8 @@ Its journals, states and records are written as perfkit writes them, with valid 
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
 import shutil
 from collections.abc import Callable
@@ -14,9 +16,10 @@ from typing import Any
 import pytest
 
 from perfkit import Config, Toolkit
-from perfkit.errors import RecoveryError, RollbackError, UpdateError
+from perfkit.errors import PerfkitError, RecoveryError, RollbackError, UpdateError
 from perfkit.transactions.records import with_checksum
 from perfkit.transactions.tree import Tree
+from tests.support.sites import Origin
 from tests.support.trees import tree_of
 
 SHA = "ab" * 32
@@ -187,3 +190,51 @@ def test_own_journal_is_still_completed(root: Path) -> None:
     with Tree(root) as tree:
         assert tree.generation == 2
     assert tree_of(root) == {"a": b"two", "b": b"planted"}
+
+
+PLANTED = ["journal", "state", "history/2", "release", "serials", "serials~", "manifest", "statcache",
+           "statcache~", "clock", "lock", "owner", "owner~", "fetch", "objects"]  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "directory"])
+@pytest.mark.parametrize("name", PLANTED)
+def test_planted_files(root: Path, origin: Origin, make_kit: Callable[..., Toolkit], name: str, kind: str) -> None:
+    """What has a name that perfkit uses is neither followed, written through nor waited for."""
+    origin.publish({"a": b"three", "b/c": b"new"}, "1")
+    victim, path = root.parent / "victim", root / ".perfkit" / name
+    before = victim.stat().st_mode
+    if path.is_dir():
+        shutil.rmtree(path)
+    path.unlink(missing_ok=True)
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "hard link":
+        os.link(victim, path)
+    elif kind == "fifo":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    kit = make_kit()
+    for command in (lambda: kit.sync(origin.url, root), lambda: kit.verify(root), lambda: kit.rollback(root)):
+        with contextlib.suppress(PerfkitError, OSError):
+            command()
+    assert victim.read_bytes() == b"untouched"
+    assert victim.stat().st_mode == before
+    assert {each.name for each in root.parent.iterdir()} == {"victim", "root"}
+
+
+def test_planted_fetched_contents(root: Path, origin: Origin, make_kit: Callable[..., Toolkit]) -> None:
+    """Links under the names of contents to be fetched: the sync succeeds, and nothing is written through them."""
+    contents = {"a": b"three", "b": b"x" * 100_000, "c": os.urandom(100_000)}
+    origin.publish(contents, "1")
+    victim = root.parent / "victim"
+    fetch = root / ".perfkit/fetch"
+    fetch.mkdir(exist_ok=True)
+    for number, data in enumerate(contents.values()):
+        name = f"content-{hashlib.sha256(data).hexdigest()}"
+        (fetch / f"{name}~").symlink_to(victim) if number % 2 else os.link(victim, fetch / f"{name}~")
+        (fetch / name).symlink_to(victim) if number else os.link(victim, fetch / name)
+    (fetch / "content~").symlink_to(victim)
+    make_kit().sync(origin.url, root)
+    assert tree_of(root) == {**contents, "a.perfkit-local": b"two"}
+    assert victim.read_bytes() == b"untouched"

@@ -21,6 +21,7 @@ from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import LockedError, UpdateError
+from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
@@ -165,9 +166,8 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if os.path.exists(path):
         return  # a receiver changed the tree again, and all receivers were called for that change
     try:
-        with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({"generation": report.generation}, file)
-        os.replace(f"{path}~", path)
+        with replace_own(path) as file:
+            file.write(json.dumps({"generation": report.generation}).encode())
     except OSError as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)
 
@@ -175,8 +175,8 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
 def _notified(dest: str) -> int | None:
     """The generation that all receivers have processed; None if unknown."""
     try:
-        with open(os.path.join(dest, NOTIFIED), encoding="utf-8") as file:
+        with open(open_own(os.path.join(dest, NOTIFIED)), encoding="utf-8") as file:
             found = json.load(file)["generation"]
-    except (OSError, ValueError, TypeError, KeyError):
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
         return None
     return found if isinstance(found, int) else None

@@ -14,8 +14,8 @@ from perfkit.downloads.http.semantics import Version, parse_date
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
+from perfkit.filesystem.own_files import replace_own
 from perfkit.redact import redacted
-from perfkit.transactions.object_store import write_all
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["RemoteFile", "known_version", "version_label"]
@@ -182,9 +182,5 @@ class RemoteFile:
 
 
 def _write(path: str, data: bytes) -> None:
-    descriptor = os.open(path + "~", os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_TRUNC, 0o600)
-    try:
-        write_all(descriptor, data)
-    finally:
-        os.close(descriptor)
-    os.rename(path + "~", path)
+    with replace_own(path) as file:
+        file.write(data)

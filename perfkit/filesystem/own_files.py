@@ -1,0 +1,54 @@
+"""perfkit's own files: a link that others planted under their names is neither followed nor written through."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import stat
+from collections.abc import Iterator
+from typing import IO
+
+__all__ = ["create_own", "open_own", "replace_own"]
+
+
+def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
+    """A descriptor of a regular file, without waiting for a FIFO.
+
+    Raises:
+        OSError: as open(2). ELOOP: it is a symbolic link. EINVAL: it is not a regular file. EMLINK: it is to be
+            written, and has other names, which others may have given it.
+    """
+    fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
+    found = os.fstat(fd)
+    if not stat.S_ISREG(found.st_mode):
+        os.close(fd)
+        raise OSError(errno.EINVAL, "Not a regular file; remove it", path)
+    if flags & (os.O_WRONLY | os.O_RDWR) and found.st_nlink > 1:
+        os.close(fd)
+        raise OSError(errno.EMLINK, "The file has other hard links; remove it", path)
+    return fd
+
+
+def create_own(path: str, mode: int = 0o600) -> int:
+    """A descriptor of a new file, which replaces whatever has this name.
+
+    Raises:
+        OSError: as open(2) and unlink(2).
+    """
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+
+
+@contextlib.contextmanager
+def replace_own(path: str) -> Iterator[IO[bytes]]:
+    """A new file that gets the name `path` at the end of the block; if that fails, what has the name keeps it.
+
+    Raises:
+        OSError: as `create_own` and rename(2).
+    """
+    fresh = f"{path}~"
+    with open(create_own(fresh), "wb") as file:
+        yield file
+    os.replace(fresh, path)
