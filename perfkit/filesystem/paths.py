@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["backup_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
+__all__ = ["backup_name", "check_name", "check_names", "fold_name", "most_directories", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
+_NAME_BYTES = 4096  # PATH_MAX of Linux
 _BACKUP_SUFFIX = ".perfkit-local"
 _BASENAME_BYTES = 200  # leaves room for our suffixes
 PRIVATE_DIR = ".perfkit"
@@ -35,6 +36,8 @@ def check_name(name: str) -> str:
         raise UnsafePathError(name, "it is absolute; names are relative to their root")
     if match := _FORBIDDEN.search(name):
         raise UnsafePathError(name, f"the character {match.group()!r} is not portable")
+    if len(name.encode(errors="surrogatepass")) > _NAME_BYTES:
+        raise UnsafePathError(f"{name[:80]}...", f"it is longer than {_NAME_BYTES} bytes")
     components = name.split("/")
     for component in components:
         _check_component(name, component)
@@ -58,12 +61,17 @@ def _check_component(name: str, component: str) -> None:
         raise UnsafePathError(name, f"a component is longer than {_COMPONENT_BYTES} bytes")
 
 
+def most_directories(files: int) -> int:
+    """How many directories a tree of so many files may have: far more than files are an attack on the disk."""
+    return 10_000 + 4 * files
+
+
 def check_names(names: Iterable[str]) -> None:
     """Check that names are safe, and can all exist in one tree on any file system.
 
     Raises:
         UnsafePathError: `check_name` refuses one; two differ only in case or Unicode normalisation; one is the
-            directory of another.
+            directory of another; they need far more directories than there are files.
     """
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
@@ -78,6 +86,8 @@ def check_names(names: Iterable[str]) -> None:
         while parent and parent not in directories:
             directories[parent] = name
             parent = parent.rpartition("/")[0]
+        if len(directories) > most_directories(len(files)):
+            raise UnsafePathError(name, f"{len(files)} files have more than {most_directories(len(files))} directories")
     for folded, name in files.items():
         if folded in directories:
             raise UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")

@@ -5,6 +5,7 @@ The new manifest is verified here; content is not: the caller compares the SHA-2
 
 from __future__ import annotations
 
+import os
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -13,14 +14,16 @@ from itertools import islice
 from typing import BinaryIO, NoReturn
 
 from perfkit.errors import ManifestError
+from perfkit.releases.format import most_compressed, most_content
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.frames import Write
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
 
-__all__ = ["MAX_GROUP_BYTES", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
+__all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Slice", "Span", "write_delta"]
 
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
+MAX_GROUP_SPANS = 1 << 16  # limit of the parts of files that either consists of
 _MAX_TABLE_BYTES = 64 << 20
 _MAGIC = b"perfkit delta 1\n"
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
@@ -84,6 +87,7 @@ class Delta:
 
     origin_sha256: bytes
     target_sha256: bytes
+    _bytes: int = field(repr=False)
     _file: BinaryIO = field(repr=False)
     _table: _Table = field(repr=False)
 
@@ -94,12 +98,14 @@ class Delta:
         Raises:
             ManifestError: it is damaged, exceeds a limit, or has an unknown format version.
         """
+        end = file.seek(0, os.SEEK_END)
+        file.seek(0)
         head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
         origin, target = head.take(32), head.take(32)
         packed, size = head.number(), head.number()
-        if not 0 < packed <= _MAX_TABLE_BYTES or size > _MAX_TABLE_BYTES:
+        if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):
             _refuse("its table exceeds the limit")
-        return cls(origin, target, file, _Table(decompress(_exactly(file, packed), size)))
+        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size)))
 
     def new_manifest(self, old: Manifest) -> Manifest:
         """The manifest that the delta produces; call it once, before `groups`.
@@ -114,7 +120,9 @@ class Delta:
         if old.sha256 != self.origin_sha256:
             _refuse(f"it applies to manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
         made, raw = BytesIO(), memoryview(old.raw)
-        for length, start, source, size in self._table.manifest:
+        if sum(self._table.slices[0]) > min(MAX_MANIFEST_BYTES, most_content(self._bytes) + 2 * len(raw)):
+            _refuse("its manifest exceeds the limit")
+        for length, start, source, size in zip(*self._table.slices, strict=True):
             if start + source > len(old.raw):
                 _refuse("it refers beyond the end of the old manifest")
             made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
@@ -215,24 +223,26 @@ class _Table:
         reader = Reader(raw, "delta table", b"")
         slices, groups, sources, outputs = (reader.number() for _ in range(4))
         columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
-        self.manifest = list(zip(*columns, strict=True))  # length, offset and length in old, size of frame
+        self.slices = columns  # length, offset and length in the old manifest, size of the frame
         self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
         self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
         self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
         reader.end()
         if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
             _refuse("its counts are inconsistent")
-        if sum(row[0] for row in self.manifest) > MAX_MANIFEST_BYTES:
-            _refuse("its manifest exceeds the limit")
-        if any(max(row[0], row[2]) > MAX_GROUP_BYTES for row in self.manifest):
-            _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+        lengths, _, prefixes, frames = columns
+        if max(map(_largest, (lengths, prefixes))) > MAX_GROUP_BYTES or any(map(_too_long, frames, lengths)):
+            _refuse(f"a slice of more than {MAX_GROUP_BYTES} bytes")
+        if max(map(_largest, (self.sources_of, self.outputs_of))) > MAX_GROUP_SPANS:
+            _refuse(f"a group of more than {MAX_GROUP_SPANS} parts of files")
 
     def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
         """The groups, with their bounds checked."""
         sources, outputs = _spans(self.sources, old), _spans(self.outputs, new)
         for from_count, to_count, size in zip(self.sources_of, self.outputs_of, self.bytes, strict=True):
             group = Group(tuple(islice(sources, from_count)), tuple(islice(outputs, to_count)), size)
-            if max(group.size, sum(span.length for span in group.sources)) > MAX_GROUP_BYTES:
+            source_bytes = sum(span.length for span in group.sources)
+            if max(group.size, source_bytes) > MAX_GROUP_BYTES or _too_long(size, group.size):
                 _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
             yield group
 
@@ -339,6 +349,14 @@ def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, b
     steps = (zigzag(span.entry - last - 1) for span, last in zip(spans, before, strict=False))
     rest = (0 if span.offset + span.length == manifest.size(span.entry) else span.length for span in spans)
     return pack_column(4, steps), pack_column(8, (span.offset for span in spans)), pack_column(4, rest)
+
+
+def _largest(column: array[int]) -> int:
+    return max(column, default=0)
+
+
+def _too_long(frame: int, content: int) -> bool:
+    return frame > most_compressed(content)
 
 
 def _exactly(file: BinaryIO, size: int) -> bytes:

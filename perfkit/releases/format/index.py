@@ -13,6 +13,7 @@ from typing import NoReturn
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
+from perfkit.releases.format import most_compressed
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
@@ -205,8 +206,8 @@ class Index:
         contents = array("I")
         for frame in range(frame_count):
             size = pieces.read(first[frame], first[frame + 1]) + tails[frame]
-            if not 0 < size <= MAX_FRAME_BYTES:
-                _refuse(f"a frame of {size} bytes; at most {MAX_FRAME_BYTES} are allowed")
+            if not 0 < size <= MAX_FRAME_BYTES or sizes[frame] > most_compressed(size):
+                _refuse(f"a frame of {sizes[frame]} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
             contents.append(size)
         pieces.check()
         return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)

@@ -18,7 +18,7 @@ from typing import NamedTuple, TypeVar, overload
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import sort_numbers
-from perfkit.filesystem.paths import check_name, check_names, fold_name
+from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
 from perfkit.releases.format.columns import Reader, pack_column
 
 __all__ = ["MAX_ENTRIES", "MAX_MANIFEST_BYTES", "Entry", "EntrySubset", "LazySequence", "Manifest", "pair_entries"]
@@ -219,6 +219,8 @@ class Manifest:
                 while parent and hash(parent) not in directories:
                     directories.add(hash(parent))
                     parent = parent.rpartition("/")[0]
+                if len(directories) > most_directories(len(self)):
+                    raise ManifestError(f"manifest: more than {most_directories(len(self))} directories")
         ordered = map(files.__getitem__, sort_numbers(range(len(files)), files.__getitem__))
         same = any(one == other for one, other in itertools.pairwise(ordered))
         if same or any(each in directories for each in files):

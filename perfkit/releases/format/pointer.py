@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format import POINTER_NAME, most_compressed, most_content
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
 __all__ = ["FORMAT", "MAX_POINTER_BYTES", "DeltaRef", "ObjectRef", "PackedRef", "Pointer", "short_digest"]
@@ -117,13 +117,14 @@ class Pointer:
         if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
             _refuse(f"the version {version!r:.80} is not one line of 1 to 200 printable characters")
         manifest = record.get("manifest")
+        packed = _packed(manifest, MAX_MANIFEST_BYTES)
         pointer = cls(
             version=version,
             serial=_number(record, "serial", 1, (1 << 53) - 1),
             manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
-            manifest=_packed(manifest, MAX_MANIFEST_BYTES),
-            solid=_packed(record.get("solid"), MAX_INDEX_BYTES),
-            fine=_packed(record.get("fine"), MAX_INDEX_BYTES),
+            manifest=packed,
+            solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=packed.object.bytes),
+            fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=packed.object.bytes),
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
         )
@@ -186,8 +187,18 @@ def _parse_deltas(listed: Any) -> tuple[DeltaRef, ...]:
     return tuple(deltas)
 
 
-def _packed(record: Any, limit: int) -> PackedRef:
-    return PackedRef(_object(record), _number(record, "size", 1, limit))
+def _packed(record: Any, limit: int, *, described: int = 0) -> PackedRef:
+    """An object with a size that it can have.
+
+    Args:
+        described: compressed bytes of what it describes: an index grows with the manifest.
+    """
+    packed = PackedRef(_object(record), _number(record, "size", 1, limit))
+    if packed.object.bytes > most_compressed(packed.size) or packed.size > most_content(
+        packed.object.bytes + described
+    ):
+        _refuse(f"{packed.object.bytes} bytes can't be those of a frame with {packed.size} bytes")
+    return packed
 
 
 def _packed_record(packed: PackedRef) -> dict[str, object]:

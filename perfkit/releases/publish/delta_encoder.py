@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
-from perfkit.releases.format.delta import MAX_GROUP_BYTES, Group, Slice, Span, write_delta
+from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Slice, Span, write_delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex
@@ -78,7 +78,8 @@ def _grouped(
                 mine = _sources(similar, old, new, entry, offset, content)
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
-                if outputs and (size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES):
+                full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
+                if outputs and (full or max(len(outputs), len(blocks | mine)) >= MAX_GROUP_SPANS):
                     yield _merged(blocks), outputs
                     blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)

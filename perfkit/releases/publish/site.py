@@ -198,13 +198,19 @@ class Site:
             return None
 
     def replace_pointer(self, pointer: Pointer) -> None:
-        """Offer another release, all of whose objects are written. Durable."""
+        """Offer another release, all of whose objects are written. Durable.
+
+        Raises:
+            ManifestError: it exceeds a limit of the format.
+        """
+        encoded = pointer.encode()
+        Pointer.parse(encoded)  # so that no client refuses what is published
         _sync_directory(self.objects)
         path = os.path.join(self.root, POINTER_NAME)
         descriptor, fresh = _new_file(self.root)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(pointer.encode())
+                file.write(encoded)
                 file.flush()
                 _date_after(file.fileno(), path)
                 os.fsync(file.fileno())
