@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -211,7 +212,7 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
 
 
 def _is_number(value: object) -> bool:
-    return isinstance(value, int | float) and not isinstance(value, bool)
+    return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
 def _is_whole(value: object) -> bool:
@@ -229,7 +230,7 @@ def _is_range(value: object) -> bool:
 _TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: what it holds, in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
-    "float": (_is_number, "a number"),
+    "float": (_is_number, "a finite number"),
     "str": (lambda value: isinstance(value, str), "text"),
     "bool | str": (lambda value: isinstance(value, bool | str), "True, False or the path of a CA bundle"),
     "Mapping[str, str]": (

@@ -14,6 +14,7 @@ from perfkit.downloads.http.transport import HttpTransport, SessionSource, Trans
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import BatchError, ConfigError
+from perfkit.filesystem.paths import local_path
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import DelayedProgress
 
@@ -142,7 +143,7 @@ class Toolkit:
                 known=known,
                 only=only,
             )
-        return self._downloads.fetch(request, os.fspath(dest))
+        return self._downloads.fetch(request, local_path(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
         """Download many files in parallel.
@@ -171,7 +172,7 @@ class Toolkit:
         An iterable that has to wait for its next item may yield None, so that progress and results continue. A failed
         file is a result whose `error` is set; nothing is raised for it. Closing the iterator cancels the rest.
         """
-        return self._downloads.run(requests, None if dest is None else os.fspath(dest))
+        return self._downloads.run(requests, None if dest is None else local_path(dest))
 
     def set_rate_limit(self, bytes_per_second: int | None) -> None:
         """Limit all downloads together from now on, including running ones; None removes the limit.
@@ -295,7 +296,7 @@ class Toolkit:
         """
         from perfkit.transactions.tree import Tree
 
-        tree = Tree(root, wait_s=wait_s, trust_other_owners=self.config.trust_other_owners)
+        tree = Tree(local_path(root), wait_s=wait_s, trust_other_owners=self.config.trust_other_owners)
         with tree, tree.transaction() as tx:
             yield tx
 
@@ -323,7 +324,7 @@ class Toolkit:
         """
         from perfkit.releases.publish.publisher import publish
 
-        return publish(os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
+        return publish(local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
 
     def publish_on_change(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
@@ -344,7 +345,7 @@ class Toolkit:
         from perfkit.releases.publish.on_change import publish_on_change
 
         return publish_on_change(
-            os.fspath(src), os.fspath(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+            local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
         )
 
     def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
@@ -358,7 +359,7 @@ class Toolkit:
 
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._download_progress.delayed():
-            return plan(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
+            return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
     def sync(
         self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
@@ -390,7 +391,7 @@ class Toolkit:
 
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         with self._download_progress.delayed():
-            return sync(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
+            return sync(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
     def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
@@ -408,7 +409,7 @@ class Toolkit:
         """
         from perfkit.updates.restore import rollback
 
-        return rollback(self.config, os.fspath(dest), to)
+        return rollback(self.config, local_path(dest), to)
 
     def history(self, dest: Path) -> list[Generation]:
         """The generations that `rollback` can restore, oldest first.
@@ -420,7 +421,7 @@ class Toolkit:
         """
         from perfkit.updates.restore import history
 
-        return history(self.config, os.fspath(dest))
+        return history(self.config, local_path(dest))
 
     def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
@@ -435,7 +436,7 @@ class Toolkit:
         from perfkit.updates.verify import verify
 
         with self._download_progress.delayed():
-            return verify(self.config, self._downloads, os.fspath(dest), repair, progress=self._progress)
+            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._progress)
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

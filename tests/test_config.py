@@ -38,6 +38,7 @@ WRITTEN = {  # a way to write each field, and what it then is
     "durable": ("yes", True),
     "local_changes": ("refuse", "refuse"),
     "keep_generations": ("12", 12),
+    "trust_other_owners": ("on", True),
 }
 
 
@@ -114,3 +115,14 @@ def test_no_secret_when_it_is_shown() -> None:
 def test_sizes(text: str, size: int) -> None:
     """Powers of 1024, however the unit is written."""
     assert parse_size(text) == size
+
+
+@pytest.mark.parametrize("name", ["connect_timeout_s", "read_timeout_s", "stall_window_s", "backoff_base_s",
+                                  "backoff_cap_s", "retry_after_cap_s"])  # fmt: skip
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+def test_times_are_finite(name: str, value: float) -> None:
+    """No socket and no wait takes an infinite time."""
+    with pytest.raises(ConfigError, match="a finite number"):
+        Config(**{name: value})
+    with pytest.raises(ConfigError, match=f"PERFKIT_{name.upper()}"):
+        Config.from_env({f"PERFKIT_{name.upper()}": str(value)})

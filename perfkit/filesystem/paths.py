@@ -6,9 +6,18 @@ import os
 import re
 from collections.abc import Callable, Iterable
 
-from perfkit.errors import UnsafePathError
+from perfkit.errors import ConfigError, UnsafePathError
 
-__all__ = ["backup_name", "check_name", "check_names", "fold_name", "most_directories", "safe_basename", "safe_join"]
+__all__ = [
+    "backup_name",
+    "check_name",
+    "check_names",
+    "fold_name",
+    "local_path",
+    "most_directories",
+    "safe_basename",
+    "safe_join",
+]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _NAME_BYTES = 4096  # PATH_MAX of Linux
@@ -18,6 +27,11 @@ PRIVATE_DIR = ".perfkit"
 _DEVICES = frozenset(
     ["CON", "PRN", "AUX", "NUL", "CONIN$", "CONOUT$"]
     + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
+)
+_SHORT_NAME = re.compile("(?:perfki|pe[0-9a-f]{4})~[0-9]+", re.IGNORECASE)
+_IGNORABLE = re.compile(  # Default_Ignorable_Code_Point of Unicode 16 (DerivedCoreProperties.txt)
+    "[\u00ad\u034f\u061c\u115f\u1160\u17b4\u17b5\u180b-\u180f\u200b-\u200f\u202a-\u202e\u2060-\u206f\u3164\ufe00-\ufe0f"
+    "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
 
@@ -41,9 +55,18 @@ def check_name(name: str) -> str:
     components = name.split("/")
     for component in components:
         _check_component(name, component)
-    if components[0].casefold() == PRIVATE_DIR:
+    if _is_private(components[0]):
         raise UnsafePathError(name, f"{PRIVATE_DIR} is reserved for perfkit")
     return name
+
+
+def _is_private(component: str) -> bool:
+    """Whether this is `.perfkit`, or what some file system takes for it.
+
+    Case is ignored by APFS, NTFS and FAT; ignorable characters by HFS+ and by ext4 with casefold; and NTFS and FAT give
+    it a short name, PERFKI~1, or with a hash from the fifth of such names on. (git refuses the same of `.git`.)
+    """
+    return fold_name(component) == PRIVATE_DIR or _SHORT_NAME.fullmatch(component) is not None
 
 
 def _check_component(name: str, component: str) -> None:
@@ -94,12 +117,25 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def fold_name(name: str) -> str:
-    """A key that is equal for names that differ only in case or Unicode normalisation."""
+    """A key that is equal for names that differ only in case, Unicode normalisation or ignorable characters."""
     if name.isascii():
         return name.lower()
     import unicodedata
 
+    name = _IGNORABLE.sub("", name)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def local_path(path: str | os.PathLike[str]) -> str:
+    """A path of this machine, as text.
+
+    Raises:
+        ConfigError: it is empty, bytes or something else, or contains a NUL.
+    """
+    text = os.fspath(path) if isinstance(path, str | os.PathLike) else path
+    if not isinstance(text, str) or not text or "\0" in text:
+        raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
+    return text
 
 
 def safe_join(root: str, name: str) -> str:

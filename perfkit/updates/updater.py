@@ -38,6 +38,9 @@ from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_
 
 __all__ = ["Sync", "plan", "sync"]
 
+_MOST_AHEAD_MS = 86_400_000  # how far a publisher's clock may be ahead of ours
+_CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
+
 _log = logging.getLogger(__name__)
 
 
@@ -182,12 +185,21 @@ class Sync:
         return report
 
     def refuse_downgrade(self) -> None:
-        """Refuse an older release than was ever installed from this source.
+        """Refuse an older release than was ever installed from this source, and one from the future.
+
+        A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing
+        that the site offers afterwards would be installed.
 
         Raises:
             UpdateError: the source offers one.
         """
-        source = self._source
+        source, now_ms = self._source, time.time_ns() // 1_000_000
+        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + _MOST_AHEAD_MS:
+            raise UpdateError(
+                f"{source.url} offers version {source.version} with serial {source.serial}, which as a time in "
+                "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
+                "site was tampered with; set the clock, or publish to a new site directory"
+            )
         if source.serial < (highest := self._installed.highest_serial(source.url)):
             raise UpdateError(
                 f"{source.url} offers version {source.version}, an older release (serial {source.serial}) than was "

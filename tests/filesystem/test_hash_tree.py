@@ -92,6 +92,24 @@ def test_a_large_tree_is_shared_and_every_digest_is_right(
     assert sizes == {e.name: (e.size, e.mtime_ns, e.ctime_ns) for e in scan(root) if e.kind == "file"}
 
 
+def test_a_second_process_that_is_stopped(large: tuple[Path, dict[str, str]], monkeypatch: pytest.MonkeyPatch) -> None:
+    """It delays, and loses nothing: what it does not answer for is hashed here, and it is ended."""
+    root, right = large
+    start = HashProcess.start
+
+    def stopped(directory: int) -> HashProcess | None:
+        hasher = start(directory)
+        assert hasher is not None
+        os.kill(hasher.process, signal.SIGSTOP)
+        return hasher
+
+    monkeypatch.setattr(HashProcess, "start", stopped)
+    monkeypatch.setattr("perfkit.filesystem.hashing.hash_process._SILENCE_S", 1)
+    monkeypatch.setattr("perfkit.filesystem.hashing.hash_tree.usable_cpus", lambda: 2)
+    assert {each.name: each.sha256 for each in hash_tree(root)} == right
+    assert no_child()
+
+
 def test_what_is_lost_is_a_result(large: tuple[Path, dict[str, str]], started: list[HashProcess]) -> None:
     """Files that vanished after the scan, and what is not a file, are results with errors; the others are hashed."""
     root, right = large

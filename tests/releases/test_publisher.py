@@ -128,6 +128,20 @@ def test_going_back_to_an_earlier_tree_is_a_release_too(tmp_path: Path) -> None:
     assert History.parse(Site(str(site)).get(client.pointer.history)).first == client.pointer.serial - 3
 
 
+def test_what_a_killed_publisher_was_writing_is_removed(tmp_path: Path) -> None:
+    """By the next one, and nothing else is."""
+    site = tmp_path / "site"
+    source = str(write_tree(tmp_path / "src", FIRST))
+    publish(source, str(site), version="1")
+    left = [site / ".new-0123456789abcdef", site / "objects/.new-fedcba9876543210"]
+    others = [site / ".new-page", site / "objects/.newer"]
+    for path in (*left, *others):
+        path.write_bytes(b"begun")
+    publish(source, str(site), version="2")
+    assert not any(path.exists() for path in left)
+    assert all(path.exists() for path in others)
+
+
 def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
     """Two publishers get the same objects, in processes with different hash seeds."""
     second = edited(FIRST, 1)

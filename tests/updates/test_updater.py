@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
@@ -13,8 +15,8 @@ from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.server.server import Server
-from tests.support.sites import publish
-from tests.support.trees import FIRST, edited, tree_of
+from tests.support.sites import publish, replace
+from tests.support.trees import FIRST, edited, tree_of, write_tree
 
 SECOND = edited(FIRST, 1)
 
@@ -122,6 +124,35 @@ def test_a_site_that_is_made_anew(kit: Toolkit, tmp_path: Path) -> None:
         publish(kit, tmp_path, FIRST, "3")
         kit.sync(server.url, tmp_path / "tree")
         assert tree_of(tmp_path / "tree") == FIRST
+
+
+def test_an_absurd_serial(kit: Toolkit, tmp_path: Path) -> None:
+    """It would be the highest for ever, and lock the honest site out: it is refused."""
+    site = publish(kit, tmp_path, FIRST, "1")
+    with Server(site) as server:
+        kit.sync(server.url, tmp_path / "tree")
+        honest = (site / "perfkit.json").read_bytes()
+        day_ms = 86_400_000
+        for serial in ((1 << 53) - 1, time.time_ns() // 1_000_000 + 2 * day_ms):
+            record = {**json.loads(honest), "serial": serial}
+            replace(site / "perfkit.json", json.dumps(record).encode())
+            for command in (kit.sync, kit.plan):
+                with pytest.raises(UpdateError, match="more than a day ahead"):
+                    command(server.url, tmp_path / "tree")
+        replace(site / "perfkit.json", honest)
+        assert kit.sync(server.url, tmp_path / "tree").route == "none"
+
+
+def test_serials_follow_the_clock(kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whatever serial somebody else published, at most a day ahead, the honest site goes on when that day is over."""
+    now_ns = time.time_ns()
+    for number, day in enumerate((0, 2, 2)):
+        monkeypatch.setattr(time, "time_ns", lambda day=day: now_ns + day * 86_400 * 10**9)
+        release = kit.publish(
+            write_tree(tmp_path / "src", {"a": b"%d" % number}), tmp_path / "site", version=f"{number}"
+        )
+        assert release.number == number + 1
+        assert release.serial == now_ns // 10**6 + day * 86_400_000 + (number == 2)
 
 
 def test_an_older_release_is_accepted_on_purpose(make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:

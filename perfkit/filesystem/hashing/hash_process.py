@@ -23,6 +23,7 @@ __all__ = ["HashProcess"]
 
 _MAX_PENDING = 4  # portions, so that it does not run out of work while we hash one ourselves
 _IDLE_S = 60  # after that it exits by itself
+_SILENCE_S = 20  # without an answer, when there is nothing else to do, or without reading: it is stopped, or hangs
 _SIGKILL = 9  # importing the module `signal` takes longer than hashing a thousand files
 _RECEIVE = 1 << 16
 
@@ -51,6 +52,8 @@ class HashProcess:
         except OSError:
             return None
         far.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, struct.pack("ll", _IDLE_S, 0))
+        for option in (socket.SO_RCVTIMEO, socket.SO_SNDTIMEO):
+            near.setsockopt(socket.SOL_SOCKET, option, struct.pack("ll", _SILENCE_S, 0))
         copies: list[int] = []
         try:
             for each in (far.fileno(), root):  # moved away from 0 to 3, which they may be in a daemon
@@ -94,7 +97,7 @@ class HashProcess:
     def results(self, *, wait: bool) -> list[tuple[list[ScanEntry], list[Digest | None]]]:
         """The portions that are finished, each with the digests of its first files, as `hash_small_files` returns them.
 
-        If the process has died, its pending portions are returned without digests.
+        If the process has died, or does not answer, its pending portions are returned without digests.
         """
         found: list[tuple[list[ScanEntry], list[Digest | None]]] = []
         if os.getpid() != self._owner:  # after a fork: these answers are for the other process
@@ -103,7 +106,9 @@ class HashProcess:
             try:
                 piece = self._socket.recv(_RECEIVE, 0 if wait else socket.MSG_DONTWAIT)
             except BlockingIOError:
-                break
+                if not wait:
+                    break
+                piece = b""
             except OSError:
                 piece = b""
             self._ended = not piece

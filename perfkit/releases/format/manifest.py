@@ -36,7 +36,7 @@ _BATCH = 512
 _LINE_FEED = re.compile(b"\n")
 _SUSPECT = re.compile(  # between line feeds; names without any of this need no further check
     rb"""[^ -~\n] | [<>:"|?*\\] | \n/ | // | /\n | \n\n | [. ][/\n] | \n\.perfkit | [^/\n]{256}
-    | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
+    | \npe[0-9a-z]{4}~ | [/\n](?:con|prn|aux|nul|com[0-9]|lpt[0-9]|conin\$|conout\$)[ ./\n]""",
     re.VERBOSE | re.IGNORECASE,
 )
 
@@ -153,13 +153,20 @@ class Manifest:
 
     def name(self, index: int) -> str:
         """The name of one entry."""
-        return self.raw[self._name_ends[index] : self._name_ends[index + 1] - 1].decode()
+        return self._text(index, index + 1)
 
     def names(self) -> Iterator[str]:
         """The names of all entries, in order."""
         for start in range(0, len(self), _BATCH):
             stop = min(start + _BATCH, len(self))
-            yield from self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode().split("\n")
+            yield from self._text(start, stop).split("\n")
+
+    def _text(self, start: int, stop: int) -> str:
+        """The names of these entries, with line feeds between."""
+        try:
+            return self.raw[self._name_ends[start] : self._name_ends[stop] - 1].decode()
+        except UnicodeDecodeError as error:
+            raise ManifestError(f"manifest: a name is not UTF-8: {error}") from error
 
     def executable(self, index: int) -> bool:
         """Whether one entry is executable."""

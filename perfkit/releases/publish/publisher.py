@@ -163,9 +163,10 @@ class _Publisher:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
-        serial = previous.serial + 1 if previous else max(1, now_ms)
-        first = self._history.first if previous else serial
-        number = serial - first + 1
+        number = previous.serial - self._history.first + 2 if previous else 1
+        # The time: a serial that somebody else has published for this site is exceeded by the clock sooner or later.
+        serial = max(previous.serial + 1 if previous else 1, now_ms)
+        first = serial - number + 1
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, number):

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import json
 import os
+import re
 import threading
 import time
 from bisect import bisect_right
@@ -28,6 +29,7 @@ from perfkit.transactions.lock import Lock
 __all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
 
 _READ_BYTES = 1 << 20
+_UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
@@ -50,7 +52,7 @@ class History:
         records: the latest releases, oldest first.
         deltas: all deltas between them.
         retired: unused objects, and the Unix time since when.
-        first: the serial of the site's first release.
+        first: the serial of the last release, less the number of releases before it.
     """
 
     records: tuple[ReleaseRecord, ...] = ()
@@ -98,7 +100,7 @@ class History:
             )
             deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
             return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
-        except (ValueError, KeyError, TypeError, IndexError) as error:
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
 
@@ -181,6 +183,7 @@ class Site:
                     f"{self.root}: another process is publishing to it; try again when it has ended"
                 ) from None
             stack.callback(lock.release)
+            self._remove_unfinished()
             with contextlib.suppress(PermissionError):  # another publisher's
                 os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
             self._locked = stack.pop_all()
@@ -188,6 +191,14 @@ class Site:
 
     def __exit__(self, *_: object) -> None:
         self._locked.close()
+
+    def _remove_unfinished(self) -> None:
+        """Remove the files that a publisher was writing when it was killed."""
+        for directory in (self.root, self.objects):
+            for name in os.listdir(directory):
+                if _UNFINISHED.fullmatch(name):
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(os.path.join(directory, name))
 
     def pointer(self) -> Pointer | None:
         """The current pointer; None: the site is new."""
