@@ -54,7 +54,7 @@ def _algorithm(name: str) -> tuple[str, int]:
     known = {each.translate(marks): each for each in hashlib.algorithms_available}.get(short, short)
     try:
         return known, hashlib.new(known, usedforsecurity=False).digest_size
-    except ValueError:
+    except (ValueError, TypeError):  # TypeError: it is not valid Unicode
         return known, 0
 
 

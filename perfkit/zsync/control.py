@@ -97,7 +97,10 @@ def parse_control(data: bytes, *, url: str) -> Control:
         headers.setdefault(key, []).append(value)
         if key == "Z-Map2":
             position += _MAP_ENTRY_BYTES * _number(headers, key, 0, CONTROL_BYTES)  # binary, and not used
-    return _control(headers, data[position:], url)
+    try:
+        return _control(headers, data[position:], url)
+    except ValueError as error:  # of urljoin
+        raise ManifestError(f"the control file has a URL that is none: {error}") from error
 
 
 def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
