@@ -25,7 +25,7 @@ from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Sync
+from perfkit.updates.updater import Sync, SyncOptions
 
 __all__ = ["verify"]
 
@@ -64,7 +64,8 @@ def _repair(
     with contextlib.suppress(FileNotFoundError):  # damage may not show in stat: hash every file again
         os.unlink(os.path.join(tree.root, layout.STATCACHE))
     source = reopen_source(fetcher, installed)
-    return Sync(tree.root, fetcher, source, installed, local_changes, progress).run(tree)
+    options = SyncOptions(local_changes=local_changes)
+    return Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
 
 
 @dataclass(slots=True)
