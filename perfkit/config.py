@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -47,15 +48,15 @@ def parse_seconds(text: str) -> float:
     """Seconds from `1.5`, `90s`, `2m`, `1h` or `2d`.
 
     Raises:
-        ConfigError: not a number with one of these suffixes, or negative.
+        ConfigError: not a number with one of these suffixes.
     """
     cleaned = text.strip().lower()
     suffix = cleaned[-1:] if cleaned[-1:] in _SECONDS else ""
     try:
         seconds = float(cleaned.removesuffix(suffix)) * _SECONDS[suffix]
     except ValueError:
-        seconds = -1.0
-    if not 0 <= seconds < float("inf"):
+        seconds = math.nan
+    if not math.isfinite(seconds):
         raise ConfigError(f"{text!r} is not a time; write for example 1.5, 90s, 2m, 1h or 2d")
     return seconds
 
@@ -209,7 +210,7 @@ class Config:
             if variable not in fields:
                 import difflib
 
-                near = difflib.get_close_matches(variable, fields, n=1)
+                near = difflib.get_close_matches(variable, fields, n=1, cutoff=0.8)
                 hint = f"; did you mean {near[0]}?" if near else ""
                 _log.warning("%s is set, and perfkit has no such setting%s", variable, hint)
                 continue

@@ -24,8 +24,16 @@ _ONE_OBJECT = "print one JSON object on standard output"
 _STATUS_EXAMPLES = """\
 examples:
   perfkit status rules
-  perfkit status rules --max-age 2d          exits with 1 if no sync has succeeded for two days
+  perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
   perfkit status rules --metrics /var/lib/node_exporter/rules.prom
+"""
+_PIN_EXAMPLES = """\
+examples:
+  perfkit pin rules
+"""
+_UNHOLD_EXAMPLES = """\
+examples:
+  perfkit unhold rules
 """
 
 
@@ -97,6 +105,7 @@ def _write_metrics(path: str, dest: str, found: TreeStatus) -> None:
 def add_pin(pin: Parser) -> None:
     """Add the options of `perfkit pin`."""
     pin.description = "Keep the installed version of a tree: sync passes over all others until unhold."
+    pin.epilog = _PIN_EXAMPLES
     pin.add_argument("dest", metavar="DEST", help="the tree")
     add_output(pin, _ONE_OBJECT)
     pin.set_defaults(run=_pin)
@@ -114,7 +123,8 @@ def _pin(arguments: argparse.Namespace) -> int:
 
 def add_unhold(unhold: Parser) -> None:
     """Add the options of `perfkit unhold`."""
-    unhold.description = "Have the next sync install the newest version again, after a rollback, a failed check or pin."
+    unhold.description = "Have syncs install new versions again, after a rollback, a failed check or pin."
+    unhold.epilog = _UNHOLD_EXAMPLES
     unhold.add_argument("dest", metavar="DEST", help="the tree")
     add_output(unhold, _ONE_OBJECT)
     unhold.set_defaults(run=_unhold)

@@ -41,7 +41,8 @@ examples:
   perfkit sync https://example.org/rules rules
   perfkit sync https://example.org/rules rules --dry-run
   perfkit sync https://example.org/rules rules --quiet --json    for programs
-  perfkit sync https://example.org/rules rules --check 'suricata -T -S {}/all.rules' --on-change 'systemctl reload ids'
+  perfkit sync https://example.org/rules rules --check 'suricata -T -S {}/all.rules'
+  perfkit sync https://example.org/rules rules --on-change 'systemctl reload suricata'
   perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
   perfkit sync https://example.org/disk.img.zsync images
   perfkit sync urls.txt mirror

@@ -104,10 +104,10 @@ def _view(root: str, changed: Mapping[str, str | None]) -> Iterator[tuple[str, l
 def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
     """Only the directories on the way to changed names are created: the others are links."""
     directories = {""}
-    for name, content in changed.items():
-        if content is not None or os.path.lexists(os.path.join(root, name)):
-            while name := os.path.dirname(name):
-                directories.add(name)
+    for name in changed:
+        parents = [*_parents(name)]
+        if all(changed.get(parent) is None for parent in parents):  # else a file takes the place of a directory
+            directories.update(parents)
     for directory in sorted(directories):
         os.mkdir(os.path.join(view, directory))
         with (
@@ -127,6 +127,11 @@ def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
         if directory:
             with contextlib.suppress(OSError):  # the last file of it was removed
                 os.rmdir(os.path.join(view, directory))
+
+
+def _parents(name: str) -> Iterator[str]:
+    while name := os.path.dirname(name):
+        yield name
 
 
 def _signature(path: str) -> tuple[int, ...] | None:
