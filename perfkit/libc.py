@@ -93,7 +93,7 @@ def holds_modes(path: str) -> bool:
     If the file is another user's, or has other hard links, a new one beside it is tried.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
         try:
             found = os.fstat(descriptor)
             if found.st_nlink == 1 and os.geteuid() in (found.st_uid, 0):

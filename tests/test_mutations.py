@@ -37,10 +37,12 @@ from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import JournalOp, Previous
 from perfkit.transactions.tree import Tree
+from perfkit.updates.hold import HoldReason, hold_on, write_hold
 from perfkit.updates.installed import encode_record, read_installed
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from perfkit.updates.statcache import StatCache
+from perfkit.updates.status import status
 from perfkit.zsync.control import parse_control
 from tests.support.archive_tools import FILES, Ranges, make_tar, make_zip
 from tests.support.mutations import mutated
@@ -193,6 +195,8 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         JournalOp("drop", "x", "", Previous("", 0, 5, 0o600, 6)),
     ])  # fmt: skip
     (own / "serials").write_bytes(json.dumps({"http://x/": 9}).encode())
+    write_hold(str(root), hold_on(HoldReason.PIN, "http://x/", "1", 7))
+    (own / "last-sync").write_bytes(b'{"checked_s": 1.5, "failed_s": 2.5, "error": "x"}')
     records = [(own / "history/1").read_bytes(), (own / "history/2").read_bytes()]
     read_record = in_place("history/2", read_history)
     read_timeline = in_place("state", read_history)
@@ -205,6 +209,10 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         "forged record": Parser(records, sealed(read_record)),
         "release": Parser([(own / "release").read_bytes()], in_place("release", read_state)),
         "serials": Parser([(own / "serials").read_bytes()], in_place("serials", read_state)),
+        "hold": Parser([(own / "hold").read_bytes()], in_place("hold", lambda: status(str(root)))),
+        "last sync": Parser(
+            [(own / "last-sync").read_bytes()], in_place("last-sync", lambda: status(str(root)).age_s())
+        ),
         "owner": Parser(
             [b'{"boot": "x", "space": 1, "pid": 1, "began": "5", "token": "ab"}'], lambda data: lock(root, data)
         ),
@@ -290,8 +298,8 @@ def parsers(release: Release, tree: Path) -> dict[str, Parser]:
 
 
 NAMES = ["pointer", "manifest", "index", "frame", "frames", "delta", "site history", "journal", "forged journal",
-         "state", "forged state", "record", "forged record", "release", "serials", "owner", "stat cache", "zip", "tar",
-         "zsync", "metalink", "urls", "checksum"]  # fmt: skip
+         "state", "forged state", "record", "forged record", "release", "serials", "hold",
+         "last sync", "owner", "stat cache", "zip", "tar", "zsync", "metalink", "urls", "checksum"]  # fmt: skip
 
 
 def test_every_parser_is_tried(parsers: dict[str, Parser]) -> None:

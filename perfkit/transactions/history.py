@@ -27,11 +27,13 @@ from perfkit.transactions.records import (
     with_checksum,
 )
 
-__all__ = ["Generation", "History", "Timeline", "record_lines", "state_lines"]
+__all__ = ["Generation", "History", "Timeline", "read_current", "record_lines", "state_lines"]
 
 _YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _DIGESTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
+
+_HEAD_BYTES = 64 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -117,21 +119,7 @@ class History:
         Raises:
             RecoveryError: the state file is damaged.
         """
-        if self._rootdir.lstat(STATE) is None:
-            return Timeline()
-        try:
-            with open(open_regular(self._rootdir, STATE), "rb") as file:
-                ((kind, version, chain, current, following),) = read_checked(file)
-            if (kind, version) != ("perfkit-state", FORMAT):
-                raise ValueError(_unknown_format(version))
-            numbers = (*chain, following)
-            ascending = all(map(is_count, numbers)) and all(one < other for one, other in itertools.pairwise(numbers))
-            if not ascending or current not in chain:
-                raise ValueError("damaged")
-            return Timeline(tuple(chain), current, following)
-        except MALFORMED as error:
-            message = f"{self._rootdir.root}: {STATE} is {error}; remove it to forget the history"
-            raise RecoveryError(message) from error
+        return _read_timeline(self._rootdir)
 
     def changes_between(self, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
         """These records combined: `before` is what the tree should hold now, `after` what it is to hold.
@@ -251,6 +239,40 @@ def _checked_head(head: dict[str, Any]) -> dict[str, Any]:
     if not (whole and dated and named):
         raise ValueError("its header is damaged")
     return head
+
+
+def _read_timeline(rootdir: RootDir) -> Timeline:
+    if rootdir.lstat(STATE) is None:
+        return Timeline()
+    try:
+        with open(open_regular(rootdir, STATE), "rb") as file:
+            ((kind, version, chain, current, following),) = read_checked(file)
+        if (kind, version) != ("perfkit-state", FORMAT):
+            raise ValueError(_unknown_format(version))
+        numbers = (*chain, following)
+        ascending = all(map(is_count, numbers)) and all(one < other for one, other in itertools.pairwise(numbers))
+        if not ascending or current not in chain:
+            raise ValueError("damaged")
+        return Timeline(tuple(chain), current, following)
+    except MALFORMED as error:
+        raise RecoveryError(f"{rootdir.root}: {STATE} is {error}; remove it to forget the history") from error
+
+
+def read_current(rootdir: RootDir) -> Generation:
+    """The current generation without its `bytes_kept`, read without the tree's lock.
+
+    Raises:
+        RecoveryError: the state file is damaged.
+        UpdateError: it, or the record, is not a regular file.
+    """
+    number = _read_timeline(rootdir).current
+    try:
+        with open(open_regular(rootdir, record_path(number)), "rb") as file:
+            head = _checked_head(read_line(file.readline(_HEAD_BYTES)))
+        counts = {name: head[name] for name in ("added", "changed", "removed")}
+        return Generation(number, label=head["label"], created_s=head["created_s"], current=True, **counts)
+    except (*MALFORMED, FileNotFoundError):  # number 0, or it has just been left and deleted
+        return Generation(number, current=True)
 
 
 def _unknown_format(version: object) -> str:

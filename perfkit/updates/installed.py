@@ -17,7 +17,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["Installed", "encode_record", "managed_tree", "read_installed"]
+__all__ = ["Installed", "encode_record", "managed_tree", "read_installed", "require_managed"]
 
 _NOTHING = Manifest.of(())
 
@@ -78,7 +78,17 @@ class Installed:
             file.write(json.dumps({**self.serials, source: serial}).encode())
 
 
-def managed_tree(config: Config, dest: str, *, create: bool = False) -> Tree:
+def require_managed(dest: str) -> None:
+    """See that perfkit manages this tree.
+
+    Raises:
+        UpdateError: it does not.
+    """
+    if not os.path.isdir(os.path.join(dest, layout.PRIVATE_DIR)):
+        raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
+
+
+def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool = False) -> Tree:
     """The tree at `dest`, with these settings.
 
     Args:
@@ -87,9 +97,14 @@ def managed_tree(config: Config, dest: str, *, create: bool = False) -> Tree:
     Raises:
         UpdateError: perfkit does not manage it.
     """
-    if not create and not os.path.isdir(os.path.join(dest, layout.PRIVATE_DIR)):
-        raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
-    return Tree(dest, keep_generations=config.keep_generations, trust_other_owners=config.trust_other_owners)
+    if not create:
+        require_managed(dest)
+    return Tree(
+        dest,
+        wait_s=wait_s,
+        keep_generations=config.keep_generations,
+        trust_other_owners=config.trust_other_owners,
+    )
 
 
 def read_installed(root: str) -> Installed:
