@@ -20,13 +20,15 @@ def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
             written, and has other names, which others may have given it.
     """
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
-    found = os.fstat(fd)
-    if not stat.S_ISREG(found.st_mode):
+    try:
+        found = os.fstat(fd)
+        if not stat.S_ISREG(found.st_mode):
+            raise OSError(errno.EINVAL, "Not a regular file; remove it", path)
+        if flags & (os.O_WRONLY | os.O_RDWR) and found.st_nlink > 1:
+            raise OSError(errno.EMLINK, "The file has other hard links; remove it", path)
+    except BaseException:
         os.close(fd)
-        raise OSError(errno.EINVAL, "Not a regular file; remove it", path)
-    if flags & (os.O_WRONLY | os.O_RDWR) and found.st_nlink > 1:
-        os.close(fd)
-        raise OSError(errno.EMLINK, "The file has other hard links; remove it", path)
+        raise
     return fd
 
 

@@ -174,9 +174,12 @@ def open_regular(rootdir: RootDir, name: str) -> int:
         if error.errno in (errno.ELOOP, errno.ENXIO):
             raise UpdateError(f"{name}: not a regular file; move it away first") from error
         raise
-    if not stat.S_ISREG(os.fstat(fd).st_mode):
+    try:
+        if not stat.S_ISREG(os.fstat(fd).st_mode):
+            raise UpdateError(f"{name}: not a regular file; move it away first")
+    except BaseException:
         os.close(fd)
-        raise UpdateError(f"{name}: not a regular file; move it away first")
+        raise
     return fd
 
 
