@@ -15,6 +15,8 @@ from perfkit.downloads.http.semantics import (
     Version,
     as_stored,
     judge,
+    may_share,
+    origin_of,
     validator_of,
     version_of,
 )
@@ -48,7 +50,9 @@ class Probe(NamedTuple):
         return len(self.first) == self.size
 
 
-def probe(network: Network, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Probe:
+def probe(
+    network: Network, url: str, *, most: int, known: Version | None, home: str | None = None, cancel: Cancel
+) -> Probe:
     """Request the first `most` bytes of a file, unless it is the version `known`.
 
     The host's limits and retries are those of a transfer, and a refusal counts for all requests to the host.
@@ -59,13 +63,14 @@ def probe(network: Network, url: str, *, most: int, known: Version | None, cance
     """
     config, limiter = network.config, network.limiter
     host, ranged, failures, requests = host_of(url), True, 0, 0
+    trusted = may_share(origin_of(home or url), origin_of(url))
     while limiter.wait(host, cancel):
         requests += 1
         headers = {"Cache-Control": "max-age=0", **(known.condition if known else {})}
         if ranged:
             headers["Range"] = f"bytes=0-{most - 1}"
         try:
-            with network.transport.open(Get(url=url, headers=headers), cancel) as response:
+            with network.transport.open(Get(url=url, headers=headers, trusted=trusted), cancel) as response:
                 fields = as_stored(response.headers, url)
                 answer = judge(
                     response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged

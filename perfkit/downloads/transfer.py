@@ -19,6 +19,7 @@ from perfkit.downloads.http.semantics import (
     Validator,
     Version,
     content_disposition_name,
+    may_share,
     origin_of,
     version_of,
 )
@@ -284,7 +285,7 @@ class Transfer:
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner, network = task.partial, task.runner, self._context.network
-        own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
         get = Get(

@@ -19,7 +19,7 @@ from urllib.parse import urljoin
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.semantics import Origin, origin_of
+from perfkit.downloads.http.semantics import may_share, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -49,7 +49,7 @@ class Get:
         headers: may go wherever a redirect leads.
         private_headers, auth: go to the origin of `url` only.
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
-            mirror at another origin than the file's own is not trusted.
+            mirror, or an entry of a list, at another origin than what the caller named is not trusted.
     """
 
     url: str
@@ -160,7 +160,7 @@ class HttpTransport:
         private = {**self._configured, **_canonical(request.private_headers)}
         at, hops = request.at or request.url, 0
         while True:
-            trusted = request.trusted and _may_share(home, origin_of(at))
+            trusted = request.trusted and may_share(home, origin_of(at))
             chosen = private if trusted else {k: v for k, v in private.items() if k in _HARMLESS}
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
@@ -332,8 +332,3 @@ def _joined(base: str, location: str) -> str:
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
     """Names in one spelling, so that none is sent twice."""
     return {name.title(): value for name, value in headers.items()}
-
-
-def _may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))

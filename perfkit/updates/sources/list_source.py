@@ -111,6 +111,7 @@ class ListSource:
         self._reopened = reopened
         self._record: dict[str, object] = dict(installed.state)
         self._fetched = False
+        self._home = url if url.startswith(("http://", "https://")) else None  # a local list is the caller's own
 
     def unchanged(self) -> bool:
         return self._reopened  # otherwise each file has to be revalidated
@@ -177,6 +178,7 @@ class ListSource:
                     mirrors=each.request.mirrors,
                     max_bytes=each.size,
                     known=known,
+                    home=self._home,
                 )
             )
         return self._fetcher.get(requests)
