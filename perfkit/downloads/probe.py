@@ -62,11 +62,11 @@ def probe(
         CancelledError: cancelled.
     """
     config, limiter = network.config, network.limiter
-    host, ranged, failures, requests = host_of(url), True, 0, 0
+    host, ranged, conditional, failures, requests = host_of(url), True, True, 0, 0
     trusted = may_share(origin_of(home or url), origin_of(url))
     while limiter.wait(host, cancel):
         requests += 1
-        headers = {"Cache-Control": "max-age=0", **(known.condition if known else {})}
+        headers = {"Cache-Control": "max-age=0", **(known.condition if known and conditional else {})}
         if ranged:
             headers["Range"] = f"bytes=0-{most - 1}"
         try:
@@ -75,10 +75,10 @@ def probe(
                 answer = judge(
                     response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
                 )
-                if answer.verdict is Verdict.CURRENT and known and not known.differs(fields):
-                    return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
-                if answer.verdict is Verdict.CURRENT and known:
-                    known = None  # current, it says, and names another version
+                if answer.verdict is Verdict.CURRENT and known and conditional:
+                    if known.is_meant_by(fields):
+                        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+                    conditional = False
                     continue
                 if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
                     ranged = False

@@ -121,6 +121,7 @@ class Transfer:
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
+        self._conditional = True  # whether the server is trusted to compare it with what it has
         self._started_s = 0.0
         self._version = Version()
         self._length_known = True
@@ -315,7 +316,7 @@ class Transfer:
     @property
     def _wanted(self) -> Wanted:
         first = self._attempts.source == 0 and self._attempts.restarts == 0
-        return Wanted(self._known if first else Version(), self._only, self._checksum)
+        return Wanted(self._known if first else Version(), self._only, self._checksum, self._conditional)
 
     @property
     def _only(self) -> Validator:
@@ -336,7 +337,7 @@ class Transfer:
             self._unchanged = True
             return False
         if step is Step.UNCONDITIONALLY:
-            self._known = Version()
+            self._conditional = False
             return False
         if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):

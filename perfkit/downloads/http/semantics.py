@@ -108,6 +108,12 @@ class Version:
         """
         return _differ(self.etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
 
+    def is_meant_by(self, headers: Headers) -> bool:
+        """Whether a 304 with these headers is about this version. One that names none, in answer to a date, may be
+        about a file that was put back to an older date (RFC 9110 section 13.1.3: any date not later).
+        """
+        return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
+
 
 def _differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
