@@ -42,6 +42,7 @@ STORED, DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
 ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13  # 4.4.4
 _UTF8 = 1 << 11
 _UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
+_WINDOWS_SYSTEMS = (0, 10, 11, 14)  # FAT, NTFS, that of Info-ZIP, VFAT
 
 ReadRange = Callable[[int, int], bytes]
 
@@ -248,6 +249,8 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
         if disk:
             raise ManifestError("the zip archive is split over several files")
         name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
+        if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
+            name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
         yield _Entry(
             name,
@@ -287,7 +290,9 @@ def apply_zip64(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int
 
 
 def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
-    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D)."""
+    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D); but macOS and
+    older Java write UTF-8 without the flag, which no name in a code page is likely to be by chance.
+    """
     try:
         if flags & _UTF8:
             return raw.decode()
@@ -295,7 +300,10 @@ def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
             return unicode_path[5:].decode()
     except UnicodeDecodeError as error:
         raise ManifestError(f"the zip archive has a name that is not UTF-8: {raw!r}") from error
-    return raw.decode("cp437")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp437")
 
 
 def _kind(name: str, mode: int) -> str:
