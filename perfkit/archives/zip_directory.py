@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from perfkit.archives.members import Limits, Member, MemberNames, Selection
+from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
 
 __all__ = [
@@ -20,10 +20,11 @@ __all__ = [
     "ENCRYPTED",
     "LOCAL_HEADER",
     "STORED",
+    "ReadRange",
     "ZipMember",
     "apply_zip64",
     "extra_fields",
-    "read_directory",
+    "list_members",
 ]
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
@@ -57,6 +58,7 @@ class ZipMember(Member):
     start: int  # of the local header
     end: int
     raw_name: bytes  # as the local header must have it
+    link: str | None = None  # path in the archive of a symbolic link, whose content is its target
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,29 +71,24 @@ class _Directory:
     shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
 
 
-def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
-) -> list[ZipMember]:
-    """The wanted files of an archive of `size` bytes, in the order of their offsets.
+def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: Limits) -> list[ZipMember]:
+    """The wanted files of an archive of `size` bytes, and links to be followed, in the order of their offsets.
 
     One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
 
     Args:
         read_range: returns the bytes from start (inclusive) to end (exclusive).
+        names: still to be closed.
 
     Raises:
-        ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
-            encrypted, a link, a duplicate, or compressed by another method than deflate or zstd.
-        UnsafePathError: a name leads outside the tree, or collides with another.
-        Anything that `read_range` raises.
+        As `zip.read_directory`.
     """
-    limits = limits or Limits()
     tail = _Tail(read_range, size)
     directory = _find_directory(tail)
     if directory.count > limits.members:
         raise ManifestError(f"the archive has more than {limits.members} members")
     data = tail.read(directory.start, directory.end)
-    return _parse_directory(data, directory, MemberNames(selection or Selection(), limits), limits, size)
+    return list(_parse_directory(data, directory, names))
 
 
 class _Tail:
@@ -158,13 +155,10 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
     raise ManifestError("the zip archive has no Zip64 end record where its locator points")
 
 
-def _parse_directory(
-    data: bytes, directory: _Directory, names: MemberNames, limits: Limits, size: int
-) -> list[ZipMember]:
+def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
     entries = list(_parse_entries(data, directory))
     entries.sort(key=lambda entry: entry.start)
     ends = [*(entry.start for entry in entries), directory.start][1:]
-    members = []
     for entry, end in zip(entries, ends, strict=True):
         if entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed > end:
             raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
@@ -180,22 +174,18 @@ def _parse_directory(
         reach = (
             entry.start + LOCAL_HEADER.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
         )
-        members.append(
-            ZipMember(
-                name,
-                entry.size,
-                entry.executable,
-                entry.crc32,
-                entry.method,
-                entry.packed,
-                entry.start,
-                min(end, reach),
-                entry.raw_name,
-            )
+        yield ZipMember(
+            name,
+            entry.size,
+            entry.executable,
+            entry.crc32,
+            entry.method,
+            entry.packed,
+            entry.start,
+            min(end, reach),
+            entry.raw_name,
+            entry.name if entry.kind == SYMLINK else None,
         )
-    names.close()
-    limits.check_ratio(sum(member.size for member in members), size)
-    return members
 
 
 @dataclass(frozen=True, slots=True)
@@ -308,5 +298,5 @@ def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
 
 def _kind(name: str, mode: int) -> str:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a symbolic link" if stat.S_ISLNK(mode) else "a device or another special file"
+        return SYMLINK if stat.S_ISLNK(mode) else "a device or another special file"
     return "directory" if name.endswith("/") or stat.S_ISDIR(mode) else "file"

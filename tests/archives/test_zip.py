@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 
 from perfkit.archives.coalesce import coalesce, gap_bytes
 from perfkit.archives.members import Limits, Selection
-from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_members
-from perfkit.archives.zip_directory import ZipMember, read_directory
+from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
+from perfkit.archives.zip_directory import ZipMember
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
 from tests.support.archive_tools import FILES, Ranges, make_zip, raw_zip
 from tests.support.archive_tools import unpack_zip as unpack

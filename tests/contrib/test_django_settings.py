@@ -73,6 +73,7 @@ WRONG = [
     ("E009", {"TREES": {"rules": {**GOOD, "TYPE": "rar"}}}, "detected"),
     ("E009", {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": -1}}}, "directories"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
+    ("E009", {"TREES": {"rules": {**GOOD, "LINKS": "keep"}}}, "Leave it out"),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 

@@ -10,8 +10,7 @@ import zlib
 from collections.abc import Iterable, Mapping
 
 from perfkit.archives.members import Limits, Selection
-from perfkit.archives.zip import plan_ranges, read_members
-from perfkit.archives.zip_directory import read_directory
+from perfkit.archives.zip import plan_ranges, read_directory, read_members
 
 FILES = {
     "pkg/__init__.py": b"version = 1\n",
@@ -155,8 +154,8 @@ class Drip:
 def unpack_zip(data: bytes, selection: Selection | None = None, limits: Limits | None = None) -> dict[str, bytes]:
     """All wanted members of a zip archive, by way of directory, ranges and streams."""
     members = read_directory(Ranges(data), len(data), selection=selection, limits=limits)
-    found = {}
-    for fetched in plan_ranges(members, gap=1000):
+    found: dict[int, bytes] = {}
+    for fetched in plan_ranges({member.start: member for member in members}.values(), gap=1000):
         for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end]), limits):
-            found[member.name] = b"".join(content)
-    return found
+            found[member.start] = b"".join(content)
+    return {member.name: found[member.start] for member in members}
