@@ -187,7 +187,7 @@ def test_judge(status: int, headers: dict[str, str], asked: dict[str, object], v
         (Answer(Verdict.UNRANGED), 416, "no range"),
         (Answer(Verdict.CODED), 206, "no range"),
         (Answer(Verdict.CHANGED), 412, "changed"),
-        (Answer(Verdict.INVALID), 206, "invalid"),
+        (Answer(Verdict.INVALID), 206, "no range"),
         (Answer(Verdict.STATUS), 404, "status"),
     ],
 )

@@ -405,7 +405,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     wanted = f"bytes {first} to {end - 1} were asked for"
     if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
         return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
-    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED):
+    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"{answer.reason}; {wanted}")
     if answer.verdict is not Verdict.BODY:
         return answer
