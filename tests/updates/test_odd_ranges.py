@@ -76,11 +76,9 @@ ODD = {
 
 @pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "release"])
 @pytest.mark.parametrize("oddity", ODD)
-def test_the_tree_is_right(
-    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, kind: str, oddity: str
-) -> None:
+def test_the_tree_is_right(kit: Toolkit, misbehaving: Start, tmp_path: Path, kind: str, oddity: str) -> None:
     """Install and update."""
-    kit, files = make_kit(retries=1), {}
+    files: dict[str, bytes] = {}
 
     def handler(exchange: Exchange) -> None:
         body = files.get(exchange.asked.path.lstrip("/"))
