@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
+from perfkit.downloads.http.redirects import may_share
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -15,7 +16,6 @@ from perfkit.downloads.http.semantics import (
     Version,
     as_stored,
     judge,
-    may_share,
     origin_of,
     validator_of,
     version_of,

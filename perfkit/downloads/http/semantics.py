@@ -25,7 +25,6 @@ __all__ = [
     "judge",
     "judge_part",
     "lasting_version_of",
-    "may_share",
     "origin_of",
     "parse_content_range",
     "parse_date",
@@ -54,11 +53,6 @@ def origin_of(url: str) -> Origin:
 def _origin_of(url: str) -> Origin:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 class ContentRange(NamedTuple):
