@@ -19,7 +19,7 @@ from perfkit.errors import (
     CheckFailedError,
     HTTPStatusError,
     ManifestError,
-    SourceBehindError,
+    StaleSourceError,
     TransferError,
     UpdateError,
 )
@@ -62,12 +62,14 @@ class SyncOptions:
         local_changes: what to do with files that were edited locally.
         check: looks at the tree as it will be, and may refuse it.
         retry_rejected: install a release that a check refused before, if it is accepted now.
+        allow_older: install a release although a later one of its source was installed before.
         wait_s: how long to wait for another process or thread that is changing the tree.
     """
 
     local_changes: LocalChanges
     check: Check | None = None
     retry_rejected: bool = False
+    allow_older: bool = False
     wait_s: float = 0.0
 
 
@@ -149,7 +151,7 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
         newer: what the source offers after the failure.
 
     Raises:
-        SourceBehindError: it is.
+        StaleSourceError: it is.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -160,7 +162,7 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
     else:
         return
     reason += "; a cache, mirror or edge is behind, or the site is incomplete: try again later"
-    raise SourceBehindError(source.url, reason, transient=True) from error
+    raise StaleSourceError(source.url, reason, transient=True) from error
 
 
 def plan(
@@ -272,20 +274,22 @@ class Sync:
         return report
 
     def refuse_downgrade(self) -> None:
-        """Refuse an older release than was ever installed from this source.
+        """Refuse an older release than was ever installed from this source, unless it is allowed.
 
         Raises:
-            SourceBehindError: the source offers one.
+            StaleSourceError: the source offers one.
         """
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
+            if self._options.allow_older:
+                self._installed = self._installed.forget_serials(source.url)
+                return
             reason = (
                 f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
                 f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "
-                "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
-                "version, use rollback"
+                "install it, allow older releases (--allow-older); to go back to the previous version, use rollback"
             )
-            raise SourceBehindError(source.url, reason, transient=True)
+            raise StaleSourceError(source.url, reason, transient=True)
 
     def scan(self, *, now_ns: int) -> LocalTree:
         """The files of the tree, compared with the installed manifest.
