@@ -7,7 +7,6 @@ import errno
 import fcntl
 import functools
 import os
-import signal
 import stat
 import struct
 from collections.abc import Callable
@@ -141,6 +140,8 @@ def is_being_written(descriptor: int) -> bool:
 
     False where that can't be known: leases are for the file's owner and root, and network file systems have none.
     """
+    import signal
+
     try:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default of a lease would end the process
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)

@@ -364,8 +364,9 @@ class Toolkit:
     ) -> SyncReport:
         """Update a tree to what a source offers: only differences are fetched, and all files change at once.
 
-        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. After a crash, the same call
-        resumes with what was fetched.
+        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. A file whose size, times,
+        inode and mode are unchanged is not read again, unless `Config.check_contents` is set. After a crash, the same
+        call resumes with what was fetched.
 
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.

@@ -134,6 +134,8 @@ def add_sync(sync: Parser) -> None:
         "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
     )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    what = "hash every file of the tree, even if its size and times are unchanged"
+    sync.add_argument("--check-contents", action="store_true", help=what)
     add_rates(sync)
     add_output(sync, _ONE_OBJECT)
     sync.set_defaults(run=_sync)

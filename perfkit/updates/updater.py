@@ -51,7 +51,7 @@ def sync(
         fetcher = Fetcher(downloads, tree.fetch_directory)
 
         def sync_from(source: Source) -> SyncReport:
-            update = Sync(tree.root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
+            update = Sync(tree.root, fetcher, source, installed, config, progress)
             update.refuse_downgrade()
             return replace(update.run(tree), seconds=time.monotonic() - began_s)
 
@@ -83,7 +83,7 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
-        dry_run = Sync(root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
+        dry_run = Sync(root, fetcher, source, installed, config, progress)
         dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
         staging = StagingArea(stage, progress=progress)
@@ -134,7 +134,7 @@ class Sync:
     Args:
         root: of the tree.
         installed: what is installed there.
-        local_changes: what to do with files that were edited locally.
+        config: what to do with files that were edited locally, and whether to trust the stat cache.
     """
 
     def __init__(
@@ -143,14 +143,14 @@ class Sync:
         fetcher: Fetcher,
         source: Source,
         installed: Installed,
-        local_changes: LocalChanges,
+        config: Config,
         progress: Progress | None,
     ) -> None:
         self._root = root
         self._fetcher = fetcher
         self._source = source
         self._installed = installed
-        self._local_changes = local_changes
+        self._config = config
         self._progress = progress
         self._clock = os.path.join(root, layout.CLOCK)  # a file whose mtime tells the file system's time
 
@@ -208,8 +208,10 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
-        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
+        manifest, modes = self._installed.manifest, holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache(manifest, modes=modes)
+        if not self._config.check_contents:
+            cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
@@ -235,7 +237,7 @@ class Sync:
             before,
             stored=stored,
             taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
-            local_changes=self._local_changes,
+            local_changes=cast(LocalChanges, self._config.local_changes),
         )
         unchanged = len(manifest) - len(plan.added) - len(plan.changed)
         return replace(plan, version=version, installed_version=installed.version, unchanged=unchanged)

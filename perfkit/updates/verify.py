@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from perfkit.config import Config, LocalChanges
+from perfkit.config import Config
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
@@ -20,9 +19,9 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import Installed, read_installed, require_managed
+from perfkit.updates.installed import read_installed, require_managed
 from perfkit.updates.local_tree import scan_files
-from perfkit.updates.report import SyncReport, VerifyReport
+from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
 from perfkit.updates.updater import Sync
@@ -43,8 +42,11 @@ def verify(
         found = _compare(tree.root, installed.manifest, progress)
         repaired = None
         if repair and (found.missing or found.changed):
-            local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            repaired = _repair(tree, Fetcher(downloads, tree.fetch_directory), installed, local_changes, progress)
+            local_changes = "overwrite" if config.local_changes == "overwrite" else "keep"
+            config = replace(config, local_changes=local_changes, check_contents=True)  # damage may not show in stat
+            fetcher = Fetcher(downloads, tree.fetch_directory)
+            source = reopen_source(fetcher, installed)
+            repaired = Sync(tree.root, fetcher, source, installed, config, progress).run(tree)
         return VerifyReport(
             version=installed.version or "",
             generation=tree.generation,
@@ -56,15 +58,6 @@ def verify(
             repaired=repaired,
             seconds=time.monotonic() - began_s,
         )
-
-
-def _repair(
-    tree: Tree, fetcher: Fetcher, installed: Installed, local_changes: LocalChanges, progress: Progress | None
-) -> SyncReport:
-    with contextlib.suppress(FileNotFoundError):  # damage may not show in stat: hash every file again
-        os.unlink(os.path.join(tree.root, layout.STATCACHE))
-    source = reopen_source(fetcher, installed)
-    return Sync(tree.root, fetcher, source, installed, local_changes, progress).run(tree)
 
 
 @dataclass(slots=True)
