@@ -191,7 +191,7 @@ class RootDir:
                 os.close(cached)
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
-            if error.errno not in _NOT_REMOVABLE:
+            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM where it is not empty
                 raise
             return False
         return True
