@@ -6,9 +6,9 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from perfkit.config import Config
+from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
@@ -24,7 +24,7 @@ from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Sync
+from perfkit.updates.updater import Sync, SyncOptions
 
 __all__ = ["verify"]
 
@@ -42,11 +42,11 @@ def verify(
         found = _compare(tree.root, installed.manifest, progress)
         repaired = None
         if repair and (found.missing or found.changed):
-            local_changes = "overwrite" if config.local_changes == "overwrite" else "keep"
-            config = replace(config, local_changes=local_changes, check_contents=True)  # damage may not show in stat
+            local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
+            options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
             fetcher = Fetcher(downloads, tree.fetch_directory)
             source = reopen_source(fetcher, installed)
-            repaired = Sync(tree.root, fetcher, source, installed, config, progress).run(tree)
+            repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return VerifyReport(
             version=installed.version or "",
             generation=tree.generation,
