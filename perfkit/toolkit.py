@@ -473,12 +473,11 @@ class Toolkit:
         return status(os.fspath(dest))
 
     def history(self, dest: Path) -> list[Generation]:
-        """The generations that `rollback` can restore, oldest first.
+        """The generations that `rollback` can restore, oldest first; read without the tree's lock.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
             RollbackError: a record is damaged.
-            LockedError: another process or thread is changing the tree.
         """
         from perfkit.updates.restore import history
 
@@ -497,11 +496,14 @@ class Toolkit:
     def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
 
+        Without `repair`, neither the tree's lock nor write permission is needed.
+
         Args:
             repair: fetch missing and changed files again; extra files stay.
 
         Raises:
             UpdateError: no release is installed in `dest`.
+            LockedError: the tree changed again and again while it was verified.
             as `sync`, if `repair` is true.
         """
         from perfkit.updates.verify import verify

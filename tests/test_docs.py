@@ -25,7 +25,9 @@ LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one p
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
 # From run to run, and from zstd to zstd; a download has no speed if it took no time to speak of.
-_VARIES = re.compile(r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|[\d.]+ [KM]?i?B kept|(?<= in )\d+:\d\d(, [\d.]+ [KM]?i?B/s)?")
+_VARIES = re.compile(
+    r"\d{4}-\d\d-\d\d \d\d:\d\d(?::\d\d)?|[\d.]+ [KM]?i?B kept|(?<= in )\d+:\d\d(, [\d.]+ [KM]?i?B/s)?"
+)
 
 
 @dataclass

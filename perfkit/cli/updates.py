@@ -6,18 +6,24 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
+import os
+import socket
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.output import INTERRUPTED, errors_as_json, print_error, print_result, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import add_rates, add_wait, config_for
 from perfkit.config import parse_seconds
+from perfkit.errors import UpdateError
 from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.releases.publish.publisher import Release
+    from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport
@@ -145,6 +151,10 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
+    sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
+    sync.add_argument(
+        "--splay", metavar="TIME", help="wait up to this long first: the same on a host, others on others"
+    )
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
     add_rates(sync)
@@ -156,6 +166,8 @@ def _sync(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+        if not arguments.dry_run and not _is_due(kit, arguments):
+            return 0
         chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:
             _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
@@ -182,6 +194,23 @@ def _sync(arguments: argparse.Namespace) -> int:
             print_error(f"{error}; the next sync runs it again")
             return _ON_CHANGE_FAILED
     return _CHANGED if arguments.exit_code and report.generation_is_new else 0
+
+
+def _is_due(kit: Toolkit, arguments: argparse.Namespace) -> bool:
+    """Whether it is time for this sync, after waiting for the splay."""
+    if arguments.min_interval is not None:
+        least_s = parse_seconds(arguments.min_interval)
+        with contextlib.suppress(UpdateError):  # there is no tree yet
+            status = kit.status(arguments.dest)
+            if status.failed_s is None and status.age_s() < least_s:
+                note = f"{status.version}: the last sync succeeded {status.age_s():.0f} s ago; nothing to do"
+                print_result(arguments, dataclasses.asdict(status), note)
+                return False
+    if arguments.splay is not None:
+        # Every host has its own moment in the interval, so that a fleet does not ask at once.
+        digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(arguments.dest)}".encode()).digest()
+        sleep(parse_seconds(arguments.splay) * int.from_bytes(digest[:4]) / 2**32)
+    return True
 
 
 def _edits(report: SyncReport) -> str:

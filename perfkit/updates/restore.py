@@ -11,7 +11,10 @@ from typing import cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.errors import RollbackError
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import layout
+from perfkit.transactions.history import History, read_current
+from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation, Tree
 from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
@@ -105,7 +108,16 @@ def changed_since(dest: str, generation: int) -> list[str] | None:
 
 
 def history(dest: str) -> list[Generation]:
-    """The generations that `rollback` can reach, oldest first."""
+    """The generations that `rollback` can reach, oldest first; read without the tree's lock."""
     require_managed(dest)
-    with Tree(dest) as tree:
-        return tree.history()
+    rootdir = RootDir(dest)
+    try:
+        while True:
+            before = read_current(rootdir).number
+            try:
+                return History(rootdir, ObjectStore(rootdir)).generations()
+            except RollbackError:
+                if read_current(rootdir).number == before:
+                    raise  # else a change has just ended, and deleted an old record
+    finally:
+        rootdir.close()

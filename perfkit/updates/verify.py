@@ -6,11 +6,11 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import UpdateError
+from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import holds_modes
@@ -24,9 +24,12 @@ from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
+from perfkit.updates.status import status
 from perfkit.updates.updater import Sync, SyncOptions
 
 __all__ = ["verify"]
+
+_TRIES = 3
 
 
 def verify(
@@ -35,29 +38,46 @@ def verify(
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
     require_managed(dest)
+    if not repair:
+        return _verify(dest, began_s, progress)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        installed = read_installed(tree.root)
+        found = _verify(dest, began_s, progress)
+        if not (found.missing or found.changed):
+            return found
+        local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
+        options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
+        fetcher, installed = Fetcher(downloads, tree.fetch_directory), read_installed(tree.root)
+        source = reopen_source(fetcher, installed)
+        repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
+        return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
+
+
+def _verify(dest: str, began_s: float, progress: Progress | None) -> VerifyReport:
+    """Compare a tree with what is installed; without its lock, so once more if it changes meantime.
+
+    Raises:
+        LockedError: it changes all the time.
+    """
+    root = os.path.abspath(dest)
+    for _ in range(_TRIES):
+        before = status(dest)
+        installed = read_installed(root)
         if installed.type is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")
-        found = _compare(tree.root, installed.manifest, progress)
-        repaired = None
-        if repair and (found.missing or found.changed):
-            local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
-            fetcher = Fetcher(downloads, tree.fetch_directory)
-            source = reopen_source(fetcher, installed)
-            repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
-        return VerifyReport(
-            version=installed.version or "",
-            generation=tree.generation,
-            files=len(installed.manifest),
-            bytes=found.hashed,
-            missing=tuple(sorted(found.missing)),
-            changed=tuple(sorted(found.changed)),
-            extra=tuple(sorted(found.extra)),
-            repaired=repaired,
-            seconds=time.monotonic() - began_s,
-        )
+        found = _compare(root, installed.manifest, progress)
+        after = status(dest)
+        if (before.generation, before.changed_s) == (after.generation, after.changed_s):
+            return VerifyReport(
+                version=installed.version or "",
+                generation=before.generation,
+                files=len(installed.manifest),
+                bytes=found.hashed,
+                missing=tuple(sorted(found.missing)),
+                changed=tuple(sorted(found.changed)),
+                extra=tuple(sorted(found.extra)),
+                seconds=time.monotonic() - began_s,
+            )
+    raise LockedError(f"{dest} changed while it was verified; try again later")
 
 
 @dataclass(slots=True)

@@ -151,3 +151,26 @@ def test_a_tree_from_before_the_option(cli_origin: Origin, tmp_path: Path) -> No
     assert sync(cli_origin) == 0
     assert sync(cli_origin, "--on-change", python(tmp_path, "open('seen', 'w')")) == 0
     assert not (tmp_path / "seen").exists()
+
+
+def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
+    """Nothing is asked before it has passed, except after a failure."""
+    assert sync(cli_origin, "--min-interval", "1h", "--exit-code") == 10
+    asked = len(cli_origin.sent)
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--min-interval", "1h", "--exit-code") == 0
+    assert len(cli_origin.sent) == asked
+    assert sync(cli_origin, "--min-interval", "0", "--exit-code") == 10
+    assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet"]) == 1
+    assert sync(cli_origin, "--min-interval", "1h") == 0
+    assert len(cli_origin.sent) > asked + 2
+
+
+def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait within the interval that is the same for a tree each time, and another for another tree."""
+    waits: list[float] = []
+    monkeypatch.setattr("perfkit.cli.updates.sleep", waits.append)
+    for dest in ("tree", "tree", "other"):
+        assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
+    assert waits[0] == waits[1] != waits[2]
+    assert all(0 <= wait < 600 for wait in waits)

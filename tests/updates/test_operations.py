@@ -97,7 +97,7 @@ def test_recovering_by_hand(damage: Callable[[Path], None], name: str, kit_after
     damage(tmp_path)
     (tmp_path / "9.rules").write_text("half old, half new")
     with pytest.raises(RecoveryError):
-        kit_after_two.history(tmp_path)
+        kit_after_two.sync(URL, tmp_path)
     lose(tmp_path, name)
     kit_after_two.sync(URL, tmp_path)
     found = kit_after_two.verify(tmp_path, repair=True)

@@ -20,7 +20,7 @@ from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
-from perfkit.errors import LockedError, UpdateError
+from perfkit.errors import UpdateError
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
@@ -109,7 +109,7 @@ class Status:
     name: str
     source: str
     dest: str
-    state: Literal["installed", "absent", "busy"]  # busy: being changed now; nothing else is known
+    state: Literal["installed", "absent"]
     version: str | None = None
     generation: int | None = None
     changed_s: float | None = None  # when this generation was created, in seconds since 1970
@@ -128,11 +128,8 @@ def status(name: str) -> Status:
     absent = Status(name=name, source=tree.source, dest=tree.dest, state="absent")
     if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
         return absent
-    try:
-        with Toolkit(tree.config) as kit:
-            generations = kit.history(tree.dest)
-    except LockedError:
-        return replace(absent, state="busy")
+    with Toolkit(tree.config) as kit:
+        generations = kit.history(tree.dest)
     current = next(each for each in generations if each.current)
     if current.number == 0:
         return replace(absent, generations=tuple(generations))
