@@ -376,9 +376,10 @@ class Toolkit:
     ) -> SyncReport:
         """Update a tree to what a source offers: only differences are fetched, and all files change at once.
 
-        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. After a crash, the same call
-        resumes with what was fetched. A version that the tree was rolled back from, or that `check` refused, is passed
-        over until the source offers another one; the report's `held` names it.
+        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. A file whose size, times,
+        inode and mode are unchanged is not read again, unless `Config.check_contents` is set. After a crash, the same
+        call resumes with what was fetched. A version that the tree was rolled back from, or that `check` refused, is
+        passed over until the source offers another one; the report's `held` names it.
 
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
@@ -409,6 +410,7 @@ class Toolkit:
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
+            check_contents=self.config.check_contents,
             check=check,
             retry_rejected=retry_rejected,
             allow_older=allow_older,

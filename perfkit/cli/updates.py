@@ -150,6 +150,8 @@ def add_sync(sync: Parser) -> None:
         help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
     )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    what = "hash every file of the tree, even if its size and times are unchanged"
+    sync.add_argument("--check-contents", action="store_true", help=what)
     sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")

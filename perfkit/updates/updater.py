@@ -60,6 +60,7 @@ class SyncOptions:
 
     Attributes:
         local_changes: what to do with files that were edited locally.
+        check_contents: hash every file, also where the stat cache vouches for it.
         check: looks at the tree as it will be, and may refuse it.
         retry_rejected: install a release that a check refused before, if it is accepted now.
         allow_older: install a release although a later one of its source was installed before.
@@ -67,6 +68,7 @@ class SyncOptions:
     """
 
     local_changes: LocalChanges
+    check_contents: bool = False
     check: Check | None = None
     retry_rejected: bool = False
     allow_older: bool = False
@@ -174,7 +176,8 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
-        options = SyncOptions(local_changes=cast(LocalChanges, config.local_changes))
+        local_changes = cast(LocalChanges, config.local_changes)
+        options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
         dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
@@ -303,8 +306,10 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
-        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
+        manifest, modes = self._installed.manifest, holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache(manifest, modes=modes)
+        if not self._options.check_contents:
+            cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
