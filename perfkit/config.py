@@ -143,6 +143,7 @@ class Config:
 
     # Updates
     local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
+    check_contents: bool = False  # hash every file of the tree in each sync, even if its size and times are unchanged
     keep_generations: int = 5  # before the current one, that `rollback` can restore
     trust_other_owners: bool = False  # use a tree whose .perfkit belongs to another user
 

@@ -282,7 +282,7 @@ def list_parsers() -> dict[str, Parser]:
         parse_urls(data.decode(errors="replace"), base="http://x/list")
 
     return {
-        "zsync": Parser([ZSYNC], lambda data: parse_control(data, url="http://x/f.zsync")),
+        "zsync": Parser([ZSYNC], lambda data: parse_control(data, bases=("http://x/f.zsync",))),
         "metalink": Parser([METALINK], parse_metalink),
         "urls": Parser(LISTS, read_urls),
         "checksum": Parser([b"sha256:" + b"ab" * 32, b"md5:" + b"cd" * 16], read_checksum),

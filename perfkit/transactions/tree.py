@@ -84,18 +84,14 @@ class Tree:
         return self
 
     def _check_owner(self) -> None:
-        """Check that `.perfkit` belongs to this user or to root, where new files do: some mounts have one owner."""
-        owner = os.fstat(self._rootdir.directory(PRIVATE_DIR)).st_uid
-        if owner in (os.geteuid(), 0) or self._trust_other_owners:
+        """Check that `.perfkit` belongs to root, to this user, or to the one who has called sudo(8)."""
+        directory = self._rootdir.directory(PRIVATE_DIR)
+        owner, user = os.fstat(directory).st_uid, os.geteuid()
+        by_sudo = user == 0 and os.environ.get("SUDO_UID") == str(owner)
+        if owner in (user, 0) or by_sudo or self._trust_other_owners or _owner_of_new_file(directory) == owner:
             return
-        name = f"{PRIVATE_DIR}/owner~{os.getpid()}"
-        fd = self._rootdir.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
-        try:
-            self._rootdir.unlink(name)
-            if os.fstat(fd).st_uid == owner:
-                return
-        finally:
-            os.close(fd)
+        if self._new:
+            self._rootdir.rmdir(PRIVATE_DIR)
         raise UpdateError(
             f"{self.root}: {PRIVATE_DIR} belongs to the user with ID {owner}, who could have any file of the tree "
             "replaced or deleted by this command; run it as that user, or set trust_other_owners"
@@ -106,9 +102,20 @@ class Tree:
             if self._new and kind is not None:
                 with contextlib.suppress(OSError, LockedError):
                     self._remove_unused()
+            if self._rootdir.owner is not None:
+                self._hand_over()
             self._lock.release()
         finally:
             self._rootdir.close()
+
+    def _hand_over(self) -> None:
+        """Give perfkit's own files to the user whose tree this is, if root has changed it."""
+        for directory in (PRIVATE_DIR, FETCH):
+            for leaf in self._rootdir.listdir(directory):
+                with contextlib.suppress(OSError):
+                    descriptor = self._rootdir.open(f"{directory}/{leaf}")
+                    self._rootdir.hand_over(descriptor)
+                    os.close(descriptor)
 
     def _remove_unused(self) -> None:
         """Remove what a first change that failed has created, unless it fetched something worth going on with.
@@ -274,3 +281,14 @@ class Tree:
         if self._transaction is not None and self._transaction.open:
             raise UpdateError(f"{self.root}: a transaction is open; end it first")
         self._committer.begin()
+
+
+def _owner_of_new_file(directory: int) -> int:
+    """The user whom a new file belongs to: on some mounts all files have one owner, whoever creates them."""
+    name = f"owner~{os.getpid()}"
+    fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    try:
+        os.unlink(name, dir_fd=directory)
+        return os.fstat(fd).st_uid
+    finally:
+        os.close(fd)
