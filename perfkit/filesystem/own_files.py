@@ -51,6 +51,11 @@ def replace_own(path: str) -> Iterator[IO[bytes]]:
         OSError: as `create_own` and rename(2).
     """
     fresh = f"{path}~"
-    with open(create_own(fresh), "wb") as file:
-        yield file
-    os.replace(fresh, path)
+    try:
+        with open(create_own(fresh), "wb") as file:
+            yield file
+        os.replace(fresh, path)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(fresh)
+        raise

@@ -39,7 +39,11 @@ class RootDir:
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._most = _MAX_CACHED
         self._in_use = ""  # a directory whose descriptor must stay open
-        self.owner = self._other_user()
+        try:
+            self.owner = self._other_user()
+        except BaseException:
+            self.close()
+            raise
 
     def _other_user(self) -> tuple[int, int] | None:
         """User and group of the tree, if root works for another user; None: new files need no other owner."""
