@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 import pytest
 
-from perfkit.archives import tar, zip, zip_directory
+from perfkit.archives import tar, zip
 from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import PerfkitError
@@ -244,7 +244,7 @@ def archive_parsers() -> dict[str, Parser]:
     small = {**FILES, "pkg/data.bin": b"x" * 3000}
 
     def read_zip(data: bytes) -> None:
-        members = zip_directory.read_directory(Ranges(data), len(data))
+        members = zip.read_directory(Ranges(data), len(data))
         for fetched in zip.plan_ranges(members, gap=100):
             for _, content in zip.read_members(fetched, io.BytesIO(data[fetched.start : fetched.end])):
                 for _ in content:
