@@ -102,6 +102,12 @@ class Version:
         """
         return _differ(self.etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
 
+    def is_confirmed_by(self, headers: Headers) -> bool:
+        """Whether a 304 with these headers means that it is still this version. One to a date alone must repeat the
+        date, since a file that is put back to an older one is not newer, and so 304, too (RFC 9110 section 13.1.3).
+        """
+        return not self.differs(headers) and (self.etag is not None or "last-modified" in headers)
+
 
 def _differ(one: str | None, other: str | None) -> bool:
     return one is not None and other is not None and one != other
@@ -333,6 +339,8 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         return Answer(Verdict.CHANGED, reason="the origin says the file changed")
     if status == 416:
         return _judge_416(headers, start=start, total=total, ranged=ranged)
+    if status == 204 and not ranged:
+        return Answer(Verdict.EMPTY, total=0)
     if status not in (200, 206):
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)
