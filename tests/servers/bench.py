@@ -7,6 +7,7 @@ import http.client
 import itertools
 import json
 import os
+import platform
 import shlex
 import shutil
 import signal
@@ -74,7 +75,9 @@ class Bench:
 
     def put_tree(self, root: Path, below: str) -> None:
         """Copy a directory to the server, its pointer last."""
-        paths = sorted((path for path in root.rglob("*") if path.is_file()), key=lambda path: path.name == "perfkit.json")
+        paths = sorted(
+            (path for path in root.rglob("*") if path.is_file()), key=lambda path: path.name == "perfkit.json"
+        )
         for path in paths:
             if path.name != ".lock":
                 now = time.time_ns()
@@ -177,9 +180,9 @@ def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], hom
         time.sleep(0.05)
 
 
-def version_of(server: Server) -> str:
-    """The version of the package, as its package manager reports it."""
-    source, _, name = server.package.partition(":")
+def package_version(package: str) -> str:
+    """The version of a `Server.package`, as its package manager reports it."""
+    source, _, name = package.partition(":")
     if source == "apt":
         command = ["dpkg-query", "--show", "--showformat", "${Version}", name]
         version = subprocess.run(command, capture_output=True, text=True, check=False).stdout
@@ -187,7 +190,7 @@ def version_of(server: Server) -> str:
     if source == "npm":
         return str(json.loads((MODULES / name / "package.json").read_text())["version"])
     if source == "python":
-        return ".".join(map(str, __import__("sys").version_info[:3]))
+        return platform.python_version()
     return metadata.version(name)
 
 
@@ -218,7 +221,9 @@ def ability_of(bench: Bench) -> Ability:
     condition = {"If-Range": etag if strong else date} if strong or date else {}
     status, part, body = bench.fetch("ability.bin", {"Range": "bytes=70000-", **condition})
     right = body == data[70_000:] and part.get("content-range") == "bytes 70000-199999/200000"
-    shown = part["etag"] == etag if strong and "etag" in part else date is not None and part.get("last-modified") == date
+    shown = (
+        part["etag"] == etag if strong and "etag" in part else date is not None and part.get("last-modified") == date
+    )
     conditions = [{"If-None-Match": etag}] if etag else []
     conditions += [{"If-Modified-Since": date}] if date else []
     return Ability(

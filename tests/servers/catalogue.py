@@ -70,9 +70,15 @@ ORIGIN = Server(
     "origin",
     "apt:nginx-light",
     "nginx -e <home>/error.log -c <home>/config",
-    _NGINX.replace("ACCESS", "log_format sent '$body_bytes_sent $request_uri'; access_log <home>/sent.log sent;").replace(
+    _NGINX.replace(
+        "ACCESS", "log_format sent '$body_bytes_sent $request_uri'; access_log <home>/sent.log sent;"
+    ).replace(
         "SERVER",
-        _SERVE.replace("LOCATION", "location / { add_header Cache-Control max-age=1; } location /lasting/ { add_header Cache-Control max-age=3600; }"),
+        _SERVE.replace(
+            "LOCATION",
+            "location / { add_header Cache-Control max-age=1; }"
+            " location /lasting/ { add_header Cache-Control max-age=3600; }",
+        ),
     ),
 )
 
@@ -107,7 +113,8 @@ SERVERS = (
         unprivileged=True,
     ),
     Server("lighttpd", "apt:lighttpd", "lighttpd -D -f <home>/config",
-           'server.document-root = "<www>"\nserver.bind = "<host>"\nserver.port = <port>\n'),
+           'server.document-root = "<www>"\nserver.bind = "<host>"\nserver.port = <port>\n'
+           'include_shell "/usr/share/lighttpd/create-mime.conf.pl"\n'),
     Server("Caddy", "apt:caddy", "caddy run --adapter caddyfile --config <home>/config",
            "{\nadmin off\nauto_https off\n}\nhttp://:<port> {\nbind <host>\nroot * <www>\nfile_server\n}\n"),
     Server("h2o", "apt:h2o", "h2o -c <home>/config",
@@ -123,9 +130,6 @@ SERVERS = (
            "run Rack::Files.new('<www>')", prepare="mv <home>/config <home>/config.ru"),
     Server("Plack", "apt:libplack-perl", "plackup --host <host> --port <port> <home>/config",
            "use Plack::App::File; Plack::App::File->new(root => '<www>')->to_app;"),
-    Server("Mighttpd", "apt:mighttpd2", "mighty <home>/config <home>/routes",
-           "Port: <port>\nHost: <host>\nDebug_Mode: Yes\nUser: root\nGroup: root\nPid_File: <home>/pid\nLogging: No\n",
-           prepare="sh -c 'printf \"[*]\\n/ -> <www>/\\n\" > <home>/routes'"),
     Server("http.server", "python:http.server",
            f"{sys.executable} -m http.server --bind <host> --directory <www> <port>", in_suite=True),
     _python("Flask", "flask", "flask"),
@@ -206,7 +210,8 @@ CACHES = (
         prepare="mkdir <home>/cache", cache=True, unprivileged=True,
     ),
     Server(
-        "Apache Traffic Server", "apt:trafficserver", "env PROXY_CONFIG_CONFIG_DIR=<home>/etc traffic_server", cache=True, unprivileged=True,
+        "Apache Traffic Server", "apt:trafficserver", "env PROXY_CONFIG_CONFIG_DIR=<home>/etc traffic_server",
+        cache=True, unprivileged=True,
         prepare=f"sh {HERE}/traffic_server.sh <home> <host> <port> <origin>",
     ),
 )  # fmt: skip

@@ -1,5 +1,4 @@
-"""What curl, wget2 and aria2c do where perfkit is checked. They are asked for what is the same task, by the options that
-their manuals name for it."""
+"""What curl, wget2 and aria2c do when asked for the same as perfkit, by the options that their manuals name for it."""
 
 from __future__ import annotations
 
@@ -37,7 +36,10 @@ class Client:
 
 
 _CURL = "curl -q -sS --fail --location -o <dir>/<name>"
-_ARIA2 = "aria2c -q --no-conf --file-allocation=none --disk-cache=0 --auto-save-interval=1 -x4 -s4 -k1M -d <dir> -o <name>"
+_ARIA2 = (
+    "aria2c -q --no-conf --file-allocation=none --disk-cache=0 --auto-save-interval=1 -x4 -s4 -k1M -d <dir> -o <name>"
+)
+PACKAGES = {"curl": "curl", "wget2": "wget2", "aria2c": "aria2"}  # Debian's
 CLIENTS = {
     "curl": Client(
         f"{_CURL} --remote-time --etag-save <dir>/etag <url>",

@@ -1,6 +1,6 @@
 """Servers for the checks, and which of them run.
 
-The normal suite runs those marked `in_suite`; `tox -e servers` sets PERFKIT_TEST_SERVERS=all, and runs all. With
+The normal suite runs those that are `in_suite`; `tox -e servers` sets PERFKIT_TEST_SERVERS=all, and runs all. With
 PERFKIT_TEST_SERVERS_TABLE, the results are written to the file that it names.
 """
 
@@ -46,7 +46,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
     """Leave most servers to `tox -e servers`."""
     if _ALL:
         return
-    left_out = [item for item in items if (each := item.get_closest_marker("server")) and not each.args[0].in_suite]
+    left_out = [item for item in items if item.get_closest_marker("tox_servers")]
     config.hook.pytest_deselected(items=left_out)
     items[:] = [item for item in items if item not in set(left_out)]
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+import threading
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -175,11 +177,7 @@ def moto(root: str, host: str, port: int) -> None:
     from moto.server import ThreadedMotoServer
 
     ThreadedMotoServer(ip_address=host, port=port).start()
-    import urllib.request
-
-    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT"))  # noqa: S310
-    import threading
-
+    urllib.request.urlopen(urllib.request.Request(f"http://{host}:{port}/bucket", method="PUT"))
     threading.Event().wait()
 
 

@@ -9,7 +9,6 @@ import threading
 from types import TracebackType
 
 _STEP_BYTES = 16 << 10
-_STEP_S = 0.02  # between two steps, once it holds back
 
 
 class Relay:
@@ -17,12 +16,14 @@ class Relay:
 
     Attributes:
         sent: bytes that clients were sent, heads included.
-        hold_after: from so many bytes in `sent` on, it sends little at a time.
+        hold_after: from so many bytes in `sent` on, it sends little at a time, for a client to be killed meanwhile.
+        pause_s: between two such times, on each connection.
     """
 
     def __init__(self, host: str, port: int) -> None:
         self.sent = 0
         self.hold_after: int | None = None
+        self.pause_s = 0.25
         self._target = host, port
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever)
@@ -73,4 +74,4 @@ class Relay:
                 if counted:
                     self.sent += len(data)
                     if self.hold_after is not None and self.sent >= self.hold_after:
-                        await asyncio.sleep(_STEP_S)
+                        await asyncio.sleep(self.pause_s)
