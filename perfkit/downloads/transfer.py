@@ -582,6 +582,7 @@ class Transfer:
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
                 self._attempts.restarts += 1
+                self._conditional = False
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False

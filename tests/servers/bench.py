@@ -95,10 +95,11 @@ class Bench:
     ) -> tuple[int, dict[str, str], bytes]:
         """Status, headers (by name in lower case) and body of an answer, not through the relay."""
         path = f"/{self.server.prefix}{quote(name)}"
+        common = {"Accept-Encoding": "identity", "Host": "{}:{}".format(*self.relay.address)}  # as clients, for caches
         while True:
             connection = http.client.HTTPConnection(self.host, self.port, timeout=30)
             with contextlib.closing(connection):
-                connection.request(method, path, body, headers={"Accept-Encoding": "identity", **(headers or {})})
+                connection.request(method, path, body, {**common, **(headers or {})})
                 answer = connection.getresponse()
                 fields, data = {name.lower(): value for name, value in answer.getheaders()}, answer.read()
                 if answer.status not in (301, 302, 307, 308):

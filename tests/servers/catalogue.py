@@ -6,6 +6,7 @@ from __future__ import annotations
 import sys
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 HERE = Path(__file__).parent
 
@@ -26,6 +27,7 @@ class Server:
         in_suite: whether the normal suite runs it, and not only `tox -e servers`.
         unprivileged: it does not run as root; the user nobody starts it, then.
         prefix: of every path in its URLs.
+        keeps_etags: its ETag stays when a file changes, so that nothing tells two versions of one second apart.
     """
 
     name: str
@@ -37,11 +39,12 @@ class Server:
     unprivileged: bool = False
     cache: bool = False
     prefix: str = ""
+    keeps_etags: bool = False
 
 
-def _python(name: str, package: str, framework: str, prefix: str = "") -> Server:
+def _python(name: str, package: str, framework: str, **options: Any) -> Server:
     command = f"{sys.executable} {HERE}/python_servers.py {framework} <www> <host> <port>"
-    return Server(name, f"pip:{package}", command, prefix=prefix)
+    return Server(name, f"pip:{package}", command, **options)
 
 
 def _node(name: str, package: str, framework: str) -> Server:
@@ -144,7 +147,7 @@ SERVERS = (
     _python("Falcon", "falcon", "falcon"),
     _python("Bottle", "bottle", "bottle"),
     _python("aiohttp", "aiohttp", "aiohttp"),
-    _python("Tornado", "tornado", "tornado"),
+    _python("Tornado", "tornado", "tornado", keeps_etags=True),
     _python("Twisted", "twisted", "twisted"),
     _python("CherryPy", "cherrypy", "cherrypy"),
     _python("CherryPy with ETags", "cherrypy", "cherrypy_etags"),

@@ -10,6 +10,7 @@ import pytest
 
 import perfkit
 from tests.servers.bench import package_version
+from tests.servers.checks import OF_CACHES, OF_SERVERS
 from tests.servers.clients import CHECKS, CLIENTS, PACKAGES
 
 _Rows = dict[tuple[str, str], dict[str, str]]  # by server and version: cells by column
@@ -103,7 +104,7 @@ class Results:
 
     def _table(self, name: str) -> str:
         rows = self._tables.get(name, {})
-        columns = list(dict.fromkeys(column for cells in rows.values() for column in cells))
+        columns = list(OF_SERVERS if name == "servers" else OF_CACHES)
         lines = [
             _line(["server" if name == "servers" else "cache", "version", *columns]),
             _line(["---"] * (len(columns) + 2)),
