@@ -74,9 +74,13 @@ three hosts
 _CLIENTS = """
 ## Other clients
 
-The same checks with {clients}, asked for the same by the options that their manuals name
-(`tests/servers/clients.py`). *WRONG*: other bytes than the server's, with exit code 0. *fails*: the file is missing or
-wrong, and the exit code says so. Servers with the same results are in one row.
+The same checks with {clients},
+asked for the same by the options that their manuals name (`tests/servers/clients.py`). *WRONG*: other bytes than the
+server's, with exit code 0. *fails*: the file is missing or wrong, and the exit code says so. Servers with the same
+results are in one row.
+
+Others resume where a range does not say of which version it is (WEBrick), and perfkit starts over; what comes of that
+is the table after it.
 """
 
 
