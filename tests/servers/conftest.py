@@ -1,7 +1,7 @@
 """Servers for the checks, and which of them run.
 
 The normal suite runs those that are `in_suite`; `tox -e servers` sets PERFKIT_TEST_SERVERS=all, and runs all. With
-PERFKIT_TEST_SERVERS_TABLE, the results are written to the file that it names.
+PERFKIT_TEST_SERVERS_TABLE, the results are written to the file that it names, unless `-k` selects some of them.
 """
 
 from __future__ import annotations
@@ -61,5 +61,5 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
     path = os.environ.get("PERFKIT_TEST_SERVERS_TABLE")
-    if path and "PYTEST_XDIST_WORKER" not in os.environ:
+    if path and "PYTEST_XDIST_WORKER" not in os.environ and not session.config.option.keyword:
         _RESULTS.write(Path(path))
