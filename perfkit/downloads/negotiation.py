@@ -51,15 +51,15 @@ class Wanted:
 
     Args:
         known: what the caller has: the answer may be that it is current.
-        conditional: whether the origin is asked to compare versions; otherwise what its answers name decides.
         only: the only one that will do, if it is not empty.
         checksum: the caller's.
+        conditional: whether the server is asked to compare versions; if not, its answer is compared here.
     """
 
     known: Version
-    conditional: bool
     only: Validator
     checksum: Checksum | None
+    conditional: bool = True
 
 
 def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
@@ -116,7 +116,7 @@ def next_step(
     verdict, status, headers = answer.verdict, response.status, response.headers
     ranged = asked is not None and partial.part is None
     if verdict is Verdict.CURRENT and wanted.known and wanted.conditional and not partial.settled:
-        return Step.UNCHANGED if wanted.known.is_confirmed_by(headers) else Step.UNCONDITIONALLY
+        return Step.UNCHANGED if wanted.known.is_meant_by(headers) else Step.UNCONDITIONALLY
     if verdict is Verdict.EMPTY and not partial.settled:
         return Step.EMPTY
     if verdict is Verdict.CHANGED or wanted.only.differs(headers):
