@@ -67,7 +67,7 @@ _CACHES = """
 In front of nginx, as a reverse proxy. Files that change are fresh for a second there, others for an hour.
 
 three hosts
-: Three hosts get one file through the cache; the origin sends it once.
+: Three hosts get one file, in one segment, through the cache; the origin sends it once.
 
 """
 
