@@ -276,7 +276,8 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: p
     for number, tree in enumerate(trees[:4]):
         publish(str(write_tree(src, tree)), str(site), version=str(number))
     held = {path.name for path in (site / "objects").iterdir()}
-    publish(str(write_tree(src, trees[4])), str(site), version="4", grace_s=0.0)
+    monkeypatch.setattr(publisher, "GRACE_S", 0.0)
+    publish(str(write_tree(src, trees[4])), str(site), version="4")
     left = {path.name for path in (site / "objects").iterdir()}
     assert held - left  # those of releases 0, 1 and 2
     client = Client(site)

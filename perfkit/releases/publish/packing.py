@@ -226,6 +226,7 @@ class PackWriter:
         self._pending: deque[tuple[Future[list[bytes]], list[tuple[int, tuple[Piece, ...]]]]] = deque()
         self._more: dict[int, list[Piece]] = {}
         self._writer: ObjectWriter | None = None
+        self.packed: Callable[[int], object] = lambda size: None  # called with the bytes that were packed
 
     def add(self, content: bytes, pieces: tuple[Piece, ...]) -> int:
         """Queue one frame; returns its number among the new frames."""
@@ -255,6 +256,7 @@ class PackWriter:
                 self._writer = ObjectWriter(self._site.objects)
             self.frames.append(Frame(len(self.packs), self._writer.bytes, len(frame), size, pieces))
             self._writer.write(frame)
+            self.packed(size)
             if self._writer.bytes >= _PACK_BYTES:
                 self._close()
 

@@ -38,7 +38,7 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
     path = os.path.abspath(source)
     if source.startswith(("http://", "https://")):
         base = source
-        (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)])
+        (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)], phase="reading the list")
         path = found.path
     try:
         with open(path, "rb") as file:
@@ -177,6 +177,8 @@ class ListSource:
                     mirrors=each.request.mirrors,
                     max_bytes=each.size,
                     known=known,
+                    size=each.size,
+                    label=each.name,
                 )
             )
         return self._fetcher.get(requests)

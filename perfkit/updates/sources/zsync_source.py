@@ -143,13 +143,15 @@ class ZsyncSource:
         requests = []
         for step in recipe.fetches:
             name = f"zsync-{control.sha1}.{step.start}-{step.end}"
-            requests.append(Request(control.urls[0], name, mirrors=control.urls[1:], byte_range=(step.start, step.end)))
+            part, mirrors = (step.start, step.end), control.urls[1:]
+            requests.append(Request(control.urls[0], name, mirrors=mirrors, byte_range=part, label=control.filename))
         return self._fetcher.get(requests)
 
     def _whole(self, control: Control, staging: StagingArea) -> tuple[bytes, int]:
         name = f"zsync-{control.sha1}.whole"
         most = None if control.gzip else control.size
-        request = Request(control.urls[0], name, mirrors=control.urls[1:], max_bytes=most)
+        mirrors, label = control.urls[1:], control.filename
+        request = Request(control.urls[0], name, mirrors=mirrors, max_bytes=most, size=most, label=label)
         (found,) = self._fetcher.get([request])
         path = found.path
         try:
