@@ -185,7 +185,7 @@ def _sync(arguments: argparse.Namespace) -> int:
             arguments,
             dataclasses.asdict(report),
             f"{report.version}, generation {report.generation}: {report.added} "
-            f"added, {report.changed} changed, {report.removed} removed, {report.unchanged} unchanged; "
+            f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
             f"{_edits(report)}{held}",
         )

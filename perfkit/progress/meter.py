@@ -355,8 +355,8 @@ class Meter:
 
     def snapshot(self) -> Snapshot:
         """The current numbers. Files that ended since the last snapshot are only in this one."""
-        now = self.clock()
         with self.lock:
+            now = self.clock()
             speed = self._pace.see(now, self._transferred)
             expected = None if self._open_lists else self._expected
             ended = self._done + self._failed + self._cancelled
