@@ -363,6 +363,21 @@ def test_no_terminal_no_bars(stream: type[io.StringIO]) -> None:
     ]
 
 
+def test_one_line_in_a_notebook() -> None:
+    """The output of a Jupyter cell has no cursor to move up: the total is drawn over itself, and the summary is last."""
+    kind = type("OutStream", (Jupyter,), {"__module__": "ipykernel.iostream"})  # as ipykernel calls its own
+    out = kind()
+    bars = Bars(out)
+    for _ in range(3):
+        bars.update(a_run(a_file("f")))
+    bars.finish(a_run(files_done=8))
+    *frames, last = out.getvalue().split("\r")[1:]
+    assert all(re.match(r"total 3/8 +25% \S+", frame) for frame in frames)
+    assert {len(frame) for frame in frames} == {100}
+    assert last.split("  ")[0] == "8 files, 50.0 MiB in 0:05, 10.0 MiB/s"
+    assert last.endswith("\n")
+
+
 def test_no_standard_error_at_all(monkeypatch: pytest.MonkeyPatch) -> None:
     """A daemon without one has silent progress."""
     monkeypatch.setattr(sys, "stderr", None)
