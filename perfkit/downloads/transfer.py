@@ -8,17 +8,18 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, matches, parse_checksum
+from perfkit.downloads.http.redirects import may_share
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
     Version,
-    content_disposition_name,
+    content_disposition_names,
     origin_of,
     version_of,
 )
@@ -122,6 +123,7 @@ class Transfer:
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
+        self._conditional = True  # whether the server is trusted to compare it with what it has
         self._started_s = 0.0
         self._version = Version()
         self._length_known = True
@@ -287,7 +289,7 @@ class Transfer:
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner, network = task.partial, task.runner, self._context.network
-        own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
         get = Get(
@@ -317,7 +319,7 @@ class Transfer:
     @property
     def _wanted(self) -> Wanted:
         first = self._attempts.source == 0 and self._attempts.restarts == 0
-        return Wanted(self._known if first else Version(), self._only, self._checksum)
+        return Wanted(self._known if first else Version(), self._only, self._checksum, self._conditional)
 
     @property
     def _only(self) -> Validator:
@@ -338,7 +340,7 @@ class Transfer:
             self._unchanged = True
             return False
         if step is Step.UNCONDITIONALLY:
-            self._known = Version()
+            self._conditional = False
             return False
         if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):
@@ -386,7 +388,7 @@ class Transfer:
         """The first good answer has the version, size, name and digest; now the partial file is made."""
         partial, headers = task.partial, response.headers
         if not self._named:
-            self._take_name(task.url, content_disposition_name(headers.get("content-disposition")))
+            self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
         size = adopt(partial, task.url, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
@@ -410,9 +412,9 @@ class Transfer:
         if most is not None and size is not None and size > most:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
-    def _take_name(self, source: str, sent: str | None) -> None:
-        """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
-        name = safe_basename(sent) if sent else None
+    def _take_name(self, source: str, sent: Iterable[str]) -> None:
+        """Use the first safe name that the server gives; it never overwrites a file that is not its own."""
+        name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return
         path = os.path.join(os.path.dirname(self.dest), name)

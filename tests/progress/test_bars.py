@@ -364,7 +364,7 @@ def test_no_terminal_no_bars(stream: type[io.StringIO]) -> None:
 
 
 def test_one_line_in_a_notebook() -> None:
-    """The output of a Jupyter cell has no cursor to move up: the total is drawn over itself, and the summary is last."""
+    """A Jupyter cell has no cursor to move up: the total is drawn over itself, and the summary is last."""
     kind = type("OutStream", (Jupyter,), {"__module__": "ipykernel.iostream"})  # as ipykernel calls its own
     out = kind()
     bars = Bars(out)

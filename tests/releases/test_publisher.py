@@ -364,7 +364,7 @@ def test_facade_and_command_publish(tmp_path: Path) -> None:
     src = write_tree(tmp_path / "src", FIRST)
     with Toolkit() as kit:
         release = kit.publish(src, tmp_path / "site", version="1")
-    command = ["publish", str(src), str(tmp_path / "other"), "--version", "1", "--json"]
+    command = ["publish", str(src), str(tmp_path / "other"), "--version", "1", "--json", "--quiet"]
     said = subprocess.run([sys.executable, "-m", "perfkit", *command], capture_output=True, text=True, check=True)
     record = json.loads(said.stdout)
     assert record["manifest_sha256"] == release.manifest_sha256

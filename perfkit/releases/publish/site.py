@@ -169,7 +169,7 @@ class Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
         os.makedirs(self.objects, exist_ok=True)
         for directory in missing:
-            with contextlib.suppress(PermissionError):
+            with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                 os.chmod(directory, 0o755)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
@@ -181,7 +181,7 @@ class Site:
                     f"{self.root}: another process is publishing to it; try again when it has ended"
                 ) from None
             stack.callback(lock.release)
-            with contextlib.suppress(PermissionError):  # another publisher's
+            with contextlib.suppress(OSError):  # another publisher's, or there are no permissions
                 os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
             self._locked = stack.pop_all()
         return self
@@ -350,12 +350,15 @@ class BlobReader:
             part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
             yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
 
+    def compressed(self, number: int) -> bytes:
+        """The bytes of one frame, as they are in its pack."""
+        at, size = self.index.place(number)
+        return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
+
     def frame(self, number: int) -> bytes:
         """The decompressed bytes of one frame."""
-        at, size = self.index.place(number)
-        descriptor, shared = self._pack(self.index.pack_of(number))
-        data = os.pread(descriptor, size, at)
-        return b"".join(decompress_stream((data,), self.index.content_bytes(number), shared))
+        _, shared = self._pack(self.index.pack_of(number))
+        return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:

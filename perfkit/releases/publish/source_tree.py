@@ -8,8 +8,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
+from typing import BinaryIO
 
 from perfkit.errors import UnsafePathError
+from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry
@@ -26,11 +28,14 @@ class SourceTree:
 
     Args:
         exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        closed_only: whether a file that is open for writing, as far as that can be known, keeps the entry that it had,
+            if any.
     """
 
-    def __init__(self, src: str, exclude: Collection[str] = ()) -> None:
+    def __init__(self, src: str, exclude: Collection[str] = (), *, closed_only: bool = False) -> None:
         self._src = src
         self._exclude = tuple(exclude)
+        self._closed_only = closed_only
         self.entries: dict[str, Entry] = {}
 
     def read_all(self, progress: Progress | None = None) -> None:
@@ -45,7 +50,8 @@ class SourceTree:
         """
         sizes = [status.st_size for _, status in self._below("")] if progress is not None else []
         with Stage(progress, "checking files", files=len(sizes), total_bytes=sum(sizes)) as shown:
-            self.entries = {name: self._entry(name, status, shown) for name, status in self._below("")}
+            found = self._below("")
+            self.entries = {entry.name: entry for each in found for entry in self._entry(*each, shown)}
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
@@ -55,9 +61,8 @@ class SourceTree:
         """
         names = {name for name in names if not any(parent in names for parent in _parents(name))}
         with Stage(None, "") as shown:
-            found = {
-                each: self._entry(each, status, shown) for name in sorted(names) for each, status in self._at(name)
-            }
+            places = (each for name in sorted(names) for each in self._at(name))
+            found = {entry.name: entry for each in places for entry in self._entry(*each, shown)}
         gone = [name for name in self.entries if name in names or any(parent in names for parent in _parents(name))]
         for name in gone:
             del self.entries[name]
@@ -93,18 +98,26 @@ class SourceTree:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
-    def _entry(self, name: str, status: os.stat_result, shown: Stage) -> Entry:
+    def _entry(self, name: str, status: os.stat_result, shown: Stage) -> Iterator[Entry]:
         if not stat.S_ISREG(status.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
             raise UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(self._src, name), "rb") as file:
-            while data := file.read(_READ_BYTES):
+            written = self._is_being_written(file)
+            while not written and (data := file.read(_READ_BYTES)):
                 digest.update(data)
                 size += len(data)
                 shown.count(count_bytes=len(data))
+            written = written or self._is_being_written(file)
         shown.count(files=1)
-        return Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+        if not written:
+            yield Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+        elif name in self.entries:
+            yield self.entries[name]
+
+    def _is_being_written(self, file: BinaryIO) -> bool:
+        return self._closed_only and is_being_written(file.fileno())
 
 
 def _parents(name: str) -> Iterator[str]:
