@@ -249,10 +249,10 @@ class _Publisher:
             fine_writer.packed = lambda size: shown.count(count_bytes=int((1 - _SOLID_WORK) * size))
             write_solid(self._manifest, unpacked, self._open, solid_writer)
             write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
+            solid_writer.finish()
             fine_bytes = fine_writer.flush()
             if old is not None:
                 fine.merge_small(fine_writer, old)
-            solid_writer.finish()
             fine_writer.finish()
         indexes = []
         for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
