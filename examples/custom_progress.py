@@ -23,10 +23,9 @@ from perfkit.server.server import Server
 
 def message(snapshot: Snapshot) -> dict[str, object]:
     """The data that the page needs to draw a bar."""
-    total = snapshot.total_bytes
     return {
         "event": "progress",
-        "percent": 100 * snapshot.received_bytes // total if total else 0,
+        "percent": int(100 * (snapshot.share or 0)),
         "files": f"{snapshot.files_done}/{snapshot.files_total}",
         "speed": "...",  # snapshot.speed_bytes_per_s, omitted here since it varies between runs
         "eta": 0 if snapshot.eta_s is None else round(snapshot.eta_s),

@@ -67,6 +67,13 @@ class TransferError(PerfkitError):
         return f"{redacted(self.url)}: {redacted_text(self.reason)}"
 
 
+def reason_of(error: Exception) -> str:
+    """Why something failed, without the URL or path, which is shown beside it."""
+    if isinstance(error, OSError) and not isinstance(error, PerfkitError):
+        return error.strerror or str(error)
+    return redacted_text(error.reason) if isinstance(error, TransferError) else str(error)
+
+
 class HTTPStatusError(TransferError):
     """The server answered with a status that ends the transfer.
 

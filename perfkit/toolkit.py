@@ -105,6 +105,8 @@ class Toolkit:
         byte_range: tuple[int, int] | None = None,
         known: Version | None = None,
         only: Validator | None = None,
+        size: int | None = None,
+        label: str | None = None,
     ) -> Download:
         """Download one file; when this returns, the file is complete and under its name.
 
@@ -117,17 +119,17 @@ class Toolkit:
             headers, auth: sent to the origin of `url` only.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
-            rate_limit, max_bytes, segments, byte_range, known, only: as for `Request`.
+            rate_limit, max_bytes, segments, byte_range, known, only, size, label: as for `Request`.
 
         Raises:
             ConfigError: an argument is invalid.
             HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, TransferError: the download
-                failed; there is no new file.
+                failed; there is no new file. The error has an attribute `download`, a `Download` that says what came.
             CancelledError: the Toolkit was closed during the download.
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
         if isinstance(url, Request):
-            options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only)
+            options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only, size, label)
             if any(each is not None for each in options) or headers or tuple(mirrors) or not resume:
                 raise ConfigError("options were given beside a Request; set them in the Request")
             request = url
@@ -145,6 +147,8 @@ class Toolkit:
                 byte_range=byte_range,
                 known=known,
                 only=only,
+                size=size,
+                label=label,
             )
         return self._downloads.fetch(request, local_path(dest))
 
@@ -230,7 +234,7 @@ class Toolkit:
         """
         from perfkit.filesystem.hashing.hash_tree import hash_tree
 
-        return hash_tree(path, include=include, exclude=exclude, without=without)
+        return hash_tree(path, include=include, exclude=exclude, without=without, progress=self._progress)
 
     def copy_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
         """Copy a tree, using reflinks where supported; a new `dest` appears in one step.
@@ -327,7 +331,14 @@ class Toolkit:
         """
         from perfkit.releases.publish.publisher import publish
 
-        return publish(local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=exclude)
+        return publish(
+            local_path(src),
+            local_path(site),
+            version=version,
+            keep_deltas=keep_deltas,
+            exclude=exclude,
+            progress=self._progress,
+        )
 
     def publish_on_change(
         self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()

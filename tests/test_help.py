@@ -18,12 +18,13 @@ Capture = pytest.CaptureFixture[str]
 PERFKIT = [sys.executable, "-m", "perfkit"]
 OPTIONS = {
     "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
-            "--no-resume"),
-    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude"),
-    "sync": ("SOURCE", "DEST", "--dry-run", "--check", "--on-change", "-j", "--limit-rate"),
+            "--no-resume", "--progress", "--verbose"),
+    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--progress", "--verbose"),
+    "sync": ("SOURCE", "DEST", "--dry-run", "--check", "--on-change", "-j", "--limit-rate", "--progress",
+             "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),
     "history": ("DEST",),
-    "verify": ("DEST", "--repair"),
+    "verify": ("DEST", "--repair", "--progress", "--verbose"),
     "status": ("DEST", "--max-age", "--metrics"),
     "pin": ("DEST",),
     "unhold": ("DEST",),
@@ -68,7 +69,7 @@ def test_help_names_all_options(command: str, capsys: Capture) -> None:
     """Each that the command promises, and the two of all commands."""
     told = says(capsys, command, "--help")
     for option in (*OPTIONS[command], "--quiet", "--json"):
-        assert re.search(rf"^  (-\w \w+, )?{option}\b", told, re.MULTILINE), option
+        assert re.search(rf"^  (-\w( \w+)?, )?{option}\b", told, re.MULTILINE), option
 
 
 @pytest.mark.parametrize("command", ["", *COMMANDS])

@@ -13,7 +13,7 @@ from functools import partial
 from importlib import import_module
 
 from perfkit._version import __version__
-from perfkit.cli.output import interrupted, print_error
+from perfkit.cli.output import interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
 from perfkit.errors import ConfigError, PerfkitError, StaleSourceError
 
@@ -55,7 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     try:
         arguments = command_parser().parse_args(argv)
-        code: int = arguments.run(arguments)
+        with log_shown(arguments):
+            code: int = arguments.run(arguments)
         return code
     except ConfigError as error:
         print_error(str(error))

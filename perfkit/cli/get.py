@@ -7,17 +7,19 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterator
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
 
 from perfkit.cli.output import error_as_json, print_error, print_text, progress_for
-from perfkit.cli.parser import Parser, add_output
+from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
 
 if TYPE_CHECKING:
     from perfkit.downloads.request import Download, Request
+    from perfkit.downloads.request_list import RequestList
     from perfkit.toolkit import Toolkit
 
 __all__ = ["add_get"]
@@ -62,6 +64,7 @@ def add_get(get: Parser) -> None:
     get.add_argument(
         "--no-resume", action="store_true", help="ignore existing and partial files, and fetch everything again"
     )
+    add_progress(get)
     add_output(get, "print one JSON object with all results on standard output")
     get.set_defaults(run=_get)
 
@@ -89,12 +92,12 @@ def _get(arguments: argparse.Namespace) -> int:
 
 def _listed(
     arguments: argparse.Namespace, headers: dict[str, str]
-) -> contextlib.AbstractContextManager[Iterable[Request | Download | None]]:
+) -> contextlib.AbstractContextManager[RequestList | None]:
     """The requests that `-i` lists; they follow the URLs on the command line."""
+    if arguments.input is None:
+        return contextlib.nullcontext()
     from perfkit.downloads.request_list import RequestList
 
-    if arguments.input is None:
-        return contextlib.nullcontext(())
     return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume)
 
 
@@ -102,7 +105,7 @@ def _downloads(
     kit: Toolkit,
     arguments: argparse.Namespace,
     headers: dict[str, str],
-    listed: Iterable[Request | Download | None],
+    listed: RequestList | None,
 ) -> Generator[Download, None, None]:
     """The results in the order of completion, failures included."""
     from perfkit.downloads.request import Download, Request
@@ -120,24 +123,41 @@ def _downloads(
         except ConfigError:
             raise
         except (PerfkitError, OSError) as error:
-            yield Download(url=arguments.urls[0], path=arguments.output, error=error)
+            came = getattr(error, "download", Download(url=arguments.urls[0], path=arguments.output))
+            yield replace(came, error=error)
         return
 
     refused: deque[Download] = deque()
 
     def accepted() -> Iterator[Request | None]:
         yield from requests
-        for item in listed:
+        for item in listed or ():
             if isinstance(item, Download):
                 refused.append(item)  # an invalid line does not stop the others
             else:
                 yield item
 
-    for _, download in kit.iter_downloads(accepted(), arguments.directory):
+    count = listed.count() if listed is not None else 0
+    items = accepted() if count is None else _Counted(accepted(), len(requests) + count)
+    for _, download in kit.iter_downloads(items, arguments.directory):
         yield download
         while refused:
             yield refused.popleft()
     yield from refused
+
+
+@dataclass(frozen=True, slots=True)
+class _Counted:
+    """Requests that are made one by one, though their number is known."""
+
+    items: Iterator[Request | None]
+    count: int
+
+    def __iter__(self) -> Iterator[Request | None]:
+        return self.items
+
+    def __len__(self) -> int:
+        return self.count
 
 
 class _Results:

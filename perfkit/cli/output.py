@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from perfkit.progress.lines import print_line
+from perfkit.progress.lines import JsonLines, PlainLines, print_line
 
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
@@ -21,6 +21,7 @@ __all__ = [
     "error_as_json",
     "errors_as_json",
     "interrupted",
+    "log_shown",
     "print_error",
     "print_result",
     "print_text",
@@ -84,9 +85,39 @@ def error_as_json(error: BaseException) -> dict[str, str]:
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:
-    """Bars on a terminal, lines elsewhere, None with `--quiet`."""
+    """The display that `--progress` names; None with `--quiet`.
+
+    Failed files are not among what bars leave on the screen, since commands report them.
+    """
     if arguments.quiet:
         return None
-    from perfkit.progress.bars import for_stream
+    if arguments.progress == "json":
+        return JsonLines()
+    if arguments.progress in ("lines", "none"):
+        return PlainLines(updates=arguments.progress == "lines")
+    from perfkit.progress.bars import Bars, for_stream
 
-    return for_stream()
+    return Bars(failures=False) if arguments.progress == "bars" else for_stream(failures=False)
+
+
+@contextlib.contextmanager
+def log_shown(arguments: argparse.Namespace) -> Iterator[None]:
+    """With `--verbose`, print what perfkit logs: requests, retries, routes."""
+    if not getattr(arguments, "verbose", False):
+        yield
+        return
+    import logging
+
+    class Lines(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            print_line(f"perfkit: {record.getMessage()}")
+
+    log, handler = logging.getLogger("perfkit"), Lines()
+    before = log.level
+    log.setLevel(logging.DEBUG)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(before)

@@ -8,7 +8,9 @@ from typing import Any, NoReturn
 
 from perfkit.cli.output import print_error, print_text
 
-__all__ = ["Parser", "add_output"]
+__all__ = ["Parser", "add_output", "add_progress"]
+
+_MODES = ("auto", "bars", "lines", "json", "none")
 
 
 class Parser(argparse.ArgumentParser):
@@ -57,5 +59,12 @@ class Parser(argparse.ArgumentParser):
 
 def add_output(command: Parser, json: str, *, quiet: str = "no progress and notes; errors are still shown") -> None:
     """Add the two options that every command has."""
-    command.add_argument("--quiet", action="store_true", help=quiet)
+    command.add_argument("-q", "--quiet", action="store_true", help=quiet)
     command.add_argument("--json", action="store_true", help=json)
+
+
+def add_progress(command: Parser) -> None:
+    """Add the options of commands that take long."""
+    what = "how progress is shown on standard error: auto (bars on a terminal, else lines), bars, lines, json or none"
+    command.add_argument("--progress", choices=_MODES, default="auto", metavar="HOW", help=what)
+    command.add_argument("-v", "--verbose", action="store_true", help="print each request, retry and route too")

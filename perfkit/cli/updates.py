@@ -14,11 +14,11 @@ from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.output import INTERRUPTED, errors_as_json, print_error, print_result, print_text, progress_for
-from perfkit.cli.parser import Parser, add_output
+from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_rates, add_wait, config_for
 from perfkit.config import parse_seconds
 from perfkit.errors import UpdateError
-from perfkit.progress.text import amount, printable
+from perfkit.progress.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -88,7 +88,8 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
     )
-    add_output(publish, "print one JSON object for each release", quiet="no notes; errors are still shown")
+    add_progress(publish)
+    add_output(publish, "print one JSON object for each release")
     publish.set_defaults(run=_publish)
 
 
@@ -100,7 +101,7 @@ def _publish(arguments: argparse.Namespace) -> int:
         "keep_deltas": arguments.keep_deltas,
         "exclude": arguments.exclude,
     }
-    with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
+    with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if arguments.watch:
             with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
                 try:
@@ -118,8 +119,9 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
         note = f"{arguments.site} offers {release.version} already; nothing to do"
     else:
         note = (
-            f"{release.version} (release {release.number}): {release.files} files, {release.bytes} bytes; "
-            f"{release.objects_written} objects with {release.bytes_written} bytes written"
+            f"{release.version} (release {release.number}): {counted(release.files, 'file')}, "
+            f"{amount(release.bytes)}; {counted(release.objects_written, 'object')} with "
+            f"{amount(release.bytes_written)} written in {release.seconds:.1f} s"
         )
     print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
 
@@ -165,6 +167,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
     add_rates(sync)
+    add_progress(sync)
     add_output(sync, _ONE_OBJECT)
     sync.set_defaults(run=_sync)
 
@@ -195,8 +198,9 @@ def _sync(arguments: argparse.Namespace) -> int:
             arguments,
             dataclasses.asdict(report),
             f"{report.version}, generation {report.generation}: {report.added} "
-            f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
-            f"{report.route}{_edits(report)}{held}",
+            f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
+            f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
+            f"{_edits(report)}{held}",
         )
         try:
             if on_change is not None:
@@ -258,8 +262,9 @@ def _print_plan(arguments: argparse.Namespace, plan: Plan) -> None:
     print_result(
         arguments,
         {**record, "offers": offers},
-        f"{plan.version}: {len(plan.fetch)} files to fetch, {here} available locally, {len(plan.remove)} to remove; by "
-        f"{plan.route}: {plan.bytes} bytes in {plan.requests} requests, about {plan.seconds:.1f} s",
+        f"{plan.version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
+        f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
+        f"about {plan.seconds:.1f} s",
     )
 
 
@@ -330,6 +335,7 @@ def add_verify(verify: Parser) -> None:
     verify.epilog = _VERIFY_EXAMPLES
     verify.add_argument("dest", metavar="DEST", help="the tree")
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
+    add_progress(verify)
     add_output(verify, _ONE_OBJECT)
     verify.set_defaults(run=_verify)
 
@@ -345,8 +351,8 @@ def _verify(arguments: argparse.Namespace) -> int:
     print_result(
         arguments,
         {**dataclasses.asdict(report), "intact": report.intact},
-        f"{report.files} files: "
+        f"{counted(report.files, 'file')}: "
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
-        f"{'; repaired' if report.repaired else ''}",
+        f"{'; repaired' if report.repaired else ''}; {amount(report.bytes)} read in {report.seconds:.1f} s",
     )
     return 0 if report.intact else 1

@@ -11,12 +11,13 @@ import time
 import weakref
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sized
+from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
+from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.transport import HttpTransport, Transport
 from perfkit.downloads.probe import Probe, probe
@@ -25,9 +26,9 @@ from perfkit.downloads.retry import Network
 from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
-from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
+from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
 from perfkit.filesystem.paths import safe_basename, safe_join
-from perfkit.progress.meter import Meter, Progress, Silent
+from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 __all__ = ["DownloadManager"]
 
@@ -41,8 +42,9 @@ _DEFAULT_NAME = "download"
 class _Batch:
     """One caller's files: those queued, those under way, and those done and not yet handed over."""
 
-    def __init__(self, cancel: Cancel, context: TransferContext) -> None:
+    def __init__(self, cancel: Cancel, context: TransferContext, *, announced: bool) -> None:
         self.cancel = cancel
+        self.announced = announced  # the sizes of its files were counted when it began
         self.context = context
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
@@ -132,6 +134,7 @@ class DownloadManager:
         with contextlib.closing(self._run([(request, path, name is not None)])) as running:
             for _, download in running:  # closed explicitly: a Ctrl-C in a generator that is collected is lost
                 if download.error is not None:
+                    download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
                     raise download.error
                 return download
         raise CancelledError(request.url, "cancelled")
@@ -150,6 +153,9 @@ class DownloadManager:
         self._check_open()
         network = self._start()
         done: SimpleQueue[None] = SimpleQueue()
+        waiting = Meter(phase=WAITING)
+        waiting.expect(1)
+        waiting.file(url).start(None, host=host_of(url))
         with self._root.child() as cancel:
             future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
@@ -158,24 +164,37 @@ class DownloadManager:
                     with contextlib.suppress(Empty):  # as in `_Batch.wait`
                         done.get(timeout=_TICK_S)
                     network.transport.expire()
+                    with self._tick_lock:
+                        self._progress.update(waiting.snapshot())
             finally:
                 cancel.cancel()
+                with self._tick_lock:
+                    self._progress.finish(waiting.snapshot())
         self._throttle.charge(len(future.result().first), self._root)
         return future.result()
 
-    def run(self, items: Iterable[Item | None], dest: str | None) -> Generator[tuple[int, Download], None, None]:
+    def run(
+        self, items: Iterable[Item | None], dest: str | None, *, phase: str = "download"
+    ) -> Generator[tuple[int, Download], None, None]:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
         The stream is read as workers get free. One that has nothing to give just now may yield None, and is asked
         again after what is under way has been looked after; a None has no index and no result. A failed item is a
         result with an error and does not stop the others. Closing the iterator cancels what is left.
 
+        Args:
+            phase: what progress displays call it.
+
         Raises:
             ConfigError: the manager is closed.
         """
         directory = os.fspath(dest) if dest is not None else os.curdir
         total = len(items) if isinstance(items, Sized) else None
-        return self._run((None if item is None else self._place(item, directory) for item in items), total)
+        sizes = None
+        if isinstance(items, list | tuple):
+            sizes = [item.expected_bytes if isinstance(item, Request) else None for item in items]
+        placed = (None if item is None else self._place(item, directory) for item in items)
+        return self._run(placed, total, phase=phase, sizes=sizes)
 
     def close(self) -> None:
         """End all work within a second, and all threads with it. May be called again, and from any thread."""
@@ -208,13 +227,19 @@ class DownloadManager:
             return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
 
     def _run(
-        self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None], total: int | None = 1
+        self,
+        placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None],
+        total: int | None = 1,
+        *,
+        phase: str = "download",
+        sizes: list[int | None] | None = None,
     ) -> Generator[tuple[int, Download], None, None]:
         self._check_open()
         source = iter(placed)
         with self._root.child() as cancel:
-            batch = _Batch(cancel, self._make_context())
-            self._join(batch, total)
+            batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
+            self._join(batch, phase)
+            self._meter.expect(total, sizes or ())
             try:
                 exhausted = False
                 while not exhausted or batch.open:
@@ -223,6 +248,8 @@ class DownloadManager:
                         exhausted = self._feed(batch, source, counted=total is not None)
                         if exhausted and total is None:
                             self._meter.all_known()
+                        elif exhausted and total is not None:  # a list may have fewer files than lines
+                            self._meter.expect(batch.taken - total)
                     if cancel.cancelled:
                         self._abandon(batch)
                         exhausted = exhausted or total is None
@@ -250,14 +277,13 @@ class DownloadManager:
                 "(gunicorn: without --preload, or patch in its configuration file)"
             )
 
-    def _join(self, batch: _Batch, total: int | None) -> None:
+    def _join(self, batch: _Batch, phase: str) -> None:
         with self._lock:
             if not self._batches:
-                self._meter = Meter()
+                self._meter = Meter(phase=phase)
                 self._controller.restart()
             self._scheduler.join(batch.queue)
             self._batches.add(batch)
-            self._meter.expect(total)
 
     def _make_context(self) -> TransferContext:
         scheduler = self._scheduler
@@ -302,7 +328,7 @@ class DownloadManager:
                             fresh.append(transfer)
                     case (str() as url, Exception() as error):
                         batch.finished.append((index, Download(url=url, path="", error=error)))
-                        self._meter.file(url).failed()
+                        self._meter.file(url).failed(reason_of(error))
         finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
             low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
             self._scheduler.add(batch.queue, fresh, low_water=low_water)
@@ -311,7 +337,9 @@ class DownloadManager:
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
         """A transfer with a path of its own, in a directory that exists; None if it has failed already."""
         path = os.path.abspath(path)
-        meter = self._meter.file(os.path.basename(path))
+        name = request.label or os.path.basename(path)
+        size = request.expected_bytes
+        meter = self._meter.file(name, path=path, total_bytes=size, announced=batch.announced)
         transfer = Transfer(request, path, named=named, context=batch.context, meter=meter, cancel=batch.cancel)
         transfer.on_end = functools.partial(self._ended, batch, index, transfer)
         batch.open[transfer] = None  # from here on it will have a result, whatever happens

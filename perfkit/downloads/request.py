@@ -33,6 +33,8 @@ class _Options:
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
     known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
     only: Validator | None = None  # bytes of another version of `url` than this are an error
+    size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
+    label: str | None = None  # what progress displays call the file; None: its name
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +70,8 @@ class Request(_Options):
             raise ConfigError(f"max_bytes must be 0 or more, or None; got {self.max_bytes!r}")
         if self.segments is not None and self.segments < 1:
             raise ConfigError(f"segments must be at least 1, or None; got {self.segments!r}")
+        if self.size is not None and self.size < 0:
+            raise ConfigError(f"size must be 0 or more, or None; got {self.size!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 
@@ -85,6 +89,11 @@ class Request(_Options):
             raise ConfigError(f"known must be the version of a Download, or None; got {self.known!r}")
         if self.only is not None and not isinstance(self.only, Validator):
             raise ConfigError(f"only must be a Validator, or None; got {self.only!r}")
+
+    @property
+    def expected_bytes(self) -> int | None:
+        """The size of the file, as far as the caller knows."""
+        return self.size if self.byte_range is None else self.byte_range[1] - self.byte_range[0]
 
     @property
     def url_name(self) -> str:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
+import stat
 from collections.abc import Iterator, Mapping
 from types import TracebackType
 
@@ -54,6 +56,19 @@ class RequestList:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+    def count(self) -> int | None:
+        """How many files an ordinary file lists, before it is iterated over; None: it is a pipe, or a terminal."""
+        if not stat.S_ISREG(os.fstat(self._descriptor).st_mode):
+            return None
+        position = os.lseek(self._descriptor, 0, os.SEEK_CUR)
+        found = 0
+        with contextlib.suppress(ConfigError):  # which iterating will raise
+            for line in self._lines():
+                text = (line or b"").strip()
+                found += bool(text) and not text.startswith(b"#")
+        os.lseek(self._descriptor, position, os.SEEK_SET)
+        return found
 
     def __iter__(self) -> Iterator[Request | Download | None]:
         number = 0

@@ -133,7 +133,7 @@ class Attempts:
             if self._failures <= self.config.retries:
                 self.retries += 1
                 wait_s = backoff_s(self.config, self._failures)
-                _log.debug("again in %.2f s, after %d failures: %s", wait_s, self._failures, error)
+                _log.debug("again in %.2f s, after failure %d in a row: %s", wait_s, self._failures, error)
                 return now + wait_s
         return now if self.next_mirror(error) else None
 

@@ -45,9 +45,11 @@ from perfkit.errors import (
     PerfkitError,
     RemoteChangedError,
     TransferError,
+    reason_of,
 )
 from perfkit.filesystem.paths import safe_basename
 from perfkit.progress.meter import FileMeter
+from perfkit.progress.text import counted
 from perfkit.redact import redacted
 
 __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
@@ -251,7 +253,7 @@ class Transfer:
         first = self._started_s == 0.0
         if first:
             self._started_s = time.monotonic()
-            self._meter.start(None)
+            self._meter.start(None, host=self.host)
             if self.request.checksum is not None:
                 self._checksum = parse_checksum(self.request.checksum)
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
@@ -264,6 +266,7 @@ class Transfer:
                 if self._only and partial.validator != self._only:
                     partial.discard()
                     partial = self._new_partial(self._attempts.url, self.request.byte_range)
+                self._meter.start(partial.map.size)
                 self._meter.resumed(partial.resumed_bytes)
         runner = partial.map.claim()
         assert runner is not None
@@ -391,7 +394,7 @@ class Transfer:
             partial.create(size)
         if size is not None:
             partial.map.set_size(size)
-        self._meter.start(size)
+        self._meter.start(size, path=self.path)
         with self._lock:
             self._check_current_source(task)
             self._attempts.at = response.url if response.url != task.url else None
@@ -498,7 +501,7 @@ class Transfer:
             self._attempts.at = None  # a redirector may know of a better place by now
         if not isinstance(error, HTTPStatusError):
             self._context.network.controller.trouble()
-        self._meter.retrying()
+        self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
         if partial is None:
@@ -556,6 +559,7 @@ class Transfer:
                 raise  # Ctrl-C, in the calling thread
 
     def _conclude(self, partial: PartialFile | None) -> None:
+        kept = False
         if self._error is None and not self._unchanged:
             assert partial is not None
             try:
@@ -575,8 +579,8 @@ class Transfer:
             if hopeless or not (self._config.keep_partial and self.request.resume):
                 partial.discard()
             else:
-                partial.keep_or_discard()
-        self._report(partial)
+                kept = partial.keep_or_discard()
+        self._report(partial, kept=kept)
 
     def _try_again(self, partial: PartialFile, error: IntegrityError) -> bool:
         """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
@@ -592,12 +596,13 @@ class Transfer:
         partial.retire()
         return True
 
-    def _report(self, partial: PartialFile | None) -> None:
+    def _report(self, partial: PartialFile | None, *, kept: bool = False) -> None:
         attempts = self._attempts
         if self._error is None:
-            self._meter.done()
+            self._meter.done(unchanged=self._unchanged)
         else:
-            self._meter.failed()
+            cancelled = isinstance(self._error, CancelledError)
+            self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
         verified = partial.digest.checksums[0] if partial and partial.digest else self._checksum
         size = (partial.map.size if partial else 0) or 0
         version = self._version
@@ -605,8 +610,7 @@ class Transfer:
             size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
-            count = attempts.requests
-            requests = f"{count} request{'' if count == 1 else 's'}"
+            requests = counted(attempts.requests, "request")
             done = "left alone" if self._unchanged else f"{attempts.received} bytes in {requests}"
             _log.debug("%s: %s", redacted(self.request.url), done if self._error is None else f"gave up: {self._error}")
         self.on_end(

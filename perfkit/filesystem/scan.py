@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 from perfkit.errors import ConfigError
 
-__all__ = ["DIRECTORY", "ScanEntry", "ScanOptions", "open_below", "scan", "scan_batches", "scan_in_order"]
+__all__ = ["DIRECTORY", "ScanEntry", "ScanOptions", "open_below", "scan", "scan_batches", "scan_in_order", "totals"]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = DIRECTORY | os.O_NOFOLLOW
@@ -247,6 +247,23 @@ def _matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
         return GitIgnoreSpec.from_lines(lines).match_file
     except ValueError as error:
         raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error
+
+
+def totals(root: Path, options: ScanOptions = ScanOptions(), *, regular: bool = False) -> tuple[int, int]:
+    """How many entries a scan finds, and the sum of their sizes; for progress.
+
+    Args:
+        regular: count regular files only.
+
+    Raises:
+        ConfigError, OSError: as `scan`.
+    """
+    files = size = 0
+    for entry in scan(root, options):
+        if entry.kind == "file" or not regular:
+            files += 1
+            size += entry.size
+    return files, size
 
 
 def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()) -> Iterator[ScanEntry]:

@@ -10,33 +10,57 @@ import io
 import os
 import sys
 import time
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import progressbar
 from progressbar.widgets import WidgetBase
 
 from perfkit.progress.lines import PlainLines, terminal_size, write_text
-from perfkit.progress.meter import FileProgress, Progress, Snapshot, State
-from perfkit.progress.text import amount, clip, clock, display_width, fit, summary
+from perfkit.progress.meter import WAITING, FileProgress, Progress, Snapshot, State
+from perfkit.progress.text import (
+    amount,
+    clip,
+    clock,
+    delay,
+    display_width,
+    files_of,
+    fit,
+    outcome,
+    printable,
+    share_text,
+    shorten,
+    sizes,
+    summary,
+)
 
 __all__ = ["Bars", "for_stream"]
 
-_CLEAR_BELOW = "\x1b[J"
+_CLEAR_BELOW, _CLEAR_REST = "\x1b[J", "\x1b[K"
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # for the terminal that becomes narrower while a frame is on its way
 _MOST_BARS = 16
+_LASTED_S = 0.5  # a file that is done sooner has no bar
+_FEW_FILES = 50  # of a run in which every file leaves a line
 _ABANDONED_S = 2.0  # bars are drawn about ten times a second
-_WIDE = 70  # columns from which all fields are shown
-_NARROW = 34  # columns below which there is no bar
+_PERCENT = 5  # columns of the percentage, and the space before it
+_BAR = 15  # columns of a bar at least: twelve cells, two edges, and the space before it
+_NAME = 12  # columns of a name at least, if it is that long
+_NOTEBOOK_COLUMNS = 100
+_PARTS = 10_000  # of a whole bar
 
 
-def for_stream(stream: TextIO | None = None) -> Progress:
+def for_stream(stream: TextIO | None = None, *, failures: bool = True) -> Progress:
     """`Bars` if the stream (standard error by default) is a terminal that can show them, else `PlainLines`.
 
     With `CI` set, as continuous integration services do, a terminal is treated as a log.
+
+    Args:
+        failures: as for `Bars`.
     """
     stream = stream or sys.stderr
     logged = os.environ.get("CI", "").lower() not in ("", "0", "false")
-    return PlainLines(stream) if logged or terminal_size(stream) is None else Bars(stream)
+    return PlainLines(stream) if logged or terminal_size(stream) is None else Bars(stream, failures=failures)
 
 
 class Bars:
@@ -49,42 +73,74 @@ class Bars:
 
     Args:
         stream: by default standard error.
+        failures: whether failed files leave a line on the screen, as others do; False where the caller reports them.
     """
 
     _shown: Bars | None = None  # whose bars are on the screen
     _shown_s = 0.0  # when they were drawn last
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, failures: bool = True) -> None:
         self._stream = stream or sys.stderr
+        self._ends = {State.DONE, State.FAILED} if failures else {State.DONE}
         self._alive = True
+        self._above = 0  # lines that this run has left above the bars
         self._plain = PlainLines(self._stream)
-        ascii_only = not (getattr(self._stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
-        self._known = _Line(_bar(ascii_only))
-        self._unknown = _Line(_bouncing(ascii_only))
+        self._ascii_only = (
+            not (getattr(self._stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
+        )
+        self._known = _Line(_bar(self._ascii_only))
+        self._unknown = _Line(_bouncing(self._ascii_only))
 
     def update(self, snapshot: Snapshot) -> None:
         size = terminal_size(self._stream)
         if size is None:
-            self._plain.update(snapshot)
+            self._without_terminal(snapshot)
         elif self._alive and self._takes_screen():
-            # The last column stays empty, since some terminals wrap when it is written. So do the line of the cursor
-            # and, if there is room, one more.
-            columns, rows = size.columns or 80, size.lines or 24
-            lines = self._draw(snapshot, max(1, columns - 1), max(1, rows - 2)) if rows > 1 else []
-            back = f"\x1b[{len(lines)}A\r" if lines else "\r"
-            self._alive = write_text(self._stream, _CLEAR_BELOW + "".join(f"\n{line}" for line in lines) + back)
+            # The last column stays empty, since some terminals wrap when it is written.
+            width, rows = (size.columns or 80) - 1, size.lines or 24
+            lines = self._draw(snapshot, max(1, width), _height(rows)) if rows > 1 else []
+            above = self._finished(snapshot, width)
+            self._above += len(above)
+            # When tmux becomes half as wide, it breaks each line in two, and moves as many from the top of the screen
+            # into its history: empty lines, until there are others.
+            empty = min(len(lines) - 1 - self._above, rows - 2 - len(lines))
+            self._show(above, [""] * empty + lines)
 
     def finish(self, snapshot: Snapshot) -> None:
         size = terminal_size(self._stream)
         if size is None:
-            self._plain.finish(snapshot)
+            self._without_terminal(snapshot, ended=True)
         elif self._alive:
-            line = clip(summary(snapshot), (size.columns or 80) - 1)
-            self._alive = write_text(self._stream, f"{_CLEAR_BELOW}{line}\n")
+            width = (size.columns or 80) - 1
+            last = summary(snapshot)
+            self._show([*self._finished(snapshot, width), *([printable(last)] if last else [])], [""])
         if Bars._shown is self:
             Bars._shown = None
+        self._above = 0
         self._known.close()
         self._unknown.close()
+
+    def _show(self, above: list[str], lines: list[str]) -> None:
+        """Write the lines `above`, which stay, and below the cursor those of the frame.
+
+        What was there is cleared behind each line, and below the last: tmux would keep in its history what is cleared
+        from the top of the screen.
+        """
+        kept = "".join(f"{line}{_CLEAR_REST}\n" for line in above)
+        frame = "".join(f"{_CLEAR_REST}\n{line}" for line in lines)
+        back = f"{_CLEAR_BELOW}\x1b[{len(lines)}A\r" if lines else ""
+        self._write(f"\r{kept}{_NO_WRAP}{frame}{back}{_WRAP}")
+
+    def _write(self, text: str) -> None:
+        self._alive = write_text(self._stream, text.replace("…", "~") if self._ascii_only else text)
+
+    def _without_terminal(self, snapshot: Snapshot, *, ended: bool = False) -> None:
+        """Plain lines; in a Jupyter notebook, whose cells have no cursor to move up, a line for the total."""
+        if not type(self._stream).__module__.startswith("ipykernel"):
+            (self._plain.finish if ended else self._plain.update)(snapshot)
+            return
+        text = summary(snapshot) if ended else self._draw(replace(snapshot, active=()), _NOTEBOOK_COLUMNS, 1)[0]
+        self._write(f"\r{text:{_NOTEBOOK_COLUMNS}}" + "\n" * ended)
 
     def _takes_screen(self) -> bool:
         """Whether these bars may draw: no others do, or those were abandoned without `finish`."""
@@ -95,65 +151,117 @@ class Bars:
         return True
 
     def _draw(self, snapshot: Snapshot, width: int, height: int) -> list[str]:
-        """At most `height` lines, the total last."""
-        most, active = min(_MOST_BARS, height - 1), snapshot.active
-        if len(active) > most:
+        """At most `height` lines, the total last; for a single file, one."""
+        if snapshot.files_total == 1 and snapshot.phase == "download" and snapshot.active:
+            row = replace(_total_row(snapshot), name=snapshot.active[0].name, delay=delay(snapshot.active[0]), cut=fit)
+            return [self._line(row, _Layout.of([row], width))]
+        shown = [each for each in snapshot.active if each.elapsed_s >= _LASTED_S]
+        most, more = min(_MOST_BARS, height - 1), 0
+        if len(shown) > most:
             # Files that wait for a retry give way to active ones.
-            active = tuple(sorted(active, key=lambda each: each.state is State.RETRYING))[: max(0, most - 1)]
-        rows = [*(_file_row(each) for each in active), _total_row(snapshot)]
-        column = min(max(display_width(row.name) for row in rows), max(8, width // 4))
-        details = max(len(row.details) for row in rows)
-        lines = [self._line(row, width, column, details) for row in rows]
-        if len(active) < len(snapshot.active) and most > 0:
-            lines.insert(-1, clip(f"and {len(snapshot.active) - len(active)} more", width))
+            more = len(shown) - max(0, most - 1)
+            shown = sorted(shown, key=lambda each: each.state is State.RETRYING)[: max(0, most - 1)]
+        rows = [*map(_file_row, shown), _total_row(snapshot)]
+        layout = _Layout.of(rows, width)
+        lines = [self._line(row, layout) for row in rows]
+        if more and most > 0:
+            lines.insert(-1, clip(f"and {more} more", width))
         return lines
 
-    def _line(self, row: _Row, width: int, column: int, details: int) -> str:
-        percent = "" if row.total is None else f"{100 * min(row.value, row.total) // max(1, row.total):3}%"
-        if width < _NARROW:
-            return clip(f"{percent or row.details} {row.name}", width)
-        left = f"{fit(row.name, column)} {percent:4} "
-        tail = f" {row.details:>{details}}  {row.pace}" if width >= _WIDE else f" {row.pace}"
-        if row.total is None:
-            return clip(self._unknown.render(width, left, tail, 0, None), width)
-        return clip(self._known.render(width, left, tail, row.value, row.total), width)
+    def _finished(self, snapshot: Snapshot, width: int) -> list[str]:
+        """A line for each download that ended; of very many, for those that took time or failed."""
+        few = snapshot.files_total is not None and snapshot.files_total <= _FEW_FILES
+        lines = []
+        for each in snapshot.finished if snapshot.phase == "download" else ():
+            if each.state in self._ends and (few or each.elapsed_s >= _LASTED_S or each.state is State.FAILED):
+                what = outcome(each)
+                place = _place(each.path) if each.path else each.name
+                lines.append(clip(f"{shorten(place, max(20, width - 2 - display_width(what)))}  {what}", width))
+        return lines
+
+    def _line(self, row: _Row, layout: _Layout) -> str:
+        percent = share_text(row.share)
+        if layout.names == 0:
+            return clip(f"{percent or row.sizes} {row.delay or row.name}", layout.width)
+        left = f"{row.cut(row.name, layout.names)} {percent:>4} "
+        if row.delay:
+            return clip(left + row.delay, layout.width)
+        tail = "".join(f" {getattr(row, column):>{width}}" for column, width in layout.columns.items())
+        bar = self._unknown if row.share is None else self._known
+        return clip(bar.render(layout.width, left, tail, row.share), layout.width)
+
+
+def _height(rows: int) -> int:
+    """How many lines to draw. A terminal that becomes half as wide shows each on two, and none may scroll away."""
+    return max(1, min(4, rows - 2), (rows - 1) // 2)
+
+
+def _place(path: str) -> str:
+    """A path as a person would write it: from the current directory, where it is below that."""
+    try:
+        here = os.path.join(os.getcwd(), "")
+    except OSError:  # it was removed
+        return path
+    return path.removeprefix(here)
 
 
 @dataclass(frozen=True, slots=True)
 class _Row:
-    """The content of a line: a bar of `value` of `total`, or a bouncing bar if `total` is None."""
+    """The content of a line: a bar, which bounces if the share is unknown, or what delays the file instead."""
 
     name: str
-    value: int
-    total: int | None
-    details: str
-    pace: str
+    share: float | None
+    sizes: str
+    speed: str
+    eta: str
+    times: str  # the ETA, and before it the time so far
+    delay: str = ""
+    cut: Callable[[str, int], str] = fit  # makes the name fit its column
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """How a line is divided: the name, the percentage, the bar, and the columns behind it with their widths."""
+
+    width: int
+    names: int  # columns for the name; 0: there is no room for bars
+    columns: dict[str, int]
+
+    @classmethod
+    def of(cls, rows: list[_Row], width: int) -> _Layout:
+        """The layout with as many columns as leave room for names and bars."""
+        longest = max(display_width(row.name) for row in rows)
+        for shown in (("sizes", "speed", "times"), ("sizes", "times"), ("sizes", "eta"), ("eta",), ()):
+            columns = {each: max(len(getattr(row, each)) for row in rows) for each in shown}
+            room = width - _PERCENT - _BAR - sum(columns.values()) - len(columns)
+            if room >= min(longest, _NAME):
+                return cls(width, min(longest, room, max(_NAME, width // 3)), columns)
+        return cls(width, 0, {})
 
 
 def _file_row(file: FileProgress) -> _Row:
-    pace = {State.RETRYING: "retrying", State.VERIFYING: "verifying"}.get(file.state)
-    sizes = _sizes(file.received_bytes, file.total_bytes)
-    return _Row(file.name, file.received_bytes, file.total_bytes, sizes, f"{pace or _pace(file):>20}")
+    done = file.state is State.VERIFYING
+    speed = "verifying" if done else f"{amount(file.speed_bytes_per_s)}/s"
+    eta = "" if done else clock(file.eta_s)
+    return _Row(file.name, file.share, sizes(file.received_bytes, file.total_bytes), speed, eta, eta, delay(file))
 
 
 def _total_row(snapshot: Snapshot) -> _Row:
-    files = str(snapshot.files_done) + (f"/{snapshot.files_total}" if snapshot.files_total is not None else "")
-    failed = f", {snapshot.files_failed} failed" if snapshot.files_failed else ""
-    details = f"{files} files{failed}  {_sizes(snapshot.received_bytes, snapshot.total_bytes)}"
-    value, total = snapshot.received_bytes, snapshot.total_bytes
-    if total is None and snapshot.files_total:
-        value, total = snapshot.files_done + snapshot.files_failed, snapshot.files_total
-    return _Row(
-        "total" if snapshot.phase == "download" else snapshot.phase, value, total, details, f"{_pace(snapshot):>20}"
-    )
+    if snapshot.phase == WAITING:
+        return _Row("", None, "", "", "", "", " ".join(map(delay, snapshot.active)) or WAITING)
+    name = "total" if snapshot.phase == "download" else snapshot.phase
+    amounts = sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)
+    if not (snapshot.received_bytes or snapshot.total_bytes) and name != "total":  # it moves no bytes
+        amounts = speed = ""
+    else:
+        speed = f"{amount(snapshot.speed_bytes_per_s)}/s"
+    eta = clock(snapshot.eta_s)
+    times = f"{clock(snapshot.elapsed_s)}  ETA {eta}"
+    return _Row(f"{name} {files_of(snapshot)}".rstrip(), snapshot.share, amounts, speed, eta, times, cut=_fit_start)
 
 
-def _sizes(received_bytes: int, total_bytes: int | None) -> str:
-    return amount(received_bytes) + (f"/{amount(total_bytes)}" if total_bytes is not None else "")
-
-
-def _pace(what: FileProgress | Snapshot) -> str:
-    return f"{amount(what.speed_bytes_per_s)}/s {clock(what.eta_s):>7}"
+def _fit_start(text: str, width: int) -> str:
+    return f"{clip(text, width):{width}}"
 
 
 class _Field(WidgetBase):
@@ -175,13 +283,14 @@ class _Line:
         self._buffer = io.StringIO()
         self._bar: progressbar.ProgressBar | None = None
 
-    def render(self, width: int, left: str, tail: str, value: int, total: int | None) -> str:
+    def render(self, width: int, left: str, tail: str, share: float | None) -> str:
         if self._bar is None:
             # An explicit width keeps it from installing a SIGWINCH handler.
             self._bar = progressbar.ProgressBar(
                 widgets=self._widgets,
                 fd=self._buffer,
                 term_width=width,
+                max_value=progressbar.UnknownLength if share is None else _PARTS,
                 max_error=False,
                 custom_len=display_width,
                 is_terminal=False,
@@ -190,14 +299,10 @@ class _Line:
                 variables={"left": left, "tail": tail},
             )
             self._bar.start()
-        bar = self._bar
-        bar.term_width = width
-        bar.max_value = max(1, total) if total is not None else progressbar.UnknownLength
-        if total == 0:
-            value = 1
+        self._bar.term_width = width
         self._buffer.seek(0)
         self._buffer.truncate()
-        bar.update(value if total is None else min(value, max(1, total)), force=True, left=left, tail=tail)
+        self._bar.update(0 if share is None else int(_PARTS * share), force=True, left=left, tail=tail)
         return self._buffer.getvalue().rpartition("\r")[2].rstrip()
 
     def close(self) -> None:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from typing import TextIO
 
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.text import amount, clock, printable, summary
+from perfkit.progress.text import amount, clock, delay, files_of, printable, share_text, sizes, summary
 
 __all__ = ["CallbackProgress", "JsonLines", "PlainLines", "print_line", "terminal_size", "write_text"]
 
@@ -19,6 +19,7 @@ _CLEAR_REST = "\x1b[K"
 
 _STEPS = 10  # a line for each tenth of the work
 _EVERY_S = 30.0  # and at least one in this interval
+_PATIENCE_S = 0.7  # without a byte, before it says what it waits for
 
 
 def terminal_size(stream: TextIO | None) -> os.terminal_size | None:
@@ -55,52 +56,58 @@ class PlainLines:
 
     Args:
         stream: by default standard error.
+        updates: False prints the summaries of downloads only.
     """
 
-    def __init__(self, stream: TextIO | None = None) -> None:
+    def __init__(self, stream: TextIO | None = None, *, updates: bool = True) -> None:
         self._stream = stream or sys.stderr
+        self._updates = updates
         self._alive = True
         self._step = 0  # the last one printed
         self._next_s = _EVERY_S
+        self._moves = False  # something has come, or what delays it was said
 
     def update(self, snapshot: Snapshot) -> None:
-        share = _share(snapshot)
+        if not self._updates:
+            return
+        if not self._moves and snapshot.elapsed_s >= _PATIENCE_S:
+            self._say_what_delays(snapshot)
+        share = snapshot.share
         step = self._step if share is None else int(share * _STEPS + 1e-9)
-        if step < self._step - 1:
-            self._step = step  # it decreased: a size became known, or a retry started over
         due = self._step < step < _STEPS
         if not due and snapshot.elapsed_s < self._next_s:
             return
         self._step = step
         self._next_s = snapshot.elapsed_s + _EVERY_S
-        self._say(_line(snapshot, share))
+        self._say(_line(snapshot))
 
     def finish(self, snapshot: Snapshot) -> None:
-        self._say(summary(snapshot))
-        self._step, self._next_s = 0, _EVERY_S
+        last = summary(snapshot)
+        if last and (self._updates or snapshot.phase == "download"):
+            self._say(last)
+        self._step, self._next_s, self._moves = 0, _EVERY_S, False
+
+    def _say_what_delays(self, snapshot: Snapshot) -> None:
+        """Once, if nothing has come yet."""
+        reasons = list(map(delay, snapshot.active))
+        self._moves = not reasons or not all(reasons) or snapshot.received_bytes > snapshot.resumed_bytes
+        if not self._moves:
+            self._moves = True
+            self._say(reasons[0])
 
     def _say(self, text: str) -> None:
-        self._alive = self._alive and write_text(self._stream, f"{text}\n")
+        self._alive = self._alive and write_text(self._stream, f"{printable(text)}\n")
 
 
-def _share(snapshot: Snapshot) -> float | None:
-    """The fraction of the work that is done, 0..1, by bytes or else by files; None if unknown."""
-    if snapshot.total_bytes:
-        return snapshot.received_bytes / snapshot.total_bytes
-    if snapshot.files_total:
-        return (snapshot.files_done + snapshot.files_failed) / snapshot.files_total
-    return None
-
-
-def _line(snapshot: Snapshot, share: float | None) -> str:
-    percent = "" if share is None else f"{share:4.0%}  "
-    total = f"/{amount(snapshot.total_bytes)}" if snapshot.total_bytes is not None else ""
-    files = f"{snapshot.files_done}" + (f"/{snapshot.files_total}" if snapshot.files_total is not None else "")
-    failed = f", {snapshot.files_failed} failed" if snapshot.files_failed else ""
+def _line(snapshot: Snapshot) -> str:
+    percent = "" if snapshot.share is None else f"{share_text(snapshot.share):>4}  "
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
+    files, noun = files_of(snapshot), "file" if snapshot.files_total == 1 else "files"
     return (
-        f"{what}{percent}{amount(snapshot.received_bytes)}{total}  {amount(snapshot.speed_bytes_per_s)}/s"
-        f"  ETA {clock(snapshot.eta_s)}  {files} files{failed}"
+        f"{what}{percent}"
+        f"{sizes(snapshot.received_bytes, snapshot.total_bytes, estimated=snapshot.total_estimated)}"
+        f"  {amount(snapshot.speed_bytes_per_s)}/s  {clock(snapshot.elapsed_s)}  ETA {clock(snapshot.eta_s)}"
+        f"{f'  {files} {noun}' if files else ''}"
     )
 
 
@@ -119,6 +126,8 @@ class CallbackProgress:
 
 class JsonLines:
     """Prints one JSON object per line: `event`, which is `progress` or finally `finish`, and the fields of `Snapshot`.
+
+    The states of files are the values of `State`: `active`, `retrying`, `verifying`, `done`, `failed`, `cancelled`.
 
     Args:
         stream: by default standard error.

@@ -1,4 +1,4 @@
-"""Counts bytes and files of a run, and computes speed and ETA. No I/O and no threads.
+"""Counts bytes and files of a run, and computes speed, time left and percentage. No I/O and no threads.
 
 Workers count into one `FileMeter` per file; displays take a `Snapshot`, whose cost grows with the active files.
 """
@@ -9,15 +9,18 @@ import enum
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Protocol
 
-__all__ = ["FileMeter", "FileProgress", "Meter", "Progress", "Silent", "Snapshot", "SpeedWindow", "State"]
+from perfkit.progress.pace import Pace
 
-_WINDOW_S = 5.0
-_SAMPLE_EVERY_S = 0.1
+__all__ = ["WAITING", "FileMeter", "FileProgress", "Meter", "Progress", "Silent", "Snapshot", "State"]
+
+WAITING = "waiting"  # the phase of a first request, which has no file yet
+_SETTLED_S = 0.5  # estimates from the first sizes alone, which are about to be joined by others, move nothing
 _FINISHED_KEPT = 100  # files that ended between two snapshots and are in the next one
+_REASONS_KEPT = 5
 
 
 class State(enum.Enum):
@@ -29,6 +32,7 @@ class State(enum.Enum):
     VERIFYING = "verifying"
     DONE = "done"
     FAILED = "failed"
+    CANCELLED = "cancelled"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,27 +44,42 @@ class FileProgress:
     received_bytes: int  # including resumed ones
     total_bytes: int | None
     resumed_bytes: int
-    speed_bytes_per_s: float
+    speed_bytes_per_s: float  # over the last seconds; of a file that has ended, its mean
     eta_s: float | None
+    share: float | None = None  # of the bytes, 0 to 1; never falls, and is 1 only at the end
+    elapsed_s: float = 0.0  # since it began
+    path: str = ""  # where it goes
+    host: str = ""  # that it comes from, as host:port
+    unchanged: bool = False  # it was current already
+    reason: str = ""  # why it failed or is tried again
+    retries: int = 0  # failed attempts so far
+    retry_in_s: float | None = None  # until the next attempt, while the state is `RETRYING`
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
     """A run at one moment."""
 
-    phase: str
+    phase: str  # `download`, or what else is being done, such as `checking files`
     files_total: int | None  # None while the list of files is still being read
     files_done: int
     files_failed: int
     received_bytes: int  # of all files, including resumed ones
-    total_bytes: int | None  # None until the size of every file is known
+    total_bytes: int | None  # None while nothing is known; see `total_estimated`
     known_bytes: int  # the sizes known so far, added up
     resumed_bytes: int
     speed_bytes_per_s: float  # over the last seconds, without resumed bytes
-    eta_s: float | None
+    eta_s: float | None  # the rest of the bytes at the speed at which they have been coming
     elapsed_s: float
     active: tuple[FileProgress, ...]
     finished: tuple[FileProgress, ...]  # since the last snapshot, at most the last hundred
+    total_estimated: bool = False  # some sizes are not known yet, and taken to be the mean of the others
+    share: float | None = None  # of the work, 0 to 1; never falls, and is 1 only at the end
+    files_unchanged: int = 0  # of `files_done`: were current already
+    files_resumed: int = 0  # of `files_done`: continued what an earlier run had left
+    files_cancelled: int = 0  # were not finished when the run was interrupted
+    kept_bytes: int = 0  # in partial files, which the next run continues
+    failures: tuple[tuple[str, int], ...] = ()  # the first reasons for failures, and how often each occurred
 
 
 class Progress(Protocol):
@@ -87,50 +106,46 @@ class Silent:
         pass
 
 
-class SpeedWindow:
-    """Bytes per second over the last few seconds, from a running total that never decreases."""
-
-    def __init__(self, now: float) -> None:
-        self._samples: deque[tuple[float, int]] = deque([(now, 0)])
-
-    def see(self, now: float, total: int) -> float:
-        """Record the total at this moment; returns the current speed."""
-        samples = self._samples
-        if now - samples[-1][0] >= _SAMPLE_EVERY_S or len(samples) == 1:
-            samples.append((now, total))
-        while len(samples) > 2 and now - samples[1][0] >= _WINDOW_S:
-            samples.popleft()
-        elapsed = now - samples[0][0]
-        return max(0, total - samples[0][1]) / elapsed if elapsed > 0 else 0.0
-
-
 class FileMeter:
-    """Counts one file; all methods are thread-safe. Once the file is done or failed, further calls have no effect."""
+    """Counts one file; all methods are thread-safe. Once the file has ended, further calls have no effect."""
 
-    def __init__(self, meter: Meter, name: str) -> None:
+    def __init__(self, meter: Meter, name: str, path: str, total_bytes: int | None) -> None:
         self.name = name
+        self.path = path
         self.state = State.QUEUED
-        self.total_bytes: int | None = None
+        self.total_bytes = total_bytes
         self.received_bytes = 0
         self.resumed_bytes = 0
         self.transferred_bytes = 0  # over the network; never decreases
+        self.unchanged = False
         self._meter = meter
         self._lock = meter.lock
-        self._window: SpeedWindow | None = None
+        self._pace: Pace | None = None
+        self._began_s = self._ended_s = 0.0
+        self._host = self._reason = ""
+        self._retries = 0
+        self._retry_at_s: float | None = None
 
     @property
     def _ended(self) -> bool:
-        return self.state in (State.DONE, State.FAILED)
+        return self.state in (State.DONE, State.FAILED, State.CANCELLED)
 
-    def start(self, total_bytes: int | None) -> None:
-        """The file is being transferred; called again when its size becomes known or changes."""
+    def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
+        """The file is being transferred; called again when its size, its source or its place becomes known or changes.
+
+        Args:
+            total_bytes: None: as before.
+        """
         with self._lock:
             if self._ended:
                 return
-            self._meter.resize(self.total_bytes, total_bytes)
-            self.total_bytes = total_bytes
-            if self._window is None:
-                self._window = SpeedWindow(self._meter.clock())
+            if total_bytes is not None:
+                self._meter.resize(self.total_bytes, total_bytes)
+                self.total_bytes = total_bytes
+            self._host, self.path = host or self._host, path or self.path
+            if self._pace is None:
+                self._began_s = self._meter.clock()
+                self._pace = Pace(self._began_s)
                 self._meter.begin(self)
             self.state = State.ACTIVE
 
@@ -158,29 +173,61 @@ class FileMeter:
         with self._lock:
             if self._ended:
                 return
-            self._meter.add(received=-self.received_bytes, resumed=-self.resumed_bytes)
-            self.received_bytes = self.resumed_bytes = 0
+            self._discard()
 
-    def retrying(self) -> None:
-        """An attempt failed, and another one follows."""
-        self._enter(State.RETRYING)
+    def retrying(self, reason: str = "", wait_s: float = 0.0) -> None:
+        """An attempt failed, and another one follows after `wait_s` seconds."""
+        with self._lock:
+            if not self._ended:
+                self.state, self._reason = State.RETRYING, reason
+                self._retries += 1
+                self._retry_at_s = self._meter.clock() + wait_s
 
     def verifying(self) -> None:
         """All bytes are present and are being verified."""
-        self._enter(State.VERIFYING)
+        with self._lock:
+            if not self._ended:
+                self.state = State.VERIFYING
 
-    def done(self) -> None:
-        """The file is complete."""
-        self._end(State.DONE)
+    def done(self, *, unchanged: bool = False) -> None:
+        """The file is complete.
 
-    def failed(self) -> None:
-        """The file failed for good; its bytes no longer count."""
-        self._end(State.FAILED)
+        Args:
+            unchanged: it was current already.
+        """
+        with self._lock:
+            if not self._ended:
+                self.unchanged = unchanged
+                self._meter.resize(self.total_bytes, self.received_bytes)
+                self._end(State.DONE)
+
+    def failed(self, reason: str = "", *, kept: bool = False, cancelled: bool = False) -> None:
+        """The file failed for good; its bytes no longer count.
+
+        Args:
+            kept: they stay in a partial file, for the next run.
+            cancelled: the caller ended it.
+        """
+        with self._lock:
+            if not self._ended:
+                self._reason = reason
+                self._meter.keep(self.received_bytes if kept else 0)
+                self._discard()
+                self._meter.resize(self.total_bytes, 0)
+                self._end(State.CANCELLED if cancelled else State.FAILED)
 
     def progress(self, now: float) -> FileProgress:
         """The numbers at this moment of the meter's clock; the caller holds the meter's `lock`."""
-        speed = self._window.see(now, self.transferred_bytes) if self._window else 0.0
-        left = None if self.total_bytes is None else max(0, self.total_bytes - self.received_bytes)
+        speed, eta_s, share = 0.0, None, None
+        elapsed_s = (self._ended_s or now) - self._began_s if self._pace else 0.0
+        if self._pace is not None:
+            speed = self._pace.see(now, self.transferred_bytes)
+            left = None if self.total_bytes is None else max(0, self.total_bytes - self.received_bytes)
+            eta_s = self._pace.eta_s(left)
+            share = self._pace.share(self.received_bytes, self.total_bytes, ended=self.state is State.DONE)
+        if self._ended and elapsed_s > 0:
+            speed = self.transferred_bytes / elapsed_s
+        waits = self.state is State.RETRYING and self._retry_at_s is not None
         return FileProgress(
             self.name,
             self.state,
@@ -188,25 +235,25 @@ class FileMeter:
             self.total_bytes,
             self.resumed_bytes,
             speed,
-            _eta_s(left, speed),
+            eta_s,
+            share,
+            elapsed_s,
+            self.path,
+            self._host,
+            self.unchanged,
+            self._reason if waits or self._ended else "",
+            self._retries,
+            max(0.0, (self._retry_at_s or now) - now) if waits else None,
         )
 
-    def _enter(self, state: State) -> None:
-        with self._lock:
-            if not self._ended:
-                self.state = state
+    def _discard(self) -> None:
+        self._meter.add(received=-self.received_bytes, resumed=-self.resumed_bytes)
+        self.received_bytes = self.resumed_bytes = 0
 
     def _end(self, state: State) -> None:
-        with self._lock:
-            if self._ended:
-                return
-            self.state = state
-            if state is State.FAILED:
-                self._meter.add(received=-self.received_bytes, resumed=-self.resumed_bytes)
-                self._meter.resize(self.total_bytes, 0)
-            else:
-                self._meter.resize(self.total_bytes, self.received_bytes)
-            self._meter.end(self)
+        self.state = state
+        self._ended_s = self._meter.clock()
+        self._meter.end(self, self._reason)
 
 
 class Meter:
@@ -214,15 +261,15 @@ class Meter:
 
     Attributes:
         clock: seconds that never decrease.
-        lock: guards the counters, those of the files too; `add`, `resize`, `begin` and `end` need it held.
+        lock: guards the counters, those of the files too; `add`, `resize`, `keep`, `begin` and `end` need it held.
     """
 
-    def __init__(self, *, phase: str = "download", clock: Callable[[], float] = time.monotonic) -> None:
-        self.clock = clock
+    def __init__(self, *, phase: str = "download", clock: Callable[[], float] | None = None) -> None:
+        self.clock = clock or time.monotonic
         self.lock = threading.Lock()
         self._phase = phase
-        self._started_s = clock()
-        self._window = SpeedWindow(self._started_s)
+        self._started_s = self.clock()
+        self._pace = Pace(self._started_s)
         self._expected = 0
         self._open_lists = 0  # lists of files that are still being read
         self._sized = 0  # files of known size
@@ -231,21 +278,41 @@ class Meter:
         self._resumed = 0
         self._transferred = 0
         self._done = 0
+        self._unchanged = 0
+        self._continued = 0
         self._failed = 0
+        self._cancelled = 0
+        self._kept = 0
+        self._failures: dict[str, int] = {}
         self._active: dict[FileMeter, None] = {}  # in the order they began
         self._finished: deque[FileMeter] = deque(maxlen=_FINISHED_KEPT)
 
-    def expect(self, files: int | None) -> None:
-        """`files` more files will follow; None: a list of unknown length, until `all_known`."""
+    def expect(self, files: int | None, sizes: Iterable[int | None] = ()) -> None:
+        """`files` more files will follow; None: a list of unknown length, until `all_known`.
+
+        Args:
+            sizes: of these files, where they are known.
+        """
         with self.lock:
             if files is None:
                 self._open_lists += 1
             else:
                 self._expected += files
+            for size in sizes:
+                self.resize(None, size)
 
-    def file(self, name: str) -> FileMeter:
-        """The meter of one of the expected files."""
-        return FileMeter(self, name)
+    def file(self, name: str, *, path: str = "", total_bytes: int | None = None, announced: bool = False) -> FileMeter:
+        """The meter of one of the expected files.
+
+        Args:
+            path: where it goes.
+            total_bytes: its size, if that is known already.
+            announced: the size was among those that `expect` was given.
+        """
+        if not announced:
+            with self.lock:
+                self.resize(None, total_bytes)
+        return FileMeter(self, name, path, total_bytes)
 
     def all_known(self) -> None:
         """A list of unknown length has ended."""
@@ -263,30 +330,42 @@ class Meter:
         self._sized += (after is not None) - (before is not None)
         self._known += (after or 0) - (before or 0)
 
+    def keep(self, count: int) -> None:
+        """`count` bytes of a file that failed stay, for the next run."""
+        self._kept += count
+
     def begin(self, file: FileMeter) -> None:
         """A file became active."""
         self._active[file] = None
 
-    def end(self, file: FileMeter) -> None:
-        """A file is done or failed."""
-        if file.state is State.FAILED:
-            self._failed += 1
-        else:
+    def end(self, file: FileMeter, reason: str) -> None:
+        """A file is done, failed or cancelled."""
+        if file.state is State.DONE:
             self._done += 1
+            self._unchanged += file.unchanged
+            self._continued += file.resumed_bytes > 0
+        elif file.state is State.CANCELLED:
+            self._cancelled += 1
+        else:
+            self._failed += 1
+            if reason in self._failures or len(self._failures) < _REASONS_KEPT:
+                self._failures[reason] = self._failures.get(reason, 0) + 1
         self._active.pop(file, None)
         self._finished.append(file)
 
     def snapshot(self) -> Snapshot:
         """The current numbers. Files that ended since the last snapshot are only in this one."""
-        now = self.clock()
         with self.lock:
-            speed = self._window.see(now, self._transferred)
+            now = self.clock()
+            speed = self._pace.see(now, self._transferred)
             expected = None if self._open_lists else self._expected
-            total = self._known if expected is not None and self._sized >= expected else None
+            ended = self._done + self._failed + self._cancelled
+            total = self._total_bytes(expected)
+            estimated = total is not None and expected is not None and self._sized < expected
+            soon = estimated and now - self._started_s < _SETTLED_S
             active = tuple(each.progress(now) for each in self._active)
             finished = tuple(each.progress(now) for each in self._finished)
             self._finished.clear()
-            elapsed = now - self._started_s
             return Snapshot(
                 self._phase,
                 expected,
@@ -297,26 +376,37 @@ class Meter:
                 self._known,
                 self._resumed,
                 speed,
-                self._total_eta_s(expected, total, speed, elapsed),
-                elapsed,
+                self._eta_s(now, expected, ended, total),
+                now - self._started_s,
                 active,
                 finished,
+                estimated,
+                None if soon else self._share(expected, ended, total),
+                self._unchanged,
+                self._continued,
+                self._cancelled,
+                self._kept,
+                tuple(self._failures.items()),
             )
 
-    def _total_eta_s(self, expected: int | None, total: int | None, speed: float, elapsed: float) -> float | None:
-        """Seconds left, from bytes if all sizes are known, else from the number of files; None if unknown."""
-        if total is not None:
-            return _eta_s(max(0, total - self._received), speed)
-        ended = self._done + self._failed
+    def _total_bytes(self, expected: int | None) -> int | None:
+        """All sizes, those that are not known taken to be the mean of the others; None if none is known."""
+        if expected is None or (not self._sized and expected):
+            return None
+        mean = self._known // max(1, self._sized)
+        more = sum(max(0, each.received_bytes - mean) for each in self._active if each.total_bytes is None)
+        return max(self._received, self._known + max(0, expected - self._sized) * mean + more)
+
+    def _eta_s(self, now: float, expected: int | None, ended: int, total: int | None) -> float | None:
+        """Seconds left, from bytes if there are any, else from the number of files; None if unknown."""
+        if total is not None and self._received:
+            return self._pace.eta_s(total - self._received)
         if expected is None or not ended:
             return None
-        by_bytes = _eta_s(max(0, self._known - self._received), speed)  # the known bytes take at least this long
-        return max(elapsed / ended * max(0, expected - ended), by_bytes or 0.0)
+        return (now - self._started_s) / ended * max(0, expected - ended)
 
-
-def _eta_s(left_bytes: int | None, speed: float) -> float | None:
-    if left_bytes is None:
-        return None
-    if left_bytes == 0:
-        return 0.0
-    return left_bytes / speed if speed > 0 else None
+    def _share(self, expected: int | None, ended: int, total: int | None) -> float | None:
+        done = expected is not None and ended >= expected
+        if total == 0:  # nothing but empty and unchanged files so far
+            return self._pace.share(ended, expected, ended=done)
+        return self._pace.share(self._received, total, ended=done)

@@ -8,7 +8,8 @@ import time
 from collections.abc import Iterator
 from types import TracebackType
 
-from perfkit.progress.meter import Progress, Snapshot, SpeedWindow
+from perfkit.progress.meter import Progress, Snapshot
+from perfkit.progress.pace import Pace
 
 __all__ = ["DelayedProgress", "Stage"]
 
@@ -21,7 +22,7 @@ class Stage:
 
     Args:
         progress: the display; None for none.
-        phase: a word for the stage, such as `commit`.
+        phase: what is done, in words for people, such as `checking files`.
         files: how many files the stage handles; None if unknown.
         total_bytes: how many bytes; None if unknown.
     """
@@ -33,21 +34,30 @@ class Stage:
         self._phase = phase
         self._files = files
         self._total_bytes = total_bytes
-        self._files_done = self._bytes_done = 0
+        self._files_done = self._bytes_done = self._failed = 0
         self._began_s = self._drawn_s = time.monotonic()
-        self._window = SpeedWindow(self._began_s)
+        self._pace = Pace(self._began_s)
         self._shown = False
 
     def __enter__(self) -> Stage:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        if self._progress is not None and self._shown:
-            self._progress.finish(self._snapshot(time.monotonic()))
+        self.end(failed=value is not None)
 
-    def count(self, *, files: int = 0, count_bytes: int = 0) -> None:
+    def end(self, *, failed: bool = False) -> None:
+        """All is done, or failed; for stages that are not a `with` block."""
+        if self._progress is not None and self._shown:
+            self._progress.finish(self._snapshot(time.monotonic(), ended=not failed))
+
+    def expect(self, files: int | None, total_bytes: int | None) -> None:
+        """How many files and bytes there are turned out later."""
+        self._files, self._total_bytes = files, total_bytes
+
+    def count(self, *, files: int = 0, count_bytes: int = 0, failed: int = 0) -> None:
         """Add finished work."""
         self._files_done += files
+        self._failed += failed
         self._bytes_done += count_bytes
         if self._progress is None:
             return
@@ -62,23 +72,27 @@ class Stage:
             self._shown = True
             self._progress.update(self._snapshot(self._drawn_s))
 
-    def _snapshot(self, now: float) -> Snapshot:
-        speed = self._window.see(now, self._bytes_done)
-        left = None if self._total_bytes is None else max(0, self._total_bytes - self._bytes_done)
+    def _snapshot(self, now: float, *, ended: bool = False) -> Snapshot:
+        done, total = self._bytes_done, self._total_bytes
+        if not total:  # by the number of files
+            done, total = self._files_done + self._failed, self._files
+        speed = self._pace.see(now, done)
+        total_bytes = None if self._total_bytes is None else max(self._total_bytes, self._bytes_done)
         return Snapshot(
             phase=self._phase,
             files_total=self._files,
             files_done=self._files_done,
-            files_failed=0,
+            files_failed=self._failed,
             received_bytes=self._bytes_done,
-            total_bytes=self._total_bytes,
-            known_bytes=self._bytes_done if self._total_bytes is None else self._total_bytes,
+            total_bytes=total_bytes,
+            known_bytes=total_bytes or self._bytes_done,
             resumed_bytes=0,
-            speed_bytes_per_s=speed,
-            eta_s=left / speed if left is not None and speed > 0 else None,
+            speed_bytes_per_s=speed if self._total_bytes else self._bytes_done / max(1e-3, now - self._began_s),
+            eta_s=None if total is None else self._pace.eta_s(max(0, total - done)),
             elapsed_s=now - self._began_s,
             active=(),
             finished=(),
+            share=self._pace.share(done, total, ended=ended),
         )
 
 

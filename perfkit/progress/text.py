@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
-from perfkit.progress.meter import Snapshot
+from perfkit.progress.meter import WAITING, FileProgress, Snapshot, State
 
-__all__ = ["amount", "clip", "clock", "display_width", "fit", "printable", "summary"]
+__all__ = [
+    "amount",
+    "clip",
+    "clock",
+    "counted",
+    "delay",
+    "display_width",
+    "files_of",
+    "fit",
+    "outcome",
+    "printable",
+    "share_text",
+    "shorten",
+    "sizes",
+    "summary",
+]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
 
@@ -30,18 +45,83 @@ def clock(seconds: float | None) -> str:
     return f"{whole // 60}:{whole % 60:02}"
 
 
+def share_text(share: float | None) -> str:
+    """`45%`, rounded down; nothing if unknown."""
+    return "" if share is None else f"{int(100 * share + 1e-9)}%"
+
+
+def sizes(received_bytes: int, total_bytes: int | None, *, estimated: bool = False) -> str:
+    """`19.1/47.8 MiB`; an estimated total is marked: `19.1/47.8+ MiB`."""
+    if total_bytes is None:
+        return amount(received_bytes)
+    total, unit = amount(total_bytes).split()
+    scale = 1024 ** _UNITS.index(unit)
+    received = f"{received_bytes}" if scale == 1 else f"{received_bytes / scale:.1f}"
+    return f"{received}/{total}{'+' if estimated else ''} {unit}"
+
+
+def counted(count: int, noun: str) -> str:
+    """`1 file`, `2 files`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
+
+
+def files_of(snapshot: Snapshot) -> str:
+    """How many files are done, of how many, and how many failed: `3/8, 1 failed`; empty if files are not counted."""
+    if _uncounted(snapshot):
+        return ""
+    total = f"/{snapshot.files_total}" if snapshot.files_total is not None else ""
+    failed = f", {snapshot.files_failed} failed" if snapshot.files_failed else ""
+    return f"{snapshot.files_done}{total}{failed}"
+
+
+def _uncounted(snapshot: Snapshot) -> bool:
+    return snapshot.phase != "download" and snapshot.files_total is None and not snapshot.files_done
+
+
 def summary(snapshot: Snapshot) -> str:
-    """The last line of a run."""
-    transferred = snapshot.received_bytes - snapshot.resumed_bytes
-    speed = transferred / snapshot.elapsed_s if snapshot.elapsed_s > 0 else 0.0
-    files = f"{snapshot.files_done} file{'' if snapshot.files_done == 1 else 's'}"
+    """The last line of a run; empty if there was none to speak of."""
+    if snapshot.phase == WAITING:
+        return ""
+    total, done = snapshot.files_total, snapshot.files_done
+    files = counted(done, "file") if total in (None, done) else f"{done} of {counted(total or 0, 'file')}"
     what = "" if snapshot.phase == "download" else f"{snapshot.phase}: "
-    parts = [f"{what}{files}, {amount(snapshot.received_bytes)} in {clock(snapshot.elapsed_s)}, {amount(speed)}/s"]
+    seconds, size, speed = snapshot.elapsed_s, "", ""
+    if snapshot.received_bytes or not what:
+        mean = (snapshot.received_bytes - snapshot.resumed_bytes) / seconds if seconds > 0 else 0.0
+        size, speed = amount(snapshot.received_bytes), f", {amount(mean)}/s"
+    done_text = ", ".join(part for part in ("" if _uncounted(snapshot) else files, size) if part)
+    parts = [f"{what}{done_text} in {clock(seconds)}{speed}"]
+    if snapshot.files_unchanged:
+        parts.append(f"{snapshot.files_unchanged} unchanged")
     if snapshot.resumed_bytes:
-        parts.append(f"{amount(snapshot.resumed_bytes)} resumed")
+        parts.append(f"{snapshot.files_resumed} resumed from {amount(snapshot.resumed_bytes)}")
     if snapshot.files_failed:
-        parts.append(f"{snapshot.files_failed} failed")
+        reasons = ", ".join(f"{count} times {why}" if count > 1 else why for why, count in snapshot.failures if why)
+        parts.append(f"{snapshot.files_failed} failed{f' ({reasons})' if reasons else ''}")
+    if snapshot.files_cancelled:
+        parts.append(f"{snapshot.files_cancelled} not finished")
+    if snapshot.kept_bytes:
+        parts.append(f"{amount(snapshot.kept_bytes)} kept in partial files")
     return "; ".join(parts)
+
+
+def outcome(file: FileProgress) -> str:
+    """What became of a file: its size and mean speed, or why it failed."""
+    if file.state is State.FAILED:
+        return f"failed: {file.reason}" if file.reason else "failed"
+    if file.unchanged:
+        return "unchanged"
+    resumed = f", resumed from {amount(file.resumed_bytes)}" if file.resumed_bytes else ""
+    return f"{amount(file.received_bytes)}  {amount(file.speed_bytes_per_s)}/s{resumed}"
+
+
+def delay(file: FileProgress) -> str:
+    """Why no bytes come of a file: it waits for an answer, or for its next attempt; empty if they do."""
+    if file.retry_in_s is not None:
+        return f"try {file.retries + 1} in {clock(file.retry_in_s)}: {file.reason}"
+    if file.state is State.ACTIVE and file.host and file.received_bytes == file.resumed_bytes:
+        return f"waiting for {file.host}"
+    return ""
 
 
 def display_width(text: str) -> int:
@@ -65,20 +145,33 @@ def printable(text: str) -> str:
 
 
 def clip(text: str, width: int) -> str:
-    """The text in at most `width` columns, without control characters; `~` marks a cut."""
+    """The text in at most `width` columns, without control characters; an ellipsis marks a cut."""
     text = printable(text)
-    if display_width(text) <= width:
-        return text
-    kept, used = [], 0
-    for character in text:
+    return text if display_width(text) <= width else _first(text, width - 1) + "…" * (width > 0)
+
+
+def shorten(name: str, width: int) -> str:
+    """A name in at most `width` columns: the middle is left out, the extension stays."""
+    name = printable(name)
+    if display_width(name) <= width:
+        return name
+    _, dot, extension = name.rpartition(".")
+    end = max((width - 1) // 2, min(len(dot + extension), width - 2) if dot else 0)
+    last = _first(name[::-1], end)[::-1]
+    return f"{_first(name, width - 1 - display_width(last))}…{last}" if width > 4 else clip(name, width)
+
+
+def _first(text: str, width: int) -> str:
+    """As much of the text as has room in `width` columns."""
+    used = 0
+    for at, character in enumerate(text):
         used += _columns(character)
-        if used > width - 1:
-            break
-        kept.append(character)
-    return "".join(kept) + ("~" if width > 0 else "")
+        if used > width:
+            return text[:at]
+    return text
 
 
 def fit(text: str, width: int) -> str:
-    """The text in exactly `width` columns."""
-    clipped = clip(text, width)
+    """A name in exactly `width` columns."""
+    clipped = shorten(text, width)
     return clipped + " " * (width - display_width(clipped))

@@ -75,11 +75,13 @@ class LocalTree(Mapping[str, ExistingFile]):
                     self._others[entry.name] = ExistingFile(b"", entry.size)
                 elif self.cache.matches(at, entry):
                     self._intact[at] = 1
+                    shown.count(files=1, count_bytes=entry.size)
                 else:
                     pending[entry.name] = at, entry
                     yield entry
 
-        with Stage(self._progress, "scan") as shown:
+        installed = self._installed
+        with Stage(self._progress, "checking files", files=len(installed), total_bytes=installed.total_bytes) as shown:
             for found in hash_many(self._root, unmatched()):
                 at, entry = pending.pop(found.name)
                 if found.error is None and found.sha256 is not None:
@@ -164,7 +166,8 @@ class LocalTree(Mapping[str, ExistingFile]):
         files = {entry.name: entry for entry in chosen if entry.kind == "file"}
         if not files:
             return
-        with Stage(self._progress, "scan", files=len(files)) as shown:
+        size = sum(entry.size for entry in files.values())
+        with Stage(self._progress, "checking files", files=len(files), total_bytes=size) as shown:
             for found in hash_many(self._root, files.values()):
                 entry = files[found.name]
                 if found.error is None:

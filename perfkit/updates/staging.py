@@ -60,14 +60,17 @@ class Fetcher:
         self.bytes_received += len(found.first)
         return found
 
-    def get(self, requests: Sequence[Request]) -> list[Download]:
+    def get(self, requests: Sequence[Request], *, phase: str = "fetching") -> list[Download]:
         """Make these downloads; returns them in the order of the requests, each of which must have a name.
+
+        Args:
+            phase: what progress displays call it.
 
         Raises:
             TransferError, OSError: the first failure, after all others have ended.
         """
         found: dict[int, Download] = {}
-        for index, download in self._downloads.run(requests, self.stage) if requests else ():
+        for index, download in self._downloads.run(requests, self.stage, phase=phase) if requests else ():
             self.requests += download.requests
             self.bytes_received += download.bytes_received
             found[index] = download
@@ -126,13 +129,16 @@ class StagingArea:
         self._writing: _PartialBlob | None = None
 
     @contextlib.contextmanager
-    def show_progress(self, *, files: int | None = None, total_bytes: int | None = None) -> Iterator[None]:
+    def show_progress(
+        self, phase: str = "unpacking", *, files: int | None = None, total_bytes: int | None = None
+    ) -> Iterator[None]:
         """Show, inside this block, the blobs that are written.
 
         Args:
+            phase: what progress displays call it.
             files, total_bytes: how many are expected; None: unknown.
         """
-        with Stage(self._progress, "apply", files=files, total_bytes=total_bytes) as self._shown:
+        with Stage(self._progress, phase, files=files, total_bytes=total_bytes) as self._shown:
             try:
                 yield
             finally:

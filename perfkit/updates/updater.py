@@ -456,7 +456,7 @@ class Sync:
         known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
         transaction = tree.transaction(label, known=known)
         files = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
-        with Stage(self._progress, "commit", files=files) as shown, transaction as tx:
+        with Stage(self._progress, "applying", files=files) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
             tx.write_private(layout.RELEASE, self._record(manifest))
             applier = PlanApplier(self._root, tx, manifest, staging, shown)

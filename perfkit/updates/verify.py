@@ -93,7 +93,7 @@ def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compa
     found = _Compared(set(manifest.names()), [], [])
     seen: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
     modes = holds_modes(os.path.join(root, layout.LOCK))
-    with Stage(progress, "verify", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
+    with Stage(progress, "verifying", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
         for read in hash_many(root, _regular(root, manifest, found, seen)):
             at, entry = seen.pop(read.name)
             if isinstance(read.error, FileNotFoundError):

@@ -143,14 +143,21 @@ def test_a_failure_stops_or_not_as_asked(tree: Path, tmp_path: Path) -> None:
     assert shape(tmp_path / "dest") == expected
 
 
-def test_progress_counts_every_file(tree: Path, tmp_path: Path) -> None:
-    """The last snapshot has all files and bytes."""
+def test_progress_counts_every_file(tree: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The last snapshot has all files and bytes; how many there are is known from the first on."""
     from perfkit import CallbackProgress
+    from perfkit.progress import stage
 
+    monkeypatch.setattr(stage, "_SHOWN_FROM_S", 0.0)
+    monkeypatch.setattr(stage, "_EVERY_S", 0.0)
     seen: list[Any] = []
     copy_tree(tree, tmp_path / "dest", progress=CallbackProgress(seen.append))
-    assert (seen[-1].phase, seen[-1].files_done, seen[-1].files_total, seen[-1].eta_s) == ("copy", 6, 6, 0.0)
-    assert seen[-1].received_bytes == seen[-1].total_bytes
+    assert (seen[-1].phase, seen[-1].files_done, seen[-1].files_total, seen[-1].eta_s) == ("copying", 6, 6, 0.0)
+    assert seen[-1].received_bytes == seen[-1].total_bytes == seen[0].total_bytes
+    assert (seen[-1].share, max(each.share or 0.0 for each in seen[:-1]) < 1.0) == (1.0, True)
+    seen.clear()
+    remove_tree(tmp_path / "dest", progress=CallbackProgress(seen.append))
+    assert {(each.phase, each.files_total) for each in seen} == {("removing", seen[-1].files_done)}
 
 
 def test_moves_build_on_each_other(tmp_path: Path) -> None:

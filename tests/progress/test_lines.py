@@ -22,7 +22,8 @@ MIB = 1 << 20
 
 def a_run(percent: float = 0.0, elapsed_s: float = 1.0, **changes: Any) -> Snapshot:
     received = int(percent * MIB)
-    snapshot = Snapshot("download", 8, 3, 0, received, 100 * MIB, 100 * MIB, 0, 10 * MIB, 65.0, elapsed_s, (), ())
+    snapshot = Snapshot("download", 8, 3, 0, received, 100 * MIB, 100 * MIB, 0, 10 * MIB, 65.0, elapsed_s, (), (),
+                        share=percent / 100)  # fmt: skip
     return replace(snapshot, **changes)
 
 
@@ -59,7 +60,7 @@ def test_a_line_for_every_tenth() -> None:
     plain.finish(a_run(100, 20.0, files_done=8))
     *lines, last = out.getvalue().splitlines()
     assert shares(out) == [10, 20, 30, 40, 50, 60, 70, 80, 90]
-    assert lines[0] == " 10%  10.0 MiB/100.0 MiB  10.0 MiB/s  ETA 1:05  3/8 files"
+    assert lines[0] == " 10%  10.0/100.0 MiB  10.0 MiB/s  0:02  ETA 1:05  3/8 files"
     assert last == "8 files, 100.0 MiB in 0:20, 5.0 MiB/s"
 
 
@@ -82,27 +83,56 @@ def test_a_line_every_half_minute() -> None:
 
 
 def test_an_unknown_total() -> None:
-    """By files while sizes are missing; by time alone while nobody knows how many files there are."""
+    """By time alone while nobody knows how many files there are; an estimated total is marked."""
     out = io.StringIO()
-    plain = PlainLines(out)
-    for done in range(9):
-        plain.update(a_run(5, total_bytes=None, files_done=done, eta_s=None, files_failed=0))
-    assert shares(out) == [12, 25, 38, 50, 62, 75, 88]
+    PlainLines(out).update(a_run(50, total_estimated=True))
+    assert out.getvalue().startswith(" 50%  50.0/100.0+ MiB")
     out = io.StringIO()
     plain = PlainLines(out)
     for second in range(0, 65, 5):
-        plain.update(a_run(second, float(second), total_bytes=None, files_total=None, eta_s=None))
+        plain.update(a_run(second, float(second), total_bytes=None, files_total=None, eta_s=None, share=None))
     assert out.getvalue().splitlines() == [
-        "30.0 MiB  10.0 MiB/s  ETA -:--  3 files", "60.0 MiB  10.0 MiB/s  ETA -:--  3 files"]  # fmt: skip
+        "30.0 MiB  10.0 MiB/s  0:30  ETA -:--  3 files", "60.0 MiB  10.0 MiB/s  1:00  ETA -:--  3 files"]  # fmt: skip
 
 
-def test_a_share_that_falls() -> None:
-    """A retry from the first byte, or a size that became known late: the tenths come again."""
+def test_what_nothing_comes_from_is_named() -> None:
+    """A host that does not answer, within a second, and once; so is the first retry of a file that never began."""
+    out, clock = io.StringIO(), Clock()
+    meter, plain = Meter(clock=clock), PlainLines(out)
+    meter.expect(1)
+    file = meter.file("f")
+    file.start(None, host="203.0.113.1:443")
+    for _ in range(20):
+        clock.now += 0.1
+        plain.update(meter.snapshot())
+        if clock.now < 1000.65:
+            assert out.getvalue() == ""
+    assert out.getvalue() == "waiting for 203.0.113.1:443\n"
+
+
+def test_summaries_alone() -> None:
+    """No lines in between, and none about the stages of a sync."""
     out = io.StringIO()
-    plain = PlainLines(out)
-    for percent in (10, 30, 60, 58, 60, 61, 5, 10, 30, 60, 70):
-        plain.update(a_run(percent))
-    assert shares(out) == [10, 30, 60, 10, 30, 60, 70]
+    plain = PlainLines(out, updates=False)
+    plain.update(a_run(50))
+    plain.finish(a_run(50, phase="fetching"))
+    plain.finish(a_run(100, files_done=8))
+    assert out.getvalue() == "8 files, 100.0 MiB in 0:01, 100.0 MiB/s\n"
+
+
+@pytest.mark.parametrize(("end", "text"), [
+    ({"files_total": 1, "files_done": 1}, "1 file, 50.0 MiB in 0:10, 5.0 MiB/s"),
+    ({"files_done": 2, "files_cancelled": 6, "kept_bytes": 3 * MIB},
+     "2 of 8 files, 50.0 MiB in 0:10, 5.0 MiB/s; 6 not finished; 3.0 MiB kept in partial files"),
+    ({"files_done": 5, "files_failed": 3, "failures": (("HTTP status 404", 2), ("timed out", 1))},
+     "5 of 8 files, 50.0 MiB in 0:10, 5.0 MiB/s; 3 failed (2 times HTTP status 404, timed out)"),
+    ({"phase": "removing", "files_total": 1, "files_done": 1, "received_bytes": 0}, "removing: 1 file in 0:10"),
+])  # fmt: skip
+def test_summary(end: dict[str, Any], text: str) -> None:
+    """What was done, what was not and why, and what is kept."""
+    out = io.StringIO()
+    PlainLines(out).finish(a_run(50, 10.0, **end))
+    assert out.getvalue() == f"{text}\n"
 
 
 def test_several_runs() -> None:
@@ -112,10 +142,12 @@ def test_several_runs() -> None:
     for _ in range(2):
         for percent in (0, 50, 100):
             plain.update(a_run(percent, 31.0 if percent == 0 else 32.0))
-        plain.finish(a_run(100, 40.0, files_failed=1, resumed_bytes=20 * MIB))
+        plain.finish(a_run(100, 40.0, files_failed=1, resumed_bytes=20 * MIB, files_resumed=2, files_unchanged=1,
+                           failures=(("HTTP status 404", 1),)))  # fmt: skip
     lines = out.getvalue().splitlines()
     assert lines[:3] == lines[3:]
-    assert lines[2] == "3 files, 100.0 MiB in 0:40, 2.0 MiB/s; 20.0 MiB resumed; 1 failed"
+    assert lines[2] == ("3 of 8 files, 100.0 MiB in 0:40, 2.0 MiB/s; 1 unchanged; 2 resumed from 20.0 MiB; "
+                        "1 failed (HTTP status 404)")  # fmt: skip
 
 
 def test_nothing_to_do() -> None:
@@ -214,7 +246,8 @@ def test_json_lines() -> None:
     assert first["eta_s"] is None
     assert second["active"][0] == {
         "name": "ü\n\udcff", "state": "active", "received_bytes": 10, "total_bytes": None, "resumed_bytes": 0,
-        "speed_bytes_per_s": 10.0, "eta_s": None}  # fmt: skip
+        "speed_bytes_per_s": 10.0, "eta_s": None, "share": None, "elapsed_s": 1.0, "path": "", "host": "",
+        "unchanged": False, "reason": "", "retries": 0, "retry_in_s": None}  # fmt: skip
     assert set(second["active"][1]) == {field.name for field in fields(FileProgress)}
     assert [each["state"] for each in last["finished"]] == ["done", "failed"]
     assert (last["files_done"], last["files_failed"], last["active"]) == (1, 1, [])

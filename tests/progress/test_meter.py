@@ -1,4 +1,4 @@
-"""The numbers of a run: pure, on a clock that the test moves."""
+"""The numbers of a run, on a clock that the test moves."""
 
 from __future__ import annotations
 
@@ -8,7 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perfkit.progress.meter import FileMeter, Meter, SpeedWindow, State
+from perfkit.progress.meter import FileMeter, Meter, State
+from perfkit.progress.pace import Pace
 from tests.support.clock import Clock
 
 MIB = 1 << 20
@@ -21,21 +22,21 @@ def begun(meter: Meter, name: str, total: int | None) -> FileMeter:
 
 
 def test_speed_is_of_the_last_seconds(meter: Meter, clock: Clock) -> None:
-    """Ten fast seconds, then ten slow ones: the speed shown is the slow one."""
+    """Twenty fast seconds, then twenty slow ones: the speed shown is the slow one."""
     meter.expect(1)
-    file = begun(meter, "f", 1000 * MIB)
+    file = begun(meter, "f", 2000 * MIB)
     for speed in (50 * MIB, MIB):
-        for _ in range(100):
+        for _ in range(200):
             clock.now += 0.1
             file.advance(speed // 10)
             snapshot = meter.snapshot()
         assert snapshot.speed_bytes_per_s == pytest.approx(speed, rel=0.03)
         assert snapshot.active[0].speed_bytes_per_s == pytest.approx(speed, rel=0.03)
-    assert snapshot.eta_s == pytest.approx((1000 - 510) * MIB / MIB, rel=0.03)
+    assert snapshot.eta_s == pytest.approx(2000 - 1020, rel=0.03)
 
 
 def test_silence_brings_the_speed_to_nothing(meter: Meter, clock: Clock) -> None:
-    """What came before the window is forgotten, and with it the estimate."""
+    """The speed is that of the last seconds; the time left is that at the speed at which bytes came."""
     meter.expect(1)
     file = begun(meter, "f", 10 * MIB)
     clock.now += 1.0
@@ -45,7 +46,7 @@ def test_silence_brings_the_speed_to_nothing(meter: Meter, clock: Clock) -> None
         clock.now += 0.1
         snapshot = meter.snapshot()
     assert snapshot.speed_bytes_per_s == 0.0
-    assert snapshot.eta_s is None
+    assert snapshot.eta_s == pytest.approx(9.0)
 
 
 def test_resumed_bytes_are_there_but_not_fast(meter: Meter, clock: Clock) -> None:
@@ -71,13 +72,13 @@ def test_all_files_together(meter: Meter, clock: Clock) -> None:
     clock.now += 1.0
     snapshot = meter.snapshot()
     assert (snapshot.files_total, snapshot.files_done, snapshot.received_bytes) == (3, 1, 250)
-    assert (snapshot.known_bytes, snapshot.total_bytes) == (400, None)
+    assert (snapshot.known_bytes, snapshot.total_bytes, snapshot.total_estimated) == (400, 600, True)
     assert snapshot.speed_bytes_per_s == 250.0
     assert [each.name for each in snapshot.active] == ["b"]
     assert [(each.name, each.state) for each in snapshot.finished] == [("a", State.DONE)]
     assert meter.snapshot().finished == ()
     third = begun(meter, "c", 50)
-    assert meter.snapshot().total_bytes == 450
+    assert (meter.snapshot().total_bytes, meter.snapshot().total_estimated) == (450, False)
     second.advance(150)
     third.advance(50)
     second.done()
@@ -179,9 +180,113 @@ def test_estimate_by_files_while_sizes_are_missing(meter: Meter, clock: Clock) -
         begun(meter, str(number), 10).done()
     clock.now += 10.0
     assert meter.snapshot().eta_s == pytest.approx(30.0)
-    large = begun(meter, "large", 200 * MIB)
-    large.advance(20 * MIB)
-    assert meter.snapshot().eta_s == pytest.approx(90.0)  # at 2 MiB/s; many small files say nothing of a large one
+    assert meter.snapshot().share == 0.25
+
+
+def test_sizes_that_the_caller_knows(meter: Meter) -> None:
+    """They count before the files begin; what the server says replaces them."""
+    meter.expect(2)
+    first, _ = meter.file("a", total_bytes=100), meter.file("b", total_bytes=300)
+    assert (meter.snapshot().total_bytes, meter.snapshot().total_estimated) == (400, False)
+    first.start(None)
+    assert meter.snapshot().active[0].total_bytes == 100
+    first.start(150)
+    assert meter.snapshot().total_bytes == 450
+
+
+def test_the_first_sizes_alone_say_nothing(meter: Meter, clock: Clock) -> None:
+    """Half a second passes before an estimated total moves the percentage, which could not go back."""
+    meter.expect(6)
+    for number in range(4):
+        begun(meter, str(number), 20_000).advance(20_000)
+    assert meter.snapshot().share is None
+    clock.now += 0.2
+    for size in (30_000_000, 20_000_000):
+        begun(meter, str(size), size)
+    clock.now += 0.8
+    assert meter.snapshot().share == pytest.approx(80_000 / 50_080_000)
+
+
+def test_a_share_never_falls(meter: Meter, clock: Clock) -> None:
+    """Neither by a size that turns out larger, nor by a retry from the first byte; and it is 1 only at the end."""
+    meter.expect(1)
+    file = begun(meter, "f", 100)
+    file.advance(80)
+    clock.now += 1.0
+    assert (meter.snapshot().share, meter.snapshot().active[0].share) == (0.8, 0.8)
+    file.reset()
+    file.start(1000)
+    assert (meter.snapshot().share, meter.snapshot().active[0].share) == (0.8, 0.8)
+    file.advance(1000)
+    assert 0.99 < (meter.snapshot().share or 0) < 1
+    file.done()
+    assert meter.snapshot().share == 1.0
+
+
+def test_what_the_end_tells(meter: Meter, clock: Clock) -> None:
+    """Unchanged, resumed, failed with reasons, not finished, and what is kept of it."""
+    meter.expect(6)
+    same, resumed, whole, *bad = (begun(meter, str(number), 100) for number in range(6))
+    same.done(unchanged=True)
+    resumed.resumed(60)
+    clock.now += 2.0
+    for file, count in ((resumed, 40), (whole, 100), (bad[2], 30)):
+        file.advance(count)
+    resumed.done()
+    whole.done()
+    bad[0].failed("HTTP status 404")
+    bad[1].failed("HTTP status 404")
+    bad[2].failed("cancelled", kept=True, cancelled=True)
+    end = meter.snapshot()
+    assert (end.files_done, end.files_unchanged, end.files_resumed, end.resumed_bytes) == (3, 1, 1, 60)
+    assert (end.files_failed, end.failures) == (2, (("HTTP status 404", 2),))
+    assert (end.files_cancelled, end.kept_bytes, end.share) == (1, 30, 1.0)
+    ends = {each.name: each for each in end.finished}
+    assert (ends["0"].unchanged, ends["3"].reason, ends["5"].state) == (True, "HTTP status 404", State.CANCELLED)
+    assert ends["1"].speed_bytes_per_s == 20.0  # the mean, of what came now
+
+
+def test_a_retry_says_why_and_when(meter: Meter, clock: Clock) -> None:
+    """The reason, which try it was, and how long until the next one; no more once bytes come."""
+    meter.expect(1)
+    file = begun(meter, "f", 100)
+    file.retrying("connection reset", 5.0)
+    file.retrying("HTTP status 503", 5.0)
+    clock.now += 2.0
+    (seen,) = meter.snapshot().active
+    assert (seen.state, seen.reason, seen.retries, seen.retry_in_s) == (State.RETRYING, "HTTP status 503", 2, 3.0)
+    file.advance(1)
+    (seen,) = meter.snapshot().active
+    assert (seen.state, seen.reason, seen.retry_in_s) == (State.ACTIVE, "", None)
+
+
+@pytest.mark.parametrize("silence_s", [3.0, 60.0, 8 * 3600.0])
+def test_a_silence_does_not_change_the_time_left(silence_s: float) -> None:
+    """A stall, a wait before a retry, a closed gate, a laptop that slept: then it goes on as before."""
+    pace, now, total = Pace(0.0), 0.0, 0
+    for step in range(400):
+        now += 0.1 if step != 200 else silence_s
+        total += 1000
+        pace.see(now, total)
+        assert pace.eta_s(500_000) == pytest.approx(50.0, rel=0.2)
+
+
+def test_the_wait_for_the_first_bytes_does_not_count() -> None:
+    """Name look-up, connection and answer take two seconds; what then comes has its own speed."""
+    pace = Pace(0.0)
+    for step in range(20):
+        pace.see(step / 10, 0)
+    for step in range(20, 40):
+        pace.see(step / 10, (step - 19) * 1000)
+        assert pace.eta_s(100_000) == pytest.approx(10.0, rel=0.01)
+
+
+def test_bytes_that_come_in_bursts() -> None:
+    """A slow server that answers with a small file every 1.5 s: the pauses belong to the speed."""
+    pace = Pace(0.0)
+    for tick in range(1, 300):
+        pace.see(tick / 10, tick // 15 * 15_000)
+    assert pace.eta_s(100_000) == pytest.approx(10.0, rel=0.15)
 
 
 def test_five_thousand_files(meter: Meter) -> None:
@@ -212,10 +317,11 @@ def test_many_threads_lose_nothing(meter: Meter) -> None:
 
 def test_samples_are_few() -> None:
     """A window that is asked a million times a second keeps a sample for each tenth of a second."""
-    window = SpeedWindow(0.0)
+    pace = Pace(0.0)
     for step in range(100_000):
-        window.see(step / 10_000, step)
-    assert len(window._samples) < 60
+        pace.see(step / 10_000, step)
+    assert len(pace._recent) < 60
+    assert len(pace._flow) < 110
 
 
 _STEPS = st.lists(
@@ -236,6 +342,7 @@ def test_never_negative_whatever_happens(steps: list[tuple[int, str, int | None,
     meter = Meter(clock=clock)
     meter.expect(4)
     files = [meter.file(str(number)) for number in range(4)]
+    shares = [0.0]
     for index, event, count, wait_s in steps:
         match event:
             case "start":
@@ -251,10 +358,15 @@ def test_never_negative_whatever_happens(steps: list[tuple[int, str, int | None,
         for each in (*seen.active, *seen.finished):
             numbers += [each.received_bytes, each.resumed_bytes, each.speed_bytes_per_s, each.eta_s or 0]
         assert min(numbers) >= 0
+        shares += [] if seen.share is None else [seen.share]
+        ended = seen.files_done + seen.files_failed == 4
+        assert seen.share is None or (seen.share == 1.0) == ended
         assert seen.resumed_bytes <= seen.received_bytes
     for file in files:
         file.done()
+    assert shares == sorted(shares)
     end = meter.snapshot()
+    assert end.share == 1.0
     assert end.files_done + end.files_failed == end.files_total == 4
     assert end.received_bytes == end.total_bytes == end.known_bytes
     assert end.active == ()

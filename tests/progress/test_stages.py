@@ -15,6 +15,7 @@ from perfkit.progress import stage as stages
 from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
 from perfkit.progress.stage import DelayedProgress, Stage
+from perfkit.progress.text import amount
 from perfkit.server.server import Server
 from tests.support.sites import publish
 from tests.support.trees import FIRST, edited
@@ -35,29 +36,28 @@ def test_a_sync_shows_what_is_looked_at_fetched_applied_and_committed(
 ) -> None:
     """Each stage counts up to its end, and has one last word."""
     seen: list[Snapshot] = []
-    kit = make_kit(progress=CallbackProgress(seen.append))
-    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+    kit, publisher = make_kit(progress=CallbackProgress(seen.append)), make_kit()
+    with Server(publish(publisher, tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")
+        publish(publisher, tmp_path, SECOND, "2")
         seen.clear()
-        publish(kit, tmp_path, SECOND, "2")
         (tmp_path / "tree/README").touch()
         report = kit.sync(server.url, tmp_path / "tree")
     assert report.route == "delta"
-    phases = list(dict.fromkeys(snapshot.phase for snapshot in seen))
-    assert [phase for phase in phases if phase != "download"] == ["scan", "apply", "commit"]
-    assert "download" in phases
+    phases = list(dict.fromkeys(snapshot.phase for snapshot in seen if snapshot.phase != "reading the release"))
+    assert phases == ["checking files", "fetching", "unpacking", "applying"]
     last = {snapshot.phase: snapshot for snapshot in seen}
-    assert last["scan"].files_done == 1  # all others are known
-    assert last["commit"].files_done == last["commit"].files_total
-    assert last["commit"].received_bytes == report.bytes_written
-    for phase in ("apply", "commit"):
+    assert last["checking files"].files_done == len(FIRST)
+    assert last["applying"].files_done == last["applying"].files_total
+    assert last["applying"].received_bytes == report.bytes_written
+    for phase in ("unpacking", "applying"):
         done = [snapshot.files_done for snapshot in seen if snapshot.phase == phase]
         assert done == sorted(done)
         assert done[-1] > 0
     seen.clear()
     assert kit.verify(tmp_path / "tree").intact
     assert (seen[-1].phase, seen[-1].files_done, seen[-1].received_bytes) == (
-        "verify",
+        "verifying",
         len(SECOND),
         seen[-1].total_bytes,
     )
@@ -67,7 +67,7 @@ def test_what_is_over_at_once_is_not_shown(make_kit: Callable[..., Toolkit], tmp
     """A sync makes several tiny downloads; none of them has a summary, while a download by itself has one."""
     stream = io.StringIO()
     kit = make_kit(progress=PlainLines(stream))
-    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+    with Server(publish(make_kit(), tmp_path, FIRST, "1")) as server:
         kit.sync(server.url, tmp_path / "tree")
         assert stream.getvalue() == ""
         kit.download(f"{server.url}perfkit.json", tmp_path / "pointer")
@@ -80,13 +80,13 @@ def test_a_stage_is_called_by_its_name() -> None:
     stream = io.StringIO()
 
     def commit() -> None:
-        with Stage(PlainLines(stream), "commit", files=2) as shown:
+        with Stage(PlainLines(stream), "applying", files=2) as shown:
             shown.count(files=1, count_bytes=10)
             raise ValueError("broken")
 
     with pytest.raises(ValueError, match="broken"):
         commit()
-    assert stream.getvalue().splitlines()[-1].startswith("commit: 1 file, 10 B")
+    assert stream.getvalue().splitlines()[-1].startswith("applying: 1 of 2 files, 10 B")
 
 
 def test_patience_ends_with_the_block() -> None:
@@ -127,4 +127,4 @@ def test_a_dry_run_shows_routes_and_costs(kit: Toolkit, tmp_path: Path, capsys: 
         assert kit.sync(server.url, tmp_path / "tree").previous_version == "1"
     assert (plan["route"], plan["installed_version"], plan["requests"]) == ("delta", "1", 1)
     assert plan["offers"] == [{"route": "delta", "bytes": plan["bytes"], "requests": 1}]
-    assert f"by delta: {plan['bytes']} bytes in 1 requests" in line
+    assert f"by delta: {amount(plan['bytes'])} in 1 request, " in line

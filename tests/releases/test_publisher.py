@@ -290,7 +290,8 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: p
     for number, tree in enumerate(trees[:4]):
         publish(str(write_tree(src, tree)), str(site), version=str(number))
     held = {path.name for path in (site / "objects").iterdir()}
-    publish(str(write_tree(src, trees[4])), str(site), version="4", grace_s=0.0)
+    monkeypatch.setattr(publisher, "GRACE_S", 0.0)
+    publish(str(write_tree(src, trees[4])), str(site), version="4")
     left = {path.name for path in (site / "objects").iterdir()}
     assert held - left  # those of releases 0, 1 and 2
     client = Client(site)
@@ -377,7 +378,7 @@ def test_facade_and_command_publish(tmp_path: Path) -> None:
     src = write_tree(tmp_path / "src", FIRST)
     with Toolkit() as kit:
         release = kit.publish(src, tmp_path / "site", version="1")
-    command = ["publish", str(src), str(tmp_path / "other"), "--version", "1", "--json"]
+    command = ["publish", str(src), str(tmp_path / "other"), "--version", "1", "--json", "--quiet"]
     said = subprocess.run([sys.executable, "-m", "perfkit", *command], capture_output=True, text=True, check=True)
     record = json.loads(said.stdout)
     assert record["manifest_sha256"] == release.manifest_sha256

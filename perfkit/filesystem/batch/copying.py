@@ -14,7 +14,7 @@ from itertools import chain
 from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
 from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
-from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches
+from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.progress.meter import Progress
 
 __all__ = ["CopyResult", "copy_tree", "link_tree"]
@@ -81,8 +81,10 @@ def _tree(
     stage = temporary_path(target) if fresh else target
     if fresh:
         os.mkdir(stage, 0o700)
-    run = BatchRun(on_error, progress, "link" if link else "copy")
+    run = BatchRun(on_error, progress, "linking" if link else "copying")
     try:
+        if progress is not None:
+            run.expect(*totals(source))
         copier = _Copier(source, stage, link=link, replace=not fresh)
         run.execute(copier.batch, copier.batches(run))
         if not (run.failed and on_error == "stop"):

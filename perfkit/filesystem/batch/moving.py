@@ -40,7 +40,7 @@ def move_many(
     Raises:
         BatchError: some failed; `results` has all that were attempted, in order.
     """
-    run = BatchRun(on_error, progress, "move", keep=True)
+    run = BatchRun(on_error, progress, "moving", keep=True)
 
     def work(pair: tuple[Path, Path]) -> list[BatchResult]:
         source, target = os.fspath(pair[0]), os.fspath(pair[1])

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from itertools import chain, groupby
 
 from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path
-from perfkit.filesystem.scan import DIRECTORY, ScanOptions, open_below, scan_batches
+from perfkit.filesystem.scan import DIRECTORY, ScanOptions, open_below, scan_batches, totals
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
@@ -23,9 +23,11 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
         BatchError: some paths could not be removed; `results` has those.
         OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
     """
-    run = BatchRun(on_error, progress, "remove")
+    run = BatchRun(on_error, progress, "removing")
     root = os.open(path, DIRECTORY | os.O_NOFOLLOW)
     try:
+        if progress is not None:
+            run.expect(totals(path, ScanOptions(directories=True))[0])
         directories: list[str] = []
         run.execute(lambda names: _unlink(root, names), _removals(path, directories, run))
         while directories and not run.stopped:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import secrets
-import time
 from collections.abc import Callable, Iterable
 from typing import Literal, NamedTuple, TypeVar
 
 from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
-from perfkit.progress.meter import Meter, Progress
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = [
     "BATCH_FILES",
@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 BATCH_FILES = 64
-_PROGRESS_EVERY_S = 0.1
 
 T = TypeVar("T")
 OnError = Literal["stop", "continue"]
@@ -51,17 +50,17 @@ class BatchRun:
         if on_error not in ("stop", "continue"):
             raise ConfigError(f"on_error must be 'stop' or 'continue'; got {on_error!r}")
         self._stop = on_error == "stop"
-        self._progress = progress
-        self._meter = Meter(phase=phase) if progress is not None else None
-        self._shown_s = time.monotonic()
+        self._stage = Stage(progress, phase)
         self._keep = keep
         self.results: list[BatchResult] = []
         self.failed = 0
         self.files = 0
         self.bytes = 0
         self.how: dict[str, int] = {}
-        if self._meter is not None:
-            self._meter.expect(None)
+
+    def expect(self, files: int, total_bytes: int | None = None) -> None:
+        """How much there is to do; for progress."""
+        self._stage.expect(files, total_bytes)
 
     @property
     def stopped(self) -> bool:
@@ -91,17 +90,10 @@ class BatchRun:
             self.bytes += result.size if result.how in ("reflink", "copy") else 0
         if self._keep or result.error is not None:
             self.results.append(result)
-        if self._meter is not None and self._progress is not None:
-            meter = self._meter.file(result.name)
-            meter.start(result.size)
-            if result.error is not None:
-                meter.failed()
-            else:
-                meter.advance(result.size)
-                meter.done()
-            if time.monotonic() - self._shown_s >= _PROGRESS_EVERY_S:
-                self._shown_s = time.monotonic()
-                self._progress.update(self._meter.snapshot())
+        if result.error is not None:
+            self._stage.count(failed=1)
+        else:
+            self._stage.count(files=1, count_bytes=result.size)
 
     def close(self) -> None:
         """Finish the progress display.
@@ -109,10 +101,7 @@ class BatchRun:
         Raises:
             BatchError: something failed.
         """
-        if self._meter is not None and self._progress is not None:
-            self._meter.expect(self.files + self.failed)
-            self._meter.all_known()
-            self._progress.finish(self._meter.snapshot())
+        self._stage.end()
         if self.failed:
             raise BatchError(self.results)
 

@@ -36,7 +36,7 @@ def write_many(
         BatchError: some failed; `results` has all that were attempted, in order.
         OSError: the root can't be opened.
     """
-    run = BatchRun(on_error, progress, "write", keep=True)
+    run = BatchRun(on_error, progress, "writing", keep=True)
     base = os.open(root, DIRECTORY)
     try:
         run.execute(lambda batch: [_write(base, name, data) for name, data in batch], _portions(files))

@@ -11,8 +11,10 @@ from itertools import islice
 from perfkit.filesystem.hashing.hash_file import FileHash, hash_one
 from perfkit.filesystem.hashing.hash_process import HashProcess
 from perfkit.filesystem.hashing.small_files import READ_BYTES, Digest, hash_small_files
-from perfkit.filesystem.scan import DIRECTORY, ScanEntry, ScanOptions, scan_batches
+from perfkit.filesystem.scan import DIRECTORY, ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 
 __all__ = ["hash_many", "hash_tree"]
 
@@ -29,6 +31,7 @@ def hash_tree(
     exclude: Iterable[str] = (),
     without: Iterable[str] = (),
     cpus: int | None = None,
+    progress: Progress | None = None,
 ) -> Iterator[FileHash]:
     """SHA-256 of every regular file of a tree, in the order in which they are finished; symlinks are not followed.
 
@@ -39,6 +42,7 @@ def hash_tree(
     Args:
         include, exclude, without: as in `ScanOptions`.
         cpus: processors to use, by default all, at most four; with 1, no process or thread is started.
+        progress: displays the work; then the sizes of all files are added up before.
 
     Raises:
         ConfigError, OSError: as `scan`.
@@ -46,7 +50,19 @@ def hash_tree(
     options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
     found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
-    return hash_many(root, files, cpus=cpus)
+    hashes = hash_many(root, files, cpus=cpus)
+    return hashes if progress is None else _shown(hashes, root, options, progress)
+
+
+def _shown(
+    hashes: Iterator[FileHash], root: str | os.PathLike[str], options: ScanOptions, progress: Progress
+) -> Iterator[FileHash]:
+    count, size = totals(root, options, regular=True)
+    with Stage(progress, "hashing", files=count, total_bytes=size) as shown:
+        for each in hashes:
+            failed = each.error is not None
+            shown.count(files=not failed, count_bytes=each.size, failed=failed)
+            yield each
 
 
 def hash_many(

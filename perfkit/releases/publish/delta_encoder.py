@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
+from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Slice, Span, write_delta
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
@@ -28,16 +29,25 @@ def new_blobs(old: Manifest, new: Manifest) -> list[int]:
 
 
 def encode_delta(
-    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], writer: ObjectWriter, threads: ThreadPoolExecutor
+    old: BlobReader,
+    new: Manifest,
+    opened: Callable[[int], BinaryIO],
+    writer: ObjectWriter,
+    threads: ThreadPoolExecutor,
+    shown: Stage,
 ) -> None:
     """Write the delta from an old release to `new`.
 
     Args:
         opened: opens the new file of an entry.
+        shown: counts the bytes of the new files.
     """
     groups = list(_grouped(old, new, opened))
-    prefixes = threads.map(lambda group: _frame(old, new, opened, *group), groups)
-    frames = list(prefixes)
+    made = threads.map(lambda group: _frame(old, new, opened, *group), groups)
+    frames = []
+    for (_, outputs), frame in zip(groups, made, strict=True):
+        frames.append(frame)
+        shown.count(count_bytes=sum(span.length for span in outputs))
     measured = [
         Group(tuple(sources), tuple(outputs), len(frame))
         for (sources, outputs), frame in zip(groups, frames, strict=True)

@@ -264,6 +264,7 @@ class PackWriter:
         self._pending: deque[tuple[Future[list[bytes]], list[tuple[int, tuple[Piece, ...]]]]] = deque()
         self._more: dict[int, list[Piece]] = {}
         self._writer: ObjectWriter | None = None
+        self.packed: Callable[[int], object] = lambda size: None  # called with the bytes that were packed
 
     def add(self, content: bytes, pieces: tuple[Piece, ...]) -> int:
         """Queue one frame; returns its number among the new frames."""
@@ -290,6 +291,7 @@ class PackWriter:
     def _write(self, work: Future[list[bytes]], rows: list[tuple[int, tuple[Piece, ...]]]) -> None:
         for frame, (size, pieces) in zip(work.result(), rows, strict=True):
             self._append(frame, size, pieces)
+            self.packed(size)
 
     def _append(self, frame: bytes, size: int, pieces: tuple[Piece, ...]) -> None:
         if self._writer is None:

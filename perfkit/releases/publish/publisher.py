@@ -17,6 +17,8 @@ from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from perfkit.errors import ConfigError
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
@@ -43,6 +45,7 @@ _KEPT_RELEASES = 16
 _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 _LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
+_SOLID_WORK = 0.87  # of packing goes into solid packs, the rest into fine ones; for progress
 _SOLID_PACKS = 12  # a first install makes a request for each
 
 
@@ -79,7 +82,13 @@ class Release:
 
 
 def publish(
-    src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = (), grace_s: float = GRACE_S
+    src: str,
+    site: str,
+    *,
+    version: str,
+    keep_deltas: int = 3,
+    exclude: Iterable[str] = (),
+    progress: Progress | None = None,
 ) -> Release:
     """Publish the tree `src` on `site`.
 
@@ -88,7 +97,7 @@ def publish(
             `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
         exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
-        grace_s: how long unused objects are kept.
+        progress: displays the stages: checking files, packing, and comparing with earlier releases.
 
     Raises:
         ConfigError: an argument is invalid; `site` lies in `src`.
@@ -101,10 +110,9 @@ def publish(
     check_arguments(src, site, version, keep_deltas)
     tree = SourceTree(src, tuple(exclude))
     began_s = time.monotonic()
-    tree.read_all()
-    release = publish_manifest(
-        src, site, Manifest.of(tree.entries.values()), version=version, keep_deltas=keep_deltas, grace_s=grace_s
-    )
+    tree.read_all(progress)
+    manifest = Manifest.of(tree.entries.values())
+    release = publish_manifest(src, site, manifest, version=version, keep_deltas=keep_deltas, progress=progress)
     return replace(release, seconds=time.monotonic() - began_s)
 
 
@@ -125,7 +133,7 @@ def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None
 
 
 def publish_manifest(
-    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, grace_s: float = GRACE_S
+    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, progress: Progress | None = None
 ) -> Release:
     """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
 
@@ -135,8 +143,8 @@ def publish_manifest(
     """
     began_s = time.monotonic()
     with Site(site) as place, contextlib.ExitStack() as stack:
-        publisher = _Publisher(src, place, manifest, stack)
-        return publisher.run(version, keep_deltas, grace_s, began_s)
+        publisher = _Publisher(src, place, manifest, stack, progress)
+        return publisher.run(version, keep_deltas, began_s)
 
 
 def _versioned(template: str, number: int) -> str:
@@ -147,8 +155,11 @@ def _versioned(template: str, number: int) -> str:
 class _Publisher:
     """Publishes one release."""
 
-    def __init__(self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack) -> None:
+    def __init__(
+        self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack, progress: Progress | None
+    ) -> None:
         self._src = src
+        self._progress = progress
         self._site = site
         self._manifest = manifest
         self._stack = stack
@@ -159,7 +170,7 @@ class _Publisher:
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
 
-    def run(self, version: str, keep_deltas: int, grace_s: float, began_s: float) -> Release:
+    def run(self, version: str, keep_deltas: int, began_s: float) -> Release:
         previous, manifest = self._previous, self._manifest
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
@@ -191,7 +202,7 @@ class _Publisher:
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
         self._site.replace_pointer(pointer)
-        self._site.prune(used | {history.sha256}, retired, grace_s=grace_s)
+        self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
         return self._release(pointer, number, began_s)
 
     def _release(self, pointer: Pointer, number: int, began_s: float, *, unchanged: bool = False) -> Release:
@@ -233,16 +244,24 @@ class _Publisher:
         self._stack.callback(solid_writer.discard)
         self._stack.callback(fine_writer.discard)
         unpacked = [entry for entry in order if entry not in solid.entries]
-        write_solid(self._manifest, unpacked, self._open, solid_writer)
-        write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
-        fine_bytes = fine_writer.flush()
-        if old is not None:
-            fine.merge_small(fine_writer, old)
+        solid_work, fine_work = _SOLID_WORK * self._size(unpacked), (1 - _SOLID_WORK) * self._size(fresh)
+        with Stage(self._progress, "packing", total_bytes=int(solid_work + fine_work)) as shown:
+            solid_writer.packed = lambda size: shown.count(count_bytes=int(_SOLID_WORK * size))
+            fine_writer.packed = lambda size: shown.count(count_bytes=int((1 - _SOLID_WORK) * size))
+            write_solid(self._manifest, unpacked, self._open, solid_writer)
+            write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
+            solid_writer.finish()
+            fine_bytes = fine_writer.flush()
+            if old is not None:
+                fine.merge_small(fine_writer, old)
+            fine_writer.finish()
         indexes = []
         for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
-            writer.finish()
             indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
         return indexes[0], indexes[1], fine_bytes
+
+    def _size(self, entries: Iterable[int]) -> int:
+        return sum(map(self._manifest.size, entries))
 
     def _dictionary(self, kept: ReusedFrames, fresh: list[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""
@@ -259,7 +278,9 @@ class _Publisher:
             old = Manifest.parse(self._site.get_packed(record.manifest))
             index = self._index(record.fine, old)
             with contextlib.closing(BlobReader(self._site, old, index)) as contents, self._site.create() as writer:
-                encode_delta(contents, self._manifest, self._open, writer, threads)
+                size = self._size(new_blobs(old, self._manifest))
+                with Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown:
+                    encode_delta(contents, self._manifest, self._open, writer, threads, shown)
                 if writer.bytes < blocks_bytes or not new_blobs(old, self._manifest):
                     target = short_digest(self._manifest.sha256.hex())
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))

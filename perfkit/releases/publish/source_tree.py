@@ -12,12 +12,15 @@ from typing import BinaryIO
 
 from perfkit.errors import UnsafePathError
 from perfkit.libc import is_being_written
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry
 from perfkit.transactions.layout import PRIVATE_DIR
 
 __all__ = ["SourceTree"]
 
 _READ_BYTES = 1 << 20
+_Found = tuple[str, os.stat_result]  # name and status
 
 
 class SourceTree:
@@ -35,14 +38,20 @@ class SourceTree:
         self._closed_only = closed_only
         self.entries: dict[str, Entry] = {}
 
-    def read_all(self) -> None:
+    def read_all(self, progress: Progress | None = None) -> None:
         """Hash every file.
+
+        Args:
+            progress: displays the work; then the sizes of all files are added up before.
 
         Raises:
             UnsafePathError: a symbolic link or special file.
             OSError: something can't be read.
         """
-        self.entries = {entry.name: entry for entry in self._below("")}
+        sizes = [status.st_size for _, status in self._below("")] if progress is not None else []
+        with Stage(progress, "checking files", files=len(sizes), total_bytes=sum(sizes)) as shown:
+            found = self._below("")
+            self.entries = {entry.name: entry for each in found for entry in self._entry(*each, shown)}
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
@@ -51,13 +60,15 @@ class SourceTree:
             UnsafePathError, OSError: as `read_all`; the entries are then as they were.
         """
         names = {name for name in names if not any(parent in names for parent in _parents(name))}
-        found = {entry.name: entry for name in sorted(names) for entry in self._at(name)}
+        with Stage(None, "") as shown:
+            places = (each for name in sorted(names) for each in self._at(name))
+            found = {entry.name: entry for each in places for entry in self._entry(*each, shown)}
         gone = [name for name in self.entries if name in names or any(parent in names for parent in _parents(name))]
         for name in gone:
             del self.entries[name]
         self.entries.update(found)
 
-    def _at(self, name: str) -> Iterator[Entry]:
+    def _at(self, name: str) -> Iterator[_Found]:
         if any(self._excluded(each) for each in (name, *_parents(name))):
             return
         try:
@@ -68,9 +79,9 @@ class SourceTree:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since: another event reports it
                 yield from self._below(name)
         else:
-            yield from self._entry(name, status)
+            yield name, status
 
-    def _below(self, directory: str) -> Iterator[Entry]:
+    def _below(self, directory: str) -> Iterator[_Found]:
         left = [directory]
         while left:
             directory = left.pop()
@@ -84,13 +95,13 @@ class SourceTree:
                 if stat.S_ISDIR(status.st_mode):
                     left.append(name)
                 else:
-                    yield from self._entry(name, status)
+                    yield name, status
 
     def _excluded(self, name: str) -> bool:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
-    def _entry(self, name: str, status: os.stat_result) -> Iterator[Entry]:
+    def _entry(self, name: str, status: os.stat_result, shown: Stage) -> Iterator[Entry]:
         if not stat.S_ISREG(status.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
             raise UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
@@ -100,7 +111,9 @@ class SourceTree:
             while not written and (data := file.read(_READ_BYTES)):
                 digest.update(data)
                 size += len(data)
+                shown.count(count_bytes=len(data))
             written = written or self._is_being_written(file)
+        shown.count(files=1)
         if not written:
             yield Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
         elif name in self.entries:

@@ -28,13 +28,14 @@ def apply_deltas(paths: Iterable[str], old: Manifest, local: LocalTree, staging:
     Raises:
         ManifestError: the new manifest of a delta is damaged.
     """
-    with staging.show_progress():
-        for path in paths:
-            old = _apply(path, old, local, staging)
+    chain = list(paths)
+    for number, path in enumerate(chain, 1):
+        phase = "unpacking" if len(chain) == 1 else f"unpacking change {number} of {len(chain)}"
+        old = _apply(path, old, local, staging, phase=phase)
     return old
 
 
-def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea) -> Manifest:
+def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea, *, phase: str) -> Manifest:
     def read(span: Span) -> bytes | None:
         digest = old.digest(span.entry)
         source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
@@ -51,7 +52,9 @@ def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea) -> 
         new = delta.new_manifest(old)
         groups = delta.groups(old, new)
         try:
-            if skipped := delta.apply(groups, read, staging.writer(new)):
+            with staging.show_progress(phase, total_bytes=sum(group.size for group in groups)):
+                skipped = delta.apply(groups, read, staging.writer(new))
+            if skipped:
                 _log.info("%s: skipped %d of %d groups whose old files are gone", path, skipped, len(groups))
         except ManifestError as error:
             _log.warning("%s: applied only in part: %s", path, error)

@@ -40,7 +40,7 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
     path = os.path.abspath(source)
     if source.startswith(("http://", "https://")):
         base = source
-        (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)])
+        (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)], phase="reading the list")
         path = found.path
     try:
         with open(path, "rb") as file:
@@ -172,7 +172,8 @@ class ListSource:
         requests = []
         for each, known in requested:
             name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
-            requests.append(replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home))
+            request = replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home)
+            requests.append(replace(request, size=each.size, label=each.name))
         return self._fetcher.get(requests)
 
     def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:

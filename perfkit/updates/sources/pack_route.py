@@ -43,7 +43,7 @@ class PackRoute:
         self._local = local
         self._seeds: Seeds | None = None
         self._manifest = manifest
-        self._index = Index.parse(site.get_packed(index), manifest)
+        self._index = Index.parse(site.get_packed(index, "the index"), manifest)
         self._variant = variant
 
     def offer(self, missing: Set[bytes]) -> Offer:
@@ -94,10 +94,11 @@ class PackRoute:
         """Fetch the remote pieces, and make the missing blobs from them and from the local ones."""
         ranges = self._ranges(remote)
         dictionaries = self._dictionaries(ranges)
-        shared = {number: self._site.get_packed(packed) for number, packed in dictionaries.items()}
-        staged = self._site.fetch_ranges(self._index, ranges)
+        shared = {number: self._site.get_packed(packed, "a dictionary") for number, packed in dictionaries.items()}
+        staged = self._site.fetch_ranges(self._index, ranges, self._label)
         failure: ManifestError | None = None
-        with staging.show_progress(files=len(missing)):
+        size = staging.expected.index.bytes_of(missing)
+        with staging.show_progress(files=len(missing), total_bytes=size):
             self._find_seeds(local).write(local, self._manifest, staging)
             for each in ranges:
                 try:
@@ -110,6 +111,12 @@ class PackRoute:
             self._delete(ranges, staged)
         if failure is not None:
             raise failure
+
+    def _label(self, each: PackRange) -> str:
+        """What progress displays call a range: the first of its files."""
+        first, last = self._index.pieces_of(each.frames[0])[0], self._index.pieces_of(each.frames[-1])[-1]
+        entries = [self._index.piece(number).entry for number in (first, last)]
+        return self._manifest.name(entries[0]) + (" and others" if entries[0] != entries[1] else "")
 
     def _pieces(self, missing: Set[bytes]) -> Sequence[int]:
         return self._index.pieces(lambda entry: self._manifest.digest(entry) in missing)

@@ -117,7 +117,7 @@ class ReleaseSource:
         if self._delta_is_best():
             with self._trying("delta", ""):
                 return self._apply_deltas(local, staging)
-        return Manifest.parse(self._site.get_packed(self._pointer.manifest), sha256=sha256)
+        return Manifest.parse(self._site.get_packed(self._pointer.manifest, "the list of files"), sha256=sha256)
 
     def _delta_is_best(self) -> bool:
         """Whether to take the delta route by the pointer alone.
@@ -133,7 +133,8 @@ class ReleaseSource:
     def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest:
         """The release's manifest, and its new blobs, by the deltas from the installed release."""
         self._exhausted.add(("delta", ""))
-        manifest = apply_deltas(self._site.get(self._deltas), self._installed.manifest, local, staging)
+        paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
+        manifest = apply_deltas(paths, self._installed.manifest, local, staging)
         if manifest.sha256.hex() != self._pointer.manifest_sha256:
             raise ManifestError("delta: it does not lead to this release")
         self._taken.append("delta")

@@ -7,6 +7,7 @@ import hashlib
 import logging
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from itertools import chain, repeat
 from typing import Any, BinaryIO
 from urllib.parse import unquote, urlsplit
 
@@ -92,8 +93,13 @@ class RemoteFile:
         size = self.probe().size
         return os.path.getsize(self.whole()) if size is None or not self.ranges else size
 
-    def parts(self, ranges: Iterable[tuple[int, int]]) -> list[str]:
+    def parts(
+        self, ranges: Iterable[tuple[int, int]], labels: Iterable[str] = (), *, phase: str = "fetching"
+    ) -> list[str]:
         """Paths of files with the bytes of these ranges, which are not verified yet.
+
+        Args:
+            labels, phase: what progress displays call each of them (by default as the file), and the work.
 
         Raises:
             RemoteChangedError: the file is no longer this version.
@@ -101,7 +107,7 @@ class RemoteFile:
         """
         probed = self.probe()
         requests, paths = [], []
-        for start, end in ranges:
+        for (start, end), label in zip(ranges, chain(labels, repeat(self._label)), strict=False):
             name = f"{self._name}.{start}-{end}"
             paths.append(self._fetcher.path(name))
             try:
@@ -111,11 +117,14 @@ class RemoteFile:
             if not staged and end <= len(probed.first):
                 _write(paths[-1], probed.first[start:end])
             elif not staged:
-                requests.append(Request(self.url, name, byte_range=(start, end), only=probed.validator))
-        self._fetcher.get(requests)
+                part = (start, end)
+                requests.append(Request(self.url, name, byte_range=part, only=probed.validator, label=label))
+        self._fetcher.get(requests, phase=phase)
         return paths
 
-    def try_parts(self, ranges: Iterable[tuple[int, int]]) -> list[str] | None:
+    def try_parts(
+        self, ranges: Iterable[tuple[int, int]], labels: Iterable[str] = (), *, phase: str = "fetching"
+    ) -> list[str] | None:
         """As `parts`; None: they can't be fetched, so fetch the whole file.
 
         Raises:
@@ -123,7 +132,7 @@ class RemoteFile:
             CancelledError: cancelled.
         """
         try:
-            return self.parts(ranges) if self.ranges else None
+            return self.parts(ranges, labels, phase=phase) if self.ranges else None
         except (RemoteChangedError, CancelledError):
             raise
         except TransferError as error:
@@ -136,7 +145,7 @@ class RemoteFile:
         Raises:
             TransferError, RemoteChangedError: as `parts`.
         """
-        paths = self.try_parts([(start, end)])
+        paths = self.try_parts([(start, end)], phase="reading the table of contents")
         if paths is not None:
             with open(paths[0], "rb") as part:
                 return part.read()
@@ -167,10 +176,15 @@ class RemoteFile:
         if probed.whole:
             _write(path, probed.first)
             return path
-        (found,) = self._fetcher.get([Request(self.url, os.path.basename(path), only=probed.validator)])
+        request = Request(self.url, os.path.basename(path), only=probed.validator, size=probed.size, label=self._label)
+        (found,) = self._fetcher.get([request])
         self.version = found.version or self.version  # without a validator it may be a newer version
         self._lasting = found.version
         return path
+
+    @property
+    def _label(self) -> str:
+        return version_label(self.url, Version())
 
     @property
     def _whole_path(self) -> str:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
@@ -70,7 +70,7 @@ class SiteClient:
         """
         known = before[1] if before else None
         request = Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
-        (found,) = self._fetcher.get([request])
+        (found,) = self._fetcher.get([request], phase="reading the release")
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
@@ -81,19 +81,31 @@ class SiteClient:
             os.unlink(found.path)
             raise
 
-    def get(self, refs: Iterable[ObjectRef]) -> list[str]:
-        """The paths of these objects, fetched and verified."""
+    def get(self, refs: Iterable[ObjectRef], label: str, *, phase: str = "fetching") -> list[str]:
+        """The paths of these objects, fetched and verified.
+
+        Args:
+            label, phase: what progress displays call each of them, and the work.
+        """
         wanted = list(refs)
         requests = [
-            Request(self.url + ref.path, ref.sha256, checksum=f"sha256:{ref.sha256}", max_bytes=ref.bytes, segments=1)
+            Request(
+                self.url + ref.path,
+                ref.sha256,
+                checksum=f"sha256:{ref.sha256}",
+                max_bytes=ref.bytes,
+                segments=1,
+                size=ref.bytes,
+                label=label,
+            )
             for ref in {ref.sha256: ref for ref in wanted}.values()
         ]
-        self._fetcher.get(requests)
+        self._fetcher.get(requests, phase=phase)
         return [self._fetcher.path(ref.sha256) for ref in wanted]
 
-    def get_packed(self, packed: PackedRef) -> bytes:
-        """The decompressed bytes of an object."""
-        (path,) = self.get([packed.object])
+    def get_packed(self, packed: PackedRef, label: str) -> bytes:
+        """The decompressed bytes of an object, such as `the index`."""
+        (path,) = self.get([packed.object], label, phase=f"reading {label}")
         with open(path, "rb") as file:
             return decompress(file.read(packed.object.bytes + 1), packed.size)
 
@@ -110,15 +122,22 @@ class SiteClient:
                 found.setdefault(match[1], []).append((int(match[2]), int(match[3])))
         return StagedRanges(self._fetcher.stage, found)
 
-    def fetch_ranges(self, index: Index, ranges: Iterable[PackRange]) -> StagedRanges:
-        """Fetch these ranges, or whole packs where the server refuses ranges; their bytes are not verified yet."""
+    def fetch_ranges(
+        self, index: Index, ranges: Iterable[PackRange], label: Callable[[PackRange], str]
+    ) -> StagedRanges:
+        """Fetch these ranges, or whole packs where the server refuses ranges; their bytes are not verified yet.
+
+        Args:
+            label: what progress displays call a range.
+        """
         staged = self.staged_ranges()
         requests, packs = [], {}
         for each in ranges:
             if staged.find(index, each) is None:
                 ref = packs[each.pack] = index.packs[each.pack].object
                 name = _range_name(ref.sha256, each.start, each.end)
-                requests.append(Request(self.url + ref.path, name, byte_range=(each.start, each.end), segments=1))
+                part = (each.start, each.end)
+                requests.append(Request(self.url + ref.path, name, byte_range=part, segments=1, label=label(each)))
         try:
             self._fetcher.get(requests)
         except TransferError as error:
@@ -127,7 +146,7 @@ class SiteClient:
             if isinstance(error, CancelledError) or not refused:
                 raise
             _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
-            for ref, path in zip(packs.values(), self.get(packs.values()), strict=True):
+            for ref, path in zip(packs.values(), self.get(packs.values(), "files of the release"), strict=True):
                 os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))
         return self.staged_ranges()
 

@@ -58,7 +58,7 @@ class TarSource(ArchiveSource):
         path = self._archive.whole()
         self._routes = ("tar",)
         try:
-            with open(path, "rb", buffering=0) as source:
+            with open(path, "rb", buffering=0) as source, staging.show_progress():
                 yield read_members(source, selection=self._selection)
         except (ManifestError, UnsafePathError):
             staging.discard_partial()

@@ -92,15 +92,19 @@ class ZipSource(ArchiveSource):
         wanted = sum(each.end - each.start for each in ranges)
         paths = None
         if wanted <= _WHOLE_FROM * self._archive.size:
-            paths = self._archive.try_parts((each.start, each.end) for each in ranges)
+            labels = (each.members[0].name + " and others" * (len(each.members) > 1) for each in ranges)
+            paths = self._archive.try_parts(((each.start, each.end) for each in ranges), labels)
         self._routes.append("zip" if paths is not None else "whole")
         if paths is None:
             paths = [self._archive.whole()] * len(ranges)
         digests = {}
+        members = [member for each in ranges for member in each.members]
+        size = sum(member.size for member in members)
         try:
-            for each, path in zip(ranges, paths, strict=True):
-                for member, content in self._contents(each, path):
-                    digests[member.start], _ = staging.add(content)
+            with staging.show_progress(files=len(members), total_bytes=size):
+                for each, path in zip(ranges, paths, strict=True):
+                    for member, content in self._contents(each, path):
+                        digests[member.start], _ = staging.add(content)
         except ManifestError:
             staging.discard_partial()
             for path in set(paths):  # or the next sync would use them again

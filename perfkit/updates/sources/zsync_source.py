@@ -170,11 +170,17 @@ class ZsyncSource:
         return self._fetcher.get(requests)
 
     def _request(self, control: Control, name: str, **options: Any) -> Request:
-        return Request(control.urls[0], name, mirrors=control.urls[1:], home=self.url, **options)
+        return Request(
+            control.urls[0], name, mirrors=control.urls[1:], home=self.url, label=control.filename, **options
+        )
 
     def _whole(self, control: Control, staging: StagingArea) -> tuple[bytes, int]:
         name = f"zsync-{control.sha1}.whole"
-        options = {} if control.gzip else {"max_bytes": control.size, "checksum": f"sha1:{control.sha1}"}
+        options = (
+            {}
+            if control.gzip
+            else {"max_bytes": control.size, "size": control.size, "checksum": f"sha1:{control.sha1}"}
+        )
         (found,) = self._fetcher.get([self._request(control, name, **options)])
         path = found.path
         try:
