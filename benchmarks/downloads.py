@@ -260,8 +260,8 @@ class Downloads:
                     name=f"{rate} MiB/s: mean",
                     value=100 * off,
                     unit="% off",
-                    bar="within +-3 %",
-                    holds=abs(off) <= 0.03,
+                    bar="within +-2 %",
+                    holds=abs(off) <= 0.02,
                     details={"bytes_at_s": curve},
                 ),
                 Figure(
@@ -388,9 +388,9 @@ class Downloads:
 
 
 def flow(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
-    """Bytes per second: the mean from the first byte to the last, and the fullest second after the first one."""
+    """Bytes per second: the mean from the first byte to the last, and the fullest second."""
     total = samples[-1][1]
-    first = next(index for index, (_, count) in enumerate(samples) if count > 0)
+    first = max(0, next(index for index, (_, count) in enumerate(samples) if count > 0) - 1)
     last = next(index for index, (_, count) in enumerate(samples) if count == total)
     moments = [at for at, _ in samples[first : last + 1]]
     counts = [count for _, count in samples[first : last + 1]]
@@ -402,7 +402,7 @@ def flow(samples: Sequence[tuple[float, int]]) -> tuple[float, float]:
         share = (at - moments[left]) / span if span else 1.0
         return counts[left] + share * (counts[right] - counts[left])
 
-    starts = [at for at in moments if moments[0] + 1 <= at <= moments[-1] - 1]
+    starts = [at for at in moments if at <= moments[-1] - 1]
     fullest = max((until(at + 1) - until(at) for at in starts), default=0.0)
     return total / (moments[-1] - moments[0]), fullest
 

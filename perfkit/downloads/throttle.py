@@ -9,10 +9,11 @@ from collections.abc import Callable
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
 
-__all__ = ["Throttle"]
+__all__ = ["Throttle", "Toll"]
 
-_QUANTUM_S = 0.02  # read at most this much time's worth at once, so that the flow is even
+_QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
 _CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
+_AHEAD_BYTES = 64 << 10  # what comes into the kernel's buffer before a connection is read (tcp_rmem, RFC 7323)
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
 
 
@@ -54,6 +55,12 @@ class Throttle:
         rate = self._rate
         return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
 
+    @property
+    def ahead(self) -> int:
+        """How many bytes the kernel may have taken for each connection before they are read."""
+        rate = self._rate
+        return _AHEAD_BYTES if rate is None else min(max(_AHEAD_BYTES, rate // 64), rate // 4)
+
     def charge(self, count: int, cancel: Cancel) -> None:
         """Account for `count` bytes read, and sleep until they are paid for or `cancel` is set."""
         if self._rate is None:
@@ -80,3 +87,35 @@ class Throttle:
             earned = self._rate * (now - self._paid_at_s)
             self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
         self._paid_at_s = now
+
+
+class Toll:
+    """What one body is charged by the throttles that it passes.
+
+    It pays for its first bytes twice and for its last ones not at all: the kernel takes that many from the network
+    before they are read, and bodies that begin together would exceed the limit by as much.
+
+    Args:
+        size: of the body, in bytes; None: unknown.
+    """
+
+    def __init__(self, throttles: tuple[Throttle, ...], size: int | None, cancel: Cancel) -> None:
+        self._throttles = throttles
+        self._cancel = cancel
+        self._due = size  # bytes that have not been charged; None: unknown
+        self._unread = 0  # bytes that have been charged and not read
+
+    def quantum(self, most: int) -> int:
+        """How many bytes to read at once, `most` at the most."""
+        return min(throttle.quantum(most) for throttle in self._throttles)
+
+    def charge(self, count: int) -> None:
+        """Account for `count` bytes read, and sleep until they are paid for."""
+        if self._due is not None:
+            ahead = min(throttle.ahead for throttle in self._throttles)
+            self._unread, count = self._unread - count, min(self._due, max(0, count + ahead - self._unread))
+            self._unread += count
+            self._due -= count
+        if count:
+            for throttle in self._throttles:
+                throttle.charge(count, self._cancel)

@@ -40,7 +40,6 @@ from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import (
     CancelledError,
-    HTTPStatusError,
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
@@ -56,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_HEDGE_AFTER_S = 2.0
+_ANSWERS = 3  # a range that takes no longer than so many answers is not shared
 _LARGE_BYTES = 4 << 20
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
@@ -94,7 +93,7 @@ class RangeTask(Task):
 class Transfer:
     """The state of one request, from the queue to its result.
 
-    Workers get tasks by `claim`, `split` and `hedge`, and do them by `run`. The last worker to leave concludes.
+    Workers get tasks by `claim` and `share`, and do them by `run`. The last worker to leave concludes.
 
     Args:
         dest: the file to make.
@@ -167,24 +166,24 @@ class Transfer:
         settled = self._partial is not None and self._partial.settled
         return not self._closing and (settled or not self._busy)
 
-    def splittable_bytes(self) -> int:
-        """How much is left in the range that a further worker would share; 0 if none can be shared."""
-        with self._lock:
-            partial = self._widenable()
-            return partial.map.largest_split(self._config.min_segment_bytes) if partial else 0
+    @property
+    def idle(self) -> bool:
+        """Whether no worker is in it."""
+        return not self._busy
 
-    def split(self) -> Task | None:
-        """The second half of the largest range under way."""
-        with self._lock:
-            partial = self._widenable()
-            runner = partial.map.split(self._config.min_segment_bytes) if partial else None
-            return self._enter(partial, runner) if runner else None
+    def missing_bytes(self) -> int:
+        """How many bytes are still to come, as far as is known."""
+        partial = self._partial
+        return partial.map.missing_bytes if partial else 0
 
-    def hedge(self) -> Task | None:
-        """A second attempt at a range that a slow connection holds up."""
+    def share(self) -> Task | None:
+        """A part of the range that would take longest; or a second attempt at one that a slow connection holds up."""
         with self._lock:
             partial = self._widenable()
-            runner = partial.map.hedge(_HEDGE_AFTER_S) if partial else None
+            if partial is None:
+                return None
+            worth_s = _ANSWERS * self._context.network.controller.answer_s
+            runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
@@ -241,6 +240,8 @@ class Transfer:
             self._failed(ranged or task, error)
         finally:
             if ranged is not None:
+                if self._error is not None:
+                    ranged.partial.map.cancel_others(ranged.runner)  # what they fetch is of no use
                 ranged.partial.map.release(ranged.runner, not_before_s=ranged.retry_at_s)
                 ranged.partial.close_if_retired()
             self._leave()
@@ -399,7 +400,7 @@ class Transfer:
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
             self._context.network.controller.decrypts()
-        if partial.ranges:
+        if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:
             self._context.notify()
 
     def _check_size(self, url: str, size: int | None) -> None:
@@ -490,8 +491,6 @@ class Transfer:
                 partial.change_source(self._attempts.url)
         with self._lock:
             self._attempts.at = None  # a redirector may know of a better place by now
-        if not isinstance(error, HTTPStatusError):
-            self._context.network.controller.trouble()
         self._meter.retrying()
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s

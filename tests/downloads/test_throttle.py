@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfkit import ConfigError
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.throttle import Throttle, Toll
 
 
 class Clock(Cancel):
@@ -90,7 +90,7 @@ def test_cancelled_waits_end() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(("rate", "most"), [(None, 512 << 10), (1, 1024), (1 << 20, 20_971), (1 << 30, 512 << 10)])
+@pytest.mark.parametrize(("rate", "most"), [(None, 512 << 10), (1, 1024), (1 << 20, 5242), (1 << 30, 512 << 10)])
 def test_reads_are_small_at_low_rates(rate: int | None, most: int) -> None:
     assert Throttle(rate).quantum(512 << 10) == most
 
@@ -99,3 +99,27 @@ def test_reads_are_small_at_low_rates(rate: int | None, most: int) -> None:
 def test_rates_that_are_none(rate: int) -> None:
     with pytest.raises(ConfigError):
         Throttle(rate)
+
+
+@given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
+def test_what_the_kernel_took_is_paid_for_first(rate: int, reads: list[int]) -> None:
+    """At every moment of a body as much has been paid for as was read and may wait in the kernel; and no more in all."""
+    clock = Clock()
+    throttle = Throttle(rate, clock=clock)
+    size, read = sum(reads), 0
+    toll = Toll((throttle, Throttle()), size, clock)
+    for count in reads:
+        toll.charge(count)
+        read += count
+        paid = min(size, read + min(throttle.ahead, Throttle().ahead))
+        assert clock.now >= paid / rate - 0.031
+    assert size / rate - 0.031 <= clock.now <= size / rate + 0.001
+
+
+def test_two_limits() -> None:
+    """The narrower one counts."""
+    clock = Clock()
+    toll = Toll((Throttle(10**6, clock=clock), Throttle(10**5, clock=clock)), 10**5, clock)
+    assert toll.quantum(1 << 20) == Throttle(10**5).quantum(1 << 20)
+    toll.charge(10**5)
+    assert 0.95 <= clock.now <= 1.1

@@ -239,7 +239,7 @@ class HttpTransport:
 
                 config = self._config
                 self._failures, self._make_exchange = failures, Exchange
-                adapter = Adapter(keep=max(config.workers, config.segments) + 2, lean=self._given is None)
+                adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
                 else:
