@@ -9,14 +9,14 @@ from perfkit.config import Config
 from perfkit.downloads.http.semantics import Answer
 from perfkit.downloads.http.transport import Response
 from perfkit.downloads.segments import Runner
-from perfkit.downloads.throttle import Throttle, Toll
+from perfkit.downloads.throttle import Toll
 from perfkit.errors import TransferError, TransferTimeoutError
 
 __all__ = ["pieces"]
 
 
 def pieces(
-    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, throttles: tuple[Throttle, ...]
+    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, toll: Toll
 ) -> Iterator[tuple[memoryview, int]]:
     """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
 
@@ -29,7 +29,7 @@ def pieces(
     """
     stall = _StallWatch(config)
     skip = runner.position - answer.start
-    toll = Toll(throttles, None if answer.end is None else answer.end - answer.start, runner.cancel)
+    toll.begin(None if answer.end is None else answer.end - answer.start)
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return

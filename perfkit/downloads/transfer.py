@@ -37,7 +37,7 @@ from perfkit.downloads.partial_file import ChangedError, PartialFile, read_origi
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
-from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
     IntegrityError,
@@ -116,7 +116,7 @@ class Transfer:
         self._context = context
         self._config = context.network.config
         self._meter = meter
-        self._throttle = Throttle(request.rate_limit)
+        self._throttles = (context.throttle, Throttle(request.rate_limit))
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._started_s = 0.0
@@ -284,7 +284,7 @@ class Transfer:
 
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
-        partial, runner, network = task.partial, task.runner, self._context.network
+        partial, runner = task.partial, task.runner
         own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
@@ -297,20 +297,26 @@ class Transfer:
             trusted=own,
         )
         self.cancel.add(runner.cancel.cancel)
-        asked_s = time.monotonic()
         with self._lock:
             self._attempts.requests += 1
         try:
-            with network.transport.open(get, runner.cancel) as response:
-                network.controller.answered(time.monotonic() - asked_s)
-                if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
-                    shown = headers.get("Range", "all")
-                    _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
-                answer = interpret(response, task.url, partial, asked)
-                if self._accept(task, response, answer, asked):
-                    self._copy(task, response, answer)
+            with Toll(self._throttles, runner.cancel) as toll:
+                self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
+
+    def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
+        network, cancel = self._context.network, task.runner.cancel
+        asked_s = time.monotonic() - time.thread_time()
+        with network.transport.open(get, cancel) as response:
+            # To load requests, and to agree on keys, takes processor time that says nothing of the network.
+            network.controller.answered(time.monotonic() - time.thread_time() - asked_s)
+            if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
+                shown = get.headers.get("Range", "all")
+                _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
+            answer = interpret(response, task.url, task.partial, asked)
+            if self._accept(task, response, answer, asked):
+                self._copy(task, response, answer, toll)
 
     @property
     def _wanted(self) -> Wanted:
@@ -420,11 +426,10 @@ class Transfer:
         self._context.claim_path(self, path)
         self.path = path
 
-    def _copy(self, task: RangeTask, response: Response, answer: Answer) -> None:
+    def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
         partial, runner, url = task.partial, task.runner, task.url
-        throttles = (self._context.throttle, self._throttle)
-        for data, count in pieces(url, response, answer, runner, config=self._config, throttles=throttles):
+        for data, count in pieces(url, response, answer, runner, config=self._config, toll=toll):
             position = runner.position
             if runner.remaining is None:
                 self._check_size(url, position + len(data))

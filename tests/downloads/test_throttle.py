@@ -102,24 +102,48 @@ def test_rates_that_are_none(rate: int) -> None:
 
 
 @given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
-def test_what_the_kernel_took_is_paid_for_first(rate: int, reads: list[int]) -> None:
-    """At every moment of a body as much has been paid for as was read and may wait in the kernel; and no more in all."""
+def test_what_the_kernel_takes_is_paid_for_before(rate: int, reads: list[int]) -> None:
+    """At every moment of a body, what was read and what waits in the kernel has been paid for; and no more in all."""
     clock = Clock()
     throttle = Throttle(rate, clock=clock)
-    size, read = sum(reads), 0
-    toll = Toll((throttle, Throttle()), size, clock)
-    for count in reads:
-        toll.charge(count)
-        read += count
-        paid = min(size, read + min(throttle.ahead, Throttle().ahead))
-        assert clock.now >= paid / rate - 0.031
-    assert size / rate - 0.031 <= clock.now <= size / rate + 0.001
+    ahead, size, read = throttle.ahead, sum(reads), 0
+    with Toll((throttle, Throttle()), clock) as toll:
+        assert clock.now >= ahead / rate - 0.031
+        toll.begin(size)
+        for count in reads:
+            toll.charge(count)
+            read += count
+            assert clock.now >= min(size, read + ahead) / rate - 0.031
+    assert clock.now <= max(size, ahead) / rate + 0.001
+
+
+def test_small_bodies_reserve_no_more_than_they_are() -> None:
+    """Else a limit would let few requests for small files be under way at once."""
+    clock = Clock()
+    throttle = Throttle(1 << 20, clock=clock)
+    for _ in range(1000):
+        with Toll((throttle,), clock) as toll:
+            toll.begin(1000)
+            toll.charge(1000)
+    assert throttle.ahead == 1000
+    assert clock.now == pytest.approx(1000 * 1000 / (1 << 20), rel=0.1)
+
+
+def test_a_refusal_costs_nothing() -> None:
+    """What was paid for a request that brings no body is given back."""
+    clock = Clock()
+    throttle = Throttle(1 << 20, clock=clock)
+    with Toll((throttle,), clock):
+        began_s = clock.now
+    throttle.charge(20_000, clock)
+    assert clock.now == began_s
 
 
 def test_two_limits() -> None:
     """The narrower one counts."""
     clock = Clock()
-    toll = Toll((Throttle(10**6, clock=clock), Throttle(10**5, clock=clock)), 10**5, clock)
-    assert toll.quantum(1 << 20) == Throttle(10**5).quantum(1 << 20)
-    toll.charge(10**5)
+    with Toll((Throttle(10**6, clock=clock), Throttle(10**5, clock=clock)), clock) as toll:
+        assert toll.quantum(1 << 20) == Throttle(10**5).quantum(1 << 20)
+        toll.begin(10**5)
+        toll.charge(10**5)
     assert 0.95 <= clock.now <= 1.1

@@ -140,6 +140,9 @@ class HttpTransport:
 
     def limit_changed(self, bytes_per_second: int | None) -> None:
         self._rate_limit = bytes_per_second
+        if bytes_per_second is not None:
+            with contextlib.suppress(ConfigError):  # which the first request will raise
+                self._started()  # else the first requests would wait for that, and then begin all at once
 
     def expire(self) -> None:
         now_s = time.monotonic()
