@@ -94,8 +94,7 @@ class AdaptiveController:
     It starts with one, with four where answers take long, and doubles while that pays: a stream more helps where the
     delay or losses limit each, and only lengthens the queues where the link is full. While the processor limits, it
     tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken back, and
-    tried again later. It holds still while the throttle limits, or while not `target` streams are running: more files
-    may be under way than it wants, or fewer. Goodput is bytes, plus an allowance per finished file, since many small
+    tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an allowance per finished file, since many small
     files move few bytes.
 
     Args:
@@ -172,7 +171,7 @@ class AdaptiveController:
             if goodput <= 0 and window_s < self.steady_window_s:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
-            before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy != self.target)
+            before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
             new_streams = self.target > before
             self._from_s = now + (answers_s / 2 if new_streams else 0.0)  # before that they have not begun
             self._work_before, self._cpu_before_s = work, cpu_s
