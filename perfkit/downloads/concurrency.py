@@ -85,7 +85,7 @@ class HostLimiter:
             if state.active:  # else it was asked by way of another host's redirect, and that one is limited
                 if state.limited_at_s and now - state.limited_at_s >= _RECOVERY_S:
                     state.recovery_s *= 2
-                state.limit, state.limited_at_s = max(1, min(state.limit, state.active - 1)), now
+                state.limit, state.limited_at_s = max(1, min(state.limit, state.active) - 1), now
 
 
 class AdaptiveController:
@@ -94,8 +94,8 @@ class AdaptiveController:
     It starts with one, with four where answers take long, and doubles while that pays: a stream more helps where the
     delay or losses limit each, and only lengthens the queues where the link is full. While the processor limits, it
     tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken back, and
-    tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an allowance per finished file, since many small
-    files move few bytes.
+    tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
+    allowance per finished file, since many small files move few bytes.
 
     Args:
         ceiling: the most streams ever.
