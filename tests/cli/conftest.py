@@ -34,7 +34,7 @@ def file_server(tmp_path: Path) -> Iterator[Server]:
 
 
 @pytest.fixture
-def origin_v1(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
+def cli_origin(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Origin]:
     """A site that has version 1; the working directory is beside it."""
     monkeypatch.setenv("PERFKIT_BACKOFF_BASE_S", "0.01")
     monkeypatch.setenv("PERFKIT_RETRIES", "1")

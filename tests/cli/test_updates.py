@@ -40,23 +40,23 @@ def run(capsys: Capture) -> Run:
     return run
 
 
-def test_a_tree_s_life_in_json(origin_v1: Origin, run: Run, tmp_path: Path) -> None:
+def test_a_tree_s_life_in_json(cli_origin: Origin, run: Run, tmp_path: Path) -> None:
     """Publish, dry run, sync, edit, verify, repair, roll back, history: the keys that scripts rely on."""
     write_tree(tmp_path / "src", TWO)
-    assert run("sync", origin_v1.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
+    assert run("sync", cli_origin.url, "tree").items() >= {"version": "1", "generation": 1, "added": len(ONE)}.items()
     release = run("publish", "src", "site", "--version", "2")
     assert release.items() >= {"version": "2", "number": 2, "files": len(TWO), "unchanged": False}.items()
     assert run("publish", "src", "site", "--version", "2")["unchanged"] is True
-    planned = run("sync", origin_v1.url, "tree", "--dry-run")
+    planned = run("sync", cli_origin.url, "tree", "--dry-run")
     assert (planned["version"], planned["installed_version"]) == ("2", "1")
     assert sorted(planned["added"]) == ["moved/b.py", "pkg/new.py"]
     assert tree_of(tmp_path / "tree") == ONE
-    done = run("sync", origin_v1.url, "tree")
+    done = run("sync", cli_origin.url, "tree")
     assert done.keys() >= SYNC_KEYS | {"previous_version", "saved_as", "overwritten"}
     assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
                             "removed": 2, "unchanged": 3}.items()  # fmt: skip
     assert done["bytes_received"] > 0
-    assert run("sync", origin_v1.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
+    assert run("sync", cli_origin.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
     edit(tmp_path / "tree/README", b"mine\n")
     report = run("verify", "tree", code=1)
     assert (report["changed"], report["missing"], report["extra"], report["intact"]) == (["README"], [], [], False)
@@ -77,15 +77,15 @@ def test_a_tree_s_life_in_json(origin_v1: Origin, run: Run, tmp_path: Path) -> N
     assert generations[2]["current"] is True
 
 
-def test_for_people(origin_v1: Origin, capsys: Capture, tmp_path: Path) -> None:
+def test_for_people(cli_origin: Origin, capsys: Capture, tmp_path: Path) -> None:
     """Results of history and verify on standard output, all notes on standard error; `--quiet` silences these."""
-    assert main(["sync", origin_v1.url, "tree"]) == 0
+    assert main(["sync", cli_origin.url, "tree"]) == 0
     shown = capsys.readouterr()
     assert shown.out == ""
     assert f"1, generation 1: {len(ONE)} added" in shown.err
-    origin_v1.publish(TWO, "2")
+    cli_origin.publish(TWO, "2")
     edit(tmp_path / "tree/pkg/a.py", b"mine\n")
-    assert main(["sync", origin_v1.url, "tree"]) == 0
+    assert main(["sync", cli_origin.url, "tree"]) == 0
     assert "pkg/a.py had local edits, which are kept as pkg/a.py.perfkit-local" in capsys.readouterr().err
     assert main(["history", "tree"]) == 0
     shown = capsys.readouterr()
@@ -96,7 +96,7 @@ def test_for_people(origin_v1: Origin, capsys: Capture, tmp_path: Path) -> None:
     (tmp_path / "tree/pkg/new.py").unlink()
     assert main(["verify", "tree"]) == 1
     assert capsys.readouterr().out == "missing pkg/new.py\nchanged README\nextra pkg/a.py.perfkit-local\n"
-    for command in (["verify", "tree", "--repair"], ["rollback", "tree"], ["sync", origin_v1.url, "tree"]):
+    for command in (["verify", "tree", "--repair"], ["rollback", "tree"], ["sync", cli_origin.url, "tree"]):
         assert main([*command, "--quiet"]) == 0
         shown = capsys.readouterr()
         assert (shown.out, shown.err) == ("", "")
@@ -110,18 +110,18 @@ def test_for_people(origin_v1: Origin, capsys: Capture, tmp_path: Path) -> None:
      (["rollback", "tree", "--to", "7"], "generation 7 is not kept; choose one of 0, 1"),
      (["sync", "URL/elsewhere", "tree"], "404")],
 )  # fmt: skip
-def test_what_fails(origin_v1: Origin, capsys: Capture, command: list[str], told: str) -> None:
+def test_what_fails(cli_origin: Origin, capsys: Capture, command: list[str], told: str) -> None:
     """Exit code 1, and one line that says what and where, also with `--quiet`; the tree is as it was."""
-    assert main(["sync", origin_v1.url, "tree", "--quiet"]) == 0
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     capsys.readouterr()
-    command = [word.replace("URL", origin_v1.url) for word in command]
+    command = [word.replace("URL", cli_origin.url) for word in command]
     assert main([*command, "--quiet"]) == 1
     shown = capsys.readouterr()
     assert shown.out == ""
     assert len(shown.err.splitlines()) == 1
     assert shown.err.startswith("perfkit: error: ")
     assert told in shown.err
-    assert tree_of(origin_v1.root / "tree") == ONE
+    assert tree_of(cli_origin.root / "tree") == ONE
 
 
 @pytest.mark.parametrize(
@@ -139,12 +139,12 @@ def test_what_fails(origin_v1: Origin, capsys: Capture, command: list[str], told
      (["get"], 2, "ConfigError"),
      (["get", "-i", "nothing"], 2, "ConfigError")],
 )  # fmt: skip
-def test_what_fails_in_json(origin_v1: Origin, capsys: Capture, command: list[str], code: int, kind: str) -> None:
+def test_what_fails_in_json(cli_origin: Origin, capsys: Capture, command: list[str], code: int, kind: str) -> None:
     """One object on standard output, of one shape for all commands, that has what standard error says."""
-    assert main(["sync", origin_v1.url, "tree", "--quiet"]) == 0
-    (origin_v1.root / "README").touch()
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (cli_origin.root / "README").touch()
     capsys.readouterr()
-    assert main([*(word.replace("URL", origin_v1.url) for word in command), "--json", "--quiet"]) == code
+    assert main([*(word.replace("URL", cli_origin.url) for word in command), "--json", "--quiet"]) == code
     out, err = capsys.readouterr()
     error = json.loads(out)["error"]
     assert error.keys() == {"type", "message"}
@@ -159,42 +159,42 @@ def test_what_fails_in_json(origin_v1: Origin, capsys: Capture, command: list[st
                 ["sync", "URL", "tree", "--limit-rate", "fast"], ["publish", "src", "src/site", "--version", "1"],
                 ["publish", "nothing", "site", "--version", "1"]],
 )  # fmt: skip
-def test_bad_usage(origin_v1: Origin, capsys: Capture, command: list[str]) -> None:
+def test_bad_usage(cli_origin: Origin, capsys: Capture, command: list[str]) -> None:
     """Exit code 2, and one line."""
     try:
-        code = main([word.replace("URL", origin_v1.url) for word in command])
+        code = main([word.replace("URL", cli_origin.url) for word in command])
     except SystemExit as error:
         code = int(str(error.code))
     assert code == 2
     assert len(capsys.readouterr().err.splitlines()) == 1
 
 
-def test_an_edit_can_be_refused(origin_v1: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_edit_can_be_refused(cli_origin: Origin, capsys: Capture, monkeypatch: pytest.MonkeyPatch) -> None:
     """By the environment, as the help says."""
-    main(["sync", origin_v1.url, "tree", "--quiet"])
-    edit(origin_v1.root / "tree/README", b"mine\n")
+    main(["sync", cli_origin.url, "tree", "--quiet"])
+    edit(cli_origin.root / "tree/README", b"mine\n")
     monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "refuse")
-    for command in (["sync", origin_v1.url, "tree"], ["rollback", "tree"]):
+    for command in (["sync", cli_origin.url, "tree"], ["rollback", "tree", "--to", "0"]):
         capsys.readouterr()
         assert main([*command, "--quiet"]) == 1
         assert "README" in capsys.readouterr().err
-    assert tree_of(origin_v1.root / "tree") == {**ONE, "README": b"mine\n"}
+    assert tree_of(cli_origin.root / "tree") == {**ONE, "README": b"mine\n"}
 
 
-def test_ctrl_c(origin_v1: Origin) -> None:
+def test_ctrl_c(cli_origin: Origin) -> None:
     """Exit code 130 in under two seconds; the tree is as it was, and the same command goes on."""
-    origin_v1.publish(TWO, "2")
-    origin_v1.stall_at = 5000
-    command = [sys.executable, "-m", "perfkit", "sync", origin_v1.url, "tree", "--quiet"]
+    cli_origin.publish(TWO, "2")
+    cli_origin.stall_at = 5000
+    command = [sys.executable, "-m", "perfkit", "sync", cli_origin.url, "tree", "--quiet"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
-    assert origin_v1.stalled.wait(30)
+    assert cli_origin.stalled.wait(30)
     began_s = time.monotonic()
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=10)
     assert process.returncode == 130
     assert time.monotonic() - began_s < 2
     assert "Traceback" not in err
-    assert tree_of(origin_v1.root / "tree") == {}
-    origin_v1.stall_at = None
+    assert tree_of(cli_origin.root / "tree") == {}
+    cli_origin.stall_at = None
     assert main(command[3:]) == 0
-    assert tree_of(origin_v1.root / "tree") == TWO
+    assert tree_of(cli_origin.root / "tree") == TWO

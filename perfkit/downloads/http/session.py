@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -23,6 +23,7 @@ from urllib3.exceptions import HTTPError
 
 from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
+from perfkit.downloads.http.redirects import Hop, without_secrets
 from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
@@ -35,8 +36,6 @@ _POOLS = 256  # origins whose connections are kept
 # What no valid URL has in it (RFC 3986).
 _INVALID = re.compile(r"[^]!$&'()*+,;=:@/?A-Za-z0-9._~%[-]|%(?![0-9A-Fa-f]{2})")
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
-# Of a caller's session, what may go to another origin.
-_HARMLESS = frozenset({"accept", "accept-language", "user-agent", "cache-control", "pragma", "connection"})
 
 
 class Adapter(HTTPAdapter):
@@ -171,22 +170,8 @@ class Adapter(HTTPAdapter):
 class Sessions(Protocol):
     """Sends GET requests, each by a session of the current thread."""
 
-    def send(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        auth: Auth | None,
-        *,
-        home: bool,
-        redirected: bool,
-        timeout: tuple[float, float],
-    ) -> requests.Response:
+    def send(self, hop: Hop) -> requests.Response:
         """Send one request and return its answer, the body unread. Redirects are not followed.
-
-        Args:
-            home: whether the URL is of the origin that secrets were given for.
-            redirected: whether a redirect led to the URL.
-            timeout: seconds to wait for a connection, and for each further byte.
 
         Raises:
             requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no answer.
@@ -209,37 +194,27 @@ class OwnSessions:
         self._cookies = RequestsCookieJar()  # shared by all threads; it has a lock
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
-        self._verify: bool | str | None = None
+        self._trust: tuple[bool | str, str] | None = None
 
-    def send(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        auth: Auth | None,
-        *,
-        home: bool,
-        redirected: bool,
-        timeout: tuple[float, float],
-    ) -> requests.Response:
-        url = spelt(url)
+    def send(self, hop: Hop) -> requests.Response:
+        url = spelt(hop.url)
         proxies, netrc = self._way_to(url)
-        if self._verify is None:
-            self._find_trust()
+        verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
         request = requests.PreparedRequest()
         request.method, request.url = "GET", url
-        request.headers = CaseInsensitiveDict(headers.items())  # pairs: from a mapping it is made more slowly
+        request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs: from a mapping it is made more slowly
         request.prepare_hooks(None)
-        if auth is not None or len(self._cookies):
+        if hop.auth is not None or len(self._cookies):
             request.prepare_cookies(self._cookies)
-        if (chosen := auth or _auth_in(url) or netrc) and "Authorization" not in request.headers:
+        if (chosen := hop.auth or _auth_in(url) or netrc) and "Authorization" not in request.headers:
             request.prepare_auth(_encodable(chosen), url)
         return self._session().send(
             request,
             stream=True,
             allow_redirects=False,
-            timeout=timeout,
+            timeout=hop.timeout,
             proxies=proxies,
-            verify=self._verify,
+            verify=verify,
             cert=self._config.client_cert,
         )
 
@@ -272,13 +247,16 @@ class OwnSessions:
                 way = self._ways[origin] = proxies, netrc
         return way
 
-    def _find_trust(self) -> None:
+    def _find_trust(self, *, needed: bool) -> bool | str:
+        """`verify` for a request; what it names is read where TLS is needed, which takes longer than a small file."""
         config = self._config
-        environ = os.environ if config.trust_env else {}
-        verify, setting = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
-        if verify is not True or config.client_cert is not None:
+        if self._trust is None:
+            environ = os.environ if config.trust_env else {}
+            self._trust = _configured_trust(config) or environment_bundle(environ) or (True, "Config.verify")
+        verify, setting = self._trust
+        if needed and (verify is not True or config.client_cert is not None):
             self._adapter.use_context(verify, config.client_cert, setting=setting)
-        self._verify = verify
+        return verify
 
     def close(self) -> None:
         self._adapter.close()
@@ -299,45 +277,22 @@ class CallersSessions:
         self._helpers: weakref.WeakSet[HelperThread] = weakref.WeakSet()  # guarded by the lock
         self._lock = threading.Lock()
 
-    def send(
-        self,
-        url: str,
-        headers: Mapping[str, str],
-        auth: Auth | None,
-        *,
-        home: bool,
-        redirected: bool,
-        timeout: tuple[float, float],
-    ) -> requests.Response:
-        session = self._session()
-        config = self._config
-        proxies = dict(config.proxies)
+    def send(self, hop: Hop) -> requests.Response:
+        session, url = self._session(), hop.url
+        proxies = dict(self._config.proxies)
         if session.trust_env and bypasses_proxy(url):
             proxies.setdefault("no_proxy", "*")
         ours = self._is_ours(session, url)
         verify, cert = self._find_trust(session, url, ours)
-        if not home:
-            request, settings = self._prepare_abroad(session, url, headers, auth, proxies, verify, cert)
-            return self._by(ours, lambda: session.send(request, allow_redirects=False, timeout=timeout, **settings))
-        options: dict[str, Any] = {}
-        if redirected and session.params:  # they are for the URL that was asked for; None takes one out
+        options: dict[str, Any] = {"allow_redirects": False, "timeout": hop.timeout}
+        if not hop.home:
+            request = _prepare_abroad(session, hop)
+            options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
+            return self._by(ours, lambda: session.send(request, **options))
+        options.update(proxies=proxies, verify=verify, cert=cert, stream=True, auth=hop.auth, headers=dict(hop.headers))
+        if hop.redirected and session.params:  # they are for the URL that was asked for; None takes one out
             options["params"] = dict.fromkeys(session.params)
-        return self._by(
-            ours,
-            lambda: session.request(
-                "GET",
-                url,
-                headers=dict(headers),
-                auth=auth,
-                proxies=proxies,
-                verify=verify,
-                cert=cert,
-                stream=True,
-                allow_redirects=False,
-                timeout=timeout,
-                **options,
-            ),
-        )
+        return self._by(ours, lambda: session.request("GET", url, **options))
 
     def _is_ours(self, session: Any, url: str) -> bool:
         try:
@@ -363,31 +318,6 @@ class CallersSessions:
         except AbortedError:
             self._local.session = None  # a factory's: the thread that is left behind still uses it
             raise
-
-    def _prepare_abroad(
-        self,
-        session: Any,
-        url: str,
-        headers: Mapping[str, str],
-        auth: Auth | None,
-        proxies: Any,
-        verify: Any,
-        cert: Any,
-    ) -> tuple[requests.PreparedRequest, dict[str, Any]]:
-        """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
-        request = requests.PreparedRequest()
-        request.method, request.url = "GET", spelt(url)
-        request.headers = CaseInsensitiveDict({k: v for k, v in session.headers.items() if k.lower() in _HARMLESS})
-        request.headers.update(headers)
-        jar = RequestsCookieJar()
-        for cookie in session.cookies:
-            if cookie.domain:
-                jar.set_cookie(cookie)
-        request.prepare_hooks(None)
-        request.prepare_cookies(jar)
-        request.prepare_auth(_UrlAsSpelt(url, auth, session.trust_env))
-        request.prepare_hooks(session.hooks)
-        return request, session.merge_environment_settings(url, proxies, True, verify, cert)
 
     def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
         """`verify` and `cert` for a request; what they name is read now, while it is known which setting named it."""
@@ -496,6 +426,23 @@ class _UrlAsSpelt(AuthBase):
         if auth:
             request.prepare_auth(_encodable(auth), str(request.url))
         return request
+
+
+def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
+    """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
+    request = requests.PreparedRequest()
+    request.method, request.url = "GET", spelt(hop.url)
+    request.headers = CaseInsensitiveDict(without_secrets(session.headers))
+    request.headers.update(hop.headers)
+    jar = RequestsCookieJar()
+    for cookie in session.cookies:
+        if cookie.domain:
+            jar.set_cookie(cookie)
+    request.prepare_hooks(None)
+    request.prepare_cookies(jar)
+    request.prepare_auth(_UrlAsSpelt(hop.url, hop.auth, session.trust_env))
+    request.prepare_hooks(session.hooks)
+    return request
 
 
 def _configured_trust(config: Config) -> tuple[bool | str, str] | None:

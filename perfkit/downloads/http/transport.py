@@ -14,12 +14,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Protocol
-from urllib.parse import urljoin
 
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.semantics import Origin, origin_of
+from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_share, target_of, without_secrets
+from perfkit.downloads.http.semantics import origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -31,9 +31,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
 
-_REDIRECTS = frozenset({301, 302, 303, 307, 308})
-# Sent to whatever origin a redirect leads to; every other header of the caller stays with its own origin.
-_HARMLESS = frozenset({"Accept", "Accept-Language", "User-Agent", "Cache-Control", "Pragma"})
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
 _FOREIGN_READ_BYTES = 16 << 10
 
@@ -163,13 +160,14 @@ class HttpTransport:
         private = {**self._configured, **_canonical(request.private_headers)}
         at, hops = request.at or request.url, 0
         while True:
-            trusted = request.trusted and _may_share(home, origin_of(at))
-            chosen = private if trusted else {k: v for k, v in private.items() if k in _HARMLESS}
+            trusted = request.trusted and may_share(home, origin_of(at))
+            chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
-            response = self._send(request.url, at, headers, auth, trusted, cancel)
-            location = response.headers.get("location") if response.status in _REDIRECTS else None
+            hop = Hop(at, headers, auth, trusted, at != request.url, self._timeout)
+            response = self._send(request.url, hop, cancel)
+            location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
                 return response
             with response:
@@ -177,30 +175,10 @@ class HttpTransport:
             hops += 1
             if hops > (most := self._config.max_redirects):
                 raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
-            at = self._redirect(request.url, response.url, location)
+            at = target_of(request.url, response.url, location, allow_downgrade=self._config.allow_downgrade)
 
-    def _redirect(self, url: str, at: str, location: str) -> str:
-        try:
-            # http.client hands over header bytes as Latin-1; browsers and servers mean UTF-8.
-            location = location.encode("latin-1").decode("utf-8")
-        except UnicodeError:
-            pass
-        try:
-            target = _joined(at, location)
-            scheme = origin_of(target)[0]
-        except ValueError as error:
-            raise TransferError(url, f"invalid redirect URL {redacted(location)[:200]!r}") from error
-        if scheme not in ("http", "https"):
-            raise TransferError(url, f"redirected to {redacted(location)[:99]!r}, which is neither http nor https")
-        if scheme == "http" and origin_of(at)[0] == "https" and not self._config.allow_downgrade:
-            shown = redacted(target)[:99]
-            raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
-        return target
-
-    def _send(
-        self, url: str, at: str, headers: Mapping[str, str], auth: Auth | None, home: bool, cancel: Cancel
-    ) -> _HttpResponse:
-        """One hop. A kept connection that turns out dead is worth one more try, which costs nothing."""
+    def _send(self, url: str, hop: Hop, cancel: Cancel) -> _HttpResponse:
+        """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
@@ -209,9 +187,9 @@ class HttpTransport:
             cancel.add(exchange.abort)
             try:
                 with exchange:
-                    response = sessions.send(at, headers, auth, home=home, redirected=at != url, timeout=self._timeout)
+                    response = sessions.send(hop)
                 if not exchange.expired:
-                    return _HttpResponse(url, at, response, exchange, cancel)
+                    return _HttpResponse(url, hop.url, response, exchange, cancel)
                 response.close()
                 error: Exception = TimeoutError("the answer's headers did not arrive in time")
             except ConfigError:
@@ -219,7 +197,7 @@ class HttpTransport:
                 raise
             except Exception as caught:
                 if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
-                    return _HttpResponse(url, at, answer, exchange, cancel)
+                    return _HttpResponse(url, hop.url, answer, exchange, cancel)
                 error = caught
             except BaseException:
                 _give_up(exchange, cancel)
@@ -322,21 +300,6 @@ class _HttpResponse:
         self._exchange.finish()
 
 
-def _joined(base: str, location: str) -> str:
-    """The target of a redirect, spelt as the server did: urljoin would drop an empty query."""
-    if "://" in location.partition("?")[0]:
-        return location
-    if location.startswith("/") and not location.startswith("//"):
-        scheme, _, rest = base.partition("://")
-        return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}{location}"
-    return urljoin(base, location)
-
-
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
     """Names in one spelling, so that none is sent twice."""
     return {name.title(): value for name, value in headers.items()}
-
-
-def _may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import requests
@@ -43,3 +45,9 @@ def make(request: pytest.FixtureRequest, make_kit: Callable[..., Toolkit]) -> Ca
     """Kits with perfkit's own sessions, a caller's, and those of a factory."""
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[request.param]
     return lambda **options: make_kit(given, **options)
+
+
+@pytest.fixture(params=["session", "factory"])
+def give(request: pytest.FixtureRequest) -> Callable[[requests.Session], Any]:
+    """A session as `Toolkit` takes it: itself, or by a callable that makes one for each thread."""
+    return (lambda session: session) if request.param == "session" else (lambda session: lambda: copy.copy(session))

@@ -53,8 +53,6 @@ class Command(BaseCommand):
                 self.stdout.write(
                     f"{name}: {record['version']} (generation {record['generation']}, {_local(record['changed'])})"
                 )
-            case "busy":
-                self.stdout.write(f"{name}: being changed right now")
             case "absent":
                 self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
             case _:

@@ -22,6 +22,9 @@ class Command(ToolkitCommand):
         parser.add_argument("--all", action="store_true", help="all trees in the settings")
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
         parser.add_argument(
+            "--retry-rejected", action="store_true", help="check releases again that the tree's CHECK refused before"
+        )
+        parser.add_argument(
             "--wait",
             type=float,
             default=0.0,
@@ -50,7 +53,13 @@ class Command(ToolkitCommand):
         if options["dry_run"]:
             self._print_plan(name, trees.plan(name, config=config), options)
             return
-        report = trees.sync(name, wait_s=options["wait"], config=config, progress=self.progress(options))
+        report = trees.sync(
+            name,
+            retry_rejected=options["retry_rejected"],
+            wait_s=options["wait"],
+            config=config,
+            progress=self.progress(options),
+        )
         self._print_report(name, report, options)
 
     def _print_plan(self, name: str, plan: Plan, options: dict[str, Any]) -> None:
@@ -65,6 +74,9 @@ class Command(ToolkitCommand):
                 self.note(f"  {sign} {each}", options, verbosity=2)
 
     def _print_report(self, name: str, report: SyncReport, options: dict[str, Any]) -> None:
+        if report.held is not None:
+            self.note(self.style.WARNING(f"{name}: {report.version} stays: {report.held} is on hold"), options)
+            return
         if report.route == "none":
             self.note(f"{name}: {report.version} is installed already (generation {report.generation})", options)
             return
