@@ -28,7 +28,7 @@ from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
-_LEAST_WINDOW_BYTES = 16 << 10
+_LEAST_WINDOW_BYTES = 32 << 10
 _AHEAD_S = 1 / 128  # of the rate limit, for each connection
 _UNKNOWN_ROUND_TRIP_S = 0.05
 _LINE_BYTES = 64 << 10
