@@ -53,11 +53,13 @@ class Wanted:
         known: what the caller has: the answer may be that it is current.
         only: the only one that will do, if it is not empty.
         checksum: the caller's.
+        conditional: whether the server is asked to compare versions; if not, its answer is compared here.
     """
 
     known: Version
     only: Validator
     checksum: Checksum | None
+    conditional: bool = True
 
 
 def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
@@ -85,13 +87,13 @@ def request_headers(partial: PartialFile, asked: ByteRange | None, wanted: Wante
 
 
 def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
+    if partial.resumed_bytes and not partial.settled and not wanted.only:
+        return partial.validator.if_range
+    if not wanted.conditional:
+        return {} if partial.settled else {"Cache-Control": "max-age=0"}
     if partial.settled:
         return partial.validator.if_same
-    if wanted.only:
-        return wanted.only.if_same
-    if partial.resumed_bytes:
-        return partial.validator.if_range
-    return wanted.known.condition
+    return wanted.only.if_same if wanted.only else wanted.known.condition
 
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
@@ -113,8 +115,8 @@ def next_step(
     """
     verdict, status, headers = answer.verdict, response.status, response.headers
     ranged = asked is not None and partial.part is None
-    if verdict is Verdict.CURRENT and wanted.known and not partial.settled:
-        return Step.UNCONDITIONALLY if wanted.known.differs(headers) else Step.UNCHANGED
+    if verdict is Verdict.CURRENT and wanted.known and wanted.conditional and not partial.settled:
+        return Step.UNCHANGED if wanted.known.is_meant_by(headers) else Step.UNCONDITIONALLY
     if verdict is Verdict.EMPTY and not partial.settled:
         return Step.EMPTY
     if verdict is Verdict.CHANGED or wanted.only.differs(headers):
@@ -132,7 +134,8 @@ def next_step(
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
     if not ranged:
-        return Step.READ
+        same = wanted.known and wanted.known == version_of(headers) and not partial.settled
+        return Step.UNCHANGED if same and not wanted.only else Step.READ
     differs = partial.version.differs(headers)
     if partial.settled and differs:
         raise ChangedError("its validator is another one now")
@@ -173,8 +176,9 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     partial.ranges = partial.ranges and headers.get("accept-ranges", "").strip().lower() != "none"
     checksums = [checksum] if checksum else []
     if partial.part is None:
-        if lasting := lasting_version_of(headers, now=now):
-            partial.origin = Origin(url, lasting.etag, lasting.last_modified, size or 0, 0)
+        partial.lasting = lasting_version_of(headers, now=now)
+        if partial.lasting:
+            partial.origin = Origin(url, partial.lasting.etag, partial.lasting.last_modified, size or 0, 0)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

@@ -39,6 +39,7 @@ _NAME_MAX = 255
 _COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
+_NOT_REPLACEABLE = {errno.EBUSY: "it is a mount point", errno.EPERM: "it or its directory is immutable or append-only"}
 _HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
 
 
@@ -103,6 +104,7 @@ class PartialFile:
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.version = Version()  # as the origin named it
+        self.lasting = Version()  # what of that a later run may remember
         self.validator = Validator()  # what of that proves it
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
@@ -244,6 +246,7 @@ class PartialFile:
         self.url, self.version, self.validator, self.settled = url, Version(), Validator(), False
         self.ranges_proven = False
         self.mixed = self.descriptor >= 0
+        self.total = self.total if self.mixed else None
 
     def save_if_due(self) -> None:
         """Write the journal if it is due; for the workers, after each write of data."""
@@ -332,7 +335,7 @@ class PartialFile:
             durable: whether to sync the data before, and the name after.
 
         Raises:
-            OSError: the destination is a directory, or its directory cannot be changed.
+            OSError: the destination is a directory, can't be replaced, or its directory cannot be changed.
         """
         with contextlib.suppress(FileNotFoundError):
             before = os.lstat(path)
@@ -344,7 +347,13 @@ class PartialFile:
             self._remember(self.origin)
         if durable:
             os.fsync(self.descriptor)
-        os.replace(self.path, path)
+        try:
+            os.replace(self.path, path)
+        except OSError as error:
+            if (reason := _NOT_REPLACEABLE.get(error.errno or 0)) is None:
+                raise
+            text = f"{reason}, so it can't be replaced; {self.path} has the new file"
+            raise OSError(error.errno, text, path) from error
         if durable:
             _sync_directory(os.path.dirname(path) or ".")
         with contextlib.suppress(OSError):

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
+from perfkit.downloads.http.redirects import may_share
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -15,6 +16,8 @@ from perfkit.downloads.http.semantics import (
     Version,
     as_stored,
     judge,
+    lasting_version_of,
+    origin_of,
     validator_of,
     version_of,
 )
@@ -36,8 +39,9 @@ class Probe(NamedTuple):
     unchanged: bool = False  # it is the version that the caller knows; the fields below are then unknown
     first: bytes = b""  # the beginning of the file, as much as was requested, or all of it
     size: int | None = None  # of the whole file; None: unknown
-    ranges: bool = False  # it answers with the range that was requested
+    ranges: bool = False  # it answers with the range that was requested, or says that it would with others
     version: Version = _NO_VERSION
+    lasting: Version = _NO_VERSION  # what of that may be remembered as known
     validator: Validator = _NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
     content_type: str | None = None
     requests: int = 1
@@ -48,7 +52,9 @@ class Probe(NamedTuple):
         return len(self.first) == self.size
 
 
-def probe(network: Network, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Probe:
+def probe(
+    network: Network, url: str, *, most: int, known: Version | None, home: str | None = None, cancel: Cancel
+) -> Probe:
     """Request the first `most` bytes of a file, unless it is the version `known`.
 
     The host's limits and retries are those of a transfer, and a refusal counts for all requests to the host.
@@ -58,22 +64,25 @@ def probe(network: Network, url: str, *, most: int, known: Version | None, cance
         CancelledError: cancelled.
     """
     config, limiter = network.config, network.limiter
-    host, ranged, failures, requests = host_of(url), True, 0, 0
+    host, ranged, conditional, failures, requests = host_of(url), True, True, 0, 0
+    trusted = may_share(origin_of(home or url), origin_of(url))
     while limiter.wait(host, cancel):
         requests += 1
-        headers = {"Cache-Control": "max-age=0", **(known.condition if known else {})}
+        headers = {"Cache-Control": "max-age=0", **(known.condition if known and conditional else {})}
         if ranged:
             headers["Range"] = f"bytes=0-{most - 1}"
         try:
-            with network.transport.open(Get(url=url, headers=headers), cancel) as response:
+            with network.transport.open(Get(url=url, headers=headers, trusted=trusted), cancel) as response:
                 fields = as_stored(response.headers, url)
                 answer = judge(
                     response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
                 )
-                if answer.verdict is Verdict.CURRENT and known and not known.differs(fields):
-                    return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
-                if answer.verdict is Verdict.CURRENT and known:
-                    known = None  # current, it says, and names another version
+                if answer.verdict is Verdict.CURRENT and known and conditional:
+                    if known.is_meant_by(fields):
+                        return Probe(
+                            url=url, at=response.url, unchanged=True, version=known, lasting=known, requests=requests
+                        )
+                    conditional = False
                     continue
                 if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
                     ranged = False
@@ -106,16 +115,17 @@ def _read(url: str, response: Response, answer: Answer, most: int, known: Versio
     if len(first) < wanted and answer.end is not None:
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
     size = len(first) if answer.total is None and len(first) < most else answer.total
-    version = version_of(headers)
+    version, now = version_of(headers), datetime.datetime.now(datetime.UTC)
     return Probe(
         url=url,
         at=response.url,
         unchanged=known is not None and version == known,  # some servers ignore conditions beside a range
         first=bytes(first),
         size=size,
-        ranges=response.status == 206,
+        ranges=response.status == 206 or headers.get("accept-ranges", "").strip().lower() == "bytes",
         version=version,
-        validator=validator_of(headers, now=datetime.datetime.now(datetime.UTC)),
+        lasting=lasting_version_of(headers, now=now),
+        validator=validator_of(headers, now=now),
         content_type=headers.get("content-type"),
         requests=requests,
     )

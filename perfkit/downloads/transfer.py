@@ -8,19 +8,19 @@ import os
 import stat
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, matches, parse_checksum
+from perfkit.downloads.http.redirects import may_share
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
     Version,
-    content_disposition_name,
+    content_disposition_names,
     origin_of,
-    version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.negotiation import (
@@ -119,6 +119,7 @@ class Transfer:
         self._throttles = (context.throttle, Throttle(request.rate_limit))
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
+        self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
         self._version = Version()
         self._length_known = True
@@ -285,7 +286,7 @@ class Transfer:
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
-        own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
         get = Get(
@@ -321,7 +322,7 @@ class Transfer:
     @property
     def _wanted(self) -> Wanted:
         first = self._attempts.source == 0 and self._attempts.restarts == 0
-        return Wanted(self._known if first else Version(), self._only, self._checksum)
+        return Wanted(self._known if first else Version(), self._only, self._checksum, self._conditional)
 
     @property
     def _only(self) -> Validator:
@@ -342,7 +343,7 @@ class Transfer:
             self._unchanged = True
             return False
         if step is Step.UNCONDITIONALLY:
-            self._known = Version()
+            self._conditional = False
             return False
         if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):
@@ -390,7 +391,7 @@ class Transfer:
         """The first good answer has the version, size, name and digest; now the partial file is made."""
         partial, headers = task.partial, response.headers
         if not self._named:
-            self._take_name(task.url, content_disposition_name(headers.get("content-disposition")))
+            self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
         size = adopt(partial, task.url, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
@@ -401,7 +402,7 @@ class Transfer:
         with self._lock:
             self._check_current_source(task)
             self._attempts.at = response.url if response.url != task.url else None
-            self._version = version_of(headers) if partial.part is None and task.source == 0 else Version()
+            self._version = partial.lasting if partial.part is None and task.source == 0 else Version()
             partial.settled = True
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
@@ -414,9 +415,9 @@ class Transfer:
         if most is not None and size is not None and size > most:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
-    def _take_name(self, source: str, sent: str | None) -> None:
-        """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
-        name = safe_basename(sent) if sent else None
+    def _take_name(self, source: str, sent: Iterable[str]) -> None:
+        """Use the first safe name that the server gives; it never overwrites a file that is not its own."""
+        name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return
         path = os.path.join(os.path.dirname(self.dest), name)
@@ -455,19 +456,24 @@ class Transfer:
     # -- when something is wrong ----------------------------------------------------------------------------------
 
     def _changed(self, task: RangeTask, reason: str) -> None:
-        """The file changed at the origin: once, everything is fetched anew."""
+        """The file changed at the origin: once, everything is fetched anew. Without conditions, since some servers
+        (CherryPy with ETags) answer each range as if it had changed; what an answer names decides then.
+        """
         with self._lock:
             if task.partial is not self._partial or task.source != self._attempts.source or self._closing:
                 return
             self._attempts.restarts += 1
-            if self._only:
+            if self._only and not self._conditional:
                 self._error = RemoteChangedError(self.request.url, f"it is another version now: {reason}")
                 return
             if self._attempts.restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
+            self._conditional = False
+            self._partial = None  # under the same lock, since several workers see the change at once
+            self._attempts.start_over()
         _log.info("%s: starts over: %s", redacted(self.request.url), reason)
-        self._replace(task.partial, None)
+        self._meter.reset()
         task.partial.retire(but=task.runner)
 
     def _failed(self, task: Task, error: Exception) -> None:
@@ -581,6 +587,7 @@ class Transfer:
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
                 self._attempts.restarts += 1
+                self._conditional = False
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -70,10 +70,24 @@ class Installed:
         """
         if serial <= self.serials.get(source, 0):
             return
-        path = os.path.join(self.root, layout.SERIALS)
-        with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self.serials, source: serial}, file)
-        os.replace(f"{path}~", path)
+        _write_serials(self.root, {**self.serials, source: serial})
+
+    def forget_serials(self, source: str) -> Installed:
+        """The same, without the serials of this source; forgotten in the tree, too.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        serials = {other: serial for other, serial in self.serials.items() if other != source}
+        _write_serials(self.root, serials)
+        return replace(self, serials=serials, serial=0 if self.source == source else self.serial)
+
+
+def _write_serials(root: str, serials: Mapping[str, int]) -> None:
+    path = os.path.join(root, layout.SERIALS)
+    with open(f"{path}~", "w", encoding="utf-8") as file:
+        json.dump(serials, file)
+    os.replace(f"{path}~", path)
 
 
 def require_managed(dest: str) -> None:

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import CancelledError, CheckFailedError, ManifestError, TransferError, UpdateError
+from perfkit.errors import (
+    CancelledError,
+    CheckFailedError,
+    HTTPStatusError,
+    ManifestError,
+    StaleSourceError,
+    TransferError,
+    UpdateError,
+)
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -52,14 +60,18 @@ class SyncOptions:
 
     Attributes:
         local_changes: what to do with files that were edited locally.
+        check_contents: hash every file, also where the stat cache vouches for it.
         check: looks at the tree as it will be, and may refuse it.
         retry_rejected: install a release that a check refused before, if it is accepted now.
+        allow_older: install a release although a later one of its source was installed before.
         wait_s: how long to wait for another process or thread that is changing the tree.
     """
 
     local_changes: LocalChanges
+    check_contents: bool = False
     check: Check | None = None
     retry_rejected: bool = False
+    allow_older: bool = False
     wait_s: float = 0.0
 
 
@@ -108,6 +120,7 @@ def _sync(
         if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
             raise
         newer = open_source(fetcher, spec, installed)
+        _refuse_behind(newer, source, error)
         if newer.record() == source.record():
             raise
         _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
@@ -132,6 +145,28 @@ def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: st
     )
 
 
+def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
+    """See that a failure is not because of a server that lacks files of the release it offers, or offers another one
+    than a moment ago.
+
+    Args:
+        newer: what the source offers after the failure.
+
+    Raises:
+        StaleSourceError: it is.
+    """
+    if newer.serial < source.serial:
+        reason = f"it offers {source.version}, and then the older {newer.version}"
+    elif source.serial and isinstance(error, HTTPStatusError) and error.status in (404, 410):
+        if newer.record() != source.record():
+            return
+        reason = f"it offers {source.version}, but lacks a file of it: {error}"
+    else:
+        return
+    reason += "; a cache, mirror or edge is behind, or the site is incomplete: try again later"
+    raise StaleSourceError(source.url, reason, transient=True) from error
+
+
 def plan(
     config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
 ) -> Plan:
@@ -141,7 +176,8 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
-        options = SyncOptions(local_changes=cast(LocalChanges, config.local_changes))
+        local_changes = cast(LocalChanges, config.local_changes)
+        options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
         dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
@@ -241,19 +277,22 @@ class Sync:
         return report
 
     def refuse_downgrade(self) -> None:
-        """Refuse an older release than was ever installed from this source.
+        """Refuse an older release than was ever installed from this source, unless it is allowed.
 
         Raises:
-            UpdateError: the source offers one.
+            StaleSourceError: the source offers one.
         """
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
-            raise UpdateError(
-                f"{source.url} offers version {source.version}, an older release (serial {source.serial}) than was "
-                f"installed from it before (serial {highest}): a cache or mirror may be behind, so try again later. To "
-                "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
-                "version, use rollback"
+            if self._options.allow_older:
+                self._installed = self._installed.forget_serials(source.url)
+                return
+            reason = (
+                f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
+                f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "
+                "install it, allow older releases (--allow-older); to go back to the previous version, use rollback"
             )
+            raise StaleSourceError(source.url, reason, transient=True)
 
     def scan(self, *, now_ns: int) -> LocalTree:
         """The files of the tree, compared with the installed manifest.
@@ -267,8 +306,10 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
-        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
+        manifest, modes = self._installed.manifest, holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache(manifest, modes=modes)
+        if not self._options.check_contents:
+            cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:

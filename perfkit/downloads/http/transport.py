@@ -46,7 +46,7 @@ class Get:
         headers: may go wherever a redirect leads.
         private_headers, auth: go to the origin of `url` only.
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
-            mirror at another origin than the file's own is not trusted.
+            mirror, or an entry of a list, at another origin than what the caller named is not trusted.
     """
 
     url: str
