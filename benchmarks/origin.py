@@ -12,6 +12,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -163,11 +164,15 @@ _SENT = struct.Struct("=QQ")
 class CountingRelay:
     """Relays connections to a port of this machine, and samples how many bytes were sent to the client.
 
+    With a `rate`, in bytes per second, all connections share a line of that speed, in turns.
+
     The kernel is asked for what it sent on each connection (TCP_INFO), not what we wrote: bytes in a send buffer have
     not arrived, bytes sent over loopback have. `samples` are (seconds, bytes of all connections so far).
     """
 
-    def __init__(self, target_port: int) -> None:
+    def __init__(self, target_port: int, rate: float | None = None) -> None:
+        self._rate = rate
+        self._free_at_s = 0.0  # when the line has sent all that was given to it
         self._target = ("127.0.0.1", target_port)
         self._listener = socket.create_server(("127.0.0.1", 0), backlog=128)
         self.url = f"http://127.0.0.1:{self._listener.getsockname()[1]}"
@@ -207,11 +212,19 @@ class CountingRelay:
                 self._live.add(client)
             forth = threading.Thread(target=_pump, args=(client, server), daemon=True)
             forth.start()
-            _pump(server, client)
+            _pump(server, client, self._take_turn)
             forth.join()
             with self._lock:
                 self._live.discard(client)
                 self._gone += _sent(client)
+
+    def _take_turn(self, count: int) -> None:
+        """Wait until the line has sent so many bytes more."""
+        if self._rate is not None:
+            with self._lock:
+                self._free_at_s = max(self._free_at_s, time.monotonic()) + count / self._rate
+                until_s = self._free_at_s
+            time.sleep(max(0.0, until_s - time.monotonic()))
 
     def _sample(self) -> None:
         while not self._over.wait(_SAMPLE_S):
@@ -220,11 +233,12 @@ class CountingRelay:
             self.samples.append((time.monotonic(), count))
 
 
-def _pump(source: socket.socket, sink: socket.socket) -> None:
+def _pump(source: socket.socket, sink: socket.socket, take_turn: Callable[[int], None] = lambda count: None) -> None:
     """Relay bytes until either side closes; then close both."""
-    buffer = memoryview(bytearray(64 << 10))
+    buffer = memoryview(bytearray(16 << 10))
     with contextlib.suppress(OSError):
         while count := source.recv_into(buffer):
+            take_turn(count)
             sink.sendall(buffer[:count])
     for end in (source, sink):
         with contextlib.suppress(OSError):

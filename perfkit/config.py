@@ -21,6 +21,7 @@ Auth = tuple[str, str] | Callable[[Any], Any]
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
+_FILES, _STREAMS = 8, 16  # at once, where the caller has not said how many
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 # Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit.
 _OF_COMMANDS = frozenset({"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_STAGED", "PERFKIT_VERSION"})
@@ -104,10 +105,10 @@ class Config:
     """
 
     # Concurrency
-    workers: int = 8  # threads; the maximum of concurrent transfers or segments
-    segments: int = 8  # the maximum of connections for one file; 1 turns segments off
-    min_segment_bytes: int = 2 << 20  # a range shorter than twice this is not split
-    connections_per_host: int = 8
+    workers: int | None = None  # files at once, and the maximum of requests; None is 8 files and up to 16 requests
+    segments: int = 16  # the maximum of connections for one file; 1 turns segments off
+    min_segment_bytes: int = 256 << 10  # a range shorter than twice this is split only if its connection is slow
+    connections_per_host: int = 16  # browsers make 6, or one for HTTP/2; aria2 at most 16
     adaptive: bool = True  # start with few connections and add more while that is faster
     buffer_bytes: int = 1 << 20  # per worker
 
@@ -149,8 +150,8 @@ class Config:
 
     def __post_init__(self) -> None:
         self._check_types()
+        _require(self.workers is None or self.workers >= 1, "workers", "at least 1, or None", self.workers)
         for name in (
-            "workers",
             "segments",
             "min_segment_bytes",
             "connections_per_host",
@@ -175,6 +176,16 @@ class Config:
         _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
         if self.rate_limit is not None:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)
+
+    @property
+    def most_files(self) -> int:
+        """How many files may be under way at once, if they take long."""
+        return self.workers or _FILES
+
+    @property
+    def most_streams(self) -> int:
+        """How many requests may be under way at once."""
+        return self.workers or _STREAMS
 
     def _check_types(self) -> None:
         for name in ("headers", "proxies"):

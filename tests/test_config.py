@@ -69,9 +69,9 @@ def test_none(name: str) -> None:
 
 @pytest.mark.parametrize(("variable", "text", "said"), [
     ("PERFKIT_WORKERS", "several", "PERFKIT_WORKERS='several' is not a whole number"),
-    ("PERFKIT_WORKERS", "4K", "PERFKIT_WORKERS='4K' is not a whole number"),
-    ("PERFKIT_WORKERS", "none", "PERFKIT_WORKERS='none' is not a whole number"),
-    ("PERFKIT_WORKERS", "0", "PERFKIT_WORKERS='0': Config.workers must be at least 1; got 0"),
+    ("PERFKIT_WORKERS", "4K", "PERFKIT_WORKERS='4K' is not a whole number or none"),
+    ("PERFKIT_SEGMENTS", "none", "PERFKIT_SEGMENTS='none' is not a whole number"),
+    ("PERFKIT_WORKERS", "0", "PERFKIT_WORKERS='0': Config.workers must be at least 1, or None; got 0"),
     ("PERFKIT_RATE_LIMIT", "quick", "PERFKIT_RATE_LIMIT='quick' is not a number of bytes, such as 500K or 5M or none"),
     ("PERFKIT_RATE_LIMIT", "0", "more than 0, or None for no limit"),
     ("PERFKIT_READ_TIMEOUT_S", "soon", "is not a number of seconds"),
@@ -121,7 +121,7 @@ def test_no_secret_when_it_is_shown() -> None:
     """A Config may be logged."""
     config = Config(auth=("me", "hush"), headers={"X-Key": "hush"}, proxies={"http": "http://me:hush@proxy"})
     assert "hush" not in repr(config)
-    assert "workers=8" in repr(config)
+    assert "segments=16" in repr(config)
 
 
 @pytest.mark.parametrize(("text", "size"), [("4096", 4096), ("500K", 512_000), ("5MiB", 5 << 20), ("1.5g", 3 << 29)])

@@ -46,7 +46,7 @@ def add_get(get: Parser) -> None:
         "-d", "--directory", metavar="DIR", help="the directory to write into (default: the current one)"
     )
     add_rates(get)
-    get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 8)")
+    get.add_argument("--segments", type=int, metavar="N", help="connections for one file (default 16)")
     get.add_argument(
         "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
     )

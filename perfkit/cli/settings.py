@@ -11,7 +11,7 @@ __all__ = ["add_rates", "add_wait", "config_for"]
 
 def add_rates(command: argparse.ArgumentParser) -> None:
     """Add the options for concurrency and bandwidth."""
-    command.add_argument("-j", "--workers", type=int, metavar="N", help="concurrent transfers (default 8)")
+    command.add_argument("-j", "--workers", type=int, metavar="N", help="files and requests at once (default 8, 16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
 

@@ -9,14 +9,14 @@ from perfkit.config import Config
 from perfkit.downloads.http.semantics import Answer
 from perfkit.downloads.http.transport import Response
 from perfkit.downloads.segments import Runner
-from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.throttle import Toll
 from perfkit.errors import TransferError, TransferTimeoutError
 
 __all__ = ["pieces"]
 
 
 def pieces(
-    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, throttles: tuple[Throttle, ...]
+    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, toll: Toll
 ) -> Iterator[tuple[memoryview, int]]:
     """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
 
@@ -29,22 +29,19 @@ def pieces(
     """
     stall = _StallWatch(config)
     skip = runner.position - answer.start
+    toll.begin(None if answer.end is None else answer.end - answer.start)
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        most = config.buffer_bytes
-        for throttle in throttles:
-            most = throttle.quantum(most)
         with stall:
-            data = response.read1(most)
+            data = response.read1(toll.quantum(config.buffer_bytes))
         count = len(data)
         if count == 0:
             if left is None:
                 return
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
         stall.check(url, count)
-        for throttle in throttles:
-            throttle.charge(count, runner.cancel)
+        toll.charge(count)
         view = memoryview(data)[skip:]
         skip = max(0, skip - count)
         yield view if left is None else view[:left], count

@@ -13,7 +13,7 @@ from perfkit.downloads.http.semantics import origin_of
 __all__ = ["AdaptiveController", "HostLimiter", "host_of"]
 
 _CHECK_S = 0.01  # how often a full host is checked for a free place
-_RECOVERY_S = 10.0  # trouble-free time after which a host is allowed one connection more
+_RECOVERY_S = 10.0  # time after which a host that has refused requests is tried with one more; doubles each time
 
 
 def host_of(url: str) -> str:
@@ -30,6 +30,7 @@ class _Host:
     active: int = 0
     paused_until_s: float = 0.0
     limited_at_s: float = 0.0  # when the limit was last changed
+    recovery_s: float = _RECOVERY_S
 
 
 class HostLimiter:
@@ -46,7 +47,7 @@ class HostLimiter:
         now = self._clock()
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
-            if state.limit < self._limit and now - state.limited_at_s >= _RECOVERY_S:
+            if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
             if state.active >= state.limit or now < state.paused_until_s:
                 return False
@@ -76,21 +77,25 @@ class HostLimiter:
             state = self._hosts.setdefault(host, _Host(self._limit))
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
 
-    def back_off(self, host: str) -> None:
-        """The host is overloaded: halve its connections for a while."""
+    def refused(self, host: str) -> None:
+        """The host has refused one of the requests under way: the others are as many as it takes."""
+        now = self._clock()
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
-            state.limit = max(1, min(state.limit, state.active) // 2)
-            state.limited_at_s = self._clock()
+            if state.active:  # else it was asked by way of another host's redirect, and that one is limited
+                if state.limited_at_s and now - state.limited_at_s >= _RECOVERY_S:
+                    state.recovery_s *= 2
+                state.limit, state.limited_at_s = max(1, min(state.limit, state.active) - 1), now
 
 
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one, or two for large files over TLS, and doubles while that pays, then tries one more from time to
-    time. While the processor limits, it tries fewer: threads that fight for the interpreter are slower than one.
-    A step that did not pay is taken back. It halves on trouble, and holds still while the throttle limits or there is
-    too little to do. Goodput is bytes, plus an allowance per finished file, since many small files move few bytes.
+    It starts with one, with four where answers take long, and doubles while that pays: a stream more helps where the
+    delay or losses limit each, and only lengthens the queues where the link is full. While the processor limits, it
+    tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken back, and
+    tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
+    allowance per finished file, since many small files move few bytes.
 
     Args:
         ceiling: the most streams ever.
@@ -99,10 +104,12 @@ class AdaptiveController:
 
     ramp_window_s = 0.1
     steady_window_s = 1.0
-    answers_per_window = 4  # a window shorter than this many answers would judge streams that have not begun
-    doubling_pays = 1.15  # the gain in goodput for which a doubling is kept; one more stream has to bring its share
+    answers_per_window = 4  # a shorter one would judge streams that have not had an answer, or begin slowly (RFC 5681)
+    far_s = 0.02  # an answer that takes this long comes over a network
+    far_streams = 4
+    doubling_pays = 1.15  # the gain in goodput for which it is kept
     halving_costs = 0.95
-    patience_windows = 20  # after a step that did not pay
+    patience_windows = 10  # after a step that did not pay
     cpu_bound = 0.85  # of one core
     file_allowance_bytes = 32 << 10
 
@@ -112,13 +119,12 @@ class AdaptiveController:
         self._clock = clock
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
+        self.answer_s = 0.0  # how long an answer takes, on average
         self._least = 1  # streams, however busy the processor is
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
         self._shrink_after = 0
-        self._troubled = False
-        self._answer_s = 0.0
         self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
@@ -133,16 +139,19 @@ class AdaptiveController:
         """A large body has begun that keeps a core at decrypting, without the interpreter's lock: there is another."""
         with self._lock:
             self._least = min(2, self._ceiling)
-            if self.target < self._least:
-                self.target, self._trial, self._from_s = self._least, None, None
-
-    def trouble(self) -> None:
-        """A 429, 503, reset or stall was seen."""
-        self._troubled = True
+            self._raise(self._least)
 
     def answered(self, seconds: float) -> None:
         """A request was answered after that long."""
-        self._answer_s += (seconds - self._answer_s) / 8
+        with self._lock:
+            first = not self.answer_s
+            self.answer_s += (seconds - self.answer_s) / (1 if first else 8)
+            if first and seconds >= self.far_s:
+                self._raise(min(self.far_streams, self._ceiling))
+
+    def _raise(self, least: int) -> None:
+        if self.target < least:
+            self.target, self._trial, self._from_s = least, None, None
 
     def observe(self, *, received_bytes: int, files_done: int, busy: int, cpu_s: float, throttled: bool) -> bool:
         """Look at the running totals, as often as one likes; says whether `target` changed."""
@@ -151,30 +160,29 @@ class AdaptiveController:
         with self._lock:
             now = self._clock()
             work = received_bytes + files_done * self.file_allowance_bytes
-            if self._from_s is None:
-                self._from_s, self._work_before, self._cpu_before_s = now, work, cpu_s
+            answers_s = self.answers_per_window * self.answer_s
+            if self._from_s is None or now < self._from_s:
+                self._from_s, self._work_before, self._cpu_before_s = self._from_s or now, work, cpu_s
                 return False
             window_s = now - self._from_s
-            shortest_s = self.ramp_window_s if self._ramping else self.steady_window_s
-            if window_s < max(shortest_s, self.answers_per_window * self._answer_s):
+            if window_s < max(self.ramp_window_s if self._ramping else self.steady_window_s, answers_s):
                 return False
             goodput = (work - self._work_before) / window_s
             if goodput <= 0 and window_s < self.steady_window_s:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
-            idle = throttled or busy < self.target
-            before, self.target = self.target, self._decide(goodput, cpu_bound=cpu_bound, idle=idle)
-            self._from_s, self._work_before, self._cpu_before_s = now, work, cpu_s
+            before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
+            new_streams = self.target > before
+            self._from_s = now + (answers_s / 2 if new_streams else 0.0)  # before that they have not begun
+            self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before
 
-    def _decide(self, goodput: float, *, cpu_bound: bool, idle: bool) -> int:
+    def _decide(self, goodput: float, cpu_bound: bool, idle: bool) -> int:
         trial, self._trial = self._trial, None
-        if self._troubled:
-            self._troubled, self._ramping = False, False
-            return max(1, self.target // 2)
         if idle:
             return self.target
-        if trial is not None and goodput < trial[1] * self._worth(trial[0]):
+        worth = self.halving_costs if trial is not None and self.target < trial[0] else self.doubling_pays
+        if trial is not None and goodput < trial[1] * worth:
             self._ramping = False
             if trial[0] < self.target:
                 self._grow_after = self.patience_windows
@@ -186,13 +194,7 @@ class AdaptiveController:
         if cpu_bound and self._shrink_after == 0:
             wanted = max(self._least, self.target // 2)
         elif not cpu_bound and self._grow_after == 0:
-            wanted = min(self._ceiling, self.target * 2 if self._ramping else self.target + 1)
+            wanted = min(self._ceiling, self.target * 2)
         if wanted != self.target:
             self._trial = (self.target, goodput)
         return wanted
-
-    def _worth(self, before: int) -> float:
-        """By what factor goodput must have changed for the step from `before` streams to be kept."""
-        if self.target < before:
-            return self.halving_costs
-        return 1.0 + (self.doubling_pays - 1.0) * (self.target - before) / before

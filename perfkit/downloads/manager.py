@@ -104,7 +104,7 @@ class DownloadManager:
         self._network: Network | None = None
         self._throttle = Throttle(self._rate_limit)
         self._limiter = HostLimiter(config.connections_per_host)
-        self._controller = AdaptiveController(config.workers, adaptive=config.adaptive)
+        self._controller = AdaptiveController(config.most_streams, adaptive=config.adaptive)
         self._scheduler = Scheduler(config, self._limiter, self._controller)
 
     # -- for callers ----------------------------------------------------------------------------------------------
@@ -309,7 +309,7 @@ class DownloadManager:
 
     def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
         """Keep a few files queued for each worker; True when there are no more."""
-        room = self._config.workers * _QUEUED_PER_WORKER - len(batch.queue)
+        room = self._config.most_streams * _QUEUED_PER_WORKER - len(batch.queue)
         fresh = []
         taken = 0
         try:
@@ -330,7 +330,7 @@ class DownloadManager:
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed(reason_of(error))
         finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
-            low_water = self._config.workers * _QUEUED_PER_WORKER // 2 if taken == room else 0
+            low_water = self._config.most_streams * _QUEUED_PER_WORKER // 2 if taken == room else 0
             self._scheduler.add(batch.queue, fresh, low_water=low_water)
         return taken < room
 

@@ -399,9 +399,7 @@ class PartialFile:
                     os.unlink(self.path)
             with contextlib.suppress(OSError):
                 self._remove_journal()
-        for runner in self.map.runners():
-            if runner is not but:
-                runner.cancel.cancel()
+        self.map.cancel_others(but)
         self.close_if_retired()
 
     def close_if_retired(self) -> None:

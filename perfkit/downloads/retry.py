@@ -60,8 +60,7 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
     if status in _BUSY_STATUSES:
         hosts = {host, host_of(response.url)}  # the host that asked us to wait, and the one whose redirect leads there
         for each in hosts:
-            network.limiter.back_off(each)
-        network.controller.trouble()
+            network.limiter.refused(each)
         wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
         cap_s = network.config.retry_after_cap_s
         if wait_s is not None and wait_s > cap_s:

@@ -18,6 +18,8 @@ __all__ = ["Queue", "Scheduler"]
 
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
+_BRIEF_S = 0.02  # how long a task counts as one that has just begun
+_LONG_S = 1.0  # a file that takes longer is not a small one
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
 P = ParamSpec("P")
@@ -58,13 +60,11 @@ class Queue:
 
 
 class Scheduler:
-    """As many worker threads as the controller's target, for the queues of any number of callers.
-
-    A thread lives while there are queues and the target has room for it; threads for other work come on top.
-    """
+    """Worker threads for the queues of any number of callers: those at work, and one that waits to be the next."""
 
     def __init__(self, config: Config, limiter: HostLimiter, controller: AdaptiveController) -> None:
-        self._most = config.workers + _HELPERS
+        self._most = config.most_streams
+        self._most_files = config.most_files
         self._limiter = limiter
         self._controller = controller
         self._lock = threading.RLock()  # guards what follows
@@ -73,15 +73,16 @@ class Scheduler:
         self._closed = False
         self._queues: deque[Queue] = deque()
         self._active: list[Transfer] = []  # begun, and not ended
+        self._running: dict[Task, tuple[Transfer, float]] = {}  # and when each began, oldest first
         self._workers = 0
-        self._busy = 0
+        self._waiting = False  # one of them, for work
 
     # -- for the callers' threads -------------------------------------------------------------------------------------
 
     @property
     def busy(self) -> int:
         """How many workers are doing a task."""
-        return self._busy
+        return len(self._running)
 
     def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
         """Run something beside the transfers."""
@@ -106,6 +107,7 @@ class Scheduler:
         """Append transfers to a queue, and have it notify its caller when fewer than `low_water` are left."""
         with self._lock:
             queue.add(transfers, low_water)
+            self._changed.notify_all()
             self.notify()
 
     def clear(self, queue: Queue) -> None:
@@ -127,12 +129,14 @@ class Scheduler:
                 self._active.remove(transfer)
 
     def notify(self) -> None:
-        """There may be more to do, or room for more workers."""
+        """There may be more to do."""
         with self._lock:
-            while self._workers < self._controller.target and self._executor is not None and not self._closed:
+            if self._waiting:
+                if self.busy < self._controller.target:  # waking it for nothing costs more than a small file
+                    self._changed.notify_all()
+            elif self._workers < self._most and self._executor is not None and not self._closed:
                 self._executor.submit(self._work)
                 self._workers += 1  # after that, so that a Ctrl-C between the two makes one too many, not one too few
-            self._changed.notify_all()
 
     def close(self) -> None:
         """Have all threads end after their current task, and wait for them."""
@@ -145,28 +149,34 @@ class Scheduler:
 
     def _started(self) -> ThreadPoolExecutor:
         if self._executor is None:
-            self._executor = ThreadPoolExecutor(self._most, thread_name_prefix="perfkit")
+            self._executor = ThreadPoolExecutor(self._most + _HELPERS, thread_name_prefix="perfkit")
         return self._executor
 
     # -- the workers --------------------------------------------------------------------------------------------------
 
     def _work(self) -> None:
         """A worker: does tasks until nothing is left to do."""
-        while True:
-            with self._lock:
-                found = self._next()
-                while found is None:
-                    if not self._queues or self._closed or self._workers > self._controller.target:
-                        self._workers -= 1
-                        return
-                    self._changed.wait(self._idle_s())
-                    found = self._next()
-                self._busy += 1
+        while (found := self._take()) is not None:
             transfer, task = found
             transfer.run(task)
             self._limiter.leave(task.host)
             with self._lock:
-                self._busy -= 1
+                del self._running[task]
+
+    def _take(self) -> tuple[Transfer, Task] | None:
+        """Wait for a task; None if there are no queues any more, or another worker waits already."""
+        with self._lock:
+            while (found := self._next()) is None:
+                if self._waiting or not self._queues or self._closed:
+                    self._workers -= 1
+                    return None
+                self._waiting = True
+                self._changed.wait(self._idle_s())
+                self._waiting = False
+            transfer, task = found
+            self._running[task] = transfer, time.monotonic()
+            self.notify()
+            return found
 
     def _idle_s(self) -> float:
         """How long to wait for something that happens by itself, such as a retry that falls due."""
@@ -176,16 +186,36 @@ class Scheduler:
             for each in self._active
             if (due_s := each.due_s()) is not None
         ]
+        due += [until for _, began_s in self._running.values() if (until := began_s + _BRIEF_S - now) > 0]
         return min(_IDLE_WAIT_S, max(0.005, min(due, default=_IDLE_WAIT_S)))
 
     def _next(self) -> tuple[Transfer, Task] | None:
-        """What to do next: finish what is begun, begin another file, or split the one with most left to fetch."""
-        if self._busy >= self._controller.target:
+        """What to do next: finish what is begun, begin another file, or share the one with most left to fetch."""
+        if self.busy >= self._most:
             return None
         now = time.monotonic()
         for transfer in self._active:
-            if found := self._within_limit(transfer, lambda each: each.claim(now)):
+            wanted = transfer.idle or self.busy < self._controller.target
+            if wanted and (found := self._within_limit(transfer, lambda each: each.claim(now))):
                 return found
+        if self._may_begin(now) and (found := self._begin(now)):
+            return found
+        if self.busy < self._controller.target:
+            for transfer in sorted(self._active, key=Transfer.missing_bytes, reverse=True):
+                if found := self._within_limit(transfer, Transfer.share):
+                    return found
+        return None
+
+    def _may_begin(self, now: float) -> bool:
+        """Whether another file may be begun. Only tasks that have just begun count against the number of streams, so
+        that no file waits for a long one: more files cost little where each takes long, whatever it waits for.
+        """
+        ages = [(transfer, now - began_s) for transfer, began_s in self._running.values()]
+        brief = sum(age < _BRIEF_S for _, age in ages)
+        long = {transfer for transfer, age in ages if age >= _LONG_S}
+        return brief < self._controller.target and len(long) < self._most_files
+
+    def _begin(self, now: float) -> tuple[Transfer, Task] | None:
         for _ in range(len(self._queues)):
             queue = self._queues[0]
             self._queues.rotate(-1)  # callers take turns
@@ -194,12 +224,6 @@ class Scheduler:
                     self._active.append(transfer)
                     queue.remove(transfer)
                     return found
-        widest = max(self._active, key=Transfer.splittable_bytes, default=None)
-        if widest is not None and (found := self._within_limit(widest, Transfer.split)):
-            return found
-        for transfer in self._active:
-            if found := self._within_limit(transfer, Transfer.hedge):
-                return found
         return None
 
     def _within_limit(

@@ -13,6 +13,11 @@ __all__ = ["Range", "Runner", "Segment", "SegmentMap"]
 
 Range = tuple[int, int]  # start, end (exclusive)
 
+_RANGE_S = 2.0  # a range is about as long as what a connection fetches in this time
+_SLOW_S = 2.0
+_YOUNG_S = 1.0
+_LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
+
 
 @dataclass(slots=True, eq=False)
 class Segment:
@@ -59,6 +64,8 @@ class SegmentMap:
         self._clock = clock
         self._size = size
         self._active: list[Segment] = []
+        self._ended_bytes = 0  # what runners that left have fetched, and how long they took
+        self._ended_s = 0.0
         self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
     @property
@@ -114,40 +121,61 @@ class SegmentMap:
         with self._lock:
             return min((gap.not_before_s for gap in self._gaps), default=None)
 
-    def largest_split(self, minimum: int) -> int:
-        """Bytes left in the largest segment that can be split into two of at least `minimum`; 0 if none can."""
+    @property
+    def missing_bytes(self) -> int:
+        """Bytes that are not on disk; 0 while the size is unknown."""
         with self._lock:
-            return max((_left(segment) for segment in self._active if _left(segment) >= 2 * minimum), default=0)
+            return sum(_left(segment) for segment in self._active) + sum(
+                (gap.end or 0) - gap.start for gap in self._gaps
+            )
 
-    def split(self, minimum: int) -> Runner | None:
-        """Take the second half of the largest segment from its runner."""
+    def split(self, minimum: int, worth_s: float = 0.0) -> Runner | None:
+        """Take the end of the range that would take longest, so that both end together; no more than is fetched in a
+        short time, so that its runner is rarely cut short. None if that would take no longer than `worth_s`.
+
+        Args:
+            minimum: neither part gets fewer bytes, unless the range has a slow connection.
+        """
         with self._lock:
-            segment = max(self._active, key=_left, default=None)
-            if segment is None or segment.end is None or len(segment.runners) > 1 or _left(segment) < 2 * minimum:
+            segment, seconds, pace = self._slowest()
+            if segment is None or segment.end is None or seconds <= worth_s:
                 return None
-            middle = segment.end - _left(segment) // 2
-            taken = Segment(middle, segment.end)
-            segment.end = middle
-            self._active.append(taken)
-            return self._run(taken, middle)
+            left = _left(segment)
+            least = minimum if left >= 2 * minimum or not _is_slow(left, seconds, pace) else _LEAST_BYTES
+            if left < 2 * least:
+                return None
+            together = left * seconds * pace / (left + seconds * pace)
+            taken = max(least, min(int(together), int(pace * _RANGE_S), left - least))
+            rest = Segment(segment.end - taken, segment.end)
+            segment.end -= taken
+            self._active.append(rest)
+            return self._run(rest, rest.position)
 
-    def hedge(self, slower_than_s: float) -> Runner | None:
-        """A second runner for the segment that would take longest to end, if that is longer than `slower_than_s`."""
-        now = self._clock()
-
-        def seconds_left(segment: Segment) -> float:
-            runner = segment.runners[0]
-            elapsed = now - runner.started_s
-            if len(segment.runners) > 1 or elapsed < slower_than_s:
-                return 0.0
-            return _left(segment) * elapsed / max(1, runner.position - runner.start)
-
+    def hedge(self) -> Runner | None:
+        """A second runner for a range that a slow connection holds up, and that is too short to be split."""
         with self._lock:
-            running = [segment for segment in self._active if segment.runners and segment.end is not None]
-            segment = max(running, key=seconds_left, default=None)
-            if segment is None or seconds_left(segment) <= slower_than_s:
+            segment, seconds, pace = self._slowest()
+            if segment is None or not _is_slow(_left(segment), seconds, pace):
                 return None
             return self._run(segment, segment.position)
+
+    def _slowest(self) -> tuple[Segment | None, float, float]:
+        """The range that would take longest, how many seconds, and the mean speed of a connection to this file."""
+        now = self._clock()
+        alone = [segment for segment in self._active if len(segment.runners) == 1]
+        runners = [segment.runners[0] for segment in alone]
+        count = self._ended_bytes + sum(each.position - each.start for each in runners)
+        pace = count / max(1e-3, self._ended_s + sum(now - each.started_s for each in runners))
+
+        def seconds(segment: Segment) -> float:
+            """What has just begun is taken to be as fast as the others."""
+            runner = segment.runners[0]
+            took_s = now - runner.started_s
+            speed = pace if took_s < _YOUNG_S else (runner.position - runner.start) / took_s
+            return _left(segment) / max(1.0, speed)
+
+        slowest = max(alone, key=seconds, default=None)
+        return slowest, seconds(slowest) if slowest else 0.0, pace
 
     def _run(self, segment: Segment, position: int, cancel: Cancel | None = None) -> Runner:
         runner = Runner(segment, position, cancel or Cancel(), self._clock(), position)
@@ -192,13 +220,26 @@ class SegmentMap:
         with self._lock:
             segment = runner.segment
             segment.runners.remove(runner)
+            self._ended_bytes += runner.position - runner.start
+            self._ended_s += self._clock() - runner.started_s
             if segment in self._active and not segment.runners:
                 self._active.remove(segment)
                 self._gaps.append(_Gap(segment.position, segment.end, not_before_s))
 
+    def cancel_others(self, but: Runner | None) -> None:
+        """Have all other runners end."""
+        for runner in self.runners():
+            if runner is not but:
+                runner.cancel.cancel()
+
     def runners(self) -> list[Runner]:
         with self._lock:
             return [runner for segment in self._active for runner in segment.runners]
+
+
+def _is_slow(left: int, seconds: float, pace: float) -> bool:
+    """Whether a range of `left` bytes that takes so many seconds holds up a file with connections of this pace."""
+    return seconds > _SLOW_S and left < seconds * pace / 2
 
 
 def _left(segment: Segment) -> int:

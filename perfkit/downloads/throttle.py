@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 import time
 from collections.abc import Callable
@@ -9,10 +10,11 @@ from collections.abc import Callable
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
 
-__all__ = ["Throttle"]
+__all__ = ["Throttle", "Toll"]
 
-_QUANTUM_S = 0.02  # read at most this much time's worth at once, so that the flow is even
+_QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
 _CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
+_AHEAD_BYTES = 64 << 10  # what comes into the buffer of a new connection before it is read, at the least
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
 
 
@@ -30,6 +32,7 @@ class Throttle:
         self._charged = 0.0  # bytes charged so far
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
+        self._usual_size = math.inf  # of a body
         self.set_rate(rate)
 
     @property
@@ -53,6 +56,23 @@ class Throttle:
         """How many bytes to read at once, `most` at the most."""
         rate = self._rate
         return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
+
+    @property
+    def ahead(self) -> int:
+        """How many bytes the kernel is likely to take for a request before they are read."""
+        rate = self._rate
+        return 0 if rate is None else int(min(max(_AHEAD_BYTES, rate // 50), rate // 4, self._usual_size))
+
+    def expect(self, size: int) -> None:
+        """Bodies of about that size will come."""
+        self._usual_size = size if self._usual_size == math.inf else self._usual_size + (size - self._usual_size) / 4
+
+    def refund(self, count: int) -> None:
+        """Bytes that were charged will not come."""
+        with self._lock:
+            if self._rate is not None:
+                self._settle()
+                self._paid = min(self._paid + count, self._charged + self._rate * _CREDIT_S)
 
     def charge(self, count: int, cancel: Cancel) -> None:
         """Account for `count` bytes read, and sleep until they are paid for or `cancel` is set."""
@@ -80,3 +100,54 @@ class Throttle:
             earned = self._rate * (now - self._paid_at_s)
             self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
         self._paid_at_s = now
+
+
+class Toll:
+    """What one request is charged by the throttles that it passes. A context manager around the request.
+
+    It pays for its first bytes before it is sent, and for its last ones not at all: the kernel takes that many from the
+    network before they are read, and requests that begin together would exceed the limit by as much.
+    """
+
+    def __init__(self, throttles: tuple[Throttle, ...], cancel: Cancel) -> None:
+        self._throttles = throttles
+        self._cancel = cancel
+        self._ahead = 0  # bytes that have been charged and may not come
+        self._due: int | None = None  # bytes that will come and have not been charged, if that is known
+
+    def __enter__(self) -> Toll:
+        self._ahead = min((each.ahead for each in self._throttles if each.rate is not None), default=0)
+        self._pay(self._ahead)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._give_back(self._ahead)
+
+    def begin(self, size: int | None) -> None:
+        """The body has so many bytes; None: unknown."""
+        if size is not None:
+            for throttle in self._throttles:
+                throttle.expect(size)
+            self._due = max(0, size - self._ahead)
+            self._give_back(max(0, self._ahead - size))
+            self._ahead = 0
+
+    def quantum(self, most: int) -> int:
+        """How many bytes to read at once, `most` at the most."""
+        return min(throttle.quantum(most) for throttle in self._throttles)
+
+    def charge(self, count: int) -> None:
+        """Account for `count` bytes read, and sleep until they are paid for."""
+        if self._due is not None:
+            count = min(self._due, count)
+            self._due -= count
+        if count:
+            self._pay(count)
+
+    def _pay(self, count: int) -> None:
+        for throttle in self._throttles:
+            throttle.charge(count, self._cancel)
+
+    def _give_back(self, count: int) -> None:
+        for throttle in self._throttles:
+            throttle.refund(count)

@@ -37,10 +37,9 @@ from perfkit.downloads.partial_file import ChangedError, PartialFile, read_origi
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
-from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
-    HTTPStatusError,
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
@@ -58,7 +57,7 @@ _log = logging.getLogger(__name__)
 
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_HEDGE_AFTER_S = 2.0
+_ANSWERS = 3  # a range that takes no longer than so many answers is not shared
 _LARGE_BYTES = 4 << 20
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
@@ -96,7 +95,7 @@ class RangeTask(Task):
 class Transfer:
     """The state of one request, from the queue to its result.
 
-    Workers get tasks by `claim`, `split` and `hedge`, and do them by `run`. The last worker to leave concludes.
+    Workers get tasks by `claim` and `share`, and do them by `run`. The last worker to leave concludes.
 
     Args:
         dest: the file to make.
@@ -119,7 +118,7 @@ class Transfer:
         self._context = context
         self._config = context.network.config
         self._meter = meter
-        self._throttle = Throttle(request.rate_limit)
+        self._throttles = (context.throttle, Throttle(request.rate_limit))
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._conditional = True  # whether requests have conditions
@@ -170,24 +169,24 @@ class Transfer:
         settled = self._partial is not None and self._partial.settled
         return not self._closing and (settled or not self._busy)
 
-    def splittable_bytes(self) -> int:
-        """How much is left in the range that a further worker would share; 0 if none can be shared."""
-        with self._lock:
-            partial = self._widenable()
-            return partial.map.largest_split(self._config.min_segment_bytes) if partial else 0
+    @property
+    def idle(self) -> bool:
+        """Whether no worker is in it."""
+        return not self._busy
 
-    def split(self) -> Task | None:
-        """The second half of the largest range under way."""
-        with self._lock:
-            partial = self._widenable()
-            runner = partial.map.split(self._config.min_segment_bytes) if partial else None
-            return self._enter(partial, runner) if runner else None
+    def missing_bytes(self) -> int:
+        """How many bytes are still to come, as far as is known."""
+        partial = self._partial
+        return partial.map.missing_bytes if partial else 0
 
-    def hedge(self) -> Task | None:
-        """A second attempt at a range that a slow connection holds up."""
+    def share(self) -> Task | None:
+        """A part of the range that would take longest; or a second attempt at one that a slow connection holds up."""
         with self._lock:
             partial = self._widenable()
-            runner = partial.map.hedge(_HEDGE_AFTER_S) if partial else None
+            if partial is None:
+                return None
+            worth_s = _ANSWERS * self._context.network.controller.answer_s
+            runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
@@ -244,6 +243,8 @@ class Transfer:
             self._failed(ranged or task, error)
         finally:
             if ranged is not None:
+                if self._error is not None:
+                    ranged.partial.map.cancel_others(ranged.runner)  # what they fetch is of no use
                 ranged.partial.map.release(ranged.runner, not_before_s=ranged.retry_at_s)
                 ranged.partial.close_if_retired()
             self._leave()
@@ -287,7 +288,7 @@ class Transfer:
 
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
-        partial, runner, network = task.partial, task.runner, self._context.network
+        partial, runner = task.partial, task.runner
         own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
@@ -300,20 +301,26 @@ class Transfer:
             trusted=own,
         )
         self.cancel.add(runner.cancel.cancel)
-        asked_s = time.monotonic()
         with self._lock:
             self._attempts.requests += 1
         try:
-            with network.transport.open(get, runner.cancel) as response:
-                network.controller.answered(time.monotonic() - asked_s)
-                if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
-                    shown = headers.get("Range", "all")
-                    _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
-                answer = interpret(response, task.url, partial, asked)
-                if self._accept(task, response, answer, asked):
-                    self._copy(task, response, answer)
+            with Toll(self._throttles, runner.cancel) as toll:
+                self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
+
+    def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
+        network, cancel = self._context.network, task.runner.cancel
+        asked_s = time.monotonic() - time.thread_time()
+        with network.transport.open(get, cancel) as response:
+            # To load requests, and to agree on keys, takes processor time that says nothing of the network.
+            network.controller.answered(time.monotonic() - time.thread_time() - asked_s)
+            if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
+                shown = get.headers.get("Range", "all")
+                _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
+            answer = interpret(response, task.url, task.partial, asked)
+            if self._accept(task, response, answer, asked):
+                self._copy(task, response, answer, toll)
 
     @property
     def _wanted(self) -> Wanted:
@@ -403,7 +410,7 @@ class Transfer:
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
             self._context.network.controller.decrypts()
-        if partial.ranges:
+        if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:
             self._context.notify()
 
     def _check_size(self, url: str, size: int | None) -> None:
@@ -423,11 +430,10 @@ class Transfer:
         self._context.claim_path(self, path)
         self.path = path
 
-    def _copy(self, task: RangeTask, response: Response, answer: Answer) -> None:
+    def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
         partial, runner, url = task.partial, task.runner, task.url
-        throttles = (self._context.throttle, self._throttle)
-        for data, count in pieces(url, response, answer, runner, config=self._config, throttles=throttles):
+        for data, count in pieces(url, response, answer, runner, config=self._config, toll=toll):
             position = runner.position
             if runner.remaining is None:
                 self._check_size(url, position + len(data))
@@ -499,8 +505,6 @@ class Transfer:
                 partial.change_source(self._attempts.url)
         with self._lock:
             self._attempts.at = None  # a redirector may know of a better place by now
-        if not isinstance(error, HTTPStatusError):
-            self._context.network.controller.trouble()
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s

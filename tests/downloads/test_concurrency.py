@@ -39,27 +39,43 @@ def test_a_closed_host_opens_in_time() -> None:
     assert limiter.enter("a")
 
 
-def test_a_host_in_trouble_recovers_step_by_step() -> None:
-    """Half as many connections, and one more every ten quiet seconds."""
+def places(limiter: HostLimiter, host: str) -> int:
+    """How many more it takes."""
+    taken = 0
+    while limiter.enter(host):
+        taken += 1
+    return taken
+
+
+def test_a_host_that_refuses_is_asked_for_as_much_as_it_takes() -> None:
+    """Four refusals at once leave the four that work; one more is tried after a time, which grows."""
     clock = Clock()
     limiter = HostLimiter(8, clock=clock)
+    assert places(limiter, "a") == 8
+    for order in ("refused leave refused leave", "refused refused leave leave"):  # whatever the threads' turns
+        for what in order.split():
+            getattr(limiter, what)("a")
+    assert places(limiter, "a") == 0
+    clock.now += 10.0
+    assert places(limiter, "a") == 1
+    clock.now += 0.1
+    limiter.refused("a")
+    limiter.leave("a")
+    clock.now += 9.9
+    assert places(limiter, "a") == 0
+    clock.now += 10.0
+    assert places(limiter, "a") == 1
+    clock.now += 20.0
+    assert places(limiter, "a") == 1
 
-    def places() -> int:
-        taken = 0
-        while limiter.enter("a"):
-            taken += 1
-        return taken
 
-    assert places() == 8
-    limiter.back_off("a")
+def test_a_host_that_refuses_everything_is_asked_for_one() -> None:
+    limiter = HostLimiter(8, clock=Clock())
+    assert places(limiter, "a") == 8
     for _ in range(8):
+        limiter.refused("a")
         limiter.leave("a")
-    assert places() == 4
-    for _ in range(4):
-        clock.now += 10.0
-        assert places() == 1
-    clock.now += 100.0
-    assert places() == 0
+    assert places(limiter, "a") == 1
 
 
 # -- the controller --------------------------------------------------------------------------------------------------
@@ -115,11 +131,22 @@ def test_it_never_passes_its_ceiling() -> None:
     assert Bench(lambda streams: 1e6, ceiling=1).run(20) == [1]
 
 
-def test_trouble_halves() -> None:
-    bench = Bench(lambda streams: 1e6 * streams)
-    bench.run(10)
-    bench.controller.trouble()
-    assert bench.run(2)[:2] == [8, 4]
+def test_over_a_distance_it_starts_with_four() -> None:
+    """And judges a step by windows of several answers only, after the new streams have begun."""
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16)
+    bench.controller.answered(0.2)
+    assert bench.run(0.8) == [4]
+    assert bench.run(0.5) == [4, 8]
+    assert bench.run(0.7) == [8]
+    assert bench.run(0.5) == [8, 16]
+
+
+def test_the_first_answer_counts_in_full() -> None:
+    controller = AdaptiveController(8, clock=Clock())
+    controller.answered(0.004)
+    assert (controller.answer_s, controller.target) == (0.004, 1)
+    controller.answered(0.012)
+    assert controller.answer_s == 0.005
 
 
 def test_it_holds_still_while_the_throttle_limits() -> None:

@@ -44,7 +44,7 @@ class Ranges(RuleBasedStateMachine):
     @rule()
     def hedge(self) -> None:
         self.now += 3.0
-        runner = self.map.hedge(2.0)
+        runner = self.map.hedge()
         if runner:
             assert len(runner.segment.runners) == 2
             self.runners.append(runner)
@@ -125,17 +125,87 @@ def test_a_size_that_becomes_known_late() -> None:
     assert (ranges.size, ranges.complete, ranges.done()) == (10, True, [(0, 10)])
 
 
-def test_the_loser_of_a_hedge_is_cancelled() -> None:
+class Clock:
     now = 0.0
-    ranges = SegmentMap(100, clock=lambda: now)
-    slow = ranges.claim()
-    assert slow is not None
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def claimed(ranges: SegmentMap) -> Runner:
+    runner = ranges.claim()
+    assert runner is not None
+    return runner
+
+
+def shared(ranges: SegmentMap, minimum: int = 100) -> Runner:
+    runner = ranges.split(minimum)
+    assert runner is not None
+    return runner
+
+
+def test_ranges_are_as_long_as_two_seconds_take() -> None:
+    """They are taken from the end, so that the first request, which has no range, is not cut short."""
+    clock = Clock()
+    ranges = SegmentMap(1_000_000, clock=clock)
+    first = claimed(ranges)
+    second = shared(ranges)
+    assert second.start == 999_900  # nothing is known of the speed yet
+    clock.now = 4.0
+    ranges.advance(first, 40_000)
+    ranges.advance(second, 100)
+    ranges.release(second)
+    pace = 40_100 / 8.0  # of a connection
+    assert shared(ranges).start == 999_900 - int(2 * pace)
+
+
+def test_at_the_end_both_parts_end_together() -> None:
+    """What is left is shared by speed, and not at all where a request would take as long as the rest."""
+    clock = Clock()
+    ranges = SegmentMap(10_000, clock=clock)
+    slow = claimed(ranges)
+    clock.now = 1.0
+    fast = shared(ranges, 5_000)
+    assert (fast.start, fast.remaining) == (5_000, 5_000)
+    ranges.advance(fast, 5_000)
+    clock.now = 2.0
+    ranges.release(fast)
+    ranges.advance(slow, 1_000)  # 4,000 are left, at 500 bytes per second: 8 s; the mean is 2,000 bytes per second
+    assert ranges.split(100, worth_s=8.0) is None
+    assert shared(ranges).remaining == 3_200
+
+
+def test_a_slow_connection_is_relieved_of_all_it_has() -> None:
+    """By ranges shorter than the minimum, and at the end by a second runner: the first at the end wins."""
+    clock = Clock()
+    ranges = SegmentMap(1_100_000, clock=clock)
+    slow = claimed(ranges)
+    fast = shared(ranges, 500_000)
+    clock.now = 3.0
+    ranges.advance(fast, 500_000)
     ranges.advance(slow, 1)
-    now = 10.0
-    fast = ranges.hedge(2.0)
-    assert fast is not None
-    assert ranges.advance(fast, 99) == 99
+    ranges.release(fast)
+    while (fast := ranges.split(500_000)) is not None:  # type: ignore[assignment]
+        ranges.advance(fast, fast.remaining or 0)
+        ranges.release(fast)
+    assert (slow.remaining or 0) < 64 << 10
+    hedge = ranges.hedge()
+    assert hedge is not None
+    assert ranges.hedge() is None
+    ranges.advance(hedge, hedge.remaining or 0)
     assert slow.cancel.cancelled
-    assert not fast.cancel.cancelled
+    assert not hedge.cancel.cancelled
     assert ranges.advance(slow, 50) == 0
     assert ranges.complete
+
+
+def test_connections_that_are_all_slow_are_left_alone() -> None:
+    """Under a rate limit a second runner would only take from the first."""
+    clock = Clock()
+    ranges = SegmentMap(200_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges, 100_000)
+    clock.now = 100.0
+    ranges.advance(first, 50_000)
+    ranges.advance(second, 50_000)
+    assert ranges.split(50_000) is None
+    assert ranges.hedge() is None

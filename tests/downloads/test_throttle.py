@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from perfkit import ConfigError
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.throttle import Throttle
+from perfkit.downloads.throttle import Throttle, Toll
 
 
 class Clock(Cancel):
@@ -90,7 +90,7 @@ def test_cancelled_waits_end() -> None:
     assert not thread.is_alive()
 
 
-@pytest.mark.parametrize(("rate", "most"), [(None, 512 << 10), (1, 1024), (1 << 20, 20_971), (1 << 30, 512 << 10)])
+@pytest.mark.parametrize(("rate", "most"), [(None, 512 << 10), (1, 1024), (1 << 20, 5242), (1 << 30, 512 << 10)])
 def test_reads_are_small_at_low_rates(rate: int | None, most: int) -> None:
     assert Throttle(rate).quantum(512 << 10) == most
 
@@ -99,3 +99,51 @@ def test_reads_are_small_at_low_rates(rate: int | None, most: int) -> None:
 def test_rates_that_are_none(rate: int) -> None:
     with pytest.raises(ConfigError):
         Throttle(rate)
+
+
+@given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
+def test_what_the_kernel_takes_is_paid_for_before(rate: int, reads: list[int]) -> None:
+    """At every moment of a body, what was read and what waits in the kernel has been paid for; and no more in all."""
+    clock = Clock()
+    throttle = Throttle(rate, clock=clock)
+    ahead, size, read = throttle.ahead, sum(reads), 0
+    with Toll((throttle, Throttle()), clock) as toll:
+        assert clock.now >= ahead / rate - 0.031
+        toll.begin(size)
+        for count in reads:
+            toll.charge(count)
+            read += count
+            assert clock.now >= min(size, read + ahead) / rate - 0.031
+    assert clock.now <= max(size, ahead) / rate + 0.001
+
+
+def test_small_bodies_reserve_no_more_than_they_are() -> None:
+    """Else a limit would let few requests for small files be under way at once."""
+    clock = Clock()
+    throttle = Throttle(1 << 20, clock=clock)
+    for _ in range(1000):
+        with Toll((throttle,), clock) as toll:
+            toll.begin(1000)
+            toll.charge(1000)
+    assert throttle.ahead == 1000
+    assert clock.now == pytest.approx(1000 * 1000 / (1 << 20), rel=0.1)
+
+
+def test_a_refusal_costs_nothing() -> None:
+    """What was paid for a request that brings no body is given back."""
+    clock = Clock()
+    throttle = Throttle(1 << 20, clock=clock)
+    with Toll((throttle,), clock):
+        began_s = clock.now
+    throttle.charge(20_000, clock)
+    assert clock.now == began_s
+
+
+def test_two_limits() -> None:
+    """The narrower one counts."""
+    clock = Clock()
+    with Toll((Throttle(10**6, clock=clock), Throttle(10**5, clock=clock)), clock) as toll:
+        assert toll.quantum(1 << 20) == Throttle(10**5).quantum(1 << 20)
+        toll.begin(10**5)
+        toll.charge(10**5)
+    assert 0.95 <= clock.now <= 1.1

@@ -137,6 +137,9 @@ class HttpTransport:
 
     def limit_changed(self, bytes_per_second: int | None) -> None:
         self._rate_limit = bytes_per_second
+        if bytes_per_second is not None:
+            with contextlib.suppress(ConfigError):  # which the first request will raise
+                self._started()  # else the first requests would wait for that, and then begin all at once
 
     def expire(self) -> None:
         now_s = time.monotonic()
@@ -217,7 +220,7 @@ class HttpTransport:
 
                 config = self._config
                 self._failures, self._make_exchange = failures, Exchange
-                adapter = Adapter(keep=max(config.workers, config.segments) + 2, lean=self._given is None)
+                adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
                 else:

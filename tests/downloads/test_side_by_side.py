@@ -1,0 +1,92 @@
+"""Files that share the network: none waits for a large one, whatever limits the speed."""
+
+from __future__ import annotations
+
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from tests.support.fakes import Exchange, MisbehavingServer
+
+MakeKit = Callable[..., Toolkit]
+Start = Callable[..., MisbehavingServer]
+BODY = random.Random(1).randbytes(1 << 20)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"workers": None, "adaptive": True},
+        {"workers": 3, "adaptive": True},
+        {"workers": None, "adaptive": True, "rate_limit": 4 << 20},
+        {"workers": 3, "adaptive": False, "rate_limit": 4 << 20},
+    ],
+    ids=["default", "three", "throttled", "fixed"],
+)
+def test_small_files_do_not_wait_for_large_ones(
+    make_kit: MakeKit, misbehaving: Start, out: Path, options: dict[str, object]
+) -> None:
+    """Two large files stop half-way until all small files have been asked for."""
+    passed: list[bool] = []
+
+    def handler(x: Exchange) -> None:
+        if x.asked.path.startswith("/large"):
+            x.serve(BODY, pause=lambda: passed.append(x.server.wait_for(22, 60.0)))
+        else:
+            x.serve(b"small")
+
+    server = misbehaving(handler)
+    names = ["large-1", "large-2", *(f"small-{n}" for n in range(20))]
+    results = make_kit(segments=1, **options).download_many([(f"{server.url}/{name}", name) for name in names], out)
+    assert passed == [True, True]
+    assert all((out / name).read_bytes() == (BODY if "large" in name else b"small") for name in names)
+    assert [result.requests for result in results] == [1] * 22
+
+
+@pytest.mark.parametrize("limit", [None, 16 << 20])
+def test_as_many_files_as_workers(make_kit: MakeKit, misbehaving: Start, out: Path, limit: int | None) -> None:
+    """Each file stops half-way until all have been asked for: `workers` are a wish."""
+    passed: list[bool] = []
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: passed.append(x.server.wait_for(12, 60.0))))
+    kit = make_kit(workers=12, connections_per_host=12, adaptive=True, segments=1, rate_limit=limit)
+    kit.download_many([(f"{server.url}/{n}", f"{n}") for n in range(12)], out)
+    assert passed == [True] * 12
+
+
+def test_nothing_is_fetched_twice_under_a_limit(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """All connections are slow then, and none of them is relieved: the limit is used for new bytes, to the end."""
+    server = misbehaving(lambda x: x.serve(BODY))
+    kit = make_kit(workers=4, segments=4, rate_limit=250_000)
+    download = kit.download(f"{server.url}/f", out / "f")
+    assert (out / "f").read_bytes() == BODY
+    assert download.segments == 4
+    assert download.bytes_received < 1.1 * len(BODY)
+
+
+def test_a_host_that_takes_two(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """Some above are refused at first; then it is asked for no more than it takes, and everything comes."""
+    lock, active, refused = threading.Lock(), [0], [0]
+
+    def handler(x: Exchange) -> None:
+        with lock:
+            accepted = active[0] < 2
+            active[0] += accepted
+            refused[0] += not accepted
+        if not accepted:
+            return x.respond("503 Service Unavailable")
+        x.head("200 OK", Content_Length=str(len(BODY)))
+        x.send(BODY[:-1])
+        x.server.wait_for(3, 60.0)  # the third is refused
+        with lock:
+            active[0] -= 1
+        return x.send(BODY[-1:])
+
+    server = misbehaving(handler)
+    kit = make_kit(workers=8, segments=1, retries=8)
+    results = kit.download_many([(f"{server.url}/{n}", f"{n}") for n in range(12)], out)
+    assert all(result.error is None for result in results)
+    assert 1 <= refused[0] == sum(result.retries for result in results) <= 8
