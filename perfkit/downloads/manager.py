@@ -136,8 +136,11 @@ class DownloadManager:
                 return download
         raise CancelledError(request.url, "cancelled")
 
-    def probe(self, url: str, *, most: int, known: Version | None = None) -> Probe:
+    def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
         """The first `most` bytes of a file, and what the origin says about it, unless it is the version `known`.
+
+        Args:
+            home: as in a `Request`.
 
         Raises:
             ConfigError: the manager is closed.
@@ -148,7 +151,7 @@ class DownloadManager:
         network = self._start()
         done: SimpleQueue[None] = SimpleQueue()
         with self._root.child() as cancel:
-            future = self._scheduler.submit(probe, network, url, most=most, known=known, cancel=cancel)
+            future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
             try:
                 while not future.done():

@@ -53,11 +53,13 @@ class Wanted:
         known: what the caller has: the answer may be that it is current.
         only: the only one that will do, if it is not empty.
         checksum: the caller's.
+        conditional: whether the server is asked to compare with `known`; if not, the answer is compared here.
     """
 
     known: Version
     only: Validator
     checksum: Checksum | None
+    conditional: bool = True
 
 
 def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
@@ -91,7 +93,7 @@ def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
         return wanted.only.if_same
     if partial.resumed_bytes:
         return partial.validator.if_range
-    return wanted.known.condition
+    return wanted.known.condition if wanted.conditional else {"Cache-Control": "max-age=0"}
 
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
@@ -113,8 +115,8 @@ def next_step(
     """
     verdict, status, headers = answer.verdict, response.status, response.headers
     ranged = asked is not None and partial.part is None
-    if verdict is Verdict.CURRENT and wanted.known and not partial.settled:
-        return Step.UNCONDITIONALLY if wanted.known.differs(headers) else Step.UNCHANGED
+    if verdict is Verdict.CURRENT and wanted.known and wanted.conditional and not partial.settled:
+        return Step.UNCHANGED if wanted.known.is_meant_by(headers) else Step.UNCONDITIONALLY
     if verdict is Verdict.EMPTY and not partial.settled:
         return Step.EMPTY
     if verdict is Verdict.CHANGED or wanted.only.differs(headers):
@@ -131,6 +133,8 @@ def next_step(
         raise TransferError(url, answer.reason or f"unexpected HTTP status {status}", transient=True)
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
+    if wanted.known and not wanted.conditional and not partial.settled and version_of(headers) == wanted.known:
+        return Step.UNCHANGED
     if not ranged:
         return Step.READ
     differs = partial.version.differs(headers)

@@ -244,6 +244,7 @@ class PartialFile:
         self.url, self.version, self.validator, self.settled = url, Version(), Validator(), False
         self.ranges_proven = False
         self.mixed = self.descriptor >= 0
+        self.total = self.total if self.mixed else None
 
     def save_if_due(self) -> None:
         """Write the journal if it is due; for the workers, after each write of data."""

@@ -15,6 +15,8 @@ from perfkit.downloads.http.semantics import (
     Version,
     as_stored,
     judge,
+    may_share,
+    origin_of,
     validator_of,
     version_of,
 )
@@ -48,7 +50,9 @@ class Probe(NamedTuple):
         return len(self.first) == self.size
 
 
-def probe(network: Network, url: str, *, most: int, known: Version | None, cancel: Cancel) -> Probe:
+def probe(
+    network: Network, url: str, *, most: int, known: Version | None, home: str | None = None, cancel: Cancel
+) -> Probe:
     """Request the first `most` bytes of a file, unless it is the version `known`.
 
     The host's limits and retries are those of a transfer, and a refusal counts for all requests to the host.
@@ -58,22 +62,23 @@ def probe(network: Network, url: str, *, most: int, known: Version | None, cance
         CancelledError: cancelled.
     """
     config, limiter = network.config, network.limiter
-    host, ranged, failures, requests = host_of(url), True, 0, 0
+    host, ranged, conditional, failures, requests = host_of(url), True, True, 0, 0
+    trusted = may_share(origin_of(home or url), origin_of(url))
     while limiter.wait(host, cancel):
         requests += 1
-        headers = {"Cache-Control": "max-age=0", **(known.condition if known else {})}
+        headers = {"Cache-Control": "max-age=0", **(known.condition if known and conditional else {})}
         if ranged:
             headers["Range"] = f"bytes=0-{most - 1}"
         try:
-            with network.transport.open(Get(url=url, headers=headers), cancel) as response:
+            with network.transport.open(Get(url=url, headers=headers, trusted=trusted), cancel) as response:
                 fields = as_stored(response.headers, url)
                 answer = judge(
                     response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged
                 )
-                if answer.verdict is Verdict.CURRENT and known and not known.differs(fields):
-                    return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
-                if answer.verdict is Verdict.CURRENT and known:
-                    known = None  # current, it says, and names another version
+                if answer.verdict is Verdict.CURRENT and known and conditional:
+                    if known.is_meant_by(fields):
+                        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+                    conditional = False
                     continue
                 if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
                     ranged = False

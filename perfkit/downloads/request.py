@@ -25,6 +25,7 @@ class _Options:
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
     headers: Mapping[str, str] = field(default_factory=dict)
     auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `url` only
+    home: str | None = None  # the URL whose origin gets the secrets, such as that of the list with `url`; None: `url`
     resume: bool = True  # go on from what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says

@@ -19,6 +19,7 @@ from perfkit.downloads.http.semantics import (
     Validator,
     Version,
     content_disposition_name,
+    may_share,
     origin_of,
     version_of,
 )
@@ -120,6 +121,7 @@ class Transfer:
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
+        self._conditional = True  # whether the server is trusted to compare it with what it has
         self._started_s = 0.0
         self._version = Version()
         self._length_known = True
@@ -284,7 +286,7 @@ class Transfer:
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner, network = task.partial, task.runner, self._context.network
-        own = task.source == 0 or origin_of(task.url) == origin_of(self.request.url)
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
         headers = request_headers(partial, asked, self._wanted)
         get = Get(
@@ -314,7 +316,7 @@ class Transfer:
     @property
     def _wanted(self) -> Wanted:
         first = self._attempts.source == 0 and self._attempts.restarts == 0
-        return Wanted(self._known if first else Version(), self._only, self._checksum)
+        return Wanted(self._known if first else Version(), self._only, self._checksum, self._conditional)
 
     @property
     def _only(self) -> Validator:
@@ -335,7 +337,7 @@ class Transfer:
             self._unchanged = True
             return False
         if step is Step.UNCONDITIONALLY:
-            self._known = Version()
+            self._conditional = False
             return False
         if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):

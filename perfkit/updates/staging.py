@@ -44,13 +44,16 @@ class Fetcher:
         """Where a request of this name leaves its file."""
         return os.path.join(self.stage, name)
 
-    def probe(self, url: str, *, most: int, known: Version | None = None) -> Probe:
+    def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
         """The first `most` bytes of a file and its metadata, unless it is still the version `known`.
+
+        Args:
+            home: as in a `Request`.
 
         Raises:
             TransferError: no usable response.
         """
-        found = self._downloads.probe(url, most=most, known=known)
+        found = self._downloads.probe(url, most=most, known=known, home=home)
         self.requests += found.requests
         self.bytes_received += len(found.first)
         return found

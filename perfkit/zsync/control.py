@@ -51,7 +51,7 @@ class Control(NamedTuple):
 
     Attributes:
         filename: a safe name without directories; with `keep_gzip`, that of the gzip file.
-        urls: absolute; with `gzip`, those of the gzip file.
+        urls: absolute, each relative one against every base; with `gzip`, those of the gzip file.
         gzip: the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`.
         keep_gzip: the gzip file itself is wanted.
         size: uncompressed bytes.
@@ -73,8 +73,11 @@ class Control(NamedTuple):
     sums: bytes
 
 
-def parse_control(data: bytes, *, url: str) -> Control:
-    """Read a control file that came from `url`.
+def parse_control(data: bytes, *, bases: tuple[str, ...]) -> Control:
+    """Read a control file; lines may end as on Windows.
+
+    Args:
+        bases: the URLs that it was asked for and came from; relative URLs in it are resolved against each, in order.
 
     Raises:
         ManifestError: damaged, truncated, a header is missing, or a value is invalid.
@@ -88,6 +91,7 @@ def parse_control(data: bytes, *, url: str) -> Control:
         if end < 0 or (position == 0 and not line.startswith(b"zsync: ")):
             raise ManifestError("not a .zsync control file, or its header is damaged")
         position = end + 1
+        line = line.removesuffix(b"\r")
         if not line:
             break
         match = _LINE.fullmatch(line)
@@ -97,10 +101,10 @@ def parse_control(data: bytes, *, url: str) -> Control:
         headers.setdefault(key, []).append(value)
         if key == "Z-Map2":
             position += _MAP_ENTRY_BYTES * _number(headers, key, 0, CONTROL_BYTES)  # binary, and not used
-    return _control(headers, data[position:], url)
+    return _control(headers, data[position:], bases)
 
 
-def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
+def _control(headers: dict[str, list[str]], sums: bytes, bases: tuple[str, ...]) -> Control:
     block_size = _number(headers, "Blocksize", 64, 1 << 20)
     if block_size & (block_size - 1):
         raise ManifestError(f"the control file has blocks of {block_size} bytes, which is not a power of two")
@@ -127,7 +131,7 @@ def _control(headers: dict[str, list[str]], sums: bytes, url: str) -> Control:
         raise ManifestError("the control file has no URL")
     return Control(
         filename=filename,
-        urls=tuple(urljoin(url, each) for each in urls),
+        urls=tuple(dict.fromkeys(urljoin(base, url) for url in urls for base in bases)),
         gzip=gzip,
         keep_gzip=keep_gzip,
         size=size,

@@ -66,6 +66,13 @@ def test_a_mirror_with_other_bytes(kit: Toolkit, misbehaving: Start, out: Path) 
     assert (out / "f").read_bytes() == BODY
 
 
+def test_a_mirror_after_a_file_that_is_too_large(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    """The size of one server's file does not count at the next."""
+    origin, mirror = misbehaving(lambda x: x.serve(BODY + b"more")), misbehaving(lambda x: x.serve(BODY))
+    kit.download(f"{origin.url}/f", out / "f", mirrors=[f"{mirror.url}/f"], max_bytes=len(BODY))
+    assert (out / "f").read_bytes() == BODY
+
+
 @pytest.mark.parametrize("algorithm", ["sha256", "sha512", "md5", "SHA-1", "blake2b", "sha3-256"])
 def test_checksums_of_every_kind(kit: Toolkit, misbehaving: Start, out: Path, algorithm: str) -> None:
     name = algorithm.lower().replace("-1", "1").replace("-", "_")

@@ -78,6 +78,42 @@ def test_metalink_is_read() -> None:
     assert first.request.mirrors == ("http://two.example/example.ext", "http://last.example/example.ext")
     assert first.request.checksum == f"sha-256:{SHA256}"
     assert (second.name, second.size, second.request.checksum) == ("other", None, None)
+    assert first.pieces is second.pieces is None
+
+
+PIECES = METALINK.replace('<hash type="sha-256">', '<hash type="none">').replace(
+    '<hash type="md5">098f6bcd4621d373cade4e832627b4f6</hash>',
+    f'<pieces length="1024" type="md5"><hash>{"0" * 32}</hash></pieces>'
+    f'<pieces length="1024" type="sha-256"><hash>{SHA256}</hash></pieces>',
+)
+
+
+def test_pieces_are_read() -> None:
+    """Those of the strongest hash, and only where the whole file has none: that says more."""
+    pieces = parse_metalink(PIECES.encode())[0].pieces
+    assert pieces is not None
+    assert (pieces.length, [str(each) for each in pieces.checksums]) == (1024, [f"sha256:{SHA256}"])
+    both = PIECES.replace('<hash type="none">', '<hash type="sha-256">')
+    assert parse_metalink(both.encode())[0].pieces is None
+
+
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [
+        ('length="1024" type="sha-256"', 'type="sha-256"'),
+        ('length="1024" type="sha-256"', 'length="0" type="sha-256"'),
+        ('length="1024" type="sha-256"', 'length="1" type="sha-256"'),
+        ('length="1024" type="sha-256"', 'length="x" type="sha-256"'),
+        ("<size>4</size>", "<size>1025</size>"),
+        (f"<hash>{SHA256}</hash>", ""),
+        (f"<hash>{SHA256}</hash>", "<hash>00</hash>"),
+    ],
+)
+def test_pieces_that_can_not_be_are_refused(old: str, new: str) -> None:
+    """Lengths that are none, more or fewer pieces than the size has, hashes that are none."""
+    assert old in PIECES
+    with pytest.raises(ManifestError):
+        parse_metalink(PIECES.replace(old, new).encode())
 
 
 BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">' + "".join(

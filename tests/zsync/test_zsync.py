@@ -27,7 +27,7 @@ def control_of(tmp_path: Path, data: bytes, *options: str, url: str = "x.tar") -
     (tmp_path / "x.tar").write_bytes(data)
     command = ["zsyncmake", *options, "-u", url, "-o", "x.zsync", "x.tar"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
-    return parse_control((tmp_path / "x.zsync").read_bytes(), url=URL)
+    return parse_control((tmp_path / "x.zsync").read_bytes(), bases=(URL,))
 
 
 def update(control: Control, old: Path | None, new: bytes, gap: int = 0) -> tuple[bytes, int]:
@@ -116,7 +116,7 @@ def test_every_size_is_made_again(tmp_path: Path, size: int) -> None:
 def test_an_empty_file_needs_nothing() -> None:
     """No blocks, no steps."""
     header = HEADER.replace("Length: 1000", "Length: 0").replace(SHA1, hashlib.sha1(b"").hexdigest())
-    assert update(parse_control(header.encode(), url=URL), None, b"") == (b"", 0)
+    assert update(parse_control(header.encode(), bases=(URL,)), None, b"") == (b"", 0)
 
 
 def test_repetitions_are_one_block(tmp_path: Path) -> None:
@@ -206,7 +206,7 @@ def test_gzip_aware_forms_are_recognised(tmp_path: Path, option: str | None) -> 
     subprocess.run(["gzip", "-9", "-k", "x"], check=True, cwd=tmp_path)
     command = ["zsyncmake", *([option] if option else []), "-u", "x.gz", "-o", "x.zsync", "x" if option else "x.gz"]
     subprocess.run(command, check=True, cwd=tmp_path, capture_output=True)
-    control = parse_control((tmp_path / "x.zsync").read_bytes(), url=URL)
+    control = parse_control((tmp_path / "x.zsync").read_bytes(), bases=(URL,))
     assert control.gzip
     assert control.urls == ("https://host/dir/x.gz",)
     assert (control.keep_gzip, control.filename) == ((False, "x") if option else (True, "x.gz"))
@@ -240,7 +240,7 @@ SUMS = bytes(40)
 
 def test_a_wrong_result_is_refused() -> None:
     """Whatever the blocks say, the SHA-1 decides; and a range that ends early is an error."""
-    control = parse_control(HEADER.encode() + SUMS, url=URL)
+    control = parse_control(HEADER.encode() + SUMS, bases=(URL,))
     assert update(control, None, b"x" * 1000)[0] == b"x" * 1000
     with pytest.raises(ManifestError, match="SHA-1"):
         update(control, None, b"y" * 1000)
@@ -289,9 +289,9 @@ def test_an_old_file_cut_short_is_an_error(tmp_path: Path) -> None:
 )
 def test_control_files_that_attack_are_refused(old: str, new: str, error: type[Exception]) -> None:
     """Names that lead outside, numbers that can't be, lines that are missing or doubled."""
-    assert parse_control(HEADER.encode() + SUMS, url=URL).filename == "x"
+    assert parse_control(HEADER.encode() + SUMS, bases=(URL,)).filename == "x"
     with pytest.raises(error):
-        parse_control(HEADER.replace(old, new, 1).encode() + SUMS, url=URL)
+        parse_control(HEADER.replace(old, new, 1).encode() + SUMS, bases=(URL,))
 
 
 def test_every_cut_is_seen() -> None:
@@ -299,7 +299,7 @@ def test_every_cut_is_seen() -> None:
     data = HEADER.encode() + SUMS
     for length in range(len(data)):
         with pytest.raises(ManifestError):
-            parse_control(data[:length], url=URL)
+            parse_control(data[:length], bases=(URL,))
 
 
 @settings(max_examples=300, deadline=None)
@@ -310,7 +310,7 @@ def test_fuzzed_control_files_give_typed_errors(edits: list[tuple[int, bytes]]) 
     for position, piece in edits:
         data[position : position + len(piece)] = piece
     try:
-        parse_control(bytes(data), url=URL)
+        parse_control(bytes(data), bases=(URL,))
     except PerfkitError:
         pass
 

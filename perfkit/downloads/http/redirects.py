@@ -7,11 +7,11 @@ from typing import NamedTuple
 from urllib.parse import urljoin
 
 from perfkit.config import Auth
-from perfkit.downloads.http.semantics import Origin, origin_of
+from perfkit.downloads.http.semantics import origin_of
 from perfkit.errors import TransferError
 from perfkit.redact import redacted
 
-__all__ = ["REDIRECTS", "Hop", "may_share", "target_of", "without_secrets"]
+__all__ = ["REDIRECTS", "Hop", "target_of", "without_secrets"]
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 # Sent to any origin. Every other header may hold a secret.
@@ -38,11 +38,6 @@ class Hop(NamedTuple):
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
     """The headers that may go to any origin."""
     return {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
-
-
-def may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 def target_of(url: str, at: str, location: str, *, allow_downgrade: bool) -> str:

@@ -24,6 +24,7 @@ __all__ = [
     "judge",
     "judge_part",
     "lasting_version_of",
+    "may_share",
     "origin_of",
     "parse_content_range",
     "parse_date",
@@ -52,6 +53,11 @@ def origin_of(url: str) -> Origin:
 def _origin_of(url: str) -> Origin:
     parts = urlsplit(url)
     return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
+
+
+def may_share(home: Origin, there: Origin) -> bool:
+    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
+    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 class ContentRange(NamedTuple):
@@ -101,6 +107,12 @@ class Version:
         some servers keep an ETag for the life of their process. A field that is absent shows nothing.
         """
         return _differ(self.etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
+
+    def is_meant_by(self, headers: Headers) -> bool:
+        """Whether a 304 with these headers is about this version. One that names none, in answer to a date, may be
+        about a file that was put back to an older date (RFC 9110 section 13.1.3: any date not later).
+        """
+        return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
 
 
 def _differ(one: str | None, other: str | None) -> bool:

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_share, target_of, without_secrets
-from perfkit.downloads.http.semantics import origin_of
+from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
+from perfkit.downloads.http.semantics import may_share, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -46,7 +46,7 @@ class Get:
         headers: may go wherever a redirect leads.
         private_headers, auth: go to the origin of `url` only.
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
-            mirror at another origin than the file's own is not trusted.
+            mirror, or an entry of a list, at another origin than what the caller named is not trusted.
     """
 
     url: str

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Sequence, Set
+from dataclasses import replace
 from typing import Any
 
 from perfkit.downloads.checksums import parse_checksum
@@ -18,6 +19,7 @@ from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import ExistingFile
 from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
+from perfkit.updates.sources.pieces import mend
 from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
 from perfkit.updates.staging import Fetcher, StagingArea
 
@@ -111,6 +113,7 @@ class ListSource:
         self._reopened = reopened
         self._record: dict[str, object] = dict(installed.state)
         self._fetched = False
+        self._home = url if url.startswith(("http://", "https://")) else None  # a local list is the caller's own
 
     def unchanged(self) -> bool:
         return self._reopened  # otherwise each file has to be revalidated
@@ -169,24 +172,19 @@ class ListSource:
         requests = []
         for each, known in requested:
             name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
-            requests.append(
-                Request(
-                    each.request.url,
-                    name,
-                    checksum=each.request.checksum,
-                    mirrors=each.request.mirrors,
-                    max_bytes=each.size,
-                    known=known,
-                )
-            )
+            requests.append(replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home))
         return self._fetcher.get(requests)
 
     def _stage(self, each: ListedFile, found: Download, staging: StagingArea) -> tuple[bytes, int]:
         """Move a downloaded file into the staging area; returns its SHA-256 and its size."""
+        if each.pieces is not None and each.size is not None:
+            os.truncate(found.path, each.size)  # what is wrong then, the pieces show, and another mirror may have
         size = os.path.getsize(found.path)
         if each.size is not None and size != each.size:
             os.unlink(found.path)
             raise IntegrityError(each.request.url, "not the size in the list", f"{each.size} bytes", f"{size} bytes")
+        if each.pieces is not None:
+            mend(found.path, each.pieces, replace(each.request, home=self._home), self._fetcher)
         digest = bytes.fromhex(hash_file(found.path).sha256 or "")
         staging.adopt(found.path, digest)
         self._fetched = True
@@ -207,4 +205,5 @@ def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
         "size": each.size,
         "etag": version.etag,
         "last_modified": version.last_modified,
+        **({"pieces": each.pieces.digest} if each.pieces else {}),
     }

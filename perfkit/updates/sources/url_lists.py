@@ -7,17 +7,20 @@ from dataclasses import dataclass
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
+from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.request import Request
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.filesystem.paths import check_names, safe_basename
 from perfkit.updates.sources.detect import METALINK_NAMESPACE
+from perfkit.updates.sources.pieces import Pieces
 
 __all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
 
 LIST_BYTES = 64 << 20  # of the largest list that is read
 _FILES = 200_000
 _DEPTH = 32  # of XML elements
+_PIECE_BYTES = 512  # least length of a piece that is not an attack
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
 _HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, strongest first
 _LAST_PRIORITY = "999999"  # RFC 5854 section 4.2.16.2: 1 is the highest; the default is the lowest
@@ -30,6 +33,7 @@ class ListedFile:
     request: Request
     name: str
     size: int | None = None  # bytes; None: not listed
+    pieces: Pieces | None = None  # where the list has no checksum of the whole file
 
 
 def parse_urls(text: str, *, base: str | None = None) -> list[ListedFile]:
@@ -54,12 +58,13 @@ def parse_urls(text: str, *, base: str | None = None) -> list[ListedFile]:
         name = name or safe_basename(request.url_name)
         if name is None:
             raise ManifestError(f"line {number} of the list of URLs: {url!r} ends in no file name; add one after a tab")
-        listed.append(_listed(request, name, None))
+        listed.append(_listed(request, name))
     return _checked(listed)
 
 
-def _listed(request: Request, name: str, size: int | None) -> ListedFile:
-    return ListedFile(Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors), name, size)
+def _listed(request: Request, name: str, size: int | None = None, pieces: Pieces | None = None) -> ListedFile:
+    named = Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors)
+    return ListedFile(named, name, size, pieces)
 
 
 def _checked(listed: list[ListedFile]) -> list[ListedFile]:
@@ -72,11 +77,12 @@ def _checked(listed: list[ListedFile]) -> list[ListedFile]:
 
 
 def parse_metalink(data: bytes) -> list[ListedFile]:
-    """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash.
+    """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash,
+    or else that of its pieces.
 
     Raises:
         ManifestError: not well-formed, not Metalink 4, or with a document type or too many elements; a file without an
-            http or https URL; an invalid size or hash.
+            http or https URL; an invalid size or hash; a number of pieces that does not fit the size.
         UnsafePathError: a name leads outside the tree, or two names collide.
     """
     builder = _Builder()
@@ -124,12 +130,29 @@ def _parse_file(element: ElementTree.Element) -> ListedFile:
     urls = [url for _, url in sorted(mirrors, key=lambda mirror: mirror[0])]
     if not urls:
         raise ManifestError(f"the file {name!r} of the Metalink document has no http or https URL")
-    size = element.findtext(f"{_NAMESPACE}size")
+    text = element.findtext(f"{_NAMESPACE}size")
+    size = None if text is None else _integer(text.strip(), f"size of {name!r}")
     try:
         request = Request(urls[0], mirrors=tuple(urls[1:]), checksum=_best_hash(element))
+        pieces = None if request.checksum else _best_pieces(element, name)
     except ConfigError as error:
         raise ManifestError(f"the file {name!r} of the Metalink document: {error}") from error
-    return _listed(request, name, None if size is None else _integer(size.strip(), f"size of {name!r}"))
+    if pieces is not None and size is not None and not pieces.fit(size):
+        parts = f"{len(pieces.checksums)} pieces of {pieces.length} bytes"
+        raise ManifestError(f"the Metalink document has {parts} for the {size} bytes of {name!r}")
+    return _listed(request, name, size, pieces)
+
+
+def _best_pieces(element: ElementTree.Element, name: str) -> Pieces | None:
+    found = {each.get("type", "").lower(): each for each in element.iterfind(f"{_NAMESPACE}pieces")}
+    type = next((type for type in _HASHES if type in found), None)
+    if type is None:
+        return None
+    length = _integer(found[type].get("length", ""), f"length of the pieces of {name!r}")
+    if length < _PIECE_BYTES:
+        raise ManifestError(f"the Metalink document has pieces of {length} bytes for {name!r}")
+    hashes = found[type].iterfind(f"{_NAMESPACE}hash")
+    return Pieces(length, tuple(parse_checksum(f"{type}:{(each.text or '').strip()}") for each in hashes))
 
 
 def _best_hash(element: ElementTree.Element) -> str | None:

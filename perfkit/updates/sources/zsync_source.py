@@ -6,9 +6,9 @@ import hashlib
 import logging
 import os
 from collections.abc import Set
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
-from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.http.semantics import Version, may_share, origin_of
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.redact import redacted
@@ -88,8 +88,30 @@ class ZsyncSource:
                 data = file.read(CONTROL_BYTES + 1)
             if len(data) > CONTROL_BYTES:
                 raise ManifestError(f"{self.url}: the control file is larger than {CONTROL_BYTES} bytes")
-            self._control = parse_control(data, url=self._control_file.probe().at)
+            asked, at = self.url, self._control_file.probe().at
+            bases = (at, asked) if may_share(origin_of(asked), origin_of(at)) else (asked, at)
+            control = parse_control(data, bases=bases)
+            self._control = control if asked == at else control._replace(urls=self._working_first(control))
         return self._control
+
+    def _working_first(self, control: Control) -> tuple[str, ...]:
+        """The URLs, one that has the file first, or each range would ask one that does not.
+
+        After a redirect a relative URL may be meant in two ways. RFC 3986 section 5.1.3 resolves it against where the
+        redirect led. At GitHub that is a link on another host, signed for the control file alone; there zsync2 and
+        others resolve it against the URL that was asked for.
+        """
+        urls = control.urls
+        for url in urls[:-1]:
+            try:
+                size = self._fetcher.probe(url, most=1, home=self.url).size
+            except CancelledError:
+                raise
+            except TransferError:
+                continue
+            if control.gzip or size in (None, control.size):
+                return tuple(dict.fromkeys((url, *urls)))
+        return tuple(dict.fromkeys((urls[-1], *urls)))
 
     def _installed_entry(self, control: Control) -> Entry | None:
         """The installed file, if it is the wanted one."""
@@ -143,14 +165,16 @@ class ZsyncSource:
         requests = []
         for step in recipe.fetches:
             name = f"zsync-{control.sha1}.{step.start}-{step.end}"
-            requests.append(Request(control.urls[0], name, mirrors=control.urls[1:], byte_range=(step.start, step.end)))
+            requests.append(self._request(control, name, byte_range=(step.start, step.end)))
         return self._fetcher.get(requests)
+
+    def _request(self, control: Control, name: str, **options: Any) -> Request:
+        return Request(control.urls[0], name, mirrors=control.urls[1:], home=self.url, **options)
 
     def _whole(self, control: Control, staging: StagingArea) -> tuple[bytes, int]:
         name = f"zsync-{control.sha1}.whole"
-        most = None if control.gzip else control.size
-        request = Request(control.urls[0], name, mirrors=control.urls[1:], max_bytes=most)
-        (found,) = self._fetcher.get([request])
+        options = {} if control.gzip else {"max_bytes": control.size, "checksum": f"sha1:{control.sha1}"}
+        (found,) = self._fetcher.get([self._request(control, name, **options)])
         path = found.path
         try:
             with open(path, "rb", buffering=0) as file:
