@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
-from urllib.parse import SplitResult, unquote, urlsplit
+from urllib.parse import unquote
 
 from perfkit.config import Auth, check_headers, check_type
 from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
+from perfkit.redact import masked
 
 __all__ = ["Download", "Request"]
 
@@ -47,7 +49,7 @@ class Request(_Options):
     of one URL may be under way at once, each under its own name; a part is never asked whether it changed (304).
 
     Raises:
-        ConfigError: the URL is not http or https, or an option is invalid.
+        ConfigError: a URL is not one of http or https that all programs read alike, or an option is invalid.
     """
 
     url: str
@@ -56,9 +58,9 @@ class Request(_Options):
     def __post_init__(self) -> None:
         self._check_types()
         for url in (self.url, *self.mirrors):
-            parts = _split(url)
-            if parts is None or parts.scheme not in ("http", "https") or not parts.hostname:
-                raise ConfigError(f"{url!r} is not an http or https URL")
+            if not isinstance(url, str):
+                raise ConfigError(f"a URL must be text; got a {type(url).__name__}")
+            origin_of(url)
         if self.checksum is not None:
             parse_checksum(self.checksum)
         check_headers(self.headers)
@@ -76,7 +78,7 @@ class Request(_Options):
             object.__setattr__(self, "headers", {})
         if type(self.mirrors) is not tuple:
             if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
-                raise ConfigError(f"mirrors must be several URLs; got {self.mirrors!r}")
+                raise ConfigError(f"mirrors must be several URLs; got {masked(self.mirrors)!r}")
             object.__setattr__(self, "mirrors", tuple(self.mirrors))
         for name, kind, default in _PLAIN:
             if (value := getattr(self, name)) is not default:
@@ -89,7 +91,7 @@ class Request(_Options):
     @property
     def url_name(self) -> str:
         """The last segment of the URL's path, decoded; may be empty and is not yet safe."""
-        return unquote(urlsplit(self.url).path.rpartition("/")[2])
+        return unquote(split_url(self.url)[2].partition("?")[0].rpartition("/")[2])
 
 
 # Name, annotation and default of the options whose type says all of them.
@@ -98,16 +100,6 @@ _PLAIN = tuple(
     for each in fields(Request)
     if each.name not in ("url", "mirrors", "headers", "known", "only")
 )
-
-
-def _split(url: object) -> SplitResult | None:
-    if not isinstance(url, str):
-        return None
-    try:
-        parts = urlsplit(url)
-        return parts if parts.port != 0 else None
-    except ValueError:  # brackets that don't close, a port out of its range
-        return None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -19,11 +19,10 @@ from perfkit.downloads.http.semantics import (
     Validator,
     Version,
     content_disposition_name,
-    may_share,
-    origin_of,
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -296,6 +295,7 @@ class Transfer:
             private_headers=self.request.headers if own else {},
             auth=self.request.auth if own else None,
             trusted=own,
+            named=own or self.request.home is None,
         )
         self.cancel.add(runner.cancel.cancel)
         asked_s = time.monotonic()

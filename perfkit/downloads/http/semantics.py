@@ -15,7 +15,6 @@ __all__ = [
     "RANGE_REFUSALS",
     "Answer",
     "ContentRange",
-    "Origin",
     "Validator",
     "Verdict",
     "Version",
@@ -24,8 +23,6 @@ __all__ = [
     "judge",
     "judge_part",
     "lasting_version_of",
-    "may_share",
-    "origin_of",
     "parse_content_range",
     "parse_date",
     "parse_repr_digest",
@@ -35,29 +32,12 @@ __all__ = [
 ]
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
-Origin = tuple[str, str, int]  # scheme, host, port
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 # How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
 RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
-
-
-def origin_of(url: str) -> Origin:
-    """Scheme, host and port (RFC 6454 section 4)."""
-    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
-
-
-@functools.lru_cache(maxsize=1024)
-def _origin_of(url: str) -> Origin:
-    parts = urlsplit(url)
-    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
-
-
-def may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 class ContentRange(NamedTuple):

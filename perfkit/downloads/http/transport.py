@@ -19,7 +19,7 @@ from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
-from perfkit.downloads.http.semantics import may_share, origin_of
+from perfkit.downloads.http.urls import as_sent, may_share, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -47,6 +47,7 @@ class Get:
         private_headers, auth: go to the origin of `url` only.
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
             mirror, or an entry of a list, at another origin than what the caller named is not trusted.
+        named: whether it was the caller who named `url`, so that netrc is asked about its host.
     """
 
     url: str
@@ -55,6 +56,7 @@ class Get:
     auth: Auth | None = None
     at: str | None = None
     trusted: bool = True
+    named: bool = True
 
 
 class Response(Protocol):
@@ -100,6 +102,7 @@ class Transport(Protocol):
 
         Raises:
             TransferError, TransferTimeoutError: no answer; `transient` says whether another try may help.
+            ConfigError: the URL is not one of http or https that all programs read alike.
             CancelledError: cancelled.
         """
         ...
@@ -153,17 +156,20 @@ class HttpTransport:
             sessions.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
-        home = origin_of(request.url)
-        private = {**self._configured, **_canonical(request.private_headers)}
-        at, hops = request.at or request.url, 0
+        home, private = origin_of(request.url), {**self._configured, **_canonical(request.private_headers)}
+        asked = as_sent(request.url)
+        at, hops = as_sent(request.at) if request.at else asked, 0
         while True:
-            trusted = request.trusted and may_share(home, origin_of(at))
+            at_home = may_share(home, origin_of(at))
+            trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
-            hop = Hop(at, headers, auth, trusted, at != request.url, self._timeout)
+            netrc = request.named and at_home
+            hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
             response = self._send(request.url, hop, cancel)
+            response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
                 return response
@@ -171,8 +177,8 @@ class HttpTransport:
                 response.drain()
             hops += 1
             if hops > (most := self._config.max_redirects):
-                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
-            at = target_of(request.url, response.url, location, allow_downgrade=self._config.allow_downgrade)
+                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
+            at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
 
     def _send(self, url: str, hop: Hop, cancel: Cancel) -> _HttpResponse:
         """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
