@@ -26,7 +26,7 @@ from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError
-from perfkit.filesystem.paths import safe_basename, safe_join
+from perfkit.filesystem.paths import is_private, safe_basename, safe_join
 from perfkit.progress.meter import Meter, Progress, Silent
 
 __all__ = ["DownloadManager"]
@@ -330,11 +330,16 @@ class DownloadManager:
         return transfer
 
     def _claim_path(self, transfer: Transfer, path: str) -> None:
+        url = transfer.request.url
+        if is_private(os.path.basename(path)):
+            raise TransferError(
+                url, f"{os.path.basename(path)!r} is a name that perfkit itself uses; give another name"
+            )
         transfer.claimed.append(path)
         with self._lock:
             other = self._paths.setdefault(path, transfer)
         if other is not transfer:
-            url, others = transfer.request.url, other.request.url
+            others = other.request.url
             raise TransferError(url, f"{path} is the destination of {others} too; give each its own")
 
     def _abandon(self, batch: _Batch) -> None:

@@ -7,6 +7,7 @@ import enum
 from dataclasses import dataclass
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
+from perfkit.downloads.file_origin import Origin, digest_of
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -23,7 +24,7 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Response
-from perfkit.downloads.partial_file import ChangedError, Origin, PartialFile
+from perfkit.downloads.partial_file import ChangedError, PartialFile
 from perfkit.downloads.segments import Runner
 from perfkit.errors import HTTPStatusError, TransferError
 
@@ -178,7 +179,7 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     checksums = [checksum] if checksum else []
     if partial.part is None:
         if lasting := lasting_version_of(headers, now=now):
-            partial.origin = Origin(url, lasting.etag, lasting.last_modified, size or 0, 0)
+            partial.origin = Origin(digest_of(url), lasting.etag, lasting.last_modified)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

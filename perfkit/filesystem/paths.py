@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 
 from perfkit.errors import UnsafePathError
 
-__all__ = ["backup_name", "check_name", "check_names", "fold_name", "safe_basename", "safe_join"]
+__all__ = ["backup_name", "check_name", "check_names", "fold_name", "is_private", "safe_basename", "safe_join"]
 
 _COMPONENT_BYTES = 255  # NAME_MAX of Linux, macOS and NTFS
 _BACKUP_SUFFIX = ".perfkit-local"
@@ -90,6 +90,14 @@ def fold_name(name: str) -> str:
     import unicodedata
 
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def is_private(name: str) -> bool:
+    """Whether a file name, in any case, is one of those that perfkit gives to files of its own: a partial file, its
+    journal, or what begins with `.perfkit`.
+    """
+    folded = fold_name(name).rstrip(". ~")
+    return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
 
 
 def safe_join(root: str, name: str) -> str:
