@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 from collections.abc import Mapping
@@ -9,6 +10,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
+from perfkit.downloads.file_origin import digest_of
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
@@ -31,7 +33,8 @@ class Installed:
         manifest_sha256: of the manifest, in hexadecimal.
         files: how many.
         state: what the source's `record` returned when this was installed.
-        serials: the highest serial ever installed here, by source; a rollback does not lower it.
+        serials: the highest serial ever installed here, by the digest of the source's URL, which may have secrets in
+            it; a rollback does not lower it.
     """
 
     root: str
@@ -60,7 +63,7 @@ class Installed:
     def highest_serial(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0: none, or the source has no serials."""
         installed = self.serial if self.source == source else 0
-        return max(installed, self.serials.get(source, 0))
+        return max(installed, self.serials.get(_key(source), 0))
 
     def record_serial(self, source: str, serial: int) -> None:
         """Remember that this serial was installed, across rollbacks and syncs from other sources.
@@ -68,12 +71,18 @@ class Installed:
         Raises:
             OSError: it can't be written.
         """
-        if serial <= self.serials.get(source, 0):
+        if serial <= self.serials.get(_key(source), 0):
             return
         path = os.path.join(self.root, layout.SERIALS)
-        with open(f"{path}~", "w", encoding="utf-8") as file:
-            json.dump({**self.serials, source: serial}, file)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(f"{path}~")
+        with open(f"{path}~", "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+            json.dump({**self.serials, _key(source): serial}, file)
         os.replace(f"{path}~", path)
+
+
+def _key(source: str) -> str:
+    return digest_of(source) if source.lower().startswith(("http://", "https://")) else source
 
 
 def require_managed(dest: str) -> None:
@@ -135,7 +144,7 @@ def encode_record(
 def _read_serials(path: str) -> dict[str, int]:
     try:
         with open(path, encoding="utf-8") as file:
-            return {str(source): int(serial) for source, serial in json.load(file).items()}
+            return {_key(str(source)): int(serial) for source, serial in json.load(file).items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, TypeError, AttributeError) as error:

@@ -7,7 +7,6 @@ urllib3 and browsers find different hosts. Such a URL is refused.
 from __future__ import annotations
 
 import functools
-import ipaddress
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -107,6 +106,8 @@ def _read_authority(authority: str) -> tuple[str | None, str, int | None]:
         raise ValueError("its host or port is not valid")
     user, host, digits = found.groups()
     if host.startswith("["):
+        import ipaddress  # seldom needed
+
         host = host[1:-1]
         ipaddress.IPv6Address(host.partition("%")[0])
     name, percent, zone = host.partition("%")  # the zone of an address may be in capitals (RFC 6874)
