@@ -204,8 +204,8 @@ class DownloadManager:
             return request, safe_join(directory, request.name), True
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
-                error = ConfigError(f"{item!r} is neither a URL, nor a (URL, name) pair, nor a Request")
-            return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
+                error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
+            return (item if isinstance(item, str) else getattr(item, "url", "")), error
 
     def _run(
         self, placed: Iterable[tuple[Request, str, bool] | tuple[str, Exception] | None], total: int | None = 1

@@ -22,6 +22,7 @@ from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import LockedError, UpdateError
 from perfkit.progress.meter import Progress
+from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
 from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
 from perfkit.transactions.tree import Generation
@@ -112,7 +113,7 @@ def status(name: str) -> Status:
         RollbackError, OSError: as `Toolkit.history`.
     """
     tree = tree_settings(name)
-    absent = Status(name=name, source=tree.source, dest=tree.dest, state="absent")
+    absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
     if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
         return absent
     try:

@@ -28,7 +28,7 @@ from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_co
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.downloads.http.urls import Origin, as_sent, credentials_in, origin_of, split_url
 from perfkit.errors import ConfigError
-from perfkit.redact import redacted
+from perfkit.redact import masked, redacted
 
 __all__ = ["CallersSessions", "OwnSessions", "Sessions"]
 
@@ -111,7 +111,7 @@ class Adapter(HTTPAdapter):
                 raise
             # Without the error's own text, which quotes passwords.
             raise ConfigError(
-                f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
+                f"the proxy {masked(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
             ) from error
 
     def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
@@ -269,7 +269,9 @@ class CallersSessions:
         self._adapter = adapter
         self._given = given
         if not isinstance(given, requests.Session) and not callable(given):
-            raise ConfigError(f"session must be a requests.Session, or make one when called; got {given!r}")
+            raise ConfigError(
+                f"session must be a requests.Session, or make one when called; got a {type(given).__name__}"
+            )
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
         self._made: list[requests.Session] = []  # by the factory
@@ -343,7 +345,7 @@ class CallersSessions:
         if session is None:
             made: Any = self._given()  # type: ignore[operator]
             if not isinstance(made, requests.Session):
-                raise ConfigError(f"session must make a requests.Session when called; it made {made!r}")
+                raise ConfigError(f"session must make a requests.Session when called; it made a {type(made).__name__}")
             self._made.append(made)
             session = self._local.session = self._borrow(made)
         return session

@@ -52,8 +52,8 @@ class Get:
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    private_headers: Mapping[str, str] = field(default_factory=dict)
-    auth: Auth | None = None
+    private_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auth: Auth | None = field(default=None, repr=False)
     at: str | None = None
     trusted: bool = True
     named: bool = True
