@@ -34,6 +34,7 @@ _UNKNOWN_ROUND_TRIP_S = 0.05
 _LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
 _TRAILER_FIELDS = 100
+_COOKIE_BYTES = 8 << 10
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_CR = re.compile(rb"\r(?!\n)")
@@ -170,7 +171,7 @@ class _Incoming:
         Raises:
             http.client.HTTPException: it is cut off or too long; http.client would take the former for a whole one.
         """
-        data, searched = self._rest, 0
+        data, searched = bytearray(self._rest), 0  # to add a byte to it takes no copy of the others
         while (end := _HEAD_END.search(data, searched)) is None:
             if len(data) > _HEAD_BYTES:
                 raise http.client.LineTooLong("head")
@@ -181,7 +182,7 @@ class _Incoming:
             if not more:
                 return b""
             data += more
-        head, self._rest = data[: end.end()], data[end.end() :]
+        head, self._rest = bytes(data[: end.end()]), bytes(data[end.end() :])
         # A lone CR counts as a space (RFC 9112 section 2.2), where the parser of mail would begin another field.
         return _LONE_CR.sub(b" ", head) if head.count(b"\r") != head.count(b"\r\n") else head
 
@@ -351,7 +352,8 @@ class _Answer(http.client.HTTPResponse):
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
-            message[name] = value.strip()
+            if not _is_unusable_cookie(name, value):
+                message[name] = value.strip()
         self._frame(incoming)
 
     def _frame(self, incoming: _Incoming) -> None:
@@ -373,6 +375,14 @@ class _Answer(http.client.HTTPResponse):
             self.length = int(declared)
         else:
             self.will_close = True
+
+
+def _is_unusable_cookie(name: str, value: str) -> bool:
+    """Whether a field sets a cookie by a long obsolete rule, which http.cookiejar takes quadratic time to read, or one
+    that is larger than browsers take (RFC 6265 sections 6.1 and 9.4).
+    """
+    kind = name.lower()
+    return kind == "set-cookie2" or (kind == "set-cookie" and len(value) > _COOKIE_BYTES)
 
 
 class _Abortable:

@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["answer_in", "is_stale", "translated"]
 
 _CHAIN_MOST = 20
+_MOST = 500  # characters of what another package says, which may quote a server
 _LASTING = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -113,7 +114,7 @@ def _text(error: BaseException) -> str:
     if isinstance(error, requests.exceptions.InvalidHeader):
         return "a header of the session has a value that cannot be sent"  # requests quotes it
     if isinstance(error, NewConnectionError | ConnectTimeoutError):
-        return str(error)
+        return str(error)[:_MOST]
     if isinstance(error, OSError) and error.strerror and not isinstance(error, gaierror | ssl.SSLError):
         return error.strerror
-    return str(error) or type(error).__name__
+    return str(error)[:_MOST] or type(error).__name__

@@ -37,6 +37,8 @@ _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 # How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
 RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
+_SHOWN = 80  # characters of a field
+_DATE_MOST = 64  # characters
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
 
 
@@ -195,7 +197,7 @@ def _base36(number: int) -> str:
 @functools.lru_cache(maxsize=256)  # a batch has the same ones again and again
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
-    if not text:
+    if not text or len(text) > _DATE_MOST:
         return None
     from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
 
@@ -329,14 +331,14 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        reason = f"Content-Encoding {headers['content-encoding']} was not asked for"
+        reason = f"Content-Encoding {_shown(headers['content-encoding'])} was not asked for"
         return Answer(Verdict.CODED, end=length, total=length, reason=reason)
     if length is not None and length < 0:
-        return Answer(Verdict.INVALID, reason=f"Content-Length {headers['content-length']!r} is not a length")
+        return Answer(Verdict.INVALID, reason=f"Content-Length {_shown(headers['content-length'])} is not a length")
     if status == 200:
         sent = parse_content_range(headers.get("content-range"))
         if sent and sent.start is not None and sent.end is not None and length == sent.end - sent.start != sent.total:
-            return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {headers['content-range']!r}")
+            return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {_shown(headers['content-range'])}")
         return Answer(Verdict.BODY, start=0, end=length, total=length)
     return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
 
@@ -362,16 +364,16 @@ def _judge_206(
         return Answer(Verdict.INVALID, reason="multipart/byteranges to a single range")
     sent = parse_content_range(headers.get("content-range"))
     if sent is None or sent.start is None or sent.end is None:
-        return Answer(Verdict.INVALID, reason=f"206 with Content-Range {headers.get('content-range')!r}")
+        return Answer(Verdict.INVALID, reason=f"206 with Content-Range {_shown(headers.get('content-range'))}")
     if length is not None and length != sent.end - sent.start:
-        reason = f"Content-Length {length} contradicts Content-Range {headers['content-range']!r}"
+        reason = f"Content-Length {length} contradicts Content-Range {_shown(headers['content-range'])}"
         return Answer(Verdict.INVALID, reason=reason)
     if total is not None and sent.total is not None and sent.total != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {sent.total} bytes now, and had {total}")
     if sent.start > start or sent.end <= start:
-        return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {headers['content-range']!r}")
+        return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {_shown(headers['content-range'])}")
     if end is not None and sent.end > end:
-        return Answer(Verdict.INVALID, reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
+        return Answer(Verdict.INVALID, reason=f"asked for bytes up to {end}, got {_shown(headers['content-range'])}")
     return Answer(Verdict.BODY, start=sent.start, end=sent.end, total=sent.total)
 
 
@@ -395,6 +397,11 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     if answer.start < first - _OVERLAP_BYTES:
         return Answer(Verdict.NO_RANGE, reason=f"the server sends bytes from {answer.start}; {wanted}")
     return answer._replace(start=answer.start - first, end=None if answer.end is None else answer.end - first)
+
+
+def _shown(value: str | None) -> str:
+    """What a server sent, for a message: it may be a quarter of a megabyte."""
+    return repr(value and value[:_SHOWN])
 
 
 def _content_length(headers: Headers) -> int | None:

@@ -9,6 +9,7 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
@@ -32,6 +33,7 @@ from perfkit.redact import masked, redacted
 
 __all__ = ["CallersSessions", "OwnSessions", "Sessions"]
 
+_COOKIES = 500  # kept in all; RFC 6265 section 6.1 wants 50 for each domain
 _POOLS = 256  # origins whose connections are kept
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
@@ -189,7 +191,7 @@ class OwnSessions:
         self._config = config
         self._adapter = adapter
         self._local = threading.local()
-        self._cookies = RequestsCookieJar()  # shared by all threads; it has a lock
+        self._cookies = RequestsCookieJar(_CookiePolicy())  # shared by all threads; it has a lock
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
@@ -259,6 +261,23 @@ class OwnSessions:
 
     def close(self) -> None:
         self._adapter.close()
+
+
+class _CookiePolicy(DefaultCookiePolicy):
+    """Which cookies perfkit's own sessions keep: not without bound, and none for all of `.co.uk` and its like. Which
+    other domains are shared by strangers only the Public Suffix List knows, which perfkit does not have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(strict_domain=True)
+        self._kept: set[tuple[str, str, str]] = set()
+
+    def set_ok(self, cookie: Cookie, request: Any) -> bool:
+        key = (cookie.domain, cookie.path, cookie.name)
+        if not super().set_ok(cookie, request) or (key not in self._kept and len(self._kept) >= _COOKIES):
+            return False
+        self._kept.add(key)
+        return True
 
 
 class CallersSessions:
