@@ -134,6 +134,8 @@ def next_step(
         raise TransferError(url, answer.reason or f"unexpected HTTP status {status}", transient=True)
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
+    if wanted.only and wanted.checksum is None and not wanted.only.is_shown_by(headers):
+        raise ChangedError("nothing in the answer proves that it is the version that was asked for")
     if wanted.known and not wanted.conditional and not partial.settled and version_of(headers) == wanted.known:
         return Step.UNCHANGED
     if not ranged:
@@ -152,8 +154,10 @@ def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wante
     if answer.total is None and partial.map.size is None:
         return Step.NO_RANGES  # without a total nothing tells where the file ends
     known = partial.validator or wanted.only
-    if known and not known.is_shown_by(headers) and wanted.checksum is None and partial.part is None:
-        return Step.NO_RANGES  # nothing proves that it is of this version
+    if known and not known.is_shown_by(headers) and wanted.checksum is None:
+        if partial.part is None:
+            return Step.NO_RANGES
+        raise ChangedError("nothing in the answer proves that it is still the same")
     return Step.READ
 
 

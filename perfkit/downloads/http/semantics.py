@@ -7,7 +7,7 @@ import enum
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -117,10 +117,13 @@ def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both."""
+    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both. A weak ETag
+    proves nothing; another one shows a change all the same.
+    """
 
     etag: str | None = None
     last_modified: str | None = None
+    weak_etag: str | None = field(default=None, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
@@ -140,15 +143,16 @@ class Validator:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers show another version; a header that is absent shows nothing."""
-        return Version(self.etag, self.last_modified).differs(headers)
+        return Version(self.etag or self.weak_etag, self.last_modified).differs(headers)
 
     def is_shown_by(self, headers: Headers) -> bool:
         """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some
         send fewer fields with a range than with the whole file.
         """
-        if self.etag is not None and "etag" in headers:
-            return headers["etag"] == self.etag
-        return self.last_modified is not None and headers.get("last-modified") == self.last_modified
+        if self.differs(headers):
+            return False
+        shows_tag = self.etag is not None and "etag" in headers
+        return shows_tag or (self.last_modified is not None and "last-modified" in headers)
 
 
 def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
@@ -159,11 +163,10 @@ def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
         now: when the response came, for one without a Date (section 6.6.1).
     """
     etag = headers.get("etag")
-    strong = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
-    return Validator(
-        etag if strong and etag is not None and not _is_of_its_second(etag, headers, now) else None,
-        headers.get("last-modified") if _is_strong_date(headers, now) else None,
-    )
+    quoted = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
+    strong = etag if quoted and etag is not None and not _is_of_its_second(etag, headers, now) else None
+    date = headers.get("last-modified") if _is_strong_date(headers, now) else None
+    return Validator(strong, date, None if strong else etag)
 
 
 def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
