@@ -44,6 +44,7 @@ class _Batch:
     def __init__(self, cancel: Cancel, context: TransferContext) -> None:
         self.cancel = cancel
         self.context = context
+        self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
         self.paths: set[str] = set()
@@ -51,6 +52,15 @@ class _Batch:
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, None] = {}  # those without a result yet
         self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def check_process(self) -> None:
+        """See that this is the process that began it.
+
+        Raises:
+            ConfigError: it is a forked child: no worker here is at the batch, and none will be.
+        """
+        if self.process != os.getpid():
+            raise ConfigError("these downloads go on in the process that began them; begin others after a fork")
 
     def wake(self) -> None:
         """Have the calling thread look again."""
@@ -217,7 +227,8 @@ class DownloadManager:
             self._join(batch, total)
             try:
                 exhausted = False
-                while not exhausted or batch.open:
+                while not exhausted or batch.open or batch.finished:
+                    batch.check_process()
                     taken = batch.taken
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
@@ -228,18 +239,18 @@ class DownloadManager:
                         exhausted = exhausted or total is None
                     while batch.finished:
                         yield batch.finished.popleft()
+                        batch.check_process()
                     if batch.open or (batch.taken == taken and not exhausted):  # or the source has nothing just now
                         batch.wait()
                         self._tick()
-                while batch.finished:
-                    yield batch.finished.popleft()
             finally:
-                cancel.cancel()
-                while batch.open:
-                    self._abandon(batch)
-                    if batch.open:
-                        batch.wait()
-                self._part(batch)
+                if batch.process == os.getpid():
+                    cancel.cancel()
+                    while batch.open:
+                        self._abandon(batch)
+                        if batch.open:
+                            batch.wait()
+                    self._part(batch)
 
     def _check_open(self) -> None:
         if self._closed:
