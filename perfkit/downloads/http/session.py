@@ -31,7 +31,7 @@ from perfkit.downloads.http.urls import Origin, as_sent, credentials_in, origin_
 from perfkit.errors import ConfigError
 from perfkit.redact import masked, redacted
 
-__all__ = ["CallersSessions", "OwnSessions", "Sessions"]
+__all__ = ["CallersSessions", "CookiePolicy", "OwnSessions", "Sessions"]
 
 _COOKIES = 500  # kept in all; RFC 6265 section 6.1 wants 50 for each domain
 _POOLS = 256  # origins whose connections are kept
@@ -191,7 +191,7 @@ class OwnSessions:
         self._config = config
         self._adapter = adapter
         self._local = threading.local()
-        self._cookies = RequestsCookieJar(_CookiePolicy())  # shared by all threads; it has a lock
+        self._cookies = RequestsCookieJar(CookiePolicy())  # shared by all threads; it has a lock
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
@@ -263,7 +263,7 @@ class OwnSessions:
         self._adapter.close()
 
 
-class _CookiePolicy(DefaultCookiePolicy):
+class CookiePolicy(DefaultCookiePolicy):
     """Which cookies perfkit's own sessions keep: not without bound, and none for all of `.co.uk` and its like. Which
     other domains are shared by strangers only the Public Suffix List knows, which perfkit does not have.
     """

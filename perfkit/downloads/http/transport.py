@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
 
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
@@ -174,7 +175,7 @@ class HttpTransport:
             if location is None:
                 return response
             with response:
-                response.drain()
+                self._drain(response)
             hops += 1
             if hops > (most := self._config.max_redirects):
                 raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
@@ -212,6 +213,18 @@ class HttpTransport:
             if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
                 raise failures.translated(url, error, exchange, cancel) from error
 
+    def _drain(self, response: _HttpResponse) -> None:
+        """Read a short body to its end, if it comes soon, so that the connection can be used again."""
+        exchange = response.exchange
+        exchange.deadline_s = time.monotonic() + _DRAIN_S
+        with self._lock:
+            self._waiting.add(exchange)
+        try:
+            response.drain()
+        finally:
+            with self._lock:
+                self._waiting.discard(exchange)
+
     def _started(self) -> tuple[Sessions, Any]:
         """The sessions, and the module that knows their errors."""
         with self._lock:
@@ -245,7 +258,7 @@ class _HttpResponse:
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._asked = asked
         self._response = response
-        self._exchange = exchange
+        self.exchange = exchange
         self._cancel = cancel
         self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
@@ -267,13 +280,13 @@ class _HttpResponse:
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
-            raise translated(self._asked, error, self._exchange, self._cancel) from error
-        if not data and self._exchange.aborted:  # which looks like the end of a body that the connection's end delimits
+            raise translated(self._asked, error, self.exchange, self._cancel) from error
+        if not data and self.exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
 
     def _read_foreign(self, count: int) -> bytes | None:
-        raw, exchange = self._response.raw, self._exchange
+        raw, exchange = self._response.raw, self.exchange
         if exchange.helper is None:
             return raw.read(count)
         try:
@@ -285,7 +298,7 @@ class _HttpResponse:
             raise
 
     def drain(self) -> None:
-        """Read a short body to its end, so that the connection can be used again."""
+        """Read a short body to its end."""
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) <= _DRAIN_BYTES:
             with contextlib.suppress(TransferError):
@@ -296,11 +309,11 @@ class _HttpResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._cancel.discard(self._exchange.abort)
+        self._cancel.discard(self.exchange.abort)
         with contextlib.suppress(Exception):
             if not self._left_behind:
                 self._response.close()  # and end the connection, if the rest of the body is still on its way
-        self._exchange.finish()
+        self.exchange.finish()
 
 
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
