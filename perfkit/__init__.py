@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from perfkit.errors import (
         BatchError,
         CancelledError,
+        CheckFailedError,
         ConfigError,
         FileChangedError,
         HTTPStatusError,
@@ -37,14 +38,18 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
+    from perfkit.updates.check import StagedTree
+    from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.status import TreeStatus
 
 __all__ = [
     "Bars",
     "BatchError",
     "CallbackProgress",
     "CancelledError",
+    "CheckFailedError",
     "Config",
     "ConfigError",
     "Download",
@@ -52,6 +57,7 @@ __all__ = [
     "FileProgress",
     "Generation",
     "HTTPStatusError",
+    "Hold",
     "IntegrityError",
     "JsonLines",
     "LockedError",
@@ -66,10 +72,12 @@ __all__ = [
     "Request",
     "RollbackError",
     "Snapshot",
+    "StagedTree",
     "SyncReport",
     "Toolkit",
     "TransferError",
     "TransferTimeoutError",
+    "TreeStatus",
     "UnsafePathError",
     "UpdateError",
     "VerifyReport",
@@ -82,7 +90,9 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
+    "Hold": "perfkit.updates.hold",
     "Plan": "perfkit.updates.planner",
+    "StagedTree": "perfkit.updates.check",
     "SyncReport": "perfkit.updates.report",
     "VerifyReport": "perfkit.updates.report",
     "JsonLines": "perfkit.progress.lines",
@@ -92,6 +102,7 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "Request": "perfkit.downloads.request",
     "Snapshot": "perfkit.progress.meter",
     "Toolkit": "perfkit.toolkit",
+    "TreeStatus": "perfkit.updates.status",
 }
 
 

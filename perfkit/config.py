@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import math
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -12,12 +14,16 @@ from typing import Any, Literal, get_args
 
 from perfkit.errors import ConfigError
 
-__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "is_size", "parse_size"]
+__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "is_size", "parse_seconds", "parse_size"]
 
 # User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
 Auth = tuple[str, str] | Callable[[Any], Any]
 LocalChanges = Literal["keep", "overwrite", "refuse"]
+_log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
+_SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+# Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit.
+_OF_COMMANDS = frozenset({"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_STAGED", "PERFKIT_VERSION"})
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -36,6 +42,23 @@ def parse_size(text: str) -> int:
     if size <= 0:
         raise ConfigError(f"{text!r} is not a size; write for example 500K, 5M or 1.5G")
     return size
+
+
+def parse_seconds(text: str) -> float:
+    """Seconds from `1.5`, `90s`, `2m`, `1h` or `2d`.
+
+    Raises:
+        ConfigError: not a number with one of these suffixes.
+    """
+    cleaned = text.strip().lower()
+    suffix = cleaned[-1:] if cleaned[-1:] in _SECONDS else ""
+    try:
+        seconds = float(cleaned.removesuffix(suffix)) * _SECONDS[suffix]
+    except ValueError:
+        seconds = math.nan
+    if not math.isfinite(seconds):
+        raise ConfigError(f"{text!r} is not a time; write for example 1.5, 90s, 2m, 1h or 2d")
+    return seconds
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
@@ -168,7 +191,7 @@ class Config:
     def from_env(cls, environ: Mapping[str, str] | None = None, /, **overrides: Any) -> Config:
         """A Config from `PERFKIT_<FIELD>` variables, such as `PERFKIT_WORKERS=4`; an empty one counts as unset.
 
-        Formats: counts `8`; sizes and rates `500K`, `5M`; times in seconds, `1.5`, or `90s`, `2m`, `1h`; switches
+        Formats: counts `8`; sizes and rates `500K`, `5M`; times in seconds, `1.5`, or `90s`, `2m`, `1h`, `2d`; switches
         `1`, `true`, `yes`, `on` and their opposites; `headers` and `proxies` a JSON object of strings; `auth`
         `user:password`; `client_cert` a path, or `CERT:KEY`. `none` stands for None where that is allowed.
 
@@ -177,20 +200,23 @@ class Config:
             overrides: fields that take precedence over the environment.
 
         Raises:
-            ConfigError: a variable names no field, or its value is invalid; the message has the name of the variable.
+            ConfigError: the value of a variable is invalid; the message has the variable's name. One that names no
+                field is logged as a warning: Kubernetes sets some after the names of services.
         """
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
         for variable, text in (os.environ if environ is None else environ).items():
             if not variable.startswith("PERFKIT_") or not text:
                 continue
+            if variable in _OF_COMMANDS:
+                continue
             if variable not in fields:
                 import difflib
 
-                near = difflib.get_close_matches(variable, fields, n=1)
-                raise ConfigError(
-                    f"{variable} is set, and perfkit has no such setting" + (f"; {near[0]} is one" if near else "")
-                )
+                near = difflib.get_close_matches(variable, fields, n=1, cutoff=0.8)
+                hint = f"; did you mean {near[0]}?" if near else ""
+                _log.warning("%s is set, and perfkit has no such setting%s", variable, hint)
+                continue
             values[fields[variable].name] = _read(cls, variable, text, fields[variable])
         return cls(**{**values, **overrides})
 
@@ -284,11 +310,6 @@ def _size(text: str) -> int:
     return 0 if text == "0" else parse_size(text)
 
 
-def _seconds(text: str) -> float:
-    unit = text[-1:].lower()
-    return float(text[:-1]) * _SECONDS[unit] if unit in _SECONDS else float(text)
-
-
 def _mapping(text: str) -> dict[str, str]:
     value = json.loads(text)
     if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
@@ -317,14 +338,13 @@ def _certificate(text: str) -> str | tuple[str, str]:
     return (certificate, key) if separator else certificate
 
 
-_SECONDS = {"s": 1, "m": 60, "h": 3600}
 _READERS: dict[
     str, tuple[Callable[[str], object], str]
 ] = {  # by the type of the field: parser, and description of the format
     "bool": (_switch, "1 or 0, true or false, yes or no, on or off"),
     "int": (int, "a whole number"),
     "size": (_size, "a number of bytes, such as 500K or 5M"),
-    "float": (_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
+    "float": (parse_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
     "str": (str, "text"),
     "Mapping[str, str]": (_mapping, "a JSON object whose values are strings"),
     "Auth": (_pair, "user:password"),

@@ -15,6 +15,7 @@ from perfkit.redact import redacted, redacted_text
 __all__ = [
     "BatchError",
     "CancelledError",
+    "CheckFailedError",
     "ConfigError",
     "FileChangedError",
     "HTTPStatusError",
@@ -168,6 +169,23 @@ class UnsafePathError(PerfkitError):
 
 class UpdateError(PerfkitError):
     """A local tree could not be changed; it is as it was before."""
+
+
+class CheckFailedError(UpdateError):
+    """A check refused a release, so that the tree is as it was. `sync` passes over it until another one is offered.
+
+    Attributes:
+        version: of the release.
+        reason: what the check said.
+    """
+
+    def __init__(self, version: str, reason: str) -> None:
+        super().__init__(version, reason)
+        self.version = version
+        self.reason = reason
+
+    def __str__(self) -> str:
+        return redacted_text(f"the check refused version {self.version}, and the tree was not changed: {self.reason}")
 
 
 class LockedError(UpdateError):

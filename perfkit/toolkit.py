@@ -7,9 +7,9 @@ import functools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, ClassVar, cast
 
-from perfkit.config import Auth, Config
+from perfkit.config import Auth, Config, LocalChanges
 from perfkit.downloads.http.transport import HttpTransport, SessionSource, Transport
 from perfkit.downloads.manager import DownloadManager, Item
 from perfkit.downloads.request import Download, Request
@@ -27,8 +27,11 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.transactions.transaction import Transaction
     from perfkit.transactions.tree import Generation
+    from perfkit.updates.check import Check
+    from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.status import TreeStatus
 
 __all__ = ["Toolkit"]
 
@@ -360,20 +363,33 @@ class Toolkit:
             return plan(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
 
     def sync(
-        self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None
+        self,
+        source: Path,
+        dest: Path,
+        *,
+        type: str | None = None,
+        selection: Selection | None = None,
+        check: Check | None = None,
+        retry_rejected: bool = False,
+        wait_s: float = 0.0,
     ) -> SyncReport:
         """Update a tree to what a source offers: only differences are fetched, and all files change at once.
 
         Unmanaged files are left alone; `Config.local_changes` decides about edited ones. After a crash, the same call
-        resumes with what was fetched.
+        resumes with what was fetched. A version that the tree was rolled back from, or that `check` refused, is passed
+        over until the source offers another one; the report's `held` names it.
 
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which members of an archive are wanted, and under which names.
+            check: called with a `StagedTree` before anything changes; an exception refuses the version.
+            retry_rejected: check a version again that was refused before.
+            wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
+            CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or `selection` does not apply to its type.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
@@ -385,20 +401,31 @@ class Toolkit:
             OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
         from perfkit.updates.source_types import SourceSpec, parse_source_type
-        from perfkit.updates.updater import sync
+        from perfkit.updates.updater import SyncOptions, sync
 
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        options = SyncOptions(
+            local_changes=cast("LocalChanges", self.config.local_changes),
+            check=check,
+            retry_rejected=retry_rejected,
+            wait_s=wait_s,
+        )
         with self._download_progress.delayed():
-            return sync(self.config, self._downloads, spec, os.fspath(dest), progress=self._progress)
+            return sync(self.config, self._downloads, spec, os.fspath(dest), options=options, progress=self._progress)
 
-    def rollback(self, dest: Path, *, to: int | None = None) -> SyncReport:
+    def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
+
+        `sync` then passes over the version that was left, until the source offers another one.
 
         A file that had local edits before it was updated is restored with those edits if the released content is not
         kept anywhere; the report's `restored_with_edits` lists such files.
 
         Args:
-            to: the number of the generation, as in `history`; by default the previous one.
+            to: the number of the generation, as in `history`; by default the previous one. The tree before the first
+                sync needs 0.
+            hold: False: the next sync installs the newest version again.
+            wait_s: as for `sync`.
 
         Raises:
             RollbackError: the generation is not kept, or its contents are damaged; the tree is as it was.
@@ -407,28 +434,74 @@ class Toolkit:
         """
         from perfkit.updates.restore import rollback
 
-        return rollback(self.config, os.fspath(dest), to)
+        return rollback(self.config, os.fspath(dest), to, hold=hold, wait_s=wait_s)
+
+    def pin(self, dest: Path) -> None:
+        """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
+
+        Raises:
+            UpdateError: nothing is installed in `dest`.
+            LockedError, OSError: as `sync`.
+        """
+        from perfkit.updates.hold import pin
+
+        pin(os.fspath(dest))
+
+    def unhold(self, dest: Path) -> Hold | None:
+        """Have `sync` pass over no version any more; returns what was held.
+
+        Raises:
+            UpdateError: `dest` is not a managed tree.
+            LockedError, OSError: as `sync`.
+        """
+        from perfkit.updates.hold import unhold
+
+        return unhold(os.fspath(dest))
+
+    def status(self, dest: Path) -> TreeStatus:
+        """How a tree stands, without the network, its lock, or write permission.
+
+        Raises:
+            UpdateError: `dest` is not a managed tree, or a record in it is damaged.
+            RecoveryError: the record of its generations is damaged.
+            OSError: a record can't be read.
+        """
+        from perfkit.updates.status import status
+
+        return status(os.fspath(dest))
 
     def history(self, dest: Path) -> list[Generation]:
-        """The generations that `rollback` can restore, oldest first.
+        """The generations that `rollback` can restore, oldest first; read without the tree's lock.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
             RollbackError: a record is damaged.
-            LockedError: another process or thread is changing the tree.
         """
         from perfkit.updates.restore import history
 
         return history(os.fspath(dest))
 
+    def changed_since(self, dest: Path, generation: int) -> list[str] | None:
+        """The names of the files by which a tree differs from a generation; None: that is not kept.
+
+        Raises:
+            as `history`.
+        """
+        from perfkit.updates.restore import changed_since
+
+        return changed_since(os.fspath(dest), generation)
+
     def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
+
+        Without `repair`, neither the tree's lock nor write permission is needed.
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
 
         Raises:
             UpdateError: no release is installed in `dest`.
+            LockedError: the tree changed again and again while it was verified.
             as `sync`, if `repair` is true.
         """
         from perfkit.updates.verify import verify

@@ -20,10 +20,13 @@ OPTIONS = {
     "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
             "--no-resume"),
     "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude"),
-    "sync": ("SOURCE", "DEST", "--dry-run", "-j", "--limit-rate"),
-    "rollback": ("DEST", "--to"),
+    "sync": ("SOURCE", "DEST", "--dry-run", "--check", "--on-change", "-j", "--limit-rate"),
+    "rollback": ("DEST", "--to", "--no-hold", "--wait"),
     "history": ("DEST",),
     "verify": ("DEST", "--repair"),
+    "status": ("DEST", "--max-age", "--metrics"),
+    "pin": ("DEST",),
+    "unhold": ("DEST",),
     "serve": ("SITE", "--port"),
 }  # fmt: skip
 COMMANDS = [*OPTIONS, "completion"]
@@ -124,7 +127,7 @@ def listed(tmp_path: Path) -> Path:
 
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)),
-    ("perfkit p", {"publish"}),
+    ("perfkit pu", {"publish"}),
     ("perfkit sync --l", {"--limit-rate"}),
     ("perfkit get --checksum x --no", {"--no-resume"}),
     ("perfkit verify ", {"rules"}),

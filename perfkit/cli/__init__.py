@@ -1,8 +1,9 @@
 """The `perfkit` command: parses arguments, calls the Toolkit, prints text or JSON.
 
 Each command has two functions in one of the modules here: `add_COMMAND` defines its options and sets `run` to the
-function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 130
-interrupted. Results go to standard output, everything else to standard error, with one line per error.
+function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 3 the
+command of `--on-change` failed, 10 the tree changed (with `--exit-code`), 130 interrupted. Results go to standard
+output, everything else to standard error, with one line per error.
 """
 
 from __future__ import annotations
@@ -25,6 +26,9 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("rollback", "updates", "go back to an earlier generation of a tree"),
     ("history", "updates", "list the generations of a tree"),
     ("verify", "updates", "hash every file of a tree again"),
+    ("status", "tree_status", "show how a tree stands"),
+    ("pin", "tree_status", "keep the installed version of a tree"),
+    ("unhold", "tree_status", "install new versions again"),
     ("serve", "serve", "serve a directory, for development"),
     ("completion", "completion", "print a completion script for a shell"),
 )

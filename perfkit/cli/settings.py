@@ -6,7 +6,7 @@ import argparse
 
 from perfkit.config import Config, parse_size
 
-__all__ = ["add_rates", "config_for"]
+__all__ = ["add_rates", "add_wait", "config_for"]
 
 
 def add_rates(command: argparse.ArgumentParser) -> None:
@@ -14,6 +14,13 @@ def add_rates(command: argparse.ArgumentParser) -> None:
     command.add_argument("-j", "--workers", type=int, metavar="N", help="concurrent transfers (default 8)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
+
+
+def add_wait(command: argparse.ArgumentParser) -> None:
+    """Add the option of the commands that lock a tree."""
+    command.add_argument(
+        "--wait", metavar="TIME", default="0", help="for another change of the tree to end (default 0)"
+    )
 
 
 def config_for(arguments: argparse.Namespace) -> Config:

@@ -6,23 +6,31 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import json
+import os
+import socket
+from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.output import INTERRUPTED, errors_as_json, print_result, print_text, progress_for
+from perfkit.cli.output import INTERRUPTED, errors_as_json, print_error, print_result, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output
-from perfkit.cli.settings import add_rates, config_for
+from perfkit.cli.settings import add_rates, add_wait, config_for
+from perfkit.config import parse_seconds
+from perfkit.errors import UpdateError
 from perfkit.progress.text import amount, printable
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.releases.publish.publisher import Release
+    from perfkit.toolkit import Toolkit
     from perfkit.transactions.history import Generation
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport
 
 __all__ = ["add_history", "add_publish", "add_rollback", "add_sync", "add_verify"]
 
+_ON_CHANGE_FAILED, _CHANGED = 3, 10  # exit codes
 _ONE_OBJECT = "print one JSON object on standard output"
 
 _PUBLISH_EXAMPLES = """\
@@ -39,6 +47,8 @@ examples:
   perfkit sync https://example.org/rules rules
   perfkit sync https://example.org/rules rules --dry-run
   perfkit sync https://example.org/rules rules --quiet --json    for programs
+  perfkit sync https://example.org/rules rules --check 'suricata -T -S {}/all.rules'
+  perfkit sync https://example.org/rules rules --on-change 'systemctl reload suricata'
   perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
   perfkit sync https://example.org/disk.img.zsync images
   perfkit sync urls.txt mirror
@@ -134,6 +144,17 @@ def add_sync(sync: Parser) -> None:
         "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
     )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
+    sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
+    sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
+    sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
+    sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
+    sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
+    sync.add_argument(
+        "--splay", metavar="TIME", help="wait up to this long first: the same on a host, others on others"
+    )
+    sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
+    add_wait(sync)
     add_rates(sync)
     add_output(sync, _ONE_OBJECT)
     sync.set_defaults(run=_sync)
@@ -143,22 +164,51 @@ def _sync(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
+        if not arguments.dry_run and not _is_due(kit, arguments):
+            return 0
         chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
         if arguments.dry_run:
-            plan = kit.plan(arguments.source, arguments.dest, **chosen)
-        else:
-            report = kit.sync(arguments.source, arguments.dest, **chosen)
-    if arguments.dry_run:
-        _print_plan(arguments, plan)
-        return 0
-    print_result(
-        arguments,
-        dataclasses.asdict(report),
-        f"{report.version}, generation {report.generation}: {report.added} "
-        f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
-        f"{report.route}{_edits(report)}",
-    )
-    return 0
+            _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
+            return 0
+        from perfkit.cli.hooks import CommandError, OnChange, check_command
+
+        if arguments.check is not None:
+            chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
+        on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null) if arguments.on_change else None
+        chosen.update(retry_rejected=arguments.retry_rejected, wait_s=parse_seconds(arguments.wait))
+        report = kit.sync(arguments.source, arguments.dest, **chosen)
+        held = f"; {report.held} is on hold" if report.held else ""
+        print_result(
+            arguments,
+            dataclasses.asdict(report),
+            f"{report.version}, generation {report.generation}: {report.added} "
+            f"added, {report.changed} changed, {report.removed} removed; {report.bytes_received} bytes received, by "
+            f"{report.route}{_edits(report)}{held}",
+        )
+        try:
+            if on_change is not None:
+                on_change.run(kit)
+        except CommandError as error:
+            print_error(f"{error}; the next sync runs it again")
+            return _ON_CHANGE_FAILED
+    return _CHANGED if arguments.exit_code and report.generation_is_new else 0
+
+
+def _is_due(kit: Toolkit, arguments: argparse.Namespace) -> bool:
+    """Whether it is time for this sync, after waiting for the splay."""
+    if arguments.min_interval is not None:
+        least_s = parse_seconds(arguments.min_interval)
+        with contextlib.suppress(UpdateError):  # there is no tree yet
+            status = kit.status(arguments.dest)
+            if status.failed_s is None and status.age_s() < least_s:
+                note = f"{status.version}: the last sync succeeded {status.age_s():.0f} s ago; nothing to do"
+                print_result(arguments, dataclasses.asdict(status), note)
+                return False
+    if arguments.splay is not None:
+        # Every host has its own moment in the interval, so that a fleet does not ask at once.
+        digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(arguments.dest)}".encode()).digest()
+        sleep(parse_seconds(arguments.splay) * int.from_bytes(digest[:4]) / 2**32)
+    return True
 
 
 def _edits(report: SyncReport) -> str:
@@ -206,6 +256,8 @@ def add_rollback(rollback: Parser) -> None:
     rollback.epilog = _ROLLBACK_EXAMPLES
     rollback.add_argument("dest", metavar="DEST", help="the tree")
     rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
+    rollback.add_argument("--no-hold", action="store_true", help="have the next sync install the newest version again")
+    add_wait(rollback)
     add_output(rollback, _ONE_OBJECT)
     rollback.set_defaults(run=_rollback)
 
@@ -214,7 +266,8 @@ def _rollback(arguments: argparse.Namespace) -> int:
     from perfkit.toolkit import Toolkit
 
     with errors_as_json(arguments), Toolkit(config_for(arguments)) as kit:
-        report = kit.rollback(arguments.dest, to=arguments.to)
+        hold, wait_s = not arguments.no_hold, parse_seconds(arguments.wait)
+        report = kit.rollback(arguments.dest, to=arguments.to, hold=hold, wait_s=wait_s)
     version = report.version or "the tree before the first change"
     print_result(
         arguments,

@@ -618,7 +618,9 @@ class Transfer:
             size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
-            done = "left alone" if self._unchanged else f"{attempts.received} bytes in {attempts.requests} requests"
+            count = attempts.requests
+            requests = f"{count} request{'' if count == 1 else 's'}"
+            done = "left alone" if self._unchanged else f"{attempts.received} bytes in {requests}"
             _log.debug("%s: %s", redacted(self.request.url), done if self._error is None else f"gave up: {self._error}")
         self.on_end(
             Download(

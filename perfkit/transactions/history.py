@@ -17,10 +17,12 @@ from perfkit.transactions.layout import HISTORY, STATE, is_private, record_path
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import FORMAT, Change, Content, pack, read_checked, unpack, with_checksum
 
-__all__ = ["Generation", "History", "Timeline", "record_lines", "state_lines"]
+__all__ = ["Generation", "History", "Timeline", "read_current", "record_lines", "state_lines"]
 
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
 _DIGESTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
+
+_HEAD_BYTES = 64 << 10
 
 _log = logging.getLogger(__name__)
 
@@ -106,17 +108,7 @@ class History:
         Raises:
             RecoveryError: the state file is damaged.
         """
-        if self._rootdir.lstat(STATE) is None:
-            return Timeline()
-        try:
-            with open(self._rootdir.open(STATE), "rb") as file:
-                ((kind, version, chain, current, following),) = read_checked(file)
-            if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
-                raise ValueError(_unknown_format(version))
-            return Timeline(tuple(chain), current, following)
-        except (ValueError, TypeError) as error:
-            message = f"{self._rootdir.root}: {STATE} is {error}; remove it to forget the history"
-            raise RecoveryError(message) from error
+        return _read_timeline(self._rootdir)
 
     def changes_between(self, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
         """These records combined: `before` is what the tree should hold now, `after` what it is to hold.
@@ -227,6 +219,35 @@ class History:
             return _Record(changes, head["as_found"])
         except (ValueError, TypeError, KeyError, FileNotFoundError) as error:
             raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+
+def _read_timeline(rootdir: RootDir) -> Timeline:
+    if rootdir.lstat(STATE) is None:
+        return Timeline()
+    try:
+        with open(rootdir.open(STATE), "rb") as file:
+            ((kind, version, chain, current, following),) = read_checked(file)
+        if (kind, version) != ("perfkit-state", FORMAT) or current not in chain:
+            raise ValueError(_unknown_format(version))
+        return Timeline(tuple(chain), current, following)
+    except (ValueError, TypeError) as error:
+        raise RecoveryError(f"{rootdir.root}: {STATE} is {error}; remove it to forget the history") from error
+
+
+def read_current(rootdir: RootDir) -> Generation:
+    """The current generation without its `bytes_kept`, read without the tree's lock.
+
+    Raises:
+        RecoveryError: the state file is damaged.
+    """
+    number = _read_timeline(rootdir).current
+    try:
+        with open(rootdir.open(record_path(number)), "rb") as file:
+            head = json.loads(file.readline(_HEAD_BYTES))
+        counts = {name: head[name] for name in ("added", "changed", "removed")}
+        return Generation(number, label=head["label"], created_s=head["created_s"], current=True, **counts)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):  # number 0, or it has just been left and deleted
+        return Generation(number, current=True)
 
 
 def _unknown_format(version: object) -> str:

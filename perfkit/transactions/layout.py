@@ -5,11 +5,15 @@ from __future__ import annotations
 from perfkit.filesystem.paths import PRIVATE_DIR
 
 __all__ = [
+    "ANNOUNCED",
+    "CHECK",
     "CLOCK",
     "FETCH",
     "FETCHED_OBJECT",
     "HISTORY",
+    "HOLD",
     "JOURNAL",
+    "LAST_SYNC",
     "LOCK",
     "MANIFEST",
     "NOTIFIED",
@@ -45,6 +49,13 @@ RELEASE = f"{PRIVATE_DIR}/release"  # JSON: source and version of the installed 
 SERIALS = f"{PRIVATE_DIR}/serials"  # JSON: the highest serial installed from each source; never rolled back
 STATCACHE = f"{PRIVATE_DIR}/statcache"  # stat and digest of each file, so that unchanged ones are not read again
 CLOCK = f"{PRIVATE_DIR}/clock"  # touched to read the file system's clock
+
+CHECK = f"{PRIVATE_DIR}/check"  # the tree as it will be, of links, while a check looks at it
+HOLD = f"{PRIVATE_DIR}/hold"  # JSON: the release that syncs pass over, and why; never rolled back
+LAST_SYNC = f"{PRIVATE_DIR}/last-sync"  # JSON: when the source was asked last, and the last failure
+
+# Written by the command line.
+ANNOUNCED = f"{PRIVATE_DIR}/on-change"  # JSON: the generation that the command of --on-change was last run for
 
 # Written by the Django app.
 NOTIFIED = f"{PRIVATE_DIR}/django"  # JSON: the generation that all receivers of `tree_updated` were notified of

@@ -12,7 +12,7 @@ from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History
-from perfkit.transactions.layout import CLOCK, FETCH, LOCK, OBJECTS, OWNER, PRIVATE_DIR
+from perfkit.transactions.layout import CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER, PRIVATE_DIR, is_private
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
@@ -86,12 +86,14 @@ class Tree:
         The directory itself stays: others may be waiting for its lock.
         """
         self._lock.check()
-        expected = {path.rpartition("/")[2] for path in (CLOCK, FETCH, LOCK, OBJECTS, OWNER)}  # no state, no journal
+        expected = {
+            path.rpartition("/")[2] for path in (CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER)
+        }  # no state, no journal
         fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
         if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
-        for name in (*fetched, CLOCK, OWNER):
+        for name in (*fetched, CLOCK, LAST_SYNC, OWNER):
             self._rootdir.unlink(name)
         self._rootdir.rmdir(FETCH)
         self._rootdir.rmdir(OBJECTS)
@@ -108,6 +110,30 @@ class Tree:
     def generation(self) -> int:
         """The number of the current generation; 0 before the first change."""
         return self._history.timeline().current
+
+    def step_back_removes(self, name: str) -> bool:
+        """Whether going back by one generation removes this file.
+
+        Raises:
+            RollbackError: a record is damaged, or there is no generation before.
+        """
+        timeline = self._history.timeline()
+        timeline.resolve(None)
+        changes, _ = self._history.changes_between([timeline.current], undo=True)
+        return any(change.name == name and change.after is None for change in changes)
+
+    def changed_since(self, generation: int) -> list[str] | None:
+        """The names of files that differ from an earlier or a later generation; None: it is not kept.
+
+        Raises:
+            RollbackError: a record is damaged.
+        """
+        timeline = self._history.timeline()
+        if generation not in timeline.chain:
+            return None
+        numbers, undo = timeline.at(generation).path(timeline.current)
+        changes, _ = self._history.changes_between(numbers, undo=undo)
+        return [change.name for change in changes if not is_private(change.name)]
 
     def check_free_space(self, size: int) -> None:
         """Check that so many bytes can still be written.

@@ -22,12 +22,14 @@ class SyncReport:
         overwritten: locally edited files that were not saved.
         restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
             the content of the release itself was never kept.
+        held: the version that the source offers and that was passed over: see `Hold`.
         seconds: how long it took.
     """
 
     version: str
     generation: int
     previous_version: str | None = None
+    held: str | None = None
     route: str = "none"
     requests: int = 0
     bytes_received: int = 0
@@ -40,6 +42,11 @@ class SyncReport:
     overwritten: tuple[str, ...] = ()
     restored_with_edits: tuple[str, ...] = ()
     seconds: float = 0.0
+
+    @property
+    def generation_is_new(self) -> bool:
+        """Whether the tree changed, or at least the version that it has."""
+        return self.route != "none" or self.version != (self.previous_version or "")
 
 
 @dataclass(frozen=True, kw_only=True)

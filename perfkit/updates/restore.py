@@ -10,28 +10,38 @@ from dataclasses import replace
 from typing import cast
 
 from perfkit.config import Config, LocalChanges
+from perfkit.errors import RollbackError
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import layout
+from perfkit.transactions.history import History, read_current
+from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation, Tree
+from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
 from perfkit.updates.installed import Installed, read_installed, require_managed
 from perfkit.updates.report import SyncReport
 from perfkit.updates.statcache import Patch, append_rows, clock_ns, record_changes
 
-__all__ = ["history", "rollback"]
+__all__ = ["changed_since", "history", "rollback"]
 
 _log = logging.getLogger(__name__)
 
 
-def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
+def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
     """Go back, or forward again, without the network. See `Toolkit.rollback`."""
     began_s = time.monotonic()
     require_managed(dest)
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
-        before = read_installed(tree.root)
+    with Tree(dest, wait_s=wait_s, keep_generations=config.keep_generations) as tree:
+        before, left = read_installed(tree.root), tree.generation
         before.record_serial(before.source, before.serial)
         clock = os.path.join(tree.root, layout.CLOCK)
         began_ns = clock_ns(clock)
         unchecked = {layout.MANIFEST: before.manifest_sha256} if before.type else {}
+        if to is None and before.type is not None and tree.step_back_removes(layout.RELEASE):
+            raise RollbackError(
+                f"{dest}: no version was installed before {before.version}; to go back to the tree before the first "
+                "sync, ask for generation 0"
+            )
         commit = tree.rollback(to, edits=cast(LocalChanges, config.local_changes), unchecked=unchecked)
         after = _read_restored(tree.root)
         with contextlib.suppress(OSError):  # without the cache, files are hashed again
@@ -45,8 +55,20 @@ def rollback(config: Config, dest: str, to: int | None) -> SyncReport:
                 clock=clock,
             )
             append_rows(patch, os.path.join(tree.root, layout.STATCACHE))
+        _hold(tree.root, before, after, left=hold and commit.generation < left)
         report = _rollback_report(commit, before, after)
         return replace(report, seconds=time.monotonic() - began_s)
+
+
+def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None:
+    """Have syncs pass over the version that was left, until the source offers another one."""
+    try:
+        if left and before.version is not None and before.version != after.version:
+            write_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
+        elif (held := read_hold(root)) is not None and held.version == after.version:
+            clear_hold(root)
+    except OSError as error:
+        _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)
 
 
 def _rollback_report(commit: Commit, before: Installed, after: Installed) -> SyncReport:
@@ -78,8 +100,24 @@ def _read_restored(root: str) -> Installed:
         return Installed(root)
 
 
-def history(dest: str) -> list[Generation]:
-    """The generations that `rollback` can reach, oldest first."""
+def changed_since(dest: str, generation: int) -> list[str] | None:
+    """The files that differ from those of a generation. See `Toolkit.changed_since`."""
     require_managed(dest)
     with Tree(dest) as tree:
-        return tree.history()
+        return tree.changed_since(generation)
+
+
+def history(dest: str) -> list[Generation]:
+    """The generations that `rollback` can reach, oldest first; read without the tree's lock."""
+    require_managed(dest)
+    rootdir = RootDir(dest)
+    try:
+        while True:
+            before = read_current(rootdir).number
+            try:
+                return History(rootdir, ObjectStore(rootdir)).generations()
+            except RollbackError:
+                if read_current(rootdir).number == before:
+                    raise  # else a change has just ended, and deleted an old record
+    finally:
+        rootdir.close()

@@ -8,13 +8,13 @@ import logging
 import os
 import time
 from collections.abc import Iterable, Set
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import NamedTuple, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import CancelledError, ManifestError, TransferError, UpdateError
+from perfkit.errors import CancelledError, CheckFailedError, ManifestError, TransferError, UpdateError
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -26,6 +26,7 @@ from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
+from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
 from perfkit.updates.installed import Installed, encode_record, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
@@ -35,43 +36,100 @@ from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
 from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_changes
+from perfkit.updates.status import remember_outcome
 
-__all__ = ["Sync", "plan", "sync"]
+if TYPE_CHECKING:
+    from perfkit.updates.check import Check
+
+__all__ = ["Sync", "SyncOptions", "plan", "sync"]
 
 _log = logging.getLogger(__name__)
 
 
+@dataclass(frozen=True, kw_only=True)
+class SyncOptions:
+    """How to sync.
+
+    Attributes:
+        local_changes: what to do with files that were edited locally.
+        check: looks at the tree as it will be, and may refuse it.
+        retry_rejected: install a release that a check refused before, if it is accepted now.
+        wait_s: how long to wait for another process or thread that is changing the tree.
+    """
+
+    local_changes: LocalChanges
+    check: Check | None = None
+    retry_rejected: bool = False
+    wait_s: float = 0.0
+
+
 def sync(
-    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
+    config: Config,
+    downloads: DownloadManager,
+    spec: SourceSpec,
+    dest: str,
+    *,
+    options: SyncOptions,
+    progress: Progress | None = None,
 ) -> SyncReport:
     """Bring `dest` in step with a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
-    with Tree(dest, keep_generations=config.keep_generations) as tree:
-        installed = read_installed(tree.root)
-        fetcher = Fetcher(downloads, tree.fetch_directory)
+    opened = Tree(dest, wait_s=options.wait_s, keep_generations=config.keep_generations)
+    with opened as tree, remember_outcome(tree.root):
+        report = _sync(tree, Fetcher(downloads, tree.fetch_directory), spec, options, progress)
+    return replace(report, seconds=time.monotonic() - began_s)
 
-        def sync_from(source: Source) -> SyncReport:
-            update = Sync(tree.root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
-            update.refuse_downgrade()
-            return replace(update.run(tree), seconds=time.monotonic() - began_s)
 
-        left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
-        source = open_source(fetcher, spec, installed)
-        try:
-            return sync_from(source)
-        except (ManifestError, TransferError) as error:
-            if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
-                raise
-            newer = open_source(fetcher, spec, installed)
-            if newer.record() == source.record():
-                raise
-            _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
-        except OSError as error:
-            if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, left, keep=source.keep_staged):
-                raise
-            newer = open_source(fetcher, spec, installed)
-            _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
-        return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
+def _sync(
+    tree: Tree, fetcher: Fetcher, spec: SourceSpec, options: SyncOptions, progress: Progress | None
+) -> SyncReport:
+    """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
+    installed = read_installed(tree.root)
+    held = read_hold(tree.root)
+    if held is not None and held.reason is HoldReason.PIN:
+        return _passed_over(tree, installed, fetcher, held.version)
+
+    def sync_from(source: Source) -> SyncReport:
+        rejected = held is not None and held.reason is HoldReason.CHECK and options.retry_rejected
+        if held is not None and held.covers(source.url, source.version, source.serial) and not rejected:
+            return _passed_over(tree, installed, fetcher, source.version)
+        update = Sync(tree.root, fetcher, source, installed, options, progress)
+        update.refuse_downgrade()
+        report = update.run(tree)
+        if held is not None:
+            clear_hold(tree.root)
+        return report
+
+    left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
+    source = open_source(fetcher, spec, installed)
+    try:
+        return sync_from(source)
+    except (ManifestError, TransferError) as error:
+        if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
+            raise
+        newer = open_source(fetcher, spec, installed)
+        if newer.record() == source.record():
+            raise
+        _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
+    except OSError as error:
+        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, left, keep=source.keep_staged):
+            raise
+        newer = open_source(fetcher, spec, installed)
+        _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
+    return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
+
+
+def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str) -> SyncReport:
+    """The report of a sync that leaves the tree as it is, since this version is on hold."""
+    return SyncReport(
+        version=installed.version or "",
+        generation=tree.generation,
+        previous_version=installed.version,
+        held=version,
+        unchanged=installed.files,
+        requests=fetcher.requests,
+        bytes_received=fetcher.bytes_received,
+    )
 
 
 def plan(
@@ -83,7 +141,8 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
-        dry_run = Sync(root, fetcher, source, installed, cast(LocalChanges, config.local_changes), progress)
+        options = SyncOptions(local_changes=cast(LocalChanges, config.local_changes))
+        dry_run = Sync(root, fetcher, source, installed, options, progress)
         dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
         staging = StagingArea(stage, progress=progress)
@@ -134,7 +193,6 @@ class Sync:
     Args:
         root: of the tree.
         installed: what is installed there.
-        local_changes: what to do with files that were edited locally.
     """
 
     def __init__(
@@ -143,14 +201,14 @@ class Sync:
         fetcher: Fetcher,
         source: Source,
         installed: Installed,
-        local_changes: LocalChanges,
+        options: SyncOptions,
         progress: Progress | None,
     ) -> None:
         self._root = root
         self._fetcher = fetcher
         self._source = source
         self._installed = installed
-        self._local_changes = local_changes
+        self._options = options
         self._progress = progress
         self._clock = os.path.join(root, layout.CLOCK)  # a file whose mtime tells the file system's time
 
@@ -159,6 +217,7 @@ class Sync:
 
         Raises:
             UpdateError: there are local changes, and they are to be refused.
+            CheckFailedError: the check refused the version; it is on hold now.
             ManifestError, UnsafePathError: what the source offers is damaged or hostile.
             TransferError: something can't be fetched.
             FileChangedError, LockedError, OSError: as `Tree.transaction`. After all of these the tree is unchanged.
@@ -172,7 +231,7 @@ class Sync:
         replaced = [plan.changed, plan.remove, moved, plan.saved_as]
         tree.check_replaceable(chain(*replaced), chain(*replaced, plan.added, plan.saved_as.values()))
         routes = self.fetch(tree, local, manifest, plan, staging)
-        self.check(staging)
+        self.check(manifest, plan, staging)
         applied = self.apply(tree, local, manifest, plan, staging)
         report = self._report(tree, plan, applied, routes)
         del plan, staging  # megabytes, where there are many files
@@ -235,7 +294,7 @@ class Sync:
             before,
             stored=stored,
             taken=lambda name: os.path.lexists(os.path.join(self._root, name)),
-            local_changes=self._local_changes,
+            local_changes=self._options.local_changes,
         )
         unchanged = len(manifest) - len(plan.added) - len(plan.changed)
         return replace(plan, version=version, installed_version=installed.version, unchanged=unchanged)
@@ -307,15 +366,27 @@ class Sync:
             needed += sum(offer.bytes for offer in self._source.offers(missing, manifest, local))
         tree.check_free_space(needed)
 
-    def check(self, staging: StagingArea) -> None:
-        """See that everything is staged: the last chance to give up before the tree changes.
+    def check(self, manifest: Manifest, plan: Plan, staging: StagingArea) -> None:
+        """See that everything is staged, and have the caller's check look at it: the tree changes after this.
 
         Raises:
             TransferError: a blob is missing.
+            CheckFailedError: the check refused the version; it is on hold now.
         """
         if missing := staging.missing(staging.expected):
             reason = f"{len(missing)} blobs could not be fetched intact; the tree was not changed, sync again"
             raise TransferError(self._source.url, reason)
+        if self._options.check is None or plan.empty:
+            return
+        try:
+            from perfkit.updates.check import run_check  # loads what only a check needs
+
+            run_check(self._options.check, self._root, plan, manifest, staging)
+        except CheckFailedError as error:
+            source = self._source
+            hold = hold_on(HoldReason.CHECK, source.url, source.version, source.serial, error.reason)
+            write_hold(self._root, hold)
+            raise
 
     def apply(
         self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, staging: StagingArea

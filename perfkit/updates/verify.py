@@ -7,11 +7,11 @@ import os
 import stat
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import UpdateError
+from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import holds_modes
@@ -25,9 +25,12 @@ from perfkit.updates.local_tree import scan_files
 from perfkit.updates.report import SyncReport, VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
-from perfkit.updates.updater import Sync
+from perfkit.updates.status import status
+from perfkit.updates.updater import Sync, SyncOptions
 
 __all__ = ["verify"]
+
+_TRIES = 3
 
 
 def verify(
@@ -36,26 +39,44 @@ def verify(
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
     require_managed(dest)
+    if not repair:
+        return _verify(dest, began_s, progress)
     with Tree(dest, keep_generations=config.keep_generations) as tree:
-        installed = read_installed(tree.root)
+        found = _verify(dest, began_s, progress)
+        if not (found.missing or found.changed):
+            return found
+        local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
+        fetcher = Fetcher(downloads, tree.fetch_directory)
+        repaired = _repair(tree, fetcher, read_installed(tree.root), local_changes, progress)
+        return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
+
+
+def _verify(dest: str, began_s: float, progress: Progress | None) -> VerifyReport:
+    """Compare a tree with what is installed; without its lock, so once more if it changes meantime.
+
+    Raises:
+        LockedError: it changes all the time.
+    """
+    root = os.path.abspath(dest)
+    for _ in range(_TRIES):
+        before = status(dest)
+        installed = read_installed(root)
         if installed.type is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")
-        found = _compare(tree.root, installed.manifest, progress)
-        repaired = None
-        if repair and (found.missing or found.changed):
-            local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-            repaired = _repair(tree, Fetcher(downloads, tree.fetch_directory), installed, local_changes, progress)
-        return VerifyReport(
-            version=installed.version or "",
-            generation=tree.generation,
-            files=len(installed.manifest),
-            bytes=found.hashed,
-            missing=tuple(sorted(found.missing)),
-            changed=tuple(sorted(found.changed)),
-            extra=tuple(sorted(found.extra)),
-            repaired=repaired,
-            seconds=time.monotonic() - began_s,
-        )
+        found = _compare(root, installed.manifest, progress)
+        after = status(dest)
+        if (before.generation, before.changed_s) == (after.generation, after.changed_s):
+            return VerifyReport(
+                version=installed.version or "",
+                generation=before.generation,
+                files=len(installed.manifest),
+                bytes=found.hashed,
+                missing=tuple(sorted(found.missing)),
+                changed=tuple(sorted(found.changed)),
+                extra=tuple(sorted(found.extra)),
+                seconds=time.monotonic() - began_s,
+            )
+    raise LockedError(f"{dest} changed while it was verified; try again later")
 
 
 def _repair(
@@ -64,7 +85,8 @@ def _repair(
     with contextlib.suppress(FileNotFoundError):  # damage may not show in stat: hash every file again
         os.unlink(os.path.join(tree.root, layout.STATCACHE))
     source = reopen_source(fetcher, installed)
-    return Sync(tree.root, fetcher, source, installed, local_changes, progress).run(tree)
+    options = SyncOptions(local_changes=local_changes)
+    return Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
 
 
 @dataclass(slots=True)

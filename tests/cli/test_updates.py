@@ -174,7 +174,7 @@ def test_an_edit_can_be_refused(cli_origin: Origin, capsys: Capture, monkeypatch
     main(["sync", cli_origin.url, "tree", "--quiet"])
     edit(cli_origin.root / "tree/README", b"mine\n")
     monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "refuse")
-    for command in (["sync", cli_origin.url, "tree"], ["rollback", "tree"]):
+    for command in (["sync", cli_origin.url, "tree"], ["rollback", "tree", "--to", "0"]):
         capsys.readouterr()
         assert main([*command, "--quiet"]) == 1
         assert "README" in capsys.readouterr().err

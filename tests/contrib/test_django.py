@@ -13,10 +13,11 @@ from typing import Any
 
 import django
 import pytest
+from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from perfkit import ConfigError, LockedError, SyncReport, Toolkit, TransferError
+from perfkit import ConfigError, LockedError, StagedTree, SyncReport, Toolkit, TransferError
 from perfkit.contrib.django import tasks, trees
 from perfkit.contrib.django.management import ToolkitCommand
 from perfkit.contrib.django.signals import ReceiverError, tree_updated
@@ -205,6 +206,31 @@ def test_a_receiver_may_take_its_tree_back(published: Site, receive: Callable[..
     assert trees.status("rules").receivers_notified
 
 
+def refuse_two(staged: StagedTree) -> None:
+    if staged.version == "2":
+        raise ValueError("two is bad")
+
+
+def test_a_check_refuses_a_release(published: Site, told: list[Any]) -> None:
+    """Nothing changes, and later syncs pass over it; a rollback holds the release that it leaves."""
+    rules = settings.PERFKIT["TREES"]["rules"]
+    trees.sync("rules")
+    published.publish("2", SECOND)
+    checked = {"TREES": {"rules": {**rules, "CHECK": f"{__name__}.refuse_two"}}, "RETRIES": 0}
+    with override_settings(PERFKIT=checked):
+        code, message = failure("perfkit_sync", "rules")
+        assert (code, "two is bad" in message) == (1, True)
+        assert trees.sync("rules").held == "2"
+    assert tree_of(published.dest) == FIRST
+    assert told == [("rules", "1", 1)]
+    assert trees.sync("rules", retry_rejected=True).version == "2"
+    trees.rollback("rules")
+    assert trees.sync("rules").held == "2"
+    trees.rollback("rules", to=2)
+    trees.rollback("rules", hold=False)
+    assert trees.sync("rules").version == "2"
+
+
 def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     """The second says that it won't, or waits until the receivers of the first have ended too."""
     begun, go_on, calls = threading.Event(), threading.Event(), []
@@ -232,11 +258,11 @@ def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
 
 
 def test_a_writer_without_django_is_waited_for(published: Site) -> None:
-    """The tree's own lock counts as well, and `perfkit_status` says so."""
+    """The tree's own lock counts as well; `perfkit_status` needs none."""
     run("perfkit_sync", "rules")
     with published.kit.transaction(published.dest):
         assert failure("perfkit_sync", "rules")[0] == 1
-        assert run("perfkit_status")[0].startswith("rules: being changed right now\n")
+        assert run("perfkit_status")[0].startswith("rules: 1 (generation 1, ")
         thread = threading.Thread(target=trees.sync, args=["rules"], kwargs={"wait_s": 20})
         thread.start()
         thread.join(0.3)

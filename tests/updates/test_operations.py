@@ -50,7 +50,7 @@ def test_what_may_be_lost(
     found = kit_after_two.verify(tmp_path)
     assert (found.files, found.missing, found.changed, found.extra) == (30, (), (), ())
     assert (tmp_path / "8.rules").read_text() == "drop 8\n"
-    kit_after_two.rollback(tmp_path)
+    kit_after_two.rollback(tmp_path, hold=False)
     assert (tmp_path / "8.rules").read_text() == FILES["8.rules"]
 
 
@@ -71,7 +71,7 @@ def test_what_rollback_needs(
     """Without it, it is refused, and nothing is touched."""
     lose(tmp_path, *names)
     with pytest.raises(error):
-        kit_after_two.rollback(tmp_path)
+        kit_after_two.rollback(tmp_path, hold=False)
     assert (tmp_path / "7.rules").read_text() == "drop 7\n"
 
 
@@ -97,7 +97,7 @@ def test_recovering_by_hand(damage: Callable[[Path], None], name: str, kit_after
     damage(tmp_path)
     (tmp_path / "9.rules").write_text("half old, half new")
     with pytest.raises(RecoveryError):
-        kit_after_two.history(tmp_path)
+        kit_after_two.sync(URL, tmp_path)
     lose(tmp_path, name)
     kit_after_two.sync(URL, tmp_path)
     found = kit_after_two.verify(tmp_path, repair=True)

@@ -172,7 +172,7 @@ def test_forward_again_after_a_rollback_costs_the_pointer(kit: Toolkit, tmp_path
     """The history has the files, and the manifest too."""
     with Server(second) as server:
         kit.sync(server.url, tmp_path / "tree")
-        kit.rollback(tmp_path / "tree")
+        kit.rollback(tmp_path / "tree", hold=False)
         report = kit.sync(server.url, tmp_path / "tree")
     assert (report.requests, report.bytes_received, report.route) == (1, 0, "local")
     assert tree_of(tmp_path / "tree") == SECOND
@@ -181,14 +181,14 @@ def test_forward_again_after_a_rollback_costs_the_pointer(kit: Toolkit, tmp_path
 def test_back_to_before_the_first_install_and_on(kit: Toolkit, tmp_path: Path, second: Path) -> None:
     """Generation 0 has no version and no managed file; from there a sync installs anew, from what is kept."""
     (tmp_path / "tree/notes").write_bytes(b"unmanaged\n")
-    report = kit.rollback(tmp_path / "tree", to=0)
+    report = kit.rollback(tmp_path / "tree", to=0, hold=False)
     assert (report.version, report.previous_version, report.generation) == ("", "1", 0)
     assert tree_of(tmp_path / "tree") == {"notes": b"unmanaged\n"}
     with Server(second) as server:
         report = kit.sync(server.url, tmp_path / "tree")
         assert (report.version, report.previous_version, report.removed) == ("2", None, 0)
         assert tree_of(tmp_path / "tree") == {**SECOND, "notes": b"unmanaged\n"}
-        assert kit.rollback(tmp_path / "tree").version == ""
+        assert kit.rollback(tmp_path / "tree", to=0, hold=False).version == ""
         assert tree_of(tmp_path / "tree") == {"notes": b"unmanaged\n"}
         assert kit.sync(server.url, tmp_path / "tree").requests == 1
 
@@ -298,7 +298,7 @@ def test_a_pointer_is_requested_conditionally_without_extended_attributes(
         publish(kit, tmp_path, SECOND, "2")
         assert kit.sync(server.url, tree).version == "2"
         assert kit.sync(server.url, tree).bytes_received == 0
-        kit.rollback(tree)
+        kit.rollback(tree, hold=False)
         assert kit.sync(server.url, tree).version == "2"
         assert tree_of(tree) == SECOND
 

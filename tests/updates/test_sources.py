@@ -97,9 +97,9 @@ def test_the_whole_story(kit: Toolkit, counting: Counting, site: Path, tmp_path:
     assert report.bytes_written == sum(len(NEW[each]) for each in ("README", "pkg/f7", "pkg/new", "pkg/big"))
     assert report.version != first.version
     assert all((tree / each).stat().st_ino == inodes[tree / each] for each in OLD if OLD[each] == NEW.get(each))
-    assert kit.rollback(tree).version == first.version
+    assert kit.rollback(tree, hold=False).version == first.version
     assert tree_of(tree) == OLD
-    kit.rollback(tree, to=2)
+    kit.rollback(tree, to=2, hold=False)
     assert [each.label.get("version") for each in kit.history(tree)][-2:] == [first.version, report.version]
     (tree / "pkg/f3").unlink()
     (tree / "pkg/f4").write_bytes(b"damaged")
@@ -295,9 +295,9 @@ def test_zsync_the_whole_story(kit: Toolkit, counting: Counting, site: Path, tmp
     report = kit.sync(url, tree)
     assert (report.route, report.changed, tree_of(tree)) == ("zsync", 1, {"x.tar": new})
     assert report.bytes_received < 100_000
-    kit.rollback(tree)
+    kit.rollback(tree, hold=False)
     assert tree_of(tree) == {"x.tar": old}
-    kit.rollback(tree, to=2)
+    kit.rollback(tree, to=2, hold=False)
     (tree / "x.tar").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["x.tar"] == new
@@ -396,9 +396,9 @@ def test_a_list_of_urls(kit: Toolkit, counting: Counting, site: Path, tmp_path: 
     report = kit.sync(listed, tree)
     assert (report.added, report.changed, report.removed, report.bytes_received) == (1, 1, 1, 1003)
     assert tree_of(tree) == {"sub/b": b"new", "c": b"c" * 1000}
-    kit.rollback(tree)
+    kit.rollback(tree, hold=False)
     assert tree_of(tree) == {"a": b"a" * 1000, "sub/b": b"b" * 1000}
-    kit.rollback(tree, to=2)
+    kit.rollback(tree, to=2, hold=False)
     (tree / "c").write_bytes(b"damaged")
     assert kit.verify(tree, repair=True).intact
     assert tree_of(tree)["c"] == b"c" * 1000

@@ -40,11 +40,11 @@ def test_back_without_network_and_forward_again(kit: Toolkit, tmp_path: Path) ->
         kit.sync(server.url, tmp_path / "tree")
         publish(kit, tmp_path, SECOND, "2")
         kit.sync(server.url, tmp_path / "tree")
-    assert kit.rollback(tmp_path / "tree").version == "1"
+    assert kit.rollback(tmp_path / "tree", hold=False).version == "1"
     assert tree_of(tmp_path / "tree") == FIRST
-    assert kit.rollback(tmp_path / "tree", to=2).version == "2"
+    assert kit.rollback(tmp_path / "tree", to=2, hold=False).version == "2"
     assert tree_of(tmp_path / "tree") == SECOND
-    kit.rollback(tmp_path / "tree")
+    kit.rollback(tmp_path / "tree", hold=False)
     with Server(tmp_path / "site") as server:
         kit.sync(server.url, tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == SECOND
@@ -73,7 +73,7 @@ def test_no_file_is_read_twice(kit: Toolkit, tmp_path: Path, hashed: list[str]) 
             publish(kit, tmp_path, tree, "next")
             kit.sync(server.url, tmp_path / "tree")
             assert kit.sync(server.url, tmp_path / "tree").route == "none"
-        kit.rollback(tmp_path / "tree")
+        kit.rollback(tmp_path / "tree", hold=False)
         assert tree_of(tmp_path / "tree") == SECOND
         kit.sync(server.url, tmp_path / "tree")
         assert tree_of(tmp_path / "tree") == moved
@@ -94,7 +94,7 @@ def test_an_edit_at_once_after_a_sync_is_seen(kit: Toolkit, tmp_path: Path) -> N
             publish(kit, tmp_path, trees[number % 2], str(number))
             kit.sync(server.url, tmp_path / "tree")
             if number % 3 == 0:
-                kit.rollback(tmp_path / "tree")
+                kit.rollback(tmp_path / "tree", hold=False)
             with open(readme, "r+b") as file:
                 file.write(b"x" * len(wanted))
             kit.sync(server.url, tmp_path / "tree")
@@ -112,7 +112,7 @@ def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
         for _ in range(2):
             with pytest.raises(UpdateError, match="older release"):
                 kit.sync(server.url, tmp_path / "tree")
-            kit.rollback(tmp_path / "tree", to=1)
+            kit.rollback(tmp_path / "tree", to=1, hold=False)
 
 
 def test_serials_are_kept_without_secrets(kit: Toolkit, tmp_path: Path) -> None:

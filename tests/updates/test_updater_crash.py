@@ -30,7 +30,20 @@ from tests.support.trees import ONE, TWO, edit, text, tree_of
 Counts = dict[str, tuple[int, int]]
 
 SAMPLE = 2  # cases per system call and action
-OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock"}
+OWN = {
+    "lock",
+    "state",
+    "history",
+    "objects",
+    "fetch",
+    "manifest",
+    "release",
+    "serials",
+    "statcache",
+    "clock",
+    "last-sync",
+    "hold",
+}
 LOCAL = "pkg/same.py.perfkit-local"
 
 
@@ -96,7 +109,7 @@ class Case:
         goal = self.copy()
         kit.sync(origin.url, goal)
         if action == "rollback":
-            kit.rollback(goal, to=1)
+            kit.rollback(goal, to=1, hold=False)
         self.new = snapshot(goal)
         assert self.old != self.new
         assert (LOCAL in self.new) == (action != "install")
@@ -136,7 +149,7 @@ class Case:
         found = snapshot(root)
         assert found in (self.old, self.new)
         if self.action == "rollback":
-            self.kit.rollback(root, to=1)
+            self.kit.rollback(root, to=1, hold=False)
         else:
             self.kit.sync(self.origin.url, root)
         assert snapshot(root) == self.new
@@ -245,10 +258,10 @@ def test_a_full_disk(make_kit: Callable[..., Toolkit], small_disk: Path, tmp_pat
             assert tree_of(dest) == three
             fill(stuffing, free_kib << 10)
             with contextlib.suppress(OSError):  # it needs a little, for its journal
-                kit.rollback(dest, to=1)
+                kit.rollback(dest, to=1, hold=False)
             assert tree_of(dest) in (ONE, three)
             stuffing.unlink()
-            kit.rollback(dest, to=1)
+            kit.rollback(dest, to=1, hold=False)
             assert tree_of(dest) == ONE
     assert outcomes["full"] >= 5
     assert outcomes["done"]

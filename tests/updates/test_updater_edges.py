@@ -156,7 +156,7 @@ def test_unmanaged_files_in_the_way(make_kit: Callable[..., Toolkit], origin_v1:
         kit = make_kit(local_changes=policy)
         kit.sync(origin_v1.url, edited_tree)
         assert tree_of(edited_tree) == {**TWO, **MINE, **kept}
-        kit.rollback(edited_tree)
+        kit.rollback(edited_tree, hold=False)
         assert tree_of(edited_tree) == {**ONE, **MINE, **kept, "pkg/new.py": b"mine\n"}
 
 
@@ -180,7 +180,7 @@ def test_a_newer_tree_is_not_taken_back(kit: Toolkit, origin_v1: Origin, edited_
 def travelled(kit: Toolkit, origin_v1: Origin, edited_tree: Path) -> Path:
     """A tree that has been at version 2 and is back at version 1: it has every file of perfkit's own."""
     at_two(kit, origin_v1, edited_tree)
-    kit.rollback(edited_tree)
+    kit.rollback(edited_tree, hold=False)
     return edited_tree
 
 
@@ -229,7 +229,7 @@ def test_half_updated_by_hand(kit: Toolkit, origin_v1: Origin, edited_tree: Path
     report = at_two(kit, origin_v1, edited_tree)
     assert dict(report.saved_as) == {}
     assert tree_of(edited_tree) == {**TWO, **MINE}
-    back = kit.rollback(edited_tree)
+    back = kit.rollback(edited_tree, hold=False)
     assert (back.version, back.restored_with_edits) == ("1", ("README", "pkg/going.py"))  # never kept
     del found["pkg/going.py"]
     assert tree_of(edited_tree) == {**found, **MINE}
@@ -275,7 +275,7 @@ def test_kinds_change(kit: Toolkit, origin_v1: Origin, edited_tree: Path) -> Non
     origin_v1.publish(other, "2")
     kit.sync(origin_v1.url, edited_tree)
     assert tree_of(edited_tree) == {**other, "mine": MINE["mine"]}
-    kit.rollback(edited_tree)
+    kit.rollback(edited_tree, hold=False)
     assert tree_of(edited_tree) == {**ONE, "mine": MINE["mine"]}
     kit.sync(origin_v1.url, edited_tree)
     assert tree_of(edited_tree) == {**other, "mine": MINE["mine"]}

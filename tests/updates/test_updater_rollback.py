@@ -37,14 +37,14 @@ def test_back_past_a_repair(kit: Toolkit, origin: Origin, tree_v2: Path) -> None
     assert repaired is not None
     assert repaired.generation == 2
     asked = len(origin.sent)
-    report = kit.rollback(tree_v2)
+    report = kit.rollback(tree_v2, hold=False)
     assert (report.version, report.previous_version, report.generation) == ("1", "2", 1)
     kept = {f"{name}.perfkit-local" for name in ("README", "pkg/same.py", "moved/b.py")}
     assert {name: data for name, data in tree_of(tree_v2).items() if name not in kept} == ONE
     assert kit.verify(tree_v2).extra == tuple(sorted(kept))
     assert kit.verify(tree_v2).intact
     assert len(origin.sent) == asked
-    assert kit.rollback(tree_v2, to=2).version == "2"
+    assert kit.rollback(tree_v2, to=2, hold=False).version == "2"
     assert kit.verify(tree_v2).intact
 
 
@@ -55,11 +55,11 @@ def test_back_past_an_overwritten_edit(make_kit: Callable[..., Toolkit], origin:
     edit(tree_v2 / "README", b"mine\n")
     report = kit.sync(origin.url, tree_v2)
     assert report.overwritten == ("README",)
-    report = kit.rollback(tree_v2)
+    report = kit.rollback(tree_v2, hold=False)
     assert (report.version, report.restored_with_edits) == ("2", ("README",))
     assert tree_of(tree_v2) == {**TWO, "README": b"mine\n"}
     assert kit.verify(tree_v2).changed == ("README",)
-    kit.rollback(tree_v2, to=1)
+    kit.rollback(tree_v2, to=1, hold=False)
     assert tree_of(tree_v2) == ONE
 
 
@@ -71,7 +71,7 @@ def test_back_past_an_edit_that_changed_nothing(
     edit(tree_v2 / "README", b"mine\n")
     assert kit.sync(origin.url, tree_v2).generation == 2
     assert tree_of(tree_v2) == TWO
-    kit.rollback(tree_v2)
+    kit.rollback(tree_v2, hold=False)
     assert tree_of(tree_v2) == ONE
 
 
@@ -82,7 +82,7 @@ def test_back_past_an_edit_kept_aside(kit: Toolkit, origin: Origin, tree_v2: Pat
     origin.publish({**TWO, "pkg/new.py": text(6)}, "3")
     kit.sync(origin.url, tree_v2)
     for to, tree in ((2, TWO), (1, ONE), (0, {}), (3, {**TWO, "pkg/new.py": text(6)})):
-        kit.rollback(tree_v2, to=to)
+        kit.rollback(tree_v2, to=to, hold=False)
         assert tree_of(tree_v2) == {**tree, LOCAL: b"mine\n"}
 
 
@@ -93,10 +93,10 @@ def test_edits_in_the_way_back(make_kit: Callable[..., Toolkit], origin: Origin,
     edit(tree_v2 / "README", b"mine\n")
     if policy == "refuse":
         with pytest.raises(RollbackError, match="README: changed since"):
-            kit.rollback(tree_v2)
+            kit.rollback(tree_v2, hold=False)
         assert tree_of(tree_v2) == {**TWO, "README": b"mine\n"}
         return
-    report = kit.rollback(tree_v2)
+    report = kit.rollback(tree_v2, hold=False)
     kept = {"README": LOCAL} if policy == "keep" else {}
     assert report.saved_as == kept
     assert report.overwritten == (() if kept else ("README",))
@@ -112,7 +112,7 @@ def test_others_made_the_change_first(kit: Toolkit, origin: Origin, tree_v2: Pat
     edit(tree_v2 / "pkg/new.py", text(2))
     kit.sync(origin.url, tree_v2)
     assert tree_of(tree_v2) == three
-    kit.rollback(tree_v2)
+    kit.rollback(tree_v2, hold=False)
     assert tree_of(tree_v2) == {**TWO, "more": text(5)}  # which was there before, and nobody's
 
 
@@ -140,11 +140,11 @@ def test_cost_follows_the_change(kit: Toolkit, origin: Origin, tree_v2: Path, tm
         mock.patch.object(os, "scandir", scandir),
         mock.patch.object(object_store, "digest_of", wraps=object_store.digest_of) as hashed,
     ):
-        report = kit.rollback(tree_v2)
+        report = kit.rollback(tree_v2, hold=False)
     assert (report.changed, report.added, report.removed, report.unchanged) == (1, 0, 0, 306)
     assert not [path for path in opened if "file-" in path]
     assert hashed.call_count <= 6  # README, manifest and record, as they are and as they were
-    assert kit.rollback(tree_v2, to=4).unchanged == 306
+    assert kit.rollback(tree_v2, to=4, hold=False).unchanged == 306
 
 
 def test_retention_is_bounded_and_frees_space(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
@@ -157,8 +157,8 @@ def test_retention_is_bounded_and_frees_space(make_kit: Callable[..., Toolkit], 
     assert [(each.number, each.label["version"]) for each in kit.history(dest)] == [(4, "3"), (5, "4"), (6, "5")]
     assert 600_000 < disk_use(dest) < 700_000
     with pytest.raises(RollbackError, match=r"generation 1 is not kept; choose one of 4, 5, 6"):
-        kit.rollback(dest, to=1)
-    kit.rollback(dest)
+        kit.rollback(dest, to=1, hold=False)
+    kit.rollback(dest, hold=False)
     assert disk_use(dest) < 700_000
     one = make_kit(keep_generations=1)
     origin.publish({"noise": os.urandom(200_000), "same": text(1)}, "7")

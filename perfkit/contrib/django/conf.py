@@ -17,18 +17,20 @@ from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from django.conf import settings
+from django.utils.module_loading import import_string
 
 from perfkit.archives.members import Selection
 from perfkit.config import Config, is_size, parse_size
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
+from perfkit.updates.check import Check
 from perfkit.updates.source_types import parse_source_type
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE")
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "CHECK")
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -41,6 +43,7 @@ class TreeSettings:
     dest: str  # absolute path
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
+    check: Check | None = None  # as for `Toolkit.sync`
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
 
@@ -150,10 +153,11 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
     selection = _selection(where, entry, problems)
+    check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
-    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, config=config)
+    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, check=check, config=config)
 
 
 def _source(where: str, value: object, problems: list[Problem]) -> str | None:
@@ -180,6 +184,18 @@ def _type(where: str, value: object, problems: list[Problem]) -> str | None:
     except ConfigError as error:
         problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))
         return None
+
+
+def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
+    try:
+        found = import_string(value) if isinstance(value, str) else value
+    except ImportError as error:
+        problems.append(Problem("E009", where, f"can't be imported: {error}", "Write the dotted path of a function."))
+        return None
+    if found is not None and not callable(found):
+        problems.append(Problem("E009", where, "is not a function", "Write the dotted path of a function."))
+        return None
+    return found
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:

@@ -20,7 +20,7 @@ from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
-from perfkit.errors import LockedError, UpdateError
+from perfkit.errors import UpdateError
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
@@ -35,12 +35,18 @@ _log = logging.getLogger(__name__)
 
 
 def sync(
-    name: str, *, wait_s: float = 0.0, config: Config | None = None, progress: Progress | None = None
+    name: str,
+    *,
+    retry_rejected: bool = False,
+    wait_s: float = 0.0,
+    config: Config | None = None,
+    progress: Progress | None = None,
 ) -> SyncReport:
     """Update a tree from its source, and send `tree_updated` unless all receivers have processed the result already.
 
     Args:
         name: the name of the tree in `settings.PERFKIT["TREES"]`.
+        retry_rejected: run the tree's `CHECK` again on a version that it refused before.
         wait_s: how long to wait for another change of the same tree.
         config: replaces the Config from the settings.
         progress: displays progress; none by default.
@@ -55,18 +61,25 @@ def sync(
     os.makedirs(tree.dest, exist_ok=True)
 
     def update(kit: Toolkit) -> SyncReport:
-        return kit.sync(tree.source, tree.dest, type=tree.type, selection=tree.selection)
+        return kit.sync(
+            tree.source,
+            tree.dest,
+            type=tree.type,
+            selection=tree.selection,
+            check=tree.check,
+            retry_rejected=retry_rejected,
+        )
 
     return _change(tree, wait_s, config, progress, update)
 
 
-def rollback(name: str, *, to: int | None = None, wait_s: float = 0.0, config: Config | None = None) -> SyncReport:
+def rollback(
+    name: str, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0, config: Config | None = None
+) -> SyncReport:
     """Return a tree to a kept generation, without the network, and send `tree_updated`.
 
-    The next sync installs the newest release again: stop scheduled syncs until the source offers a better one.
-
     Args:
-        to: the number of the generation, as in `status`; by default the previous one.
+        to, hold: as for `Toolkit.rollback`.
 
     Raises:
         ConfigError, ReceiverError, LockedError: as `sync`.
@@ -75,7 +88,7 @@ def rollback(name: str, *, to: int | None = None, wait_s: float = 0.0, config: C
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to))
+    return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to, hold=hold))
 
 
 def plan(name: str, *, config: Config | None = None) -> Plan:
@@ -97,7 +110,7 @@ class Status:
     name: str
     source: str
     dest: str
-    state: Literal["installed", "absent", "busy"]  # busy: being changed now; nothing else is known
+    state: Literal["installed", "absent"]
     version: str | None = None
     generation: int | None = None
     changed_s: float | None = None  # when this generation was created, in seconds since 1970
@@ -116,11 +129,8 @@ def status(name: str) -> Status:
     absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
     if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
         return absent
-    try:
-        with Toolkit(tree.config) as kit:
-            generations = kit.history(tree.dest)
-    except LockedError:
-        return replace(absent, state="busy")
+    with Toolkit(tree.config) as kit:
+        generations = kit.history(tree.dest)
     current = next(each for each in generations if each.current)
     if current.number == 0:
         return replace(absent, generations=tuple(generations))

@@ -12,14 +12,15 @@ from perfkit.progress.text import printable
 
 
 class Command(BaseCommand):
-    help = (
-        "Return a tree to an earlier generation, without the network. The next sync installs the newest release again."
-    )
+    help = "Return a tree to an earlier generation, without the network. Syncs then pass over the release that it left."
     requires_system_checks = ("perfkit",)
 
     def add_arguments(self, parser: CommandParser) -> None:
         parser.add_argument("name", metavar="NAME", help="the name of a tree in the settings")
         parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
+        parser.add_argument(
+            "--no-hold", action="store_true", help="have the next sync install the newest release again"
+        )
         parser.add_argument(
             "--wait",
             type=float,
@@ -30,7 +31,8 @@ class Command(BaseCommand):
 
     def handle(self, *args: Any, **options: Any) -> None:
         with as_command_errors():
-            report = trees.rollback(options["name"], to=options["to"], wait_s=options["wait"])
+            hold = not options["no_hold"]
+            report = trees.rollback(options["name"], to=options["to"], hold=hold, wait_s=options["wait"])
         if options["verbosity"] >= 1:
             version = printable(report.version or "") or "the tree before the first sync"
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))

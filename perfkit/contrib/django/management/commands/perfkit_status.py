@@ -53,8 +53,6 @@ class Command(BaseCommand):
             case "installed":
                 version, changed = printable(record["version"] or "-"), _local(record["changed"])
                 self.stdout.write(f"{name}: {version} (generation {record['generation']}, {changed})")
-            case "busy":
-                self.stdout.write(f"{name}: being changed right now")
             case "absent":
                 self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
             case _:

@@ -23,6 +23,9 @@ class Command(ToolkitCommand):
         parser.add_argument("--all", action="store_true", help="all trees in the settings")
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
         parser.add_argument(
+            "--retry-rejected", action="store_true", help="check releases again that the tree's CHECK refused before"
+        )
+        parser.add_argument(
             "--wait",
             type=float,
             default=0.0,
@@ -51,7 +54,13 @@ class Command(ToolkitCommand):
         if options["dry_run"]:
             self._print_plan(name, trees.plan(name, config=config), options)
             return
-        report = trees.sync(name, wait_s=options["wait"], config=config, progress=self.progress(options))
+        report = trees.sync(
+            name,
+            retry_rejected=options["retry_rejected"],
+            wait_s=options["wait"],
+            config=config,
+            progress=self.progress(options),
+        )
         self._print_report(name, report, options)
 
     def _print_plan(self, name: str, plan: Plan, options: dict[str, Any]) -> None:
@@ -68,6 +77,9 @@ class Command(ToolkitCommand):
 
     def _print_report(self, name: str, report: SyncReport, options: dict[str, Any]) -> None:
         version = printable(report.version)
+        if report.held is not None:
+            self.note(self.style.WARNING(f"{name}: {version} stays: {printable(report.held)} is on hold"), options)
+            return
         if report.route == "none":
             self.note(f"{name}: {version} is installed already (generation {report.generation})", options)
             return

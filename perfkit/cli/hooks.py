@@ -1,0 +1,154 @@
+"""Commands of the user's: one that checks a tree before it changes, and one that is run after a change."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import tempfile
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING
+
+from perfkit.errors import ConfigError, PerfkitError
+from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
+
+if TYPE_CHECKING:
+    from perfkit.toolkit import Toolkit
+    from perfkit.updates.check import Check, StagedTree
+
+__all__ = ["CommandError", "OnChange", "check_command"]
+
+_SHOWN_BYTES = 1000  # of the end of a command's output, in errors
+
+
+class CommandError(PerfkitError):
+    """A command of the user's failed."""
+
+
+def check_command(command: str, timeout_s: float) -> Check:
+    """A check for `Toolkit.sync` that runs a command, in which `{}` stands for the tree as it will be.
+
+    The command has the same path in `$PERFKIT_STAGED`, and the versions in `$PERFKIT_VERSION` and
+    `$PERFKIT_PREVIOUS_VERSION`. Processes that it leaves behind are killed.
+
+    Raises:
+        ConfigError: there is no such program.
+    """
+    words = _words("--check", command)
+
+    def check(staged: StagedTree) -> None:
+        variables = {
+            "PERFKIT_STAGED": staged.path,
+            "PERFKIT_VERSION": staged.version,
+            "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
+        }
+        _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+
+    return check
+
+
+class OnChange:
+    """Runs a command after a tree has changed, at least once for the current generation, across crashes and failures.
+
+    The names that changed are on its standard input, and the versions in the environment.
+
+    Args:
+        null: end names with NUL instead of a line feed.
+
+    Raises:
+        ConfigError: there is no such program.
+        OSError: `dest` can't be created.
+    """
+
+    def __init__(self, command: str, dest: str, *, null: bool) -> None:
+        self._words = _words("--on-change", command)
+        self._dest = dest
+        self._path = os.path.join(dest, ANNOUNCED)
+        self._end = "\0" if null else "\n"
+        self._announced = self._read()
+
+    def _read(self) -> dict[str, object]:
+        """The generation that the command was last run for; from now on, where there is none."""
+        from perfkit.updates.status import status
+
+        with contextlib.suppress(OSError, ValueError), open(self._path, encoding="utf-8") as file:
+            found = json.load(file)
+            if isinstance(found, dict) and isinstance(found.get("generation"), int):
+                return found
+        os.makedirs(os.path.join(self._dest, PRIVATE_DIR), exist_ok=True)
+        here = status(self._dest)
+        return self._write(here.generation, here.version)
+
+    def _write(self, generation: int, version: str | None) -> dict[str, object]:
+        announced: dict[str, object] = {"generation": generation, "version": version or ""}
+        with open(f"{self._path}~", "w", encoding="utf-8") as file:
+            json.dump(announced, file)
+        os.replace(f"{self._path}~", self._path)
+        return announced
+
+    def run(self, kit: Toolkit) -> None:
+        """Run the command if the tree has changed since it was last run.
+
+        Raises:
+            CommandError: it failed; the next run tries again.
+        """
+        here = kit.status(self._dest)
+        since = self._announced["generation"]
+        if here.generation == since:
+            return
+        names = kit.changed_since(self._dest, int(str(since)))
+        variables = {
+            "PERFKIT_DEST": os.path.abspath(self._dest),
+            "PERFKIT_VERSION": here.version or "",
+            "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
+        }
+        _run(self._words, variables, lines=(name + self._end for name in names or ()))
+        self._announced = self._write(here.generation, here.version)
+
+
+def _words(option: str, command: str) -> list[str]:
+    try:
+        words = shlex.split(command)
+    except ValueError as error:
+        raise ConfigError(f"{option} {command!r} can't be parsed: {error}") from error
+    if not words or shutil.which(words[0]) is None:
+        raise ConfigError(f"{option}: there is no program {words[0] if words else command!r}")
+    return words
+
+
+def _run(
+    words: list[str], variables: Mapping[str, str], *, lines: Iterable[str] = (), timeout_s: float | None = None
+) -> None:
+    """Run a command to its end, without a shell; what it started and left running is killed.
+
+    Raises:
+        CommandError: it exited with another code than 0, was killed, or took too long.
+    """
+    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+        given.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
+        given.seek(0)
+        process = subprocess.Popen(
+            words,
+            stdin=given,
+            stdout=said,
+            stderr=said,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        )
+        try:
+            code: int | None = process.wait(timeout_s)
+        except subprocess.TimeoutExpired:
+            code = None
+        finally:
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+        said.seek(max(0, said.seek(0, os.SEEK_END) - _SHOWN_BYTES))
+        text = " ".join(said.read().decode(errors="replace").split())
+    if code != 0:
+        how = f"took longer than {timeout_s:g} s" if code is None else f"ended with exit code {code}"
+        raise CommandError(f"{words[0]} {how}{': ' if text else ''}{text}")

@@ -1,0 +1,142 @@
+"""Show a tree as it will be to a check of the caller's, before anything changes."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+
+from perfkit.errors import CheckFailedError
+from perfkit.releases.format.manifest import Manifest
+from perfkit.transactions import layout
+from perfkit.updates.planner import Plan
+from perfkit.updates.staging import StagingArea
+
+__all__ = ["Check", "StagedTree", "run_check"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class StagedTree:
+    """What a check is given.
+
+    Attributes:
+        path: a directory that shows the tree as it will be, to be read only. Directories in which nothing changes, and
+            files, are symbolic links.
+        version: to be installed.
+        previous_version: installed now; None: nothing is.
+        added, changed, removed: names of files.
+    """
+
+    path: str
+    version: str
+    previous_version: str | None
+    added: Sequence[str]
+    changed: Sequence[str]
+    removed: Sequence[str]
+
+
+Check = Callable[[StagedTree], object]  # an exception refuses the change
+
+
+def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: StagingArea) -> None:
+    """Call the check.
+
+    Raises:
+        CheckFailedError: it raised an exception, or wrote to the new files.
+        OSError: the view can't be created.
+    """
+    with _view(root, _changed_names(root, plan, manifest, staging)) as (path, new_files):
+        before = [_signature(each) for each in new_files]
+        staged = StagedTree(
+            path=path,
+            version=plan.version,
+            previous_version=plan.installed_version,
+            added=tuple(plan.added),
+            changed=tuple(plan.changed),
+            removed=tuple(chain(plan.remove, (each.source for each in plan.local if each.move))),
+        )
+        try:
+            check(staged)
+        except Exception as error:
+            raise CheckFailedError(plan.version, str(error) or type(error).__name__) from error
+        finally:
+            written = [each for each, was in zip(new_files, before, strict=True) if _signature(each) != was]
+            for each in written:
+                with contextlib.suppress(OSError):
+                    os.unlink(each)
+        if written:
+            raise CheckFailedError(plan.version, "the check wrote to files of the release; it may only read them")
+
+
+def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingArea) -> dict[str, str | None]:
+    """Where each changed name has its content; None: it is removed; the empty string: it is an empty file."""
+
+    def staged(name: str) -> str:
+        at = manifest.find(name)
+        assert at is not None, name
+        return staging.blobs[manifest.digest(at)] if manifest.size(at) else ""
+
+    found: dict[str, str | None] = dict.fromkeys(plan.remove)
+    found.update(dict.fromkeys(each.source for each in plan.local if each.move))
+    found.update((saved, os.path.join(root, name)) for name, saved in plan.saved_as.items())
+    found.update((each.name, os.path.join(root, each.source)) for each in plan.local)
+    found.update((name, staged(name)) for name in chain(plan.stored, plan.fetch))
+    return found
+
+
+@contextlib.contextmanager
+def _view(root: str, changed: Mapping[str, str | None]) -> Iterator[tuple[str, list[str]]]:
+    """The directory, and the staged files that it shows."""
+    root = os.path.realpath(root)
+    view = os.path.join(root, layout.CHECK)
+    shutil.rmtree(view, ignore_errors=True)  # left by a crash
+    try:
+        _link(root, view, changed)
+        stage = os.path.join(root, layout.FETCH, "")
+        yield view, [path for path in map(os.path.realpath, filter(None, changed.values())) if path.startswith(stage)]
+    finally:
+        shutil.rmtree(view, ignore_errors=True)
+
+
+def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
+    """Only the directories on the way to changed names are created: the others are links."""
+    directories = {""}
+    for name in changed:
+        parents = [*_parents(name)]
+        if all(changed.get(parent) is None for parent in parents):  # else a file takes the place of a directory
+            directories.update(parents)
+    for directory in sorted(directories):
+        os.mkdir(os.path.join(view, directory))
+        with (
+            contextlib.suppress(FileNotFoundError, NotADirectoryError),
+            os.scandir(os.path.join(root, directory)) as at,
+        ):
+            for entry in at:
+                name = os.path.join(directory, entry.name)
+                if name not in changed and name not in directories and name != layout.PRIVATE_DIR:
+                    os.symlink(entry.path, os.path.join(view, name))
+    for name, content in changed.items():
+        if content:
+            os.symlink(os.path.realpath(content), os.path.join(view, name))
+        elif content is not None:
+            open(os.path.join(view, name), "xb").close()
+    for directory in sorted(directories, reverse=True):
+        if directory:
+            with contextlib.suppress(OSError):  # the last file of it was removed
+                os.rmdir(os.path.join(view, directory))
+
+
+def _parents(name: str) -> Iterator[str]:
+    while name := os.path.dirname(name):
+        yield name
+
+
+def _signature(path: str) -> tuple[int, ...] | None:
+    try:
+        status = os.stat(path)
+    except OSError:
+        return None
+    return status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns

@@ -1,0 +1,113 @@
+"""How a tree stands, without its lock and without the network, in time that does not depend on its size."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from perfkit.errors import CancelledError, PerfkitError, UpdateError
+from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions import layout
+from perfkit.transactions.history import Generation, read_current
+from perfkit.updates.hold import Hold, read_hold
+from perfkit.updates.installed import read_installed
+
+__all__ = ["TreeStatus", "remember_outcome", "status"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TreeStatus:
+    """The state of a tree. Times are seconds since 1970; None: never, or unknown.
+
+    Attributes:
+        version: installed; None: nothing is.
+        generation: its number; 0: the tree before the first change.
+        source: where the installed version came from, without passwords.
+        type: of the source.
+        files: of the installed version.
+        changed_s: when this generation was made.
+        checked_s: when the source last said what it offers, and the sync succeeded.
+        failed_s: when a sync failed, if none has succeeded since.
+        error: why it failed.
+        held: what syncs pass over.
+        interrupted: whether a crash has left a change that the next use of the tree completes.
+    """
+
+    version: str | None = None
+    generation: int = 0
+    source: str = ""
+    type: str | None = None
+    files: int = 0
+    changed_s: float | None = None
+    checked_s: float | None = None
+    failed_s: float | None = None
+    error: str | None = None
+    held: Hold | None = None
+    interrupted: bool = False
+
+    def age_s(self) -> float:
+        """Seconds since the last sync that succeeded; infinite if there was none."""
+        return time.time() - self.checked_s if self.checked_s is not None else float("inf")
+
+
+def status(dest: str) -> TreeStatus:
+    """How the tree at `dest` stands. See `Toolkit.status`."""
+    root = os.path.abspath(dest)
+    if not os.path.isdir(os.path.join(root, layout.PRIVATE_DIR)):
+        raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
+    rootdir = RootDir(root)
+    try:
+        current: Generation = read_current(rootdir)
+    finally:
+        rootdir.close()
+    installed = read_installed(root)
+    outcome = _read_outcome(root)
+    from perfkit.redact import redacted
+
+    return TreeStatus(
+        version=installed.version,
+        generation=current.number,
+        source=redacted(installed.source),
+        type=installed.type,
+        files=installed.files,
+        changed_s=current.created_s or None,
+        checked_s=outcome.get("checked_s"),
+        failed_s=outcome.get("failed_s"),
+        error=outcome.get("error"),
+        held=read_hold(root),
+        interrupted=os.path.lexists(os.path.join(root, layout.JOURNAL)),
+    )
+
+
+@contextlib.contextmanager
+def remember_outcome(root: str) -> Iterator[None]:
+    """Note in the tree when the sync in this block ended, and how; for the holder of the tree's lock."""
+    try:
+        yield
+    except CancelledError:
+        raise
+    except (PerfkitError, OSError) as error:
+        failure = {"failed_s": time.time(), "error": str(error)[:1000]}
+        _write_outcome(root, {**_read_outcome(root), **failure})
+        raise
+    _write_outcome(root, {"checked_s": time.time()})
+
+
+def _read_outcome(root: str) -> dict[str, Any]:
+    with contextlib.suppress(OSError, ValueError), open(os.path.join(root, layout.LAST_SYNC), "rb") as file:
+        found = json.load(file)
+        return found if isinstance(found, dict) else {}
+    return {}
+
+
+def _write_outcome(root: str, outcome: dict[str, Any]) -> None:
+    path = os.path.join(root, layout.LAST_SYNC)
+    with contextlib.suppress(OSError):  # what is remembered is for people, and no failure of the sync
+        with open(f"{path}~", "w", encoding="utf-8") as file:
+            json.dump(outcome, file)
+        os.replace(f"{path}~", path)

@@ -1,0 +1,176 @@
+"""`--check` and `--on-change`: commands of the user's, with the exit codes that scripts rely on."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from perfkit.cli import main
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, tree_of
+
+Capture = pytest.CaptureFixture[str]
+
+
+def python(tmp_path: Path, code: str) -> str:
+    """A command line that runs this program."""
+    script = tmp_path / "hook.py"
+    script.write_text("import os, subprocess, sys, time\n" + code)
+    return f"{sys.executable} {script}"
+
+
+def sync(origin: Origin, *options: str) -> int:
+    return main(["sync", origin.url, "tree", "--quiet", *options])
+
+
+def test_exit_code(cli_origin: Origin) -> None:
+    assert sync(cli_origin, "--exit-code") == 10
+    assert sync(cli_origin, "--exit-code") == 0
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin) == 0
+    cli_origin.publish(ONE, "3")
+    assert sync(cli_origin, "--exit-code") == 10
+
+
+def test_a_check_that_passes(cli_origin: Origin, tmp_path: Path) -> None:
+    """It has the tree in an argument and in the environment, and both versions."""
+    code = """
+assert open(f"{sys.argv[1]}/README").read() == open(os.environ["PERFKIT_STAGED"] + "/README").read()
+print(os.environ["PERFKIT_PREVIOUS_VERSION"], os.environ["PERFKIT_VERSION"], file=open("seen", "a"))
+"""
+    check = python(tmp_path, code) + " {}"
+    assert sync(cli_origin, "--check", check) == 0
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--check", check) == 0
+    assert (tmp_path / "seen").read_text() == " 1\n1 2\n"
+
+
+def test_a_check_that_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """Its exit code and the end of its output are in the error; then the version is passed over."""
+    assert sync(cli_origin) == 0
+    cli_origin.publish(TWO, "2")
+    check = python(tmp_path, "print('rule 7 is bad'); sys.exit(5)")
+    assert sync(cli_origin, "--check", check) == 1
+    said = capsys.readouterr().err
+    assert "refused version 2" in said
+    assert "ended with exit code 5: rule 7 is bad" in said
+    assert tree_of(tmp_path / "tree") == ONE
+    assert sync(cli_origin, "--check", check, "--exit-code") == 0
+    assert main(["sync", cli_origin.url, "tree"]) == 0
+    assert "2 is on hold" in capsys.readouterr().err
+    assert sync(cli_origin, "--check", "true", "--retry-rejected") == 0
+    assert tree_of(tmp_path / "tree") == TWO
+
+
+def test_a_check_that_hangs_and_leaves_processes(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """It is ended, with all that it started."""
+    code = """
+child = subprocess.Popen(["sleep", "600"])
+open("pid", "w").write(str(child.pid))
+time.sleep(600)
+"""
+    assert sync(cli_origin, "--check", python(tmp_path, code), "--check-timeout", "1.5") == 1
+    assert "took longer than 1.5 s" in capsys.readouterr().err
+    pid = int((tmp_path / "pid").read_text())
+    deadline_s = time.monotonic() + 30
+    while _runs(pid):
+        assert time.monotonic() < deadline_s
+        time.sleep(0.02)
+
+
+def _runs(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state != "Z"
+
+
+@pytest.mark.parametrize("option", ["--check", "--on-change"])
+@pytest.mark.parametrize("command", ["no-such-program-here x", "", "sh 'x"])
+def test_no_such_command(cli_origin: Origin, option: str, command: str, capsys: Capture) -> None:
+    """Told before anything is asked for."""
+    assert sync(cli_origin, option, command or " ") == 2
+    assert option in capsys.readouterr().err
+    assert cli_origin.sent == []
+
+
+def test_on_change(cli_origin: Origin, tmp_path: Path) -> None:
+    """It runs after each change and at no other time, with the names and the versions."""
+    code = """
+names = sorted(sys.stdin.read().splitlines())
+print(os.environ["PERFKIT_PREVIOUS_VERSION"], os.environ["PERFKIT_VERSION"], *names, file=open("seen", "a"))
+assert open(os.environ["PERFKIT_DEST"] + "/README").read()
+"""
+    command = python(tmp_path, code)
+    for _ in range(2):
+        assert sync(cli_origin, "--on-change", command, "--exit-code") in (0, 10)
+    cli_origin.publish({**ONE, "README": b"other\n"}, "2")
+    for _ in range(2):
+        assert sync(cli_origin, "--on-change", command) == 0
+    assert (tmp_path / "seen").read_text().splitlines() == [f" 1 {' '.join(sorted(ONE))}", "1 2 README"]
+
+
+def test_names_that_end_with_nul(cli_origin: Origin, tmp_path: Path) -> None:
+    command = python(tmp_path, "open('seen', 'w').write(sys.stdin.read())")
+    assert sync(cli_origin, "--on-change", command, "--null") == 0
+    assert sorted((tmp_path / "seen").read_text().split("\0")) == sorted([*ONE, ""])
+
+
+def test_on_change_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """Exit code 3; it is tried again, though nothing changes any more, until it succeeds."""
+    code = "print(len(sys.stdin.readlines()), file=open('seen', 'a')); sys.exit(int(open('code').read()))"
+    command = python(tmp_path, code)
+    for exit_code, expected in ((1, 3), (2, 3), (0, 0), (0, 0)):
+        (tmp_path / "code").write_text(str(exit_code))
+        assert sync(cli_origin, "--on-change", command) == expected
+    assert (tmp_path / "seen").read_text().split() == [str(len(ONE))] * 3
+    assert "the next sync runs it again" in capsys.readouterr().err
+
+
+def test_killed_between_the_change_and_the_command(cli_origin: Origin, tmp_path: Path) -> None:
+    """The next run runs it."""
+    kill = python(tmp_path, "os.kill(os.getppid(), 9)")
+    child = os.fork()
+    if child == 0:
+        sync(cli_origin, "--on-change", kill)
+        os._exit(1)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == -signal.SIGKILL
+    assert tree_of(tmp_path / "tree") == ONE
+    assert sync(cli_origin, "--on-change", python(tmp_path, "open('seen', 'w')")) == 0
+    assert (tmp_path / "seen").exists()
+
+
+def test_a_tree_from_before_the_option(cli_origin: Origin, tmp_path: Path) -> None:
+    """Nothing changed since the option is used, so the command is not run."""
+    assert sync(cli_origin) == 0
+    assert sync(cli_origin, "--on-change", python(tmp_path, "open('seen', 'w')")) == 0
+    assert not (tmp_path / "seen").exists()
+
+
+def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
+    """Nothing is asked before it has passed, except after a failure."""
+    assert sync(cli_origin, "--min-interval", "1h", "--exit-code") == 10
+    asked = len(cli_origin.sent)
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--min-interval", "1h", "--exit-code") == 0
+    assert len(cli_origin.sent) == asked
+    assert sync(cli_origin, "--min-interval", "0", "--exit-code") == 10
+    assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet"]) == 1
+    assert sync(cli_origin, "--min-interval", "1h") == 0
+    assert len(cli_origin.sent) > asked + 2
+
+
+def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A wait within the interval that is the same for a tree each time, and another for another tree."""
+    waits: list[float] = []
+    monkeypatch.setattr("perfkit.cli.updates.sleep", waits.append)
+    for dest in ("tree", "tree", "other"):
+        assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
+    assert waits[0] == waits[1] != waits[2]
+    assert all(0 <= wait < 600 for wait in waits)

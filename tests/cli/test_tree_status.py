@@ -1,0 +1,86 @@
+"""`perfkit status`, `pin` and `unhold`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from pathlib import Path
+
+import pytest
+
+from perfkit.cli import main
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO
+
+Capture = pytest.CaptureFixture[str]
+
+
+def test_for_people_and_programs(cli_origin: Origin, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["status", "tree"]) == 0
+    out = capsys.readouterr().out
+    assert re.search(r"^version +1$", out, re.MULTILINE)
+    assert re.search(r"^checked +\d{4}-\d\d-\d\d \d\d:\d\d:\d\d$", out, re.MULTILINE)
+    assert "held" not in out
+    assert main(["status", "tree", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert found.items() >= {"version": "1", "generation": 1, "files": len(ONE), "held": None}.items()
+
+
+def test_max_age(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["status", "tree", "--max-age", "1h"]) == 0
+    path = tmp_path / "tree/.perfkit/last-sync"
+    path.write_text(json.dumps({"checked_s": json.loads(path.read_text())["checked_s"] - 3601}))
+    assert main(["status", "tree", "--max-age", "1h"]) == 1
+    assert main(["status", "tree", "--max-age", "2h"]) == 0
+    assert main(["status", "tree", "--max-age", "soon"]) == 2
+    assert "'soon' is not a time" in capsys.readouterr().err
+
+
+def test_metrics(cli_origin: Origin, tmp_path: Path) -> None:
+    """Prometheus' text format: a TYPE line and a value for each."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["status", "tree", "--metrics", "tree.prom", "--quiet"]) == 0
+    lines = (tmp_path / "tree.prom").read_text().splitlines()
+    values = {}
+    for about, line in zip(lines[::2], lines[1::2], strict=True):
+        match = re.fullmatch(r'(\w+)\{dest="([^"]+)"\} ([0-9.]+)', line)
+        assert match is not None
+        assert about == f"# TYPE {match[1]} gauge"
+        assert match[2] == os.path.abspath("tree")
+        values[match[1]] = float(match[3])
+    assert values["perfkit_tree_files"] == len(ONE)
+    assert values["perfkit_tree_failed"] == values["perfkit_tree_held"] == 0
+
+
+def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["pin", "tree", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"pinned": "1"}
+    cli_origin.publish(TWO, "2")
+    assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "1"
+    assert main(["status", "tree"]) == 0
+    assert "1, pin, since" in capsys.readouterr().out
+    assert main(["unhold", "tree"]) == 0
+    assert main(["unhold", "tree"]) == 0
+    assert "nothing was held" in capsys.readouterr().err
+    assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "2"
+
+
+def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    cli_origin.publish(TWO, "2")
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["rollback", "tree", "--no-hold", "--quiet"]) == 0
+    assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "2"
+
+
+@pytest.mark.parametrize("command", ["status", "pin", "unhold"])
+def test_no_tree(command: str, tmp_path: Path, capsys: Capture) -> None:
+    assert main([command, "nothing"]) == 1
+    assert "nothing is not managed by perfkit" in capsys.readouterr().err

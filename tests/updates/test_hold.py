@@ -1,0 +1,94 @@
+"""What syncs pass over: a version that was rolled back from, and everything while a tree is pinned."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from perfkit import RollbackError, Toolkit, UpdateError
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO, tree_of
+
+
+@pytest.fixture
+def rolled_back(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> Path:
+    """A tree that was rolled back from version 2 to version 1."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    origin_v1.publish(TWO, "2")
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    kit.rollback(tmp_path / "tree")
+    return tmp_path / "tree"
+
+
+def test_after_a_rollback(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    """The version that was left is passed over, with one request; the next one is installed."""
+    for _ in range(2):
+        report = kit.sync(origin_v1.url, rolled_back)
+        assert (report.version, report.held, report.requests, report.generation) == ("1", "2", 1, 1)
+    assert tree_of(rolled_back) == ONE
+    origin_v1.publish({**TWO, "more": b"more\n"}, "3")
+    assert kit.sync(origin_v1.url, rolled_back).version == "3"
+    assert kit.sync(origin_v1.url, rolled_back).held is None
+
+
+def test_only_a_look(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    assert kit.rollback(rolled_back, to=2).version == "2"
+    assert kit.status(rolled_back).held is None
+    kit.rollback(rolled_back, hold=False)
+    assert kit.sync(origin_v1.url, rolled_back).version == "2"
+
+
+def test_unhold(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    held = kit.unhold(rolled_back)
+    assert held is not None
+    assert (held.reason, held.version, held.source) == ("rollback", "2", f"{origin_v1.url}/")
+    assert kit.unhold(rolled_back) is None
+    assert kit.sync(origin_v1.url, rolled_back).version == "2"
+
+
+def test_pin(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    """Not even the source is asked."""
+    kit.pin(rolled_back)
+    origin_v1.publish({**TWO, "more": b"more\n"}, "3")
+    asked = len(origin_v1.sent)
+    report = kit.sync(origin_v1.url, rolled_back)
+    assert (report.version, report.requests, len(origin_v1.sent) - asked) == ("1", 0, 0)
+    kit.unhold(rolled_back)
+    assert kit.sync(origin_v1.url, rolled_back).version == "3"
+
+
+def test_nothing_to_pin(kit: Toolkit, tmp_path: Path) -> None:
+    with pytest.raises(UpdateError, match="not managed"):
+        kit.pin(tmp_path)
+    with kit.transaction(tmp_path / "tree") as tx:
+        tx.write("a", b"1")
+    with pytest.raises(UpdateError, match="nothing is installed"):
+        kit.pin(tmp_path / "tree")
+
+
+def test_to_before_the_first_sync(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    """It would remove every file, so it has to be asked for."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    with pytest.raises(RollbackError, match="ask for generation 0"):
+        kit.rollback(tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == ONE
+    kit.rollback(tmp_path / "tree", to=0)
+    assert tree_of(tmp_path / "tree") == {}
+
+
+def test_a_damaged_record(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    (rolled_back / ".perfkit/hold").write_bytes(b"{")
+    with pytest.raises(UpdateError, match=r"hold is damaged .* remove it"):
+        kit.sync(origin_v1.url, rolled_back)
+
+
+def test_no_passwords(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    """The source is noted without them, and the version is held all the same."""
+    url = origin_v1.url.replace("//", "//me:s3cret@")
+    kit.sync(url, tmp_path / "tree")
+    origin_v1.publish(TWO, "2")
+    kit.sync(url, tmp_path / "tree")
+    kit.rollback(tmp_path / "tree")
+    assert b"s3cret" not in (tmp_path / "tree/.perfkit/hold").read_bytes()
+    assert kit.sync(url, tmp_path / "tree").held == "2"

@@ -1,0 +1,68 @@
+"""How a tree stands, read without its lock."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit, TransferError, UpdateError
+from perfkit.transactions.tree import Tree
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO
+
+
+def test_of_a_tree(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    before_s = time.time()
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    found = kit.status(tmp_path / "tree")
+    assert (found.version, found.generation, found.files, found.type) == ("1", 1, len(ONE), "release")
+    assert found.source == f"{origin_v1.url}/"
+    assert found.changed_s is not None
+    assert found.checked_s is not None
+    assert before_s <= found.changed_s <= found.checked_s <= time.time()
+    assert (found.failed_s, found.error, found.held, found.interrupted) == (None, None, None, False)
+    assert 0 <= found.age_s() < 60
+
+
+def test_while_it_is_locked(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    with Tree(tmp_path / "tree"):
+        assert kit.status(tmp_path / "tree").version == "1"
+
+
+def test_after_a_failure(kit: Toolkit, make_kit: Callable[..., Toolkit], origin_v1: Origin, tmp_path: Path) -> None:
+    """When and why; the last good sync stays known, and the next one forgets the failure."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    good = kit.status(tmp_path / "tree")
+    origin_v1.publish(TWO, "2")
+    for path in (origin_v1.site / "objects").rglob("*"):
+        if path.is_file():
+            path.write_bytes(b"damaged")
+    with pytest.raises(TransferError):
+        make_kit(retries=0).sync(origin_v1.url, tmp_path / "tree")
+    found = kit.status(tmp_path / "tree")
+    assert (found.version, found.checked_s) == ("1", good.checked_s)
+    assert found.failed_s is not None
+    assert found.error
+    with kit.transaction(tmp_path / "tree") as tx:
+        tx.write("own", b"1")
+    assert kit.status(tmp_path / "tree").generation == 2
+
+
+def test_of_what_is_no_tree(kit: Toolkit, tmp_path: Path) -> None:
+    with pytest.raises(UpdateError, match="not managed"):
+        kit.status(tmp_path / "none")
+    with kit.transaction(tmp_path / "tree") as tx:
+        tx.write("a", b"1")
+    found = kit.status(tmp_path / "tree")
+    assert (found.version, found.generation, found.checked_s) == (None, 1, None)
+    assert found.age_s() == float("inf")
+
+
+def test_interrupted(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    (tmp_path / "tree/.perfkit/journal").write_bytes(b"")
+    assert kit.status(tmp_path / "tree").interrupted
