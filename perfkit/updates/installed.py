@@ -11,12 +11,13 @@ from functools import cached_property
 from typing import Any
 
 from perfkit.downloads.file_origin import digest_of
+from perfkit.downloads.http.urls import without_credentials
 from perfkit.errors import UpdateError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["Installed", "encode_record", "read_installed", "require_managed"]
+__all__ = ["Installed", "as_recorded", "encode_record", "read_installed", "require_managed"]
 
 _NOTHING = Manifest.of(())
 
@@ -27,7 +28,7 @@ class Installed:
 
     Attributes:
         type: of the source; None: nothing is installed.
-        source: its URL.
+        source: its URL, without user and password.
         version: as the source calls it.
         serial: of the source's releases, if it numbers them; else 0.
         manifest_sha256: of the manifest, in hexadecimal.
@@ -60,9 +61,13 @@ class Installed:
         with open(os.path.join(self.root, layout.MANIFEST), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
+    def is_from(self, source: str) -> bool:
+        """Whether this source is the one that it was installed from."""
+        return self.source == as_recorded(source)
+
     def highest_serial(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0: none, or the source has no serials."""
-        installed = self.serial if self.source == source else 0
+        installed = self.serial if self.is_from(source) else 0
         return max(installed, self.serials.get(_key(source), 0))
 
     def record_serial(self, source: str, serial: int) -> None:
@@ -81,8 +86,17 @@ class Installed:
         os.replace(f"{path}~", path)
 
 
+def as_recorded(source: str) -> str:
+    """A source as the tree's records have it, which others can read: a URL without user and password."""
+    return without_credentials(source) if _is_url(source) else source
+
+
 def _key(source: str) -> str:
-    return digest_of(source) if source.lower().startswith(("http://", "https://")) else source
+    return digest_of(source) if _is_url(source) else source
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
 
 
 def require_managed(dest: str) -> None:
@@ -111,7 +125,7 @@ def read_installed(root: str) -> Installed:
         return Installed(
             root,
             SourceType(record["kind"]),
-            str(record["source"]),
+            as_recorded(str(record["source"])),
             str(record["version"]),
             int(record["serial"]),
             str(record["manifest"]),
@@ -131,7 +145,7 @@ def encode_record(
     """The bytes of the file RELEASE, as `read_installed` reads them."""
     record = {
         "kind": type,
-        "source": source,
+        "source": as_recorded(source),
         "version": version,
         "serial": serial,
         "manifest": manifest.sha256.hex(),

@@ -75,7 +75,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
 
 
 def _installed_type(url: str, installed: Installed) -> SourceType | None:
-    same = url == installed.source or f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" == installed.source
+    same = installed.is_from(url) or installed.is_from(f"{url.removesuffix(POINTER_NAME).rstrip('/')}/")
     return installed.type if same else None
 
 
@@ -99,7 +99,7 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
         from perfkit.updates.sources.list_source import open_list
 
         return open_list(fetcher, url, type, installed)
-    before = installed.state if (installed.type, installed.source) == (type, url) else {}
+    before = installed.state if installed.type == type and installed.is_from(url) else {}
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
