@@ -44,6 +44,7 @@ _DICTIONARY_BYTES = 32 << 10
 _SAMPLES = 2000
 _SAMPLE_BYTES = 8 << 10
 _READ_BYTES = 1 << 20
+_LIVE_SHARE = 0.5  # of a pack of small frames: below it, those in use are copied to a new pack
 
 Open = Callable[[int], BinaryIO]  # opens the file of an entry
 
@@ -170,6 +171,30 @@ class ReusedFrames:
         frames += [replace(frame, pack=frame.pack + len(packs)) for frame in writer.frames]
         return [*packs, *writer.packs], frames
 
+    def merge_small(self, writer: PackWriter, old: BlobReader) -> None:
+        """Move the frames of small packs, and of packs of which most is unused, to the new packs.
+
+        Each pack that stays is larger than all smaller ones and the new frames together. So there are few of them,
+        however many releases there were, and a frame is copied a few times in its life.
+
+        Args:
+            old: the earlier release.
+        """
+        if self.index is None:
+            return
+        frames: dict[int, list[int]] = {}
+        for number in sorted(self.pieces):
+            frames.setdefault(self.index.pack_of(number), []).append(number)
+        live = {pack: sum(self.index.place(number)[1] for number in numbers) for pack, numbers in frames.items()}
+        total = writer.flush()
+        for pack in sorted(live, key=lambda number: live[number]):
+            wasteful = live[pack] < _LIVE_SHARE * self.index.packs[pack].object.bytes
+            if self.index.packs[pack].dictionary == writer.shared and (wasteful or live[pack] <= total):
+                for number in frames[pack]:
+                    pieces = tuple(self.pieces.pop(number))
+                    writer.copy(old.compressed(number), self.index.content_bytes(number), pieces)
+                total += live[pack]
+
     def dictionary(self) -> PackedRef | None:
         """The latest dictionary."""
         packs = self.index.packs if self.index else ()
@@ -211,7 +236,11 @@ def reusable_frames(
 
 
 class PackWriter:
-    """Writes frames to new packs, numbered from 0: call `add` for each frame, then `finish`."""
+    """Writes frames to new packs, numbered from 0: call `add` for each frame, then `finish`.
+
+    Attributes:
+        shared: the dictionary of all its frames.
+    """
 
     def __init__(self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None) -> None:
         self.packs: list[Pack] = []
@@ -219,8 +248,8 @@ class PackWriter:
         self._site = site
         self._threads = threads
         self._level = level
-        self._shared_ref = shared
-        self._shared: zstd.ZstdDict | None = dictionary(site.get_packed(shared)) if shared else None
+        self.shared = shared
+        self._dictionary: zstd.ZstdDict | None = dictionary(site.get_packed(shared)) if shared else None
         self._batch: list[tuple[bytes, tuple[Piece, ...]]] = []
         self._batch_bytes = self._added = 0
         self._pending: deque[tuple[Future[list[bytes]], list[tuple[int, tuple[Piece, ...]]]]] = deque()
@@ -243,32 +272,53 @@ class PackWriter:
     def _submit(self) -> None:
         contents = [content for content, _ in self._batch]
         rows = [(len(content), pieces) for content, pieces in self._batch]
-        work = _compress_each if self._shared is None and len(contents) == 1 else compress_many
-        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._shared), rows))
+        work = _compress_each if self._dictionary is None and len(contents) == 1 else compress_many
+        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._dictionary), rows))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
             self._write(*self._pending.popleft())
 
     def _write(self, work: Future[list[bytes]], rows: list[tuple[int, tuple[Piece, ...]]]) -> None:
         for frame, (size, pieces) in zip(work.result(), rows, strict=True):
-            if self._writer is None:
-                self._writer = ObjectWriter(self._site.objects)
-            self.frames.append(Frame(len(self.packs), self._writer.bytes, len(frame), size, pieces))
-            self._writer.write(frame)
-            if self._writer.bytes >= _PACK_BYTES:
-                self._close()
+            self._append(frame, size, pieces)
 
-    def _close(self) -> None:
-        if self._writer is not None:
-            self.packs.append(Pack(self._site.finish(self._writer), self._shared_ref))
-            self._writer = None
+    def _append(self, frame: bytes, size: int, pieces: tuple[Piece, ...]) -> None:
+        if self._writer is None:
+            self._writer = ObjectWriter(self._site.objects)
+        self.frames.append(Frame(len(self.packs), self._writer.bytes, len(frame), size, pieces))
+        self._writer.write(frame)
+        if self._writer.bytes >= _PACK_BYTES:
+            self._close()
 
-    def finish(self) -> None:
-        """Compress and write all queued frames; `packs` and `frames` are then complete."""
+    def flush(self) -> int:
+        """Compress and write all queued frames; returns the bytes of all frames so far."""
+        self._drain()
+        return sum(frame.bytes for frame in self.frames)
+
+    def _drain(self) -> None:
         if self._batch:
             self._submit()
         while self._pending:
             self._write(*self._pending.popleft())
+
+    def copy(self, frame: bytes, size: int, pieces: tuple[Piece, ...]) -> None:
+        """Add a frame that was compressed before, with the same dictionary.
+
+        Args:
+            size: of its content, in bytes.
+        """
+        self._drain()
+        self._added += 1
+        self._append(frame, size, pieces)
+
+    def _close(self) -> None:
+        if self._writer is not None:
+            self.packs.append(Pack(self._site.finish(self._writer), self.shared))
+            self._writer = None
+
+    def finish(self) -> None:
+        """Compress and write all queued frames; `packs` and `frames` are then complete."""
+        self._drain()
         self._close()
         for number, pieces in self._more.items():
             frame = self.frames[number]

@@ -234,11 +234,14 @@ class _Publisher:
         unpacked = [entry for entry in order if entry not in solid.entries]
         write_solid(self._manifest, unpacked, self._open, solid_writer)
         write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
+        fine_bytes = fine_writer.flush()
+        if old is not None:
+            fine.merge_small(fine_writer, old)
         indexes = []
         for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
             writer.finish()
             indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
-        return indexes[0], indexes[1], sum(frame.bytes for frame in fine_writer.frames)
+        return indexes[0], indexes[1], fine_bytes
 
     def _dictionary(self, kept: ReusedFrames, fresh: list[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""

@@ -350,12 +350,15 @@ class BlobReader:
             part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
             yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
 
+    def compressed(self, number: int) -> bytes:
+        """The bytes of one frame, as they are in its pack."""
+        at, size = self.index.place(number)
+        return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
+
     def frame(self, number: int) -> bytes:
         """The decompressed bytes of one frame."""
-        at, size = self.index.place(number)
-        descriptor, shared = self._pack(self.index.pack_of(number))
-        data = os.pread(descriptor, size, at)
-        return b"".join(decompress_stream((data,), self.index.content_bytes(number), shared))
+        _, shared = self._pack(self.index.pack_of(number))
+        return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
 
     def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
         with self._opening:
