@@ -26,6 +26,7 @@ __all__ = [
     "RecoveryError",
     "RemoteChangedError",
     "RollbackError",
+    "SourceBehindError",
     "TransferError",
     "TransferTimeoutError",
     "UnsafePathError",
@@ -169,6 +170,12 @@ class UnsafePathError(PerfkitError):
 
 class UpdateError(PerfkitError):
     """A local tree could not be changed; it is as it was before."""
+
+
+class SourceBehindError(UpdateError, TransferError):
+    """A source offers an older release than was seen before, or not all files of the one it offers: a cache, a mirror
+    or an edge of a CDN is behind, and may have caught up later (`transient`). The tree was not changed.
+    """
 
 
 class CheckFailedError(UpdateError):

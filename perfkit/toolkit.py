@@ -393,8 +393,9 @@ class Toolkit:
             ConfigError: the source has no known type, or `selection` does not apply to its type.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
-            UpdateError: there are local edits and `Config.local_changes` is `refuse`, or the source offers an older
-                release than was installed from it before; the tree is as it was.
+            UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
+            SourceBehindError: the source offers an older release than was installed from it before, or lacks files of
+                the one it offers; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.

@@ -98,7 +98,7 @@ def fails(function: Callable[[str], object], text: str) -> None:
         semantics.parse_content_range,
         semantics.parse_date,
         semantics.parse_repr_digest,
-        semantics.content_disposition_name,
+        semantics.content_disposition_names,
         lambda text: semantics.parse_retry_after(text, now=semantics.parse_date("Sun, 06 Nov 1994 08:49:37 GMT")),
         lambda text: semantics.judge(206, {"content-range": text}, start=0, end=None, total=None, ranged=True),
         lambda text: semantics.judge(200, {"content-length": text}, start=0, end=None, total=None, ranged=True),

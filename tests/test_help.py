@@ -128,7 +128,7 @@ def listed(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)),
     ("perfkit pu", {"publish"}),
-    ("perfkit sync --l", {"--limit-rate"}),
+    ("perfkit sync --lim", {"--limit-rate"}),
     ("perfkit get --checksum x --no", {"--no-resume"}),
     ("perfkit verify ", {"rules"}),
     ("perfkit sync http://host ", {"rules"}),
@@ -143,7 +143,7 @@ def test_bash(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
 
 
 @pytest.mark.parametrize(("line", "offers"), [
-    ("perfkit ", set(COMMANDS)), ("perfkit sync --l", {"--limit-rate"}), ("perfkit get -d ru", {"rules/"}),
+    ("perfkit ", set(COMMANDS)), ("perfkit sync --lim", {"--limit-rate"}), ("perfkit get -d ru", {"rules/"}),
 ])  # fmt: skip
 def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> None:
     """As bash."""

@@ -5,15 +5,19 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from typing import Any, BinaryIO, Protocol
+from typing import Any, BinaryIO, Literal, Protocol
 
+from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 
 __all__ = [
     "CHUNK_BYTES",
+    "HARD_LINK",
+    "LINKS",
+    "SYMLINK",
     "Limits",
     "Member",
     "MemberNames",
@@ -25,6 +29,8 @@ __all__ = [
 ]
 
 CHUNK_BYTES = 256 << 10
+LINKS = ("refuse", "skip", "follow")
+SYMLINK, HARD_LINK = "a symbolic link", "a hard link"  # kinds of members
 
 
 class Readable(Protocol):
@@ -77,17 +83,23 @@ class Selection:
     `*` and `?` also match slashes, and a pattern that matches a directory includes everything below it. A member is
     wanted if it matches one of `include`, or `include` is empty, and it matches none of `exclude`.
 
+    `links` says what to do with symbolic links that are wanted: `refuse` the archive; `skip` them; or `follow` them,
+    which makes copies of the files that they lead to, all of which must be wanted members of the archive.
+
     Raises:
-        ConfigError: strip_components is negative.
+        ConfigError: strip_components is negative, or `links` is none of these.
     """
 
     strip_components: int = 0
     include: tuple[str, ...] = ()
     exclude: tuple[str, ...] = ()
+    links: Literal["refuse", "skip", "follow"] = "refuse"
 
     def __post_init__(self) -> None:
         if self.strip_components < 0:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
+        if self.links not in LINKS:
+            raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {self.links!r}")
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Selection:
@@ -96,15 +108,22 @@ class Selection:
             strip_components=int(record.get("strip_components", 0)),
             include=tuple(record.get("include", ())),
             exclude=tuple(record.get("exclude", ())),
+            links=record.get("links", "refuse"),
         )
 
     def record(self) -> dict[str, object]:
         """As JSON."""
-        return {"strip_components": self.strip_components, "include": [*self.include], "exclude": [*self.exclude]}
+        return {
+            "strip_components": self.strip_components,
+            "include": [*self.include],
+            "exclude": [*self.exclude],
+            "links": self.links,
+        }
 
     def __str__(self) -> str:
         words = [f"strip {self.strip_components}"] if self.strip_components else []
         words += [f"+{pattern}" for pattern in self.include] + [f"-{pattern}" for pattern in self.exclude]
+        words += [f"{self.links} links"] if self.links != "refuse" else []
         return " ".join(words)
 
     def name(self, member: str) -> str | None:
@@ -137,58 +156,101 @@ class Member:
     name: str  # in the tree: safe, with forward slashes
     size: int  # unpacked bytes
     executable: bool
+    copy_of: str | None = field(default=None, kw_only=True)  # in a tar, by a link: the file that all of this is of
 
 
 class MemberNames:
-    """Checks the names of an archive one by one, and that they do not collide."""
+    """Checks the names of an archive one by one, that they do not collide, and where links lead."""
 
     def __init__(self, selection: Selection, limits: Limits) -> None:
         self._selection = selection
         self._limits = limits
-        self._files: set[str] = set()
+        self._files: dict[str, str] = {}  # by name in the tree: path in the archive, the same object where it is equal
         self._directories: set[str] = set()
+        self._links: dict[str, str] = {}  # by path in the archive
         self._count = 0
 
     def admit(self, member: str, *, kind: str) -> str | None:
-        """The name in the tree for a member; None: it is not wanted, or a directory.
+        """The name in the tree for a member; None: it is not wanted, or a directory. Of a link that has a name,
+        `add_link` is to be told the target.
 
         Args:
-            kind: `file`, `directory`, or a description of anything else, for the error.
+            kind: `file`, `directory`, SYMLINK, HARD_LINK, or a description of anything else, for the error.
 
         Raises:
             UnsafePathError: the name leads outside the tree, or is not valid on every file system.
-            ManifestError: it is neither file nor directory, a duplicate, too deep, or there are too many members.
+            ManifestError: it is none of these, a duplicate, too deep, or there are too many members.
         """
         self._count += 1
         if self._count > self._limits.members:
             raise ManifestError(f"the archive has more than {self._limits.members} members")
         name = self._selection.name(member)
-        if name is None:
+        if name is None or (kind == SYMLINK and self._selection.links == "skip"):
             return None
+        if kind == HARD_LINK or (kind == SYMLINK and self._selection.links == "follow"):
+            return name
+        if kind == SYMLINK:
+            raise ManifestError(f"member {member!r} is {kind}; exclude it, or skip or follow links (--links)")
         if kind not in ("file", "directory"):
             raise ManifestError(f"member {member!r} is {kind}; only files and directories can be unpacked; exclude it")
-        check_name(name)
-        if name.count("/") >= self._limits.depth:
-            raise ManifestError(f"member {member!r} is more than {self._limits.depth} directories deep")
+        self._check(member, name)
         if kind == "directory":
             self._directories.add(name)
             return None
-        if name in self._files:
-            raise ManifestError(f"member {member!r} occurs twice")
-        self._files.add(name)
+        self._add(member, name)
         return name
 
-    def close(self) -> None:
-        """See that no names collide.
+    def add_link(self, member: str, target: str, *, hard: bool = False) -> None:
+        """A link that was admitted, and what it says: a path from its directory or, if it is hard, that of a member.
 
         Raises:
-            UnsafePathError: two names differ only in case or Unicode normalisation; a file is also a directory.
+            UnsafePathError: it is absolute.
+            ManifestError: a member of the same name is a link, too.
         """
+        path = _plain(member)
+        if target.startswith("/") and not hard:
+            raise UnsafePathError(member, f"it is a link to {target!r}, outside of the archive")
+        if path in self._links:
+            raise ManifestError(f"member {member!r} occurs twice")
+        self._links[path] = f"/{target}" if hard else target
+
+    def _check(self, member: str, name: str) -> None:
+        check_name(name)
+        if name.count("/") >= self._limits.depth:
+            raise ManifestError(f"member {member!r} is more than {self._limits.depth} directories deep")
+
+    def _add(self, member: str, name: str) -> None:
+        if name in self._files:
+            raise ManifestError(f"member {member!r} occurs twice")
+        path = _plain(member)
+        self._files[name] = name if path == name else path
+
+    def close(self) -> dict[str, str]:
+        """See that no names collide. Returns the names that links make, each with that of the file it is a copy of.
+
+        Raises:
+            UnsafePathError: two names differ only in case or Unicode normalisation; a file is also a directory; a link
+                leads outside of the archive.
+            ManifestError: a link leads to nothing that is wanted, or makes a name that exists.
+        """
+        copies = {}
+        if self._links:
+            names = {path: name for name, path in self._files.items()}
+            for path, file in follow_links(self._links, names, most=self._limits.members).items():
+                if (name := self._selection.name(path)) is not None:
+                    self._check(path, name)
+                    self._add(path, name)
+                    copies[name] = names[file]
         check_names(self._files)
         folded = {name.casefold() for name in self._files}
         for name in self._directories:
             if name.casefold() in folded:
                 raise UnsafePathError(name, "it is both a file and a directory")
+        return copies
+
+
+def _plain(path: str) -> str:
+    return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
 @dataclass(frozen=True, slots=True)

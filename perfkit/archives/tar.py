@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import tarfile
 from collections.abc import Generator, Iterator
+from dataclasses import dataclass
 
 from perfkit.archives.decompress import DecompressedStream
-from perfkit.archives.members import Limits, Member, MemberNames, Readable, Selection
+from perfkit.archives.members import HARD_LINK, SYMLINK, Limits, Member, MemberNames, Readable, Selection
 from perfkit.errors import ManifestError
 
 __all__ = ["Content", "is_header", "read_members"]
@@ -28,8 +29,8 @@ _EXTENSIONS = (
 )
 _KINDS = {
     tarfile.DIRTYPE: "directory",
-    tarfile.SYMTYPE: "a symbolic link",
-    tarfile.LNKTYPE: "a hard link",
+    tarfile.SYMTYPE: SYMLINK,
+    tarfile.LNKTYPE: HARD_LINK,
     tarfile.CHRTYPE: "a device",
     tarfile.BLKTYPE: "a device",
     tarfile.FIFOTYPE: "a named pipe",
@@ -52,11 +53,12 @@ def read_members(
     """The wanted files of a tar archive, one after another, each with its content in chunks.
 
     Content that the caller does not read is skipped. The archive has been checked only when the iterator has ended,
-    including name collisions and the checksum of the compression: commit nothing before.
+    including name collisions and the checksum of the compression: commit nothing before. Last come the copies that
+    links make: they have no content of their own.
 
     Raises:
-        ManifestError: damaged, truncated, a decompression bomb; a wanted member is a link, a device, sparse, or a
-            duplicate.
+        ManifestError: damaged, truncated, a decompression bomb; a wanted member is a device, sparse, a duplicate, or a
+            link that is refused or leads to nothing.
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
@@ -67,10 +69,57 @@ def read_members(
 
 
 def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterator[tuple[Member, Content]]:
-    path: str | None = None  # from extension headers, for the next member
+    for header, extended in _headers(blocks, limits):
+        name = header.name if extended.path is None else extended.path
+        kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
+        if extended.sparse:
+            kind = "a sparse file"
+        elif kind == "file" and name.endswith("/"):
+            kind = "directory"  # as pre-POSIX archives write it
+        wanted = names.admit(name, kind=kind)
+        # POSIX gives links, directories and devices no content, whatever their size field says
+        length = 0 if header.type in _KINDS else header.size if extended.size is None else extended.size
+        end = blocks.position + length
+        if wanted is not None and kind in (SYMLINK, HARD_LINK):
+            target = header.linkname if extended.link is None else extended.link
+            names.add_link(name, target, hard=kind == HARD_LINK)
+        elif wanted is not None:
+            content = blocks.chunks(end)
+            yield Member(wanted, length, bool(header.mode & 0o100)), content
+            content.close()  # the caller can no longer read from it
+        blocks.skip(end - blocks.position + -length % _BLOCK)
+    for copy, original in names.close().items():
+        yield Member(copy, 0, False, copy_of=original), iter(())
+    blocks.drain(_TRAILER_BYTES)
+
+
+@dataclass(slots=True)
+class _Extended:
+    """What extension headers say of the next member."""
+
+    path: str | None = None
+    link: str | None = None
     size: int | None = None
-    sparse = False
-    extensions = 0
+    sparse: bool = False
+
+    def add(self, type: bytes, payload: bytes) -> None:
+        if type == tarfile.GNUTYPE_LONGNAME:
+            self.path = payload.partition(b"\0")[0].decode(errors="surrogateescape")
+        elif type == tarfile.GNUTYPE_LONGLINK:
+            self.link = payload.partition(b"\0")[0].decode(errors="surrogateescape")
+        else:
+            records = _parse_pax(payload)
+            self.sparse = self.sparse or any(key.startswith("GNU.sparse.") for key in records)
+            if type == tarfile.XGLTYPE and not records.keys().isdisjoint(("path", "linkpath", "size")):
+                raise ManifestError("the tar archive has a global header that gives all members one name or size")
+            self.path = records.get("path", self.path)
+            self.link = records.get("linkpath", self.link)
+            self.size = _parse_size(records["size"]) if "size" in records else self.size
+
+
+def _headers(blocks: _Blocks, limits: Limits) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
+    """The header of each member, and what extension headers say of it; the caller moves on past its content."""
+    extended, extensions = _Extended(), 0
     while (block := blocks.take_exactly(_BLOCK)).strip(b"\0"):
         header = _parse(block)
         if header.type in _EXTENSIONS:
@@ -79,40 +128,13 @@ def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterat
                 raise ManifestError("the tar archive has too many extension headers")
             if header.size > _EXTENSION_BYTES:
                 raise ManifestError(f"the tar archive has an extension header of {header.size} bytes")
-            payload = blocks.take_exactly(header.size)
+            extended.add(header.type, blocks.take_exactly(header.size))
             blocks.skip(-header.size % _BLOCK)
-            if header.type == tarfile.GNUTYPE_LONGNAME:
-                path = payload.partition(b"\0")[0].decode(errors="surrogateescape")
-            elif header.type != tarfile.GNUTYPE_LONGLINK:
-                records = _parse_pax(payload)
-                sparse = sparse or any(key.startswith("GNU.sparse.") for key in records)
-                if header.type == tarfile.XGLTYPE and not records.keys().isdisjoint(("path", "size")):
-                    raise ManifestError("the tar archive has a global header that gives all members one name or size")
-                path = records.get("path", path)
-                size = _parse_size(records["size"]) if "size" in records else size
             continue
         if header.type == tarfile.GNUTYPE_SPARSE:
             raise ManifestError(f"member {header.name!r} is a sparse file; create the archive without --sparse")
-        name = header.name if path is None else path
-        header.size = header.size if size is None else size
-        kind = "file" if header.type in _FILES else _KINDS.get(header.type, f"of the unknown type {header.type!r}")
-        if sparse:
-            kind = "a sparse file"
-        elif kind == "file" and name.endswith("/"):
-            kind = "directory"  # as pre-POSIX archives write it
-        wanted = names.admit(name, kind=kind)
-        # POSIX gives links, directories and devices no content, whatever their size field says
-        length = 0 if header.type in _KINDS else header.size
-        end = blocks.position + length
-        if wanted is not None:
-            content = blocks.chunks(end)
-            yield Member(wanted, length, bool(header.mode & 0o100)), content
-            content.close()  # the caller can no longer read from it
-        blocks.skip(end - blocks.position + -length % _BLOCK)
-        path = size = None
-        sparse = False
-    names.close()
-    blocks.drain(_TRAILER_BYTES)
+        yield header, extended
+        extended = _Extended()
 
 
 def _parse(block: bytes) -> tarfile.TarInfo:

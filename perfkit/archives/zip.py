@@ -7,26 +7,31 @@ from __future__ import annotations
 
 import zlib
 from collections.abc import Generator, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
 from perfkit.archives.decompress import Decoder, InflateDecoder, decode, zstd_decoder
-from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
+from perfkit.archives.members import CHUNK_BYTES, Limits, MemberNames, Readable, Selection
 from perfkit.archives.zip_directory import (
     DEFLATED,
     ENCRYPTED,
     LOCAL_HEADER,
     STORED,
+    ReadRange,
     ZipMember,
     apply_zip64,
     extra_fields,
+    list_members,
 )
 from perfkit.errors import ManifestError
 
-__all__ = ["FetchRange", "crc32", "matches_file", "plan_ranges", "read_members"]
+__all__ = ["FetchRange", "crc32", "matches_file", "plan_ranges", "read_directory", "read_members"]
 
 _DESCRIPTOR_FOLLOWS = 1 << 3  # 4.4.4
+_TARGET_BYTES = 4096  # of a link: PATH_MAX
+_LINK_GAP_BYTES = 16 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +41,41 @@ class FetchRange:
     start: int
     end: int
     members: tuple[ZipMember, ...]
+
+
+def read_directory(
+    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
+) -> list[ZipMember]:
+    """The wanted files of an archive of `size` bytes, in the order of their offsets.
+
+    Up to three ranges are read, and those of links that are to be followed. What a link leads to is listed under both
+    names: members at one offset have one content.
+
+    Args:
+        read_range: returns the bytes from start (inclusive) to end (exclusive).
+
+    Raises:
+        ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
+            encrypted, a duplicate, compressed by another method than deflate or zstd, or a link that is refused or
+            leads to nothing.
+        UnsafePathError: a name leads outside the tree, or collides with another.
+        Anything that `read_range` raises.
+    """
+    limits = limits or Limits()
+    names = MemberNames(selection or Selection(), limits)
+    found = list_members(read_range, size, names, limits)
+    for each in plan_ranges([member for member in found if member.link is not None], gap=_LINK_GAP_BYTES):
+        for member, content in read_members(each, BytesIO(read_range(each.start, each.end)), limits):
+            if member.size > _TARGET_BYTES:
+                _refuse(member, f"it is a link with a target of {member.size} bytes")
+            names.add_link(member.link or "", b"".join(content).decode(errors="surrogateescape"))
+    members = [member for member in found if member.link is None]
+    if copies := names.close():
+        by_name = {member.name: member for member in members}
+        members += [replace(by_name[original], name=name) for name, original in copies.items()]
+        members.sort(key=lambda member: member.start)
+    limits.check_ratio(sum(member.size for member in members), size)
+    return members
 
 
 def crc32(file: BinaryIO) -> int:

@@ -12,7 +12,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from perfkit.archives.members import Limits, Member, MemberNames, Selection
+from perfkit.archives.members import SYMLINK, Limits, Member, MemberNames
 from perfkit.errors import ManifestError
 
 __all__ = [
@@ -20,10 +20,11 @@ __all__ = [
     "ENCRYPTED",
     "LOCAL_HEADER",
     "STORED",
+    "ReadRange",
     "ZipMember",
     "apply_zip64",
     "extra_fields",
-    "read_directory",
+    "list_members",
 ]
 
 _END = struct.Struct("<4s4H2LH")  # 4.3.16
@@ -42,6 +43,7 @@ STORED, DEFLATED, _ZSTD = 0, 8, 93  # 4.4.5
 ENCRYPTED = 1 << 0 | 1 << 6 | 1 << 13  # 4.4.4
 _UTF8 = 1 << 11
 _UNIX_SYSTEMS = (3, 19)  # 4.4.2: systems where the upper half of the external attributes is a mode
+_WINDOWS_SYSTEMS = (0, 10, 11, 14)  # FAT, NTFS, that of Info-ZIP, VFAT
 
 ReadRange = Callable[[int, int], bytes]
 
@@ -56,6 +58,7 @@ class ZipMember(Member):
     start: int  # of the local header
     end: int
     raw_name: bytes  # as the local header must have it
+    link: str | None = None  # path in the archive of a symbolic link, whose content is its target
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,29 +71,24 @@ class _Directory:
     shift: int  # to add to all offsets, in archives with a prefix, such as self-extracting ones
 
 
-def read_directory(
-    read_range: ReadRange, size: int, *, selection: Selection | None = None, limits: Limits | None = None
-) -> list[ZipMember]:
-    """The wanted files of an archive of `size` bytes, in the order of their offsets.
+def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: Limits) -> list[ZipMember]:
+    """The wanted files of an archive of `size` bytes, and links to be followed, in the order of their offsets.
 
     One or two ranges are read; three, where a long comment or the Zip64 records extend beyond the first one.
 
     Args:
         read_range: returns the bytes from start (inclusive) to end (exclusive).
+        names: still to be closed.
 
     Raises:
-        ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
-            encrypted, a link, a duplicate, or compressed by another method than deflate or zstd.
-        UnsafePathError: a name leads outside the tree, or collides with another.
-        Anything that `read_range` raises.
+        As `zip.read_directory`.
     """
-    limits = limits or Limits()
     tail = _Tail(read_range, size)
     directory = _find_directory(tail)
     if directory.count > limits.members:
         raise ManifestError(f"the archive has more than {limits.members} members")
     data = tail.read(directory.start, directory.end)
-    return _parse_directory(data, directory, MemberNames(selection or Selection(), limits), limits, size)
+    return list(_parse_directory(data, directory, names))
 
 
 class _Tail:
@@ -157,13 +155,10 @@ def _read_end64(tail: _Tail, locator: int, offset: int) -> tuple[int, tuple[int,
     raise ManifestError("the zip archive has no Zip64 end record where its locator points")
 
 
-def _parse_directory(
-    data: bytes, directory: _Directory, names: MemberNames, limits: Limits, size: int
-) -> list[ZipMember]:
+def _parse_directory(data: bytes, directory: _Directory, names: MemberNames) -> Iterator[ZipMember]:
     entries = list(_parse_entries(data, directory))
     entries.sort(key=lambda entry: entry.start)
     ends = [*(entry.start for entry in entries), directory.start][1:]
-    members = []
     for entry, end in zip(entries, ends, strict=True):
         if entry.start + LOCAL_HEADER.size + len(entry.raw_name) + entry.packed > end:
             raise ManifestError(f"member {entry.name!r} of the zip archive overlaps with the next one")
@@ -179,22 +174,18 @@ def _parse_directory(
         reach = (
             entry.start + LOCAL_HEADER.size + len(entry.raw_name) + _COMMENT_BYTES + entry.packed + _DESCRIPTOR_BYTES
         )
-        members.append(
-            ZipMember(
-                name,
-                entry.size,
-                entry.executable,
-                entry.crc32,
-                entry.method,
-                entry.packed,
-                entry.start,
-                min(end, reach),
-                entry.raw_name,
-            )
+        yield ZipMember(
+            name,
+            entry.size,
+            entry.executable,
+            entry.crc32,
+            entry.method,
+            entry.packed,
+            entry.start,
+            min(end, reach),
+            entry.raw_name,
+            entry.name if entry.kind == SYMLINK else None,
         )
-    names.close()
-    limits.check_ratio(sum(member.size for member in members), size)
-    return members
 
 
 @dataclass(frozen=True, slots=True)
@@ -248,6 +239,8 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
         if disk:
             raise ManifestError("the zip archive is split over several files")
         name = _decode_name(raw_name, flags, fields.get(0x7075, b""))
+        if made_by >> 8 in _WINDOWS_SYSTEMS and "/" not in name:
+            name = name.replace("\\", "/")  # as unzip reads what .NET wrote before version 4.6.1
         mode = attributes >> 16 if made_by >> 8 in _UNIX_SYSTEMS else 0
         yield _Entry(
             name,
@@ -287,7 +280,9 @@ def apply_zip64(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int
 
 
 def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
-    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D)."""
+    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D); but macOS and
+    older Java write UTF-8 without the flag, which no name in a code page is likely to be by chance.
+    """
     try:
         if flags & _UTF8:
             return raw.decode()
@@ -295,10 +290,13 @@ def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
             return unicode_path[5:].decode()
     except UnicodeDecodeError as error:
         raise ManifestError(f"the zip archive has a name that is not UTF-8: {raw!r}") from error
-    return raw.decode("cp437")
+    try:
+        return raw.decode()
+    except UnicodeDecodeError:
+        return raw.decode("cp437")
 
 
 def _kind(name: str, mode: int) -> str:
     if stat.S_IFMT(mode) not in (0, stat.S_IFREG, stat.S_IFDIR):
-        return "a symbolic link" if stat.S_ISLNK(mode) else "a device or another special file"
+        return SYMLINK if stat.S_ISLNK(mode) else "a device or another special file"
     return "directory" if name.endswith("/") or stat.S_ISDIR(mode) else "file"

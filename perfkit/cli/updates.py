@@ -143,6 +143,12 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
     )
+    sync.add_argument(
+        "--links",
+        choices=("refuse", "skip", "follow"),
+        default="refuse",
+        help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
+    )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
@@ -224,12 +230,15 @@ def _edits(report: SyncReport) -> str:
 
 def _selection(arguments: argparse.Namespace) -> Selection | None:
     """The members of an archive to extract; None if no option selects any."""
-    if not (arguments.strip_components or arguments.include or arguments.exclude):
+    if not (arguments.strip_components or arguments.include or arguments.exclude or arguments.links != "refuse"):
         return None
     from perfkit.archives.members import Selection
 
     return Selection(
-        strip_components=arguments.strip_components, include=tuple(arguments.include), exclude=tuple(arguments.exclude)
+        strip_components=arguments.strip_components,
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        links=arguments.links,
     )
 
 

@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 from perfkit.downloads.body import pieces
@@ -17,7 +17,7 @@ from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
     Version,
-    content_disposition_name,
+    content_disposition_names,
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
@@ -386,7 +386,7 @@ class Transfer:
         """The first good answer has the version, size, name and digest; now the partial file is made."""
         partial, headers = task.partial, response.headers
         if not self._named:
-            self._take_name(task.url, content_disposition_name(headers.get("content-disposition")))
+            self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
         size = adopt(partial, task.url, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
@@ -410,9 +410,9 @@ class Transfer:
         if most is not None and size is not None and size > most:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
-    def _take_name(self, source: str, sent: str | None) -> None:
-        """Use the name the server gives (RFC 6266), if it is one; it never overwrites a file that is not its own."""
-        name = safe_basename(sent) if sent else None
+    def _take_name(self, source: str, sent: Iterable[str]) -> None:
+        """Use the first safe name that the server gives; it never overwrites a file that is not its own."""
+        name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return
         path = os.path.join(os.path.dirname(self.dest), name)

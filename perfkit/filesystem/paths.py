@@ -19,6 +19,8 @@ _DEVICES = frozenset(
     + [f"{port}{number}" for port in ("COM", "LPT") for number in "0123456789¹²³"]
 )
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
+# C1 controls, which terminals obey, line separators, and what turns the direction of a text: `exe.txt` for `txt.exe`.
+_DECEPTIVE = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
 def check_name(name: str) -> str:
@@ -112,11 +114,12 @@ def safe_join(root: str, name: str) -> str:
 def safe_basename(text: str) -> str | None:
     """Reduce an untrusted name, such as one from Content-Disposition, to a plain file name; None if nothing is left.
 
-    Takes the part after the last slash or backslash, without reserved characters and leading dots, and truncates it to
-    200 bytes, keeping the extension.
+    Takes the part after the last slash or backslash, without reserved characters, C1 and bidirectional controls, and
+    leading dots, and truncates it to 200 bytes, keeping the extension.
     """
     name = re.split(r"[/\\]", text)[-1]
-    name = _FORBIDDEN.sub("", name.encode(errors="ignore").decode()).strip().lstrip(".").rstrip(". ")
+    name = _DECEPTIVE.sub("", _FORBIDDEN.sub("", name.encode(errors="ignore").decode()))
+    name = name.strip().lstrip(".").rstrip(". ")
     if len(name.encode()) > _BASENAME_BYTES:
         stem, extension = os.path.splitext(name)
         extension = extension if len(extension.encode()) <= 20 else ""

@@ -14,7 +14,15 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
-from perfkit.errors import CancelledError, CheckFailedError, ManifestError, TransferError, UpdateError
+from perfkit.errors import (
+    CancelledError,
+    CheckFailedError,
+    HTTPStatusError,
+    ManifestError,
+    SourceBehindError,
+    TransferError,
+    UpdateError,
+)
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -108,6 +116,7 @@ def _sync(
         if isinstance(error, CancelledError) or (isinstance(error, TransferError) and error.transient):
             raise
         newer = open_source(fetcher, spec, installed)
+        _refuse_behind(newer, source, error)
         if newer.record() == source.record():
             raise
         _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
@@ -130,6 +139,28 @@ def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: st
         requests=fetcher.requests,
         bytes_received=fetcher.bytes_received,
     )
+
+
+def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
+    """See that a failure is not because of a server that lacks files of the release it offers, or offers another one
+    than a moment ago.
+
+    Args:
+        newer: what the source offers after the failure.
+
+    Raises:
+        SourceBehindError: it is.
+    """
+    if newer.serial < source.serial:
+        reason = f"it offers {source.version}, and then the older {newer.version}"
+    elif source.serial and isinstance(error, HTTPStatusError) and error.status in (404, 410):
+        if newer.record() != source.record():
+            return
+        reason = f"it offers {source.version}, but lacks a file of it: {error}"
+    else:
+        return
+    reason += "; a cache, mirror or edge is behind, or the site is incomplete: try again later"
+    raise SourceBehindError(source.url, reason, transient=True) from error
 
 
 def plan(
@@ -244,16 +275,17 @@ class Sync:
         """Refuse an older release than was ever installed from this source.
 
         Raises:
-            UpdateError: the source offers one.
+            SourceBehindError: the source offers one.
         """
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
-            raise UpdateError(
-                f"{source.url} offers version {source.version}, an older release (serial {source.serial}) than was "
-                f"installed from it before (serial {highest}): a cache or mirror may be behind, so try again later. To "
+            reason = (
+                f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
+                f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "
                 "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
                 "version, use rollback"
             )
+            raise SourceBehindError(source.url, reason, transient=True)
 
     def scan(self, *, now_ns: int) -> LocalTree:
         """The files of the tree, compared with the installed manifest.

@@ -127,7 +127,8 @@ def test_links_devices_and_others_are_refused(kind: bytes) -> None:
         add(archive, "x", type=kind, linkname="/etc")
         add(archive, "x/passwd", b"root")
 
-    with pytest.raises(ManifestError, match=r"member 'x' is "):
+    hard = kind == tarfile.LNKTYPE  # which is followed, and so found out at the end only
+    with pytest.raises(UnsafePathError if hard else ManifestError, match=r"'x'"):
         unpack(built(build))
 
 

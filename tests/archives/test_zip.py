@@ -14,20 +14,11 @@ from hypothesis import strategies as st
 
 from perfkit.archives.coalesce import coalesce, gap_bytes
 from perfkit.archives.members import Limits, Selection
-from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_members
-from perfkit.archives.zip_directory import ZipMember, read_directory
+from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
+from perfkit.archives.zip_directory import ZipMember
 from perfkit.errors import ConfigError, ManifestError, PerfkitError, UnsafePathError
-from tests.support.archive_tools import FILES, Drip, Ranges, make_zip, raw_zip
-
-
-def unpack(data: bytes, selection: Selection | None = None, limits: Limits | None = None) -> dict[str, bytes]:
-    """All wanted members, by way of directory, ranges and streams."""
-    members = read_directory(Ranges(data), len(data), selection=selection, limits=limits)
-    found = {}
-    for fetched in plan_ranges(members, gap=1000):
-        for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end]), limits):
-            found[member.name] = b"".join(content)
-    return found
+from tests.support.archive_tools import FILES, Ranges, make_zip, raw_zip
+from tests.support.archive_tools import unpack_zip as unpack
 
 
 def test_archives_of_zipfile_are_read() -> None:

@@ -77,6 +77,7 @@ WRONG = [
     ("E009", {"TREES": {"rules": {**GOOD, "CHECK": "no.such.function"}}}, "dotted path"),
     ("E009", {"TREES": {"rules": {**GOOD, "CHECK": "os.sep"}}}, "dotted path"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
+    ("E009", {"TREES": {"rules": {**GOOD, "LINKS": "keep"}}}, "Leave it out"),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 

@@ -207,6 +207,11 @@ def test_request_auth_stays_with_its_origin(kit: Toolkit, misbehaving: Start, tm
         ('attachment; filename="' + "x" * 3000 + '.bin"', "x" * 196 + ".bin"),
         ("attachment; filename=x" * 500, "given"),
         ('inline; filename="ok.txt"', "ok.txt"),
+        ("attachment; filename*=UTF-8''..; filename=\"ok.txt\"", "ok.txt"),
+        ("attachment; filename*=UTF-8''%FF%FE; filename=\"ok.txt\"", "ok.txt"),
+        ("attachment; filename*=UTF-8''bill%E2%80%AEfdp.exe", "billfdp.exe"),
+        ("attachment; filename*=UTF-8''a%C2%9B2Jb%E2%81%A6.txt", "a2Jb.txt"),
+        ('attachment; filename="a\x9b2Jb.txt"', "a2Jb.txt"),
     ],
 )
 def test_hostile_content_disposition(kit: Toolkit, misbehaving: Start, tmp_path: Path, sent: str, name: str) -> None:

@@ -9,6 +9,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Mapping
 
+from perfkit.archives.members import Limits, Selection
+from perfkit.archives.zip import plan_ranges, read_directory, read_members
+
 FILES = {
     "pkg/__init__.py": b"version = 1\n",
     "pkg/data.bin": bytes(range(256)) * 2000,
@@ -146,3 +149,13 @@ class Drip:
         count = min(size, self._most)
         piece, self._data = bytes(self._data[:count]), self._data[count:]
         return piece
+
+
+def unpack_zip(data: bytes, selection: Selection | None = None, limits: Limits | None = None) -> dict[str, bytes]:
+    """All wanted members of a zip archive, by way of directory, ranges and streams."""
+    members = read_directory(Ranges(data), len(data), selection=selection, limits=limits)
+    found: dict[int, bytes] = {}
+    for fetched in plan_ranges({member.start: member for member in members}.values(), gap=1000):
+        for member, content in read_members(fetched, Drip(data[fetched.start : fetched.end]), limits):
+            found[member.start] = b"".join(content)
+    return {member.name: found[member.start] for member in members}

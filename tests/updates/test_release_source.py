@@ -7,13 +7,14 @@ import hashlib
 import itertools
 import json
 import os
+import pickle
 import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from perfkit import IntegrityError, ManifestError, Toolkit, TransferError, UpdateError
+from perfkit import IntegrityError, ManifestError, SourceBehindError, Toolkit, TransferError
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
@@ -129,7 +130,7 @@ def test_a_pointer_replaced_in_the_middle_of_a_sync(kit: Toolkit, tmp_path: Path
 
 
 def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit, tmp_path: Path, second: Path) -> None:
-    """Without a newer release, the error is raised after one more request for the pointer."""
+    """Without a newer release, the error is raised after one more request for the pointer, and says what it is."""
     pointers = itertools.count()
 
     def lose_objects(name: str, exchange: Exchange) -> bool:
@@ -139,10 +140,33 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
         exchange.respond("404 Not Found")
         return True
 
-    with MisbehavingServer(serving(second, lose_objects)) as server, pytest.raises(TransferError, match="404"):
+    behind = pytest.raises(SourceBehindError, match=r"offers 2, but lacks a file of it: .*404")
+    with MisbehavingServer(serving(second, lose_objects)) as server, behind as caught:
         kit.sync(server.url, tmp_path / "tree")
+    assert caught.value.transient
+    assert pickle.loads(pickle.dumps(caught.value)).transient
     assert next(pointers) == 2
     assert tree_of(tmp_path / "tree") == FIRST
+
+
+def test_an_edge_that_is_behind_another(kit: Toolkit, tmp_path: Path, second: Path) -> None:
+    """The pointer of one has the new release, all else comes from one that has the old: no "nothing to do"."""
+    older = shutil.copytree(second, tmp_path / "older")
+    publish(kit, tmp_path, THIRD, "3")
+    newer = (second / "perfkit.json").read_bytes()
+    pointers = itertools.count()
+
+    def answer(name: str, exchange: Exchange) -> bool:
+        if name != "perfkit.json" or next(pointers):
+            return False
+        exchange.respond("200 OK", newer)
+        return True
+
+    with MisbehavingServer(serving(older, answer)) as server:
+        with pytest.raises(SourceBehindError, match="offers 3, and then the older 2"):
+            kit.sync(server.url, tmp_path / "tree")
+        assert kit.sync(server.url, tmp_path / "tree").version == "2"
+    assert tree_of(tmp_path / "tree") == SECOND
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -259,7 +283,7 @@ def test_a_release_published_again_counts(kit: Toolkit, tmp_path: Path) -> None:
         report = kit.sync(server.url, tmp_path / "tree")
         assert (report.route, report.generation) == ("none", 1)
         (site / "perfkit.json").write_bytes(between)
-        with pytest.raises(UpdateError, match="older release"):
+        with pytest.raises(SourceBehindError, match="older release"):
             kit.sync(server.url, tmp_path / "tree")
 
 

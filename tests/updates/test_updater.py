@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import ManifestError, Toolkit, TransferError, UpdateError
+from perfkit import ManifestError, SourceBehindError, Toolkit, TransferError, UpdateError
 from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
@@ -110,7 +110,7 @@ def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
         kit.sync(server.url, tmp_path / "tree")
         (tmp_path / "site/perfkit.json").write_bytes(old)
         for _ in range(2):
-            with pytest.raises(UpdateError, match="older release"):
+            with pytest.raises(SourceBehindError, match="older release"):
                 kit.sync(server.url, tmp_path / "tree")
             kit.rollback(tmp_path / "tree", to=1, hold=False)
 

@@ -15,11 +15,12 @@ import types
 import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
-from perfkit.archives.members import Selection
+from perfkit.archives.members import LINKS, Selection
 from perfkit.config import Config, is_size, parse_size
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
@@ -30,7 +31,7 @@ from perfkit.updates.source_types import parse_source_type
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "CHECK")
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK")
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -217,9 +218,14 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
             problems.append(Problem("E009", f"{where}[{_quoted(key)}]", message, 'Write ["*.rules"].'))
             value = ()
         patterns[key] = tuple(value)
-    if not strip and not any(patterns.values()):
+    links: Any = entry.get("LINKS", "refuse")
+    if links not in LINKS:
+        hint = "Leave it out to refuse archives with symbolic links."
+        problems.append(Problem("E009", f'{where}["LINKS"]', f"must be one of {', '.join(LINKS)}; got {_shown(links)}", hint))
+        links = "refuse"
+    if not strip and not any(patterns.values()) and links == "refuse":
         return None
-    return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"])
+    return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"], links=links)
 
 
 def _dest(where: str, value: object, problems: list[Problem]) -> str | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import enum
 import functools
@@ -19,7 +20,7 @@ __all__ = [
     "Verdict",
     "Version",
     "as_stored",
-    "content_disposition_name",
+    "content_disposition_names",
     "judge",
     "judge_part",
     "lasting_version_of",
@@ -243,25 +244,25 @@ def parse_repr_digest(text: str | None) -> str | None:
     return None
 
 
-def content_disposition_name(text: str | None) -> str | None:
-    """The file name in a Content-Disposition (RFC 6266), as sent and not yet safe: `filename*` (RFC 8187) before
-    `filename`, in which bytes that are UTF-8 are read as such.
+def content_disposition_names(text: str | None) -> list[str]:
+    """The file names in a Content-Disposition (RFC 6266), the better first, as sent and not yet safe: `filename*` (RFC
+    8187) if it can be decoded, then `filename`, in which bytes that are UTF-8 are read as such.
     """
     if not text or len(text) > 4096:
-        return None
+        return []
     from email.message import Message
-    from email.utils import collapse_rfc2231_value
 
     message = Message()
     message["Content-Disposition"] = text
-    try:
-        values = [value for name, value in message.get_params([], "Content-Disposition") if name == "filename"]
-        extended = [value for value in values if isinstance(value, tuple)]
-        value = (extended or values or [""])[0]
-        name = collapse_rfc2231_value(value)
-        return (name if extended else _as_utf8(name)) or None
-    except (ValueError, LookupError, TypeError):
-        return None
+    extended: list[str] = []
+    plain: list[str] = []
+    for name, value in message.get_params([], "Content-Disposition"):
+        if name == "filename" and isinstance(value, tuple):
+            with contextlib.suppress(UnicodeError, LookupError):
+                extended.append(value[2].encode("raw-unicode-escape").decode(value[0] or "utf-8"))
+        elif name == "filename":
+            plain.append(_as_utf8(value))
+    return [name for name in extended + plain if name]
 
 
 def _as_utf8(text: str) -> str:
@@ -389,7 +390,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     wanted = f"bytes {first} to {end - 1} were asked for"
     if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
         return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
-    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED):
+    if answer.verdict in (Verdict.CODED, Verdict.UNRANGED, Verdict.INVALID):
         return Answer(Verdict.NO_RANGE, reason=f"{answer.reason}; {wanted}")
     if answer.verdict is not Verdict.BODY:
         return answer

@@ -20,6 +20,7 @@ FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
 _BLOCK = 512
 _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNORECASE)
 _XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
+_PROGRAMS = (b"MZ", b"\x7fELF", b"#!")  # in front of a self-extracting archive; the end of the file tells if it is one
 _HTML = ("text/html", "application/xhtml+xml")
 
 
@@ -45,7 +46,9 @@ def detect_type(url: str, first: bytes, content_type: str | None = None) -> Sour
     if root and METALINK_NAMESPACE.encode() in root[0]:
         return SourceType.METALINK
     html = content_type is not None and content_type.partition(";")[0].strip().lower() in _HTML
-    return SourceType.URLS if not html and _is_url_list(text, whole=len(first) < FIRST_BYTES) else None
+    if not html and _is_url_list(text, whole=len(first) < FIRST_BYTES):
+        return SourceType.URLS
+    return SourceType.ZIP if first.startswith(_PROGRAMS) else None
 
 
 def _detect_compressed(url: str, first: bytes, packed: str) -> SourceType:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
-from perfkit.errors import ManifestError
+from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, TransferError
+from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef, Pointer
@@ -18,6 +20,8 @@ from perfkit.releases.format.zstd import decompress
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["SiteClient", "StagedRanges"]
+
+_log = logging.getLogger(__name__)
 
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
@@ -107,15 +111,24 @@ class SiteClient:
         return StagedRanges(self._fetcher.stage, found)
 
     def fetch_ranges(self, index: Index, ranges: Iterable[PackRange]) -> StagedRanges:
-        """Fetch these ranges; their bytes are not verified yet."""
+        """Fetch these ranges, or whole packs where the server refuses ranges; their bytes are not verified yet."""
         staged = self.staged_ranges()
-        requests = []
+        requests, packs = [], {}
         for each in ranges:
             if staged.find(index, each) is None:
-                ref = index.packs[each.pack].object
+                ref = packs[each.pack] = index.packs[each.pack].object
                 name = _range_name(ref.sha256, each.start, each.end)
                 requests.append(Request(self.url + ref.path, name, byte_range=(each.start, each.end), segments=1))
-        self._fetcher.get(requests)
+        try:
+            self._fetcher.get(requests)
+        except TransferError as error:
+            status = error.status if isinstance(error, HTTPStatusError) else None
+            refused = status in {416, *RANGE_REFUSALS} or (status is None and not error.transient)
+            if isinstance(error, CancelledError) or not refused:
+                raise
+            _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
+            for ref, path in zip(packs.values(), self.get(packs.values()), strict=True):
+                os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))
         return self.staged_ranges()
 
     def _size(self, name: str) -> int | None:

@@ -7,7 +7,7 @@ import hashlib
 import os
 from collections.abc import Iterator, Set
 
-from perfkit.archives.members import Member, Selection, stage_if_changed
+from perfkit.archives.members import Limits, Member, Selection, stage_if_changed
 from perfkit.archives.tar import Content, read_members
 from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.releases.format.manifest import Entry, Manifest
@@ -32,19 +32,23 @@ class TarSource(ArchiveSource):
         self._routes: tuple[str, ...] = ()
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        entries: dict[str, Entry] = {}
         with self._members(staging) as members:
-            entries = []
             for member, content in members:
+                if member.copy_of is not None:
+                    entries[member.name] = entries[member.copy_of]._replace(name=member.name)
+                    continue
                 digest = _digest(member, content, local, staging)
-                entries.append(Entry(member.name, member.size, digest, member.executable))
-        return Manifest.of(entries)
+                entries[member.name] = Entry(member.name, member.size, digest, member.executable)
+            Limits().check_ratio(sum(entry.size for entry in entries.values()), self._archive.size)
+        return Manifest.of(entries.values())
 
     def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
         names = {entry.name for entry in manifest if entry.sha256 in missing}
         if names:
             with self._members(staging) as members:
                 for member, content in members:
-                    if member.name in names:
+                    if member.name in names and member.copy_of is None:
                         staging.add(content)
         return self._routes
 

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterable, Iterator, Set
 
 from perfkit.archives.members import Selection
-from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_members
-from perfkit.archives.zip_directory import ZipMember, read_directory
+from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
+from perfkit.archives.zip_directory import ZipMember
 from perfkit.errors import FileChangedError, ManifestError
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.installed import Installed
@@ -54,7 +54,8 @@ class ZipSource(ArchiveSource):
                 missing.append(member)
             else:
                 digests[name] = digest
-        digests.update(self._fetch(missing, staging))
+        fetched = self._fetch(missing, staging)
+        digests.update((member.name, fetched[member.start]) for member in missing)
         manifest = Manifest.of(Entry(name, each.size, digests[name], each.executable) for name, each in members.items())
         self._checksums = "".join(f"{members[entry.name].crc32:08x}" for entry in manifest)
         return manifest
@@ -79,13 +80,13 @@ class ZipSource(ArchiveSource):
             return {}
         return {(e.size, int(checksums[8 * at : 8 * at + 8], 16)): e.sha256 for at, e in enumerate(manifest)}
 
-    def _fetch(self, members: Iterable[ZipMember], staging: StagingArea) -> dict[str, bytes]:
-        """Fetch these members into the staging area; returns their digests, by name.
+    def _fetch(self, members: Iterable[ZipMember], staging: StagingArea) -> dict[int, bytes]:
+        """Fetch these members into the staging area; returns their digests, by their offsets.
 
         Raises:
             ManifestError: one is damaged.
         """
-        ranges = plan_ranges(members, gap=_GAP_BYTES)
+        ranges = plan_ranges({member.start: member for member in members}.values(), gap=_GAP_BYTES)
         if not ranges:
             return {}
         wanted = sum(each.end - each.start for each in ranges)
@@ -99,7 +100,7 @@ class ZipSource(ArchiveSource):
         try:
             for each, path in zip(ranges, paths, strict=True):
                 for member, content in self._contents(each, path):
-                    digests[member.name], _ = staging.add(content)
+                    digests[member.start], _ = staging.add(content)
         except ManifestError:
             staging.discard_partial()
             for path in set(paths):  # or the next sync would use them again
