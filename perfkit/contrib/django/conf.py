@@ -221,7 +221,8 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
     links: Any = entry.get("LINKS", "refuse")
     if links not in LINKS:
         hint = "Leave it out to refuse archives with symbolic links."
-        problems.append(Problem("E009", f'{where}["LINKS"]', f"must be one of {', '.join(LINKS)}; got {_shown(links)}", hint))
+        message = f"must be one of {', '.join(LINKS)}; got {_shown(links)}"
+        problems.append(Problem("E009", f'{where}["LINKS"]', message, hint))
         links = "refuse"
     if not strip and not any(patterns.values()) and links == "refuse":
         return None
