@@ -35,6 +35,16 @@ def origin_of(url: str) -> Origin:
     Raises:
         ConfigError: it is not an http or https URL that all programs read alike.
     """
+    try:
+        if url.isprintable() or not _CONTROLS.search(url):
+            return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+    except ConfigError:
+        pass  # and the whole of it is shown
+    return _origin_of(url)
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> Origin:
     scheme, authority, _ = split_url(url)
     _, host, port = _read(url, authority)
     return scheme, host, port or _DEFAULT_PORTS[scheme]
