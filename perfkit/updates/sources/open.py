@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.probe import Probe
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
+from perfkit.redact import masked
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
 from perfkit.updates.source_types import SourceSpec, SourceType
@@ -67,7 +68,8 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
         with open(path, "rb") as file:
             found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{path}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        shown = path if path.startswith(("/", ".")) else masked(path)  # it may be meant for a URL, with a password
+        raise ConfigError(f"{shown}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")

@@ -107,6 +107,7 @@ def test_a_refused_url_is_shown_without_its_secrets(url: str, tmp_path: Path, ca
             lambda: Request(URL, mirrors=url),  # type: ignore[arg-type]
             lambda: Request(URL, home=url),
             lambda: kit.download(url, tmp_path / "f"),
+            lambda: kit.sync(url, tmp_path / "tree"),
             lambda: kit.download_many([url, (url, "f"), {"url": url}, (url,)], tmp_path),  # type: ignore[list-item]
         ):
             with pytest.raises(PerfkitError) as caught:
