@@ -146,6 +146,7 @@ class Config:
 
     # Updates
     local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
+    check_contents: bool = False  # hash every file of the tree in each sync, even if its size and times are unchanged
     keep_generations: int = 5  # before the current one, that `rollback` can restore
 
     def __post_init__(self) -> None:

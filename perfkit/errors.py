@@ -26,7 +26,7 @@ __all__ = [
     "RecoveryError",
     "RemoteChangedError",
     "RollbackError",
-    "SourceBehindError",
+    "StaleSourceError",
     "TransferError",
     "TransferTimeoutError",
     "UnsafePathError",
@@ -172,7 +172,7 @@ class UpdateError(PerfkitError):
     """A local tree could not be changed; it is as it was before."""
 
 
-class SourceBehindError(UpdateError, TransferError):
+class StaleSourceError(UpdateError, TransferError):
     """A source offers an older release than was seen before, or not all files of the one it offers: a cache, a mirror
     or an edge of a CDN is behind, and may have caught up later (`transient`). The tree was not changed.
     """

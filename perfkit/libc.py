@@ -18,6 +18,7 @@ __all__ = [
     "allow_process_settings",
     "file_attributes",
     "holds_modes",
+    "is_being_written",
     "mmap_large_allocations",
     "rename_to_new",
     "set_mode",
@@ -155,6 +156,22 @@ def try_lock(descriptor: int) -> bool:
     except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has another one
         return False
     return True
+
+
+def is_being_written(descriptor: int) -> bool:
+    """Whether any process has a file open for writing, which is open here for reading: fcntl(2) then refuses a lease.
+
+    False where that can't be known: leases are for the file's owner and root, and network file systems have none.
+    """
+    import signal
+
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default of a lease would end the process
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
+        fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except OSError as error:
+        return error.errno == errno.EAGAIN
+    return False
 
 
 def file_attributes(descriptor: int, name: str = "") -> int:

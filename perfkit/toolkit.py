@@ -371,13 +371,15 @@ class Toolkit:
         selection: Selection | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
+        allow_older: bool = False,
         wait_s: float = 0.0,
     ) -> SyncReport:
         """Update a tree to what a source offers: only differences are fetched, and all files change at once.
 
-        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. After a crash, the same call
-        resumes with what was fetched. A version that the tree was rolled back from, or that `check` refused, is passed
-        over until the source offers another one; the report's `held` names it.
+        Unmanaged files are left alone; `Config.local_changes` decides about edited ones. A file whose size, times,
+        inode and mode are unchanged is not read again, unless `Config.check_contents` is set. After a crash, the same
+        call resumes with what was fetched. A version that the tree was rolled back from, or that `check` refused, is
+        passed over until the source offers another one; the report's `held` names it.
 
         Args:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
@@ -386,6 +388,7 @@ class Toolkit:
             selection: which members of an archive are wanted, and under which names.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
+            allow_older: install a release although a later one of the same site was installed before.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
@@ -394,7 +397,7 @@ class Toolkit:
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
-            SourceBehindError: the source offers an older release than was installed from it before, or lacks files of
+            StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
                 the one it offers; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
@@ -407,8 +410,10 @@ class Toolkit:
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
+            check_contents=self.config.check_contents,
             check=check,
             retry_rejected=retry_rejected,
+            allow_older=allow_older,
             wait_s=wait_s,
         )
         with self._download_progress.delayed():

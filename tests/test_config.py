@@ -37,6 +37,7 @@ WRITTEN = {  # a way to write each field, and what it then is
     "keep_partial": ("false", False),
     "durable": ("yes", True),
     "local_changes": ("refuse", "refuse"),
+    "check_contents": ("yes", True),
     "keep_generations": ("12", 12),
 }
 

@@ -1,9 +1,9 @@
 """The `perfkit` command: parses arguments, calls the Toolkit, prints text or JSON.
 
 Each command has two functions in one of the modules here: `add_COMMAND` defines its options and sets `run` to the
-function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 3 the
-command of `--on-change` failed, 10 the tree changed (with `--exit-code`), 130 interrupted. Results go to standard
-output, everything else to standard error, with one line per error.
+function that does the work and returns the exit code. Exit codes: 0 success, 1 the work failed, 2 invalid usage, 3
+the command of `--on-change` failed, 4 the source is behind, 10 the tree changed (with `--exit-code`), 130
+interrupted. Results go to standard output, everything else to standard error, with one line per error.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from importlib import import_module
 from perfkit._version import __version__
 from perfkit.cli.output import interrupted, print_error
 from perfkit.cli.parser import Parser
-from perfkit.errors import ConfigError, PerfkitError
+from perfkit.errors import ConfigError, PerfkitError, StaleSourceError
 
 __all__ = ["command_parser", "main"]
 
@@ -60,6 +60,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print_error(str(error))
         return 2
+    except StaleSourceError as error:
+        print_error(str(error))
+        return 4
     except (PerfkitError, OSError) as error:
         print_error(str(error))
         return 1

@@ -36,6 +36,7 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "connections_per_host": given.get("workers"),
         "segments": given.get("segments"),
         "retries": given.get("retries"),
+        "check_contents": given.get("check_contents") or None,
         "rate_limit": None if limit is None else parse_size(limit),
     }
     return Config.from_env(**{name: value for name, value in chosen.items() if value is not None})

@@ -150,9 +150,12 @@ def add_sync(sync: Parser) -> None:
         help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
     )
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    what = "hash every file of the tree, even if its size and times are unchanged"
+    sync.add_argument("--check-contents", action="store_true", help=what)
     sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
+    sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
     sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
@@ -181,7 +184,11 @@ def _sync(arguments: argparse.Namespace) -> int:
         if arguments.check is not None:
             chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
         on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null) if arguments.on_change else None
-        chosen.update(retry_rejected=arguments.retry_rejected, wait_s=parse_seconds(arguments.wait))
+        chosen.update(
+            retry_rejected=arguments.retry_rejected,
+            allow_older=arguments.allow_older,
+            wait_s=parse_seconds(arguments.wait),
+        )
         report = kit.sync(arguments.source, arguments.dest, **chosen)
         held = f"; {report.held} is on hold" if report.held else ""
         print_result(

@@ -39,6 +39,7 @@ _NAME_MAX = 255
 _COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
+_NOT_REPLACEABLE = {errno.EBUSY: "it is a mount point", errno.EPERM: "it or its directory is immutable or append-only"}
 _HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
 
 
@@ -321,7 +322,7 @@ class PartialFile:
 
         Raises:
             FileExistsError: something that may not be replaced has the name.
-            OSError: the destination is a directory, or its directory cannot be changed.
+            OSError: the destination is a directory, can't be replaced, or its directory cannot be changed.
         """
         with contextlib.suppress(FileNotFoundError):
             before = os.lstat(path)
@@ -332,7 +333,13 @@ class PartialFile:
             write_origin(self.descriptor, self.origin)
         if durable:
             os.fsync(self.descriptor)
-        (os.replace if replace else rename_to_new)(self.path, path)
+        try:
+            (os.replace if replace else rename_to_new)(self.path, path)
+        except OSError as error:
+            if (reason := _NOT_REPLACEABLE.get(error.errno or 0)) is None:
+                raise
+            text = f"{reason}, so it can't be replaced; {self.path} has the new file"
+            raise OSError(error.errno, text, path) from error
         if durable:
             _sync_directory(os.path.dirname(path) or ".")
         with contextlib.suppress(OSError):

@@ -37,6 +37,25 @@ class RootDir:
         self.fd = os.open(self.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         self._cached: OrderedDict[str, int] = OrderedDict()
         self._most = _MAX_CACHED
+        self.owner = self._other_user()
+
+    def _other_user(self) -> tuple[int, int] | None:
+        """User and group of the tree, if root works for another user; None: new files need no other owner."""
+        if os.geteuid() != 0:
+            return None
+        found = self.lstat(PRIVATE_DIR) or os.fstat(self.fd)
+        return (found.st_uid, found.st_gid) if found.st_uid != 0 else None
+
+    def hand_over(self, descriptor: int) -> None:
+        """Give a file or directory of root's to the user whose tree this is; otherwise one `sudo` would lock them out.
+
+        Not a file with other hard links, which might be any file.
+        """
+        if self.owner is not None:
+            found = os.fstat(descriptor)
+            if found.st_uid == 0 and (stat.S_ISDIR(found.st_mode) or found.st_nlink == 1):
+                with contextlib.suppress(OSError):  # the file system has no owners, or a server allows no change
+                    os.fchown(descriptor, *self.owner)
 
     @cached_property
     def folds_case(self) -> bool:
@@ -112,12 +131,15 @@ class RootDir:
         """A descriptor of a file, opened with O_NONBLOCK, so that a FIFO in its place can't block."""
         fd, leaf = self.parent(name)
         try:
-            return os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
+            descriptor = os.open(leaf, flags | os.O_NOFOLLOW | os.O_CLOEXEC | os.O_NONBLOCK, mode, dir_fd=fd)
         except OSError as error:
             if self._closed_some(error):
                 return self.open(name, flags, mode)
             error.filename = name
             raise
+        if flags & os.O_CREAT:
+            self.hand_over(descriptor)
+        return descriptor
 
     def listdir(self, name: str) -> list[str]:
         """The entries of a directory; none if it does not exist."""
@@ -156,6 +178,8 @@ class RootDir:
             except FileNotFoundError:  # another process has removed it in the meantime
                 return self.mkdir(name, mode)
             return False
+        if self.owner is not None:
+            self.hand_over(self.directory(name))
         return True
 
     def rmdir(self, name: str) -> bool:
@@ -167,7 +191,7 @@ class RootDir:
                 os.close(cached)
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
-            if error.errno not in _NOT_REMOVABLE:
+            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM where it is not empty
                 raise
             return False
         return True

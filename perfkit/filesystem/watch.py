@@ -2,26 +2,32 @@
 
 from __future__ import annotations
 
+import contextlib
 import enum
 import errno
 import logging
 import os
+import re
 import secrets
+import stat
 import threading
+import time
 import warnings
-import weakref
 from types import TracebackType
 from typing import Any, Final
 
 from perfkit.errors import ConfigError
+from perfkit.filesystem.scan import scan
 
 __all__ = ["ALL", "DirtySet", "watch"]
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 10.0  # for pending events
+_POLL_S = 1.0  # between two looks whether the root is still the same directory
 _PROBE = ".perfkit-watch-"
-_OVERFLOW = 0x4000  # IN_Q_OVERFLOW, inotify(7)
+_EVENTS_LOST = 0x4000 | 0x2000  # IN_Q_OVERFLOW | IN_UNMOUNT, inotify(7)
 _QUIET = frozenset({"opened", "closed_no_write"})
+_UNNAMED = re.compile(r"(?:.*/)?#(\d+)", re.DOTALL)  # a file without a name, by its inode: O_TMPFILE in open(2)
 
 
 class _All(enum.Enum):
@@ -40,68 +46,88 @@ class DirtySet:
     """The names that change below a directory while it is watched; a context manager.
 
     From `__enter__` on no change is missed, so watch first and scan then. Names are relative to the root; that of a
-    directory includes everything that is or was below it. When events are lost (the kernel's queue overflowed, there
-    are more directories than it may watch, the root was removed), everything is dirty, and `drain` returns `ALL`.
+    directory includes everything that is or was below it. A file that is being written is dirty after each write, and
+    again when it is closed. Of a file with several names, all in the tree are dirty.
+
+    When events are lost, everything is dirty, and `drain` returns `ALL`: the kernel's queue overflowed, there are more
+    directories than it may watch, or the root was removed, replaced, or is a symbolic link that leads elsewhere now.
+
+    The kernel does not report (inotify(7)): stores through a shared mapping before the file is closed, changes through
+    a hard link outside the tree, changes that other machines make on a network file system, and mounts.
     """
 
     def __init__(self, root: str | os.PathLike[str]) -> None:
         self.root = os.path.abspath(os.fspath(root))
         self._changed = threading.Condition()
         self._names: set[str] = set()
+        self._unnamed: set[int] = set()  # inodes of changed files whose event has no name
         self._lost = False
-        self._gone = False  # it can't be watched any more: everything stays dirty
         self._probes: set[str] = set()  # names of probe files whose event has arrived
-        self._observer: Any = None
+        self._active = False  # inside the `with` block
+        self._incomplete = False  # something can't be watched, or has not been since the last start
+        self._unreadable = False  # a directory can't be watched until it can be read
+        self._threads: list[Any] = []  # of watchdog
+        self._watched = self.root  # without symbolic links
+        self._identity: tuple[int, int] | None = None  # of the watched directory
 
     def __enter__(self) -> DirtySet:
         """Start watching.
 
         Raises:
             OSError: the root is not a directory, or can't be watched.
-            ConfigError: this version of watchdog does not report lost events.
+            ConfigError: watchdog is older than 7.1, which misses directories that are moved into the tree.
         """
-        if not os.path.isdir(self.root):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root)
-        _report_lost_events()
-        _live.add(self)
         self._start()
+        self._active = True
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         """Stop watching, with all changes made up to now in the set; `drain` still works."""
         try:
-            self.flush()
+            if kind is None:
+                self.flush()
+            else:
+                self.mark_all()  # the caller is in a hurry
         finally:
+            self._active = self._incomplete = False
             self._stop()
-            _live.discard(self)
 
     def drain(self) -> frozenset[str] | _All:
         """Remove and return the dirty names; `ALL` if events were lost.
 
         A change arrives here a moment after it was made; `flush` waits for that.
         """
+        self._check()
         with self._changed:
-            if not self._lost and self._alive():
-                names, self._names = self._names, set()
-                return frozenset(names)
+            lost, names, unnamed = self._lost, self._names, self._unnamed
+            self._names, self._unnamed = set(), set()
+        if not lost:
+            return frozenset(names | self._other_names(names, unnamed))
         # Directories created while events were lost may not be watched. The new watch starts before the caller scans,
         # and that scan covers the pending events of the old one.
-        watching = self._observer is not None
         self._stop()
-        with self._changed:
-            self._names, self._lost = set(), False
-        if watching:
-            try:
-                self._start()
-            except OSError as error:
-                _log.warning("%s can't be watched any more: %s; every name counts as changed", self.root, error)
-                self._gone = True
+        self._lost = False
+        if self._active:
+            self._restart()
         return ALL
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until something is dirty; False after `timeout_s` seconds without a change."""
-        with self._changed:
-            return self._changed.wait_for(lambda: bool(self._names) or self._lost, timeout_s)
+        """Wait until something is dirty; False after `timeout_s` seconds without a change.
+
+        While something can't be watched, it returns after a second at most, since anything may have changed.
+        """
+        deadline = None if timeout_s is None else time.monotonic() + timeout_s
+        while True:
+            left = _POLL_S if deadline is None else min(_POLL_S, max(0.0, deadline - time.monotonic()))
+            if self._incomplete:
+                time.sleep(left)
+                return True
+            self._check()
+            with self._changed:
+                if self._changed.wait_for(lambda: bool(self._names or self._unnamed) or self._lost, left):
+                    return True
+            if deadline is not None and time.monotonic() >= deadline:
+                return False
 
     def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until all changes made up to now are in the set.
@@ -109,7 +135,8 @@ class DirtySet:
         It creates and removes a probe file in the root, and waits for its event, since events arrive in order. If the
         file can't be created, or its event does not arrive in time, everything is dirty.
         """
-        if self._observer is None:
+        self._check()
+        if self._lost or not self._active:
             return
         probe = _PROBE + secrets.token_hex(8)
         try:
@@ -124,122 +151,172 @@ class DirtySet:
                 self._lost = True
             self._probes.discard(probe)
 
-    def _start(self) -> None:
-        from watchdog.observers import Observer
+    def same_root(self) -> bool:
+        """Whether the root still is the directory that is watched."""
+        return _identity(self.root) == self._identity
 
-        # watchdog 7 walks a new directory after it has started to watch it. A directory created in between is found
-        # twice and added to the same watch again, which is harmless, but causes a warning in its thread.
-        warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
-        observer: Any = Observer()
+    def _check(self) -> None:
+        """If the watch does not see what happens below the root any more, everything is dirty."""
+        alive = bool(self._threads) and all(thread.is_alive() for thread in self._threads)
+        if self._active and not (alive and self.same_root()):
+            self.mark_all()
+
+    def _start(self) -> None:
+        self._identity = _identity(self.root)  # before the watch: what replaces it from now on will be noticed
+        if self._identity is None or not os.path.isdir(self.root):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root)
+        self._watched = os.path.realpath(self.root)
+        self._incomplete = self._unreadable = False
+        self._threads = _start_threads(self, self._watched)
+
+    def _restart(self) -> None:
         try:
-            observer.schedule(_Handler(self), self.root, recursive=True)
-            observer.start()
-        except BaseException:
-            observer.on_thread_stop()
-            raise
-        self._observer = observer
+            self._start()
+        except OSError as error:
+            _log.info("%s can't be watched: %s; every name counts as changed, until it can be", self.root, error)
+            self._incomplete = True
 
     def _stop(self) -> None:
-        observer, self._observer = self._observer, None
-        if observer is not None:
-            emitters = list(observer.emitters)
-            observer.stop()
-            observer.join()
-            for emitter in emitters:
-                emitter.join()
+        threads, self._threads = self._threads, []
+        for thread in threads:
+            thread.stop()
+        for thread in threads:
+            thread.join()
 
-    def _alive(self) -> bool:
-        observer = self._observer
-        return not self._gone and (observer is None or all(each.is_alive() for each in (observer, *observer.emitters)))
+    def _other_names(self, names: set[str], unnamed: set[int]) -> set[str]:
+        """The names of changed files that had none when they were changed, and the other ones of hard links."""
+        inodes = set(unnamed)
+        for name in names:
+            with contextlib.suppress(OSError):
+                found = os.lstat(os.path.join(self._watched, name))
+                if stat.S_ISREG(found.st_mode) and found.st_nlink > 1:
+                    inodes.add(found.st_ino)
+        if not inodes:
+            return set()
+        try:
+            return {entry.name for entry in scan(self._watched) if entry.inode in inodes}
+        except OSError:
+            self.mark_all()  # the root has gone
+            return set()
 
     def mark_all(self) -> None:
         """Events were lost: everything is dirty."""
         with self._changed:
             self._lost = True
             self._names.clear()
+            self._unnamed.clear()
             self._changed.notify_all()
 
-    def add(self, path: str, *, deleted: bool) -> None:
-        """An event for this path, such as that it was deleted."""
-        name = os.path.relpath(path, self.root)
-        if name == ".":
-            return
-        with self._changed:
-            if name.startswith(_PROBE):
-                if deleted:
-                    self._probes.add(name)
-                    self._changed.notify_all()
-            elif not self._lost:
-                self._names.add(name)
-                self._changed.notify_all()
+    def cannot_watch(self, path: str, *, readable: bool) -> None:
+        """This directory can't be watched; if it is not readable, nothing in it counts until it is.
 
-
-class _Handler:
-    """Called by watchdog, in its thread."""
-
-    def __init__(self, dirty: DirtySet) -> None:
-        self._dirty = dirty
+        Raises:
+            PermissionError: it is the root.
+        """
+        if readable:
+            self._incomplete = True
+            self.mark_all()
+        elif path == self._watched:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        else:
+            self._unreadable = True
 
     def dispatch(self, event: Any) -> None:
-        kind = event.event_type
-        if kind in _QUIET or (event.is_directory and kind == "modified"):
-            return  # what changed in the directory has its own event
-        if kind == "deleted" and event.is_directory and os.fsdecode(event.src_path) == self._dirty.root:
-            self._dirty.mark_all()
-            return
-        for path in (event.src_path, event.dest_path):
-            if path:
-                self._dirty.add(os.fsdecode(path), deleted=kind == "deleted")
+        """An event of watchdog, in its thread."""
+        kind, directory, path = event.event_type, event.is_directory, os.fsdecode(event.src_path)
+        if kind == "deleted" and directory and path == self._watched:
+            self.mark_all()
+        elif kind == "attrib" and directory and self._unreadable:
+            self.mark_all()  # it may be readable now
+        elif kind in _QUIET or (directory and kind == "modified"):
+            pass  # what changed in the directory has its own event
+        elif not directory and (match := _UNNAMED.fullmatch(path)) and not os.path.lexists(path) and kind != "deleted":
+            self._add(self._unnamed, int(match[1]))
+        else:
+            for each in filter(None, (path, os.fsdecode(event.dest_path))):
+                self._add_name(os.path.relpath(each, self._watched), deleted=kind == "deleted")
+
+    def _add_name(self, name: str, *, deleted: bool) -> None:
+        if name.startswith(_PROBE):
+            if deleted:
+                self._add(self._probes, name)
+        elif name != ".":
+            self._add(self._names, name)
+
+    def _add(self, found: set[Any], value: str | int) -> None:
+        with self._changed:
+            if not self._lost or found is self._probes:
+                found.add(value)
+            self._changed.notify_all()
 
 
-_live: weakref.WeakSet[DirtySet] = weakref.WeakSet()
-_patched = False
-_patch_lock = threading.Lock()
+def _identity(path: str) -> tuple[int, int] | None:
+    """Device and inode; None if it does not exist."""
+    try:
+        found = os.stat(path)
+    except OSError:
+        return None
+    return found.st_dev, found.st_ino
 
 
-def _report_lost_events() -> None:
-    """Patch watchdog to report lost events, which it ignores: the kernel's IN_Q_OVERFLOW, and subdirectories for which
-    there are no more watches (ENOSPC). Both pass through one of two functions of its inotify reader.
+def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
+    """Watch a directory by watchdog's threads: one reads inotify(7), one makes events of it, and one dispatches these.
 
     Raises:
-        ConfigError: this version of watchdog has no such functions.
+        OSError: it can't be watched.
+        ConfigError: watchdog is too old.
     """
-    global _patched
-    with _patch_lock:
-        if _patched:
-            return
-        import ctypes
+    from watchdog.observers.api import BaseObserver
+    from watchdog.version import VERSION_INFO, VERSION_STRING
 
-        from watchdog.observers import Observer
+    if VERSION_INFO < (7, 1):
+        raise ConfigError(f"watching needs watchdog 7.1 or newer; this is {VERSION_STRING}, so upgrade it")
+    from watchdog.observers.inotify import InotifyEmitter
+    from watchdog.observers.inotify_c import CallbackId, InotifyEvent, InotifyFD, Mask, WatchCallback, WatchDescriptor
 
-        if getattr(Observer, "__name__", "") != "InotifyObserver":
-            _patched = True  # not Linux: FSEvents, kqueue and Windows have no such queue in watchdog
-            return
-        from watchdog.observers import inotify_c
+    class Reader(InotifyFD):
+        """Reports lost events and directories that can't be watched, which watchdog ignores."""
 
-        reader: Any = getattr(inotify_c, "InotifyFD", None) or getattr(inotify_c, "Inotify", None)
+        def handle_event(self, event: InotifyEvent) -> None:
+            if event.mask & _EVENTS_LOST:
+                dirty.mark_all()
+            super().handle_event(event)
+
+        def add_callback(self, path: bytes, mask: Mask, callback: WatchCallback, id_: CallbackId) -> WatchDescriptor:
+            try:
+                descriptor = super().add_callback(path, mask, callback, id_)
+            except (FileNotFoundError, NotADirectoryError):
+                raise  # it was removed, and that has its own event
+            except OSError:
+                dirty.cannot_watch(os.fsdecode(path), readable=True)
+                raise
+            if descriptor < 0:  # EACCES
+                dirty.cannot_watch(os.fsdecode(path), readable=False)
+            return descriptor
+
+        def start(self) -> None:
+            try:
+                super().start()
+            except RuntimeError:
+                self._close_resources()
+                raise
+
+    # watchdog walks a new directory after it has started to watch it. A directory created in between is found twice
+    # and added to the same watch again, which is harmless, but causes a warning in its thread.
+    warnings.filterwarnings("ignore", r"Callback with id '\d+' already exists for watch", RuntimeWarning)
+    reader = Reader()
+    observer: Any = BaseObserver(InotifyEmitter, inotify_fd=reader)
+    try:
+        reader.start()
         try:
-            parse, raise_error = reader._parse_event_buffer, reader._raise_error
-        except AttributeError:
-            message = "this version of watchdog does not report lost events; install watchdog 6 or 7"
-            raise ConfigError(message) from None
-
-        def parse_and_report(buffer: bytes) -> Any:
-            for event in parse(buffer):
-                if event[1] & _OVERFLOW:
-                    _mark_all_dirty()
-                yield event
-
-        def raise_and_report(*arguments: Any, **options: Any) -> Any:
-            if ctypes.get_errno() == errno.ENOSPC:
-                _mark_all_dirty()
-            return raise_error(*arguments, **options)
-
-        reader._parse_event_buffer = staticmethod(parse_and_report)
-        reader._raise_error = staticmethod(raise_and_report)
-        _patched = True
-
-
-def _mark_all_dirty() -> None:
-    for dirty in list(_live):
-        dirty.mark_all()
+            observer.schedule(dirty, root, recursive=True)
+            emitters = list(observer.emitters)
+            observer.start()
+        except BaseException:
+            observer.on_thread_stop()
+            reader.stop()
+            reader.join()
+            raise
+    except RuntimeError as error:  # the system allows no more threads
+        raise OSError(errno.EAGAIN, str(error), root) from error
+    return [observer, *emitters, reader]

@@ -186,6 +186,7 @@ class Transaction:
     def _set_staged(self, name: str, source: str, fd: int, mode: int, digest: str | None = None) -> Content:
         """Set the mode of a complete staged file, and add it to the change set."""
         set_mode(fd, mode & 0o777)
+        self._rootdir.hand_over(fd)
         digest = digest or digest_of(fd, name)
         content = Content(digest, os.fstat(fd).st_size, mode & 0o777)
         self._change_set[name] = StagedFile(source, content)

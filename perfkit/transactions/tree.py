@@ -76,9 +76,20 @@ class Tree:
             if self._new and kind is not None:
                 with contextlib.suppress(OSError, LockedError):
                     self._remove_unused()
+            if self._rootdir.owner is not None:
+                self._hand_over()
             self._lock.release()
         finally:
             self._rootdir.close()
+
+    def _hand_over(self) -> None:
+        """Give perfkit's own files to the user whose tree this is, if root has changed it."""
+        for directory in (PRIVATE_DIR, FETCH):
+            for leaf in self._rootdir.listdir(directory):
+                with contextlib.suppress(OSError):
+                    descriptor = self._rootdir.open(f"{directory}/{leaf}")
+                    self._rootdir.hand_over(descriptor)
+                    os.close(descriptor)
 
     def _remove_unused(self) -> None:
         """Remove what a first change that failed has created, unless it fetched something worth going on with.

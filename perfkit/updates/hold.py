@@ -109,5 +109,6 @@ def write_hold(root: str, hold: Hold) -> None:
 
 def clear_hold(root: str) -> None:
     """Pass over nothing."""
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(os.path.join(root, layout.HOLD))
+    for path in (layout.HOLD, f"{layout.HOLD}~"):  # the second was left by a crash
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(os.path.join(root, path))

@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -78,12 +78,26 @@ class Installed:
         """
         if serial <= self.serials.get(_key(source), 0):
             return
-        path = os.path.join(self.root, layout.SERIALS)
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(f"{path}~")
-        with open(f"{path}~", "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
-            json.dump({**self.serials, _key(source): serial}, file)
-        os.replace(f"{path}~", path)
+        _write_serials(self.root, {**self.serials, _key(source): serial})
+
+    def forget_serials(self, source: str) -> Installed:
+        """The same, without the serials of this source; forgotten in the tree, too.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        serials = {other: serial for other, serial in self.serials.items() if other != _key(source)}
+        _write_serials(self.root, serials)
+        return replace(self, serials=serials, serial=0 if self.is_from(source) else self.serial)
+
+
+def _write_serials(root: str, serials: Mapping[str, int]) -> None:
+    path = os.path.join(root, layout.SERIALS)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(f"{path}~")
+    with open(f"{path}~", "x", encoding="utf-8", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        json.dump(serials, file)
+    os.replace(f"{path}~", path)
 
 
 def as_recorded(source: str) -> str:

@@ -65,7 +65,7 @@ def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None
     try:
         if left and before.version is not None and before.version != after.version:
             write_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
-        elif (held := read_hold(root)) is not None and held.version == after.version:
+        elif (held := read_hold(root)) is None or held.version == after.version:
             clear_hold(root)
     except OSError as error:
         _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)

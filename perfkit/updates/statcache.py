@@ -8,6 +8,10 @@ are less than that of a clock file touched when its content was known. Both time
 granularity, whatever that is. (git calls the other files "racily clean", and hashes them again, as is done here with a
 file that has no row.)
 
+One change leaves no trace in stat: a store through a shared mapping (mmap(2)) to a page that is dirty already. The
+kernel sets the times when a page becomes dirty, so a program that keeps a file mapped can change it after its row was
+stored. `verify` and `Config.check_contents` read every file instead.
+
 Rows are stored as columns, in the order of a manifest. A rollback must not take longer the larger the tree is: it
 leaves the rows of the manifest before it, and appends a line with what it changed. The next reader takes over the rows
 that both manifests have in common. What can't be read is ignored: a lost row costs a hash.

@@ -19,7 +19,7 @@ from perfkit.errors import (
     CheckFailedError,
     HTTPStatusError,
     ManifestError,
-    SourceBehindError,
+    StaleSourceError,
     TransferError,
     UpdateError,
 )
@@ -60,14 +60,18 @@ class SyncOptions:
 
     Attributes:
         local_changes: what to do with files that were edited locally.
+        check_contents: hash every file, also where the stat cache vouches for it.
         check: looks at the tree as it will be, and may refuse it.
         retry_rejected: install a release that a check refused before, if it is accepted now.
+        allow_older: install a release although a later one of its source was installed before.
         wait_s: how long to wait for another process or thread that is changing the tree.
     """
 
     local_changes: LocalChanges
+    check_contents: bool = False
     check: Check | None = None
     retry_rejected: bool = False
+    allow_older: bool = False
     wait_s: float = 0.0
 
 
@@ -149,7 +153,7 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
         newer: what the source offers after the failure.
 
     Raises:
-        SourceBehindError: it is.
+        StaleSourceError: it is.
     """
     if newer.serial < source.serial:
         reason = f"it offers {source.version}, and then the older {newer.version}"
@@ -160,7 +164,7 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
     else:
         return
     reason += "; a cache, mirror or edge is behind, or the site is incomplete: try again later"
-    raise SourceBehindError(source.url, reason, transient=True) from error
+    raise StaleSourceError(source.url, reason, transient=True) from error
 
 
 def plan(
@@ -172,7 +176,8 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage)
         source = open_source(fetcher, spec, installed, dry_run=True)
-        options = SyncOptions(local_changes=cast(LocalChanges, config.local_changes))
+        local_changes = cast(LocalChanges, config.local_changes)
+        options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
         dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
@@ -272,20 +277,22 @@ class Sync:
         return report
 
     def refuse_downgrade(self) -> None:
-        """Refuse an older release than was ever installed from this source.
+        """Refuse an older release than was ever installed from this source, unless it is allowed.
 
         Raises:
-            SourceBehindError: the source offers one.
+            StaleSourceError: the source offers one.
         """
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
+            if self._options.allow_older:
+                self._installed = self._installed.forget_serials(source.url)
+                return
             reason = (
                 f"it offers version {source.version}, an older release (serial {source.serial}) than was installed "
                 f"from it before (serial {highest}): a cache, mirror or edge may be behind, so try again later. To "
-                "accept it, remove .perfkit/serials and .perfkit/release, and sync again; to go back to the previous "
-                "version, use rollback"
+                "install it, allow older releases (--allow-older); to go back to the previous version, use rollback"
             )
-            raise SourceBehindError(source.url, reason, transient=True)
+            raise StaleSourceError(source.url, reason, transient=True)
 
     def scan(self, *, now_ns: int) -> LocalTree:
         """The files of the tree, compared with the installed manifest.
@@ -299,8 +306,10 @@ class Sync:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
             return None
 
-        path, modes = os.path.join(self._root, layout.STATCACHE), holds_modes(os.path.join(self._root, layout.LOCK))
-        cache = StatCache.load(path, self._installed.manifest, earlier, modes=modes)
+        manifest, modes = self._installed.manifest, holds_modes(os.path.join(self._root, layout.LOCK))
+        cache = StatCache(manifest, modes=modes)
+        if not self._options.check_contents:
+            cache = StatCache.load(os.path.join(self._root, layout.STATCACHE), manifest, earlier, modes=modes)
         return LocalTree(self._root, cache, now_ns=now_ns, progress=self._progress)
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:

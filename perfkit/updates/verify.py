@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 import time
@@ -20,9 +19,9 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
-from perfkit.updates.installed import Installed, read_installed, require_managed
+from perfkit.updates.installed import read_installed, require_managed
 from perfkit.updates.local_tree import scan_files
-from perfkit.updates.report import SyncReport, VerifyReport
+from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
 from perfkit.updates.status import status
@@ -46,8 +45,10 @@ def verify(
         if not (found.missing or found.changed):
             return found
         local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
-        fetcher = Fetcher(downloads, tree.fetch_directory)
-        repaired = _repair(tree, fetcher, read_installed(tree.root), local_changes, progress)
+        options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
+        fetcher, installed = Fetcher(downloads, tree.fetch_directory), read_installed(tree.root)
+        source = reopen_source(fetcher, installed)
+        repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
 
 
@@ -77,16 +78,6 @@ def _verify(dest: str, began_s: float, progress: Progress | None) -> VerifyRepor
                 seconds=time.monotonic() - began_s,
             )
     raise LockedError(f"{dest} changed while it was verified; try again later")
-
-
-def _repair(
-    tree: Tree, fetcher: Fetcher, installed: Installed, local_changes: LocalChanges, progress: Progress | None
-) -> SyncReport:
-    with contextlib.suppress(FileNotFoundError):  # damage may not show in stat: hash every file again
-        os.unlink(os.path.join(tree.root, layout.STATCACHE))
-    source = reopen_source(fetcher, installed)
-    options = SyncOptions(local_changes=local_changes)
-    return Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
 
 
 @dataclass(slots=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import random
@@ -15,6 +16,7 @@ import pytest
 
 from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.tools import mounted, need, need_root, unavailable
 
 BODY = random.Random(21).randbytes(3 << 20)
 
@@ -179,3 +181,29 @@ def test_a_destination_that_is_not_a_path(kit: Toolkit, misbehaving: Start, tmp_
     with pytest.raises((UnsafePathError, TransferError, ValueError)):
         kit.download(f"{misbehaving(serve).url}/f", f"{tmp_path}/{dest}")
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("cause", ["mount point", "immutable"])
+def test_a_file_that_cannot_be_replaced(kit: Toolkit, misbehaving: Start, tmp_path: Path, cause: str) -> None:
+    """Named with the reason; what came is kept, and takes its place without another transfer."""
+    need_root("to mount and to pin a file")
+    server = misbehaving(serve)
+    path, other = tmp_path / "file", tmp_path / "other"
+    for each in (path, other):
+        each.write_bytes(b"old")
+    with contextlib.ExitStack() as stack:
+        if cause == "mount point":
+            stack.enter_context(mounted(path, "--bind", other))
+        else:
+            need("chattr")
+            if subprocess.run(["chattr", "+i", path], check=False).returncode:
+                unavailable("the file system has no immutable files")
+            stack.callback(subprocess.run, ["chattr", "-i", path], check=True)
+        with pytest.raises(
+            OSError, match=f"{cause}.*can't be replaced; .*file.perfkit-part has the new file"
+        ) as caught:
+            kit.download(f"{server.url}/f", path)
+        assert caught.value.filename == str(path)
+        assert path.read_bytes() == b"old"
+    assert kit.download(f"{server.url}/f", path).bytes_received < len(BODY) // 10
+    assert path.read_bytes() == BODY

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import json
+import mmap
 import os
+import random
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,9 +18,11 @@ from typing import Any
 import pytest
 
 from perfkit import Release, Toolkit, UnsafePathError
+from perfkit.libc import is_being_written
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
+from tests.support.files import make
 from tests.support.trees import tree_of
 
 _opened: list[str] | None = None
@@ -111,6 +116,75 @@ class _Unlink:
         return True
 
 
+def test_a_file_is_published_when_it_is_closed(src: Path, releases: Iterator[Release]) -> None:
+    """Others are published meanwhile, without it if it is new, and with its earlier content if it is not."""
+    with (src / "d0/f0").open("wb", buffering=0) as changed, (src / "new").open("wb", buffering=0) as new:
+        first = next(releases)
+        assert first.files == 29
+        new.write(b"half")
+        changed.write(b"x" * 1000)
+        (src / "other").write_bytes(b"1")
+        second = next(releases)
+        assert (second.files, second.bytes) == (30, first.bytes + 1)
+        new.write(b"whole")
+    while (third := next(releases)).files != 32:
+        pass  # the two files are closed one after the other
+    assert third.bytes == second.bytes + 1000 + len(b"halfwhole")
+    with (src / "d0/f0").open("ab", buffering=0) as file:
+        file.write(b"more")
+        (src / "other").write_bytes(b"22")
+        assert next(releases).bytes == third.bytes + 1
+    assert next(releases).bytes == third.bytes + 1 + len(b"more")
+
+
+def test_a_mapped_file_is_being_written(tmp_path: Path) -> None:
+    """Also when its descriptor is closed; and not when it is only mapped for reading."""
+    path = tmp_path / "a"
+    path.write_bytes(b"1" * 4096)
+    with path.open("rb") as file:
+        assert not is_being_written(file.fileno())
+        with path.open("r+b") as other:
+            assert is_being_written(file.fileno())
+            mapping = mmap.mmap(other.fileno(), 0)
+        assert is_being_written(file.fileno())
+        mapping.close()
+        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ):
+            assert not is_being_written(file.fileno())
+
+
+def test_asking_whether_a_file_is_written_disturbs_no_writer(tmp_path: Path) -> None:
+    """A process that opens it for writing at that moment waits for an instant; no signal ends this one."""
+    path = tmp_path / "a"
+    path.write_bytes(b"1")
+    command = f"import sys\nfor _ in range(20000): open({str(path)!r}, 'ab').close()"
+    with subprocess.Popen([sys.executable, "-c", command]) as writer, path.open("rb") as file:
+        while writer.poll() is None:
+            is_being_written(file.fileno())
+    assert writer.returncode == 0
+
+
+@pytest.mark.parametrize("how", ["renamed", "switched"])
+def test_the_root_is_replaced(tmp_path: Path, how: str) -> None:
+    """The files of the new root are published, and later changes of these."""
+    one, two, src = make(tmp_path / "1", {"a": b"1"}), make(tmp_path / "2", {"a": b"22", "b": b""}), tmp_path / "src"
+    if how == "switched":
+        src.symlink_to(one)
+    else:
+        one.rename(src)
+    site = str(tmp_path / "site")
+    with contextlib.closing(publish_on_change(str(src), site, version="r{n}", quiet_s=0.05)) as releases:
+        assert next(releases).files == 1
+        if how == "switched":
+            (tmp_path / "new").symlink_to(two)
+            (tmp_path / "new").rename(src)
+        else:
+            src.rename(tmp_path / "old")
+            two.rename(src)
+        assert next(releases).files == 2
+        (src / "c").write_bytes(b"3")
+        assert next(releases).files == 3
+
+
 def test_the_first_release_must_do(src: Path, tmp_path: Path) -> None:
     """Its errors are raised."""
     (src / "link").symlink_to("/etc/passwd")
@@ -153,3 +227,29 @@ def test_the_command_line_watches_until_ctrl_c(src: Path, tmp_path: Path) -> Non
         out, errors = process.communicate(timeout=10)
     assert (process.returncode, out, errors) == (130, "", "")
     assert not [path for path in src.iterdir() if path.name.startswith(".")]
+
+
+@pytest.mark.parametrize("options", [(), ("--watch",)])
+def test_ctrl_c_while_it_compresses(tmp_path: Path, options: tuple[str, ...]) -> None:
+    """Frames of 16 MiB, which take seconds each: the command does not wait for them, and leaves nothing."""
+    words = [os.urandom(4).hex() for _ in range(3000)]
+    text = " ".join(random.choices(words, k=1_000_000)).encode()
+    make(tmp_path / "src", {f"{number}.txt": b"%d" % number + text for number in range(12)})
+    command = [sys.executable, "-m", "perfkit", "publish", tmp_path / "src", tmp_path / "site", "--version", "1"]
+    process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
+    try:
+        while (before := _processor_s(process.pid)) < 3:  # more than for hashing
+            time.sleep(0.05)
+    finally:
+        process.send_signal(signal.SIGINT)
+    _, status, used = os.wait4(process.pid, 0)
+    process.returncode = os.waitstatus_to_exitcode(status)
+    assert process.returncode == 130
+    assert used.ru_utime + used.ru_stime < before + 3  # the frames that were begun take more
+    assert not list(tmp_path.glob("site/objects/.*"))
+
+
+def _processor_s(pid: int) -> float:
+    """The time that a process has used; proc_pid_stat(5), fields 14 and 15."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")

@@ -24,7 +24,7 @@ def actions(url: str) -> dict[str, Callable[[str], object]]:
 
     def rollback(root: str) -> None:
         with Toolkit() as kit:
-            kit.rollback(root, to=1)
+            kit.rollback(root, to=1, hold=False)
 
     return {"sync": sync, "sync-threads": sync, "rollback": rollback}
 

@@ -1,9 +1,8 @@
-"""Trees on file systems without permissions, hard links or a sense of case: real ones, mounted by FUSE."""
+"""Trees on file systems of many kinds: real ones, of the kernel or by FUSE. docs/operations.md has the table."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -17,63 +16,100 @@ from perfkit.transactions import commit
 from perfkit.transactions.tree import Tree
 from tests.support import crash_server
 from tests.support.faults import Crash, dying
+from tests.support.files import make
 from tests.support.sites import Origin
-from tests.support.tools import need
+from tests.support.tools import mounted, mounted_image, need, need_root
 from tests.support.trees import tree_of
 
-pytestmark = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
+Mount = Callable[[Path], contextlib.AbstractContextManager[Path]]
 
 
-@contextlib.contextmanager
-def exfat(place: Path) -> Iterator[Path]:
-    """No permissions, no hard links, no attributes, and case is ignored."""
-    need("mkfs.exfat", "mount.exfat-fuse", "losetup")
-    image, mounted = place / "image", place / "mounted"
-    mounted.mkdir()
-    with image.open("wb") as file:
-        file.truncate(32 << 20)
-    subprocess.run(["mkfs.exfat", image], check=True, capture_output=True)
-    found = subprocess.run(["losetup", "-f", "--show", image], check=True, capture_output=True, text=True)
-    device = found.stdout.strip()
-    try:
-        subprocess.run(["mount.exfat-fuse", device, mounted], check=True, capture_output=True)
-        try:
-            yield mounted
-        finally:
-            subprocess.run(["umount", "--lazy", mounted], check=True)
-    finally:
-        subprocess.run(["losetup", "-d", device], check=True)
-
-
-def bind(*options: str) -> Callable[[Path], contextlib.AbstractContextManager[Path]]:
-    """A directory seen by bindfs with these options."""
+def fuse(*commands: str, tools: tuple[str, ...]) -> Mount:
+    """What these commands mount at {at}, of {image}, a file of 64 MiB, {device}, a loop device of it, or {below}."""
 
     @contextlib.contextmanager
     def mount(place: Path) -> Iterator[Path]:
-        need("bindfs")
+        need(*tools)
+        need_root("to mount")
+        words = {each: str(place / each) for each in ("image", "below", "at")}
         (place / "below").mkdir()
-        (place / "mounted").mkdir()
-        subprocess.run(["bindfs", *options, place / "below", place / "mounted"], check=True)
+        (place / "at").mkdir()
+        with (place / "image").open("wb") as file:
+            file.truncate(64 << 20)
+        if "{device}" in commands[-1]:
+            found = subprocess.run(["losetup", "-f", "--show", words["image"]], check=True, stdout=subprocess.PIPE)
+            words["device"] = found.stdout.decode().strip()
         try:
-            yield place / "mounted"
+            for command in commands:
+                subprocess.run(command.format(**words).split(), check=True, capture_output=True)
+            try:
+                yield place / "at"
+            finally:
+                subprocess.run(["umount", "--lazy", words["at"]], check=True)
         finally:
-            subprocess.run(["umount", "--lazy", place / "mounted"], check=True)
+            if "device" in words:
+                subprocess.run(["losetup", "-d", words["device"]], check=True)
 
     return mount
 
 
-KINDS = {
+def bind(*options: str) -> Mount:
+    """A directory seen by bindfs with these options."""
+    return fuse(" ".join(["bindfs", *options, "{below} {at}"]), tools=("bindfs",))
+
+
+def image(kind: str, *options: str) -> Mount:
+    """A file system of the kernel."""
+
+    @contextlib.contextmanager
+    def mount(place: Path) -> Iterator[Path]:
+        with mounted_image(kind, place, *options, size=320 << 20) as path:
+            yield path
+
+    return mount
+
+
+@contextlib.contextmanager
+def tmpfs(place: Path) -> Iterator[Path]:
+    (place / "at").mkdir()
+    with mounted(place / "at", "-t", "tmpfs", "tmpfs") as path:
+        yield path
+
+
+@contextlib.contextmanager
+def overlay(place: Path) -> Iterator[Path]:
+    """Two layers on one tmpfs, since a layer may not be an overlay itself."""
+    with tmpfs(place) as at:
+        for name in ("lower", "upper", "work", "merged"):
+            (at / name).mkdir()
+        options = f"lowerdir={at}/lower,upperdir={at}/upper,workdir={at}/work"
+        with mounted(at / "merged", "-t", "overlay", "-o", options, "overlay") as path:
+            yield path
+
+
+exfat = fuse(
+    "mkfs.exfat {image}", "mount.exfat-fuse {device} {at}", tools=("mkfs.exfat", "mount.exfat-fuse", "losetup")
+)
+
+KINDS: dict[str, Mount] = {
     "exfat": exfat,
     "chmod refused": bind("--chmod-deny"),
     "chmod ignored": bind("--chmod-ignore", "--perms=0644:ud+X"),
     "everything executable": bind("--chmod-ignore", "--perms=0777"),
     "owned by another": bind("--force-user=65534", "--force-group=65534", "--chmod-deny", "--chown-deny"),
     "no xattrs": bind("--xattr-none"),
+    "FAT": fuse("mkfs.vfat {image}", "fusefat -o rw+ {image} {at}", tools=("mkfs.vfat", "fusefat")),
+    "NTFS": fuse("mkfs.ntfs -q -F -Q {image}", "ntfs-3g {image} {at}", tools=("mkfs.ntfs", "ntfs-3g")),
+    "tmpfs": tmpfs,
+    "overlayfs": overlay,
+    "xfs": image("xfs"),
+    "btrfs": image("btrfs"),
+    "ext4 with times of 1 s": image("ext4", "-I", "128"),
 }
 
 
 @pytest.fixture(params=KINDS)
-def mounted(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
+def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     with KINDS[request.param](tmp_path) as path:
         yield path
 
@@ -84,9 +120,9 @@ def fat(tmp_path: Path) -> Iterator[Path]:
         yield path
 
 
-def test_follow_a_release(kit: Toolkit, origin: Origin, mounted: Path) -> None:
+def test_follow_a_release(kit: Toolkit, origin: Origin, there: Path) -> None:
     """Only what differs is written, the earlier release stays in reach, and nothing is taken for an edit."""
-    root = mounted / "tree"
+    root = there / "tree"
     one = {"run.sh": b"#!/bin/sh\n", "a": b"1", "d/x": b"x" * 5000, "d/y": b"", "gone": b"g"}
     two = {"run.sh": b"#!/bin/sh\n", "a": b"2", "d/x": b"x" * 5000, "d/y": b"", "e/new": b"n"}
     origin.publish(one, "1", executable=("run.sh",))
@@ -109,13 +145,20 @@ def test_follow_a_release(kit: Toolkit, origin: Origin, mounted: Path) -> None:
     assert (root / "moved").read_bytes() == b"x" * 5000
 
 
-def test_publish_and_copy_there(kit: Toolkit, mounted: Path, tmp_path: Path) -> None:
-    """A site, and a copy of a tree."""
-    (tmp_path / "src/d").mkdir(parents=True)
-    (tmp_path / "src/d/f").write_bytes(b"f" * 3000)
-    kit.publish(tmp_path / "src", mounted / "site", version="1")
-    assert kit.copy_tree(tmp_path / "src", mounted / "copy").files == 1
-    assert (mounted / "copy/d/f").read_bytes() == b"f" * 3000
+def test_publish_there(kit: Toolkit, there: Path, tmp_path: Path) -> None:
+    """A site."""
+    make(tmp_path / "src", {"d/f": b"f" * 3000})
+    kit.publish(tmp_path / "src", there / "site", version="1")
+    make(tmp_path / "src", {"d/g": b"g"})
+    assert kit.publish(tmp_path / "src", there / "site", version="2").number == 2
+
+
+@pytest.mark.parametrize("there", sorted(KINDS.keys() - {"FAT"}), indirect=True)  # fusefat can't rename a directory
+def test_copy_there(kit: Toolkit, there: Path, tmp_path: Path) -> None:
+    """A copy of a tree."""
+    make(tmp_path / "src", {"d/f": b"f" * 3000})
+    assert kit.copy_tree(tmp_path / "src", there / "copy").files == 1
+    assert (there / "copy/d/f").read_bytes() == b"f" * 3000
 
 
 def respell(root: Path) -> None:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import IntegrityError, ManifestError, SourceBehindError, Toolkit, TransferError
+from perfkit import IntegrityError, ManifestError, StaleSourceError, Toolkit, TransferError
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, Pointer
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
@@ -140,7 +140,7 @@ def test_a_site_that_lost_an_object_is_asked_once_more_and_no_more(kit: Toolkit,
         exchange.respond("404 Not Found")
         return True
 
-    behind = pytest.raises(SourceBehindError, match=r"offers 2, but lacks a file of it: .*404")
+    behind = pytest.raises(StaleSourceError, match=r"offers 2, but lacks a file of it: .*404")
     with MisbehavingServer(serving(second, lose_objects)) as server, behind as caught:
         kit.sync(server.url, tmp_path / "tree")
     assert caught.value.transient
@@ -163,7 +163,7 @@ def test_an_edge_that_is_behind_another(kit: Toolkit, tmp_path: Path, second: Pa
         return True
 
     with MisbehavingServer(serving(older, answer)) as server:
-        with pytest.raises(SourceBehindError, match="offers 3, and then the older 2"):
+        with pytest.raises(StaleSourceError, match="offers 3, and then the older 2"):
             kit.sync(server.url, tmp_path / "tree")
         assert kit.sync(server.url, tmp_path / "tree").version == "2"
     assert tree_of(tmp_path / "tree") == SECOND
@@ -283,7 +283,7 @@ def test_a_release_published_again_counts(kit: Toolkit, tmp_path: Path) -> None:
         report = kit.sync(server.url, tmp_path / "tree")
         assert (report.route, report.generation) == ("none", 1)
         (site / "perfkit.json").write_bytes(between)
-        with pytest.raises(SourceBehindError, match="older release"):
+        with pytest.raises(StaleSourceError, match="older release"):
             kit.sync(server.url, tmp_path / "tree")
 
 

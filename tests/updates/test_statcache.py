@@ -3,16 +3,23 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import shutil
+import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from perfkit import Toolkit
+from perfkit.cli import main
 from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.updates.statcache import Patch, StatCache, append_rows, clock_ns
+from perfkit.updates.statcache import Patch, StatCache, append_rows, clock_ns, next_tick_ns
+from tests.support.sites import Origin
+from tests.support.tools import unavailable
 
 
 def manifest(**files: bytes) -> Manifest:
@@ -202,3 +209,33 @@ def test_a_damaged_cache_costs_hashes(tmp_path: Path, cut: int) -> None:
     assert rows(StatCache.load(path, release, lambda digest: None)) == []
     Path(path).write_bytes(b"\0" * len(data))
     assert rows(StatCache.load(path, release, lambda digest: None)) == []
+
+
+@pytest.mark.parametrize("how", ["toolkit", "command"])
+def test_a_store_through_a_mapping(origin: Origin, make_kit: Callable[..., Toolkit], how: str) -> None:
+    """It leaves the stat as it was: `verify` finds it, and so does a sync that checks all contents."""
+    if not os.path.isdir("/dev/shm"):
+        unavailable("needs a file system in memory, which never writes a page back")
+    origin.publish({"a": b"1" * 5000, "b": b"2"}, "1")
+    kit, careful = make_kit(), make_kit(check_contents=True)
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as scratch:
+        root = Path(scratch, "tree")
+        kit.sync(origin.url, root)
+        with (root / "a").open("r+b") as file, mmap.mmap(file.fileno(), 0) as mapping:
+            mapping[0] = ord("1")  # the page is dirty from now on
+            next_tick_ns(os.path.join(scratch, "clock"))
+            kit.sync(origin.url, root)  # reads it, and stores its row
+            before = (root / "a").stat()
+            mapping[0] = ord("9")
+            assert (root / "a").read_bytes() == b"9" + b"1" * 4999
+            assert (root / "a").stat().st_ctime_ns == before.st_ctime_ns
+        assert kit.sync(origin.url, root).route == "none"
+        assert kit.plan(origin.url, root).changed == ()
+        assert kit.verify(root).changed == ("a",)
+        assert careful.plan(origin.url, root).changed == ("a",)
+        if how == "toolkit":
+            assert careful.sync(origin.url, root).changed == 1
+        else:
+            assert main(["sync", "--check-contents", "--quiet", origin.url, str(root)]) == 0
+        assert kit.verify(root).changed == ()
+        assert (root / "a.perfkit-local").read_bytes()[:1] == b"9"

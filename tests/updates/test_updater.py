@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import ManifestError, SourceBehindError, Toolkit, TransferError, UpdateError
+from perfkit import ManifestError, StaleSourceError, Toolkit, TransferError, UpdateError
 from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
@@ -110,7 +110,7 @@ def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
         kit.sync(server.url, tmp_path / "tree")
         (tmp_path / "site/perfkit.json").write_bytes(old)
         for _ in range(2):
-            with pytest.raises(SourceBehindError, match="older release"):
+            with pytest.raises(StaleSourceError, match="older release"):
                 kit.sync(server.url, tmp_path / "tree")
             kit.rollback(tmp_path / "tree", to=1, hold=False)
 
@@ -156,14 +156,12 @@ def test_an_older_release_is_accepted_on_purpose(make_kit: Callable[..., Toolkit
         kit.sync(server.url, tmp_path / "tree")
         shutil.rmtree(tmp_path / "site")
         (tmp_path / "backup").rename(tmp_path / "site")
-        with pytest.raises(UpdateError, match=r"remove \.perfkit/serials and \.perfkit/release"):
+        with pytest.raises(StaleSourceError, match="--allow-older"):
             kit.sync(server.url, tmp_path / "tree")
-        for name in ("serials", "release"):
-            (tmp_path / "tree/.perfkit" / name).unlink(missing_ok=True)
-        kit.sync(server.url, tmp_path / "tree")
-        found = tree_of(tmp_path / "tree")
-        assert {name: found[name] for name in FIRST} == FIRST
-        assert set(found) - set(FIRST) <= set(SECOND)
+        for _ in range(2):
+            assert kit.sync(server.url, tmp_path / "tree", allow_older=True).version == "1"
+        assert kit.sync(server.url, tmp_path / "tree").version == "1"
+        assert tree_of(tmp_path / "tree") == FIRST
 
 
 @pytest.mark.parametrize("policy", ["keep", "overwrite", "refuse"])

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import PerfkitError, SourceBehindError, SyncReport, Toolkit, UnsafePathError, UpdateError
+from perfkit import PerfkitError, StaleSourceError, SyncReport, Toolkit, UnsafePathError, UpdateError
 from tests.support.sites import Origin
 from tests.support.tools import need_root
 from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
@@ -171,7 +171,7 @@ def test_a_newer_tree_is_not_taken_back(kit: Toolkit, origin_v1: Origin, edited_
     at_two(kit, origin_v1, edited_tree)
     shutil.rmtree(origin_v1.site)
     origin_v1.site.with_name("old").rename(origin_v1.site)
-    with pytest.raises(SourceBehindError, match="older release"):
+    with pytest.raises(StaleSourceError, match="older release"):
         kit.sync(origin_v1.url, edited_tree)
     assert tree_of(edited_tree) == {**TWO, **MINE}
 

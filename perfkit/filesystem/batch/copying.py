@@ -205,6 +205,6 @@ class _Copier:
 
 
 def _set_metadata(path: str, mode: int, mtime_ns: int) -> None:
-    with contextlib.suppress(PermissionError):  # the mode of a directory is not worth the copy
+    with contextlib.suppress(OSError):  # the mode of a directory is not worth the copy
         os.chmod(path, mode & 0o777)
     os.utime(path, ns=(mtime_ns, mtime_ns))

@@ -18,7 +18,6 @@ _log = logging.getLogger(__name__)
 
 _QUIET_S = 0.5  # without changes, before changes are published
 _LONGEST_S = 10.0  # a tree that never stops changing is published after this time
-_POLL_S = 1.0  # of one wait, so that Ctrl-C is noticed
 
 
 def publish_on_change(
@@ -26,9 +25,10 @@ def publish_on_change(
 ) -> Generator[Release, None, None]:
     """Publish a tree now, and again after each change, until the generator is closed; yields every release.
 
-    The tree is hashed once; then only files that the kernel reports, or all of them if it lost events. A failure, such
-    as a symbolic link or a file that is being written, is logged, and publishing is tried again at the next change; a
-    failure of the first release is raised.
+    The tree is hashed once; then only files that the kernel reports, or all of them if it lost events or `src` was
+    replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel
+    tells. A failure, such as a symbolic link, is logged, and publishing is tried again at the next change; a failure of
+    the first release is raised.
 
     Args:
         version, keep_deltas, exclude: as for `publish`.
@@ -38,7 +38,7 @@ def publish_on_change(
         As `publish`, for the first release; OSError: `src` can't be watched.
     """
     check_arguments(src, site, version, keep_deltas)
-    tree = SourceTree(src, exclude)
+    tree = SourceTree(src, exclude, closed_only=True)
 
     def publish() -> Release:
         manifest = Manifest.of(tree.entries.values())
@@ -49,15 +49,18 @@ def publish_on_change(
         yield publish()
         waiting: set[str] | None = set()  # changed names that are not published yet; None: any may have changed
         while True:
-            if not dirty.wait(_POLL_S):
-                continue
+            dirty.wait()
             names = _gather(dirty, quiet_s)
             waiting = None if names is None or waiting is None else waiting | names
+            if waiting is not None and not waiting:
+                continue
             try:
                 if waiting is None:
                     tree.read_all()
                 else:
                     tree.read(waiting)
+                if not dirty.same_root():  # it was replaced while it was read: don't mix the two
+                    continue
                 release = publish()
             except (PerfkitError, OSError) as error:
                 _log.warning("%s: not published, will try again at the next change: %s", src, error)

@@ -169,7 +169,7 @@ class Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
         os.makedirs(self.objects, exist_ok=True)
         for directory in missing:
-            with contextlib.suppress(PermissionError):
+            with contextlib.suppress(OSError):  # a file system without permissions has its own errors
                 os.chmod(directory, 0o755)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
@@ -181,7 +181,7 @@ class Site:
                     f"{self.root}: another process is publishing to it; try again when it has ended"
                 ) from None
             stack.callback(lock.release)
-            with contextlib.suppress(PermissionError):  # another publisher's
+            with contextlib.suppress(OSError):  # another publisher's, or there are no permissions
                 os.chmod(os.path.join(self.root, _LOCK_NAME), 0o644)
             self._locked = stack.pop_all()
         return self

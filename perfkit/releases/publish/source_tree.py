@@ -8,8 +8,10 @@ import hashlib
 import os
 import stat
 from collections.abc import Collection, Iterator
+from typing import BinaryIO
 
 from perfkit.errors import UnsafePathError
+from perfkit.libc import is_being_written
 from perfkit.releases.format.manifest import Entry
 from perfkit.transactions.layout import PRIVATE_DIR
 
@@ -23,11 +25,14 @@ class SourceTree:
 
     Args:
         exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        closed_only: whether a file that is open for writing, as far as that can be known, keeps the entry that it had,
+            if any.
     """
 
-    def __init__(self, src: str, exclude: Collection[str] = ()) -> None:
+    def __init__(self, src: str, exclude: Collection[str] = (), *, closed_only: bool = False) -> None:
         self._src = src
         self._exclude = tuple(exclude)
+        self._closed_only = closed_only
         self.entries: dict[str, Entry] = {}
 
     def read_all(self) -> None:
@@ -63,7 +68,7 @@ class SourceTree:
             with contextlib.suppress(FileNotFoundError, NotADirectoryError):  # removed since: another event reports it
                 yield from self._below(name)
         else:
-            yield self._entry(name, status)
+            yield from self._entry(name, status)
 
     def _below(self, directory: str) -> Iterator[Entry]:
         with os.scandir(os.path.join(self._src, directory)) as found:
@@ -76,22 +81,30 @@ class SourceTree:
             if stat.S_ISDIR(status.st_mode):
                 yield from self._below(name)
             else:
-                yield self._entry(name, status)
+                yield from self._entry(name, status)
 
     def _excluded(self, name: str) -> bool:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
 
-    def _entry(self, name: str, status: os.stat_result) -> Entry:
+    def _entry(self, name: str, status: os.stat_result) -> Iterator[Entry]:
         if not stat.S_ISREG(status.st_mode):
             kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
             raise UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(self._src, name), "rb") as file:
-            while data := file.read(_READ_BYTES):
+            written = self._is_being_written(file)
+            while not written and (data := file.read(_READ_BYTES)):
                 digest.update(data)
                 size += len(data)
-        return Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+            written = written or self._is_being_written(file)
+        if not written:
+            yield Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+        elif name in self.entries:
+            yield self.entries[name]
+
+    def _is_being_written(self, file: BinaryIO) -> bool:
+        return self._closed_only and is_being_written(file.fileno())
 
 
 def _parents(name: str) -> Iterator[str]:

@@ -1,0 +1,124 @@
+"""A tree of one user that root works on once: it stays usable for its owner."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from perfkit import Toolkit
+from tests.support.sites import Origin
+from tests.support.tools import ENVIRONMENT, need_root
+from tests.support.trees import tree_of
+
+OWNER = 65534
+ONE = {"a": b"1", "d/b": b"1" * 5000, "gone/c": b"1"}
+TWO = {"a": b"2", "d/b": b"1" * 5000, "new/e/f": b"2", "d/copy": b"1" * 5000}
+THREE = {"a": b"3", "d/b": b"3", "new/e/f": b"3", "new/e/g": b"3"}
+
+_AS_OWNER = """
+import os, sys
+from perfkit import Toolkit
+url, elsewhere, root, *calls = sys.argv[1:]
+with Toolkit() as kit:
+    kit.sync(url, elsewhere)  # what root imports here, the other user may not read
+    kit.plan(url, elsewhere)
+    kit.verify(elsewhere)
+    os.setgroups([])
+    os.setgid(65534)
+    os.setuid(65534)
+    for call in calls:
+        if call == "sync":
+            kit.plan(url, root)
+            kit.sync(url, root)
+        elif call == "rollback":
+            kit.rollback(root)
+        assert kit.verify(root).intact
+        kit.history(root)
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory of the owner's that everyone can get to."""
+    need_root("to become another user")
+    with tempfile.TemporaryDirectory() as name:
+        os.chown(name, OWNER, OWNER)
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+def as_owner(origin: Origin, root: Path, elsewhere: Path, *calls: str) -> None:
+    command = [sys.executable, "-c", _AS_OWNER, origin.url, elsewhere, root, *calls]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+
+
+def not_of_the_owner(root: Path) -> list[Path]:
+    return [path for path in [root, *root.rglob("*")] if path.lstat().st_uid != OWNER]
+
+
+def test_one_sudo(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+    """New files and directories are the owner's, in the tree and in `.perfkit`; the next sync is theirs again."""
+    root = home / "tree"
+    root.mkdir()
+    os.chown(root, OWNER, OWNER)
+    origin.publish(ONE, "1")
+    as_owner(origin, root, tmp_path / "1", "sync")
+    origin.publish(TWO, "2")
+    kit.sync(origin.url, root)
+    assert not_of_the_owner(root) == []
+    origin.publish(THREE, "3")
+    as_owner(origin, root, tmp_path / "2", "sync", "rollback")
+    assert tree_of(root) == TWO
+    kit.rollback(root)
+    kit.verify(root, repair=True)
+    assert not_of_the_owner(root) == []
+    as_owner(origin, root, tmp_path / "3", "sync", "rollback")
+    assert tree_of(root) == ONE
+
+
+def test_the_first_sync_is_by_sudo(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+    """In a directory of the owner's; files that were there keep their owner."""
+    root = home / "tree"
+    root.mkdir()
+    os.chown(root, OWNER, OWNER)
+    (root / "mine").write_bytes(b"root's")
+    origin.publish(ONE, "1")
+    kit.sync(origin.url, root)
+    assert not_of_the_owner(root) == [root / "mine"]
+    origin.publish(TWO, "2")
+    as_owner(origin, root, tmp_path / "1", "sync", "rollback")
+
+
+def test_a_tree_that_root_manages(origin: Origin, kit: Toolkit, home: Path) -> None:
+    """Its files stay root's, also if the directory is somebody else's."""
+    root = home / "tree"
+    origin.publish(ONE, "1")
+    kit.sync(origin.url, root)
+    os.chown(root, OWNER, OWNER)
+    origin.publish(TWO, "2")
+    kit.sync(origin.url, root)
+    assert {path.lstat().st_uid for path in root.rglob("*")} == {0}
+
+
+def test_no_other_file_is_given_away(origin: Origin, kit: Toolkit, home: Path) -> None:
+    """The owner puts links to files of root's where perfkit has its own."""
+    root, secret = home / "tree", home / "secret"
+    root.mkdir()
+    os.chown(root, OWNER, OWNER)
+    secret.write_bytes(b"secret")
+    origin.publish(ONE, "1")
+    kit.sync(origin.url, root)
+    for name in ("serials", "hard"):
+        (root / ".perfkit" / name).unlink(missing_ok=True)
+    os.link(secret, root / ".perfkit/hard")
+    (root / ".perfkit/soft").symlink_to(secret)
+    origin.publish(TWO, "2")
+    kit.sync(origin.url, root)
+    assert secret.stat().st_uid == 0
