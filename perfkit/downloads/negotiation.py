@@ -54,7 +54,7 @@ class Wanted:
         known: what the caller has: the answer may be that it is current.
         only: the only one that will do, if it is not empty.
         checksum: the caller's.
-        conditional: whether the server is asked to compare with `known`; if not, the answer is compared here.
+        conditional: whether the server is asked to compare versions; if not, its answer is compared here.
     """
 
     known: Version
@@ -88,13 +88,13 @@ def request_headers(partial: PartialFile, asked: ByteRange | None, wanted: Wante
 
 
 def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
+    if partial.resumed_bytes and not partial.settled and not wanted.only:
+        return partial.validator.if_range
+    if not wanted.conditional:
+        return {} if partial.settled else {"Cache-Control": "max-age=0"}
     if partial.settled:
         return partial.validator.if_same
-    if wanted.only:
-        return wanted.only.if_same
-    if partial.resumed_bytes:
-        return partial.validator.if_range
-    return wanted.known.condition if wanted.conditional else {"Cache-Control": "max-age=0"}
+    return wanted.only.if_same if wanted.only else wanted.known.condition
 
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
@@ -136,10 +136,9 @@ def next_step(
         return _step_of_range(answer, headers, partial, wanted)
     if wanted.only and wanted.checksum is None and not wanted.only.is_shown_by(headers):
         raise ChangedError("nothing in the answer proves that it is the version that was asked for")
-    if wanted.known and not wanted.conditional and not partial.settled and version_of(headers) == wanted.known:
-        return Step.UNCHANGED
     if not ranged:
-        return Step.READ
+        same = wanted.known and wanted.known == version_of(headers) and not partial.settled
+        return Step.UNCHANGED if same and not wanted.only else Step.READ
     differs = partial.version.differs(headers)
     if partial.settled and differs:
         raise ChangedError("its validator is another one now")
@@ -182,8 +181,9 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     partial.ranges = partial.ranges and headers.get("accept-ranges", "").strip().lower() != "none"
     checksums = [checksum] if checksum else []
     if partial.part is None:
-        if lasting := lasting_version_of(headers, now=now):
-            partial.origin = Origin(digest_of(url), lasting.etag, lasting.last_modified)
+        partial.lasting = lasting_version_of(headers, now=now)
+        if partial.lasting:
+            partial.origin = Origin(digest_of(url), partial.lasting.etag, partial.lasting.last_modified)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

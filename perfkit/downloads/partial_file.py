@@ -78,6 +78,7 @@ class PartialFile:
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.version = Version()  # as the origin named it
+        self.lasting = Version()  # what of that a later run may remember
         self.validator = Validator()  # what of that proves it
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None

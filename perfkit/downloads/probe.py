@@ -15,6 +15,7 @@ from perfkit.downloads.http.semantics import (
     Version,
     as_stored,
     judge,
+    lasting_version_of,
     validator_of,
     version_of,
 )
@@ -37,8 +38,9 @@ class Probe(NamedTuple):
     unchanged: bool = False  # it is the version that the caller knows; the fields below are then unknown
     first: bytes = b""  # the beginning of the file, as much as was requested, or all of it
     size: int | None = None  # of the whole file; None: unknown
-    ranges: bool = False  # it answers with the range that was requested
+    ranges: bool = False  # it answers with the range that was requested, or says that it would with others
     version: Version = _NO_VERSION
+    lasting: Version = _NO_VERSION  # what of that may be remembered as known
     validator: Validator = _NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
     content_type: str | None = None
     requests: int = 1
@@ -77,7 +79,9 @@ def probe(
                 )
                 if answer.verdict is Verdict.CURRENT and known and conditional:
                     if known.is_meant_by(fields):
-                        return Probe(url=url, at=response.url, unchanged=True, version=known, requests=requests)
+                        return Probe(
+                            url=url, at=response.url, unchanged=True, version=known, lasting=known, requests=requests
+                        )
                     conditional = False
                     continue
                 if ranged and (answer.verdict not in _USABLE or response.status in RANGE_REFUSALS):
@@ -111,16 +115,17 @@ def _read(url: str, response: Response, answer: Answer, most: int, known: Versio
     if len(first) < wanted and answer.end is not None:
         raise TransferError(url, f"the body ended {wanted - len(first)} bytes early", transient=True)
     size = len(first) if answer.total is None and len(first) < most else answer.total
-    version = version_of(headers)
+    version, now = version_of(headers), datetime.datetime.now(datetime.UTC)
     return Probe(
         url=url,
         at=response.url,
         unchanged=known is not None and version == known,  # some servers ignore conditions beside a range
         first=bytes(first),
         size=size,
-        ranges=response.status == 206,
+        ranges=response.status == 206 or headers.get("accept-ranges", "").strip().lower() == "bytes",
         version=version,
-        validator=validator_of(headers, now=datetime.datetime.now(datetime.UTC)),
+        lasting=lasting_version_of(headers, now=now),
+        validator=validator_of(headers, now=now),
         content_type=headers.get("content-type"),
         requests=requests,
     )

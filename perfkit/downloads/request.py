@@ -140,5 +140,5 @@ class Download(_WithoutSecrets):
     seconds: float = 0.0
     length_known: bool = True  # False: only the end of the connection marked the end of the file
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
-    version: Version = _NO_VERSION  # what the origin calls it; empty for a part, and without an answer
+    version: Version = _NO_VERSION  # for `known`; empty for a part, without an answer, and while it may mean another
     error: Exception | None = None

@@ -18,7 +18,6 @@ from perfkit.downloads.http.semantics import (
     Validator,
     Version,
     content_disposition_names,
-    version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.http.urls import may_share, origin_of
@@ -120,7 +119,7 @@ class Transfer:
         self._throttle = Throttle(request.rate_limit)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
-        self._conditional = True  # whether the server is trusted to compare it with what it has
+        self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
         self._version = Version()
         self._length_known = True
@@ -397,7 +396,7 @@ class Transfer:
         with self._lock:
             self._check_current_source(task)
             self._attempts.at = response.url if response.url != task.url else None
-            self._version = version_of(headers) if partial.part is None and task.source == 0 else Version()
+            self._version = partial.lasting if partial.part is None and task.source == 0 else Version()
             partial.settled = True
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
@@ -469,19 +468,24 @@ class Transfer:
     # -- when something is wrong ----------------------------------------------------------------------------------
 
     def _changed(self, task: RangeTask, reason: str) -> None:
-        """The file changed at the origin: once, everything is fetched anew."""
+        """The file changed at the origin: once, everything is fetched anew. Without conditions, since some servers
+        (CherryPy with ETags) answer each range as if it had changed; what an answer names decides then.
+        """
         with self._lock:
             if task.partial is not self._partial or task.source != self._attempts.source or self._closing:
                 return
             self._attempts.restarts += 1
-            if self._only:
+            if self._only and not self._conditional:
                 self._error = RemoteChangedError(self.request.url, f"it is another version now: {reason}")
                 return
             if self._attempts.restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")
                 return
+            self._conditional = False
+            self._partial = None  # under the same lock, since several workers see the change at once
+            self._attempts.start_over()
         _log.info("%s: starts over: %s", redacted(self.request.url), reason)
-        self._replace(task.partial, None)
+        self._meter.reset()
         task.partial.retire(but=task.runner)
 
     def _failed(self, task: Task, error: Exception) -> None:
@@ -597,6 +601,7 @@ class Transfer:
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
                 self._attempts.restarts += 1
+                self._conditional = False
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False

@@ -95,3 +95,60 @@ def test_progress_forgives(make_kit: MakeKit, misbehaving: Start, tmp_path: Path
     download = make_kit(workers=1, retries=2).download(f"{misbehaving(handler).url}/f", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
     assert download.retries > 5
+
+
+def test_a_204_is_an_empty_file(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+    """hapi answers so; curl and others take it for one, too."""
+    kit.download(f"{misbehaving(lambda x: x.respond('204 No Content')).url}/f", tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == b""
+
+
+def test_each_range_is_refused_as_if_the_file_had_changed(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path
+) -> None:
+    """CherryPy with ETags answers If-Match with a range by 412: without it, the ranges are good."""
+
+    def handler(x: Exchange) -> None:
+        if x.asked.range and "if-match" in x.asked.headers:
+            return x.respond("412 Precondition Failed")
+        return cut(x, len(BODY) // 2) if x.asked.range is None else x.serve(BODY)
+
+    server = misbehaving(handler)
+    make_kit(workers=1).download(f"{server.url}/f", tmp_path / "f")
+    assert (tmp_path / "f").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("etag", ['"v1"', 'W/"v1"', "v1"])
+def test_a_version_that_is_named_again_is_not_fetched_again(
+    kit: Toolkit, misbehaving: Start, tmp_path: Path, etag: str
+) -> None:
+    """A server without conditional requests (Koa, Litestar, FastAPI's FileResponse)."""
+
+    def handler(x: Exchange) -> None:
+        x.asked.headers.pop("if-none-match", None)
+        x.respond("200 OK", BODY, ETag=etag)
+
+    server = misbehaving(handler)
+    assert not kit.download(f"{server.url}/f", tmp_path / "f").unchanged
+    again = kit.download(f"{server.url}/f", tmp_path / "f")
+    assert again.unchanged
+    assert again.bytes_received == 0
+
+
+@pytest.mark.parametrize("back", [True, False])
+def test_a_304_to_a_date_alone(kit: Toolkit, misbehaving: Start, tmp_path: Path, back: bool) -> None:
+    """It comes for an older file too: the file's date decides, by one plain GET whose body is left."""
+    dates = ["Mon, 02 Nov 2026 10:00:00 GMT"]
+
+    def handler(x: Exchange) -> None:
+        if "if-modified-since" in x.asked.headers:
+            return x.respond("304 Not Modified")
+        return x.respond("200 OK", BODY if len(dates) == 1 else b"older", Last_Modified=dates[-1])
+
+    server = misbehaving(handler)
+    kit.download(f"{server.url}/f", tmp_path / "f")
+    if back:
+        dates.append("Sun, 01 Nov 2026 10:00:00 GMT")
+    again = kit.download(f"{server.url}/f", tmp_path / "f")
+    assert again.unchanged is not back
+    assert (tmp_path / "f").read_bytes() == (b"older" if back else BODY)

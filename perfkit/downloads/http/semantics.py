@@ -331,6 +331,8 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         return Answer(Verdict.CHANGED, reason="the origin says the file changed")
     if status == 416:
         return _judge_416(headers, start=start, total=total, ranged=ranged)
+    if status == 204 and not ranged:
+        return Answer(Verdict.EMPTY, total=0)
     if status not in (200, 206):
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)

@@ -51,6 +51,7 @@ class RemoteFile:
     def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe]) -> None:
         self.url = probed.url
         self.version = probed.version
+        self._lasting = probed.lasting
         self.unchanged = probed.unchanged
         self._fetcher = fetcher
         self._probed = probed
@@ -72,7 +73,7 @@ class RemoteFile:
 
     def record(self) -> dict[str, object]:
         """JSON that `known_version` reads."""
-        return {"etag": self.version.etag, "last_modified": self.version.last_modified}
+        return {"etag": self._lasting.etag, "last_modified": self._lasting.last_modified}
 
     @property
     def ranges(self) -> bool:
@@ -168,6 +169,7 @@ class RemoteFile:
             return path
         (found,) = self._fetcher.get([Request(self.url, os.path.basename(path), only=probed.validator)])
         self.version = found.version or self.version  # without a validator it may be a newer version
+        self._lasting = found.version
         return path
 
     @property
