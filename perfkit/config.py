@@ -89,7 +89,10 @@ def check_headers(headers: Mapping[str, str]) -> None:
         raise ConfigError(f"headers must be a mapping of names to values; got a {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            raise ConfigError(f"invalid header name {name!r}")
+            # Not shown: what stands there may be a value, and secret.
+            raise ConfigError(
+                "a header has an invalid name: it must be a token, such as X-Token (RFC 9110 section 5.1)"
+            )
         if name.lower() in _OURS:
             raise ConfigError(f"the header {name!r} is set by perfkit; leave it out")
         if not isinstance(value, str) or any(character in value for character in "\r\n\0"):

@@ -20,6 +20,7 @@ __all__ = [
     "holds_modes",
     "is_being_written",
     "mmap_large_allocations",
+    "rename_to_new",
     "set_mode",
     "sync_directory",
     "syncfs",
@@ -32,6 +33,7 @@ _UNSUPPORTED = {errno.ENOSYS, errno.EPERM, errno.EOPNOTSUPP, errno.EINVAL}
 
 IMMUTABLE, APPEND_ONLY, MOUNT_POINT = 0x10, 0x20, 0x2000  # statx(2): stx_attributes
 _AT_NO_FOLLOW = 0x100 | 0x800 | 0x1000  # AT_SYMLINK_NOFOLLOW | AT_NO_AUTOMOUNT | AT_EMPTY_PATH
+_AT_CWD, _RENAME_NOREPLACE = -100, 1  # linux/fcntl.h, linux/fs.h
 _M_MMAP_THRESHOLD = -3  # malloc.h
 _process_settings_allowed = False
 
@@ -119,6 +121,27 @@ def _holds_mode(descriptor: int) -> bool:
     held = stat.S_IMODE(os.fstat(descriptor).st_mode) == changed
     set_mode(descriptor, before)
     return held
+
+
+def rename_to_new(source: str, name: str) -> None:
+    """Rename a file to a name that nothing has yet: renameat2(2), or a hard link where the file system has no such.
+
+    Raises:
+        FileExistsError: something has the name.
+        OSError: as of a rename.
+    """
+    call = _function("renameat2")
+    number = errno.ENOSYS
+    if call is not None:
+        import ctypes
+
+        if call(_AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE) == 0:
+            return
+        number = ctypes.get_errno()
+    if number not in _UNSUPPORTED:
+        raise OSError(number, os.strerror(number), name)
+    os.link(source, name, follow_symlinks=False)
+    os.unlink(source)
 
 
 def try_lock(descriptor: int) -> bool:

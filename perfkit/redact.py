@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["redacted", "redacted_text"]
+__all__ = ["masked", "redacted", "redacted_text"]
 
 _USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a user name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
-_URL = re.compile(r"[a-z][a-z0-9+.-]*://[^\s'\"<>]+", re.IGNORECASE)
+# From there on: to look for the beginning of the scheme would take quadratic time. A quote may be part of a secret.
+_URL = re.compile(r"""://(?:[^\s/?#]*@)?(?:[^\s'"<>]|['"<>](?![]\s,;:.)}>]|$))+""")
+_SCHEME = re.compile(r"https?:/*|[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 _AFTER = ":;,.)]"  # punctuation of the sentence rather than part of the URL
+_MOST = 500  # characters of an address that is none
 
 
 def redacted(url: str) -> str:
@@ -33,4 +36,16 @@ def redacted_text(text: str) -> str:
 
 def _redacted_match(match: re.Match[str]) -> str:
     url = match[0].rstrip(_AFTER)
-    return redacted(url) + match[0][len(url) :]
+    return ":" + redacted(url[1:]) + match[0][len(url) :]
+
+
+def masked(address: object) -> str:
+    """What was given for a URL and is none, without what may be a password in it: all that stands before its last `@`,
+    query values and fragment.
+    """
+    text = str(address)
+    scheme = _SCHEME.match(text)
+    start = scheme[0] if scheme else ""
+    _, at, after = text[len(start) :].rpartition("@")
+    shown = redacted(f"{start}{'***@' if at else ''}{after}")
+    return shown if len(shown) <= _MOST else f"{shown[:_MOST]}…"

@@ -16,6 +16,7 @@ from perfkit.cli.output import error_as_json, print_error, print_text, progress_
 from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.redact import redacted
 
 if TYPE_CHECKING:
     from perfkit.downloads.request import Download, Request
@@ -183,7 +184,7 @@ class _Results:
         error = download.error
         if error is not None:
             self.failed += 1
-            print_error(str(error) if isinstance(error, PerfkitError) else f"{download.url}: {error}")
+            print_error(str(error) if isinstance(error, PerfkitError) else f"{redacted(download.url)}: {error}")
         if self._as_json:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","
@@ -203,7 +204,7 @@ class _Results:
 
 def _as_json(download: Download) -> dict[str, object]:
     record: dict[str, object] = {
-        "url": download.url,
+        "url": redacted(download.url),
         "path": download.path,
         "bytes": download.bytes,
         "bytes_received": download.bytes_received,
@@ -224,6 +225,6 @@ def _headers(lines: list[str]) -> dict[str, str]:
     for line in lines:
         name, separator, value = line.partition(":")
         if not separator or not name.strip():
-            raise ConfigError(f"--header {line!r} must have the form 'Name: value'")
+            raise ConfigError("--header must have the form 'Name: value'")
         headers[name.strip()] = value.strip()
     return headers

@@ -28,7 +28,7 @@ class Cancel:
         with self._lock:
             self._event.set()
             hooks, self._hooks = self._hooks, set()
-        for hook in hooks:
+        for hook in tuple(hooks):
             hook()
 
     def wait(self, timeout_s: float) -> bool:
@@ -44,8 +44,7 @@ class Cancel:
         hook()
 
     def discard(self, hook: Hook) -> None:
-        with self._lock:
-            self._hooks.discard(hook)
+        self._hooks.discard(hook)  # without the lock, which another thread may have held when this process was forked
 
     @contextmanager
     def child(self) -> Iterator[Cancel]:

@@ -64,7 +64,7 @@ def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:
     Raises:
         OSError: the file cannot be read.
     """
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)  # a FIFO would wait for its writer
     try:
         digest = RunningDigest((checksum,))
         digest.catch_up(descriptor, os.fstat(descriptor).st_size, cancel)

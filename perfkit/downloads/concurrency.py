@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.semantics import origin_of
+from perfkit.downloads.http.urls import origin_of
 
 __all__ = ["AdaptiveController", "HostLimiter", "host_of"]
 

@@ -27,7 +27,7 @@ from perfkit.downloads.scheduler import Queue, Scheduler
 from perfkit.downloads.throttle import Throttle
 from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
-from perfkit.filesystem.paths import safe_basename, safe_join
+from perfkit.filesystem.paths import is_private, safe_basename, safe_join
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
 
 __all__ = ["DownloadManager"]
@@ -46,6 +46,7 @@ class _Batch:
         self.cancel = cancel
         self.announced = announced  # the sizes of its files were counted when it began
         self.context = context
+        self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
         self.paths: set[str] = set()
@@ -53,6 +54,15 @@ class _Batch:
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, None] = {}  # those without a result yet
         self._wake: SimpleQueue[None] = SimpleQueue()
+
+    def check_process(self) -> None:
+        """See that this is the process that began it.
+
+        Raises:
+            ConfigError: it is a forked child: no worker here is at the batch, and none will be.
+        """
+        if self.process != os.getpid():
+            raise ConfigError("these downloads go on in the process that began them; begin others after a fork")
 
     def wake(self) -> None:
         """Have the calling thread look again."""
@@ -223,8 +233,8 @@ class DownloadManager:
             return request, safe_join(directory, request.name), True
         except (PerfkitError, TypeError, ValueError) as error:
             if not isinstance(error, PerfkitError):
-                error = ConfigError(f"{item!r} is neither a URL, nor a (URL, name) pair, nor a Request")
-            return (item if isinstance(item, str) else getattr(item, "url", str(item))), error
+                error = ConfigError(f"a {type(item).__name__} is neither a URL, nor a (URL, name) pair, nor a Request")
+            return (item if isinstance(item, str) else getattr(item, "url", "")), error
 
     def _run(
         self,
@@ -242,7 +252,8 @@ class DownloadManager:
             self._meter.expect(total, sizes or ())
             try:
                 exhausted = False
-                while not exhausted or batch.open:
+                while not exhausted or batch.open or batch.finished:
+                    batch.check_process()
                     taken = batch.taken
                     if not exhausted:
                         exhausted = self._feed(batch, source, counted=total is not None)
@@ -255,18 +266,18 @@ class DownloadManager:
                         exhausted = exhausted or total is None
                     while batch.finished:
                         yield batch.finished.popleft()
+                        batch.check_process()
                     if batch.open or (batch.taken == taken and not exhausted):  # or the source has nothing just now
                         batch.wait()
                         self._tick()
-                while batch.finished:
-                    yield batch.finished.popleft()
             finally:
-                cancel.cancel()
-                while batch.open:
-                    self._abandon(batch)
-                    if batch.open:
-                        batch.wait()
-                self._part(batch)
+                if batch.process == os.getpid():
+                    cancel.cancel()
+                    while batch.open:
+                        self._abandon(batch)
+                        if batch.open:
+                            batch.wait()
+                    self._part(batch)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -358,11 +369,16 @@ class DownloadManager:
         return transfer
 
     def _claim_path(self, transfer: Transfer, path: str) -> None:
+        url = transfer.request.url
+        if is_private(os.path.basename(path)):
+            raise TransferError(
+                url, f"{os.path.basename(path)!r} is a name that perfkit itself uses; give another name"
+            )
         transfer.claimed.append(path)
         with self._lock:
             other = self._paths.setdefault(path, transfer)
         if other is not transfer:
-            url, others = transfer.request.url, other.request.url
+            others = other.request.url
             raise TransferError(url, f"{path} is the destination of {others} too; give each its own")
 
     def _abandon(self, batch: _Batch) -> None:

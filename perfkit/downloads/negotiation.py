@@ -7,6 +7,7 @@ import enum
 from dataclasses import dataclass
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
+from perfkit.downloads.file_origin import Origin, digest_of
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -23,7 +24,7 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Response
-from perfkit.downloads.partial_file import ChangedError, Origin, PartialFile
+from perfkit.downloads.partial_file import ChangedError, PartialFile
 from perfkit.downloads.segments import Runner
 from perfkit.errors import HTTPStatusError, TransferError
 
@@ -133,6 +134,8 @@ def next_step(
         raise TransferError(url, answer.reason or f"unexpected HTTP status {status}", transient=True)
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
+    if wanted.only and wanted.checksum is None and not wanted.only.is_shown_by(headers):
+        raise ChangedError("nothing in the answer proves that it is the version that was asked for")
     if not ranged:
         same = wanted.known and wanted.known == version_of(headers) and not partial.settled
         return Step.UNCHANGED if same and not wanted.only else Step.READ
@@ -150,8 +153,10 @@ def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wante
     if answer.total is None and partial.map.size is None:
         return Step.NO_RANGES  # without a total nothing tells where the file ends
     known = partial.validator or wanted.only
-    if known and not known.is_shown_by(headers) and wanted.checksum is None and partial.part is None:
-        return Step.NO_RANGES  # nothing proves that it is of this version
+    if known and not known.is_shown_by(headers) and wanted.checksum is None:
+        if partial.part is None:
+            return Step.NO_RANGES
+        raise ChangedError("nothing in the answer proves that it is still the same")
     return Step.READ
 
 
@@ -178,7 +183,7 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     if partial.part is None:
         partial.lasting = lasting_version_of(headers, now=now)
         if partial.lasting:
-            partial.origin = Origin(url, partial.lasting.etag, partial.lasting.last_modified, size or 0, 0)
+            partial.origin = Origin(digest_of(url), partial.lasting.etag, partial.lasting.last_modified)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

@@ -18,23 +18,23 @@ import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
-from typing import Any, NamedTuple
+from typing import Any
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
+from perfkit.downloads.file_origin import Origin, digest_of, write_origin
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import set_mode, try_lock
+from perfkit.libc import rename_to_new, set_mode, try_lock
 
-__all__ = ["ChangedError", "Origin", "PartialFile", "part_path", "read_origin"]
+__all__ = ["ChangedError", "PartialFile", "check_replaceable", "part_path"]
 
 _log = logging.getLogger(__name__)
 
-_FORMAT = 2
+_FORMAT = 3
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
-_ORIGIN_ATTRIBUTE = "user.perfkit.origin"
 _NAME_MAX = 255
 _COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
@@ -61,32 +61,6 @@ def _boot_id() -> str:
 
 
 _BOOT = _boot_id()
-
-
-class Origin(NamedTuple):
-    """Where a published file came from: kept with the file, so that the next download can ask whether it changed."""
-
-    url: str
-    etag: str | None
-    last_modified: str | None
-    size: int
-    mtime_ns: int
-
-    @property
-    def version(self) -> Version:
-        return Version(self.etag, self.last_modified)
-
-
-def read_origin(path: str, url: str) -> Origin | None:
-    """The origin of the file at `path`, if it came from `url` and was not changed since."""
-    try:
-        record = json.loads(os.getxattr(path, _ORIGIN_ATTRIBUTE))
-        origin = Origin(**record)
-        status = os.stat(path)
-    except (OSError, ValueError, TypeError, AttributeError):
-        return None
-    same = origin.url == url and origin.size == status.st_size and origin.mtime_ns == status.st_mtime_ns
-    return origin if same else None
 
 
 class ChangedError(Exception):
@@ -133,8 +107,7 @@ class PartialFile:
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
             self._has_journal = False
             return False
-        with open(self._journal_path, "rb") as file:
-            text = file.read(1 << 20)
+        text = _read_own(self._journal_path)
         self._open()
         self._has_journal = True
         try:
@@ -151,7 +124,7 @@ class PartialFile:
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
         validator = Validator()
-        if journal["url"] == self.url:
+        if journal["source"] == digest_of(self.url):
             validator = Validator(journal["etag"], journal["last_modified"])
             self.version = Version(*journal["version"])
         if not (validator or same_sum):
@@ -197,17 +170,18 @@ class PartialFile:
             os.ftruncate(self.descriptor, 0)
 
     def _open(self) -> int:
-        """Open and lock the partial file; returns its size."""
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+        """Open and lock the partial file; returns its size. What others have put there under its name is removed."""
         while True:
-            descriptor = os.open(self.path, flags, 0o666)
+            descriptor, found = self._open_or_create()
             try:
                 try_lock(descriptor)
                 with contextlib.suppress(FileNotFoundError):
                     status = os.fstat(descriptor)
                     if os.path.samestat(status, os.lstat(self.path)):
-                        self.descriptor = descriptor
-                        return status.st_size
+                        if not found or _is_own(status):
+                            self.descriptor = descriptor
+                            return status.st_size
+                        os.unlink(self.path)
             except BlockingIOError:
                 os.close(descriptor)
                 raise TransferError(self.url, f"another process is downloading to {self.dest}") from None
@@ -215,6 +189,16 @@ class PartialFile:
                 os.close(descriptor)
                 raise
             os.close(descriptor)  # its owner published or removed it between our two steps
+
+    def _open_or_create(self) -> tuple[int, bool]:
+        """Its descriptor, and whether it was there already."""
+        flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
+        while True:
+            try:
+                return os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666), False
+            except FileExistsError:
+                with contextlib.suppress(FileNotFoundError):
+                    return os.open(self.path, flags | os.O_NONBLOCK), True
 
     def write(self, data: memoryview, position: int) -> None:
         """Write bytes at their position.
@@ -274,7 +258,7 @@ class PartialFile:
             self._synced_at_s = time.monotonic()
         journal = {
             "format": _FORMAT,
-            "url": self.url,
+            "source": digest_of(self.url),
             "version": [self.version.etag, self.version.last_modified],
             "etag": self.validator.etag,
             "last_modified": self.validator.last_modified,
@@ -287,7 +271,9 @@ class PartialFile:
         }
         fresh = f"{self._journal_path}~"
         self._has_journal = True  # or a part of one, on a full disk
-        with open(fresh, "w", encoding="utf-8") as file:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(fresh)
+        with open(fresh, "x", encoding="utf-8", opener=_open_private) as file:
             json.dump(journal, file)
         os.replace(fresh, self._journal_path)
         self._saved_at_s = time.monotonic()
@@ -327,28 +313,29 @@ class PartialFile:
                 wait_s = least_s if digest.position - before >= _HASH_STEP_BYTES else min(2 * wait_s, most_s)
                 cancel.wait(wait_s)
 
-    def publish(self, path: str, *, durable: bool) -> None:
+    def publish(self, path: str, *, durable: bool, replace: bool = True) -> None:
         """Give the whole file its final name, in one step.
 
         Args:
             path: that name, in the same directory as `dest`.
             durable: whether to sync the data before, and the name after.
+            replace: whether a file that has the name already may be replaced.
 
         Raises:
+            FileExistsError: something that may not be replaced has the name.
             OSError: the destination is a directory, can't be replaced, or its directory cannot be changed.
         """
         with contextlib.suppress(FileNotFoundError):
             before = os.lstat(path)
-            if stat.S_ISDIR(before.st_mode):
-                raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
+            check_replaceable(before, path)
             if stat.S_ISREG(before.st_mode):
                 set_mode(self.descriptor, stat.S_IMODE(before.st_mode) & 0o777)
         if self.origin is not None:
-            self._remember(self.origin)
+            write_origin(self.descriptor, self.origin)
         if durable:
             os.fsync(self.descriptor)
         try:
-            os.replace(self.path, path)
+            (os.replace if replace else rename_to_new)(self.path, path)
         except OSError as error:
             if (reason := _NOT_REPLACEABLE.get(error.errno or 0)) is None:
                 raise
@@ -359,15 +346,6 @@ class PartialFile:
         with contextlib.suppress(OSError):
             self._remove_journal()
         self.close()
-
-    def _remember(self, origin: Origin) -> None:
-        record = {name: getattr(origin, name) for name in Origin._fields}
-        status = os.fstat(self.descriptor)
-        record["size"], record["mtime_ns"] = status.st_size, status.st_mtime_ns
-        try:
-            os.setxattr(self.descriptor, _ORIGIN_ATTRIBUTE, json.dumps(record).encode())
-        except (OSError, AttributeError):
-            pass  # no extended attributes here: the next download of this file is a whole one
 
     def discard(self) -> None:
         """Remove the partial file and its journal."""
@@ -418,6 +396,34 @@ class PartialFile:
         descriptor, self.descriptor = self.descriptor, -1
         if descriptor >= 0:
             os.close(descriptor)
+
+
+def check_replaceable(status: os.stat_result, path: str) -> None:
+    """See that what is at a destination is a file, or a link, whose place a file may take.
+
+    Raises:
+        IsADirectoryError, FileExistsError: it is a directory, a device, a FIFO or a socket.
+    """
+    if stat.S_ISDIR(status.st_mode):
+        raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
+    if not (stat.S_ISREG(status.st_mode) or stat.S_ISLNK(status.st_mode)):
+        raise FileExistsError(errno.EEXIST, "the destination is a device, FIFO or socket; choose a file", path)
+
+
+def _is_own(status: os.stat_result) -> bool:
+    """Whether only this user has written what is there: not by another name, nor as another user."""
+    return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
+
+
+def _read_own(path: str) -> bytes:
+    """The beginning of a file, if it is this user's own; else nothing."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    with open(descriptor, "rb") as file:
+        return file.read(1 << 20) if _is_own(os.fstat(descriptor)) else b""
+
+
+def _open_private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def _total(ranges: Iterable[Range]) -> int:

@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
-from perfkit.downloads.http.redirects import may_share
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -17,11 +16,11 @@ from perfkit.downloads.http.semantics import (
     as_stored,
     judge,
     lasting_version_of,
-    origin_of,
     validator_of,
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
 
@@ -72,7 +71,8 @@ def probe(
         if ranged:
             headers["Range"] = f"bytes=0-{most - 1}"
         try:
-            with network.transport.open(Get(url=url, headers=headers, trusted=trusted), cancel) as response:
+            get = Get(url=url, headers=headers, trusted=trusted, named=trusted)
+            with network.transport.open(get, cancel) as response:
                 fields = as_stored(response.headers, url)
                 answer = judge(
                     response.status, fields, start=0, end=most if ranged else None, total=None, ranged=ranged

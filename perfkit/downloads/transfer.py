@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import errno
 import logging
 import os
-import stat
 import threading
 import time
 from collections.abc import Callable, Iterable
@@ -14,15 +12,15 @@ from dataclasses import dataclass
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, matches, parse_checksum
-from perfkit.downloads.http.redirects import may_share
+from perfkit.downloads.file_origin import read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
     Version,
     content_disposition_names,
-    origin_of,
 )
 from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -33,7 +31,7 @@ from perfkit.downloads.negotiation import (
     next_step,
     request_headers,
 )
-from perfkit.downloads.partial_file import ChangedError, PartialFile, read_origin
+from perfkit.downloads.partial_file import ChangedError, PartialFile, check_replaceable
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -111,6 +109,7 @@ class Transfer:
         self.request = request
         self.dest = dest
         self.path = dest  # where the file goes in the end: `dest`, or a name of the server's beside it
+        self._name_source: str | None = None  # the URL whose server gave that name
         self.claimed: list[str] = []  # names that are this transfer's own until it ends
         self.cancel = cancel
         self.on_end: Callable[[Download], None] = lambda download: None
@@ -259,8 +258,9 @@ class Transfer:
                 self._checksum = parse_checksum(self.request.checksum)
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
+        exists = first and _is_file(self.dest)
         if first and self.request.resume:
-            if _is_file(self.dest) and self._is_current(partial):
+            if exists and self._is_current(partial):
                 self._unchanged = True
                 return None
             if partial.resume():
@@ -299,6 +299,7 @@ class Transfer:
             private_headers=self.request.headers if own else {},
             auth=self.request.auth if own else None,
             trusted=own,
+            named=own or self.request.home is None,
         )
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
@@ -424,11 +425,28 @@ class Transfer:
         if name is None or name == os.path.basename(self.dest):
             return
         path = os.path.join(os.path.dirname(self.dest), name)
-        if os.path.lexists(path) and read_origin(path, source) is None:
+        self._check_free(path, source)
+        self._context.claim_path(self, path)
+        self.path, self._name_source = path, source
+
+    def _check_free(self, path: str, source: str) -> bool:
+        """See that a name of the server's is free, or that of an earlier download from `source`; says which."""
+        free = not os.path.lexists(path)
+        if not free and read_origin(path, source) is None:
+            name = os.path.basename(path)
             reason = f"the server names the file {name!r}, and a file from elsewhere has that name; choose another"
             raise TransferError(self.request.url, reason)
-        self._context.claim_path(self, path)
-        self.path = path
+        return free
+
+    def _publish(self, partial: PartialFile) -> None:
+        """Name the file; one that appeared under the server's name while the body came stays."""
+        new = self._name_source is not None and self._check_free(self.path, self._name_source)
+        try:
+            partial.publish(self.path, durable=self._config.durable, replace=not new)
+        except FileExistsError:
+            if self._name_source is not None:
+                self._check_free(self.path, self._name_source)
+            raise
 
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
@@ -570,7 +588,7 @@ class Transfer:
                 if partial.digest is not None:
                     self._meter.verifying()
                     partial.verify(self.cancel)
-                partial.publish(self.path, durable=self._config.durable)
+                self._publish(partial)
             except IntegrityError as error:
                 if self._try_again(partial, error):
                     return
@@ -641,12 +659,10 @@ def _is_file(path: str) -> bool:
     """Whether a file exists at the path.
 
     Raises:
-        IsADirectoryError: a directory does.
+        IsADirectoryError, FileExistsError: a directory does, or a device.
     """
     try:
-        mode = os.stat(path).st_mode
+        check_replaceable(os.stat(path), path)
     except FileNotFoundError:
         return False
-    if stat.S_ISDIR(mode):
-        raise IsADirectoryError(errno.EISDIR, "the destination is a directory", path)
     return True

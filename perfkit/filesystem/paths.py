@@ -13,6 +13,7 @@ __all__ = [
     "check_name",
     "check_names",
     "fold_name",
+    "is_private",
     "local_path",
     "most_directories",
     "safe_basename",
@@ -138,6 +139,14 @@ def local_path(path: str | os.PathLike[str]) -> str:
     if not isinstance(text, str) or not text or "\0" in text:
         raise ConfigError(f"a path must be text or a pathlib.Path, not empty, and without NUL; got {path!r:.200}")
     return text
+
+
+def is_private(name: str) -> bool:
+    """Whether a file name, in any case, is one of those that perfkit gives to files of its own: a partial file, its
+    journal, or what begins with `.perfkit`.
+    """
+    folded = fold_name(name).rstrip(". ~")
+    return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
 
 
 def safe_join(root: str, name: str) -> str:

@@ -14,7 +14,7 @@ from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
-from perfkit.updates.installed import managed_tree, read_installed
+from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
 __all__ = ["Hold", "HoldReason", "clear_hold", "hold_on", "pin", "read_hold", "unhold", "write_hold"]
 
@@ -49,12 +49,13 @@ class Hold:
     def covers(self, source: str, version: str, serial: int) -> bool:
         """Whether this release is the one."""
         held = self.source, self.version, self.serial
-        return self.reason is HoldReason.PIN or held == (redacted(source), version, serial)
+        return self.reason is HoldReason.PIN or held == (redacted(as_recorded(source)), version, serial)
 
 
 def hold_on(reason: HoldReason, source: str, version: str, serial: int, message: str = "") -> Hold:
     """A hold that keeps no secrets."""
-    return Hold(reason=reason, source=redacted(source), version=version, serial=serial, message=redacted_text(message))
+    shown = redacted(as_recorded(source))
+    return Hold(reason=reason, source=shown, version=version, serial=serial, message=redacted_text(message))
 
 
 def pin(config: Config, dest: str) -> None:

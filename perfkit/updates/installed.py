@@ -10,6 +10,8 @@ from functools import cached_property
 from typing import Any
 
 from perfkit.config import Config
+from perfkit.downloads.file_origin import digest_of
+from perfkit.downloads.http.urls import without_credentials
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.releases.format.manifest import Manifest
@@ -17,7 +19,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["Installed", "encode_record", "managed_tree", "read_installed", "require_managed"]
+__all__ = ["Installed", "as_recorded", "encode_record", "managed_tree", "read_installed", "require_managed"]
 
 _NOTHING = Manifest.of(())
 
@@ -28,13 +30,14 @@ class Installed:
 
     Attributes:
         type: of the source; None: nothing is installed.
-        source: its URL.
+        source: its URL, without user and password.
         version: as the source calls it.
         serial: of the source's releases, if it numbers them; else 0.
         manifest_sha256: of the manifest, in hexadecimal.
         files: how many.
         state: what the source's `record` returned when this was installed.
-        serials: the highest serial ever installed here, by source; a rollback does not lower it.
+        serials: the highest serial ever installed here, by the digest of the source's URL, which may have secrets in
+            it; a rollback does not lower it.
     """
 
     root: str
@@ -60,10 +63,14 @@ class Installed:
         with open(open_own(os.path.join(self.root, layout.MANIFEST)), "rb") as file:
             return Manifest.parse(file.read(), sha256=bytes.fromhex(self.manifest_sha256), known=True)
 
+    def is_from(self, source: str) -> bool:
+        """Whether this source is the one that it was installed from."""
+        return self.source == as_recorded(source)
+
     def highest_serial(self, source: str) -> int:
         """The highest serial of this source that was ever installed here; 0: none, or the source has no serials."""
-        installed = self.serial if self.source == source else 0
-        return max(installed, self.serials.get(source, 0))
+        installed = self.serial if self.is_from(source) else 0
+        return max(installed, self.serials.get(_key(source), 0))
 
     def record_serial(self, source: str, serial: int) -> None:
         """Remember that this serial was installed, across rollbacks and syncs from other sources.
@@ -71,9 +78,9 @@ class Installed:
         Raises:
             OSError: it can't be written.
         """
-        if serial <= self.serials.get(source, 0):
+        if serial <= self.serials.get(_key(source), 0):
             return
-        _write_serials(self.root, {**self.serials, source: serial})
+        _write_serials(self.root, {**self.serials, _key(source): serial})
 
     def forget_serials(self, source: str) -> Installed:
         """The same, without the serials of this source; forgotten in the tree, too.
@@ -81,15 +88,28 @@ class Installed:
         Raises:
             OSError: it can't be written.
         """
-        serials = {other: serial for other, serial in self.serials.items() if other != source}
+        serials = {other: serial for other, serial in self.serials.items() if other != _key(source)}
         _write_serials(self.root, serials)
-        return replace(self, serials=serials, serial=0 if self.source == source else self.serial)
+        return replace(self, serials=serials, serial=0 if self.is_from(source) else self.serial)
 
 
 def _write_serials(root: str, serials: Mapping[str, int]) -> None:
     path = os.path.join(root, layout.SERIALS)
     with replace_own(path) as file:
         file.write(json.dumps(serials).encode())
+
+
+def as_recorded(source: str) -> str:
+    """A source as the tree's records have it, which others can read: a URL without user and password."""
+    return without_credentials(source) if _is_url(source) else source
+
+
+def _key(source: str) -> str:
+    return digest_of(source) if _is_url(source) else source
+
+
+def _is_url(source: str) -> bool:
+    return source.lower().startswith(("http://", "https://"))
 
 
 def require_managed(dest: str) -> None:
@@ -137,7 +157,7 @@ def read_installed(root: str) -> Installed:
         return Installed(
             root,
             SourceType(record["kind"]),
-            str(record["source"]),
+            as_recorded(str(record["source"])),
             str(record["version"]),
             int(record["serial"]),
             bytes.fromhex(record["manifest"]).hex(),
@@ -157,7 +177,7 @@ def encode_record(
     """The bytes of the file RELEASE, as `read_installed` reads them."""
     record = {
         "kind": type,
-        "source": source,
+        "source": as_recorded(source),
         "version": version,
         "serial": serial,
         "manifest": manifest.sha256.hex(),
@@ -170,7 +190,7 @@ def encode_record(
 def _read_serials(path: str) -> dict[str, int]:
     try:
         with open(open_own(path), encoding="utf-8") as file:
-            return {str(source): int(serial) for source, serial in json.load(file).items()}
+            return {_key(str(source)): int(serial) for source, serial in json.load(file).items()}
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:

@@ -35,7 +35,7 @@ from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
 from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
-from perfkit.updates.installed import Installed, encode_record, managed_tree, read_installed
+from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
@@ -469,7 +469,7 @@ class Sync:
     def _record_differs(self, manifest: Manifest) -> bool:
         """Whether the tree's record of what is installed changes, though no file may."""
         source, installed = self._source, self._installed
-        offered = (source.type, source.url, source.version, manifest.sha256.hex())
+        offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
         return offered != (installed.type, installed.source, installed.version, installed.manifest_sha256)
 
     def _record(self, manifest: Manifest) -> bytes:

@@ -42,7 +42,7 @@ URL = "http://127.0.0.1:1/f"
     (["get", "-o", "x", "-d", "y", URL], "not allowed with"),
     (["get", "--mirror", "ftp://host/f", URL], "ftp://host/f"),
     (["get", "--mirror", URL, URL, URL], "--mirror needs exactly one URL"),
-    (["get", "--header", "no colon", URL], "no colon"),
+    (["get", "--header", "no colon", URL], "--header must have the form"),
     (["get", "--header", "Range: bytes=0-", URL], "Range"),
     (["get", "--header", "X: a\r\nY: b", URL], "X"),
     (["get", "ftp://host/f"], "ftp://host/f"),

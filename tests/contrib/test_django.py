@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import io
 import json
 import threading
@@ -16,7 +17,7 @@ from django.conf import settings
 from django.core.management import CommandError, call_command
 from django.test import override_settings
 
-from perfkit import ConfigError, LockedError, StagedTree, SyncReport, Toolkit
+from perfkit import ConfigError, LockedError, StagedTree, SyncReport, Toolkit, TransferError
 from perfkit.contrib.django import tasks, trees
 from perfkit.contrib.django.management import ToolkitCommand
 from perfkit.contrib.django.signals import ReceiverError, tree_updated
@@ -375,3 +376,37 @@ def test_errors_cross_processes(published: Site) -> None:
     error = ReceiverError("rules", SyncReport(version="1", generation=1), [("app.load", ValueError("x"))])
     again = pickle.loads(pickle.dumps(error))
     assert (str(again), again.report) == (str(error), error.report)
+
+
+def test_no_control_bytes_of_a_server_reach_the_terminal(
+    published: Site, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """In versions, names, paths and errors."""
+    odd = "odd\x1b[2J\x07\x9b1m\u202e"
+    (tmp_path / "files").mkdir()
+    (tmp_path / "files/a\x9b1m\u202eb").write_bytes(b"x")
+    with Server(tmp_path / "files") as server:
+        said = [
+            run("perfkit_download", f"{server.url}a%C2%9B1m%E2%80%AEb", "-d", str(tmp_path / "down"), "--no-color")[0]
+        ]
+    installed, status = trees.sync("rules"), trees.status("rules")
+    made = dataclasses.replace(installed, version=odd, route="blocks", saved_as={odd: odd}, overwritten=(odd,))
+    monkeypatch.setattr(trees, "sync", lambda *args, **options: made)
+    monkeypatch.setattr(trees, "rollback", lambda *args, **options: made)
+    monkeypatch.setattr(trees, "status", lambda name: dataclasses.replace(status, version=odd))
+    said += ["".join(run(*each, "--no-color")) for each in (
+        ("perfkit_sync", "rules"), ("perfkit_rollback", "rules"), ("perfkit_status",), ("perfkit_status", "--json"),
+    )]  # fmt: skip
+
+    def fails(*args: Any, **options: Any) -> None:
+        raise TransferError("https://example.org/", odd)
+
+    monkeypatch.setattr(trees, "sync", fails)
+    monkeypatch.setattr(trees, "status", fails)
+    said.append(failure("perfkit_sync", "rules")[1])
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        with pytest.raises(CommandError):
+            call_command("perfkit_status", "--no-color")
+        said.append(out.getvalue())
+    assert sum("odd" in each for each in said) == 6
+    assert [line for each in said for line in each.splitlines() if not line.isprintable()] == []

@@ -15,7 +15,7 @@ from django.test import override_settings
 from perfkit import Config
 from perfkit.archives.members import Selection
 from perfkit.contrib.django import conf
-from tests.support.django_commands import failure
+from tests.support.django_commands import failure, run
 
 
 def test_settings_become_configs(tmp_path: Path) -> None:
@@ -93,6 +93,57 @@ def test_wrong_settings_are_found_at_start(number: str, wrong: object, hint: str
         code, message = failure("perfkit_status")
         assert code == 2
         assert found.msg.rstrip(".") in message
+
+
+SECRET = [
+    "s3cret",
+    ["s3cret"],
+    {"TREES": {}, "AUTH": "s3cret"},
+    {"AUTH": ["s3cret"]},
+    {"HEADERS": "X: s3cret"},
+    {"HEADERS": {"Authorization s3cret": "x"}},
+    {"HEADERS": {"X": ["s3cret"]}},
+    {"PROXIES": "http://me:s3cret@proxy"},
+    {"WORKERS": {"AUTH": "s3cret"}},
+    {"CA_BUNDLE": ["s3cret", "s3cret"]},
+    {"TREES": ["https://me:s3cret@example.org/"]},
+    {"TREES": {"rules": "https://me:s3cret@example.org/"}},
+    {"TREES": {"rules": ["s3cret"]}},
+    {"TREES": {"rules": {**GOOD, "AUTH": "me:s3cret"}}},
+    {"TREES": {"rules": {**GOOD, "SOURCE": "me:s3cret@example.org/"}}},
+    {"TREES": {"rules": {**GOOD, "SOURCE": "https://me:s3/s3cret@example.org/?token=s3cret"}}},
+    {"TREES": {"rules": {**GOOD, "SOURCE": ["s3cret"]}}},
+    {"TREES": {"rules": {**GOOD, "DEST": "https://me:s3cret@example.org/"}}},
+    {"TREES": {"rules": {**GOOD, "TYPE": {"AUTH": "s3cret"}}}},
+    {"TREES": {"rules": {**GOOD, "INCLUDE": {"AUTH": "s3cret"}}}},
+    {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": "https://me:s3cret@example.org/"}}},
+]
+
+
+@pytest.mark.parametrize("wrong", SECRET)
+def test_wrong_settings_are_not_shown_with_their_secrets(wrong: object) -> None:
+    with override_settings(PERFKIT=wrong):
+        found = checks.run_checks(tags=["perfkit"])
+        assert found
+        _, message = failure("perfkit_status")
+        assert "s3cret" not in f"{found} {message} {[each.msg for each in found]}"
+
+
+def test_right_settings_are_not_shown_with_their_secrets() -> None:
+    """In the check of a deployment, in the status, and in `repr`."""
+    source = "http://me:s3cret@example.org/?token=s3cret"
+    entry = {
+        "SOURCE": source,
+        "DEST": "/srv/perfkit-absent/rules",
+        "AUTH": ["me", "s3cret"],
+        "HEADERS": {"X": "s3cret"},
+    }
+    with override_settings(PERFKIT={"TREES": {"rules": entry}}):
+        (warning,) = (each for each in checks.run_checks(include_deployment_checks=True) if each.id == "perfkit.W002")
+        assert "http://***@example.org/?token=***" in warning.msg
+        shown = [run("perfkit_status")[0], run("perfkit_status", "--json")[0], repr(conf.load()), warning.msg]
+        assert "example.org" in shown[0]
+        assert not [each for each in shown if "s3cret" in each]
 
 
 def test_all_mistakes_are_reported_at_once() -> None:

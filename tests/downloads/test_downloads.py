@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import os
 import random
+import signal
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -265,6 +267,57 @@ def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, misbehaving: Start,
     thread.join()
     assert (out / "slow").read_bytes() == BODY
     assert (out / "child").read_bytes() == BODY
+
+
+@pytest.mark.parametrize("use", ["next", "close", "collect", "toolkit"])
+def test_fork_with_an_iterator_that_is_suspended(make_kit: MakeKit, misbehaving: Start, out: Path, use: str) -> None:
+    """The child can end it, or be told that it is not its own; the parent goes on with it."""
+    release = threading.Event()
+    server = misbehaving(lambda x: x.serve(BODY, pause=(lambda: release.wait(60)) if x.asked.path == "/slow" else None))
+    kit = make_kit(segments=1)
+    results = kit.iter_downloads([f"{server.url}/quick", *[(f"{server.url}/slow", f"{n}") for n in range(4)]], out)
+    first = next(results)
+    child = os.fork()
+    if child == 0:
+        signal.alarm(30)  # ends it if it hangs
+        try:
+            if use == "next":
+                with pytest.raises(ConfigError, match="the process that began them"):
+                    next(results)
+            elif use == "close":
+                results.close()  # type: ignore[attr-defined]
+            elif use == "toolkit":
+                kit.download(f"{server.url}/quick", out / "child")
+                kit.close()
+            del results
+            gc.collect()
+            os._exit(0)
+        except BaseException:
+            os._exit(1)
+    assert os.waitpid(child, 0)[1] == 0
+    release.set()
+    assert {each.error for _, each in [first, *results]} == {None}
+    assert {each.name for each in out.iterdir()} - {"child"} == {"quick", "0", "1", "2", "3"}
+
+
+def test_fork_in_the_middle_of_a_list(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """By the caller's own iterable: the child, which comes back into the call, is told so."""
+    server, kit = misbehaving(serve_body), make_kit(segments=1)
+    children = []
+
+    def urls() -> Iterator[str]:
+        yield f"{server.url}/a"
+        children.append(os.fork())
+        if children[-1] == 0:
+            signal.alarm(30)
+        yield f"{server.url}/b"
+
+    try:
+        results = kit.download_many(urls(), out)
+    except ConfigError as error:
+        os._exit(0 if children == [0] and "the process that began them" in str(error) else 1)
+    assert len(results) == 2
+    assert os.waitpid(children[0], 0)[1] == 0
 
 
 def test_a_closed_toolkit(out: Path) -> None:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import requests
 
 from perfkit import (
     IntegrityError,
@@ -206,3 +208,80 @@ def test_unreadable_repr_digest(kit: Toolkit, misbehaving: Start, tmp_path: Path
     fields = "sha-256=:!!!:, md5=:AAAA:, sha-512=abc, unixsum=:AQ==:, ,=,sha-256=:AAAA:"
     assert fetch(kit, misbehaving(lambda x: x.serve(BODY, Repr_Digest=fields)), tmp_path).checksum is None
     assert_right(tmp_path)
+
+
+# -- what comes with a body and is none of it --------------------------------------------------------------------------
+
+
+def drips(x: Exchange, data: bytes, every_s: float) -> None:
+    """The data again and again, until the client goes."""
+    with contextlib.suppress(OSError):
+        while not x.server.stopped.wait(every_s):
+            x.send(data)
+    x.keep = False
+
+
+@pytest.mark.parametrize(
+    ("before", "drip"),
+    [
+        pytest.param(b"5;", b"x", id="an extension"),
+        pytest.param(b"5\r\nhello\r\n5", b" ", id="the end of a size"),
+        pytest.param(b"5\r\nhello\r\n0\r\nX: ", b"y", id="a field of the trailer"),
+        pytest.param(b"5\r\nhello\r\n0\r\n", b"X: y\r\n", id="fields of the trailer"),
+    ],
+)
+def test_a_drip_between_chunks(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, before: bytes, drip: bytes
+) -> None:
+    """Given up as overdue, though something always comes."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Transfer_Encoding="chunked")
+        x.send(before)
+        drips(x, drip, 0.2)
+
+    server = misbehaving(handler)
+    assert_fails(make_kit(**SHORT_TIMEOUTS, retries=1), server, tmp_path, TransferTimeoutError)
+    assert len(server.requests) >= 2
+
+
+@pytest.mark.parametrize(("extension_bytes", "good"), [(0, True), (100, True), (5000, False), (60_000, False)])
+def test_chunk_extensions(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, extension_bytes: int, good: bool
+) -> None:
+    """More of them than of the body is refused, before much of it has come."""
+
+    def handler(x: Exchange) -> None:
+        x.head("200 OK", Transfer_Encoding="chunked")
+        extension = b";" + b"x" * extension_bytes if extension_bytes else b""
+        with contextlib.suppress(OSError):
+            for start in range(0, len(BODY), 1000):
+                chunk = BODY[start : start + 1000]
+                x.send(b"%x%s\r\n%s\r\n" % (len(chunk), extension, chunk))
+            x.send(b"0\r\n\r\n")
+        x.keep = good
+
+    server = misbehaving(handler)
+    if good:
+        fetch(make_kit(), server, tmp_path)
+        assert_right(tmp_path)
+    else:
+        assert "more extensions than body" in str(assert_fails(make_kit(), server, tmp_path, TransferError))
+
+
+@pytest.mark.parametrize("with_session", [False, True])
+def test_a_drip_in_the_body_of_a_redirect(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, with_session: bool
+) -> None:
+    """Nobody waits for the rest of it: the target is asked."""
+
+    def handler(x: Exchange) -> None:
+        if x.asked.path != "/file":
+            return x.serve(BODY)
+        x.head("302 Found", Location="/target", Content_Length="60000")
+        return drips(x, b"x", 0.3)
+
+    server = misbehaving(handler)
+    fetch(make_kit(requests.Session() if with_session else None, segments=1), server, tmp_path)
+    assert_right(tmp_path)
+    assert [each.path for each in server.requests] == ["/file", "/target"]

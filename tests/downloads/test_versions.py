@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import threading
 import time
@@ -75,6 +76,66 @@ def test_another_version_is_refused(
     request = Request(f"{server.url}/pack", "pack", byte_range=part, only=Validator(etag='"v2"'))
     assert fetch(kit, request, tmp_path).error is None
     assert not obeys or server.requests[-1].headers["if-match"] == '"v2"'
+
+
+@pytest.mark.parametrize("part", [None, (1000, 50_000)])
+@pytest.mark.parametrize("only", [Validator(etag='"v1"'), Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")])
+def test_a_version_that_nothing_proves_is_refused(
+    kit: Toolkit, misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None, only: Validator
+) -> None:
+    """An answer without a validator may be of any version; with a checksum, that decides."""
+
+    def answer(exchange: Exchange) -> None:
+        for name in ("if-match", "if-unmodified-since"):
+            exchange.asked.headers.pop(name, None)
+        exchange.serve(BODY, etag=None)
+
+    server = misbehaving(answer)
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=only)
+    assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
+    assert os.listdir(tmp_path) == []
+    right = hashlib.sha256(BODY[slice(*part)] if part else BODY).hexdigest()
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, only=only, checksum=f"sha256:{right}")
+    assert fetch(kit, request, tmp_path).error is None
+
+
+def test_a_weak_tag_that_changed_is_another_version(
+    manager: DownloadManager, kit: Toolkit, misbehaving: Start, tmp_path: Path
+) -> None:
+    """Though the date stayed: what a probe found, and what is wanted of it."""
+    tag = 'W/"1"'
+    server = misbehaving(lambda x: x.serve(BODY, etag=None, ETag=tag, Last_Modified="Thu, 01 Jan 2026 11:00:00 GMT"))
+    found = manager.probe(f"{server.url}/pack", most=100)
+    assert found.validator == Validator(last_modified="Thu, 01 Jan 2026 11:00:00 GMT")
+    request = Request(f"{server.url}/pack", "pack", byte_range=(100, 50_000), only=found.validator)
+    assert fetch(kit, request, tmp_path).error is None
+    tag = 'W/"2"'
+    for part in (None, (100, 50_000)):
+        request = Request(f"{server.url}/pack", "again", byte_range=part, only=found.validator)
+        assert isinstance(fetch(kit, request, tmp_path).error, RemoteChangedError)
+
+
+@pytest.mark.parametrize("part", [None, (0, len(BODY) - 1)])
+@pytest.mark.parametrize("later", [{}, {"ETag": 'W/"2"', "Last_Modified": "Thu, 01 Jan 2026 11:00:00 GMT"}])
+def test_ranges_of_another_version_are_never_joined(
+    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None,
+    later: dict[str, str],
+) -> None:  # fmt: skip
+    """The first answer breaks off; what comes after it has no validator, or another weak tag with the same date."""
+    first = {"ETag": 'W/"1"', "Last_Modified": "Thu, 01 Jan 2026 11:00:00 GMT"}
+    other = BODY[::-1]
+
+    def answer(exchange: Exchange) -> None:
+        if exchange.number == 1:
+            return exchange.serve(BODY, etag=None, pause=exchange.reset, **first)
+        for name in ("if-match", "if-unmodified-since", "if-range"):
+            exchange.asked.headers.pop(name, None)
+        return exchange.serve(other, etag=None, **later)
+
+    server = misbehaving(answer)
+    request = Request(f"{server.url}/pack", "pack", byte_range=part, segments=1)
+    assert fetch(make_kit(workers=1), request, tmp_path).error is None
+    assert (tmp_path / "pack").read_bytes() == (other[slice(*part)] if part else other)
 
 
 def test_what_is_resumed_is_of_the_wanted_version(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:

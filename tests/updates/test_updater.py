@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import stat
 import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
@@ -113,6 +114,27 @@ def test_an_old_pointer_is_refused(kit: Toolkit, tmp_path: Path) -> None:
             with pytest.raises(StaleSourceError, match="older release"):
                 kit.sync(server.url, tmp_path / "tree")
             kit.rollback(tmp_path / "tree", to=1, hold=False)
+
+
+def test_serials_are_kept_without_secrets(kit: Toolkit, tmp_path: Path) -> None:
+    """By a digest of the source, with or without a password; the file is the user's own. Older ones had URLs."""
+    with Server(publish(kit, tmp_path, FIRST, "1")) as server:
+        url = server.url.replace("//", "//me:s3cret@")
+        kit.sync(url, tmp_path / "tree")
+        publish(kit, tmp_path, SECOND, "2")
+        kit.sync(url, tmp_path / "tree")
+        records = [each for each in (tmp_path / "tree/.perfkit").rglob("*") if each.is_file()]
+        assert not [each for each in records if b"s3cret" in each.read_bytes()]
+        assert (kit.sync(url, tmp_path / "tree").route, kit.sync(server.url, tmp_path / "tree").requests) == ("none", 1)
+        serials = tmp_path / "tree/.perfkit/serials"
+        assert server.url not in serials.read_text()
+        assert stat.S_IMODE(serials.stat().st_mode) == 0o600
+        (serial,) = json.loads(serials.read_text()).values()
+        serials.write_text(json.dumps({url: serial + 10_000}))
+        (tmp_path / "tree/.perfkit/release").unlink()
+        for source in (server.url, url):
+            with pytest.raises(UpdateError, match="older release"):
+                kit.sync(source, tmp_path / "tree")
 
 
 def test_a_site_that_is_made_anew(kit: Toolkit, tmp_path: Path) -> None:

@@ -6,13 +6,14 @@ import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.apps import AppConfig
 from django.conf import settings
 from django.core import checks
 
 from perfkit.contrib.django.conf import TreeSettings, read
+from perfkit.downloads.http.urls import origin_of
+from perfkit.redact import redacted
 
 __all__ = ["check_deployment", "check_settings"]
 
@@ -37,10 +38,10 @@ def check_deployment(
     hint = "Use https: the digests of the files come over the same connection."
     return [
         checks.Warning(
-            f"The tree {tree.name!r} is fetched over plain http: {tree.source}", hint=hint, id="perfkit.W002"
+            f"The tree {tree.name!r} is fetched over plain http: {redacted(tree.source)}", hint=hint, id="perfkit.W002"
         )
         for tree in trees
-        if urlsplit(tree.source).scheme == "http" and not _is_loopback(urlsplit(tree.source).hostname or "")
+        if tree.source.lower().startswith("http://") and not _is_loopback(origin_of(tree.source)[1])
     ]
 
 

@@ -6,6 +6,7 @@ Nothing is cached, so that `override_settings` works.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import difflib
 import os
@@ -15,14 +16,15 @@ import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import urlsplit
 
 from django.conf import settings
 from django.utils.module_loading import import_string
 
 from perfkit.archives.members import LINKS, Selection
 from perfkit.config import Config, is_size, parse_size
+from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
+from perfkit.redact import masked
 from perfkit.updates.check import Check
 from perfkit.updates.source_types import parse_source_type
 
@@ -38,7 +40,7 @@ class TreeSettings:
     """One entry of `PERFKIT["TREES"]`."""
 
     name: str
-    source: str  # a URL, or the absolute path of a list
+    source: str = field(repr=False)  # a URL, or the absolute path of a list
     dest: str  # absolute path
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
@@ -105,7 +107,9 @@ def convert(field_name: str, value: object) -> object:
     if isinstance(value, list):
         value = tuple(value)
     if not _fits(value, hint):
-        raise ConfigError(f"must be {_type_name(hint)}; got {value!r}")
+        (field_,) = (each for each in dataclasses.fields(Config) if each.name == field_name)
+        shown = _shown(value) if field_.repr else f"a {type(value).__name__}"
+        raise ConfigError(f"must be {_type_name(hint)}; got {shown}")
     return value
 
 
@@ -114,14 +118,16 @@ def read(raw: object) -> Settings:
     problems: list[Problem] = []
     if not isinstance(raw, Mapping):
         hint = 'Write PERFKIT = {"TREES": {}}.'
-        problems.append(Problem("E001", "PERFKIT", f"must be a dictionary; got {raw!r}", hint))
+        problems.append(Problem("E001", "PERFKIT", f"must be a dictionary; got a {type(raw).__name__}", hint))
         raw = {}
     values = _config_values("PERFKIT", raw, {"TREES"}, problems)
     config = _config("PERFKIT", values, problems)
     entries = raw.get("TREES", {})
     if not isinstance(entries, Mapping):
         hint = 'Write "TREES": {"NAME": {"SOURCE": "https://…", "DEST": "/…"}}.'
-        problems.append(Problem("E001", 'PERFKIT["TREES"]', f"must be a dictionary; got {entries!r}", hint))
+        problems.append(
+            Problem("E001", 'PERFKIT["TREES"]', f"must be a dictionary; got a {type(entries).__name__}", hint)
+        )
         entries = {}
     trees = {}
     for name, entry in entries.items():
@@ -141,7 +147,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         return None
     if not isinstance(entry, Mapping):
         hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
-        problems.append(Problem("E001", where, f"must be a dictionary; got {entry!r}", hint))
+        problems.append(Problem("E001", where, f"must be a dictionary; got a {type(entry).__name__}", hint))
         return None
     values = _config_values(where, entry, OF_A_TREE, problems)
     source = _source(f'{where}["SOURCE"]', entry.get("SOURCE"), problems)
@@ -164,20 +170,17 @@ def _source(where: str, value: object, problems: list[Problem]) -> str | None:
     if isinstance(value, str):
         if os.path.isabs(value):
             return value
-        try:
-            parts = urlsplit(value)
-            if parts.scheme in ("http", "https") and parts.hostname:
-                return value
-        except ValueError:
-            pass
+        with contextlib.suppress(ConfigError):
+            origin_of(value)
+            return value
     hint = "Start it with https://, or give the absolute path of a list of URLs."
-    problems.append(Problem("E006", where, f"must be an http or https URL; got {value!r}", hint))
+    problems.append(Problem("E006", where, f"must be an http or https URL; got {_shown(value)}", hint))
     return None
 
 
 def _type(where: str, value: object, problems: list[Problem]) -> str | None:
     try:
-        kind = parse_source_type(value if value is None else str(value))
+        kind = parse_source_type(None if value is None else value if isinstance(value, str) else type(value).__name__)
         return None if kind is None else str(kind)
     except ConfigError as error:
         problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))
@@ -200,7 +203,7 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
     """The selection of archive members; None if the tree has none."""
     strip = entry.get("STRIP_COMPONENTS", 0)
     if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
-        message = f"must be a number, 0 or more; got {strip!r}"
+        message = f"must be a number, 0 or more; got {_shown(strip)}"
         problems.append(
             Problem(
                 "E009", f'{where}["STRIP_COMPONENTS"]', message, "It is the number of leading directories to remove."
@@ -211,14 +214,15 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
     for key in ("INCLUDE", "EXCLUDE"):
         value = entry.get(key, ())
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            message = f"must be a list of patterns; got {value!r}"
+            message = f"must be a list of patterns; got {_shown(value)}"
             problems.append(Problem("E009", f"{where}[{_quoted(key)}]", message, 'Write ["*.rules"].'))
             value = ()
         patterns[key] = tuple(value)
     links: Any = entry.get("LINKS", "refuse")
     if links not in LINKS:
         hint = "Leave it out to refuse archives with symbolic links."
-        problems.append(Problem("E009", f'{where}["LINKS"]', f"must be one of {', '.join(LINKS)}; got {links!r}", hint))
+        message = f"must be one of {', '.join(LINKS)}; got {_shown(links)}"
+        problems.append(Problem("E009", f'{where}["LINKS"]', message, hint))
         links = "refuse"
     if not strip and not any(patterns.values()) and links == "refuse":
         return None
@@ -234,7 +238,7 @@ def _dest(where: str, value: object, problems: list[Problem]) -> str | None:
     if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
         return value
     hint = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
-    problems.append(Problem("E007", where, f"must be an absolute path; got {value!r}", hint))
+    problems.append(Problem("E007", where, f"must be an absolute path; got {_shown(value)}", hint))
     return None
 
 
@@ -288,6 +292,13 @@ def _config(where: str, values: Mapping[str, object], problems: list[Problem]) -
 def _config_or_default(values: Mapping[str, object]) -> Config:
     """The Config of PERFKIT itself; problems in it were reported already."""
     return _config("", values, [])
+
+
+def _shown(value: object) -> str:
+    """A value in a message; of a collection only what it is, since a setting in it may be secret."""
+    if isinstance(value, str):
+        return repr(masked(value))
+    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
 
 
 def _fits(value: object, hint: object) -> bool:

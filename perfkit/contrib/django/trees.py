@@ -23,6 +23,7 @@ from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_up
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.progress.meter import Progress
+from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
 from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
 from perfkit.transactions.tree import Generation
@@ -126,7 +127,7 @@ def status(name: str) -> Status:
         RollbackError, OSError: as `Toolkit.history`.
     """
     tree = tree_settings(name)
-    absent = Status(name=name, source=tree.source, dest=tree.dest, state="absent")
+    absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
     if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
         return absent
     with Toolkit(tree.config) as kit:

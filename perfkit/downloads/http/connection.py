@@ -16,6 +16,7 @@ import ssl
 import struct
 import sys
 import threading
+import time
 from types import TracebackType
 from typing import Any
 
@@ -34,6 +35,9 @@ _UNKNOWN_ROUND_TRIP_S = 0.05
 _LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
 _TRAILER_FIELDS = 100
+_COOKIE_BYTES = 8 << 10
+_SIZE_LINE_BYTES = 20  # of a chunk, without extensions
+_EXCESS_BYTES = 16 << 10
 _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_CR = re.compile(rb"\r(?!\n)")
@@ -170,7 +174,7 @@ class _Incoming:
         Raises:
             http.client.HTTPException: it is cut off or too long; http.client would take the former for a whole one.
         """
-        data, searched = self._rest, 0
+        data, searched = bytearray(self._rest), 0  # to add a byte to it takes no copy of the others
         while (end := _HEAD_END.search(data, searched)) is None:
             if len(data) > _HEAD_BYTES:
                 raise http.client.LineTooLong("head")
@@ -181,15 +185,27 @@ class _Incoming:
             if not more:
                 return b""
             data += more
-        head, self._rest = data[: end.end()], data[end.end() :]
+        head, self._rest = bytes(data[: end.end()]), bytes(data[end.end() :])
         # A lone CR counts as a space (RFC 9112 section 2.2), where the parser of mail would begin another field.
         return _LONE_CR.sub(b" ", head) if head.count(b"\r") != head.count(b"\r\n") else head
 
-    def readline(self, limit: int = -1) -> bytes:
-        """Up to a line feed, with it; less at the end, or after so many bytes."""
+    def deadline_s(self) -> float:
+        """When what is waited for now is overdue (time.monotonic), though single bytes of it may have come."""
+        timeout_s = self._sock.gettimeout()
+        return float("inf") if timeout_s is None else time.monotonic() + timeout_s
+
+    def readline(self, limit: int = -1, deadline_s: float | None = None) -> bytes:
+        """Up to a line feed, with it; less at the end, or after so many bytes.
+
+        Raises:
+            TimeoutError: it is not complete by the deadline, which is by default the socket's time-out from now.
+        """
         most = _LINE_BYTES if limit < 0 else limit
+        deadline_s = self.deadline_s() if deadline_s is None else deadline_s
         data = self._rest
         while (end := data.find(b"\n") + 1) == 0 and len(data) < most:
+            if time.monotonic() > deadline_s:
+                raise TimeoutError("timed out")
             more = self._sock.recv(_RECEIVE_BYTES)
             if not more:
                 break
@@ -255,7 +271,8 @@ class _Incoming:
 
 class _Chunks:
     """A chunked body as http.client and urllib3 read it, held to RFC 9112 section 7.1: both take sizes that are none,
-    skip what stands where a chunk should end, and miss a trailer that is cut off.
+    skip what stands where a chunk should end, and miss a trailer that is cut off. What is not body has to come within
+    the time-out, and to be less than the body.
     """
 
     def __init__(self, incoming: _Incoming) -> None:
@@ -263,10 +280,12 @@ class _Chunks:
         self._left = 0  # of the chunk
         self._first = True
         self._trailer_fields: int | None = None
+        self._trailer_deadline_s: float | None = None
+        self._excess_bytes = 0  # of chunk extensions, over twice the body
 
     def readline(self, limit: int = -1) -> bytes:
         """The line with a chunk's size, or one of the trailer."""
-        line = self._incoming.readline(_LINE_BYTES)
+        line = self._incoming.readline(_LINE_BYTES, self._trailer_deadline_s)
         if not line.endswith(b"\n"):
             raise http.client.IncompleteRead(b"")
         if self._trailer_fields is not None:
@@ -276,9 +295,12 @@ class _Chunks:
         elif not _CHUNK_SIZE.fullmatch(line):
             raise http.client.HTTPException("a chunk of the body has no size")
         elif (size := int(line.partition(b";")[0], 16)) == 0:
-            self._trailer_fields = 0
+            self._trailer_fields, self._trailer_deadline_s = 0, self._incoming.deadline_s()
         else:
             self._left = size
+            self._excess_bytes = max(0, self._excess_bytes + len(line) - _SIZE_LINE_BYTES - 2 * size)
+            if self._excess_bytes > _EXCESS_BYTES:
+                raise http.client.HTTPException("the chunks of the body have more extensions than body")
         return line
 
     def read1(self, most: int = -1) -> bytes | memoryview:
@@ -351,7 +373,8 @@ class _Answer(http.client.HTTPResponse):
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
-            message[name] = value.strip()
+            if not _is_unusable_cookie(name, value):
+                message[name] = value.strip()
         self._frame(incoming)
 
     def _frame(self, incoming: _Incoming) -> None:
@@ -373,6 +396,14 @@ class _Answer(http.client.HTTPResponse):
             self.length = int(declared)
         else:
             self.will_close = True
+
+
+def _is_unusable_cookie(name: str, value: str) -> bool:
+    """Whether a field sets a cookie by a long obsolete rule, which http.cookiejar takes quadratic time to read, or one
+    that is larger than browsers take (RFC 6265 sections 6.1 and 9.4).
+    """
+    kind = name.lower()
+    return kind == "set-cookie2" or (kind == "set-cookie" and len(value) > _COOKIE_BYTES)
 
 
 class _Abortable:

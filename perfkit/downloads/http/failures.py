@@ -27,6 +27,13 @@ if TYPE_CHECKING:
 __all__ = ["answer_in", "is_stale", "translated"]
 
 _CHAIN_MOST = 20
+_MOST = 500  # characters of what another package says, which may quote a server
+_LASTING = (
+    requests.exceptions.InvalidURL,
+    requests.exceptions.InvalidSchema,
+    requests.exceptions.InvalidHeader,
+    requests.HTTPError,
+)
 
 
 def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -> PerfkitError:
@@ -63,7 +70,7 @@ def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
         return False
     if any(isinstance(each, ssl.SSLError) and each.library in ("X509", "PEM") for each in causes):
         return False
-    if isinstance(error, requests.exceptions.InvalidURL | requests.exceptions.InvalidSchema | requests.HTTPError):
+    if isinstance(error, _LASTING):
         return False
     return isinstance(error, OSError | HTTPError | http.client.HTTPException)
 
@@ -93,6 +100,8 @@ def _chain(error: BaseException) -> list[BaseException]:
 def _telling(causes: Sequence[BaseException]) -> BaseException:
     """The error to quote. Those of requests and urllib3 around it quote addresses in memory, and the URL's secrets."""
     for each in causes:
+        if isinstance(each, requests.exceptions.InvalidHeader):
+            return each
         if isinstance(each, requests.RequestException | MaxRetryError | ProxyError | ReadTimeoutError):
             continue
         if isinstance(each, HTTPError) and any(isinstance(other, BaseException) for other in each.args):
@@ -102,8 +111,10 @@ def _telling(causes: Sequence[BaseException]) -> BaseException:
 
 
 def _text(error: BaseException) -> str:
+    if isinstance(error, requests.exceptions.InvalidHeader):
+        return "a header of the session has a value that cannot be sent"  # requests quotes it
     if isinstance(error, NewConnectionError | ConnectTimeoutError):
-        return str(error)
+        return str(error)[:_MOST]
     if isinstance(error, OSError) and error.strerror and not isinstance(error, gaierror | ssl.SSLError):
         return error.strerror
-    return str(error) or type(error).__name__
+    return str(error)[:_MOST] or type(error).__name__

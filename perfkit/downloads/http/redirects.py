@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from typing import NamedTuple
 from urllib.parse import urljoin
 
 from perfkit.config import Auth
-from perfkit.downloads.http.semantics import Origin, origin_of
-from perfkit.errors import TransferError
-from perfkit.redact import redacted
+from perfkit.downloads.http.urls import as_sent, origin_of, split_url
+from perfkit.errors import ConfigError, TransferError
+from perfkit.redact import masked, redacted
 
-__all__ = ["REDIRECTS", "Hop", "may_share", "target_of", "without_secrets"]
+__all__ = ["REDIRECTS", "Hop", "target_of", "without_secrets"]
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
+_SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE | re.ASCII)
+_SHOWN = 200  # characters of a URL that a server gives
 # Sent to any origin. Every other header may hold a secret.
 _HARMLESS = frozenset({"accept", "accept-language", "cache-control", "connection", "pragma", "user-agent"})
 
@@ -24,14 +27,16 @@ class Hop(NamedTuple):
     Args:
         home: whether the URL is of the origin that secrets were given for.
         redirected: whether a redirect led to the URL.
+        netrc: whether netrc is asked about the URL's host: for the origin that the caller named alone.
         timeout: seconds to wait for a connection, and for each further byte.
     """
 
-    url: str
+    url: str  # as it is sent
     headers: Mapping[str, str]
     auth: Auth | None
     home: bool
     redirected: bool
+    netrc: bool
     timeout: tuple[float, float]
 
 
@@ -40,13 +45,11 @@ def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
     return {name: value for name, value in headers.items() if name.lower() in _HARMLESS}
 
 
-def may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
-
-
 def target_of(url: str, at: str, location: str, *, allow_downgrade: bool) -> str:
-    """Where `location` leads, in an answer from `at` to a request for `url` (RFC 9110 section 10.2.2).
+    """Where `location` leads, in an answer from `at` to a request for `url` (RFC 9110 section 10.2.2), as it is sent.
+
+    Args:
+        url, at: the former as the caller has it, the latter as it was sent.
 
     Raises:
         TransferError: it is no URL of HTTP, or leads from https to http, which is not allowed.
@@ -56,24 +59,27 @@ def target_of(url: str, at: str, location: str, *, allow_downgrade: bool) -> str
         location = location.encode("latin-1").decode("utf-8")
     except UnicodeError:
         pass
+    shown = redacted(location[:_SHOWN])
+    target = _joined(at, location)
+    if (scheme := _SCHEME.match(target)) and scheme[0].lower() not in ("http:", "https:"):
+        raise TransferError(url, f"redirected to {shown!r}, which is neither http nor https")
     try:
-        target = _joined(at, location)
-        scheme = origin_of(target)[0]
-    except ValueError as error:
-        raise TransferError(url, f"invalid redirect URL {redacted(location)[:200]!r}") from error
-    if scheme not in ("http", "https"):
-        raise TransferError(url, f"redirected to {redacted(location)[:99]!r}, which is neither http nor https")
-    if scheme == "http" and origin_of(at)[0] == "https" and not allow_downgrade:
-        shown = redacted(target)[:99]
+        target = as_sent(target)
+    except ConfigError as error:
+        raise TransferError(url, f"invalid redirect URL {masked(location)!r}") from error
+    if origin_of(target)[0] == "http" and origin_of(at)[0] == "https" and not allow_downgrade:
         raise TransferError(url, f"redirected from https to {shown}; Config(allow_downgrade=True) follows it")
     return target
 
 
 def _joined(base: str, location: str) -> str:
     """The target of a redirect, spelt as the server did: urljoin would drop an empty query."""
-    if "://" in location.partition("?")[0]:
+    if _SCHEME.match(location) and "://" in location.partition("?")[0]:
         return location
     if location.startswith("/") and not location.startswith("//"):
-        scheme, _, rest = base.partition("://")
-        return f"{scheme}://{rest.partition('/')[0].partition('?')[0]}{location}"
-    return urljoin(base, location)
+        scheme, authority, _ = split_url(base)
+        return f"{scheme}://{authority}{location}"
+    try:
+        return urljoin(base, location)
+    except ValueError:
+        return location

@@ -8,7 +8,7 @@ import enum
 import functools
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 from urllib.parse import urlsplit
 
@@ -16,7 +16,6 @@ __all__ = [
     "RANGE_REFUSALS",
     "Answer",
     "ContentRange",
-    "Origin",
     "Validator",
     "Verdict",
     "Version",
@@ -25,7 +24,6 @@ __all__ = [
     "judge",
     "judge_part",
     "lasting_version_of",
-    "origin_of",
     "parse_content_range",
     "parse_date",
     "parse_repr_digest",
@@ -35,24 +33,14 @@ __all__ = [
 ]
 
 Headers = Mapping[str, str]  # of a response: by name in lower case
-Origin = tuple[str, str, int]  # scheme, host, port
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 # How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
 RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
+_SHOWN = 80  # characters of a field
+_DATE_MOST = 64  # characters
 _OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
-
-
-def origin_of(url: str) -> Origin:
-    """Scheme, host and port (RFC 6454 section 4)."""
-    return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
-
-
-@functools.lru_cache(maxsize=1024)
-def _origin_of(url: str) -> Origin:
-    parts = urlsplit(url)
-    return parts.scheme.lower(), (parts.hostname or "").lower(), parts.port or (443 if parts.scheme == "https" else 80)
 
 
 class ContentRange(NamedTuple):
@@ -130,10 +118,13 @@ def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both."""
+    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both. A weak ETag
+    proves nothing; another one shows a change all the same.
+    """
 
     etag: str | None = None
     last_modified: str | None = None
+    weak_etag: str | None = field(default=None, compare=False)
 
     def __bool__(self) -> bool:
         return bool(self.etag or self.last_modified)
@@ -153,15 +144,16 @@ class Validator:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers show another version; a header that is absent shows nothing."""
-        return Version(self.etag, self.last_modified).differs(headers)
+        return Version(self.etag or self.weak_etag, self.last_modified).differs(headers)
 
     def is_shown_by(self, headers: Headers) -> bool:
         """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some
         send fewer fields with a range than with the whole file.
         """
-        if self.etag is not None and "etag" in headers:
-            return headers["etag"] == self.etag
-        return self.last_modified is not None and headers.get("last-modified") == self.last_modified
+        if self.differs(headers):
+            return False
+        shows_tag = self.etag is not None and "etag" in headers
+        return shows_tag or (self.last_modified is not None and "last-modified" in headers)
 
 
 def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
@@ -172,11 +164,10 @@ def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
         now: when the response came, for one without a Date (section 6.6.1).
     """
     etag = headers.get("etag")
-    strong = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
-    return Validator(
-        etag if strong and etag is not None and not _is_of_its_second(etag, headers, now) else None,
-        headers.get("last-modified") if _is_strong_date(headers, now) else None,
-    )
+    quoted = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
+    strong = etag if quoted and etag is not None and not _is_of_its_second(etag, headers, now) else None
+    date = headers.get("last-modified") if _is_strong_date(headers, now) else None
+    return Validator(strong, date, None if strong else etag)
 
 
 def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
@@ -210,7 +201,7 @@ def _base36(number: int) -> str:
 @functools.lru_cache(maxsize=256)  # a batch has the same ones again and again
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
-    if not text:
+    if not text or len(text) > _DATE_MOST:
         return None
     from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
 
@@ -346,14 +337,14 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        reason = f"Content-Encoding {headers['content-encoding']} was not asked for"
+        reason = f"Content-Encoding {_shown(headers['content-encoding'])} was not asked for"
         return Answer(Verdict.CODED, end=length, total=length, reason=reason)
     if length is not None and length < 0:
-        return Answer(Verdict.INVALID, reason=f"Content-Length {headers['content-length']!r} is not a length")
+        return Answer(Verdict.INVALID, reason=f"Content-Length {_shown(headers['content-length'])} is not a length")
     if status == 200:
         sent = parse_content_range(headers.get("content-range"))
         if sent and sent.start is not None and sent.end is not None and length == sent.end - sent.start != sent.total:
-            return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {headers['content-range']!r}")
+            return Answer(Verdict.INVALID, reason=f"status 200 with Content-Range {_shown(headers['content-range'])}")
         return Answer(Verdict.BODY, start=0, end=length, total=length)
     return _judge_206(headers, length, start=start, end=end, total=total, ranged=ranged)
 
@@ -379,16 +370,16 @@ def _judge_206(
         return Answer(Verdict.INVALID, reason="multipart/byteranges to a single range")
     sent = parse_content_range(headers.get("content-range"))
     if sent is None or sent.start is None or sent.end is None:
-        return Answer(Verdict.INVALID, reason=f"206 with Content-Range {headers.get('content-range')!r}")
+        return Answer(Verdict.INVALID, reason=f"206 with Content-Range {_shown(headers.get('content-range'))}")
     if length is not None and length != sent.end - sent.start:
-        reason = f"Content-Length {length} contradicts Content-Range {headers['content-range']!r}"
+        reason = f"Content-Length {length} contradicts Content-Range {_shown(headers['content-range'])}"
         return Answer(Verdict.INVALID, reason=reason)
     if total is not None and sent.total is not None and sent.total != total:
         return Answer(Verdict.CHANGED, reason=f"the file has {sent.total} bytes now, and had {total}")
     if sent.start > start or sent.end <= start:
-        return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {headers['content-range']!r}")
+        return Answer(Verdict.INVALID, reason=f"asked for bytes from {start}, got {_shown(headers['content-range'])}")
     if end is not None and sent.end > end:
-        return Answer(Verdict.INVALID, reason=f"asked for bytes up to {end}, got {headers['content-range']!r}")
+        return Answer(Verdict.INVALID, reason=f"asked for bytes up to {end}, got {_shown(headers['content-range'])}")
     return Answer(Verdict.BODY, start=sent.start, end=sent.end, total=sent.total)
 
 
@@ -412,6 +403,11 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     if answer.start < first - _OVERLAP_BYTES:
         return Answer(Verdict.NO_RANGE, reason=f"the server sends bytes from {answer.start}; {wanted}")
     return answer._replace(start=answer.start - first, end=None if answer.end is None else answer.end - first)
+
+
+def _shown(value: str | None) -> str:
+    """What a server sent, for a message: it may be a quarter of a megabyte."""
+    return repr(value and value[:_SHOWN])
 
 
 def _content_length(headers: Headers) -> int | None:

@@ -9,8 +9,9 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable
+from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any, Protocol
-from urllib.parse import unquote, urlsplit
+from urllib.parse import urlsplit
 
 import requests
 import urllib3
@@ -24,17 +25,16 @@ from urllib3.exceptions import HTTPError
 from perfkit.config import Auth, Config
 from perfkit.downloads.http.connection import POOL_CLASSES, are_replaced, exchange_here, socks_pool_classes
 from perfkit.downloads.http.redirects import Hop, without_secrets
-from perfkit.downloads.http.semantics import Origin, origin_of
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
+from perfkit.downloads.http.urls import Origin, as_sent, credentials_in, origin_of, split_url
 from perfkit.errors import ConfigError
-from perfkit.redact import redacted
+from perfkit.redact import masked, redacted
 
-__all__ = ["CallersSessions", "OwnSessions", "Sessions"]
+__all__ = ["CallersSessions", "CookiePolicy", "OwnSessions", "Sessions"]
 
+_COOKIES = 500  # kept in all; RFC 6265 section 6.1 wants 50 for each domain
 _POOLS = 256  # origins whose connections are kept
-# What no valid URL has in it (RFC 3986).
-_INVALID = re.compile(r"[^]!$&'()*+,;=:@/?A-Za-z0-9._~%[-]|%(?![0-9A-Fa-f]{2})")
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
@@ -113,7 +113,7 @@ class Adapter(HTTPAdapter):
                 raise
             # Without the error's own text, which quotes passwords.
             raise ConfigError(
-                f"the proxy {redacted(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
+                f"the proxy {masked(proxy)!r} cannot be used: it must be a URL such as http://host:3128"
             ) from error
 
     def _context(self, verify: bool | str, cert: ClientCert | None) -> Any:
@@ -144,8 +144,8 @@ class Adapter(HTTPAdapter):
         url = request.url
         exchange = exchange_here()
         proxy = select_proxy(url, proxies) if proxies else None
-        scheme, authority, target = _split(url)
-        if proxy and not proxy.lower().startswith("socks") and scheme.lower() != "https":
+        scheme, authority, target = split_url(url)
+        if proxy and not proxy.lower().startswith("socks") and scheme != "https":
             target = f"{scheme}://{authority.rpartition('@')[2]}{target}"
         if exchange is None or are_replaced():
             return target
@@ -191,13 +191,13 @@ class OwnSessions:
         self._config = config
         self._adapter = adapter
         self._local = threading.local()
-        self._cookies = RequestsCookieJar()  # shared by all threads; it has a lock
+        self._cookies = RequestsCookieJar(CookiePolicy())  # shared by all threads; it has a lock
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
 
     def send(self, hop: Hop) -> requests.Response:
-        url = spelt(hop.url)
+        url = hop.url
         proxies, netrc = self._way_to(url)
         verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
         request = requests.PreparedRequest()
@@ -206,8 +206,9 @@ class OwnSessions:
         request.prepare_hooks(None)
         if hop.auth is not None or len(self._cookies):
             request.prepare_cookies(self._cookies)
-        if (chosen := hop.auth or _auth_in(url) or netrc) and "Authorization" not in request.headers:
-            request.prepare_auth(_encodable(chosen), url)
+        auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
+        if auth and "Authorization" not in request.headers:
+            request.prepare_auth(_encodable(auth), url)
         return self._session().send(
             request,
             stream=True,
@@ -262,6 +263,23 @@ class OwnSessions:
         self._adapter.close()
 
 
+class CookiePolicy(DefaultCookiePolicy):
+    """Which cookies perfkit's own sessions keep: not without bound, and none for all of `.co.uk` and its like. Which
+    other domains are shared by strangers only the Public Suffix List knows, which perfkit does not have.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(strict_domain=True)
+        self._kept: set[tuple[str, str, str]] = set()
+
+    def set_ok(self, cookie: Cookie, request: Any) -> bool:
+        key = (cookie.domain, cookie.path, cookie.name)
+        if not super().set_ok(cookie, request) or (key not in self._kept and len(self._kept) >= _COOKIES):
+            return False
+        self._kept.add(key)
+        return True
+
+
 class CallersSessions:
     """A caller's session, or a factory's, one a thread. Requests go the whole way through `Session.request`."""
 
@@ -270,7 +288,9 @@ class CallersSessions:
         self._adapter = adapter
         self._given = given
         if not isinstance(given, requests.Session) and not callable(given):
-            raise ConfigError(f"session must be a requests.Session, or make one when called; got {given!r}")
+            raise ConfigError(
+                f"session must be a requests.Session, or make one when called; got a {type(given).__name__}"
+            )
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()
         self._made: list[requests.Session] = []  # by the factory
@@ -344,7 +364,7 @@ class CallersSessions:
         if session is None:
             made: Any = self._given()  # type: ignore[operator]
             if not isinstance(made, requests.Session):
-                raise ConfigError(f"session must make a requests.Session when called; it made {made!r}")
+                raise ConfigError(f"session must make a requests.Session when called; it made a {type(made).__name__}")
             self._made.append(made)
             session = self._local.session = self._borrow(made)
         return session
@@ -407,22 +427,23 @@ class _UrlAsSpelt(AuthBase):
 
     Args:
         auth: None: user and password of the URL, or else those of netrc, unless the request has credentials already.
+        netrc: whether netrc is asked.
     """
 
-    def __init__(self, url: str, auth: Auth | None, trust_env: bool) -> None:
+    def __init__(self, url: str, auth: Auth | None, netrc: bool) -> None:
         self._url = url
         self._auth = auth
-        self._trust_env = trust_env
+        self._netrc = netrc
 
     def __call__(self, request: requests.PreparedRequest) -> requests.PreparedRequest:
-        asked, url = spelt(self._url), str(request.url).partition("#")[0]
-        normalized = _quoted(asked)
+        asked, url = as_sent(self._url), str(request.url).partition("#")[0]
+        normalized = _normalized(asked)
         if url.startswith(normalized):
             params = url[len(normalized) :]
             request.url = asked + (params[1:] if asked.endswith("?") else params)
         auth: Any = self._auth
         if not auth and "Authorization" not in request.headers:
-            auth = _auth_in(self._url) or (get_netrc_auth(self._url) if self._trust_env else None)
+            auth = credentials_in(asked) or (get_netrc_auth(asked) if self._netrc else None)
         if auth:
             request.prepare_auth(_encodable(auth), str(request.url))
         return request
@@ -431,7 +452,7 @@ class _UrlAsSpelt(AuthBase):
 def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
     """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
     request = requests.PreparedRequest()
-    request.method, request.url = "GET", spelt(hop.url)
+    request.method, request.url = "GET", hop.url
     request.headers = CaseInsensitiveDict(without_secrets(session.headers))
     request.headers.update(hop.headers)
     jar = RequestsCookieJar()
@@ -440,7 +461,7 @@ def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
             jar.set_cookie(cookie)
     request.prepare_hooks(None)
     request.prepare_cookies(jar)
-    request.prepare_auth(_UrlAsSpelt(hop.url, hop.auth, session.trust_env))
+    request.prepare_auth(_UrlAsSpelt(hop.url, hop.auth, hop.netrc and session.trust_env))
     request.prepare_hooks(session.hooks)
     return request
 
@@ -464,42 +485,10 @@ def _is_plain(adapter: Any) -> bool:
     return retries.total == 0 and retries.read is False and kind == {"maxsize": DEFAULT_POOLSIZE, "block": False}
 
 
-def spelt(url: str) -> str:
-    """The URL as it is sent: as the caller spelt it if it is valid (RFC 3986), since a signed link breaks when its
-    `%7e` or its empty `?` is normalized; else quoted as requests does.
-
-    Raises:
-        ValueError: it cannot be sent.
-    """
-    scheme, authority, target = _split(url)
-    if _INVALID.search(authority + target) or "[" in target or "]" in target:
-        return _quoted(url)
-    return f"{scheme}://{authority}{target}"
-
-
-def _quoted(url: str) -> str:
+def _normalized(url: str) -> str:
     request = requests.PreparedRequest()
     request.prepare_url(url, None)
     return str(request.url)
-
-
-def _split(url: str) -> tuple[str, str, str]:
-    """Scheme, authority, and the target of a request for it (RFC 9112 section 3.2.1)."""
-    scheme, _, rest = url.partition("://")
-    rest = rest.partition("#")[0]
-    path = rest.find("/")
-    query = rest.find("?", 0, path if path >= 0 else len(rest))
-    start = query if query >= 0 else path if path >= 0 else len(rest)
-    target = rest[start:]
-    return scheme, rest[:start], target if target.startswith("/") else "/" + target
-
-
-def _auth_in(url: str) -> tuple[str, str] | None:
-    """User and password of `https://user:password@host/`; a user alone may be a token."""
-    if "@" not in url or "@" not in _split(url)[1]:
-        return None
-    parts = urlsplit(url)
-    return unquote(parts.username or ""), unquote(parts.password or "")
 
 
 def _encodable(auth: Any) -> Any:

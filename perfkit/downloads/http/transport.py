@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_share, target_of, without_secrets
-from perfkit.downloads.http.semantics import origin_of
+from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
+from perfkit.downloads.http.urls import as_sent, may_share, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
 
 _DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
 
 SessionSource = Any  # a requests.Session, or a callable that makes one (requests is loaded when it is used)
@@ -47,14 +48,16 @@ class Get:
         private_headers, auth: go to the origin of `url` only.
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
             mirror, or an entry of a list, at another origin than what the caller named is not trusted.
+        named: whether it was the caller who named `url`, so that netrc is asked about its host.
     """
 
     url: str
     headers: Mapping[str, str] = field(default_factory=dict)
-    private_headers: Mapping[str, str] = field(default_factory=dict)
-    auth: Auth | None = None
+    private_headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    auth: Auth | None = field(default=None, repr=False)
     at: str | None = None
     trusted: bool = True
+    named: bool = True
 
 
 class Response(Protocol):
@@ -100,6 +103,7 @@ class Transport(Protocol):
 
         Raises:
             TransferError, TransferTimeoutError: no answer; `transient` says whether another try may help.
+            ConfigError: the URL is not one of http or https that all programs read alike.
             CancelledError: cancelled.
         """
         ...
@@ -156,26 +160,29 @@ class HttpTransport:
             sessions.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
-        home = origin_of(request.url)
-        private = {**self._configured, **_canonical(request.private_headers)}
-        at, hops = request.at or request.url, 0
+        home, private = origin_of(request.url), {**self._configured, **_canonical(request.private_headers)}
+        asked = as_sent(request.url)
+        at, hops = as_sent(request.at) if request.at else asked, 0
         while True:
-            trusted = request.trusted and may_share(home, origin_of(at))
+            at_home = may_share(home, origin_of(at))
+            trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
-            hop = Hop(at, headers, auth, trusted, at != request.url, self._timeout)
+            netrc = request.named and at_home
+            hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
             response = self._send(request.url, hop, cancel)
+            response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
                 return response
             with response:
-                response.drain()
+                self._drain(response)
             hops += 1
             if hops > (most := self._config.max_redirects):
-                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location)[:99]}")
-            at = target_of(request.url, response.url, location, allow_downgrade=self._config.allow_downgrade)
+                raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
+            at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
 
     def _send(self, url: str, hop: Hop, cancel: Cancel) -> _HttpResponse:
         """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
@@ -208,6 +215,18 @@ class HttpTransport:
             _give_up(exchange, cancel)
             if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
                 raise failures.translated(url, error, exchange, cancel) from error
+
+    def _drain(self, response: _HttpResponse) -> None:
+        """Read a short body to its end, if it comes soon, so that the connection can be used again."""
+        exchange = response.exchange
+        exchange.deadline_s = time.monotonic() + _DRAIN_S
+        with self._lock:
+            self._waiting.add(exchange)
+        try:
+            response.drain()
+        finally:
+            with self._lock:
+                self._waiting.discard(exchange)
 
     def _started(self) -> tuple[Sessions, Any]:
         """The sessions, and the module that knows their errors."""
@@ -242,7 +261,7 @@ class _HttpResponse:
         self.headers = {name.lower(): value for name, value in response.headers.items()}
         self._asked = asked
         self._response = response
-        self._exchange = exchange
+        self.exchange = exchange
         self._cancel = cancel
         self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
@@ -264,13 +283,13 @@ class _HttpResponse:
         except Exception as error:
             from perfkit.downloads.http.failures import translated
 
-            raise translated(self._asked, error, self._exchange, self._cancel) from error
-        if not data and self._exchange.aborted:  # which looks like the end of a body that the connection's end delimits
+            raise translated(self._asked, error, self.exchange, self._cancel) from error
+        if not data and self.exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
 
     def _read_foreign(self, count: int) -> bytes | None:
-        raw, exchange = self._response.raw, self._exchange
+        raw, exchange = self._response.raw, self.exchange
         if exchange.helper is None:
             return raw.read(count)
         try:
@@ -282,7 +301,7 @@ class _HttpResponse:
             raise
 
     def drain(self) -> None:
-        """Read a short body to its end, so that the connection can be used again."""
+        """Read a short body to its end."""
         length = self.headers.get("content-length", "")
         if length.isdecimal() and int(length) <= _DRAIN_BYTES:
             with contextlib.suppress(TransferError):
@@ -293,11 +312,11 @@ class _HttpResponse:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        self._cancel.discard(self._exchange.abort)
+        self._cancel.discard(self.exchange.abort)
         with contextlib.suppress(Exception):
             if not self._left_behind:
                 self._response.close()  # and end the connection, if the rest of the body is still on its way
-        self._exchange.finish()
+        self.exchange.finish()
 
 
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:

@@ -14,7 +14,7 @@ from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.updates.installed import Installed
+from perfkit.updates.installed import Installed, as_recorded
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import ExistingFile
 from perfkit.updates.routes import Offer
@@ -200,8 +200,8 @@ def _listed_sha256(each: ListedFile) -> str | None:
 def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
     """What the list says of a file, and its validators."""
     return {
-        "url": each.request.url,
-        "mirrors": [*each.request.mirrors],
+        "url": as_recorded(each.request.url),
+        "mirrors": [as_recorded(url) for url in each.request.mirrors],
         "checksum": each.request.checksum,
         "size": each.size,
         "etag": version.etag,

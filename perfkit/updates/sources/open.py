@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.probe import Probe
 from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
+from perfkit.redact import masked
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
 from perfkit.updates.source_types import SourceSpec, SourceType
@@ -67,7 +68,8 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
         with open(path, "rb") as file:
             found = type or detect_type(path, file.read(FIRST_BYTES))
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
-        raise ConfigError(f"{path}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
+        shown = path if path.startswith(("/", ".")) else masked(path)  # it may be meant for a URL, with a password
+        raise ConfigError(f"{shown}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if found is None or found not in _LISTS:
         what = "neither a list of URLs nor a Metalink 4 document" if found is None else f"of type {found}, not a list"
         raise ConfigError(f"{path} is {what}; give sources other than lists by their URL")
@@ -75,7 +77,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
 
 
 def _installed_type(url: str, installed: Installed) -> SourceType | None:
-    same = url == installed.source or f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" == installed.source
+    same = installed.is_from(url) or installed.is_from(f"{url.removesuffix(POINTER_NAME).rstrip('/')}/")
     return installed.type if same else None
 
 
@@ -99,7 +101,7 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
         from perfkit.updates.sources.list_source import open_list
 
         return open_list(fetcher, url, type, installed)
-    before = installed.state if (installed.type, installed.source) == (type, url) else {}
+    before = installed.state if installed.type == type and installed.is_from(url) else {}
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 

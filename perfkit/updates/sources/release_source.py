@@ -43,7 +43,7 @@ def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: b
         ManifestError, TransferError, OSError: there is no usable pointer.
     """
     site = SiteClient(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
-    before = _recorded(installed) if installed.source == site.url else None
+    before = _recorded(installed) if installed.is_from(site.url) else None
     return ReleaseSource(site, *site.pointer(before), installed, dry_run=dry_run)
 
 

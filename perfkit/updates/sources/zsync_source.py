@@ -8,8 +8,8 @@ import os
 from collections.abc import Set
 from typing import Any, BinaryIO
 
-from perfkit.downloads.http.redirects import may_share
-from perfkit.downloads.http.semantics import Version, origin_of
+from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.redact import redacted

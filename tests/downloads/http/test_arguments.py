@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +12,8 @@ from typing import Any
 import pytest
 import requests
 
-from perfkit import BatchError, Config, ConfigError, Request, Toolkit
+from perfkit import BatchError, Config, ConfigError, Download, PerfkitError, Request, Toolkit, TransferError
+from perfkit.cli import main
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.testing import FakeOrigin
 from tests.support.fakes import MisbehavingServer
@@ -79,6 +81,72 @@ def test_a_secret_of_the_wrong_type_is_not_shown(options: dict[str, Any]) -> Non
 )
 def test_what_requests_takes_is_taken(name: str, value: Any, then: Any) -> None:
     assert getattr(Config(**{name: value}), name) == then
+
+
+REFUSED = [
+    "https://me:s3/s3cret@example.org/",
+    "https://me:s3cret@example.org:port/",
+    "https://me:s3cret@a b/",
+    "me:s3cret@example.org/f",
+    "htps://me:s3cret@example.org/f",
+    "https:/me:s3cret@example.org/f",
+    "https://example.org\\@x/?token=s3cret",
+    "ftp://example.org/?token=s3cret#s3cret",
+    "https://me:s3'cr@example.org\\/?a='s3cret",
+]
+
+
+@pytest.mark.parametrize("url", REFUSED)
+def test_a_refused_url_is_shown_without_its_secrets(url: str, tmp_path: Path, capsys: Any) -> None:
+    """By errors, their `repr`, and JSON; as a URL, a mirror, a source, and one of several."""
+    shown = []
+    with Toolkit(Config(retries=0)) as kit:
+        for use in (
+            lambda: Request(url),
+            lambda: Request(URL, mirrors=(url,)),
+            lambda: Request(URL, mirrors=url),  # type: ignore[arg-type]
+            lambda: Request(URL, home=url),
+            lambda: kit.download(url, tmp_path / "f"),
+            lambda: kit.sync(url, tmp_path / "tree"),
+            lambda: kit.download_many([url, (url, "f"), {"url": url}, (url,)], tmp_path),  # type: ignore[list-item]
+        ):
+            with pytest.raises(PerfkitError) as caught:
+                use()
+            shown.append(f"{caught.value} {caught.value!r}")
+    for arguments in (["get", "--json", url], ["get", "--mirror", url, URL]):
+        with contextlib.suppress(SystemExit):
+            main([*arguments, "--quiet"])
+        shown += capsys.readouterr()
+    assert not [each for each in shown if "s3" in each or "cr@" in each]
+
+
+@pytest.mark.parametrize("headers", [{"Authorization: Bearer s3cret": "x"}, {"s3cret\n": "x"}, {"X": "s3cret\r\n"}])
+def test_a_refused_header_is_not_shown(headers: Any) -> None:
+    for use in (lambda: Config(headers=headers), lambda: Request(URL, headers=headers)):
+        with pytest.raises(ConfigError) as caught:
+            use()
+        assert "s3cret" not in f"{caught.value} {caught.value!r}"
+
+
+@pytest.mark.parametrize("value", ["s3cret\n", " s3cret", "\x7fs3cret\r\n", b"s3cret\n"])
+def test_a_header_of_a_session_that_cannot_be_sent(make_kit: MakeKit, tmp_path: Path, value: Any) -> None:
+    session = requests.Session()
+    session.headers["X-Key"] = value
+    with pytest.raises(TransferError, match="a header of the session") as caught:
+        make_kit(session).download("http://127.0.0.1:1/f", tmp_path / "f")
+    assert "s3cret" not in f"{caught.value} {caught.value!r}"
+    assert not caught.value.transient
+
+
+def test_what_is_secret_is_not_in_a_repr(tmp_path: Path) -> None:
+    """Nor in the JSON of a command, nor in what it says of the disk."""
+    url = "https://me:s3cret@example.org/f?token=s3cret"
+    request = Request(url, "f", headers={"X": "s3cret"}, auth=("me", "s3cret"), mirrors=(url,), home=url, segments=2)
+    config = Config(headers={"X": "s3cret"}, auth=("me", "s3cret"), proxies={"http": "http://me:s3cret@proxy"})
+    shown = f"{request!r} {Download(url=url, path='/f', bytes=3)!r} {config!r}"
+    assert "s3cret" not in shown
+    for part in ("Request(", "https://***@example.org/f?token=***", "segments=2", "Download(", "path='/f'", "bytes=3"):
+        assert part in shown
 
 
 def test_any_auth_object(make_kit: MakeKit) -> None:

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import http.client
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import requests
 import trustme
+from requests.cookies import RequestsCookieJar, extract_cookies_to_jar
 
 from perfkit import Request, Toolkit
+from perfkit.downloads.http.session import CookiePolicy
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY, server_context
 
@@ -147,6 +151,43 @@ def test_cookies_go_to_their_own_host(
     everywhere = {"all=s3cret"} if with_session else set()
     asked = [set(each.headers.get("cookie", "").split("; ")) - {""} for each in (*home.requests, *there.requests)]
     assert asked == [everywhere, everywhere | {"home=1"}, mine, mine | {"there=1"}]
+
+
+def set_by(url: str, *cookies: str) -> RequestsCookieJar:
+    """What perfkit's own sessions keep of the cookies that an answer from there sets."""
+    jar = RequestsCookieJar(CookiePolicy())
+    head = http.client.HTTPMessage()
+    for each in cookies:
+        head["Set-Cookie"] = each
+    answer = SimpleNamespace(_original_response=SimpleNamespace(msg=head))
+    extract_cookies_to_jar(jar, requests.Request("GET", url).prepare(), answer)  # type: ignore[no-untyped-call]
+    return jar
+
+
+@pytest.mark.parametrize(
+    ("host", "domain", "kept"),
+    [
+        ("files.example.org", "", True),
+        ("files.example.org", "files.example.org", True),
+        ("files.example.org", "example.org", True),
+        ("files.example.org", "org", False),
+        ("files.example.org", "other.org", False),
+        ("files.example.co.uk", "example.co.uk", True),
+        ("files.example.co.uk", "co.uk", False),
+        ("example.com.au", "com.au", False),
+    ],
+)
+def test_cookies_for_many_hosts(host: str, domain: str, kept: bool) -> None:
+    """A server sets none for hosts of strangers, as far as that can be told without the Public Suffix List."""
+    jar = set_by(f"https://{host}/", f"a=b; Domain={domain}" if domain else "a=b")
+    assert bool(list(jar)) is kept
+
+
+def test_cookies_are_bounded() -> None:
+    """Those that are there can still be changed."""
+    jar = set_by("https://a.example.org/", *[f"n{number}=1" for number in range(2000)], "n0=2")
+    assert len(list(jar)) == 500
+    assert jar.get("n0") == "2"
 
 
 def test_params_are_for_the_url_that_was_asked_for(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:

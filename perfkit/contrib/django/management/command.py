@@ -16,6 +16,7 @@ from perfkit.contrib.django.signals import ReceiverError
 from perfkit.errors import BatchError, ConfigError, PerfkitError
 from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
+from perfkit.progress.text import printable
 from perfkit.toolkit import Toolkit
 
 __all__ = ["ToolkitCommand", "as_command_errors", "command_error", "returncode_of"]
@@ -118,6 +119,7 @@ def command_error(error: Exception) -> CommandError:
     if isinstance(error, BatchError):
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
         message = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
+    message = "\n".join(map(printable, message.split("\n")))  # names and reasons come from servers
     return CommandError(message, returncode=returncode_of(error))
 
 

@@ -8,6 +8,7 @@ from typing import Any
 from django.core.management.base import CommandParser
 
 from perfkit.contrib.django.management import ToolkitCommand
+from perfkit.progress.text import printable
 from perfkit.toolkit import Toolkit
 
 
@@ -28,4 +29,4 @@ class Command(ToolkitCommand):
     def run(self, kit: Toolkit, **options: Any) -> None:
         for download in kit.download_many(options["urls"], options["directory"]):
             what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
-            self.note(f"{self.style.SUCCESS(download.path)}  {what}", options)
+            self.note(f"{self.style.SUCCESS(printable(download.path))}  {what}", options)

@@ -8,6 +8,7 @@ from django.core.management.base import BaseCommand, CommandParser
 
 from perfkit.contrib.django import trees
 from perfkit.contrib.django.management.command import as_command_errors
+from perfkit.progress.text import printable
 
 
 class Command(BaseCommand):
@@ -33,9 +34,9 @@ class Command(BaseCommand):
             hold = not options["no_hold"]
             report = trees.rollback(options["name"], to=options["to"], hold=hold, wait_s=options["wait"])
         if options["verbosity"] >= 1:
-            version = report.version or "the tree before the first sync"
+            version = printable(report.version or "") or "the tree before the first sync"
             self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
             self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
             for name in report.restored_with_edits:
-                warning = f"  {name} was restored with local edits; the released content is not kept"
+                warning = f"  {printable(name)} was restored with local edits; the released content is not kept"
                 self.stdout.write(self.style.WARNING(warning))

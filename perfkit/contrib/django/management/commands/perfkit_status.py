@@ -13,6 +13,7 @@ from django.utils import timezone
 from perfkit.contrib.django import conf, trees
 from perfkit.contrib.django.management.command import as_command_errors, returncode_of
 from perfkit.errors import PerfkitError
+from perfkit.progress.text import printable
 
 
 class Command(BaseCommand):
@@ -50,22 +51,21 @@ class Command(BaseCommand):
         name = self.style.MIGRATE_LABEL(record["name"])
         match record["state"]:
             case "installed":
-                self.stdout.write(
-                    f"{name}: {record['version']} (generation {record['generation']}, {_local(record['changed'])})"
-                )
+                version, changed = printable(record["version"] or "-"), _local(record["changed"])
+                self.stdout.write(f"{name}: {version} (generation {record['generation']}, {changed})")
             case "absent":
                 self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
             case _:
-                self.stdout.write(f"{name}: {self.style.ERROR(record['error'])}")
+                self.stdout.write(f"{name}: {self.style.ERROR(printable(record['error']))}")
         if record.get("receivers_notified") is False:
             warning = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
             self.stdout.write(self.style.WARNING(warning))
         if verbosity < 1 or "source" not in record:
             return
-        self.stdout.write(f"  from {record['source']}\n  in   {record['dest']}")
+        self.stdout.write(f"  from {printable(record['source'])}\n  in   {record['dest']}")
         for each in record["generations"]:
             mark = "*" if each["current"] else " "
-            version, created = each["label"].get("version", "-"), _local(each["created"])
+            version, created = printable(each["label"].get("version", "-")), _local(each["created"])
             counts = f"+{each['added']} ~{each['changed']} -{each['removed']}"
             self.stdout.write(f"  {mark} {each['number']}  {version}  {created}  {counts}")
 

@@ -9,6 +9,7 @@ from django.core.management.base import CommandError, CommandParser
 from perfkit.contrib.django import conf, trees
 from perfkit.contrib.django.management.command import ToolkitCommand, as_command_errors, command_error, returncode_of
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.text import printable
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport
 
@@ -42,7 +43,7 @@ class Command(ToolkitCommand):
             except (PerfkitError, OSError) as error:
                 if len(names) == 1:
                     raise command_error(error) from error
-                self.stderr.write(f"{name}: {error}")
+                self.stderr.write(f"{name}: {printable(str(error))}")
                 failed.append(error)
         if failed:
             worst = min(returncode_of(error) for error in failed)
@@ -64,32 +65,37 @@ class Command(ToolkitCommand):
 
     def _print_plan(self, name: str, plan: Plan, options: dict[str, Any]) -> None:
         if plan.empty:
-            self.note(f"{name}: {plan.version} is installed already; nothing to do", options)
+            self.note(f"{name}: {printable(plan.version)} is installed already; nothing to do", options)
             return
-        installed, version = plan.installed_version or "nothing", self.style.MIGRATE_LABEL(plan.version)
+        installed = printable(plan.installed_version or "nothing")
+        version = self.style.MIGRATE_LABEL(printable(plan.version))
         counts = f"{len(plan.added)} added, {len(plan.changed)} changed, {len(plan.remove)} removed"
         self.note(f"{name}: {installed} would become {version}: {counts}; {plan.missing_bytes} bytes to fetch", options)
         for sign, names in (("+", plan.added), ("~", plan.changed), ("-", plan.remove)):
             for each in names:
-                self.note(f"  {sign} {each}", options, verbosity=2)
+                self.note(f"  {sign} {printable(each)}", options, verbosity=2)
 
     def _print_report(self, name: str, report: SyncReport, options: dict[str, Any]) -> None:
+        version = printable(report.version)
         if report.held is not None:
-            self.note(self.style.WARNING(f"{name}: {report.version} stays: {report.held} is on hold"), options)
+            self.note(self.style.WARNING(f"{name}: {version} stays: {printable(report.held)} is on hold"), options)
             return
         if report.route == "none":
-            self.note(f"{name}: {report.version} is installed already (generation {report.generation})", options)
+            self.note(f"{name}: {version} is installed already (generation {report.generation})", options)
             return
-        self.note(self.style.SUCCESS(f"{name}: {report.version} (generation {report.generation})"), options)
+        self.note(self.style.SUCCESS(f"{name}: {version} (generation {report.generation})"), options)
         self.note(
             f"  {report.added} added, {report.changed} changed, {report.removed} removed; "
             f"{report.bytes_received} bytes received in {report.seconds:.1f} s",
             options,
         )
         for edited, kept in report.saved_as.items():
-            self.note(self.style.WARNING(f"  {edited} had local edits, which are kept as {kept}"), options)
+            self.note(
+                self.style.WARNING(f"  {printable(edited)} had local edits, which are kept as {printable(kept)}"),
+                options,
+            )
         for edited in report.overwritten:
-            self.note(self.style.WARNING(f"  {edited} had local edits, which were overwritten"), options)
+            self.note(self.style.WARNING(f"  {printable(edited)} had local edits, which were overwritten"), options)
 
 
 def _chosen(names: list[str], *, everything: bool) -> list[str]:

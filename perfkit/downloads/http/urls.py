@@ -1,0 +1,158 @@
+"""One reading of a URL, for all that is decided about it: trust, limits and proxies are those of what is sent.
+
+Programs read odd URLs in different ways: with a backslash, a control character or a stray bracket in it, urllib.parse,
+urllib3 and browsers find different hosts. Such a URL is refused.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+from urllib.parse import quote, unquote, urlsplit
+
+from perfkit.errors import ConfigError
+from perfkit.redact import masked
+
+__all__ = ["Origin", "as_sent", "credentials_in", "may_share", "origin_of", "split_url", "without_credentials"]
+
+Origin = tuple[str, str, int]  # scheme, host, port
+
+_URL = re.compile(r"(https?)://([^/?#]*)([^#]*)", re.IGNORECASE | re.ASCII)
+_CONTROLS = re.compile(r"[\x00-\x1f\x7f]")
+_AUTHORITY = re.compile(
+    r"(?:([^][\\]*)@)?(\[[0-9a-f:.]+(?:%[0-9a-z._~%-]+)?\]|[a-z0-9_~-][a-z0-9._~-]*)(?::([0-9]*))?",
+    re.IGNORECASE | re.ASCII,
+)
+_UNQUOTED = re.compile(r"[^!$&'()*+,;=:A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")  # in a user and password
+# What no target has in it (RFC 3986 section 3.3 and 3.4).
+_INVALID = re.compile(r"[^!$&'()*+,;=:@/?A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")
+_DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def origin_of(url: str) -> Origin:
+    """Scheme, host and port (RFC 6454 section 4); the host in lower case and ASCII, without brackets.
+
+    Raises:
+        ConfigError: it is not an http or https URL that all programs read alike.
+    """
+    try:
+        if url.isprintable() or not _CONTROLS.search(url):
+            return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+    except ConfigError:
+        pass  # and the whole of it is shown
+    return _origin_of(url)
+
+
+@functools.lru_cache(maxsize=1024)
+def _origin_of(url: str) -> Origin:
+    scheme, authority, _ = split_url(url)
+    _, host, port = _read(url, authority)
+    return scheme, host, port or _DEFAULT_PORTS[scheme]
+
+
+def may_share(home: Origin, there: Origin) -> bool:
+    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
+    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
+
+
+def as_sent(url: str) -> str:
+    """The URL as it is sent, without its fragment. Its target is as it was spelt if it is valid (RFC 3986), since a
+    signed link breaks when its `%7e` or its empty `?` is normalized; else quoted as requests does.
+
+    Raises:
+        ConfigError: as `origin_of`.
+    """
+    scheme, authority, target = split_url(url)
+    user, host, port = _read(url, authority)
+    if _INVALID.search(target):
+        target = _quoted(target)
+    place = f"[{host}]" if ":" in host else host
+    login = "" if user is None else f"{_UNQUOTED.sub(lambda found: quote(found[0], safe=''), user)}@"
+    return f"{scheme}://{login}{place}{'' if port is None else f':{port}'}{target}"
+
+
+def split_url(url: str) -> tuple[str, str, str]:
+    """Scheme, authority, and the target of a request for the URL (RFC 9112 section 3.2.1).
+
+    Raises:
+        ConfigError: it is not an http or https URL.
+    """
+    found = _URL.match(url)
+    if found is None:
+        raise ConfigError(f"{masked(url)!r} is not an http or https URL")
+    if _CONTROLS.search(url):
+        raise ConfigError(f"{masked(url)!r} is not an http or https URL: it contains control characters")
+    scheme, authority, target = found.groups()
+    return scheme.lower(), authority, target if target.startswith("/") else f"/{target}"
+
+
+def credentials_in(url: str) -> tuple[str, str] | None:
+    """User and password of `https://user:password@host/`; a user alone may be a token."""
+    login = split_url(url)[1].rpartition("@")[0]
+    user, _, password = login.partition(":")
+    return (unquote(user), unquote(password)) if login else None
+
+
+def without_credentials(url: str) -> str:
+    """The URL as it is sent, without user and password."""
+    scheme, authority, target = split_url(as_sent(url))
+    return f"{scheme}://{authority.rpartition('@')[2]}{target}"
+
+
+def _read(url: str, authority: str) -> tuple[str | None, str, int | None]:
+    """User and password as spelt, host, and port of an authority (RFC 3986 section 3.2)."""
+    try:
+        return _read_authority(authority)
+    except ValueError as error:
+        raise ConfigError(f"{masked(url)!r} is not an http or https URL: {error}") from None
+
+
+@functools.lru_cache(maxsize=1024)
+def _read_authority(authority: str) -> tuple[str | None, str, int | None]:
+    login, at, place = authority.rpartition("@")
+    place = place if place.isascii() else _in_ascii(place)
+    found = _AUTHORITY.fullmatch(f"{login}{at}{place}")
+    if found is None or _is_refused(authority):
+        raise ValueError("its host or port is not valid")
+    user, host, digits = found.groups()
+    if host.startswith("["):
+        import ipaddress  # seldom needed
+
+        host = host[1:-1]
+        ipaddress.IPv6Address(host.partition("%")[0])
+    name, percent, zone = host.partition("%")  # the zone of an address may be in capitals (RFC 6874)
+    port = int(digits) if digits else None
+    if port is not None and not 0 < port < 1 << 16:
+        raise ValueError("its port is out of range")
+    return user, f"{name.lower()}{percent}{zone}", port
+
+
+def _is_refused(authority: str) -> bool:
+    """Whether urllib.parse refuses it: it knows which characters beyond ASCII other programs take for delimiters."""
+    try:
+        urlsplit(f"http://{authority}")
+    except ValueError:
+        return True
+    return False
+
+
+def _in_ascii(place: str) -> str:
+    """An internationalized host name (RFC 5891), as requests sends it."""
+    import idna  # which requests needs
+
+    host, colon, port = place.partition(":")
+    try:
+        return f"{idna.encode(host, uts46=True).decode()}{colon}{port}"
+    except UnicodeError:
+        raise ValueError("its host name is not valid") from None
+
+
+def _quoted(target: str) -> str:
+    import requests  # takes longer to load than most commands that need no network
+
+    request = requests.PreparedRequest()
+    try:
+        request.prepare_url(f"http://host{target}", None)
+    except ValueError as error:
+        raise ConfigError("the path of a URL is not valid text") from error
+    return str(request.url).removeprefix("http://host")
