@@ -119,9 +119,16 @@ class Downloads:
     """The rows, by name. Each adds its results to the report."""
 
     def __init__(
-        self, directory: Path, bench: Bench, nginx: Nginx, site: Site, report: Report, pairs: int,
-        against: Sequence[str], before: Path | None,
-    ) -> None:  # fmt: skip
+        self,
+        directory: Path,
+        bench: Bench,
+        nginx: Nginx,
+        site: Site,
+        report: Report,
+        pairs: int,
+        against: Sequence[str],
+        before: Path | None,
+    ) -> None:
         self.against = against  # only these peers, or all
         self.before = before  # the source tree of an earlier build
         self.directory = directory
@@ -180,8 +187,12 @@ class Downloads:
         curl = self.tool("curl", "-s", "-Z", "--parallel-max", str(WORKERS), *each, name="curl -Z")
         wget = self.tool("wget2", "-q", f"--max-threads={WORKERS}", "-P", into, "-i", listed)
         title = f"{len(files)} files of {shown(files[0].size)}, http"
-        bars = [Bar(limit=0.40, peers=aria), Bar(limit=0.50, peers=curl), Bar(limit=1.15, peers=wget),
-                *self.libraries(files)]  # fmt: skip
+        bars = [
+            Bar(limit=0.40, peers=aria),
+            Bar(limit=0.50, peers=curl),
+            Bar(limit=1.15, peers=wget),
+            *self.libraries(files),
+        ]
         self.contest(name, title, self.get("-i", listed, "-d", into), bars, files)
 
     def small(self, name: str) -> None:
@@ -197,8 +208,13 @@ class Downloads:
         env = {"BENCH_CPU": "1"}
         loop = self.client("requests-content", files, name="loop of Session.get", own_clock=True, env=env)
         ours = self.client("perfkit", files, own_clock=True, env=env)
-        contest = Contest(name=name, title=f"processor time of {len(files)} files of 0.5 to 8 KiB", ours=ours,
-                          bars=(Bar(limit=0.9, peers=(loop,)), *self.earlier(ours)), after=self.site.clear)  # fmt: skip
+        contest = Contest(
+            name=name,
+            title=f"processor time of {len(files)} files of 0.5 to 8 KiB",
+            ours=ours,
+            bars=(Bar(limit=0.9, peers=(loop,)), *self.earlier(ours)),
+            after=self.site.clear,
+        )
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def one_small(self, name: str) -> None:
@@ -208,8 +224,13 @@ class Downloads:
         code = f"import requests; requests.get({url!r})"
         other = Contestant(name="python -c requests.get", command=(sys.executable, "-c", code))
         ours = self.get(url, "-o", self.out(file))
-        contest = Contest(name=name, title="one file of 1 KiB, whole process", ours=ours, after=self.site.clear,
-                          bars=(Bar(limit=1.25, peers=(other,)), *self.earlier(ours)))  # fmt: skip
+        contest = Contest(
+            name=name,
+            title="one file of 1 KiB, whole process",
+            ours=ours,
+            after=self.site.clear,
+            bars=(Bar(limit=1.25, peers=(other,)), *self.earlier(ours)),
+        )
         self.report.add(self.bench.compare(contest, 3 * self.pairs), rss_limit=RSS_LIMIT)
 
     def limited(self, name: str) -> None:
@@ -345,14 +366,17 @@ class Downloads:
         times = max(3, int(8 * self.pairs * self.site.scale))
         other = importing("import requests")
         for ours, limit in ((importing("import perfkit"), 0.2), (importing("from perfkit import Toolkit"), None)):
-            contest = Contest(name=name, title=f"{ours.name}, fresh processes, {times} times", ours=ours,
-                              bars=(Bar(limit=limit, peers=(other,)),))  # fmt: skip
+            contest = Contest(
+                name=name,
+                title=f"{ours.name}, fresh processes, {times} times",
+                ours=ours,
+                bars=(Bar(limit=limit, peers=(other,)),),
+            )
             self.report.add(self.bench.compare(contest, times), rss_limit=RSS_LIMIT)
 
     def contest(self, name: str, title: str, ours: Contestant, bars: Sequence[Bar], files: Sequence[Served]) -> None:
         bars = [*(bar for bar in bars if bar.peers), *self.earlier(ours)]
-        contest = Contest(name=name, title=title, ours=ours, bars=tuple(bars),
-                          after=self.site.check_and_clear(files))  # fmt: skip
+        contest = Contest(name=name, title=title, ours=ours, bars=tuple(bars), after=self.site.check_and_clear(files))
         self.report.add(self.bench.compare(contest, self.pairs), rss_limit=RSS_LIMIT)
 
     def earlier(self, ours: Contestant) -> Iterator[Bar]:
@@ -473,10 +497,17 @@ def main() -> int:
     names = ("http", "sha256", "https", "eight", "small", "cpu", "one", "limited", "throttle", "six", "import")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs for each comparison (default 5)")
-    parser.add_argument("--only", nargs="+", choices=names, default=names, metavar="NAME",
-                        help=f"only these rows: {', '.join(names)}")  # fmt: skip
-    parser.add_argument("--against", nargs="+", default=(), choices=(*PROGRAMS, *LIBRARIES), metavar="PEER",
-                        help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}")  # fmt: skip
+    parser.add_argument(
+        "--only", nargs="+", choices=names, default=names, metavar="NAME", help=f"only these rows: {', '.join(names)}"
+    )
+    parser.add_argument(
+        "--against",
+        nargs="+",
+        default=(),
+        choices=(*PROGRAMS, *LIBRARIES),
+        metavar="PEER",
+        help=f"only these, where a row has them: {', '.join((*PROGRAMS, *LIBRARIES))}",
+    )
     parser.add_argument("--before", type=Path, metavar="DIR", help="source tree of an earlier build, to compare with")
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and counts; 0.01 is a smoke test")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")

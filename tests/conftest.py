@@ -38,8 +38,16 @@ def no_thread_left() -> Iterator[None]:
 @pytest.fixture(autouse=True)
 def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     """Proxies and certificates of the machine are not part of a test."""
-    for name in ("HTTP_PROXY", "HTTPS_PROXY", "ALL_PROXY", "NO_PROXY", "REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE",
-                 "SSL_CERT_FILE", "SSL_CERT_DIR"):  # fmt: skip
+    for name in (
+        "HTTP_PROXY",
+        "HTTPS_PROXY",
+        "ALL_PROXY",
+        "NO_PROXY",
+        "REQUESTS_CA_BUNDLE",
+        "CURL_CA_BUNDLE",
+        "SSL_CERT_FILE",
+        "SSL_CERT_DIR",
+    ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
 
@@ -101,5 +109,13 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def site(tmp_path: Path) -> Path:
     """An empty directory to serve files from."""
     path = tmp_path / "site"
+    path.mkdir()
+    return path
+
+
+@pytest.fixture
+def out(tmp_path: Path) -> Path:
+    """An empty directory to download to."""
+    path = tmp_path / "out"
     path.mkdir()
     return path

@@ -130,8 +130,10 @@ def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
 
 
-@pytest.mark.parametrize("name", ["connect_timeout_s", "read_timeout_s", "stall_window_s", "backoff_base_s",
-                                  "backoff_cap_s", "retry_after_cap_s"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    ["connect_timeout_s", "read_timeout_s", "stall_window_s", "backoff_base_s", "backoff_cap_s", "retry_after_cap_s"],
+)
 @pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
 def test_times_are_finite(name: str, value: float) -> None:
     """No socket and no wait takes an infinite time."""

@@ -76,8 +76,16 @@ def run(block: Block, where: Path, port: int) -> str:
     bin = str(Path(sys.executable).parent)
     environ = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(where), "PYTHONUNBUFFERED": "1"}
     environ["TMPDIR"] = str(where)  # a page that runs pytest does not clean up what other runs have left in /tmp
-    ended = subprocess.run(command, cwd=where, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-                           timeout=60, check=False)  # fmt: skip
+    ended = subprocess.run(
+        command,
+        cwd=where,
+        env=environ,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=60,
+        check=False,
+    )
     assert ended.returncode == 0, f"{code}\n{ended.stdout}"
     return ended.stdout.replace(f":{port}", ":8000")
 

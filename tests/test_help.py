@@ -87,8 +87,10 @@ def test_examples_can_be_run(command: str, capsys: Capture) -> None:
 def test_two_names_for_it() -> None:
     """`perfkit`, as installed, and `python -m perfkit` are the same."""
     installed = Path(sys.executable).with_name("perfkit")
-    told = {subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=10).stdout
-            for command in (PERFKIT, [str(installed)])}  # fmt: skip
+    told = {
+        subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=10).stdout
+        for command in (PERFKIT, [str(installed)])
+    }
     assert len(told) == 1
     assert b"usage: perfkit get " in told.pop()
 
@@ -151,8 +153,15 @@ def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
     need("fish")
     asked = f"{script_for('fish', capsys)}\ncomplete -C {shlex.quote(line)}\n"
     environ = {"HOME": str(listed), "PATH": "/usr/bin:/bin"}
-    ended = subprocess.run(["fish", "--no-config", "-c", asked], capture_output=True, text=True, timeout=20, check=True,
-                           cwd=listed, env=environ)  # fmt: skip
+    ended = subprocess.run(
+        ["fish", "--no-config", "-c", asked],
+        capture_output=True,
+        text=True,
+        timeout=20,
+        check=True,
+        cwd=listed,
+        env=environ,
+    )
     assert {each.split("\t")[0] for each in ended.stdout.splitlines()} == offers
 
 

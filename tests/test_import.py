@@ -15,8 +15,17 @@ import perfkit
 from perfkit import errors
 from perfkit.server.server import Server
 
-HEAVY = ("progressbar", "watchdog", "numpy", "zstd", "zstandard", "backports.zstd", "compression.zstd", "sqlite3",
-         "django")  # fmt: skip
+HEAVY = (
+    "progressbar",
+    "watchdog",
+    "numpy",
+    "zstd",
+    "zstandard",
+    "backports.zstd",
+    "compression.zstd",
+    "sqlite3",
+    "django",
+)
 NETWORK = ("requests", "urllib3", "http.client", "ssl")
 
 
@@ -106,11 +115,16 @@ def test_errors_cross_processes_whole() -> None:
     """Fields survive pickling, and no password is shown."""
     url = "http://user:secret@host/f"
     for error in (
-        errors.TransferError(url, "why", transient=True), errors.HTTPStatusError(url, "why", 503, transient=True),
-        errors.IntegrityError(url, "why", "sha256:a", "sha256:b"), errors.TransferTimeoutError(url, "why"),
-        errors.FileChangedError("/p", "why"), errors.UnsafePathError("../n", "why"), errors.BatchError([1, 2]),
-        errors.RemoteChangedError(url, "why"), errors.CancelledError(url, "why"),
-    ):  # fmt: skip
+        errors.TransferError(url, "why", transient=True),
+        errors.HTTPStatusError(url, "why", 503, transient=True),
+        errors.IntegrityError(url, "why", "sha256:a", "sha256:b"),
+        errors.TransferTimeoutError(url, "why"),
+        errors.FileChangedError("/p", "why"),
+        errors.UnsafePathError("../n", "why"),
+        errors.BatchError([1, 2]),
+        errors.RemoteChangedError(url, "why"),
+        errors.CancelledError(url, "why"),
+    ):
         again = pickle.loads(pickle.dumps(error))
         assert type(again) is type(error)
         assert vars(again) == vars(error)

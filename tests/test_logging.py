@@ -64,14 +64,18 @@ def round_and_round(x: Exchange) -> None:
     round_and_round,
 ])  # fmt: skip
 def test_no_secret_in_logs_and_errors(
-    handler: Callable[[Exchange], None], misbehaving: Start, make_kit: Callable[..., Toolkit],
-    log: pytest.LogCaptureFixture, tmp_path: Path,
-) -> None:  # fmt: skip
+    handler: Callable[[Exchange], None],
+    misbehaving: Start,
+    make_kit: Callable[..., Toolkit],
+    log: pytest.LogCaptureFixture,
+    tmp_path: Path,
+) -> None:
     """Whatever goes wrong, and with a mirror to go on to."""
     server = misbehaving(handler)
     kit = make_kit(retries=1, read_timeout_s=0.2, headers={"Cookie": HUSH}, max_redirects=3)
-    request = Request(secret_url(server), "f", checksum=f"sha256:{'0' * 64}", headers=KEY,
-                      mirrors=(secret_url(server, "mirror"),))  # fmt: skip
+    request = Request(
+        secret_url(server), "f", checksum=f"sha256:{'0' * 64}", headers=KEY, mirrors=(secret_url(server, "mirror"),)
+    )
     with pytest.raises(BatchError) as caught:
         kit.download_many([request], tmp_path)
     (failed,) = caught.value.results
@@ -166,7 +170,8 @@ def test_redacted(url: str, shown: str) -> None:
 def test_redacted_text() -> None:
     """Every URL in it, and nothing else."""
     assert redacted_text("see https://u:p@h/f?x=1: a=b, 'http://h/?q=2', or not") == (
-        "see https://***@h/f?x=***: a=b, 'http://h/?q=***', or not")  # fmt: skip
+        "see https://***@h/f?x=***: a=b, 'http://h/?q=***', or not"
+    )
 
 
 @pytest.mark.parametrize("kind", [PerfkitError, ConfigError])

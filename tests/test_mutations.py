@@ -70,7 +70,7 @@ class Release(NamedTuple):
 
 
 @pytest.fixture(scope="module")
-def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
+def sample_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     root = tmp_path_factory.mktemp("mutations")
     publish(str(write_tree(root / "src", SMALL)), str(root / "site"), version="1")
     old = Client(root / "site").manifest
@@ -83,7 +83,7 @@ def release(tmp_path_factory: pytest.TempPathFactory) -> Release:
 
 
 @pytest.fixture(scope="module")
-def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def sample_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A managed tree with a history."""
     root = tmp_path_factory.mktemp("tree")
     manifest = Manifest.of(())
@@ -93,9 +93,15 @@ def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
             tx.write_private(".perfkit/manifest", manifest.raw)
             tx.write_private(
                 ".perfkit/release",
-                encode_record(type=SourceType.RELEASE, source="http://x/", version=data.decode(), serial=7,
-                              manifest=manifest, state={"etag": "x"}),
-            )  # fmt: skip
+                encode_record(
+                    type=SourceType.RELEASE,
+                    source="http://x/",
+                    version=data.decode(),
+                    serial=7,
+                    manifest=manifest,
+                    state={"etag": "x"},
+                ),
+            )
     return root
 
 
@@ -290,16 +296,40 @@ def list_parsers() -> dict[str, Parser]:
 
 
 @pytest.fixture(scope="module")
-def parsers(release: Release, tree: Path) -> dict[str, Parser]:
+def parsers(sample_release: Release, sample_tree: Path) -> dict[str, Parser]:
     return {
-        **release_parsers(release), **tree_parsers(tree), **archive_parsers(), **list_parsers(),
-        "stat cache": stat_cache_parser(release.root, release.client.manifest),
+        **release_parsers(sample_release), **tree_parsers(sample_tree), **archive_parsers(), **list_parsers(),
+        "stat cache": stat_cache_parser(sample_release.root, sample_release.client.manifest),
     }  # fmt: skip
 
 
-NAMES = ["pointer", "manifest", "index", "frame", "frames", "delta", "site history", "journal", "forged journal",
-         "state", "forged state", "record", "forged record", "release", "serials", "hold",
-         "last sync", "owner", "stat cache", "zip", "tar", "zsync", "metalink", "urls", "checksum"]  # fmt: skip
+NAMES = [
+    "pointer",
+    "manifest",
+    "index",
+    "frame",
+    "frames",
+    "delta",
+    "site history",
+    "journal",
+    "forged journal",
+    "state",
+    "forged state",
+    "record",
+    "forged record",
+    "release",
+    "serials",
+    "hold",
+    "last sync",
+    "owner",
+    "stat cache",
+    "zip",
+    "tar",
+    "zsync",
+    "metalink",
+    "urls",
+    "checksum",
+]
 
 
 def test_every_parser_is_tried(parsers: dict[str, Parser]) -> None:

@@ -118,8 +118,19 @@ def test_names_that_lead_outside_are_refused(name: str) -> None:
         unpack(built(lambda archive: add(archive, name, b"x"), format=tarfile.PAX_FORMAT))
 
 
-@pytest.mark.parametrize("kind", [tarfile.SYMTYPE, tarfile.LNKTYPE, tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE,
-                                  tarfile.GNUTYPE_SPARSE, b"V", b"M"])  # fmt: skip
+@pytest.mark.parametrize(
+    "kind",
+    [
+        tarfile.SYMTYPE,
+        tarfile.LNKTYPE,
+        tarfile.CHRTYPE,
+        tarfile.BLKTYPE,
+        tarfile.FIFOTYPE,
+        tarfile.GNUTYPE_SPARSE,
+        b"V",
+        b"M",
+    ],
+)
 def test_links_devices_and_others_are_refused(kind: bytes) -> None:
     """Also when a file would follow through the link."""
 
@@ -237,8 +248,10 @@ PLAIN = make_tar({"a": b"some text", "b/c": b"more" * 200})
 
 
 @settings(max_examples=400, deadline=None)
-@given(st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6),
-       st.booleans())  # fmt: skip
+@given(
+    st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6),
+    st.booleans(),
+)
 def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]], mend: bool) -> None:
     """Whatever is in an archive, even with valid header checksums, only perfkit's errors are raised."""
     data = bytearray(PLAIN)
@@ -281,8 +294,16 @@ class Stage:
         return self.path.open("xb")
 
 
-@pytest.mark.parametrize("new", [b"", b"old content" * 50_000, b"old content" * 50_000 + b"!", b"new content" * 50_000,
-                                 b"old content" * 49_999 + b"old conten!"])  # fmt: skip
+@pytest.mark.parametrize(
+    "new",
+    [
+        b"",
+        b"old content" * 50_000,
+        b"old content" * 50_000 + b"!",
+        b"new content" * 50_000,
+        b"old content" * 49_999 + b"old conten!",
+    ],
+)
 @pytest.mark.parametrize("old", [None, b"", b"old content" * 50_000])
 def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None, new: bytes) -> None:
     """A stage is opened at the first difference, and then has everything; the digest is there either way."""

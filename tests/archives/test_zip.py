@@ -161,8 +161,23 @@ def test_selection_strips_and_filters() -> None:
         Selection(strip_components=-1)
 
 
-@pytest.mark.parametrize("name", ["/etc/passwd", "../up", "a/../../up", "a/..", "a\\b", "c:/x", "nul", "a//b",
-                                  ".perfkit/x", "trailing.", "new\nline", "nul\0byte"])  # fmt: skip
+@pytest.mark.parametrize(
+    "name",
+    [
+        "/etc/passwd",
+        "../up",
+        "a/../../up",
+        "a/..",
+        "a\\b",
+        "c:/x",
+        "nul",
+        "a//b",
+        ".perfkit/x",
+        "trailing.",
+        "new\nline",
+        "nul\0byte",
+    ],
+)
 def test_names_that_lead_outside_are_refused(name: str) -> None:
     """Absolute names, `..`, and what some file system can't hold."""
     with pytest.raises(UnsafePathError):

@@ -61,8 +61,9 @@ def test_the_object_and_its_fields(file_server: Server, tmp_path: Path, capsys: 
     assert "error" not in value
 
 
-@pytest.mark.parametrize("form", [["-d", "new/deep"], ["--directory", "new/deep"], ["-o", "new/deep/a.bin"],
-                                  ["--output", "new/deep/a.bin"]])  # fmt: skip
+@pytest.mark.parametrize(
+    "form", [["-d", "new/deep"], ["--directory", "new/deep"], ["-o", "new/deep/a.bin"], ["--output", "new/deep/a.bin"]]
+)
 def test_where_to(form: list[str], file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """A file or a directory; directories are made."""
     code, value, _ = get(capsys, *form, f"{file_server.url}a.bin")
@@ -126,8 +127,16 @@ def test_header(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
     other = misbehaving(lambda x: x.serve(b"body"))
     server = misbehaving(lambda x: x.respond("302 Found", Location=f"{other.url}/f"))
     (tmp_path / "list").write_text(f"{server.url}/second")
-    code, _, _ = get(capsys, "--header", "X-Key:  secret ", "--header", "Authorization: Bearer t:1",
-                     "-i", "list", f"{server.url}/first")  # fmt: skip
+    code, _, _ = get(
+        capsys,
+        "--header",
+        "X-Key:  secret ",
+        "--header",
+        "Authorization: Bearer t:1",
+        "-i",
+        "list",
+        f"{server.url}/first",
+    )
     assert code == 0
     assert len(server.requests) == len(other.requests) == 2
     for asked in server.requests:
@@ -239,8 +248,9 @@ def test_nobody_reads_the_results(misbehaving: Start) -> None:
 def test_standard_output_that_takes_nothing(arguments: list[str], out: str) -> None:
     """A full disk, or no standard output at all."""
     command = 'exec "$@" >&-' if out == "closed" else f'exec "$@" > {out}'
-    ended = subprocess.run(["sh", "-c", command, "sh", *PERFKIT, *arguments], stderr=subprocess.PIPE, timeout=10,
-                           check=False)  # fmt: skip
+    ended = subprocess.run(
+        ["sh", "-c", command, "sh", *PERFKIT, *arguments], stderr=subprocess.PIPE, timeout=10, check=False
+    )
     assert ended.returncode == 1
     lines = ended.stderr.decode().splitlines()
     assert len(lines) == 1

@@ -33,13 +33,21 @@ Start = Callable[..., MisbehavingServer]
 
 def test_a_list(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
     """URL, name, checksum; comments and empty lines; any line ending; a byte order mark."""
-    lines = ["\ufeff# what we need", f"{file_server.url}a.bin", "", f"{file_server.url}b.bin\tsub/b\t{SHA256}",
-             f"  {file_server.url}c.bin\t\t{SHA256}  "]  # fmt: skip
+    lines = [
+        "\ufeff# what we need",
+        f"{file_server.url}a.bin",
+        "",
+        f"{file_server.url}b.bin\tsub/b\t{SHA256}",
+        f"  {file_server.url}c.bin\t\t{SHA256}  ",
+    ]
     (tmp_path / "list").write_bytes("\r\n".join(lines).encode())  # and no end of line at its end
     code, value, errors = get(capsys, "-d", "out", "-i", "list")
     assert (code, errors) == (0, [])
     assert {os.path.relpath(record["path"], tmp_path / "out") for record in value["files"]} == {
-        "a.bin", "sub/b", "c.bin"}  # fmt: skip
+        "a.bin",
+        "sub/b",
+        "c.bin",
+    }
     assert sorted(record["checksum"] or "" for record in value["files"]) == ["", SHA256, SHA256]
     assert (tmp_path / "out/sub/b").read_bytes() == BODY
 

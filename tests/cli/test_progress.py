@@ -132,8 +132,9 @@ def test_unchanged_resumed_and_failed(file_server: Server, tmp_path: Path, capsy
     assert main(["get", *urls]) == 1
     err = capsys.readouterr().err
     assert len(complaints(err)) == 1
-    assert re.fullmatch(r"2 of 3 files, 293\.0 KiB in 0:\d\d, .*/s; 1 unchanged; 1 failed \(HTTP status 404\)",
-                        err.splitlines()[-1])  # fmt: skip
+    assert re.fullmatch(
+        r"2 of 3 files, 293\.0 KiB in 0:\d\d, .*/s; 1 unchanged; 1 failed \(HTTP status 404\)", err.splitlines()[-1]
+    )
 
 
 def test_what_had_come_before_a_failure(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
@@ -178,8 +179,11 @@ def test_a_sync_says_what_came(cli_origin: Origin, capsys: Capture) -> None:
     """One line, with the sizes in the units that bars have."""
     assert main(["sync", cli_origin.url, "tree"]) == 0
     last = capsys.readouterr().err.splitlines()[-1]
-    assert re.fullmatch(r"perfkit: 1, generation 1: \d+ added, 0 changed, 0 removed; 0 unchanged; "
-                        r"[\d.]+ \wi?B received in \d+\.\d s, by \w+", last)  # fmt: skip
+    assert re.fullmatch(
+        r"perfkit: 1, generation 1: \d+ added, 0 changed, 0 removed; 0 unchanged; "
+        r"[\d.]+ \wi?B received in \d+\.\d s, by \w+",
+        last,
+    )
     assert main(["verify", "tree"]) == 0
     last = capsys.readouterr().err.splitlines()[-1]
     assert re.fullmatch(r"perfkit: \d+ files?: 0 missing, 0 changed, 0 extra; .*B read in \d+\.\d s", last)

@@ -41,8 +41,9 @@ def test_serve_prints_its_address(tmp_path: Path) -> None:
         said = read_until(server.stderr, b"\n").decode()
         found = re.fullmatch(r"perfkit: serving .* at http://127\.0\.0\.1:(\d+)/; press Ctrl-C to stop\n", said)
         assert found
-        taken = subprocess.run([*PERFKIT, "serve", ".", "--port", found[1]], capture_output=True, timeout=10,
-                               check=False)  # fmt: skip
+        taken = subprocess.run(
+            [*PERFKIT, "serve", ".", "--port", found[1]], capture_output=True, timeout=10, check=False
+        )
         assert (taken.returncode, taken.stdout) == (2, b"")
         assert "--port 0" in complaints(taken.stderr.decode())[0]
         interrupt(server)

@@ -21,8 +21,19 @@ from tests.support.trees import ONE, TWO, edit, tree_of, write_tree
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., dict[str, Any]]
 
-SYNC_KEYS = {"version", "generation", "route", "requests", "bytes_received", "bytes_written", "added", "changed",
-             "removed", "unchanged", "seconds"}  # fmt: skip
+SYNC_KEYS = {
+    "version",
+    "generation",
+    "route",
+    "requests",
+    "bytes_received",
+    "bytes_written",
+    "added",
+    "changed",
+    "removed",
+    "unchanged",
+    "seconds",
+}
 
 
 @pytest.fixture
@@ -53,8 +64,18 @@ def test_a_tree_s_life_in_json(cli_origin: Origin, run: Run, tmp_path: Path) -> 
     assert tree_of(tmp_path / "tree") == ONE
     done = run("sync", cli_origin.url, "tree")
     assert done.keys() >= SYNC_KEYS | {"previous_version", "saved_as", "overwritten"}
-    assert done.items() >= {"version": "2", "generation": 2, "route": planned["route"], "added": 2, "changed": 2,
-                            "removed": 2, "unchanged": 3}.items()  # fmt: skip
+    assert (
+        done.items()
+        >= {
+            "version": "2",
+            "generation": 2,
+            "route": planned["route"],
+            "added": 2,
+            "changed": 2,
+            "removed": 2,
+            "unchanged": 3,
+        }.items()
+    )
     assert done["bytes_received"] > 0
     assert run("sync", cli_origin.url, "tree").items() >= {"route": "none", "requests": 1, "bytes_received": 0}.items()
     edit(tmp_path / "tree/README", b"mine\n")

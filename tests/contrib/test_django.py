@@ -394,9 +394,15 @@ def test_no_control_bytes_of_a_server_reach_the_terminal(
     monkeypatch.setattr(trees, "sync", lambda *args, **options: made)
     monkeypatch.setattr(trees, "rollback", lambda *args, **options: made)
     monkeypatch.setattr(trees, "status", lambda name: dataclasses.replace(status, version=odd))
-    said += ["".join(run(*each, "--no-color")) for each in (
-        ("perfkit_sync", "rules"), ("perfkit_rollback", "rules"), ("perfkit_status",), ("perfkit_status", "--json"),
-    )]  # fmt: skip
+    said += [
+        "".join(run(*each, "--no-color"))
+        for each in (
+            ("perfkit_sync", "rules"),
+            ("perfkit_rollback", "rules"),
+            ("perfkit_status",),
+            ("perfkit_status", "--json"),
+        )
+    ]
 
     def fails(*args: Any, **options: Any) -> None:
         raise TransferError("https://example.org/", odd)

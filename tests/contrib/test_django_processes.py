@@ -61,9 +61,15 @@ class Project:
         log = self.root / "log"
         with log.open("w", encoding="utf-8") as file:
             program = subprocess.Popen(
-                [sys.executable, "-m", *command], env=self.environment, cwd=self.root, stdout=file,
-                stderr=subprocess.STDOUT, text=True, start_new_session=True, **options,
-            )  # fmt: skip
+                [sys.executable, "-m", *command],
+                env=self.environment,
+                cwd=self.root,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                text=True,
+                start_new_session=True,
+                **options,
+            )
             try:
                 yield program
             except BaseException:

@@ -36,9 +36,14 @@ class Manage:
     def __call__(self, *args: str, code: int = 0) -> str:
         """Standard output, or standard error of a command that fails."""
         ended = subprocess.run(
-            [sys.executable, "manage.py", *args], check=False, cwd=self.project, env=self.environment,
-            capture_output=True, text=True, timeout=60,
-        )  # fmt: skip
+            [sys.executable, "manage.py", *args],
+            check=False,
+            cwd=self.project,
+            env=self.environment,
+            capture_output=True,
+            text=True,
+            timeout=60,
+        )
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert ("Traceback" in ended.stderr) == (code == 3)  # Django logs what receivers raise
         return ended.stderr if code else ended.stdout
@@ -80,8 +85,16 @@ def test_its_readme(example: Path, tmp_path: Path) -> None:
     ready = f"until perfkit get --quiet -o {tmp_path}/up http://127.0.0.1:{port}/perfkit.json; do :; done\n"
     script = "trap 'kill $(jobs -p)' EXIT\n" + script.replace("\n\n", f"\n{ready}\n", 1)
     environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RULES_SOURCE": f"http://127.0.0.1:{port}/"}
-    ended = subprocess.run(["bash", "-e"], input=script, check=False, cwd=example, env=environment, text=True,
-                           capture_output=True, timeout=100)  # fmt: skip
+    ended = subprocess.run(
+        ["bash", "-e"],
+        input=script,
+        check=False,
+        cwd=example,
+        env=environment,
+        text=True,
+        capture_output=True,
+        timeout=100,
+    )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for told in re.findall(r"# ((?:rules|2026\.10): .+)", script):
         assert told in ended.stdout, ended.stdout

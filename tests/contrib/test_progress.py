@@ -51,9 +51,14 @@ def test_rich_shows_the_numbers_of_perfkit() -> None:
     assert "3 of 8 files, 50.0 MiB in 0:05, 10.0 MiB/s" in shown
 
 
-@pytest.mark.parametrize("make", [
-    lambda out: TqdmProgress(file=out, ncols=100), lambda out: RichProgress(Console(file=out, width=100)),
-], ids=["tqdm", "rich"])  # fmt: skip
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda out: TqdmProgress(file=out, ncols=100),
+        lambda out: RichProgress(Console(file=out, width=100)),
+    ],
+    ids=["tqdm", "rich"],
+)
 def test_downloads(make: Callable[[io.StringIO], Progress], make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
     """Two runs by one display, each whole at its end; a failed one as well."""
     site, out = tmp_path / "site", io.StringIO()

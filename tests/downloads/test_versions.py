@@ -118,9 +118,12 @@ def test_a_weak_tag_that_changed_is_another_version(
 @pytest.mark.parametrize("part", [None, (0, len(BODY) - 1)])
 @pytest.mark.parametrize("later", [{}, {"ETag": 'W/"2"', "Last_Modified": "Thu, 01 Jan 2026 11:00:00 GMT"}])
 def test_ranges_of_another_version_are_never_joined(
-    make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, part: tuple[int, int] | None,
+    make_kit: Callable[..., Toolkit],
+    misbehaving: Start,
+    tmp_path: Path,
+    part: tuple[int, int] | None,
     later: dict[str, str],
-) -> None:  # fmt: skip
+) -> None:
     """The first answer breaks off; what comes after it has no validator, or another weak tag with the same date."""
     first = {"ETag": 'W/"1"', "Last_Modified": "Thu, 01 Jan 2026 11:00:00 GMT"}
     other = BODY[::-1]

@@ -208,8 +208,14 @@ sys.stdin.read()
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGINT], ids=["killed", "ctrl-c"])
 def test_it_ends_with_its_parent(large: tuple[Path, dict[str, str]], number: int) -> None:
     """The parent is killed, or its process group interrupted: the second process ends and says nothing."""
-    parent = subprocess.Popen([sys.executable, "-c", _LOOP, large[0]], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                              stderr=subprocess.PIPE, text=True, start_new_session=True)  # fmt: skip
+    parent = subprocess.Popen(
+        [sys.executable, "-c", _LOOP, large[0]],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     assert parent.stdout is not None
     hasher = os.pidfd_open(int(parent.stdout.readline()))
     try:
@@ -253,8 +259,11 @@ def test_files_that_change_during_the_scan_never_get_a_wrong_digest(tmp_path: Pa
         (tmp_path / f"small{number}").write_bytes(b"x")
     for number in range(30):
         (tmp_path / f"big{number}").write_bytes(bytes(2 * MIB))
-    states = {hashlib.sha256(bytes([first]) + bytes(2 * MIB - 2) + bytes([last])).hexdigest(): (first, last)
-              for first in range(4) for last in range(4)}  # fmt: skip
+    states = {
+        hashlib.sha256(bytes([first]) + bytes(2 * MIB - 2) + bytes([last])).hexdigest(): (first, last)
+        for first in range(4)
+        for last in range(4)
+    }
     writer = subprocess.Popen([sys.executable, "-c", _WRITER, tmp_path], stdout=subprocess.PIPE)
     try:
         assert writer.stdout is not None

@@ -13,9 +13,23 @@ from perfkit.filesystem.paths import check_name, check_names, fold_name, local_p
 from perfkit.releases.format.manifest import Manifest
 from tests.support.hostile import raw_manifest
 
-PRIVATE = [".perfkit", ".PERFKIT", ".perf\u200ckit", "\ufeff.perfkit", ".perfkit\u2060", ".per\u00adfkit",
-           ".perfkit\U000e0001", ".perf\u212ait", "PERFKI~1", "perfki~9", "Perfki~10", "PE1a2B~1", ".perfkit.",
-           ".perfkit ", ".perfkit::$DATA"]  # fmt: skip
+PRIVATE = [
+    ".perfkit",
+    ".PERFKIT",
+    ".perf\u200ckit",
+    "\ufeff.perfkit",
+    ".perfkit\u2060",
+    ".per\u00adfkit",
+    ".perfkit\U000e0001",
+    ".perf\u212ait",
+    "PERFKI~1",
+    "perfki~9",
+    "Perfki~10",
+    "PE1a2B~1",
+    ".perfkit.",
+    ".perfkit ",
+    ".perfkit::$DATA",
+]
 LIKE = [
     "perfkit",
     ".perfkit2",
@@ -59,11 +73,15 @@ def test_paths_that_are_none(path: Any, tmp_path: Path) -> None:
     with pytest.raises(ConfigError):
         local_path(path)
     with Toolkit() as kit:
-        for command in (lambda: kit.sync("http://localhost:1/", path), lambda: kit.rollback(path),
-                        lambda: kit.history(path),
-                        lambda: kit.verify(path), lambda: kit.publish(path, tmp_path, version="1"),
-                        lambda: kit.publish(tmp_path, path, version="1"),
-                        lambda: kit.transaction(path).__enter__()):  # fmt: skip
+        for command in (
+            lambda: kit.sync("http://localhost:1/", path),
+            lambda: kit.rollback(path),
+            lambda: kit.history(path),
+            lambda: kit.verify(path),
+            lambda: kit.publish(path, tmp_path, version="1"),
+            lambda: kit.publish(tmp_path, path, version="1"),
+            lambda: kit.transaction(path).__enter__(),
+        ):
             with pytest.raises(ConfigError):
                 command()
     assert local_path(tmp_path) == os.fspath(tmp_path)

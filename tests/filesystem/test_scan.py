@@ -28,8 +28,15 @@ def test_scan_agrees_with_lstat(tmp_path: Path) -> None:
     assert set(found) == {"a", "d/b", "d/e/c", "link"}
     for name, entry in found.items():
         status = os.lstat(tmp_path / name)
-        assert entry[1:] == (status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino, status.st_dev,
-                             status.st_mode, None)  # fmt: skip
+        assert entry[1:] == (
+            status.st_size,
+            status.st_mtime_ns,
+            status.st_ctime_ns,
+            status.st_ino,
+            status.st_dev,
+            status.st_mode,
+            None,
+        )
     names = [entry.name for entry in scan(tmp_path, ScanOptions(directories=True))]
     assert names.index("d") < names.index("d/e") < names.index("d/e/c")
 
@@ -122,8 +129,15 @@ print(json.dumps(told))
 def test_what_may_not_be_read_is_an_entry_with_an_error(tmp_path: Path) -> None:
     """A directory and a file that somebody may not read are entries with EACCES, and all the rest comes."""
     make(tmp_path / "tree", {"a/1": b"1", "closed/2": b"2", "z/3": b"3", "secret": b"4"})
-    for name, mode in (("", 0o755), ("a", 0o755), ("a/1", 0o644), ("z", 0o755), ("z/3", 0o644), ("closed", 0),
-                       ("secret", 0)):  # fmt: skip
+    for name, mode in (
+        ("", 0o755),
+        ("a", 0o755),
+        ("a/1", 0o644),
+        ("z", 0o755),
+        ("z/3", 0o644),
+        ("closed", 0),
+        ("secret", 0),
+    ):
         (tmp_path / "tree" / name).chmod(mode)
     command = [sys.executable, "-c", _AS_SOMEBODY, tmp_path / "tree"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)

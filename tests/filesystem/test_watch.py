@@ -17,19 +17,10 @@ import pytest
 
 from perfkit.filesystem.batch import remove_tree
 from perfkit.filesystem.scan import scan
-from perfkit.filesystem.watch import ALL, DirtySet, watch
+from perfkit.filesystem.watch import ALL, watch
 from tests.support.files import make, sha
 from tests.support.tools import unavailable
-
-LONG_S = 60.0
-
-
-def taken(dirty: DirtySet) -> frozenset[str]:
-    """The names that have changed up to now."""
-    dirty.flush(LONG_S)
-    names = dirty.drain()
-    assert names is not ALL
-    return names
+from tests.support.watched import LONG_S, taken
 
 
 def test_changes_are_dirty(tmp_path: Path) -> None:

@@ -16,9 +16,9 @@ import watchdog.version
 
 from perfkit.errors import ConfigError
 from perfkit.filesystem.watch import ALL, watch
-from tests.filesystem.test_watch import LONG_S, taken
 from tests.support.files import make
 from tests.support.tools import ENVIRONMENT, mounted, need_root, unavailable
+from tests.support.watched import LONG_S, taken
 
 
 def rename(root: Path) -> None:

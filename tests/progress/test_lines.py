@@ -22,8 +22,9 @@ MIB = 1 << 20
 
 def a_run(percent: float = 0.0, elapsed_s: float = 1.0, **changes: Any) -> Snapshot:
     received = int(percent * MIB)
-    snapshot = Snapshot("download", 8, 3, 0, received, 100 * MIB, 100 * MIB, 0, 10 * MIB, 65.0, elapsed_s, (), (),
-                        share=percent / 100)  # fmt: skip
+    snapshot = Snapshot(
+        "download", 8, 3, 0, received, 100 * MIB, 100 * MIB, 0, 10 * MIB, 65.0, elapsed_s, (), (), share=percent / 100
+    )
     return replace(snapshot, **changes)
 
 
@@ -92,7 +93,9 @@ def test_an_unknown_total() -> None:
     for second in range(0, 65, 5):
         plain.update(a_run(second, float(second), total_bytes=None, files_total=None, eta_s=None, share=None))
     assert out.getvalue().splitlines() == [
-        "30.0 MiB  10.0 MiB/s  0:30  ETA -:--  3 files", "60.0 MiB  10.0 MiB/s  1:00  ETA -:--  3 files"]  # fmt: skip
+        "30.0 MiB  10.0 MiB/s  0:30  ETA -:--  3 files",
+        "60.0 MiB  10.0 MiB/s  1:00  ETA -:--  3 files",
+    ]
 
 
 def test_what_nothing_comes_from_is_named() -> None:
@@ -142,12 +145,22 @@ def test_several_runs() -> None:
     for _ in range(2):
         for percent in (0, 50, 100):
             plain.update(a_run(percent, 31.0 if percent == 0 else 32.0))
-        plain.finish(a_run(100, 40.0, files_failed=1, resumed_bytes=20 * MIB, files_resumed=2, files_unchanged=1,
-                           failures=(("HTTP status 404", 1),)))  # fmt: skip
+        plain.finish(
+            a_run(
+                100,
+                40.0,
+                files_failed=1,
+                resumed_bytes=20 * MIB,
+                files_resumed=2,
+                files_unchanged=1,
+                failures=(("HTTP status 404", 1),),
+            )
+        )
     lines = out.getvalue().splitlines()
     assert lines[:3] == lines[3:]
-    assert lines[2] == ("3 of 8 files, 100.0 MiB in 0:40, 2.0 MiB/s; 1 unchanged; 2 resumed from 20.0 MiB; "
-                        "1 failed (HTTP status 404)")  # fmt: skip
+    assert lines[2] == (
+        "3 of 8 files, 100.0 MiB in 0:40, 2.0 MiB/s; 1 unchanged; 2 resumed from 20.0 MiB; 1 failed (HTTP status 404)"
+    )
 
 
 def test_nothing_to_do() -> None:
@@ -245,9 +258,22 @@ def test_json_lines() -> None:
         assert list(record) == ["event", *(field.name for field in fields(Snapshot))]
     assert first["eta_s"] is None
     assert second["active"][0] == {
-        "name": "ü\n\udcff", "state": "active", "received_bytes": 10, "total_bytes": None, "resumed_bytes": 0,
-        "speed_bytes_per_s": 10.0, "eta_s": None, "share": None, "elapsed_s": 1.0, "path": "", "host": "",
-        "unchanged": False, "reason": "", "retries": 0, "retry_in_s": None}  # fmt: skip
+        "name": "ü\n\udcff",
+        "state": "active",
+        "received_bytes": 10,
+        "total_bytes": None,
+        "resumed_bytes": 0,
+        "speed_bytes_per_s": 10.0,
+        "eta_s": None,
+        "share": None,
+        "elapsed_s": 1.0,
+        "path": "",
+        "host": "",
+        "unchanged": False,
+        "reason": "",
+        "retries": 0,
+        "retry_in_s": None,
+    }
     assert set(second["active"][1]) == {field.name for field in fields(FileProgress)}
     assert [each["state"] for each in last["finished"]] == ["done", "failed"]
     assert (last["files_done"], last["files_failed"], last["active"]) == (1, 1, [])

@@ -353,8 +353,16 @@ def test_never_negative_whatever_happens(steps: list[tuple[int, str, int | None,
                 getattr(files[index], event)()
         clock.now += wait_s
         seen = meter.snapshot()
-        numbers = [seen.received_bytes, seen.resumed_bytes, seen.known_bytes, seen.speed_bytes_per_s, seen.eta_s or 0,
-                   seen.files_done, seen.files_failed, seen.total_bytes or 0]  # fmt: skip
+        numbers = [
+            seen.received_bytes,
+            seen.resumed_bytes,
+            seen.known_bytes,
+            seen.speed_bytes_per_s,
+            seen.eta_s or 0,
+            seen.files_done,
+            seen.files_failed,
+            seen.total_bytes or 0,
+        ]
         for each in (*seen.active, *seen.finished):
             numbers += [each.received_bytes, each.resumed_bytes, each.speed_bytes_per_s, each.eta_s or 0]
         assert min(numbers) >= 0

@@ -56,9 +56,13 @@ TEN = {f"{number}.bin": 250_000 + 15_000 * (7 * number % 10) for number in range
     ids=["one", "six", "three unknown lengths among ten"],
 )
 def test_downloads(
-    sizes: dict[str, int], chunked: tuple[str, ...], watched: Watched, misbehaving: Start,
-    make_kit: Callable[..., Toolkit], tmp_path: Path,
-) -> None:  # fmt: skip
+    sizes: dict[str, int],
+    chunked: tuple[str, ...],
+    watched: Watched,
+    misbehaving: Start,
+    make_kit: Callable[..., Toolkit],
+    tmp_path: Path,
+) -> None:
     """One file; small files beside large ones; files whose length is known at their end."""
     server = misbehaving(paced(bodies(sizes), REAL_BYTES_PER_S, chunked=chunked))
     make_kit(progress=watched, **WIDE).download_many([f"{server.url}/{name}" for name in sizes], tmp_path / "out")
@@ -136,8 +140,16 @@ def test_a_first_sync_and_an_update_by_delta(
         kit.sync(server.url, tmp_path / "tree")
         frames = watched.check("fetching")
         assert any(line.startswith(("data/", "fetching")) for line in (each.line for each in frames))
-        words = {"checking files", "reading the release", "reading the list of files", "reading the index",
-                 "reading a dictionary", "fetching", "unpacking", "applying"}  # fmt: skip
+        words = {
+            "checking files",
+            "reading the release",
+            "reading the list of files",
+            "reading the index",
+            "reading a dictionary",
+            "fetching",
+            "unpacking",
+            "applying",
+        }
         assert {each.phase for each in watched.frames} <= words
         watched.frames.clear()
         publish(

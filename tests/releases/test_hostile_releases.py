@@ -78,11 +78,15 @@ def test_manifests_that_are_not_canonical_are_refused() -> None:
     good = raw_manifest([b"a", b"b"])
     Manifest.parse(good)
     for bad in (
-        raw_manifest([b"b", b"a"]), raw_manifest([b"a", b"a"]), raw_manifest([b"a"], flags=b"\2"),
-        raw_manifest([b"a"], sizes=[(1 << 50) + 1]), raw_manifest([b"a" * 200 + b"/" + b"b" * 200 + b"/x" * 2000]),
-        good.replace(b"manifest 1", b"manifest 2"), good.replace(b"a\nb\n", b"a\nbb"),
+        raw_manifest([b"b", b"a"]),
+        raw_manifest([b"a", b"a"]),
+        raw_manifest([b"a"], flags=b"\2"),
+        raw_manifest([b"a"], sizes=[(1 << 50) + 1]),
+        raw_manifest([b"a" * 200 + b"/" + b"b" * 200 + b"/x" * 2000]),
+        good.replace(b"manifest 1", b"manifest 2"),
+        good.replace(b"a\nb\n", b"a\nbb"),
         good[:19] + b"\xff" * 4 + good[23:],
-    ):  # fmt: skip
+    ):
         with bounded(), pytest.raises((ManifestError, UnsafePathError)):
             Manifest.parse(bad)
     with pytest.raises(ManifestError, match="version"):

@@ -216,8 +216,18 @@ def test_hashing_some_names_gives_the_same_as_hashing_all(tmp_path: Path) -> Non
 
 def test_the_command_line_watches_until_ctrl_c(src: Path, tmp_path: Path) -> None:
     """One JSON object for each release; a SIGINT ends it without a trace."""
-    command = [sys.executable, "-m", "perfkit", "publish", src, tmp_path / "site", "--version", "r{n}", "--watch",
-               "--json"]  # fmt: skip
+    command = [
+        sys.executable,
+        "-m",
+        "perfkit",
+        "publish",
+        src,
+        tmp_path / "site",
+        "--version",
+        "r{n}",
+        "--watch",
+        "--json",
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert json.loads(process.stdout.readline())["version"] == "r1"

@@ -152,8 +152,13 @@ def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
         "for tree in ('one', 'two'): publish(tree, sys.argv[1], version=tree)"
     )
     for seed in ("1", "2"):
-        subprocess.run([sys.executable, "-c", code, seed], cwd=tmp_path, check=True, timeout=60,
-                       env={**os.environ, "PYTHONHASHSEED": seed})  # fmt: skip
+        subprocess.run(
+            [sys.executable, "-c", code, seed],
+            cwd=tmp_path,
+            check=True,
+            timeout=60,
+            env={**os.environ, "PYTHONHASHSEED": seed},
+        )
     ours, theirs = (Client(tmp_path / seed).pointer for seed in ("1", "2"))
     same = dataclasses.replace(ours, history=theirs.history, serial=theirs.serial)  # these have times in them
     assert same == theirs
@@ -186,8 +191,12 @@ def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, mak
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     src = write_tree(tmp_path / "src", FIRST)
-    for site, version, keep in ((src / "site", "1", 3), (tmp_path / "s", "", 3), (tmp_path / "s", "a\nb", 3),
-                                (tmp_path / "s", "1", -1)):  # fmt: skip
+    for site, version, keep in (
+        (src / "site", "1", 3),
+        (tmp_path / "s", "", 3),
+        (tmp_path / "s", "a\nb", 3),
+        (tmp_path / "s", "1", -1),
+    ):
         with pytest.raises(ConfigError):
             publish(str(src), str(site), version=version, keep_deltas=keep)
     with pytest.raises(ConfigError):

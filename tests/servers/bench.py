@@ -135,8 +135,16 @@ def _started(server: Server, home: Path, www: Path, origin: tuple[str, int]) -> 
     home.mkdir()
     pid = os.getpid()
     host, port = f"127.{64 + (pid >> 16 & 63)}.{pid >> 8 & 255}.{pid & 255}", next(_PORTS)
-    values = {"home": home, "www": www, "host": host, "port": port, "modules": MODULES,
-              "origin": "{}:{}".format(*origin), "origin_host": origin[0], "origin_port": origin[1]}  # fmt: skip
+    values = {
+        "home": home,
+        "www": www,
+        "host": host,
+        "port": port,
+        "modules": MODULES,
+        "origin": "{}:{}".format(*origin),
+        "origin_host": origin[0],
+        "origin_port": origin[1],
+    }
     (home / "config").write_text(_filled(server.config, values))
     command = shlex.split(_filled(server.command, values))
     need(command[0])

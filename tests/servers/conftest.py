@@ -35,13 +35,6 @@ def able(bench: Bench) -> Ability:
     return ability_of(bench)
 
 
-@pytest.fixture
-def out(tmp_path: Path) -> Path:
-    path = tmp_path / "out"
-    path.mkdir()
-    return path
-
-
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave most servers to `tox -e servers`."""
     if _ALL:

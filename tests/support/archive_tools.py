@@ -97,21 +97,60 @@ def raw_zip(
         wide = bool(entry.get("zip64"))
         extra = struct.pack("<2H3Q", 1, 24, size, csize, offset) if wide else b""
         all_ones = 0xFFFFFFFF
-        body += struct.pack("<4s5H3L2H", b"PK\x03\x04", 45, flags, method, 0, 33, crc, csize, size, len(local_name),
-                            len(local_extra)) + local_name + local_extra + packed  # fmt: skip
-        central += struct.pack(
-            "<4s6H3L5H2L", b"PK\x01\x02", 3 << 8 | 45, 45, flags, method, 0, 33, crc, all_ones if wide else csize,
-            all_ones if wide else size, len(raw), len(extra), 0, 0, 0, int(entry.get("mode", 0o100644)) << 16,  # type: ignore[call-overload]
-            all_ones if wide else offset,
-        ) + raw + extra  # fmt: skip
+        body += (
+            struct.pack(
+                "<4s5H3L2H",
+                b"PK\x03\x04",
+                45,
+                flags,
+                method,
+                0,
+                33,
+                crc,
+                csize,
+                size,
+                len(local_name),
+                len(local_extra),
+            )
+            + local_name
+            + local_extra
+            + packed
+        )
+        central += (
+            struct.pack(
+                "<4s6H3L5H2L",
+                b"PK\x01\x02",
+                3 << 8 | 45,
+                45,
+                flags,
+                method,
+                0,
+                33,
+                crc,
+                all_ones if wide else csize,
+                all_ones if wide else size,
+                len(raw),
+                len(extra),
+                0,
+                0,
+                0,
+                int(entry.get("mode", 0o100644)) << 16,  # type: ignore[call-overload]
+                all_ones if wide else offset,
+            )
+            + raw
+            + extra
+        )
     start = len(body) - len(prefix)
     body += central
     if zip64:
         at = len(body) - len(prefix)
         body += struct.pack("<4sQ2H2L4Q", b"PK\x06\x06", 44, 45, 45, 0, 0, count, count, len(central), start)
         body += struct.pack("<4sLQL", b"PK\x06\x07", 0, at, 1)
-        return bytes(body) + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF,
-                                         len(comment)) + comment  # fmt: skip
+        return (
+            bytes(body)
+            + struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, 0xFFFF, 0xFFFF, 0xFFFFFFFF, 0xFFFFFFFF, len(comment))
+            + comment
+        )
     end = struct.pack("<4s4H2LH", b"PK\x05\x06", 0, 0, count, count, len(central), start, len(comment))
     return bytes(body) + end + comment
 

@@ -53,8 +53,9 @@ class Exchange:
         self.head(status, **{"Content_Length": str(len(body)), **headers})
         self.send(body)
 
-    def serve(self, body: bytes, *, etag: str | None = '"v1"', pause: Callable[[], object] | None = None,
-              **headers: str) -> None:  # fmt: skip
+    def serve(
+        self, body: bytes, *, etag: str | None = '"v1"', pause: Callable[[], object] | None = None, **headers: str
+    ) -> None:
         """Answer as a correct server does. `pause` is called when half of the body has been sent."""
         if etag is not None:
             headers["ETag"] = etag
@@ -71,8 +72,12 @@ class Exchange:
         else:
             start, end = wanted[0], min(wanted[1] or len(body), len(body))
             part = body[start:end]
-            self.head("206 Partial Content", Content_Length=str(len(part)),
-                      Content_Range=f"bytes {start}-{end - 1}/{len(body)}", **headers)  # fmt: skip
+            self.head(
+                "206 Partial Content",
+                Content_Length=str(len(part)),
+                Content_Range=f"bytes {start}-{end - 1}/{len(body)}",
+                **headers,
+            )
         half = len(part) // 2
         self.send(part[:half])
         if pause is not None:

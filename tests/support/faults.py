@@ -56,9 +56,16 @@ def watched(watch: Watcher) -> Iterator[None]:
 
     with contextlib.ExitStack() as stack:
         for kind, paths in {
-            "open": opened, "mkdir": one, "rmdir": one, "unlink": one, "rename": two, "link": two,
-            "fsync": by_fd, "write": by_fd, "fchmod": by_fd,
-        }.items():  # fmt: skip
+            "open": opened,
+            "mkdir": one,
+            "rmdir": one,
+            "unlink": one,
+            "rename": two,
+            "link": two,
+            "fsync": by_fd,
+            "write": by_fd,
+            "fchmod": by_fd,
+        }.items():
             stack.enter_context(mock.patch.object(os, kind, wrap(kind, getattr(os, kind), paths)))
         stack.enter_context(mock.patch.object(commit, "syncfs", wrap("syncfs", commit.syncfs, by_fd)))
         yield

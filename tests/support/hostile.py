@@ -12,11 +12,17 @@ from perfkit.releases.format.columns import pack_column
 def raw_manifest(names: list[bytes], *, sizes: list[int] | None = None, flags: bytes | None = None) -> bytes:
     """Canonical bytes without any check."""
     listed = b"".join(name + b"\n" for name in names)
-    return b"".join((
-        b"perfkit manifest 1\n", len(names).to_bytes(4, "little"), len(listed).to_bytes(4, "little"),
-        pack_column(8, sizes or [1] * len(names)), bytes(len(names)) if flags is None else flags,
-        bytes(32 * len(names)), listed,
-    ))  # fmt: skip
+    return b"".join(
+        (
+            b"perfkit manifest 1\n",
+            len(names).to_bytes(4, "little"),
+            len(listed).to_bytes(4, "little"),
+            pack_column(8, sizes or [1] * len(names)),
+            bytes(len(names)) if flags is None else flags,
+            bytes(32 * len(names)),
+            listed,
+        )
+    )
 
 
 @contextlib.contextmanager

@@ -79,8 +79,12 @@ class Origin:
         wanted = exchange.asked.range
         if wanted is not None and exchange.asked.headers.get("if-range", etag) == etag:
             start, end = wanted[0], min(wanted[1] or len(body), len(body))
-            exchange.head("206 Partial Content", Content_Length=str(end - start), ETag=etag,
-                          Content_Range=f"bytes {start}-{end - 1}/{len(body)}")  # fmt: skip
+            exchange.head(
+                "206 Partial Content",
+                Content_Length=str(end - start),
+                ETag=etag,
+                Content_Range=f"bytes {start}-{end - 1}/{len(body)}",
+            )
         else:
             exchange.head("200 OK", Content_Length=str(len(body)), ETag=etag)
         allowed = self._allowed(path, end - start)

@@ -164,8 +164,12 @@ def paced(bodies: dict[str, bytes], bytes_per_s: float, *, chunked: tuple[str, .
             x.head("200 OK", Transfer_Encoding="chunked", ETag='"v1"')
         elif wanted := x.asked.range:
             start, end = wanted[0], min(wanted[1] or len(body), len(body))
-            x.head("206 Partial Content", Content_Length=str(end - start), ETag='"v1"',
-                   Content_Range=f"bytes {start}-{end - 1}/{len(body)}")  # fmt: skip
+            x.head(
+                "206 Partial Content",
+                Content_Length=str(end - start),
+                ETag='"v1"',
+                Content_Range=f"bytes {start}-{end - 1}/{len(body)}",
+            )
             body = body[start:end]
         else:
             x.head("200 OK", Content_Length=str(len(body)), ETag='"v1"')

@@ -39,8 +39,11 @@ class Server:
         command = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={kind}", *inject]
         self._process = subprocess.Popen(
             [*command, *_SERVER, kind, str(when)],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
 
     def run(self, number: int, action: str, root: Path) -> int:
         assert self._process.stdin is not None
@@ -102,8 +105,12 @@ class Case:
         calls = ",".join(f"?{name}" for name in sorted(MUTATING))
         subprocess.run(
             ["strace", "-f", "-qq", "-o", str(log), "-e", f"trace={calls}", *_SERVER, "none", "0"],
-            input=f"0 {self.action} {root}\n", text=True, check=True, capture_output=True, env=ENVIRONMENT,
-        )  # fmt: skip
+            input=f"0 {self.action} {root}\n",
+            text=True,
+            check=True,
+            capture_output=True,
+            env=ENVIRONMENT,
+        )
         lines = [line.split(maxsplit=1) for line in log.read_text(errors="replace").splitlines()]
         parent = lines[0][0]
         found = Counter(text.partition("(")[0] for pid, text in lines if pid != parent and text[0].isalpha())
@@ -204,7 +211,9 @@ def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], act
             new = check_whole(root, case.old, case.new, tidy=True)
             assert new == (code != FAILED), (kind, number, code)
             shutil.rmtree(root)
-    print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
-          f"{ends[DONE]} did not matter")  # fmt: skip
+    print(
+        f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
+        f"{ends[DONE]} did not matter"
+    )
     assert ends[FAILED]
     assert ends[UNFINISHED]

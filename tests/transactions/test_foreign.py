@@ -44,165 +44,244 @@ Command = Callable[[Toolkit], object]
 @pytest.fixture(scope="module")
 def managed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A tree with two generations, and beside it a file that is not of it."""
-    root = tmp_path_factory.mktemp("foreign") / "root"
+    foreign = tmp_path_factory.mktemp("foreign") / "foreign"
     for data in (b"one", b"two"):
-        with Tree(root) as tree, tree.transaction() as tx:
+        with Tree(foreign) as tree, tree.transaction() as tx:
             tx.write("a", data)
-    (root.parent / "victim").write_bytes(b"untouched")
-    return root
+    (foreign.parent / "victim").write_bytes(b"untouched")
+    return foreign
 
 
 @pytest.fixture
-def root(managed: Path, tmp_path: Path) -> Path:
+def foreign(managed: Path, tmp_path: Path) -> Path:
     """A copy of it, for each test."""
     shutil.copytree(managed.parent, tmp_path / "copy", symlinks=True)
-    return tmp_path / "copy/root"
+    return tmp_path / "copy/foreign"
 
 
-def commands(root: Path) -> dict[str, Command]:
+def commands(foreign: Path) -> dict[str, Command]:
     return {
-        "history": lambda kit: kit.history(root),
-        "rollback": lambda kit: kit.rollback(root),
-        "transaction": lambda kit: kit.transaction(root).__enter__(),
+        "history": lambda kit: kit.history(foreign),
+        "rollback": lambda kit: kit.rollback(foreign),
+        "transaction": lambda kit: kit.transaction(foreign).__enter__(),
     }
 
 
-def check_refused(root: Path, *names: str) -> None:
+def check_refused(foreign: Path, *names: str) -> None:
     """These commands fail with an error of ours, and nothing was written, inside the tree or outside."""
     with Toolkit() as kit:
         for name in names:
             with pytest.raises((RecoveryError, RollbackError, UpdateError)):
-                commands(root)[name](kit)
-            assert (root.parent / "victim").read_bytes() == b"untouched"
-            assert {path.name for path in root.parent.iterdir()} == {"victim", "root"}
-            assert tree_of(root) == {"a": b"two"}
+                commands(foreign)[name](kit)
+            assert (foreign.parent / "victim").read_bytes() == b"untouched"
+            assert {path.name for path in foreign.parent.iterdir()} == {"victim", "foreign"}
+            assert tree_of(foreign) == {"a": b"two"}
 
 
-def plant(root: Path, name: str, *rows: Any) -> None:
-    (root / ".perfkit" / name).write_bytes(b"".join(with_checksum(rows)))
+def plant(foreign: Path, name: str, *rows: Any) -> None:
+    (foreign / ".perfkit" / name).write_bytes(b"".join(with_checksum(rows)))
 
 
-def plant_journal(root: Path, *op: Any) -> None:
-    (root / STAGED).parent.mkdir(exist_ok=True)
-    (root / STAGED).write_bytes(b"planted")
-    plant(root, "journal", ["perfkit-journal", 3], op)
+def plant_journal(foreign: Path, *op: Any) -> None:
+    (foreign / STAGED).parent.mkdir(exist_ok=True)
+    (foreign / STAGED).write_bytes(b"planted")
+    plant(foreign, "journal", ["perfkit-journal", 3], op)
 
 
-def test_journals(root: Path) -> None:
+def test_journals(foreign: Path) -> None:
     """A journal changes files of its tree only, and takes them from the stage, the fetched files and the objects."""
     ops: list[list[Any]] = []
     for name in OUTSIDE + NOT_NAMES:
         ops += [["put", name, STAGED, None], ["drop", name, "", PREVIOUS], ["mkdir", name, "", None]]
     ops += [["rmdir", name, "", PREVIOUS] for name in NOT_NAMES + OUTSIDE]
-    for source in ("a", "../victim", ".perfkit/state", ".perfkit/stage-1/../../../victim", "/victim", ".perfkit/fetch",
-                   ".perfkit/fetch/../../../victim", 3):  # fmt: skip
+    for source in (
+        "a",
+        "../victim",
+        ".perfkit/state",
+        ".perfkit/stage-1/../../../victim",
+        "/victim",
+        ".perfkit/fetch",
+        ".perfkit/fetch/../../../victim",
+        3,
+    ):
         ops += [["put", "b", source, None], ["drop", "a", source, PREVIOUS]]
     ops += [["put", "b", "", None], ["put", "b", None, None], ["kill", "b", "", None], ["mkdir", "b", STAGED, None]]
-    previous = [["../victim", 9, 1, 0o644, 1], ["a", 9, 1, 0o644, 1], [".perfkit/objects/x", 9, 1, 0, 1], [], {}, 3,
-                ["", -1, 1, 0o644, 1], ["", 9, "x", 0o644, 1], ["", 9, 1, 1 << 40, 1],
-                ["", 9, 1, 0o644, 1.5], "x"]  # fmt: skip
+    previous = [
+        ["../victim", 9, 1, 0o644, 1],
+        ["a", 9, 1, 0o644, 1],
+        [".perfkit/objects/x", 9, 1, 0, 1],
+        [],
+        {},
+        3,
+        ["", -1, 1, 0o644, 1],
+        ["", 9, "x", 0o644, 1],
+        ["", 9, 1, 1 << 40, 1],
+        ["", 9, 1, 0o644, 1.5],
+        "x",
+    ]
     ops += [["put", "b", STAGED, each] for each in previous]
     ops += [[], ["put"], ["put", "b", STAGED, None, 1]]
     for op in ops:
-        plant_journal(root, *op)
-        check_refused(root, "transaction")
-    check_refused(root, "rollback")
+        plant_journal(foreign, *op)
+        check_refused(foreign, "transaction")
+    check_refused(foreign, "rollback")
     for rows in ((), ([],), (3,), ({},), (["perfkit-journal", 4],), (["perfkit-journal", 3], 3)):
-        plant(root, "journal", *rows)
-        check_refused(root, "transaction")
+        plant(foreign, "journal", *rows)
+        check_refused(foreign, "transaction")
 
 
-def test_journal_that_removes_directories_outside(root: Path) -> None:
-    (root.parent / "empty").mkdir()
+def test_journal_that_removes_directories_outside(foreign: Path) -> None:
+    (foreign.parent / "empty").mkdir()
     for name in ("../empty", "a/../../empty", "/empty"):
-        plant_journal(root, "rmdir", name, "", PREVIOUS)
-        with pytest.raises(RecoveryError), Tree(root):
+        plant_journal(foreign, "rmdir", name, "", PREVIOUS)
+        with pytest.raises(RecoveryError), Tree(foreign):
             pass
-    assert (root.parent / "empty").is_dir()
+    assert (foreign.parent / "empty").is_dir()
 
 
-def test_states(root: Path) -> None:
+def test_states(foreign: Path) -> None:
     """Generations are ascending whole numbers: they become names of files."""
     for state in (
-        (["../../victim", 1], 1, 2), ([0, 1, 2], 2, "../../victim"), ([0, 1, 2], "2", 3), ([], 0, 1), ([0, 2, 1], 1, 3),
-        ([0, 1], 1, 1), ([0, 0], 0, 1), ([-1, 0], 0, 1), ([0.0, 1], 1, 2), ([0, True], 1, 2), ([[0]], [0], 1),
-        ({"0": 1}, "0", 1), (None, None, None), ([0, 10**60], 0, 10**61), ("012", "1", "2"),
-    ):  # fmt: skip
-        plant(root, "state", ["perfkit-state", 1, *state])
-        check_refused(root, "history")
-    check_refused(root, "rollback", "transaction")
+        (["../../victim", 1], 1, 2),
+        ([0, 1, 2], 2, "../../victim"),
+        ([0, 1, 2], "2", 3),
+        ([], 0, 1),
+        ([0, 2, 1], 1, 3),
+        ([0, 1], 1, 1),
+        ([0, 0], 0, 1),
+        ([-1, 0], 0, 1),
+        ([0.0, 1], 1, 2),
+        ([0, True], 1, 2),
+        ([[0]], [0], 1),
+        ({"0": 1}, "0", 1),
+        (None, None, None),
+        ([0, 10**60], 0, 10**61),
+        ("012", "1", "2"),
+    ):
+        plant(foreign, "state", ["perfkit-state", 1, *state])
+        check_refused(foreign, "history")
+    check_refused(foreign, "rollback", "transaction")
 
 
 def head(**changes: Any) -> dict[str, Any]:
-    return {"format": 1, "generation": 2, "label": {}, "created_s": 1.0, "added": 0, "changed": 1, "removed": 0,
-            "bytes_before": 3, "as_found": [], **changes}  # fmt: skip
+    return {
+        "format": 1,
+        "generation": 2,
+        "label": {},
+        "created_s": 1.0,
+        "added": 0,
+        "changed": 1,
+        "removed": 0,
+        "bytes_before": 3,
+        "as_found": [],
+        **changes,
+    }
 
 
-def test_records(root: Path) -> None:
+def test_records(foreign: Path) -> None:
     """A rollback restores files of the tree and perfkit's own that belong to a generation, from its own objects."""
     for name in OUTSIDE + OWN + NOT_NAMES:
         for before, after in ((CONTENT, None), (None, CONTENT)):
-            plant(root, "history/2", head(), [SHA], [name, before, after])
-            check_refused(root, "rollback")
-    for content in (["../../../victim", 9, 0o644], [SHA.upper(), 9, 0o644], [SHA, -1, 0o644], [SHA, 9, -1], [SHA], 3,
-                    "abc", [SHA, 9, 1 << 20], [SHA, "9", 0o644], [SHA, 1 << 70, 0o644], [None, 9, 0o644]):  # fmt: skip
-        plant(root, "history/2", head(), [SHA], ["a", content, None])
-        check_refused(root, "rollback")
-    for changes in ({"format": 2}, {"label": None}, {"label": {"x": 1}}, {"created_s": 1e300},
-                    {"created_s": float("nan")}, {"created_s": "x"}, {"added": -1}, {"changed": "x"},
-                    {"bytes_before": None}, {"as_found": "x"},
-                    {"as_found": [3]}):  # fmt: skip
-        plant(root, "history/2", head(**changes), [SHA])
-        check_refused(root, "history", "rollback")
+            plant(foreign, "history/2", head(), [SHA], [name, before, after])
+            check_refused(foreign, "rollback")
+    for content in (
+        ["../../../victim", 9, 0o644],
+        [SHA.upper(), 9, 0o644],
+        [SHA, -1, 0o644],
+        [SHA, 9, -1],
+        [SHA],
+        3,
+        "abc",
+        [SHA, 9, 1 << 20],
+        [SHA, "9", 0o644],
+        [SHA, 1 << 70, 0o644],
+        [None, 9, 0o644],
+    ):
+        plant(foreign, "history/2", head(), [SHA], ["a", content, None])
+        check_refused(foreign, "rollback")
+    for changes in (
+        {"format": 2},
+        {"label": None},
+        {"label": {"x": 1}},
+        {"created_s": 1e300},
+        {"created_s": float("nan")},
+        {"created_s": "x"},
+        {"added": -1},
+        {"changed": "x"},
+        {"bytes_before": None},
+        {"as_found": "x"},
+        {"as_found": [3]},
+    ):
+        plant(foreign, "history/2", head(**changes), [SHA])
+        check_refused(foreign, "history", "rollback")
 
 
 @pytest.mark.parametrize("name", ["journal", "state", "history/2"])
-def test_files_that_are_no_json(root: Path, name: str) -> None:
+def test_files_that_are_no_json(foreign: Path, name: str) -> None:
     for raw in (b"", b"\n", b"\0", b"[" * 100_000 + b"\n", b'"' + b"\xff" * 9, b"9" * 5000 + b"\n"):
-        (root / ".perfkit" / name).write_bytes(raw)
-        check_refused(root, "rollback", *(["history"] if name != "journal" else []))
+        (foreign / ".perfkit" / name).write_bytes(raw)
+        check_refused(foreign, "rollback", *(["history"] if name != "journal" else []))
 
 
-def test_tree_of_another_owner(root: Path, make_kit: Callable[..., Toolkit]) -> None:
+def test_tree_of_another_owner(foreign: Path, make_kit: Callable[..., Toolkit]) -> None:
     """Who owns `.perfkit` decides what happens to the tree, so another user's is used only if that is asked for."""
     if os.geteuid() != 0:
         pytest.skip("only root can give files away")
-    for path in (root, *root.rglob("*")):
+    for path in (foreign, *foreign.rglob("*")):
         os.lchown(path, 12345, 12345)
-    before = sorted(os.listdir(root / ".perfkit"))
-    for command in (commands(root)[name] for name in ("rollback", "transaction")):
+    before = sorted(os.listdir(foreign / ".perfkit"))
+    for command in (commands(foreign)[name] for name in ("rollback", "transaction")):
         with (
             Toolkit() as kit,
             pytest.raises(UpdateError, match=r"belongs to the user with ID 12345.*trust_other_owners"),
         ):
             command(kit)
-    assert sorted(os.listdir(root / ".perfkit")) == before
+    assert sorted(os.listdir(foreign / ".perfkit")) == before
     kit = make_kit(trust_other_owners=True)
-    assert [generation.number for generation in kit.history(root)] == [0, 1, 2]
-    kit.rollback(root)
-    assert tree_of(root) == {"a": b"one"}
+    assert [generation.number for generation in kit.history(foreign)] == [0, 1, 2]
+    kit.rollback(foreign)
+    assert tree_of(foreign) == {"a": b"one"}
     assert Config.from_env({"PERFKIT_TRUST_OTHER_OWNERS": "1"}).trust_other_owners
 
 
-def test_own_journal_is_still_completed(root: Path) -> None:
+def test_own_journal_is_still_completed(foreign: Path) -> None:
     """The same form, with names that a commit writes."""
-    plant_journal(root, "put", "b", STAGED, None)
-    with Tree(root) as tree:
+    plant_journal(foreign, "put", "b", STAGED, None)
+    with Tree(foreign) as tree:
         assert tree.generation == 2
-    assert tree_of(root) == {"a": b"two", "b": b"planted"}
+    assert tree_of(foreign) == {"a": b"two", "b": b"planted"}
 
 
-PLANTED = ["journal", "state", "history/2", "release", "serials", "serials~", "manifest", "statcache", "statcache~",
-           "hold", "hold~", "last-sync", "last-sync~", "check", "clock", "lock", "owner", "owner~", "fetch",
-           "objects"]  # fmt: skip
+PLANTED = [
+    "journal",
+    "state",
+    "history/2",
+    "release",
+    "serials",
+    "serials~",
+    "manifest",
+    "statcache",
+    "statcache~",
+    "hold",
+    "hold~",
+    "last-sync",
+    "last-sync~",
+    "check",
+    "clock",
+    "lock",
+    "owner",
+    "owner~",
+    "fetch",
+    "objects",
+]
 
 
 @pytest.mark.parametrize("kind", ["link", "hard link", "fifo", "directory"])
 @pytest.mark.parametrize("name", PLANTED)
-def test_planted_files(root: Path, origin: Origin, make_kit: Callable[..., Toolkit], name: str, kind: str) -> None:
+def test_planted_files(foreign: Path, origin: Origin, make_kit: Callable[..., Toolkit], name: str, kind: str) -> None:
     """What has a name that perfkit uses is neither followed, written through nor waited for."""
     origin.publish({"a": b"three", "b/c": b"new"}, "1")
-    victim, path = root.parent / "victim", root / ".perfkit" / name
+    victim, path = foreign.parent / "victim", foreign / ".perfkit" / name
     before = victim.stat().st_mode
     if path.is_dir():
         shutil.rmtree(path)
@@ -216,27 +295,31 @@ def test_planted_files(root: Path, origin: Origin, make_kit: Callable[..., Toolk
     else:
         path.mkdir()
     kit = make_kit()
-    for command in (lambda: kit.sync(origin.url, root), lambda: kit.verify(root), lambda: kit.rollback(root),
-                    lambda: kit.status(root)):  # fmt: skip
+    for command in (
+        lambda: kit.sync(origin.url, foreign),
+        lambda: kit.verify(foreign),
+        lambda: kit.rollback(foreign),
+        lambda: kit.status(foreign),
+    ):
         with contextlib.suppress(PerfkitError, OSError):
             command()
     assert victim.read_bytes() == b"untouched"
     assert victim.stat().st_mode == before
-    assert {each.name for each in root.parent.iterdir()} == {"victim", "root"}
+    assert {each.name for each in foreign.parent.iterdir()} == {"victim", "foreign"}
 
 
-def test_planted_fetched_contents(root: Path, origin: Origin, make_kit: Callable[..., Toolkit]) -> None:
+def test_planted_fetched_contents(foreign: Path, origin: Origin, make_kit: Callable[..., Toolkit]) -> None:
     """Links under the names of contents to be fetched: the sync succeeds, and nothing is written through them."""
     contents = {"a": b"three", "b": b"x" * 100_000, "c": os.urandom(100_000)}
     origin.publish(contents, "1")
-    victim = root.parent / "victim"
-    fetch = root / ".perfkit/fetch"
+    victim = foreign.parent / "victim"
+    fetch = foreign / ".perfkit/fetch"
     fetch.mkdir(exist_ok=True)
     for number, data in enumerate(contents.values()):
         name = f"content-{hashlib.sha256(data).hexdigest()}"
         (fetch / f"{name}~").symlink_to(victim) if number % 2 else os.link(victim, fetch / f"{name}~")
         (fetch / name).symlink_to(victim) if number else os.link(victim, fetch / name)
     (fetch / "content~").symlink_to(victim)
-    make_kit().sync(origin.url, root)
-    assert tree_of(root) == {**contents, "a.perfkit-local": b"two"}
+    make_kit().sync(origin.url, foreign)
+    assert tree_of(foreign) == {**contents, "a.perfkit-local": b"two"}
     assert victim.read_bytes() == b"untouched"

@@ -159,5 +159,9 @@ def test_edits_are_kept_under_one_name_each(release: Release, tmp_path: Path) ->
             tree.rollback(1)
         result = tree.rollback(1, edits="keep")
     assert result.saved_as == {"a": "a.perfkit-local-2", "new": "new.perfkit-local"}
-    assert tree_of(tmp_path) == {**ONE, "a.perfkit-local": b"an earlier edit", "a.perfkit-local-2": b"edited",
-                               "new.perfkit-local": b"edited too"}  # fmt: skip
+    assert tree_of(tmp_path) == {
+        **ONE,
+        "a.perfkit-local": b"an earlier edit",
+        "a.perfkit-local-2": b"edited",
+        "new.perfkit-local": b"edited too",
+    }

@@ -189,8 +189,13 @@ def test_names_that_escape(tmp_path: Path, name: str) -> None:
     """No call takes a name that leads out, or into perfkit's own directory."""
     (tmp_path / "a").write_bytes(b"")
     with Tree(tmp_path) as tree, tree.transaction() as tx:
-        for call in (lambda: tx.write(name, b""), lambda: tx.replace(name, tmp_path / "a"), lambda: tx.remove(name),
-                     lambda: tx.move("a", name), lambda: tx.move(name, "b")):  # fmt: skip
+        for call in (
+            lambda: tx.write(name, b""),
+            lambda: tx.replace(name, tmp_path / "a"),
+            lambda: tx.remove(name),
+            lambda: tx.move("a", name),
+            lambda: tx.move(name, "b"),
+        ):
             with pytest.raises(UnsafePathError):
                 call()
 

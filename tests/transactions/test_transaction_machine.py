@@ -165,8 +165,11 @@ class Machine(RuleBasedStateMachine):
     @invariant()
     def the_tree_is_as_modelled(self) -> None:
         own = self.root / ".perfkit"
-        found = {str(p.relative_to(self.root)): p.read_bytes() for p in self.root.rglob("*")
-                 if p.is_file() and own not in p.parents}  # fmt: skip
+        found = {
+            str(p.relative_to(self.root)): p.read_bytes()
+            for p in self.root.rglob("*")
+            if p.is_file() and own not in p.parents
+        }
         assert found == self.files
         assert not own.exists() or {entry.name for entry in own.iterdir()} <= {"lock", "state", "history", "objects"}
         if own.exists():

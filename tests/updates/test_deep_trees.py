@@ -16,31 +16,31 @@ DEEP, OTHER = "/".join("d" * 1100), "/".join("e" * 200)
 
 
 @pytest.fixture
-def root(tmp_path: Path) -> Iterator[Path]:
+def short_path(tmp_path: Path) -> Iterator[Path]:
     yield tmp_path
     for each in tmp_path.iterdir():
         subprocess.run(["rm", "-rf", each], check=True)  # shutil.rmtree, and so pytest, recurses
 
 
-def test_deep_trees(root: Path, kit: Toolkit) -> None:
+def test_deep_trees(short_path: Path, kit: Toolkit) -> None:
     """They are published, installed, updated, verified and rolled back, and every file ends where it belongs."""
-    source = root / "src"
+    source = short_path / "src"
     with Tree(source) as tree, tree.transaction() as tx:
         tx.write(f"{DEEP}/file", b"one")
         tx.write(f"{OTHER}/file", b"two")
-    kit.publish(source, root / "site", version="1")
-    with Origin(root) as origin:
-        kit.sync(origin.url, root / "out")
+    kit.publish(source, short_path / "site", version="1")
+    with Origin(short_path) as origin:
+        kit.sync(origin.url, short_path / "out")
         with Tree(source) as tree, tree.transaction() as tx:
             tx.move(f"{DEEP}/file", f"{OTHER}/moved")
             tx.move(f"{OTHER}/file", f"{DEEP}/file")
-        kit.publish(source, root / "site", version="2")
-        kit.sync(origin.url, root / "out")
-    assert (root / "out" / DEEP / "file").read_bytes() == b"two"
-    assert (root / "out" / OTHER / "moved").read_bytes() == b"one"
-    assert not (root / "out" / OTHER / "file").exists()
-    assert not kit.verify(root / "out").changed
-    kit.rollback(root / "out")
-    assert (root / "out" / DEEP / "file").read_bytes() == b"one"
-    assert (root / "out" / OTHER / "file").read_bytes() == b"two"
-    assert not (root / "out" / OTHER / "moved").exists()
+        kit.publish(source, short_path / "site", version="2")
+        kit.sync(origin.url, short_path / "out")
+    assert (short_path / "out" / DEEP / "file").read_bytes() == b"two"
+    assert (short_path / "out" / OTHER / "moved").read_bytes() == b"one"
+    assert not (short_path / "out" / OTHER / "file").exists()
+    assert not kit.verify(short_path / "out").changed
+    kit.rollback(short_path / "out")
+    assert (short_path / "out" / DEEP / "file").read_bytes() == b"one"
+    assert (short_path / "out" / OTHER / "file").read_bytes() == b"two"
+    assert not (short_path / "out" / OTHER / "moved").exists()

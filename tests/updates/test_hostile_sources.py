@@ -127,8 +127,10 @@ def test_the_tree_is_as_it_was(kit: Toolkit, served_site: tuple[Path, str], tmp_
     assert not (tmp_path / "up").exists()
 
 
-ZSYNC = (b"zsync: 0.6.2\nFilename: %b\nBlocksize: 2048\nLength: %b\nHash-Lengths: 2,2,5\nURL: x\n"
-         b"SHA-1: da39a3ee5e6b4b0d3255bfef95601890afd80709\n\n")  # fmt: skip
+ZSYNC = (
+    b"zsync: 0.6.2\nFilename: %b\nBlocksize: 2048\nLength: %b\nHash-Lengths: 2,2,5\nURL: x\n"
+    b"SHA-1: da39a3ee5e6b4b0d3255bfef95601890afd80709\n\n"
+)
 
 METALINK = b'<metalink xmlns="urn:ietf:params:xml:ns:metalink">'
 

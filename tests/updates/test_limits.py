@@ -30,8 +30,14 @@ def perfkit(*arguments: str | Path, under: tuple[str, ...] = (), descriptors: in
 
     done = subprocess.run(
         [*under, sys.executable, "-m", "perfkit", *map(os.fspath, arguments)],
-        preexec_fn=limit, cwd=ROOT, env=ENVIRONMENT, capture_output=True, text=True, check=False, timeout=60,
-    )  # fmt: skip
+        preexec_fn=limit,
+        cwd=ROOT,
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=60,
+    )
     assert done.returncode == 0, done.stderr
     return done.stdout + done.stderr
 

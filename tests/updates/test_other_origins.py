@@ -34,7 +34,7 @@ def with_session() -> tuple[Any, dict[str, Any]]:
 
 
 @pytest.fixture(params=[with_settings, with_session])
-def kit_with_secret(request: pytest.FixtureRequest, make_kit: Callable[..., Toolkit]) -> Toolkit:
+def kit_with_credentials(request: pytest.FixtureRequest, make_kit: Callable[..., Toolkit]) -> Toolkit:
     session, options = request.param()
     return make_kit(session, **options)
 
@@ -62,22 +62,22 @@ def control(tmp_path: Path, url: str) -> bytes:
     return (tmp_path / "c.zsync").read_bytes()
 
 
-def test_a_list_of_urls(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_list_of_urls(kit_with_credentials: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Entries at the list's own origin get the secrets, others do not; a local list is the user's own word."""
     other = misbehaving(serving({"/b": b"b"}))
     files: dict[str, bytes] = {"/a": b"a"}
     home = misbehaving(serving(files))
     files["/list"] = f"{home.url}/a\n{other.url}/b\n".encode()
-    kit_with_secret.sync(f"{home.url}/list", tmp_path / "tree")
+    kit_with_credentials.sync(f"{home.url}/list", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == {"a": b"a", "b": b"b"}
     assert (got_secrets(home), got_secrets(other)) == ({True}, {False})
     (tmp_path / "urls.txt").write_bytes(files["/list"])
     other.requests.clear()
-    kit_with_secret.sync(tmp_path / "urls.txt", tmp_path / "of-a-file")
+    kit_with_credentials.sync(tmp_path / "urls.txt", tmp_path / "of-a-file")
     assert got_secrets(other) == {True}
 
 
-def test_a_metalink(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_metalink(kit_with_credentials: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """The first URL of a file is no more at home than its mirrors are; a mirror at home is."""
     other = misbehaving(serving({"/b": b"b"}))
     files: dict[str, bytes] = {"/c": b"c"}
@@ -86,13 +86,13 @@ def test_a_metalink(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path
         <file name="b"><url>{other.url}/b</url></file>
         <file name="c"><url priority="1">{other.url}/missing</url><url priority="2">{home.url}/c</url></file>
         </metalink>""".encode()
-    kit_with_secret.sync(f"{home.url}/list.meta4", tmp_path / "tree")
+    kit_with_credentials.sync(f"{home.url}/list.meta4", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == {"b": b"b", "c": b"c"}
     assert (got_secrets(home), got_secrets(other)) == ({True}, {False})
     assert [each.path for each in home.requests if each.path.startswith("/c")]
 
 
-def test_a_control_file(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_control_file(kit_with_credentials: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """The file it names, whole and in ranges, is at another origin."""
     pytest.importorskip("numpy")
     other = misbehaving(serving({"/x.bin": NEW}))
@@ -101,7 +101,7 @@ def test_a_control_file(kit_with_secret: Toolkit, misbehaving: Start, tmp_path: 
         if before is not None:
             tree.mkdir()
             (tree / "x.bin").write_bytes(before)
-        kit_with_secret.sync(f"{home.url}/c.zsync", tree)
+        kit_with_credentials.sync(f"{home.url}/c.zsync", tree)
         assert tree_of(tree)["x.bin"] == NEW
     assert (got_secrets(home), got_secrets(other)) == ({True}, {False})
 

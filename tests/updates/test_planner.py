@@ -177,8 +177,14 @@ contents = st.builds(lambda digest, mode: ExistingFile(digest, len(digest), mode
 trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
 
 
-@given(before=trees, edits=trees, deleted=st.sets(st.sampled_from(list("abcdef"))), wanted=trees,
-       stored=st.frozensets(st.sampled_from([b"1", b"22"])), policy=st.sampled_from(["keep", "overwrite"]))  # fmt: skip
+@given(
+    before=trees,
+    edits=trees,
+    deleted=st.sets(st.sampled_from(list("abcdef"))),
+    wanted=trees,
+    stored=st.frozensets(st.sampled_from([b"1", b"22"])),
+    policy=st.sampled_from(["keep", "overwrite"]),
+)
 @settings(max_examples=400, deadline=None)
 def test_a_plan_applied_gives_the_wanted_tree(
     before: Tree, edits: Tree, deleted: set[str], wanted: Tree, stored: frozenset[bytes], policy: str
@@ -191,8 +197,11 @@ def test_a_plan_applied_gives_the_wanted_tree(
     kept = {fresh: installed[name] for name, fresh in found.saved_as.items()}
     assert after == {**wanted, **kept}
     known = {wanted[name].sha256 for name in wanted} | {entry.sha256 for entry in before.values()}
-    lost = [name for name, held in installed.items()
-            if held.sha256 not in known and held.sha256 not in {each.sha256 for each in after.values()}]  # fmt: skip
+    lost = [
+        name
+        for name, held in installed.items()
+        if held.sha256 not in known and held.sha256 not in {each.sha256 for each in after.values()}
+    ]
     assert policy == "overwrite" or not lost
     here = {held.sha256 for held in installed.values()} | stored
     assert not [name for name in found.fetch if wanted[name].sha256 in here]

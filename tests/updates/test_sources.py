@@ -40,8 +40,13 @@ OLD = {
     "pkg/run.sh": b"#!/bin/sh\n",
     "README": b"hello " * 500,
 }
-NEW = {**OLD, "README": b"good day " * 500, "pkg/f7": RNG.randbytes(4000), "pkg/new": RNG.randbytes(5000),
-       "pkg/big": OLD["pkg/big"][:1000] + b"edited" + OLD["pkg/big"][1006:]}  # fmt: skip
+NEW = {
+    **OLD,
+    "README": b"good day " * 500,
+    "pkg/f7": RNG.randbytes(4000),
+    "pkg/new": RNG.randbytes(5000),
+    "pkg/big": OLD["pkg/big"][:1000] + b"edited" + OLD["pkg/big"][1006:],
+}
 del NEW["pkg/f9"]
 
 

@@ -153,8 +153,12 @@ def test_a_published_file_is_known_though_its_name_is_new(cached: Tree) -> None:
 
 
 def rows(cache: StatCache) -> list[int]:
-    return [entry.ctime_ns for entry in map(Seen, range(1, 9)) for at in range(len(cache.manifest))
-            if cache.matches(at, entry)]  # fmt: skip
+    return [
+        entry.ctime_ns
+        for entry in map(Seen, range(1, 9))
+        for at in range(len(cache.manifest))
+        if cache.matches(at, entry)
+    ]
 
 
 class Seen:

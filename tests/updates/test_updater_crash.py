@@ -53,8 +53,11 @@ class Server:
     def __init__(self, url: str) -> None:
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.support.crash_updater", url],
-            stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT,
-        )  # fmt: skip
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
         assert self._answer() == "ready\n"
 
     def _answer(self) -> str:
@@ -229,8 +232,10 @@ def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
         elif code == FAILED:
             assert snapshot(root) == this.old, what
         assert this.check(root, tidy=True) == (code != FAILED), what
-    print(f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
-          f"{ends[DONE]} did not matter")  # fmt: skip
+    print(
+        f"\n{action}: {ends[FAILED]} failures left the old tree, {ends[UNFINISHED]} an unfinished one, "
+        f"{ends[DONE]} did not matter"
+    )
     assert ends[FAILED]
     assert ends[UNFINISHED]
 

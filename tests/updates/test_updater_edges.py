@@ -203,8 +203,11 @@ def test_own_files_damaged(kit: Toolkit, origin_v1: Origin, travelled: Path, nam
     path = travelled / ".perfkit" / name
     data = path.read_bytes()
     middle = len(data) // 2
-    path.write_bytes({"cut": data[:middle], "empty": b"",
-                      "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]}[how])  # fmt: skip
+    path.write_bytes(
+        {"cut": data[:middle], "empty": b"", "flipped": data[:middle] + bytes([data[middle] ^ 1]) + data[middle + 1 :]}[
+            how
+        ]
+    )
     before = tree_of(travelled)
     told = ""
     try:

@@ -104,8 +104,10 @@ def test_bombs(forge: Forge) -> None:
     bomb = forge.put(compress(bytes(200 << 20)))
     for size in (1000, forge.pointer.manifest.size):
         lie = PackedRef(bomb, size)
-        for pointer in (dataclasses.replace(forge.pointer, manifest=lie, deltas=()),
-                        dataclasses.replace(forge.pointer, solid=lie, fine=lie, deltas=())):  # fmt: skip
+        for pointer in (
+            dataclasses.replace(forge.pointer, manifest=lie, deltas=()),
+            dataclasses.replace(forge.pointer, solid=lie, fine=lie, deltas=()),
+        ):
             forge.offer(pointer)
             with bounded(30):
                 assert isinstance(forge.sync(), ManifestError)
@@ -151,8 +153,9 @@ def damaged(data: bytes, how: tuple[str, int, int]) -> bytes:
     return data[:at] if kind == "cut" else data + bytes([place % 256]) * (1 << bit)
 
 
-FUZZ = settings(max_examples=25, deadline=None, derandomize=True,
-                suppress_health_check=[HealthCheck.function_scoped_fixture])  # fmt: skip
+FUZZ = settings(
+    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+)
 
 
 @FUZZ
@@ -167,8 +170,12 @@ def test_any_file_damaged(forge: Forge, choice: int, how: tuple[str, int, int], 
 
 
 @FUZZ
-@given(part=st.sampled_from(["manifest", "solid", "fine", "delta"]), how=damage, packed=st.booleans(),
-       start=st.sampled_from(["1", "nothing"]))  # fmt: skip
+@given(
+    part=st.sampled_from(["manifest", "solid", "fine", "delta"]),
+    how=damage,
+    packed=st.booleans(),
+    start=st.sampled_from(["1", "nothing"]),
+)
 def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], start: str, packed: bool) -> None:
     """The same by one who can make the digests fit: in what is compressed, or in its compressed form."""
     pointer = forge.pointer

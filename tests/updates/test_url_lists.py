@@ -116,9 +116,11 @@ def test_pieces_that_can_not_be_are_refused(old: str, new: str) -> None:
         parse_metalink(PIECES.replace(old, new).encode())
 
 
-BOMB = '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">' + "".join(
-    f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9)
-) + "]>"  # fmt: skip
+BOMB = (
+    '<!DOCTYPE m [<!ENTITY a "aaaaaaaaaa">'
+    + "".join(f'<!ENTITY {chr(98 + n)} "{f"&{chr(97 + n)};" * 10}">' for n in range(9))
+    + "]>"
+)
 
 
 @pytest.mark.parametrize(
