@@ -116,8 +116,8 @@ def test_sorted_numbers() -> None:
 
 OPS = [
     JournalOp("mkdir", "d"),
-    JournalOp("put", "d/x", "stage/1"),
-    JournalOp("drop", "é", "", Previous("objects/1", 3, 4, 0o644, 5)),
+    JournalOp("put", "d/x", ".perfkit/stage-01/1"),
+    JournalOp("drop", "é", "", Previous(f".perfkit/objects/{'ab' * 32}", 3, 4, 0o644, 5)),
 ]
 
 
