@@ -46,7 +46,18 @@ def refusing(calls: str, error: str) -> tuple[str, ...]:
     """A command in front of another one, whose system calls of these names fail."""
     need("strace")
     names = ",".join(f"?{name}" for name in calls.split(","))
-    return "strace", "-f", "-qq", "-o", "/dev/null", "-e", f"trace={names}", "-e", f"inject={names}:error={error}"
+    return (
+        "strace",
+        "-f",
+        "--seccomp-bpf",
+        "-qq",
+        "-o",
+        "/dev/null",
+        "-e",
+        f"trace={names}",
+        "-e",
+        f"inject={names}:error={error}",
+    )
 
 
 def story(origin: Origin, root: Path, **limits: int | tuple[str, ...]) -> None:
