@@ -111,8 +111,9 @@ def _telling(causes: Sequence[BaseException]) -> BaseException:
 
 
 def _text(error: BaseException) -> str:
-    if isinstance(error, requests.exceptions.InvalidHeader):
-        return "a header of the session has a value that cannot be sent"  # requests quotes it
+    # requests quotes the value; older ones let some through to http.client, which does, too.
+    if isinstance(error, requests.exceptions.InvalidHeader) or str(error).startswith("Invalid header"):
+        return "a header of the session has a value that cannot be sent"
     if isinstance(error, NewConnectionError | ConnectTimeoutError):
         return str(error)[:_MOST]
     if isinstance(error, OSError) and error.strerror and not isinstance(error, gaierror | ssl.SSLError):
