@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import ssl
 import threading
@@ -80,8 +81,9 @@ class Proxy:
         try:
             server = socket.create_connection((host, int(port)))
         except OSError:
-            client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
-            client.shutdown(socket.SHUT_WR)
+            with contextlib.suppress(OSError):  # the client may have gone
+                client.sendall(b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n")
+                client.shutdown(socket.SHUT_WR)
             return
         self._sockets.append(server)
         if method == "CONNECT":

@@ -131,7 +131,7 @@ class HttpTransport:
         self._given = session
         self._lock = threading.Lock()  # guards what follows
         self._sessions: Sessions | None = None
-        self._waiting: set[Exchange] = set()
+        self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
         self._rate_limit: int | None = None
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
         self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
@@ -147,11 +147,10 @@ class HttpTransport:
 
     def expire(self) -> None:
         now_s = time.monotonic()
-        with self._lock:
-            late = [exchange for exchange in self._waiting if exchange.deadline_s < now_s]
-        for exchange in late:
-            exchange.expired = True
-            exchange.abort()
+        for exchange in tuple(self._waiting):
+            if exchange.deadline_s < now_s:
+                exchange.expired = True
+                exchange.abort()
 
     def close(self) -> None:
         with self._lock:
@@ -189,8 +188,7 @@ class HttpTransport:
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
-            with self._lock:
-                self._waiting.add(exchange)
+            self._waiting.add(exchange)
             cancel.add(exchange.abort)
             try:
                 with exchange:
@@ -210,8 +208,7 @@ class HttpTransport:
                 _give_up(exchange, cancel)
                 raise
             finally:
-                with self._lock:
-                    self._waiting.discard(exchange)
+                self._waiting.discard(exchange)
             _give_up(exchange, cancel)
             if not (exchange.reused and failures.is_stale(error)) or exchange.expired or cancel.cancelled:
                 raise failures.translated(url, error, exchange, cancel) from error
@@ -220,13 +217,11 @@ class HttpTransport:
         """Read a short body to its end, if it comes soon, so that the connection can be used again."""
         exchange = response.exchange
         exchange.deadline_s = time.monotonic() + _DRAIN_S
-        with self._lock:
-            self._waiting.add(exchange)
+        self._waiting.add(exchange)
         try:
             response.drain()
         finally:
-            with self._lock:
-                self._waiting.discard(exchange)
+            self._waiting.discard(exchange)
 
     def _started(self) -> tuple[Sessions, Any]:
         """The sessions, and the module that knows their errors."""
