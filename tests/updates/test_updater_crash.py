@@ -204,7 +204,8 @@ def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     this = case(action)
     ends = Counter[bool]()
     for what, root, code in sweep(this, lambda kind: "signal=KILL"):
-        assert code == -signal.SIGKILL, what
+        varies = "threads: pwrite64" in what and not what.endswith(" 1")  # how a body comes, in how many pieces
+        assert code == -signal.SIGKILL or (varies and code == DONE), what
         ends[this.check(root)] += 1
     print(f"\n{action}: {ends[False]} kills left the old tree, {ends[True]} the new one")
     assert ends[True]
