@@ -14,6 +14,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ class OnChange:
         """The generation that the command was last run for; from now on, where there is none."""
         from perfkit.updates.status import status
 
-        with contextlib.suppress(OSError, ValueError), open(self._path, encoding="utf-8") as file:
+        with contextlib.suppress(OSError, ValueError), open(open_own(self._path), "rb") as file:
             found = json.load(file)
             if isinstance(found, dict) and isinstance(found.get("generation"), int):
                 return found
@@ -85,9 +86,8 @@ class OnChange:
 
     def _write(self, generation: int, version: str | None) -> dict[str, object]:
         announced: dict[str, object] = {"generation": generation, "version": version or ""}
-        with open(f"{self._path}~", "w", encoding="utf-8") as file:
-            json.dump(announced, file)
-        os.replace(f"{self._path}~", self._path)
+        with replace_own(self._path) as file:
+            file.write(json.dumps(announced).encode())
         return announced
 
     def run(self, kit: Toolkit) -> None:

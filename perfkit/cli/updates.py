@@ -161,9 +161,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
     sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
-    sync.add_argument(
-        "--splay", metavar="TIME", help="wait up to this long first: the same on a host, others on others"
-    )
+    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
     add_rates(sync)

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.errors import CancelledError, PerfkitError, UpdateError
+from perfkit.errors import CancelledError, PerfkitError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current
 from perfkit.updates.hold import Hold, read_hold
-from perfkit.updates.installed import read_installed
+from perfkit.updates.installed import read_installed, require_managed
 
 __all__ = ["TreeStatus", "remember_outcome", "status"]
 
@@ -58,9 +59,8 @@ class TreeStatus:
 
 def status(dest: str) -> TreeStatus:
     """How the tree at `dest` stands. See `Toolkit.status`."""
+    require_managed(dest)
     root = os.path.abspath(dest)
-    if not os.path.isdir(os.path.join(root, layout.PRIVATE_DIR)):
-        raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
     rootdir = RootDir(root)
     try:
         current: Generation = read_current(rootdir)
@@ -68,8 +68,6 @@ def status(dest: str) -> TreeStatus:
         rootdir.close()
     installed = read_installed(root)
     outcome = _read_outcome(root)
-    from perfkit.redact import redacted
-
     return TreeStatus(
         version=installed.version,
         generation=current.number,

@@ -174,3 +174,15 @@ def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
         assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
     assert waits[0] == waits[1] != waits[2]
     assert all(0 <= wait < 600 for wait in waits)
+
+
+def test_a_link_planted_under_the_record_of_on_change(cli_origin: Origin, tmp_path: Path) -> None:
+    """It is replaced, and what it leads to stays as it was."""
+    assert sync(cli_origin) == 0
+    (tmp_path / "victim").write_text("untouched")
+    record = tmp_path / "tree/.perfkit/on-change"
+    record.symlink_to(tmp_path / "victim")
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--on-change", "true") == 0
+    assert (tmp_path / "victim").read_text() == "untouched"
+    assert not record.is_symlink()
