@@ -176,13 +176,13 @@ def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= wait < 600 for wait in waits)
 
 
-def test_a_link_planted_under_the_record_of_on_change(cli_origin: Origin, tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["on-change", "on-change~"])
+def test_a_link_planted_under_the_record_of_on_change(cli_origin: Origin, tmp_path: Path, name: str) -> None:
     """It is replaced, and what it leads to stays as it was."""
     assert sync(cli_origin) == 0
     (tmp_path / "victim").write_text("untouched")
-    record = tmp_path / "tree/.perfkit/on-change"
-    record.symlink_to(tmp_path / "victim")
+    (tmp_path / "tree/.perfkit" / name).symlink_to(tmp_path / "victim")
     cli_origin.publish(TWO, "2")
     assert sync(cli_origin, "--on-change", "true") == 0
     assert (tmp_path / "victim").read_text() == "untouched"
-    assert not record.is_symlink()
+    assert not (tmp_path / "tree/.perfkit" / name).is_symlink()
