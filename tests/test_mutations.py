@@ -11,6 +11,7 @@ import hashlib
 import io
 import json
 import os
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
@@ -72,10 +73,16 @@ class Release(NamedTuple):
 @pytest.fixture(scope="module")
 def sample_release(tmp_path_factory: pytest.TempPathFactory) -> Release:
     root = tmp_path_factory.mktemp("mutations")
-    publish(str(write_tree(root / "src", SMALL)), str(root / "site"), version="1")
+    program = b"\0" + random.Random(1).randbytes(5000)
+    publish(str(write_tree(root / "src", {**SMALL, "program": program})), str(root / "site"), version="1")
     old = Client(root / "site").manifest
+    changed = {
+        "a/b.txt": SMALL["a/b.txt"] + b"more",
+        "new": b"x" * 999,
+        "program": program[:900] + b"!" + program[900:],
+    }
     publish(
-        str(write_tree(root / "src", {**SMALL, "a/b.txt": SMALL["a/b.txt"] + b"more", "new": b"x" * 999})),
+        str(write_tree(root / "src", {**SMALL, **changed})),
         str(root / "site"),
         version="2",
     )

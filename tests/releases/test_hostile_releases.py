@@ -312,7 +312,7 @@ def test_deltas_that_lie_are_refused() -> None:
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=5),)),
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=1 << 23),)),
         lambda: good + b"x",
-        lambda: good.replace(b"delta 1", b"delta 2"),
+        lambda: good.replace(b"delta 2", b"delta 3"),
         lambda: good[:80] + b"\xff\xff\xff\xff\xff\xff\xff\xff" + good[88:],
     ]
     for bad in wrong:
@@ -327,7 +327,7 @@ def test_deltas_that_lie_are_refused() -> None:
 def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
-    data = b"perfkit delta 1\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
+    data = b"perfkit delta 2\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
     old = manifest_of(OLD)
     with contextlib.suppress(PerfkitError):
         apply(data.replace(head, old.sha256 + head[32:], 1), old, OLD)

@@ -1,4 +1,4 @@
-"""Read and write deltas: the new manifest, and new blobs in groups, each a frame compressed against old content.
+"""Read and write deltas: the new manifest, and new blobs in groups, each a frame that needs old content.
 
 The new manifest is verified here; content is not: the caller compares the SHA-256 of a complete file with the manifest.
 """
@@ -16,6 +16,7 @@ from typing import BinaryIO, NoReturn
 from perfkit.errors import ManifestError
 from perfkit.releases.format import most_compressed, most_content
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
+from perfkit.releases.format.differences import restore
 from perfkit.releases.format.frames import Write
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
@@ -25,7 +26,8 @@ __all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Sl
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 MAX_GROUP_SPANS = 1 << 16  # limit of the parts of files that either consists of
 _MAX_TABLE_BYTES = 64 << 20
-_MAGIC = b"perfkit delta 1\n"
+_MAGIC = b"perfkit delta 2\n"
+_MAGIC_1 = b"perfkit delta 1\n"  # has no differences, and is still read
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
 _READ_BYTES = 64 << 10
 
@@ -44,19 +46,29 @@ class Group:
     """One frame.
 
     Attributes:
-        sources: spans of the old tree; concatenated, the prefix that the frame was compressed against.
-        outputs: spans of the new tree; concatenated, the content of the frame.
+        sources: spans of the old tree; concatenated, the prefix that the frame was compressed against, or with gaps
+            the prediction that the frame has the differences from.
+        outputs: spans of the new tree; concatenated, the content of the group.
         bytes: the frame's size.
+        differences: the bytes that a frame of differences decodes to; 0: it was compressed against a prefix.
+        gaps: the zeros before each source in a prediction; a prefix has none.
     """
 
     sources: tuple[Span, ...]
     outputs: tuple[Span, ...]
     bytes: int
+    differences: int = 0
+    gaps: tuple[int, ...] = ()
 
     @property
     def size(self) -> int:
         """Bytes of new content."""
         return sum(span.length for span in self.outputs)
+
+    @property
+    def used(self) -> int:
+        """Bytes of the prefix, or of the prediction up to the end of its last source."""
+        return sum(span.length for span in self.sources) + sum(self.gaps)
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,12 +112,14 @@ class Delta:
         """
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
-        head = Reader(_exactly(file, _HEAD_BYTES), "delta", _MAGIC)
+        start = _exactly(file, _HEAD_BYTES)
+        first = start.startswith(_MAGIC_1)
+        head = Reader(start, "delta", _MAGIC_1 if first else _MAGIC)
         origin, target = head.take(32), head.take(32)
         packed, size = head.number(), head.number()
         if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):
             _refuse("its table exceeds the limit")
-        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size)))
+        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), gaps=not first))
 
     def new_manifest(self, old: Manifest) -> Manifest:
         """The manifest that the delta produces; call it once, before `groups`.
@@ -178,28 +192,33 @@ class Delta:
 
 def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | None], write: Write) -> bool:
     """Produce the blobs of one group; False: a source is missing."""
-    prefix = _prefix(group, read)
-    if prefix is None:
+    old = _old_content(group, read)
+    if old is None:
         return False
-    base = prefix_dictionary(prefix)
-    del prefix  # `base` has a copy
-    _scatter(group.outputs, decompress_stream(frame, group.size, base), write)
+    if not group.differences:
+        base = prefix_dictionary(old)
+        del old  # `base` has a copy
+        content = decompress_stream(frame, group.size, base)
+    else:
+        content = restore(frame, group.differences, old)
+    _scatter(group.outputs, content, write)
     return True
 
 
-def _prefix(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
-    """The concatenated sources of a group; None: one is missing."""
-    prefix = bytearray(sum(span.length for span in group.sources))
+def _old_content(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
+    """The sources of a group, concatenated, with its gaps; None: one is missing."""
+    content = bytearray(group.size if group.differences else group.used)
     place = 0
-    for span in group.sources:
+    for span, gap in zip(group.sources, group.gaps or bytes(len(group.sources)), strict=True):
         data = read(span)
         if data is None:
             return None
         if len(data) != span.length:
             _refuse("an old file is shorter than in the manifest")
-        prefix[place : place + span.length] = data
+        place += gap
+        content[place : place + span.length] = data
         place += span.length
-    return prefix
+    return content
 
 
 def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:
@@ -219,13 +238,15 @@ def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -
 class _Table:
     """The table of a delta: columns, to be resolved against manifests."""
 
-    def __init__(self, raw: bytes) -> None:
+    def __init__(self, raw: bytes, *, gaps: bool) -> None:
         reader = Reader(raw, "delta table", b"")
         slices, groups, sources, outputs = (reader.number() for _ in range(4))
         columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
         self.slices = columns  # length, offset and length in the old manifest, size of the frame
         self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
+        self.differences = reader.column(4, groups) if gaps else array("I", bytes(4 * groups))
         self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
+        self.gaps = reader.column(4, sources) if gaps else array("I", bytes(4 * sources))
         self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
         reader.end()
         if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
@@ -238,12 +259,15 @@ class _Table:
 
     def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
         """The groups, with their bounds checked."""
-        sources, outputs = _spans(self.sources, old), _spans(self.outputs, new)
-        for from_count, to_count, size in zip(self.sources_of, self.outputs_of, self.bytes, strict=True):
-            group = Group(tuple(islice(sources, from_count)), tuple(islice(outputs, to_count)), size)
-            source_bytes = sum(span.length for span in group.sources)
-            if max(group.size, source_bytes) > MAX_GROUP_BYTES or _too_long(size, group.size):
+        sources, outputs, gaps = _spans(self.sources, old), _spans(self.outputs, new), iter(self.gaps)
+        columns = (self.sources_of, self.outputs_of, self.bytes, self.differences)
+        for from_count, to_count, size, differences in zip(*columns, strict=True):
+            spans = tuple(islice(sources, from_count)), tuple(islice(outputs, to_count))
+            group = Group(*spans, size, differences, tuple(islice(gaps, from_count)))
+            if max(group.size, group.used) > MAX_GROUP_BYTES or _too_long(size, group.size):
                 _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
+            if differences and max(differences, group.used) > group.size:
+                _refuse("its differences are longer than what they belong to")
             yield group
 
 
@@ -331,7 +355,9 @@ def write_delta(
             pack_column(4, (len(group.sources) for group in groups)),
             pack_column(4, (len(group.outputs) for group in groups)),
             pack_column(4, (group.bytes for group in groups)),
+            pack_column(4, (group.differences for group in groups)),
             *_columns(sources, old),
+            pack_column(4, (gap for group in groups for gap in group.gaps or bytes(len(group.sources)))),
             *_columns(outputs, new),
         )
     )

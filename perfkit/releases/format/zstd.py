@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterable, Iterator
 from io import BytesIO
+from typing import Protocol
 
 from perfkit.errors import ManifestError
 
@@ -19,8 +20,10 @@ else:
 __all__ = [
     "MAX_WINDOW_LOG",
     "Base",
+    "Decoder",
     "compress",
     "compress_many",
+    "decode",
     "decompress",
     "decompress_stream",
     "dictionary",
@@ -33,6 +36,19 @@ MAX_WINDOW_LOG = 23  # 8 MiB: the maximum for frames of a release
 _CHUNK_BYTES = 128 << 10
 _LEAST_PREFIX_BYTES = 8  # minimum dictionary of libzstd
 Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
+
+
+class Decoder(Protocol):
+    """An incremental decoder of the standard library, of zstd or LZMA."""
+
+    @property
+    def eof(self) -> bool: ...
+    @property
+    def needs_input(self) -> bool: ...
+    @property
+    def unused_data(self) -> bytes: ...
+    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
+
 
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
 
@@ -61,6 +77,18 @@ def decompress_stream(data: Iterable[bytes], size: int, base: Base = None) -> It
         ManifestError: as `decompress`; discard what was yielded before.
     """
     decoder = zstd.ZstdDecompressor(zstd_dict=base, options=_OPTIONS)
+    return decode(decoder, data, size, zstd.ZstdError)
+
+
+def decode(decoder: Decoder, data: Iterable[bytes], size: int, damage: type[Exception]) -> Iterator[bytes]:
+    """What `decoder` makes of one frame, as `decompress_stream` describes.
+
+    Args:
+        damage: what the decoder raises where the frame is damaged.
+
+    Raises:
+        ManifestError: as `decompress_stream`.
+    """
     left = size
     try:
         for chunk in data:
@@ -78,7 +106,7 @@ def decompress_stream(data: Iterable[bytes], size: int, base: Base = None) -> It
                     break
             if decoder.unused_data:
                 raise ManifestError("a compressed frame is followed by other bytes")
-    except zstd.ZstdError as error:
+    except damage as error:
         raise ManifestError(f"a compressed frame is damaged: {error}") from error
     if not decoder.eof:
         raise ManifestError("a compressed frame is truncated")

@@ -1,15 +1,23 @@
-"""Make a delta: new blobs in groups, each compressed against similar content of an old release."""
+"""Make a delta: new blobs in groups, each compressed against similar content of an old release.
+
+Text is compressed against a prefix of old content, binaries as differences from a prediction (`binary_groups.py`), or
+in the other way where that is smaller.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import functools
+import itertools
+from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import BinaryIO
 
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Slice, Span, write_delta
+from perfkit.releases.format.differences import encode_differences
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
+from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex
 from perfkit.releases.publish.site import BlobReader, ObjectWriter
 
@@ -18,6 +26,7 @@ __all__ = ["encode_delta", "new_blobs"]
 _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content
 _SLICE_BYTES = 1 << 20
 _LEVEL = 19
+_POOR_SHARE = 1 / 8  # of a binary's content: a frame of differences that is larger is tried the other way too
 
 
 def new_blobs(old: Manifest, new: Manifest) -> list[int]:
@@ -42,42 +51,80 @@ def encode_delta(
         opened: opens the new file of an entry.
         shown: counts the bytes of the new files.
     """
-    groups = list(_grouped(old, new, opened))
-    made = threads.map(lambda group: _frame(old, new, opened, *group), groups)
-    frames = []
-    for (_, outputs), frame in zip(groups, made, strict=True):
+    texts, binaries = _sorted_out(new, opened, new_blobs(old.manifest, new))
+    similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
+    prefixed = list(_grouped(old, new, opened, texts, similar))
+    predicted = list(predicted_groups(old, new, opened, binaries, similar))
+    groups, frames = [], []
+    for group, frame in itertools.chain(
+        threads.map(lambda group: _against_prefix(old, opened, *group), prefixed),
+        threads.map(lambda group: _against_prediction(old, opened, group), predicted),
+    ):
+        groups.append(group)
         frames.append(frame)
-        shown.count(count_bytes=sum(span.length for span in outputs))
-    measured = [
-        Group(tuple(sources), tuple(outputs), len(frame))
-        for (sources, outputs), frame in zip(groups, frames, strict=True)
-    ]
-    write_delta(writer.write, old.manifest, new, list(_slices(old.manifest, new)), measured, frames)
+        shown.count(count_bytes=group.size)
+    write_delta(writer.write, old.manifest, new, list(_slices(old.manifest, new)), groups, frames)
 
 
-def _frame(
-    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
-) -> bytes:
-    prefix = b"".join(old.read(span.entry, span.offset, span.length) for span in sources)
-    content = []
-    for span in outputs:
-        with opened(span.entry) as file:
-            file.seek(span.offset)
-            content.append(file.read(span.length))
-    return compress(b"".join(content), level=_LEVEL, prefix=prefix)
-
-
-def _grouped(
-    old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO]
-) -> Iterator[tuple[list[Span], list[Span]]]:
-    """Sources and outputs of each group: as many adjacent files as the limits allow."""
-    entries = new_blobs(old.manifest, new)
-    if not entries:
-        return
+def _indexed(old: BlobReader) -> SimilarityIndex:
     similar = SimilarityIndex(sum(old.manifest.size(entry) for entry in old.entries()))
     for entry in old.entries():
         for offset, block in old.blocks(entry, BLOCK_BYTES):
             similar.add(entry, offset, block)
+    return similar
+
+
+def _sorted_out(
+    new: Manifest, opened: Callable[[int], BinaryIO], entries: Iterable[int]
+) -> tuple[list[int], list[int]]:
+    """The entries that are text, and those that are binary."""
+    kinds: tuple[list[int], list[int]] = ([], [])
+    for entry in entries:
+        with opened(entry) as file:
+            kinds[AVAILABLE and is_binary(file)].append(entry)
+    return kinds
+
+
+def _read(spans: Iterable[Span], opened: Callable[[int], BinaryIO]) -> bytes:
+    content = []
+    for span in spans:
+        with opened(span.entry) as file:
+            file.seek(span.offset)
+            content.append(file.read(span.length))
+    return b"".join(content)
+
+
+def _against_prefix(
+    old: BlobReader, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
+) -> tuple[Group, bytes]:
+    prefix = b"".join(old.read(span.entry, span.offset, span.length) for span in sources)
+    frame = compress(_read(outputs, opened), level=_LEVEL, prefix=prefix)
+    return Group(tuple(sources), tuple(outputs), len(frame)), frame
+
+
+def _against_prediction(
+    old: BlobReader, opened: Callable[[int], BinaryIO], predicted: PredictedGroup
+) -> tuple[Group, bytes]:
+    content = _read(predicted.outputs, opened)
+    sources = [old.read(span.entry, span.offset, span.length) for span in predicted.sources]
+    prediction = b"".join(bytes(gap) + source for gap, source in zip(predicted.gaps, sources, strict=True))
+    frame, differences = encode_differences(content, prediction.ljust(len(content), b"\0"))
+    spans = tuple(predicted.sources), tuple(predicted.outputs)
+    if len(frame) > _POOR_SHARE * len(content):
+        other = compress(content, level=_LEVEL, prefix=b"".join(sources))
+        if len(other) < len(frame):
+            return Group(*spans, len(other)), other
+    return Group(*spans, len(frame), differences, tuple(predicted.gaps)), frame
+
+
+def _grouped(
+    old: BlobReader,
+    new: Manifest,
+    opened: Callable[[int], BinaryIO],
+    entries: Iterable[int],
+    similar: Callable[[], SimilarityIndex],
+) -> Iterator[tuple[list[Span], list[Span]]]:
+    """Sources and outputs of each group: as many adjacent files as the limits allow."""
     blocks: set[Block] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
@@ -85,7 +132,7 @@ def _grouped(
         with opened(entry) as file:
             offset = 0
             while content := file.read(_PART_BYTES):
-                mine = _sources(similar, old, new, entry, offset, content)
+                mine = _sources(similar(), old, new, entry, offset, content)
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
@@ -98,7 +145,8 @@ def _grouped(
                 outputs.append(Span(entry, offset, len(content)))
                 size += len(content)
                 offset += len(content)
-    yield _merged(blocks), outputs
+    if outputs:
+        yield _merged(blocks), outputs
 
 
 def _sources(

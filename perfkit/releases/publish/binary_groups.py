@@ -1,0 +1,191 @@
+"""Groups of a delta for binaries: old content that is nearly the same predicts the new one.
+
+HDiffPatch (extra `publish`) finds the approximate matches; without it, binaries are compressed as text is.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import accumulate
+from typing import BinaryIO, NamedTuple
+
+from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.publish.similarity import Block, SimilarityIndex
+from perfkit.releases.publish.site import BlobReader
+
+try:
+    import hdiffpatch
+except ImportError:
+    hdiffpatch = None  # type: ignore[assignment]
+
+__all__ = ["AVAILABLE", "PredictedGroup", "is_binary", "predicted_groups"]
+
+AVAILABLE = hdiffpatch is not None
+_BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old one
+_AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place of the old one, and so much around it
+_LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
+_HEAD_BYTES = 8 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class PredictedGroup:
+    """Spans of new files, and the spans of old files that predict them, each after a gap."""
+
+    sources: list[Span]
+    gaps: list[int]
+    outputs: list[Span]
+
+
+class _Match(NamedTuple):
+    new: int
+    old: int
+    length: int
+
+
+def is_binary(file: BinaryIO) -> bool:
+    """Whether a file is no text: there is a NUL byte near its beginning, as git decides it."""
+    return b"\0" in file.read(_HEAD_BYTES)
+
+
+def predicted_groups(
+    old: BlobReader,
+    new: Manifest,
+    opened: Callable[[int], BinaryIO],
+    entries: Iterable[int],
+    similar: Callable[[], SimilarityIndex],
+) -> Iterator[PredictedGroup]:
+    """The groups of these entries of `new`, in order. `encode_delta` has the arguments."""
+    outputs: list[Span] = []
+    blocks: set[Block] = set()
+    contents: list[bytes] = []
+    for entry in entries:
+        with opened(entry) as file:
+            offset = 0
+            while content := file.read(_BATCH_BYTES):
+                if outputs and sum(map(len, contents)) + len(content) > _BATCH_BYTES:
+                    yield from _matched(old, _joined(blocks), b"".join(contents), outputs)
+                    outputs, blocks, contents = [], set(), []
+                outputs.append(Span(entry, offset, len(content)))
+                contents.append(content)
+                blocks |= _like(old, new, entry, offset, content, similar)
+                offset += len(content)
+    if outputs:
+        yield from _matched(old, _joined(blocks), b"".join(contents), outputs)
+
+
+def _like(
+    old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes, similar: Callable[[], SimilarityIndex]
+) -> set[Block]:
+    """The old content to compare a part of a new file with: the same place under the same name, or similar files."""
+    before = old.manifest.find(new.name(entry))
+    if before is not None and (before := old.entry(old.manifest.digest(before))) is not None:
+        size = old.manifest.size(before)
+        start = min(max(0, offset - _AROUND_BYTES), max(0, size - len(content) - _AROUND_BYTES))
+        end = min(size, offset + len(content) + _AROUND_BYTES)
+        return {Block(before, start, end - start)}
+    return set(similar().find(content, limit=min(_LIKE_BYTES, 4 * len(content))))
+
+
+def _joined(blocks: set[Block]) -> list[Span]:
+    """The blocks as spans that neither overlap nor touch."""
+    spans: list[Span] = []
+    for block in sorted(blocks):
+        last = spans[-1] if spans else None
+        if last is not None and last.entry == block.entry and block.offset <= last.offset + last.length:
+            length = max(last.length, block.offset + block.length - last.offset)
+            spans[-1] = Span(last.entry, last.offset, length)
+        else:
+            spans.append(Span(block.entry, block.offset, block.length))
+    return spans
+
+
+def _matched(old: BlobReader, spans: list[Span], content: bytes, outputs: list[Span]) -> Iterator[PredictedGroup]:
+    """Compare a batch, and cut it into groups."""
+    before = b"".join(old.read(span.entry, span.offset, span.length) for span in spans)
+    ends = list(accumulate(span.length for span in spans))
+    matches = list(_approximate_matches(before, content)) if before else []
+    del before
+    reached = 0
+    for start in range(0, len(content), MAX_GROUP_BYTES):
+        end = min(len(content), start + MAX_GROUP_BYTES)
+        sources: list[Span] = []
+        gaps: list[int] = []
+        place = start
+        while reached < len(matches) and len(sources) < MAX_GROUP_SPANS:
+            match = matches[reached]
+            at = max(match.new, place)
+            if at >= end:
+                break
+            position = match.old + at - match.new
+            number = bisect_right(ends, position)
+            span = spans[number]
+            length = min(match.new + match.length, end) - at
+            length = min(length, ends[number] - position)  # a match may run over into the next old file
+            sources.append(Span(span.entry, span.offset + span.length - (ends[number] - position), length))
+            gaps.append(at - place)
+            place = at + length
+            if place >= match.new + match.length:
+                reached += 1
+        yield PredictedGroup(sources, gaps, list(_between(outputs, start, end)))
+
+
+def _between(outputs: list[Span], start: int, end: int) -> Iterator[Span]:
+    """The parts of concatenated spans from `start` to `end`."""
+    place = 0
+    for span in outputs:
+        first, last = max(start, place), min(end, place + span.length)
+        if first < last:
+            yield Span(span.entry, span.offset + first - place, last - first)
+        place += span.length
+
+
+def _approximate_matches(before: bytes, content: bytes) -> Iterator[_Match]:
+    """The covers of an HDIFF13 patch: ascending in the new content, without overlap.
+
+    The patch begins with `HDIFF13&`, the name of the compression (none) and a zero; eleven integers follow, of which
+    the third counts the covers, then the covers. In an integer, the highest bit of a byte says that another follows,
+    most significant first. A cover is the distance of its old place from the end of the one before, whose first byte
+    has the sign in the highest bit; the new bytes since the cover before; and its length.
+    """
+    patch = hdiffpatch.diff(before, content, validate=False)
+    if not patch.startswith(b"HDIFF13&\0"):
+        raise ValueError("this version of hdiffpatch writes another format; install one that setup.cfg allows")
+    numbers = _Numbers(patch, patch.index(b"\0") + 1)
+    header = [numbers.unsigned() for _ in range(11)]
+    old_end = new_end = 0
+    for _ in range(header[2]):
+        old_at = old_end + numbers.signed()
+        new_at = new_end + numbers.unsigned()
+        length = numbers.unsigned()
+        yield _Match(new_at, old_at, length)
+        old_end, new_end = old_at + length, new_at + length
+
+
+class _Numbers:
+    """Reads the integers of a patch."""
+
+    def __init__(self, data: bytes, place: int) -> None:
+        self._data = data
+        self._place = place
+
+    def unsigned(self) -> int:
+        return self._rest(self._next(), 7)
+
+    def signed(self) -> int:
+        first = self._next()
+        value = self._rest(first, 6)
+        return -value if first & 0x80 else value
+
+    def _rest(self, byte: int, bits: int) -> int:
+        value, more = byte & (1 << bits) - 1, byte >> bits & 1
+        while more:
+            byte = self._next()
+            value, more = value << 7 | byte & 0x7F, byte >> 7
+        return value
+
+    def _next(self) -> int:
+        self._place += 1
+        return self._data[self._place - 1]
