@@ -7,6 +7,7 @@ urllib3 and browsers find different hosts. Such a URL is refused.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 from urllib.parse import quote, unquote, urlsplit
 
@@ -66,7 +67,10 @@ def may_share(home: Origin, there: Origin) -> bool:
 
 def is_loopback(host: str) -> bool:
     """Whether a name or address is this machine's (RFC 6761 section 6.3, RFC 6890)."""
-    return host == "localhost" or host.startswith("127.") or host.strip("[]") == "::1"
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def as_sent(url: str) -> str:
