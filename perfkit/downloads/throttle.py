@@ -17,7 +17,8 @@ _CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
 _BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second
 _LEAST_BUFFER_BYTES = 8 << 10
 _FIRST_WINDOW_BYTES = 64 << 10  # of a new connection over a network
-_OFFER_S = 0.25
+_LOOK_EVERY_S = 0.25
+_NEARLY_ALL = 0.9
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
 
 
@@ -42,8 +43,7 @@ class Throttle:
         self._charged = 0.0  # bytes charged so far
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
-        self._unused_at_s = -math.inf  # when less had come than the limit allows
-        self._offered_at_s = clock()  # when a thread was told so
+        self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
 
@@ -81,12 +81,14 @@ class Throttle:
         return int(min(window, self._rate // 4, self._usual_size))
 
     def has_room(self) -> bool:
-        """Whether less has come lately than the limit allows: says so to one thread every quarter of a second."""
+        """Whether clearly less has come lately than the limit allows: says so to one thread every quarter second."""
         with self._lock:
-            if self._paid_at_s - self._unused_at_s > _RECHECK_S or self._paid_at_s < self._offered_at_s + _OFFER_S:
+            now, rate = self._clock(), self._rate
+            if rate is None or now - self._seen_at_s < _LOOK_EVERY_S:
                 return False
-            self._offered_at_s = self._paid_at_s
-            return True
+            room = self._charged - self._seen < _NEARLY_ALL * rate * (now - self._seen_at_s)
+            self._seen, self._seen_at_s = self._charged, now
+            return room
 
     def expect(self, size: int) -> None:
         """Bodies of about that size will come."""
@@ -122,10 +124,8 @@ class Throttle:
         if self._rate is None:
             self._paid = self._charged
         else:
-            paid = self._paid + self._rate * (now - self._paid_at_s)
-            self._paid = min(paid, self._charged + self._rate * _CREDIT_S)
-            if self._paid < paid:
-                self._unused_at_s = now
+            earned = self._rate * (now - self._paid_at_s)
+            self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
         self._paid_at_s = now
 
 

@@ -153,11 +153,14 @@ def test_room_is_offered_to_one_thread_at_a_time() -> None:
     """Else all connections would take what one of them lacks."""
     clock = Clock()
     throttle = Throttle(1000, clock=clock)
+    throttle.charge(10, clock)
     clock.now = 1.0
-    throttle.charge(10, clock)
     assert [throttle.has_room(), throttle.has_room()] == [True, False]
-    clock.now += 1.0
-    throttle.charge(10, clock)
+    throttle.charge(950, clock)
+    clock.now = 2.0
+    assert not throttle.has_room(), "the limit is used"
+    clock.now = 3.0
     assert throttle.has_room()
-    throttle.charge(5000, clock)  # from here on the limit is used
+    throttle.set_rate(None)
+    clock.now = 4.0
     assert not throttle.has_room()
