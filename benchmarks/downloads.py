@@ -148,6 +148,7 @@ class Downloads:
             "limited": self.limited,
             "throttle": self.throttle,
             "six": self.six,
+            "list": self.long_list,
             "import": self.imports,
         }
 
@@ -355,6 +356,39 @@ class Downloads:
             Figure(contest=name, title=title, name=what, value=seconds, unit="s", bar=bar, holds=holds)
         )
 
+    def long_list(self, name: str) -> None:
+        """A list of 50,000 URLs: what is kept for each while the others are fetched."""
+        file, count = self.site.file("listed.bin", 100), self.site.scaled(50_000)
+        url = f"{self.nginx.http}/{file.path}"
+        listed = self.write("list.txt", "".join(f"{url}?{number}\t{number}.bin\n" for number in range(count)))
+        into = str(self.site.out)
+        self.bench.run(self.get(url, "-o", self.out(file)))  # compiles bytecode, which takes memory
+        self.site.clear()
+        code = (
+            "import sys; from perfkit import Toolkit\n"
+            "lines = (line.split() for line in open(sys.argv[1]))\n"
+            "with Toolkit() as kit: kit.download_many(map(tuple, lines), sys.argv[2])"
+        )
+        command = (sys.executable, "-c", code, listed, into)
+        in_process = Contestant(name="download_many, with its list of results", command=command)
+        for contestant, limit in ((self.get("-i", listed, "-d", into), RSS_LIMIT), (in_process, None)):
+            run = self.bench.run(contestant)
+            got = len(os.listdir(self.site.out))
+            self.site.clear()
+            title = f"a list of {count:,} files of 100 bytes"
+            self.report.figures.append(
+                Figure(
+                    contest=name,
+                    title=title,
+                    name=f"{contestant.name}: peak RSS",
+                    value=run.peak_rss / MB,
+                    unit="MB",
+                    bar="" if limit is None else f"< {limit / MB:.0f} MB",
+                    holds=got == count and (limit is None or run.peak_rss < limit),
+                    details={"seconds": run.wall_s, "files": got},
+                )
+            )
+
     def imports(self, name: str) -> None:
         def importing(what: str) -> Contestant:
             code = (
@@ -494,7 +528,7 @@ def shown(size: int) -> str:
 
 def main() -> int:
     """Measure, show and write; 1 if a bar is missed at full scale."""
-    names = ("http", "sha256", "https", "eight", "small", "cpu", "one", "limited", "throttle", "six", "import")
+    names = ("http", "sha256", "https", "eight", "small", "cpu", "one", "limited", "throttle", "six", "list", "import")
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", type=int, default=5, metavar="N", help="pairs for each comparison (default 5)")
     parser.add_argument(

@@ -16,7 +16,7 @@ from perfkit.downloads.request import Download, Request
 from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.paths import local_path
 from perfkit.progress.meter import Progress, Silent
-from perfkit.progress.stage import DelayedProgress
+from perfkit.progress.operation import OperationProgress
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -76,8 +76,8 @@ class Toolkit:
         make = transport or type(self).default_transport
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
-        self._download_progress = DelayedProgress(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=make, progress=self._download_progress)
+        self._operation = OperationProgress(progress or Silent())
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -372,8 +372,8 @@ class Toolkit:
         from perfkit.updates.updater import plan
 
         spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
-        with self._download_progress.delayed():
-            return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
+        with self._operation.operation():
+            return plan(self.config, self._downloads, spec, local_path(dest), progress=self._operation)
 
     def sync(
         self,
@@ -429,8 +429,8 @@ class Toolkit:
             allow_older=allow_older,
             wait_s=wait_s,
         )
-        with self._download_progress.delayed():
-            return sync(self.config, self._downloads, spec, local_path(dest), options=options, progress=self._progress)
+        with self._operation.operation():
+            return sync(self.config, self._downloads, spec, local_path(dest), options=options, progress=self._operation)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
@@ -525,8 +525,8 @@ class Toolkit:
         """
         from perfkit.updates.verify import verify
 
-        with self._download_progress.delayed():
-            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._progress)
+        with self._operation.operation():
+            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._operation)
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

@@ -46,13 +46,14 @@ class _Batch:
         self.cancel = cancel
         self.announced = announced  # the sizes of its files were counted when it began
         self.context = context
+        self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
         self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
-        self.paths: set[str] = set()
+        self.paths: set[int] = set()  # hashes of all destinations: of a million, two share one in 1 of 10^7 batches
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
-        self.open: dict[Transfer, None] = {}  # those without a result yet
+        self.open: dict[Transfer, int] = {}  # those without a result yet, and their indices
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def check_process(self) -> None:
@@ -127,8 +128,6 @@ class DownloadManager:
         """
         self._throttle.set_rate(bytes_per_second)
         self._rate_limit = bytes_per_second
-        if self._network is not None:
-            self._network.transport.limit_changed(bytes_per_second)
 
     def fetch(self, request: Request, dest: str) -> Download:
         """Download one file; `dest` is a directory if there is one of that name or it ends in a slash.
@@ -248,6 +247,9 @@ class DownloadManager:
         source = iter(placed)
         with self._root.child() as cancel:
             batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
+            batch.on_end = functools.partial(
+                self._ended, batch
+            )  # one for all files: each with its own would be a cycle
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
             try:
@@ -305,7 +307,6 @@ class DownloadManager:
         with self._lock:
             if self._network is None:
                 transport = self._make_transport(self._config)
-                transport.limit_changed(self._rate_limit)
                 self._network = Network(self._config, transport, self._limiter, self._controller)
             return self._network
 
@@ -352,13 +353,13 @@ class DownloadManager:
         size = request.expected_bytes
         meter = self._meter.file(name, path=path, total_bytes=size, announced=batch.announced)
         transfer = Transfer(request, path, named=named, context=batch.context, meter=meter, cancel=batch.cancel)
-        transfer.on_end = functools.partial(self._ended, batch, index, transfer)
-        batch.open[transfer] = None  # from here on it will have a result, whatever happens
+        transfer.on_end = batch.on_end
+        batch.open[transfer] = index  # from here on it will have a result, whatever happens
         try:
-            if path in batch.paths:
+            if hash(path) in batch.paths:
                 raise TransferError(request.url, f"{path} is the destination of another file of this batch too")
             self._claim_path(transfer, path)
-            batch.paths.add(path)
+            batch.paths.add(hash(path))
             directory = os.path.dirname(path)
             if directory not in batch.directories:
                 os.makedirs(directory, exist_ok=True)
@@ -412,7 +413,7 @@ class DownloadManager:
         finally:
             self._tick_lock.release()
 
-    def _ended(self, batch: _Batch, index: int, transfer: Transfer, download: Download) -> None:
+    def _ended(self, batch: _Batch, transfer: Transfer, download: Download) -> None:
         self._scheduler.ended(transfer)
         with self._lock:
             if transfer not in batch.open:
@@ -420,8 +421,7 @@ class DownloadManager:
             for path in transfer.claimed:
                 if self._paths.get(path) is transfer:
                     del self._paths[path]
-            batch.finished.append((index, download))
-            del batch.open[transfer]
+            batch.finished.append((batch.open.pop(transfer), download))
             if not batch.open:
                 batch.wake()
 

@@ -10,12 +10,23 @@ from collections.abc import Callable
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
 
-__all__ = ["Throttle", "Toll"]
+__all__ = ["Throttle", "Toll", "receive_buffer"]
 
 _QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
 _CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
-_AHEAD_BYTES = 64 << 10  # what comes into the buffer of a new connection before it is read, at the least
+_BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second
+_LEAST_BUFFER_BYTES = 8 << 10
+_FIRST_WINDOW_BYTES = 64 << 10  # of a new connection over a network
+_LOOK_EVERY_S = 0.25
+_NEARLY_ALL = 0.9
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
+
+
+def receive_buffer(rate: int, ahead_s: float = 0.0) -> int:
+    """How many bytes of a connection the kernel should keep until they are read (SO_RCVBUF), if it is to be read at
+    this rate, and what is on its way takes `ahead_s`. Linux keeps up to twice as many (tcp(7)).
+    """
+    return max(_LEAST_BUFFER_BYTES, int(rate * (_BUFFER_S + ahead_s)))
 
 
 class Throttle:
@@ -32,6 +43,7 @@ class Throttle:
         self._charged = 0.0  # bytes charged so far
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
+        self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
 
@@ -57,11 +69,26 @@ class Throttle:
         rate = self._rate
         return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
 
-    @property
-    def ahead(self) -> int:
-        """How many bytes the kernel is likely to take for a request before they are read."""
-        rate = self._rate
-        return 0 if rate is None else int(min(max(_AHEAD_BYTES, rate // 50), rate // 4, self._usual_size))
+    def ahead(self, *, near: bool = False) -> int:
+        """How many bytes the kernel is likely to take for a request before they are read.
+
+        Args:
+            near: from this machine.
+        """
+        if self._rate is None:
+            return 0
+        window = max(2 * receive_buffer(self._rate), 0 if near else _FIRST_WINDOW_BYTES)
+        return int(min(window, self._rate // 4, self._usual_size))
+
+    def has_room(self) -> bool:
+        """Whether clearly less has come lately than the limit allows: says so to one thread every quarter second."""
+        with self._lock:
+            now, rate = self._clock(), self._rate
+            if rate is None or now - self._seen_at_s < _LOOK_EVERY_S:
+                return False
+            room = self._charged - self._seen < _NEARLY_ALL * rate * (now - self._seen_at_s)
+            self._seen, self._seen_at_s = self._charged, now
+            return room
 
     def expect(self, size: int) -> None:
         """Bodies of about that size will come."""
@@ -109,14 +136,15 @@ class Toll:
     network before they are read, and requests that begin together would exceed the limit by as much.
     """
 
-    def __init__(self, throttles: tuple[Throttle, ...], cancel: Cancel) -> None:
+    def __init__(self, throttles: tuple[Throttle, ...], cancel: Cancel, *, near: bool = False) -> None:
         self._throttles = throttles
+        self._near = near
         self._cancel = cancel
         self._ahead = 0  # bytes that have been charged and may not come
         self._due: int | None = None  # bytes that will come and have not been charged, if that is known
 
     def __enter__(self) -> Toll:
-        self._ahead = min((each.ahead for each in self._throttles if each.rate is not None), default=0)
+        self._ahead = min((each.ahead(near=self._near) for each in self._throttles if each.rate is not None), default=0)
         self._pay(self._ahead)
         return self
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import threading
 import time
@@ -20,7 +21,7 @@ from perfkit.downloads.http.semantics import (
     content_disposition_names,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import may_share, origin_of
+from perfkit.downloads.http.urls import is_loopback, may_share, origin_of
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -100,7 +101,7 @@ class Transfer:
         named: whether the caller chose its name; otherwise the server may.
 
     Attributes:
-        on_end: called with the result, once.
+        on_end: called with the transfer and its result, once.
     """
 
     def __init__(
@@ -112,12 +113,13 @@ class Transfer:
         self._name_source: str | None = None  # the URL whose server gave that name
         self.claimed: list[str] = []  # names that are this transfer's own until it ends
         self.cancel = cancel
-        self.on_end: Callable[[Download], None] = lambda download: None
+        self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
         self._named = named
         self._context = context
         self._config = context.network.config
         self._meter = meter
-        self._throttles = (context.throttle, Throttle(request.rate_limit))
+        own = () if request.rate_limit is None else (Throttle(request.rate_limit),)
+        self._throttles = (context.throttle, *own)
         self._checksum: Checksum | None = None
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._conditional = True  # whether requests have conditions
@@ -300,12 +302,13 @@ class Transfer:
             auth=self.request.auth if own else None,
             trusted=own,
             named=own or self.request.home is None,
+            limit=min(self._throttles, key=lambda each: each.rate or math.inf),
         )
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
         try:
-            with Toll(self._throttles, runner.cancel) as toll:
+            with Toll(self._throttles, runner.cancel, near=is_loopback(origin_of(task.url)[1])) as toll:
                 self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
@@ -636,6 +639,7 @@ class Transfer:
             done = "left alone" if self._unchanged else f"{attempts.received} bytes in {requests}"
             _log.debug("%s: %s", redacted(self.request.url), done if self._error is None else f"gave up: {self._error}")
         self.on_end(
+            self,
             Download(
                 url=self.request.url,
                 path=self.path,
@@ -651,7 +655,7 @@ class Transfer:
                 unchanged=self._unchanged,
                 version=version,
                 error=self._error,
-            )
+            ),
         )
 
 

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
-from collections.abc import Iterator
 from types import TracebackType
 
 from perfkit.progress.meter import Progress, Snapshot
+from perfkit.progress.operation import SHOWN_FROM_S
 from perfkit.progress.pace import Pace
 
-__all__ = ["DelayedProgress", "Stage"]
+__all__ = ["Stage"]
 
-_SHOWN_FROM_S = 0.3  # shorter stages and downloads are not displayed
 _EVERY_S = 0.1
 
 
@@ -62,7 +59,7 @@ class Stage:
         if self._progress is None:
             return
         now = time.monotonic()
-        if now - self._began_s >= _SHOWN_FROM_S and now - self._drawn_s >= _EVERY_S:
+        if now - self._began_s >= SHOWN_FROM_S and now - self._drawn_s >= _EVERY_S:
             self.show(now)
 
     def show(self, now: float | None = None) -> None:
@@ -94,37 +91,3 @@ class Stage:
             finished=(),
             share=self._pace.share(done, total, ended=ended),
         )
-
-
-class DelayedProgress:
-    """A `Progress` that, inside a `delayed` block, displays only runs that take longer than 0.3 s.
-
-    A sync makes several downloads, most of them tiny, and each would print a summary of its own. Thread-safe.
-    """
-
-    def __init__(self, progress: Progress) -> None:
-        self._progress = progress
-        self._lock = threading.Lock()
-        self._delays = 0  # nested or concurrent `delayed` blocks
-        self._shown = False
-
-    @contextlib.contextmanager
-    def delayed(self) -> Iterator[None]:
-        """Display only long runs inside this block."""
-        with self._lock:
-            self._delays += 1
-        try:
-            yield
-        finally:
-            with self._lock:
-                self._delays -= 1
-
-    def update(self, snapshot: Snapshot) -> None:
-        if not self._delays or snapshot.elapsed_s >= _SHOWN_FROM_S:
-            self._shown = True
-            self._progress.update(snapshot)
-
-    def finish(self, snapshot: Snapshot) -> None:
-        shown, self._shown = self._shown, False
-        if shown or not self._delays:
-            self._progress.finish(snapshot)

@@ -163,6 +163,11 @@ class Plan:
         return not (self.local or self.stored or self.modes or self.fetch or self.remove or self.saved_as)
 
     @property
+    def steps(self) -> int:
+        """How many files are put in place or removed."""
+        return len(self.local) + len(self.modes) + len(self.stored) + len(self.fetch) + len(self.remove)
+
+    @property
     def route(self) -> str:
         """The names of the routes: `none` where nothing changes, `local` where nothing is fetched."""
         if self.offers:

@@ -24,7 +24,7 @@ from perfkit.errors import (
     UpdateError,
 )
 from perfkit.libc import holds_modes, trim_heap
-from perfkit.progress.meter import Progress
+from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
@@ -50,6 +50,11 @@ if TYPE_CHECKING:
     from perfkit.updates.check import Check
 
 __all__ = ["Sync", "SyncOptions", "plan", "sync"]
+
+# How fast the stages after the last download usually are, for the time left that is displayed.
+_UNPACKED_BYTES_PER_S = 150e6
+_APPLIED_FILES_PER_S = 10e3
+_BRIEF_S = 0.5  # a stage whose size is not known yet
 
 _MOST_AHEAD_MS = 86_400_000  # how far a publisher's clock may be ahead of ours
 _CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
@@ -85,7 +90,7 @@ def sync(
     dest: str,
     *,
     options: SyncOptions,
-    progress: Progress | None = None,
+    progress: OperationProgress,
 ) -> SyncReport:
     """Bring `dest` in step with a source. See `Toolkit.sync`."""
     began_s = time.monotonic()
@@ -96,7 +101,7 @@ def sync(
 
 
 def _sync(
-    tree: Tree, fetcher: Fetcher, spec: SourceSpec, options: SyncOptions, progress: Progress | None
+    tree: Tree, fetcher: Fetcher, spec: SourceSpec, options: SyncOptions, progress: OperationProgress
 ) -> SyncReport:
     """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
     installed = read_installed(tree.root)
@@ -171,7 +176,7 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
 
 
 def plan(
-    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: Progress | None = None
+    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: OperationProgress
 ) -> Plan:
     """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
     root = os.path.abspath(dest)
@@ -241,7 +246,7 @@ class Sync:
         source: Source,
         installed: Installed,
         options: SyncOptions,
-        progress: Progress | None,
+        progress: OperationProgress,
     ) -> None:
         self._root = root
         self._fetcher = fetcher
@@ -314,6 +319,8 @@ class Sync:
             now_ns: the file system's clock; what changes from then on is not cached. 0: nothing is cached.
         """
 
+        self._progress.expect({"checking files": 0.0, "applying": 0.0 if self._source.unchanged() else None})
+
         def earlier(digest: str) -> Manifest | None:
             with contextlib.suppress(OSError, ManifestError), open(self._object(digest), "rb") as file:
                 return Manifest.parse(file.read(), sha256=bytes.fromhex(digest), known=True)
@@ -327,7 +334,10 @@ class Sync:
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         """The manifest of the version to install."""
-        return self._installed.manifest if self._source.unchanged() else self._source.resolve(local, staging)
+        if self._source.unchanged():
+            return self._installed.manifest
+        self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which is fetched at once
+        return self._source.resolve(local, staging)
 
     def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
         """The steps from the scanned tree to the manifest; only entries that differ are compared.
@@ -379,7 +389,9 @@ class Sync:
         for digest in staging.missing(_blobs(manifest, plan.stored)):
             staging.copy(digest, self._object(digest.hex()))
         missing = staging.missing(needed)
-        self._check_space(tree, local, manifest, plan, missing, fetched=needed.index.bytes_of(missing))
+        size = needed.index.bytes_of(missing)
+        self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
+        self._check_space(tree, local, manifest, plan, missing, fetched=size)
         routes = self._source.fetch(missing, manifest, local, staging)
         _log.debug(
             "%s: %d bytes received in %d requests; route: %s",
@@ -389,6 +401,10 @@ class Sync:
             "+".join(routes) or "none",
         )
         return routes
+
+    def _expect(self, *, unpacking_s: float, applying_s: float) -> None:
+        """Have the rest of the sync displayed as one piece of work."""
+        self._progress.expect({"fetching": 0.0, "unpacking": unpacking_s, "applying": applying_s})
 
     def _check_space(
         self, tree: Tree, local: LocalTree, manifest: Manifest, plan: Plan, missing: Set[bytes], *, fetched: int
@@ -455,8 +471,7 @@ class Sync:
         label = {"version": source.version, "source": redacted(source.url)}  # history shows and logs it
         known = Known(expected=installed_content(installed.manifest), seen=local.seen, copy_of=local.name_of_blob)
         transaction = tree.transaction(label, known=known)
-        files = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
-        with Stage(self._progress, "applying", files=files) as shown, transaction as tx:
+        with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
             tx.write_private(layout.RELEASE, self._record(manifest))
             applier = PlanApplier(self._root, tx, manifest, staging, shown)

@@ -14,7 +14,7 @@ from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.hashing.hash_tree import hash_many
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import holds_modes
-from perfkit.progress.meter import Progress
+from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
@@ -32,10 +32,13 @@ _TRIES = 3
 
 
 def verify(
-    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: Progress | None = None
+    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: OperationProgress
 ) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
+    progress.expect(
+        {"verifying": 0.0, "applying": 0.0} if repair else {"verifying": 0.0}
+    )  # there is rarely something to repair
     if not repair:
         return _verify(dest, began_s, progress)
     with managed_tree(config, dest) as tree:
@@ -50,7 +53,7 @@ def verify(
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
 
 
-def _verify(dest: str, began_s: float, progress: Progress | None) -> VerifyReport:
+def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyReport:
     """Compare a tree with what is installed; without its lock, so once more if it changes meantime.
 
     Raises:
@@ -88,7 +91,7 @@ class _Compared:
     hashed: int = 0
 
 
-def _compare(root: str, manifest: Manifest, progress: Progress | None) -> _Compared:
+def _compare(root: str, manifest: Manifest, progress: OperationProgress) -> _Compared:
     """Hash every file of the manifest."""
     found = _Compared(set(manifest.names()), [], [])
     seen: dict[str, tuple[int, ScanEntry]] = {}  # being hashed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import random
 import time
@@ -18,6 +19,7 @@ from perfkit import (
     TransferError,
     UnsafePathError,
 )
+from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
 
@@ -41,6 +43,20 @@ def test_many_files_in_input_order(kit: Toolkit, site: Path, out: Path) -> None:
     assert all((out / name).read_bytes() == body for name, body in bodies.items())
     left = [name for _, _, names in os.walk(out) for name in names if "perfkit" in name]
     assert left == []
+
+
+def test_a_file_that_is_done_leaves_nothing_to_collect(kit: Toolkit, misbehaving: Start, out: Path) -> None:
+    """A list of 50,000 files takes no more memory for waiting until cycles are looked for."""
+    server = misbehaving(lambda x: x.respond("200 OK", b"small"))
+    gc.collect()
+    gc.disable()
+    try:
+        for _ in kit.iter_downloads([(f"{server.url}/{n}", f"{n}") for n in range(60)], out):
+            pass
+        left = sum(isinstance(each, Transfer) for each in gc.get_objects())
+    finally:
+        gc.enable()
+    assert left <= 16, "at most the last one of each worker"
 
 
 def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Path) -> None:

@@ -106,7 +106,7 @@ def test_what_the_kernel_takes_is_paid_for_before(rate: int, reads: list[int]) -
     """At every moment of a body, what was read and what waits in the kernel has been paid for; and no more in all."""
     clock = Clock()
     throttle = Throttle(rate, clock=clock)
-    ahead, size, read = throttle.ahead, sum(reads), 0
+    ahead, size, read = throttle.ahead(), sum(reads), 0
     with Toll((throttle, Throttle()), clock) as toll:
         assert clock.now >= ahead / rate - 0.031
         toll.begin(size)
@@ -125,7 +125,7 @@ def test_small_bodies_reserve_no_more_than_they_are() -> None:
         with Toll((throttle,), clock) as toll:
             toll.begin(1000)
             toll.charge(1000)
-    assert throttle.ahead == 1000
+    assert throttle.ahead() == 1000
     assert clock.now == pytest.approx(1000 * 1000 / (1 << 20), rel=0.1)
 
 
@@ -147,3 +147,20 @@ def test_two_limits() -> None:
         toll.begin(10**5)
         toll.charge(10**5)
     assert 0.95 <= clock.now <= 1.1
+
+
+def test_room_is_offered_to_one_thread_at_a_time() -> None:
+    """Else all connections would take what one of them lacks."""
+    clock = Clock()
+    throttle = Throttle(1000, clock=clock)
+    throttle.charge(10, clock)
+    clock.now = 1.0
+    assert [throttle.has_room(), throttle.has_room()] == [True, False]
+    throttle.charge(950, clock)
+    clock.now = 2.0
+    assert not throttle.has_room(), "the limit is used"
+    clock.now = 3.0
+    assert throttle.has_room()
+    throttle.set_rate(None)
+    clock.now = 4.0
+    assert not throttle.has_room()

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from perfkit import Toolkit
 from perfkit.cli import main
+from perfkit.progress import operation
 from perfkit.progress import stage as stages
 from perfkit.progress.lines import CallbackProgress, PlainLines
 from perfkit.progress.meter import Snapshot
-from perfkit.progress.stage import DelayedProgress, Stage
+from perfkit.progress.operation import OperationProgress
+from perfkit.progress.stage import Stage
 from perfkit.progress.text import amount
 from perfkit.server.server import Server
 from tests.support.sites import publish
@@ -26,7 +29,8 @@ SECOND = edited(FIRST, 1)
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage is shown, at every step."""
-    monkeypatch.setattr(stages, "_SHOWN_FROM_S", 0.0)
+    monkeypatch.setattr(stages, "SHOWN_FROM_S", 0.0)
+    monkeypatch.setattr(operation, "SHOWN_FROM_S", 0.0)
     monkeypatch.setattr(stages, "_EVERY_S", 0.0)
 
 
@@ -91,28 +95,95 @@ def test_a_stage_is_called_by_its_name() -> None:
 
 def test_patience_ends_with_the_block() -> None:
     """Inside, short stages are not shown, and long ones are, with their end; outside, all are shown."""
-    told: list[tuple[str, float]] = []
+    told: list[str] = []
 
     class Telling:
         def update(self, snapshot: Snapshot) -> None:
-            told.append(("update", snapshot.elapsed_s))
+            told.append("update")
 
         def finish(self, snapshot: Snapshot) -> None:
-            told.append(("finish", snapshot.elapsed_s))
+            told.append(f"finish after {snapshot.elapsed_s} s")
 
-    def at(elapsed_s: float) -> Snapshot:
-        return Snapshot("download", 1, 0, 0, 0, None, 0, 0, 0.0, None, elapsed_s, (), ())
-
-    delayed = DelayedProgress(Telling())
-    with delayed.delayed():
-        delayed.update(at(0.1))
-        delayed.finish(at(0.2))
+    delayed = OperationProgress(Telling())
+    with delayed.operation():
+        delayed.update(at("download", 0.1))
+        delayed.finish(at("download", 0.2))
         assert told == []
-        delayed.update(at(5.0))
-        delayed.finish(at(6.0))
-        assert told == [("update", 5.0), ("finish", 6.0)]
-    delayed.finish(at(0.1))
-    assert told[-1] == ("finish", 0.1)
+        delayed.update(at("download", 5.0))
+        delayed.finish(at("download", 6.0))
+        assert told == ["update", "finish after 6.0 s"]
+    delayed.finish(at("download", 0.1))
+    assert told[-1] == "finish after 0.1 s"
+
+
+def at(phase: str, elapsed_s: float, share: float | None = None, eta_s: float | None = None) -> Snapshot:
+    return Snapshot(phase, 1, 0, 0, 0, None, 0, 0, 0.0, eta_s, elapsed_s, (), (), share=share)
+
+
+@pytest.fixture
+def drawn() -> Iterator[tuple[OperationProgress, list[Snapshot]]]:
+    """An operation, and what is displayed of it."""
+    seen: list[Snapshot] = []
+    progress = OperationProgress(CallbackProgress(seen.append))
+    with progress.operation():
+        yield progress, seen
+
+
+Drawn = tuple[OperationProgress, list[Snapshot]]
+
+
+def test_stages_are_parts_of_one_whole(drawn: Drawn) -> None:
+    """Ten seconds of fetching, then five of unpacking and five of applying, as expected: a straight line."""
+    progress, seen = drawn
+    progress.expect({"fetching": 0.0, "unpacking": 5.0, "applying": 5.0})
+    for phase, seconds in {"fetching": 10, "unpacking": 5, "applying": 5}.items():
+        for second in range(1, seconds + 1):
+            progress.update(at(phase, second, second / seconds * 0.999, seconds - second))
+    progress.finish(at("applying", 5.0, 1.0, 0.0))
+    assert [each.share for each in seen[:-1]] == pytest.approx([n / 20 for n in range(1, 21)], abs=1e-3)
+    assert [each.eta_s for each in seen[:-1]] == pytest.approx([20 - n for n in range(1, 21)])
+    assert all((each.share or 0) < 1 for each in seen[:-1])
+    assert seen[-1].share == 1.0
+
+
+def test_a_stage_that_was_not_expected_takes_of_the_rest(drawn: Drawn) -> None:
+    """The percentage never falls, and goes on growing, when there is ten times as much to do as was thought."""
+    progress, seen = drawn
+    progress.expect({"fetching": 0.0, "unpacking": 1.0, "applying": 0.0})
+    progress.update(at("fetching", 9.0, 0.9, 1.0))
+    for second in range(1, 100):
+        progress.update(at("unpacking", second, second / 100, 100 - second))
+    shares = [each.share or 0 for each in seen]
+    assert all(one < two for one, two in pairwise(shares))
+    assert shares[0] == pytest.approx(9 / 11)
+    assert 0.95 < shares[-1] < 1
+    assert [each.eta_s for each in seen[1:]] == [100 - second for second in range(1, 100)]
+
+
+def test_no_time_is_told_while_the_rest_is_unknown(drawn: Drawn) -> None:
+    """The tree is compared before the release is looked at: that counts as half. What only helps does not count."""
+    progress, seen = drawn
+    progress.update(at("reading the release", 1.0, 0.9, 0.1))
+    progress.expect({"checking files": 0.0, "applying": None})
+    progress.update(at("checking files", 5.0, 0.5, 5.0))
+    progress.update(at("reading the index", 1.0, 0.9, 0.1))
+    progress.expect({"fetching": 0.0, "applying": 1.0})
+    progress.update(at("fetching", 2.0, 0.5, 1.0))
+    progress.update(at("waiting", 2.0))
+    assert [(each.share, each.eta_s) for each in seen] == [
+        (None, None),
+        (0.25, None),
+        (0.25, None),
+        (0.625, 2.0),
+        (0.625, None),
+    ]
+
+
+def test_two_operations_at_once_are_not_one(drawn: Drawn) -> None:
+    progress, seen = drawn
+    with progress.operation():
+        progress.update(at("fetching", 1.0, 0.5, 1.0))
+    assert (seen[0].share, seen[0].eta_s, seen[0].elapsed_s) == (0.5, 1.0, 1.0)
 
 
 def test_a_dry_run_shows_routes_and_costs(kit: Toolkit, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -26,12 +26,14 @@ from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConn
 
 from perfkit.downloads.http.dial import dial
 from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
+from perfkit.downloads.http.urls import is_loopback
+from perfkit.downloads.throttle import Throttle, receive_buffer
 
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
-_LEAST_WINDOW_BYTES = 32 << 10
-_AHEAD_S = 1 / 128  # of the rate limit, for each connection
 _UNKNOWN_ROUND_TRIP_S = 0.05
+_SHARERS = 8  # connections that are taken to share a limit, until their windows turn out to be too narrow for it
+_BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
 _LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
 _TRAILER_FIELDS = 100
@@ -101,7 +103,7 @@ class Exchange:
 
     Attributes:
         deadline_s: when its answer is overdue (time.monotonic).
-        rate_limit: bytes per second that its connection should be read at; None for no limit.
+        limit: that its answer is read under; None for none.
         expired: whether it was aborted for being overdue.
         reused: whether its last connection had carried another request before.
         target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
@@ -109,9 +111,9 @@ class Exchange:
         helper: the thread that sends it and reads its answer, if its connection is not ours and cannot be aborted.
     """
 
-    def __init__(self, deadline_s: float, rate_limit: int | None = None) -> None:
+    def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
         self.deadline_s = deadline_s
-        self.rate_limit = rate_limit
+        self.limit = limit
         self.expired = False
         self.reused = False
         self.aborted = False
@@ -163,6 +165,7 @@ class _Incoming:
         self._error: OSError | None = None  # for the next read
         self._room = memoryview(b"")
         self._gathers = isinstance(sock, ssl.SSLSocket)
+        self.limit: Throttle | None = None
         self.reuses_memory = False  # whether what read1 returns may be overwritten by the next call
 
     def makefile(self, mode: str) -> _Incoming:
@@ -227,9 +230,15 @@ class _Incoming:
         if len(self._room) < most:
             self._room = memoryview(bytearray(most))
         count = self._sock.recv_into(self._room[:most])
+        if self.limit is not None and self.limit.rate is not None and self.limit.has_room():
+            self._widen_window(self.limit.rate)
         if self._gathers and 0 < count < most:
             count += self._more(self._room[count:most])
         return self._room[:count]
+
+    def _widen_window(self, rate: int) -> None:
+        twice = self._sock.getsockopt(*_BUFFER)  # what was set
+        _set_window(self._sock, min(twice, receive_buffer(rate, _round_trip_s(self._sock))))
 
     def _more(self, view: memoryview) -> int:
         """What else is here by now: TLS hands over one record, 16 KiB, at once (RFC 8446 section 5.1)."""
@@ -348,7 +357,7 @@ class _Answer(http.client.HTTPResponse):
     ) -> None:
         incoming = _Incoming(sock, handle)
         if (exchange := exchange_here()) is not None:
-            exchange.incoming = incoming
+            exchange.incoming, incoming.limit = incoming, exchange.limit
         super().__init__(incoming, debuglevel, method, url)  # type: ignore[arg-type]
 
     def begin(self) -> None:
@@ -428,22 +437,30 @@ class _Abortable:
         """
         exchange = exchange_here()
         sys.audit("http.client.connect", self, self.host, self.port)
-        sock = self._open((lambda: exchange.aborted) if exchange else (lambda: False))
+        aborted = (lambda: exchange.aborted) if exchange else (lambda: False)
+        rate = exchange.limit.rate if exchange is not None and exchange.limit is not None else None
+        if rate is None:
+            sock = self._open(aborted)
+        elif is_loopback(self.host):
+            # Set later, it would be less than the half of the first window that its sender waits for (RFC 9293 section
+            # 3.8.6.2.1): segments are as large as windows here.
+            sock = self._open(aborted, (*_BUFFER, receive_buffer(rate)))
+        else:
+            sock = self._open(aborted)  # set before, it would bound the window for good (RFC 7323 section 2.2)
+            _set_window(sock, receive_buffer(rate, _round_trip_s(sock) / _SHARERS))
         if exchange is not None:
-            if exchange.rate_limit is not None:
-                _narrow(sock, exchange.rate_limit)
             self._handle = AbortHandle(sock)
             self._handle.attach(exchange)
         return sock  # type: ignore[no-any-return]
 
-    def _open(self: Any, aborted: Any) -> socket.socket:
+    def _open(self: Any, aborted: Any, *options: tuple[int, int, int]) -> socket.socket:
         try:
             return dial(
                 self.host.strip("[]"),
                 self.port,
                 timeout_s=self.timeout,
                 aborted=aborted,
-                options=self.socket_options or (),
+                options=(*(self.socket_options or ()), *options),
                 source=self.source_address,
             )
         except socket.gaierror as error:
@@ -476,16 +493,19 @@ class _Abortable:
             handle.close()
 
 
-def _narrow(sock: socket.socket, rate_limit: int) -> None:
-    """Have the kernel take no more ahead of us than the way to the server needs: what it took came over the network
-    too, and each new answer would begin with a burst. Linux makes the window twice as large as asked for (tcp(7)).
-    """
-    round_trip_s = _UNKNOWN_ROUND_TRIP_S
-    if sys.platform == "linux":
-        (round_trip_us,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
-        round_trip_s = round_trip_us / 1e6
-    size = max(_LEAST_WINDOW_BYTES, int(rate_limit * (_AHEAD_S + round_trip_s)))
-    sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size)
+def _round_trip_s(sock: Any) -> float:
+    if sys.platform != "linux":
+        return _UNKNOWN_ROUND_TRIP_S
+    (microseconds,) = struct.unpack_from("I", sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 72), 68)
+    return float(microseconds / 1e6)
+
+
+def _set_window(sock: Any, buffer_bytes: int) -> None:
+    """What the kernel takes ahead of us comes over the network too: under a limit it takes little."""
+    with contextlib.suppress(OSError):  # a sandbox's kernel may not know these
+        sock.setsockopt(*_BUFFER, buffer_bytes)
+        if sys.platform == "linux":
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 2 * buffer_bytes)  # else the old one stays
 
 
 class _HttpConnection(_Abortable, HTTPConnection):  # type: ignore[misc]
@@ -532,7 +552,7 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
     of_the_proxy = (pysocks.ProxyConnectionError, pysocks.SOCKS5AuthError, pysocks.GeneralProxyError)
 
     class _Socks(_Abortable):
-        def _open(self: Any, aborted: Any) -> Any:
+        def _open(self: Any, aborted: Any, *options: Any) -> Any:
             """PySocks connects in one call that nothing interrupts; what fails is told as a failure of the server."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
             try:

@@ -20,6 +20,7 @@ from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent, may_share, origin_of
+from perfkit.downloads.throttle import Throttle
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
 
@@ -49,6 +50,7 @@ class Get:
         trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
             mirror, or an entry of a list, at another origin than what the caller named is not trusted.
         named: whether it was the caller who named `url`, so that netrc is asked about its host.
+        limit: that the answer will be read under; None: none.
     """
 
     url: str
@@ -58,6 +60,7 @@ class Get:
     at: str | None = None
     trusted: bool = True
     named: bool = True
+    limit: Throttle | None = None
 
 
 class Response(Protocol):
@@ -112,10 +115,6 @@ class Transport(Protocol):
         """End requests whose answer is overdue. Called a few times a second while work is under way."""
         ...
 
-    def limit_changed(self, bytes_per_second: int | None) -> None:
-        """The shared rate limit is now this; connections may be made to suit it."""
-        ...
-
     def close(self) -> None: ...
 
 
@@ -132,16 +131,12 @@ class HttpTransport:
         self._lock = threading.Lock()  # guards what follows
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
-        self._rate_limit: int | None = None
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
         self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
         if session is None:
             self._common["User-Agent"] = f"perfkit/{__version__}"
         self._configured = _canonical(config.headers)
-
-    def limit_changed(self, bytes_per_second: int | None) -> None:
-        self._rate_limit = bytes_per_second
-        if bytes_per_second is not None:
+        if config.rate_limit is not None:
             with contextlib.suppress(ConfigError):  # which the first request will raise
                 self._started()  # else the first requests would wait for that, and then begin all at once
 
@@ -171,7 +166,7 @@ class HttpTransport:
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
             hop = Hop(at, headers, auth, trusted, at != asked, netrc, self._timeout)
-            response = self._send(request.url, hop, cancel)
+            response = self._send(request.url, hop, cancel, request.limit)
             response.url = request.url if at == asked else at
             location = response.headers.get("location") if response.status in REDIRECTS else None
             if location is None:
@@ -183,11 +178,11 @@ class HttpTransport:
                 raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
             at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
 
-    def _send(self, url: str, hop: Hop, cancel: Cancel) -> _HttpResponse:
+    def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
         sessions, failures = self._started()
         while True:
-            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), self._rate_limit)
+            exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit)
             self._waiting.add(exchange)
             cancel.add(exchange.abort)
             try:

@@ -7,13 +7,23 @@ urllib3 and browsers find different hosts. Such a URL is refused.
 from __future__ import annotations
 
 import functools
+import ipaddress
 import re
 from urllib.parse import quote, unquote, urlsplit
 
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
 
-__all__ = ["Origin", "as_sent", "credentials_in", "may_share", "origin_of", "split_url", "without_credentials"]
+__all__ = [
+    "Origin",
+    "as_sent",
+    "credentials_in",
+    "is_loopback",
+    "may_share",
+    "origin_of",
+    "split_url",
+    "without_credentials",
+]
 
 Origin = tuple[str, str, int]  # scheme, host, port
 
@@ -53,6 +63,14 @@ def _origin_of(url: str) -> Origin:
 def may_share(home: Origin, there: Origin) -> bool:
     """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
     return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
+
+
+def is_loopback(host: str) -> bool:
+    """Whether a name or address is this machine's (RFC 6761 section 6.3, RFC 6890)."""
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.strip("[]")).is_loopback
+    except ValueError:
+        return False
 
 
 def as_sent(url: str) -> str:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import socket
 import ssl
+import struct
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -15,6 +17,7 @@ import trustme
 from perfkit import CancelledError, Config, TransferError
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
+from perfkit.downloads.throttle import Throttle
 from tests.support.fakes import Exchange, MisbehavingServer
 
 Start = Callable[..., MisbehavingServer]
@@ -279,3 +282,41 @@ def test_what_follows_a_body_is_no_answer(transport: HttpTransport, misbehaving:
     for _ in range(3):
         assert get(transport, server.url) == (200, b"hello")
     assert len(server._threads) == 4
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="asks Linux for the window")
+def test_a_limit_makes_the_window_narrow(transport: HttpTransport, misbehaving: Start) -> None:
+    """Eight connections at 1 MiB/s may bring an eighth of a second's bytes before they are read; without a limit, as
+    much as the system likes."""
+    offered: list[int] = []
+
+    def handler(x: Exchange) -> None:
+        info = x.connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, 232)  # struct tcp_info of Linux 5.4
+        offered.extend(struct.unpack_from("I", info, 228))  # tcpi_snd_wnd
+        x.respond("200 OK", b"hello", Connection="close")
+        x.keep = False
+
+    server = misbehaving(handler)
+    for limit in (Throttle(1 << 20), Throttle(), None):
+        with transport.open(Get(url=server.url, limit=limit), Cancel()) as response:
+            assert read_all(response) == b"hello"
+    narrow, *wide = offered
+    assert 0 < narrow <= (1 << 20) / 8 / 8
+    assert min(wide) > 2 * narrow
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="a buffer of this size is Linux's")
+def test_a_window_grows_while_the_limit_has_room(transport: HttpTransport, misbehaving: Start) -> None:
+    """As it does for one connection on a long way, which needs what eight would share."""
+    server = misbehaving(lambda x: x.serve(BODY))
+    limit = Throttle(100 << 20, clock=lambda: 1000 * time.monotonic())
+    with transport.open(Get(url=server.url, limit=limit), Cancel()) as response:
+        sock = response.exchange.incoming._sock  # type: ignore[attr-defined]
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
+        body, deadline_s = bytearray(), time.monotonic() + 30
+        while sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 40_000 and time.monotonic() < deadline_s:
+            limit.charge(1, Cancel())
+            body += response.read1(1000) or b""
+        assert sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) == 80_000
+        body += read_all(response)
+    assert body == BODY

@@ -15,7 +15,14 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from perfkit import ConfigError, Request, Toolkit, TransferError
-from perfkit.downloads.http.urls import as_sent, credentials_in, may_share, origin_of, without_credentials
+from perfkit.downloads.http.urls import (
+    as_sent,
+    credentials_in,
+    is_loopback,
+    may_share,
+    origin_of,
+    without_credentials,
+)
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
 
@@ -223,3 +230,13 @@ def test_netrc_is_not_asked_about_what_a_document_names(
     kit.download(request, tmp_path / "f")
     kit.download(Request(f"{there.url}/g", home=f"{there.url}/list"), tmp_path / "g")
     assert [each.headers.get("authorization") for each in there.requests] == [None, "Basic bmV0OnJj"]
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1", "127.8.9.10", "::1", "[::1]"])
+def test_names_of_this_machine(host: str) -> None:
+    assert is_loopback(host)
+
+
+@pytest.mark.parametrize("host", ["127.example.org", "localhost.example.org", "10.0.0.1", "::2", ""])
+def test_names_of_other_machines(host: str) -> None:
+    assert not is_loopback(host)
