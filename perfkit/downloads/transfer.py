@@ -55,7 +55,7 @@ _log = logging.getLogger(__name__)
 
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_ANSWERS = 3  # a range that takes no longer than so many answers is not shared
+_ANSWERS = 6  # a range that takes no longer than so many answers is not shared
 _LARGE_BYTES = 4 << 20
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
@@ -322,6 +322,11 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked):
                 self._copy(task, response, answer, toll)
+                path = response.path()
+                lossy = path is not None and path.out_of_order and not network.controller.queues
+                if lossy and task.partial.map.is_slower(task.runner):
+                    # Packets were lost that no queue was too full for: another connection begins with a wider window.
+                    response.end_after(0)
 
     @property
     def _wanted(self) -> Wanted:
@@ -411,6 +416,7 @@ class Transfer:
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
             self._context.network.controller.decrypts()
+        partial.ranges_proven = "bytes" in headers.get("accept-ranges", "").lower()
         if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:
             self._context.notify()
 

@@ -10,6 +10,7 @@ import contextlib
 import functools
 import http.client
 import importlib
+import mmap
 import re
 import socket
 import ssl
@@ -25,6 +26,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
 from perfkit.downloads.http.dial import dial
+from perfkit.downloads.http.path import Path, end_after, measured
 from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
@@ -168,6 +170,12 @@ class _Incoming:
     def makefile(self, mode: str) -> _Incoming:
         return self
 
+    def path(self) -> Path | None:
+        return measured(self._sock)
+
+    def end_after(self, count: int) -> None:
+        end_after(self._sock, count)
+
     def head(self) -> bytes:
         """Up to the first empty line, with it; empty if the connection ended before.
 
@@ -225,7 +233,7 @@ class _Incoming:
         if not self.reuses_memory:
             return self._sock.recv(min(most, _RECEIVE_BYTES))  # type: ignore[no-any-return]
         if len(self._room) < most:
-            self._room = memoryview(bytearray(most))
+            self._room = memoryview(mmap.mmap(-1, most))  # of which only what is used takes memory
         count = self._sock.recv_into(self._room[:most])
         if self._gathers and 0 < count < most:
             count += self._more(self._room[count:most])

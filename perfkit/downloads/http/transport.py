@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.path import Path
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent, may_share, origin_of
 from perfkit.errors import CancelledError, ConfigError, TransferError
@@ -86,6 +87,14 @@ class Response(Protocol):
         """
         ...
 
+    def path(self) -> Path | None:
+        """The way that it comes; None if it is unknown."""
+        ...
+
+    def end_after(self, count: int) -> None:
+        """No more than so many bytes will be read from its connection, so the server need not send more."""
+        ...
+
     def __enter__(self) -> Response: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None
@@ -112,6 +121,10 @@ class Transport(Protocol):
         """End requests whose answer is overdue. Called a few times a second while work is under way."""
         ...
 
+    def path(self) -> Path | None:
+        """That of the answers which are being read, on the shortest way; None if it is unknown."""
+        ...
+
     def limit_changed(self, bytes_per_second: int | None) -> None:
         """The shared rate limit is now this; connections may be made to suit it."""
         ...
@@ -132,6 +145,7 @@ class HttpTransport:
         self._lock = threading.Lock()  # guards what follows
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
+        self._reading: set[Exchange] = set()
         self._rate_limit: int | None = None
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
         self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
@@ -151,6 +165,13 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
+
+    def path(self) -> Path | None:
+        known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
+        if not known:
+            return None
+        least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
+        return Path(min(each.round_trip_s for each in known), least_s, late)
 
     def close(self) -> None:
         with self._lock:
@@ -194,7 +215,7 @@ class HttpTransport:
                 with exchange:
                     response = sessions.send(hop)
                 if not exchange.expired:
-                    return _HttpResponse(url, hop.url, response, exchange, cancel)
+                    return _HttpResponse(url, hop.url, response, exchange, cancel, self._reading)
                 response.close()
                 error: Exception = TimeoutError("the answer's headers did not arrive in time")
             except ConfigError:
@@ -202,7 +223,7 @@ class HttpTransport:
                 raise
             except Exception as caught:
                 if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
-                    return _HttpResponse(url, hop.url, answer, exchange, cancel)
+                    return _HttpResponse(url, hop.url, answer, exchange, cancel, self._reading)
                 error = caught
             except BaseException:
                 _give_up(exchange, cancel)
@@ -250,7 +271,15 @@ def _give_up(exchange: Exchange, cancel: Cancel) -> None:
 class _HttpResponse:
     """`Response` of a requests response."""
 
-    def __init__(self, asked: str, at: str, response: requests.Response, exchange: Exchange, cancel: Cancel) -> None:
+    def __init__(
+        self,
+        asked: str,
+        at: str,
+        response: requests.Response,
+        exchange: Exchange,
+        cancel: Cancel,
+        reading: set[Exchange],
+    ) -> None:
         self.url = at
         self.status = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.items()}
@@ -258,6 +287,8 @@ class _HttpResponse:
         self._response = response
         self.exchange = exchange
         self._cancel = cancel
+        self._reading = reading
+        reading.add(exchange)
         self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
         # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
@@ -282,6 +313,13 @@ class _HttpResponse:
         if not data and self.exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
+
+    def path(self) -> Path | None:
+        return self.exchange.incoming.path() if self.exchange.incoming is not None else None
+
+    def end_after(self, count: int) -> None:
+        if self.exchange.incoming is not None:
+            self.exchange.incoming.end_after(count)
 
     def _read_foreign(self, count: int) -> bytes | None:
         raw, exchange = self._response.raw, self.exchange
@@ -308,6 +346,7 @@ class _HttpResponse:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self.exchange.abort)
+        self._reading.discard(self.exchange)
         with contextlib.suppress(Exception):
             if not self._left_behind:
                 self._response.close()  # and end the connection, if the rest of the body is still on its way
