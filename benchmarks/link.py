@@ -7,6 +7,7 @@ Nothing outside the two namespaces is touched, all is torn down at the end, and 
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import os
 import shutil
@@ -139,8 +140,7 @@ class Lab:
             _ip("netns", "add", name)
             self._stack.callback(_ip, "netns", "del", name)
             _ip("-n", name, "link", "set", "lo", "up")
-        program = str(self._home / "wan")
-        subprocess.run(["gcc", "-O2", "-std=gnu11", "-o", program, HERE / "wan.c"], check=True)
+        program = str(Path(_built().name) / "wan")
         # A busy machine is not to make the link late: it comes first.
         command = ["chrt", "-r", "1", program, "--a", self._client, "--b", self._server, *self._link.options()]
         self._wan = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
@@ -161,8 +161,17 @@ class Lab:
         home = self._home
         self.ca = home / "cert.pem"
         (home / "nginx.conf").write_text(_NGINX.format(home=home, site=self._site, server=SERVER), encoding="utf-8")
-        make = "openssl req -x509 -newkey rsa:2048 -nodes -days 3 -subj /CN=perfkit -addext keyUsage=digitalSignature"
-        names = ["-addext", f"subjectAltName=IP:{SERVER}", "-keyout", str(home / "key.pem"), "-out", str(self.ca)]
+        make = "openssl req -x509 -newkey rsa:2048 -nodes -days 3 -subj /CN=perfkit"
+        names = [
+            "-addext",
+            "keyUsage=digitalSignature,keyCertSign",
+            "-addext",
+            f"subjectAltName=IP:{SERVER}",
+            "-keyout",
+            str(home / "key.pem"),
+            "-out",
+            str(self.ca),
+        ]
         subprocess.run([*make.split(), *names], check=True, capture_output=True)
         nginx = shutil.which("nginx", path=_PATH) or "nginx"
         command = [nginx, "-p", f"{home}/", "-c", f"{home}/nginx.conf", "-e", f"{home}/error.log"]
@@ -175,6 +184,14 @@ class Lab:
                 return
             time.sleep(0.1)
         raise RuntimeError(f"nginx did not start: {(home / 'error.log').read_text(encoding='utf-8')}")
+
+
+@functools.cache
+def _built() -> tempfile.TemporaryDirectory[str]:
+    """The directory with the link's program, for as long as this process lasts."""
+    directory = tempfile.TemporaryDirectory(prefix="perfkit-wan-")
+    subprocess.run(["gcc", "-O2", "-std=gnu11", "-o", f"{directory.name}/wan", HERE / "wan.c"], check=True)
+    return directory
 
 
 def missing() -> list[str]:

@@ -162,8 +162,8 @@ def test_ranges_are_as_long_as_two_seconds_take() -> None:
 
 @pytest.mark.parametrize("slowest", [1.0, 0.25])
 def test_all_connections_end_together(slowest: float) -> None:
-    """Sixteen of them, one slower than the others: within half a second of what all would take together, with few requests,
-    and with few ranges cut short.
+    """Sixteen of them, one slower than the others: within half a second of what all would take together, with few
+    requests, and with few ranges cut short.
     """
     clock, step_s = Clock(), 0.02
     ranges = SegmentMap(16_000_000, clock=clock)

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     import requests
 
     from perfkit.downloads.http.connection import Exchange
+    from perfkit.downloads.http.outage import OutageWatch
     from perfkit.downloads.http.session import Sessions
 
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
@@ -146,6 +147,7 @@ class HttpTransport:
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
         self._reading: set[Exchange] = set()
+        self._outage: OutageWatch | None = None  # once there is a connection
         self._rate_limit: int | None = None
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
         self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
@@ -165,6 +167,8 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
+        if self._outage is not None:
+            self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
 
     def path(self) -> Path | None:
         known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
@@ -178,6 +182,8 @@ class HttpTransport:
             sessions, self._sessions = self._sessions, None
         if sessions is not None:
             sessions.close()
+        if self._outage is not None:
+            self._outage.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
         home, private = origin_of(request.url), {**self._configured, **_canonical(request.private_headers)}
@@ -251,10 +257,11 @@ class HttpTransport:
                 # Here, since to load requests takes longer than most commands that need no network.
                 from perfkit.downloads.http import failures
                 from perfkit.downloads.http.connection import Exchange
+                from perfkit.downloads.http.outage import OutageWatch
                 from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
 
                 config = self._config
-                self._failures, self._make_exchange = failures, Exchange
+                self._failures, self._make_exchange, self._outage = failures, Exchange, OutageWatch()
                 adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
