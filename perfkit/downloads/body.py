@@ -35,12 +35,7 @@ def pieces(
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        if (
-            left is not None
-            and left <= _ENDING_BYTES
-            and answer.end is not None
-            and left < answer.end - runner.position
-        ):
+        if left is not None and answer.end is not None and left < min(answer.end - runner.position, _ENDING_BYTES):
             response.end_after(left)
         with stall:
             data = response.read1(toll.quantum(config.buffer_bytes))

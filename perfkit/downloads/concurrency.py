@@ -196,10 +196,8 @@ class AdaptiveController:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
             before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
-            new_streams = self.target > before
-            self._from_s = now + (
-                answers_s / 2 if new_streams and not self._path_known else 0.0
-            )  # before that they have not begun
+            judged = self.target > before and not self._path_known
+            self._from_s = now + (answers_s / 2 if judged else 0.0)  # before that new streams have not begun
             self._trip_s = inf
             self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, matches, parse_checksum
-from perfkit.downloads.concurrency import AdaptiveController
 from perfkit.downloads.file_origin import read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
@@ -58,8 +57,8 @@ _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _ANSWERS = 6  # a range that takes no longer than so many answers is not shared
 _LARGE_BYTES = 4 << 20
-_FULL_BYTES = 64 << 10  # a piece that is smaller came over a network, and more of it comes at once after
-_PAUSE_S = 0.005  # or a sixteenth of an answer's time: to read each packet alone takes twice the processor time
+_FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
+_PAUSE_S = 0.005  # or a sixteenth of an answer's time
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
@@ -460,7 +459,6 @@ class Transfer:
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
         partial, runner, url = task.partial, task.runner, task.url
-        answer_s = self._context.network.controller.answer_s
         for data, count in pieces(url, response, answer, runner, config=self._config, toll=toll):
             position = runner.position
             if runner.remaining is None:
@@ -473,8 +471,8 @@ class Transfer:
             if partial.digest is not None and not self._hashing:
                 partial.digest.offer(position, data)
             partial.save_if_due()
-            if count < _FULL_BYTES < (runner.remaining or 0) and answer_s >= AdaptiveController.far_s:
-                time.sleep(min(answer_s / 16, _PAUSE_S))
+            if count < _FULL_BYTES < (runner.remaining or 0) and toll.quantum(_FULL_BYTES) == _FULL_BYTES:
+                self._gather()
         if runner.remaining is None:
             self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
             partial.map.end_here(runner)
@@ -485,6 +483,12 @@ class Transfer:
             raise TransferError(url, reason, transient=True)
         if runner.remaining and runner.position - runner.start < _SHORT_ANSWER_BYTES:
             raise TransferError(url, "the server keeps sending shorter ranges than requested", transient=True)
+
+    def _gather(self) -> None:
+        """Over a distance, let more come before the next read: packet by packet takes twice the processor time."""
+        controller = self._context.network.controller
+        if controller.answer_s >= controller.far_s:
+            time.sleep(min(controller.answer_s / 16, _PAUSE_S))
 
     # -- when something is wrong ----------------------------------------------------------------------------------
 
