@@ -6,8 +6,10 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.path import Path
 from perfkit.downloads.http.urls import origin_of
 
 __all__ = ["AdaptiveController", "HostLimiter", "host_of"]
@@ -105,7 +107,10 @@ class AdaptiveController:
     ramp_window_s = 0.1
     steady_window_s = 1.0
     answers_per_window = 4  # a shorter one would judge streams that have not had an answer, or begin slowly (RFC 5681)
-    far_s = 0.02  # an answer that takes this long comes over a network
+    far_s = 0.02  # an answer that takes this long comes over a network,
+    network_s = 0.002  # and so do packets that take this long
+    queued = 1.25  # of the least round trip: a longer one is spent in queues,
+    queued_s = 0.004  # if it is by more than the kernel's resolution
     far_streams = 4
     doubling_pays = 1.15  # the gain in goodput for which it is kept
     halving_costs = 0.95
@@ -120,6 +125,7 @@ class AdaptiveController:
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
         self.answer_s = 0.0  # how long an answer takes, on average
+        self.queues = True  # whether packets wait for each other, or that is unknown
         self._least = 1  # streams, however busy the processor is
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
@@ -128,6 +134,8 @@ class AdaptiveController:
         self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
+        self._least_trip_s = inf
+        self._trip_s = inf  # the shortest since the last step
 
     def restart(self) -> None:
         """New totals begin; what was learned of the number of streams stays."""
@@ -153,14 +161,30 @@ class AdaptiveController:
         if self.target < least:
             self.target, self._trial, self._from_s = least, None, None
 
-    def observe(self, *, received_bytes: int, files_done: int, busy: int, cpu_s: float, throttled: bool) -> bool:
-        """Look at the running totals, as often as one likes; says whether `target` changed."""
+    def observe(
+        self,
+        *,
+        received_bytes: int,
+        files_done: int,
+        busy: int,
+        cpu_s: float,
+        throttled: bool,
+        path: Path | None = None,
+    ) -> bool:
+        """Look at the running totals, as often as one likes; says whether `target` changed.
+
+        Args:
+            path: as the transport knows it.
+        """
         if not self._adaptive:
             return False
         with self._lock:
             now = self._clock()
+            if path is not None:
+                self._trip_s = min(self._trip_s, path.round_trip_s)
+                self._least_trip_s = min(self._least_trip_s, path.round_trip_s, path.least_s)
             work = received_bytes + files_done * self.file_allowance_bytes
-            answers_s = self.answers_per_window * self.answer_s
+            answers_s = (1 if self._path_known else self.answers_per_window) * self.answer_s
             if self._from_s is None or now < self._from_s:
                 self._from_s, self._work_before, self._cpu_before_s = self._from_s or now, work, cpu_s
                 return False
@@ -172,15 +196,24 @@ class AdaptiveController:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
             before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
-            new_streams = self.target > before
-            self._from_s = now + (answers_s / 2 if new_streams else 0.0)  # before that they have not begun
+            judged = self.target > before and not self._path_known
+            self._from_s = now + (answers_s / 2 if judged else 0.0)  # before that new streams have not begun
+            self._trip_s = inf
             self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before
+
+    @property
+    def _path_known(self) -> bool:
+        """Whether there is a path on which queues can be told from distance."""
+        return self.network_s <= self._least_trip_s and self._trip_s < inf
 
     def _decide(self, goodput: float, cpu_bound: bool, idle: bool) -> int:
         trial, self._trial = self._trial, None
         if idle:
             return self.target
+        if self._path_known and not cpu_bound:
+            self.queues = self._trip_s > max(self._least_trip_s * self.queued, self._least_trip_s + self.queued_s)
+            return self.target if self.queues else min(self._ceiling, self.target * 2)
         worth = self.halving_costs if trial is not None and self.target < trial[0] else self.doubling_pays
         if trial is not None and goodput < trial[1] * worth:
             self._ramping = False

@@ -406,6 +406,7 @@ class DownloadManager:
                 busy=self._scheduler.busy,
                 cpu_s=time.process_time(),
                 throttled=rate is not None and snapshot.speed_bytes_per_s > 0.8 * rate,
+                path=network.transport.path() if network is not None else None,
             )
             if changed:
                 self._scheduler.notify()

@@ -208,12 +208,14 @@ class Scheduler:
 
     def _may_begin(self, now: float) -> bool:
         """Whether another file may be begun. Only tasks that have just begun count against the number of streams, so
-        that no file waits for a long one: more files cost little where each takes long, whatever it waits for.
+        that no file waits for a long one: more files cost little where each takes long, whatever it waits for. As many
+        as wait may begin at once, which doubles them every 20 ms.
         """
         ages = [(transfer, now - began_s) for transfer, began_s in self._running.values()]
         brief = sum(age < _BRIEF_S for _, age in ages)
+        waiting = sum(_BRIEF_S <= age < _LONG_S for _, age in ages)
         long = {transfer for transfer, age in ages if age >= _LONG_S}
-        return brief < self._controller.target and len(long) < self._most_files
+        return brief < max(self._controller.target, waiting) and len(long) < self._most_files
 
     def _begin(self, now: float) -> tuple[Transfer, Task] | None:
         for _ in range(len(self._queues)):

@@ -13,7 +13,8 @@ __all__ = ["Range", "Runner", "Segment", "SegmentMap"]
 
 Range = tuple[int, int]  # start, end (exclusive)
 
-_RANGE_S = 2.0  # a range is about as long as what a connection fetches in this time
+_RANGE_S = 2.0  # a range is about as long as what a connection fetches in this time,
+_RANGES = 32  # and at first no shorter than so many that are missing: each costs a round trip
 _SLOW_S = 2.0
 _YOUNG_S = 1.0
 _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
@@ -125,27 +126,36 @@ class SegmentMap:
     def missing_bytes(self) -> int:
         """Bytes that are not on disk; 0 while the size is unknown."""
         with self._lock:
-            return sum(_left(segment) for segment in self._active) + sum(
-                (gap.end or 0) - gap.start for gap in self._gaps
-            )
+            return self._missing()
+
+    def _missing(self) -> int:
+        return sum(map(_left, self._active)) + sum((gap.end or 0) - gap.start for gap in self._gaps)
 
     def split(self, minimum: int, worth_s: float = 0.0) -> Runner | None:
         """Take the end of the range that would take longest, so that both end together; no more than is fetched in a
-        short time, so that its runner is rarely cut short. None if that would take no longer than `worth_s`.
+        short time, so that its runner is rarely cut short, and from a long range while there is one. None if nothing
+        would take longer than `worth_s`.
 
         Args:
             minimum: neither part gets fewer bytes, unless the range has a slow connection.
         """
         with self._lock:
-            segment, seconds, pace = self._slowest()
-            if segment is None or segment.end is None or seconds <= worth_s:
+            now = self._clock()
+            pace, missing = max(1.0, self._pace(now)), self._missing()
+            runners = sum(len(each.runners) for each in self._active) or 1
+            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners)))  # shorter towards the end
+            usual = max(int(pace * usual_s), missing // _RANGES)
+            segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
+            if segment is None:
+                segment, seconds = self._slowest(now, pace, worth_s)
+            if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            least = minimum if left >= 2 * minimum or not _is_slow(left, seconds, pace) else _LEAST_BYTES
+            least = _LEAST_BYTES if left < 2 * minimum and seconds > _SLOW_S else minimum
             if left < 2 * least:
                 return None
             together = left * seconds * pace / (left + seconds * pace)
-            taken = max(least, min(int(together), int(pace * _RANGE_S), left - least))
+            taken = max(least, min(int(together), usual, left - least))
             rest = Segment(segment.end - taken, segment.end)
             segment.end -= taken
             self._active.append(rest)
@@ -154,28 +164,38 @@ class SegmentMap:
     def hedge(self) -> Runner | None:
         """A second runner for a range that a slow connection holds up, and that is too short to be split."""
         with self._lock:
-            segment, seconds, pace = self._slowest()
-            if segment is None or not _is_slow(_left(segment), seconds, pace):
+            now = self._clock()
+            pace = self._pace(now)
+            segment, seconds = self._slowest(now, pace, _SLOW_S)
+            if segment is None or _left(segment) >= seconds * pace / 2:  # all are slow, as under a rate limit
                 return None
             return self._run(segment, segment.position)
 
-    def _slowest(self) -> tuple[Segment | None, float, float]:
-        """The range that would take longest, how many seconds, and the mean speed of a connection to this file."""
-        now = self._clock()
-        alone = [segment for segment in self._active if len(segment.runners) == 1]
-        runners = [segment.runners[0] for segment in alone]
+    def is_slower(self, runner: Runner) -> bool:
+        """Whether it was slower than connections to this file are in the mean."""
+        with self._lock:
+            now = self._clock()
+            return runner.position - runner.start < self._pace(now) * (now - runner.started_s)
+
+    def _pace(self, now: float) -> float:
+        """The mean speed of a connection to this file."""
+        runners = [runner for segment in self._active for runner in segment.runners]
         count = self._ended_bytes + sum(each.position - each.start for each in runners)
-        pace = count / max(1e-3, self._ended_s + sum(now - each.started_s for each in runners))
+        return count / max(1e-3, self._ended_s + sum(now - each.started_s for each in runners))
 
-        def seconds(segment: Segment) -> float:
-            """What has just begun is taken to be as fast as the others."""
-            runner = segment.runners[0]
-            took_s = now - runner.started_s
-            speed = pace if took_s < _YOUNG_S else (runner.position - runner.start) / took_s
-            return _left(segment) / max(1.0, speed)
-
-        slowest = max(alone, key=seconds, default=None)
-        return slowest, seconds(slowest) if slowest else 0.0, pace
+    def _slowest(self, now: float, pace: float, least_s: float, least: int = 0) -> tuple[Segment | None, float]:
+        """Of the ranges with so many bytes left, the one that would take longest, and how many seconds; None if that is
+        no more than `least_s`. What has just begun is taken to be as fast as the others.
+        """
+        slowest, most_s = None, least_s
+        for segment in self._active:
+            if len(segment.runners) == 1 and _left(segment) >= least:
+                runner = segment.runners[0]
+                took_s = now - runner.started_s
+                speed = pace if took_s < _YOUNG_S else (runner.position - runner.start) / took_s
+                if (seconds := _left(segment) / max(1.0, speed)) > most_s:
+                    slowest, most_s = segment, seconds
+        return slowest, most_s
 
     def _run(self, segment: Segment, position: int, cancel: Cancel | None = None) -> Runner:
         runner = Runner(segment, position, cancel or Cancel(), self._clock(), position)
@@ -235,11 +255,6 @@ class SegmentMap:
     def runners(self) -> list[Runner]:
         with self._lock:
             return [runner for segment in self._active for runner in segment.runners]
-
-
-def _is_slow(left: int, seconds: float, pace: float) -> bool:
-    """Whether a range of `left` bytes that takes so many seconds holds up a file with connections of this pace."""
-    return seconds > _SLOW_S and left < seconds * pace / 2
 
 
 def _left(segment: Segment) -> int:

@@ -56,8 +56,10 @@ _log = logging.getLogger(__name__)
 
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_ANSWERS = 3  # a range that takes no longer than so many answers is not shared
+_ANSWERS = 6  # a range that takes no longer than so many answers is not shared
 _LARGE_BYTES = 4 << 20
+_FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
+_PAUSE_S = 0.005  # or a sixteenth of an answer's time
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
@@ -325,6 +327,11 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked):
                 self._copy(task, response, answer, toll)
+                path = response.path()
+                lossy = path is not None and path.out_of_order and not network.controller.queues
+                if lossy and task.partial.map.is_slower(task.runner):
+                    # Packets were lost that no queue was too full for: another connection begins with a wider window.
+                    response.end_after(0)
 
     @property
     def _wanted(self) -> Wanted:
@@ -414,6 +421,7 @@ class Transfer:
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
             self._context.network.controller.decrypts()
+        partial.ranges_proven = "bytes" in headers.get("accept-ranges", "").lower()
         if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:
             self._context.notify()
 
@@ -466,6 +474,8 @@ class Transfer:
             if partial.digest is not None and not self._hashing:
                 partial.digest.offer(position, data)
             partial.save_if_due()
+            if count < _FULL_BYTES < (runner.remaining or 0) and toll.quantum(_FULL_BYTES) == _FULL_BYTES:
+                self._gather()
         if runner.remaining is None:
             self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
             partial.map.end_here(runner)
@@ -476,6 +486,12 @@ class Transfer:
             raise TransferError(url, reason, transient=True)
         if runner.remaining and runner.position - runner.start < _SHORT_ANSWER_BYTES:
             raise TransferError(url, "the server keeps sending shorter ranges than requested", transient=True)
+
+    def _gather(self) -> None:
+        """Over a distance, let more come before the next read: packet by packet takes twice the processor time."""
+        controller = self._context.network.controller
+        if controller.answer_s >= controller.far_s:
+            time.sleep(min(controller.answer_s / 16, _PAUSE_S))
 
     # -- when something is wrong ----------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
+from perfkit.downloads.http.path import Path
 
 
 class Clock:
@@ -92,10 +93,11 @@ class Bench:
         cpu: float = 0.1,
         throttled: bool = False,
         busy: Callable[[int], int] = lambda target: target,
+        path: Callable[[int], Path | None] = lambda target: None,
     ) -> None:
         self.clock = Clock()
         self.controller = AdaptiveController(ceiling, clock=self.clock)
-        self.goodput, self.cpu, self.throttled, self.busy = goodput, cpu, throttled, busy
+        self.goodput, self.cpu, self.throttled, self.busy, self.path = goodput, cpu, throttled, busy, path
         self.received, self.cpu_s = 0.0, 0.0
 
     def run(self, seconds: float) -> list[int]:
@@ -111,6 +113,7 @@ class Bench:
                 busy=self.busy(self.controller.target),
                 cpu_s=self.cpu_s,
                 throttled=self.throttled,
+                path=self.path(self.controller.target),
             )
             if self.controller.target != targets[-1]:
                 targets.append(self.controller.target)
@@ -139,6 +142,30 @@ def test_over_a_distance_it_starts_with_four() -> None:
     assert bench.run(0.5) == [4, 8]
     assert bench.run(0.7) == [8]
     assert bench.run(0.5) == [8, 16]
+
+
+def test_streams_are_added_while_packets_do_not_queue() -> None:
+    """Whatever they gain at first: they pay where each is limited, by losses or by the server."""
+    bench = Bench(lambda streams: 1e6, ceiling=16, path=lambda streams: Path(0.085, 0.08, 3))
+    bench.controller.answered(0.08)
+    assert bench.run(0.5) == [4, 8, 16]
+    assert not bench.controller.queues
+
+
+def test_streams_are_not_added_while_packets_queue() -> None:
+    """What more streams gain then, others lose. The least round trip is that of an empty queue, seen once."""
+    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3))
+    bench.controller.answered(0.08)
+    assert bench.run(10) == [4]
+    bench.path = lambda streams: Path(0.13, 0.12, 3)  # all connections have been made while there was a queue
+    assert bench.run(10) == [4]
+    assert bench.controller.queues
+
+
+def test_goodput_decides_where_there_is_no_distance() -> None:
+    """On loopback and in a local network, the kernel's round trips say nothing of queues."""
+    bench = Bench(lambda streams: 1e6 * min(streams, 2), path=lambda streams: Path(0.0005, 0.0001, 0))
+    assert bench.run(5) == [1, 2, 4, 2]
 
 
 def test_the_first_answer_counts_in_full() -> None:

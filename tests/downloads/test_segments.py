@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -150,13 +151,54 @@ def test_ranges_are_as_long_as_two_seconds_take() -> None:
     ranges = SegmentMap(1_000_000, clock=clock)
     first = claimed(ranges)
     second = shared(ranges)
-    assert second.start == 999_900  # nothing is known of the speed yet
+    assert second.remaining == 1_000_000 // 32  # nothing is known of the speed yet
     clock.now = 4.0
-    ranges.advance(first, 40_000)
-    ranges.advance(second, 100)
+    ranges.advance(first, 400_000)
+    ranges.advance(second, 1_000_000 // 32)
     ranges.release(second)
-    pace = 40_100 / 8.0  # of a connection
-    assert shared(ranges).start == 999_900 - int(2 * pace)
+    pace = (400_000 + 1_000_000 // 32) / 8.0  # of a connection
+    assert shared(ranges).remaining == int(2 * pace)
+
+
+@pytest.mark.parametrize("slowest", [1.0, 0.25])
+def test_all_connections_end_together(slowest: float) -> None:
+    """Sixteen of them, one slower than the others: within half a second of what all would take together, with few
+    requests, and with few ranges cut short.
+    """
+    clock, step_s = Clock(), 0.02
+    ranges = SegmentMap(16_000_000, clock=clock)
+    speeds = [1e5 * slowest, *[1e5] * 15]  # bytes per second
+    at_work: list[Runner | None] = [claimed(ranges), *[None] * 15]
+    ends: dict[Runner, int | None] = {}
+    requests = cut = 0
+    while not ranges.complete:
+        clock.now += step_s
+        for number, runner in enumerate(at_work):
+            if runner is None:
+                runner = ranges.split(10_000, worth_s=0.3)
+                if runner is not None:
+                    ends[runner], requests = runner.segment.end, requests + 1
+            else:
+                ranges.advance(runner, min(int(speeds[number] * step_s), runner.remaining or 0))
+                if not runner.remaining:
+                    ranges.release(runner)
+                    cut += runner in ends and runner.segment.end != ends[runner]
+                    runner = None
+            at_work[number] = runner
+    assert clock.now < 16_000_000 / sum(speeds) + 0.5
+    assert requests < 80
+    assert cut < 12
+
+
+def test_a_connection_is_compared_with_the_mean() -> None:
+    clock = Clock()
+    ranges = SegmentMap(1_000_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges)
+    clock.now = 1.0
+    ranges.advance(first, 10_000)
+    ranges.advance(second, 5_000)
+    assert not ranges.is_slower(first)
+    assert ranges.is_slower(second)
 
 
 def test_at_the_end_both_parts_end_together() -> None:

@@ -7,9 +7,11 @@ What is added hangs on urllib3's and http.client's seams: `pool_classes_by_schem
 from __future__ import annotations
 
 import contextlib
+import errno
 import functools
 import http.client
 import importlib
+import mmap
 import re
 import socket
 import ssl
@@ -17,6 +19,7 @@ import struct
 import sys
 import threading
 import time
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
@@ -25,6 +28,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
 from perfkit.downloads.http.dial import dial
+from perfkit.downloads.http.path import Path, end_after, measured
 from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.throttle import Throttle, receive_buffer
@@ -155,10 +159,14 @@ class _Incoming:
     """What arrives on a socket: the head of an answer as a whole, and the body as much at once as is there.
 
     Reading ahead stops with the answer: what came behind a body makes the connection unusable for another request.
+
+    Attributes:
+        waits_since_s: since when nothing has come that is waited for (time.monotonic); None: nothing is.
     """
 
     def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
-        self._sock = sock
+        self.sock = sock
+        self.waits_since_s: float | None = None
         self._raw = sock.makefile("rb", 0)  # keeps the socket open when the connection is closed before its last answer
         self._handle = handle
         self._rest = b""
@@ -171,6 +179,17 @@ class _Incoming:
     def makefile(self, mode: str) -> _Incoming:
         return self
 
+    def path(self) -> Path | None:
+        return measured(self.sock)
+
+    def end_after(self, count: int) -> None:
+        end_after(self.sock, count)
+
+    def interrupt(self) -> None:
+        """Fail what is waited for, which will not come."""
+        self._error = ConnectionResetError(errno.ECONNRESET, "nothing came any more, and the network is back")
+        end_after(self.sock, 0)
+
     def head(self) -> bytes:
         """Up to the first empty line, with it; empty if the connection ended before.
 
@@ -182,7 +201,7 @@ class _Incoming:
             if len(data) > _HEAD_BYTES:
                 raise http.client.LineTooLong("head")
             searched = max(0, len(data) - 3)
-            more = self._sock.recv(_RECEIVE_BYTES)
+            more = self._receive(self.sock.recv, _RECEIVE_BYTES)
             if not more and data:
                 raise http.client.IncompleteRead(b"")
             if not more:
@@ -194,7 +213,7 @@ class _Incoming:
 
     def deadline_s(self) -> float:
         """When what is waited for now is overdue (time.monotonic), though single bytes of it may have come."""
-        timeout_s = self._sock.gettimeout()
+        timeout_s = self.sock.gettimeout()
         return float("inf") if timeout_s is None else time.monotonic() + timeout_s
 
     def readline(self, limit: int = -1, deadline_s: float | None = None) -> bytes:
@@ -209,7 +228,7 @@ class _Incoming:
         while (end := data.find(b"\n") + 1) == 0 and len(data) < most:
             if time.monotonic() > deadline_s:
                 raise TimeoutError("timed out")
-            more = self._sock.recv(_RECEIVE_BYTES)
+            more = self.sock.recv(_RECEIVE_BYTES)
             if not more:
                 break
             data += more
@@ -226,10 +245,10 @@ class _Incoming:
         if self._error is not None:
             raise self._error
         if not self.reuses_memory:
-            return self._sock.recv(min(most, _RECEIVE_BYTES))  # type: ignore[no-any-return]
+            return self._receive(self.sock.recv, min(most, _RECEIVE_BYTES))  # type: ignore[no-any-return]
         if len(self._room) < most:
-            self._room = memoryview(bytearray(most))
-        count = self._sock.recv_into(self._room[:most])
+            self._room = memoryview(mmap.mmap(-1, most))  # of which only what is used takes memory
+        count = self._receive(self.sock.recv_into, self._room[:most])
         if self.limit is not None and self.limit.rate is not None and self.limit.has_room():
             self._widen_window(self.limit.rate)
         if self._gathers and 0 < count < most:
@@ -237,22 +256,30 @@ class _Incoming:
         return self._room[:count]
 
     def _widen_window(self, rate: int) -> None:
-        twice = self._sock.getsockopt(*_BUFFER)  # what was set
-        _set_window(self._sock, min(twice, receive_buffer(rate, _round_trip_s(self._sock))))
+        twice = self.sock.getsockopt(*_BUFFER)  # what was set
+        _set_window(self.sock, min(twice, receive_buffer(rate, _round_trip_s(self.sock))))
+
+    def _receive(self, how: Callable[[Any], Any], what: Any) -> Any:
+        self.waits_since_s = time.monotonic()
+        received = how(what)
+        self.waits_since_s = None
+        if not received and self._error is not None:
+            raise self._error
+        return received
 
     def _more(self, view: memoryview) -> int:
         """What else is here by now: TLS hands over one record, 16 KiB, at once (RFC 8446 section 5.1)."""
-        timeout_s, total = self._sock.gettimeout(), 0
-        self._sock.settimeout(0.0)
+        timeout_s, total = self.sock.gettimeout(), 0
+        self.sock.settimeout(0.0)
         try:
-            while total < len(view) and (count := self._sock.recv_into(view[total:])):
+            while total < len(view) and (count := self.sock.recv_into(view[total:])):
                 total += count
         except (BlockingIOError, ssl.SSLWantReadError):
             pass
         except OSError as error:
             self._error = error  # what came before it counts
         finally:
-            self._sock.settimeout(timeout_s)
+            self.sock.settimeout(timeout_s)
         return total
 
     def read(self, count: int = -1) -> bytes:
@@ -274,7 +301,7 @@ class _Incoming:
             self._handle.detach()
         if self._rest:
             with contextlib.suppress(OSError):
-                self._sock.shutdown(socket.SHUT_RDWR)
+                self.sock.shutdown(socket.SHUT_RDWR)
         self._raw.close()
 
 

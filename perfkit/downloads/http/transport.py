@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.http.path import Path
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent, may_share, origin_of
 from perfkit.downloads.throttle import Throttle
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import requests
 
     from perfkit.downloads.http.connection import Exchange
+    from perfkit.downloads.http.outage import OutageWatch
     from perfkit.downloads.http.session import Sessions
 
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
@@ -89,6 +91,14 @@ class Response(Protocol):
         """
         ...
 
+    def path(self) -> Path | None:
+        """The way that it comes; None if it is unknown."""
+        ...
+
+    def end_after(self, count: int) -> None:
+        """No more than so many bytes will be read from its connection, so the server need not send more."""
+        ...
+
     def __enter__(self) -> Response: ...
     def __exit__(
         self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None
@@ -115,6 +125,10 @@ class Transport(Protocol):
         """End requests whose answer is overdue. Called a few times a second while work is under way."""
         ...
 
+    def path(self) -> Path | None:
+        """That of the answers which are being read, on the shortest way; None if it is unknown."""
+        ...
+
     def close(self) -> None: ...
 
 
@@ -131,6 +145,8 @@ class HttpTransport:
         self._lock = threading.Lock()  # guards what follows
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
+        self._reading: set[Exchange] = set()
+        self._outage: OutageWatch | None = None  # once there is a connection
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
         self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
         if session is None:
@@ -146,12 +162,23 @@ class HttpTransport:
             if exchange.deadline_s < now_s:
                 exchange.expired = True
                 exchange.abort()
+        if self._outage is not None:
+            self._outage.look([each.incoming for each in (*self._waiting, *self._reading) if each.incoming])
+
+    def path(self) -> Path | None:
+        known = [path for each in tuple(self._reading) if each.incoming and (path := each.incoming.path())]
+        if not known:
+            return None
+        least_s, late = min(each.least_s for each in known), sum(each.out_of_order for each in known)
+        return Path(min(each.round_trip_s for each in known), least_s, late)
 
     def close(self) -> None:
         with self._lock:
             sessions, self._sessions = self._sessions, None
         if sessions is not None:
             sessions.close()
+        if self._outage is not None:
+            self._outage.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
         home, private = origin_of(request.url), {**self._configured, **_canonical(request.private_headers)}
@@ -189,7 +216,7 @@ class HttpTransport:
                 with exchange:
                     response = sessions.send(hop)
                 if not exchange.expired:
-                    return _HttpResponse(url, hop.url, response, exchange, cancel)
+                    return _HttpResponse(url, hop.url, response, exchange, cancel, self._reading)
                 response.close()
                 error: Exception = TimeoutError("the answer's headers did not arrive in time")
             except ConfigError:
@@ -197,7 +224,7 @@ class HttpTransport:
                 raise
             except Exception as caught:
                 if (answer := failures.answer_in(caught)) is not None and not exchange.expired:
-                    return _HttpResponse(url, hop.url, answer, exchange, cancel)
+                    return _HttpResponse(url, hop.url, answer, exchange, cancel, self._reading)
                 error = caught
             except BaseException:
                 _give_up(exchange, cancel)
@@ -225,10 +252,11 @@ class HttpTransport:
                 # Here, since to load requests takes longer than most commands that need no network.
                 from perfkit.downloads.http import failures
                 from perfkit.downloads.http.connection import Exchange
+                from perfkit.downloads.http.outage import OutageWatch
                 from perfkit.downloads.http.session import Adapter, CallersSessions, OwnSessions
 
                 config = self._config
-                self._failures, self._make_exchange = failures, Exchange
+                self._failures, self._make_exchange, self._outage = failures, Exchange, OutageWatch()
                 adapter = Adapter(keep=max(config.most_streams, config.segments) + 2, lean=self._given is None)
                 if self._given is None:
                     self._sessions = OwnSessions(config, adapter)
@@ -245,7 +273,15 @@ def _give_up(exchange: Exchange, cancel: Cancel) -> None:
 class _HttpResponse:
     """`Response` of a requests response."""
 
-    def __init__(self, asked: str, at: str, response: requests.Response, exchange: Exchange, cancel: Cancel) -> None:
+    def __init__(
+        self,
+        asked: str,
+        at: str,
+        response: requests.Response,
+        exchange: Exchange,
+        cancel: Cancel,
+        reading: set[Exchange],
+    ) -> None:
         self.url = at
         self.status = response.status_code
         self.headers = {name.lower(): value for name, value in response.headers.items()}
@@ -253,6 +289,8 @@ class _HttpResponse:
         self._response = response
         self.exchange = exchange
         self._cancel = cancel
+        self._reading = reading
+        reading.add(exchange)
         self._left_behind = False  # to a thread that still reads it, and will close it
         raw = response.raw
         # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
@@ -277,6 +315,13 @@ class _HttpResponse:
         if not data and self.exchange.aborted:  # which looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
+
+    def path(self) -> Path | None:
+        return self.exchange.incoming.path() if self.exchange.incoming is not None else None
+
+    def end_after(self, count: int) -> None:
+        if self.exchange.incoming is not None:
+            self.exchange.incoming.end_after(count)
 
     def _read_foreign(self, count: int) -> bytes | None:
         raw, exchange = self._response.raw, self.exchange
@@ -303,6 +348,7 @@ class _HttpResponse:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         self._cancel.discard(self.exchange.abort)
+        self._reading.discard(self.exchange)
         with contextlib.suppress(Exception):
             if not self._left_behind:
                 self._response.close()  # and end the connection, if the rest of the body is still on its way

@@ -44,6 +44,25 @@ def get(transport: HttpTransport, url: str) -> tuple[int, bytes]:
         return response.status, read_all(response)
 
 
+# -- outages ---------------------------------------------------------------------------------------------------------
+
+
+def test_a_body_that_an_outage_silenced_is_not_taken_for_whole(transport: HttpTransport, misbehaving: Start) -> None:
+    """Where only the end of the connection ends it, and it is we who ended that: the rest is asked for anew."""
+
+    def handler(x: Exchange) -> None:
+        x.send(b"HTTP/1.0 200 OK\r\n\r\nbegun")
+        x.stall()
+
+    server = misbehaving(handler)
+    with transport.open(Get(url=f"{server.url}/1"), Cancel()) as response:
+        assert bytes(response.read1(1 << 16)) == b"begun"
+        response.exchange.incoming.interrupt()  # type: ignore[attr-defined]
+        with pytest.raises(TransferError) as caught:
+            response.read1(1 << 16)
+    assert caught.value.transient
+
+
 # -- aborts ----------------------------------------------------------------------------------------------------------
 
 

@@ -1,0 +1,91 @@
+"""Notices that a network which was gone is back, before TCP does."""
+
+from __future__ import annotations
+
+import contextlib
+import select
+import socket
+import time
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol
+
+__all__ = ["OutageWatch"]
+
+_SILENT_S = 1.0  # all connections wait that long before another is tried, and then one each second
+_REST_S = 5.0  # until the next is tried after one that was answered: it is the server that takes its time
+
+
+class Waiting(Protocol):
+    """A connection on which an answer is awaited."""
+
+    sock: Any
+    waits_since_s: float | None  # for something to come (the clock's time); None: for nothing
+
+    def interrupt(self) -> None: ...
+
+
+class OutageWatch:
+    """Ends the connections that an outage has silenced as soon as the network is back, for what they have not brought
+    to be asked for anew. TCP itself would wait up to as long again: its repetitions come after twice the time of the
+    one before (RFC 6298 section 5.5).
+
+    While all are silent, a new connection to the same address is tried each second. The network was gone if one is
+    answered after others were not, or comes from another address than the silent ones, which can't work any more.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+        self._clock = clock
+        self._probe: socket.socket | None = None
+        self._probe_from_s = 0.0
+        self._next_s = 0.0
+        self._unanswered = False
+
+    def look(self, connections: Sequence[Waiting]) -> None:
+        """To be called a few times a second."""
+        now_s = self._clock()
+        since_s = [now_s if each.waits_since_s is None else each.waits_since_s for each in connections]
+        if now_s - max(since_s, default=now_s) < _SILENT_S:
+            self._unanswered = False
+            self.close()
+        elif self._probe is not None and (local := _answered(self._probe)) is not None:
+            for each in connections:
+                if self._unanswered or _local(each.sock) != local:
+                    each.interrupt()
+            self._unanswered, self._next_s = False, now_s + _REST_S
+            self.close()
+        elif self._probe is not None and now_s - self._probe_from_s >= _SILENT_S:
+            self._unanswered = True
+            self.close()
+            self._try(connections[0].sock, now_s)
+        elif self._probe is None and now_s >= self._next_s:
+            self._try(connections[0].sock, now_s)
+
+    def _try(self, like: Any, now_s: float) -> None:
+        with contextlib.suppress(OSError):
+            peer = like.getpeername()
+            self._probe, self._probe_from_s = socket.socket(like.family, socket.SOCK_STREAM), now_s
+            self._probe.setblocking(False)
+            with contextlib.suppress(OSError):  # in progress, or no route now: as if it were not answered
+                self._probe.connect(peer)
+
+    def close(self) -> None:
+        if self._probe is not None:
+            self._probe.close()
+            self._probe = None
+
+
+def _answered(probe: socket.socket) -> object:
+    """The address that it is connected from; None if it is not connected."""
+    poll = select.poll()
+    poll.register(probe, select.POLLOUT)
+    if poll.poll(0):
+        with contextlib.suppress(OSError):
+            probe.getpeername()  # fails where the connection did
+            return _local(probe)
+    return None
+
+
+def _local(sock: Any) -> object:
+    with contextlib.suppress(OSError):
+        return sock.getsockname()[0]
+    return None

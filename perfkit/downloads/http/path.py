@@ -1,0 +1,48 @@
+"""The way to a server, by what the kernel measures on a connection (TCP_INFO, tcp(7)): far or near, queues, losses."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import struct
+from dataclasses import dataclass
+from typing import Any
+
+__all__ = ["Path", "end_after", "measured"]
+
+_BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
+_ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tcpi_min_rtt and that
+
+
+@dataclass(frozen=True, slots=True)
+class Path:
+    """Both ways between here and a server.
+
+    Attributes:
+        round_trip_s: how long packets take from it and back now.
+        least_s: how long they take at least; the rest is time in queues.
+        out_of_order: packets that came after one that was sent later: others had been lost before them.
+    """
+
+    round_trip_s: float
+    least_s: float
+    out_of_order: int
+
+
+def measured(sock: Any) -> Path | None:
+    """The path that a connection's packets take; None if too few have come, or the kernel doesn't tell."""
+    try:
+        info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
+        now_us, least_us, late = (struct.unpack_from("I", info, at)[0] for at in (_ROUND_TRIP, _LEAST, _OUT_OF_ORDER))
+    except (OSError, AttributeError, struct.error):  # closed by now, another system, an old one
+        return None
+    return Path(now_us / 1e6, least_us / 1e6, late) if now_us else None
+
+
+def end_after(sock: Any, count: int) -> None:
+    """See that little more than so many bytes come, by the window that the server may fill; 0 ends the connection."""
+    with contextlib.suppress(OSError, AttributeError):
+        if count:
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, count)
+        else:
+            sock.shutdown(socket.SHUT_RDWR)
