@@ -362,7 +362,15 @@ class Toolkit:
             local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
         )
 
-    def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
+    def plan(
+        self,
+        source: Path,
+        dest: Path,
+        *,
+        type: str | None = None,
+        selection: Selection | None = None,
+        decompress: bool | None = None,
+    ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
@@ -371,7 +379,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress)
         with self._download_progress.delayed():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
@@ -382,6 +390,7 @@ class Toolkit:
         *,
         type: str | None = None,
         selection: Selection | None = None,
+        decompress: bool | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -399,6 +408,8 @@ class Toolkit:
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which members of an archive are wanted, and under which names.
+            decompress: whether to decompress a plain file (gzip, bzip2, xz, zstd) and drop the suffix of its name; by
+                default as at the last sync from this source, and not at the first.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -406,7 +417,7 @@ class Toolkit:
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
-            ConfigError: the source has no known type, or `selection` does not apply to its type.
+            ConfigError: the source has no known type, or `selection` or `decompress` does not apply to its type.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
@@ -420,7 +431,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress)
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,

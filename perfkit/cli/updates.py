@@ -51,6 +51,7 @@ examples:
   perfkit sync https://example.org/rules rules --on-change 'systemctl reload suricata'
   perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
   perfkit sync https://example.org/disk.img.zsync images
+  perfkit sync https://example.org/feed.csv.gz feed --decompress
   perfkit sync urls.txt mirror
   PERFKIT_LOCAL_CHANGES=refuse perfkit sync https://example.org/rules rules
 """
@@ -135,7 +136,13 @@ def add_sync(sync: Parser) -> None:
     sync.epilog = _SYNC_EXAMPLES
     sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
     sync.add_argument("dest", metavar="DEST", help="the tree; created if it does not exist")
-    sync.add_argument("--type", metavar="TYPE", help="release, zip, tar, zsync, urls or metalink (default: detected)")
+    types = "release, zip, tar, zsync, file, urls or metalink (default: detected)"
+    sync.add_argument("--type", metavar="TYPE", help=types)
+    sync.add_argument(
+        "--decompress",
+        action=argparse.BooleanOptionalAction,
+        help="decompress a plain file (gz, bz2, xz, zst); later syncs do so too",
+    )
     sync.add_argument(
         "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
     )
@@ -176,7 +183,11 @@ def _sync(arguments: argparse.Namespace) -> int:
     with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if not arguments.dry_run and not _is_due(kit, arguments):
             return 0
-        chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
+        chosen: dict[str, Any] = {
+            "type": arguments.type,
+            "selection": _selection(arguments),
+            "decompress": arguments.decompress,
+        }
         if arguments.dry_run:
             _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
             return 0

@@ -21,6 +21,7 @@ class SourceType(StrEnum):
     ZIP = "zip"
     TAR = "tar"
     ZSYNC = "zsync"
+    FILE = "file"
     URLS = "urls"
     METALINK = "metalink"
 
@@ -33,11 +34,13 @@ class SourceSpec:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
         selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
     """
 
     location: str
     type: SourceType | None = None
     selection: Selection | None = None
+    decompress: bool | None = None
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

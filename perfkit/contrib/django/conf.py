@@ -31,7 +31,7 @@ from perfkit.updates.source_types import parse_source_type
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK")
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "DECOMPRESS", "CHECK")
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -44,6 +44,7 @@ class TreeSettings:
     dest: str  # absolute path
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
+    decompress: bool | None = None  # as for `Toolkit.sync`
     check: Check | None = None  # as for `Toolkit.sync`
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
@@ -154,11 +155,21 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
     selection = _selection(where, entry, problems)
+    decompress = _flag(f'{where}["DECOMPRESS"]', entry.get("DECOMPRESS"), problems)
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
-    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, check=check, config=config)
+    return TreeSettings(
+        name=name,
+        source=source,
+        dest=dest,
+        type=kind,
+        selection=selection,
+        decompress=decompress,
+        check=check,
+        config=config,
+    )
 
 
 def _source(where: str, value: object, problems: list[Problem]) -> str | None:
@@ -185,6 +196,13 @@ def _type(where: str, value: object, problems: list[Problem]) -> str | None:
     except ConfigError as error:
         problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))
         return None
+
+
+def _flag(where: str, value: object, problems: list[Problem]) -> bool | None:
+    if value is None or isinstance(value, bool):
+        return value
+    problems.append(Problem("E009", where, f"must be True or False; got {_shown(value)}", "Leave it out for False."))
+    return None
 
 
 def _check(where: str, value: object, problems: list[Problem]) -> Check | None:

@@ -67,6 +67,7 @@ def sync(
             tree.dest,
             type=tree.type,
             selection=tree.selection,
+            decompress=tree.decompress,
             check=tree.check,
             retry_rejected=retry_rejected,
         )
@@ -101,7 +102,7 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
-        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection)
+        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection, decompress=tree.decompress)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ _PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetch
     SourceType.ZIP: 1024,
     SourceType.TAR: 1024,
     SourceType.ZSYNC: 16 << 10,
+    SourceType.FILE: 16 << 10,
 }
 
 
@@ -53,6 +54,8 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type, probed = _detect(fetcher, location)
     if spec.selection is not None and type not in _ARCHIVES:
         raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
+    if spec.decompress and type is not SourceType.FILE:
+        raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
     if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import open_release
 
@@ -92,7 +95,24 @@ def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
             raise
         return SourceType.RELEASE, None  # a site needs no index page: its pointer decides
     type = detect_type(url, probed.first, probed.content_type)
+    if type is None and _is_file(fetcher, probed):
+        type = SourceType.FILE
     return (SourceType.RELEASE, None) if type is None else (type, probed)
+
+
+def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
+    """Whether what is at a URL, and of no other type, is a file to keep: no page, and no site has its pointer below."""
+    from perfkit.updates.sources.detect import is_html
+
+    if not probed.first or is_html(probed.content_type):
+        return False
+    if "?" in probed.url:
+        return True  # a site has none
+    try:
+        pointer = fetcher.probe(f"{probed.url}/{POINTER_NAME}", most=1)
+    except HTTPStatusError as error:
+        return not error.transient
+    return pointer.first != b"{"  # some servers answer a path below a file as the file
 
 
 def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Installed, probed: Probe | None) -> Source:
@@ -106,6 +126,8 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
         return ZsyncSource(_remote_file(fetcher, url, type, before, probed), fetcher, installed)
+    if type is SourceType.FILE:
+        return _open_file(fetcher, spec, before, probed)
     from perfkit.archives.members import Selection
 
     selection = spec.selection or Selection()
@@ -119,6 +141,16 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
     from perfkit.updates.sources.tar_source import TarSource
 
     return TarSource(archive, selection)
+
+
+def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None) -> Source:
+    from perfkit.updates.sources.file_source import FileSource, file_name
+
+    recorded = bool(before.get("decompress"))
+    decompress = recorded if spec.decompress is None else spec.decompress
+    file_name(spec.location, decompress=decompress)  # before anything is requested
+    known = before if decompress == recorded else {}
+    return FileSource(_remote_file(fetcher, spec.location, SourceType.FILE, known, probed), decompress=decompress)
 
 
 def _remote_file(
