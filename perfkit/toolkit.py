@@ -107,6 +107,7 @@ class Toolkit:
         only: Validator | None = None,
         size: int | None = None,
         label: str | None = None,
+        key: str | None = None,
     ) -> Download:
         """Download one file; when this returns, the file is complete and under its name.
 
@@ -119,7 +120,7 @@ class Toolkit:
             headers, auth: sent to the origin of `url` only.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
-            rate_limit, max_bytes, segments, byte_range, known, only, size, label: as for `Request`.
+            rate_limit, max_bytes, segments, byte_range, known, only, size, label, key: as for `Request`.
 
         Raises:
             ConfigError: an argument is invalid.
@@ -149,6 +150,7 @@ class Toolkit:
                 only=only,
                 size=size,
                 label=label,
+                key=key,
             )
         return self._downloads.fetch(request, local_path(dest))
 

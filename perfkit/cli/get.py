@@ -55,6 +55,9 @@ def add_get(get: Parser) -> None:
         "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
     )
     get.add_argument(
+        "--key", metavar="TEXT", help="what names the file while its URL changes, as by a signature, for a single URL"
+    )
+    get.add_argument(
         "--header",
         action="append",
         default=[],
@@ -77,7 +80,7 @@ def _get(arguments: argparse.Namespace) -> int:
         # Invalid arguments are found before anything is requested or written.
         if not arguments.urls and arguments.input is None:
             raise ConfigError("no URLs: give at least one, or -i FILE with a list")
-        for name in ("output", "checksum", "mirror"):
+        for name in ("output", "checksum", "mirror", "key"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
                 raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
         headers, config = _headers(arguments.header), config_for(arguments)
@@ -116,6 +119,7 @@ def _downloads(
         "mirrors": tuple(arguments.mirror),
         "headers": headers,
         "resume": not arguments.no_resume,
+        "key": arguments.key,
     }
     requests = [Request(url, **options) for url in arguments.urls]
     if arguments.output is not None:

@@ -24,6 +24,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.file_origin import Origin, digest_of, write_origin
 from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.libc import rename_to_new, set_mode, try_lock
@@ -70,9 +71,13 @@ class ChangedError(Exception):
 class PartialFile:
     """The partial file of one version, with the map of what it holds."""
 
-    def __init__(self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None) -> None:
+    def __init__(
+        self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None, key: str | None = None
+    ) -> None:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
+        self.source = digest_of(url, key)  # what stands for it on disk
+        self.expires = key is not None or is_signed(url)  # a later URL may go on where this one is refused
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
@@ -124,7 +129,7 @@ class PartialFile:
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
         validator = Validator()
-        if journal["source"] == digest_of(self.url):
+        if journal["source"] == self.source:
             validator = Validator(journal["etag"], journal["last_modified"])
             self.version = Version(*journal["version"])
         if not (validator or same_sum):
@@ -227,7 +232,8 @@ class PartialFile:
 
     def change_source(self, url: str) -> None:
         """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
-        self.url, self.version, self.validator, self.settled = url, Version(), Validator(), False
+        self.url, self.source = url, digest_of(url)
+        self.version, self.validator, self.settled = Version(), Validator(), False
         self.ranges_proven = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
@@ -258,7 +264,7 @@ class PartialFile:
             self._synced_at_s = time.monotonic()
         journal = {
             "format": _FORMAT,
-            "source": digest_of(self.url),
+            "source": self.source,
             "version": [self.version.etag, self.version.last_modified],
             "etag": self.validator.etag,
             "last_modified": self.validator.last_modified,

@@ -56,6 +56,7 @@ class _Options(_WithoutSecrets):
     only: Validator | None = None  # bytes of another version of `url` than this are an error
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
     label: str | None = None  # what progress displays call the file; None: its name
+    key: str | None = None  # what names the file, however its URL changes, such as by a signature; None: the URL
 
 
 @dataclass(frozen=True, slots=True, repr=False)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, matches, parse_checksum
-from perfkit.downloads.file_origin import read_origin
+from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
@@ -38,6 +38,7 @@ from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
+    HTTPStatusError,
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
@@ -53,6 +54,7 @@ __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
 _log = logging.getLogger(__name__)
 
+_EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may have them go on
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _ANSWERS = 3  # a range that takes no longer than so many answers is not shared
@@ -276,13 +278,16 @@ class Transfer:
         return RangeTask(task.host, task.source, task.url, task.at, partial, runner)
 
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
-        return PartialFile(self.dest, source, self._checksum, part)
+        return PartialFile(self.dest, source, self._checksum, part, self._key(source))
+
+    def _key(self, source: str) -> str | None:
+        return self.request.key if source == self.request.url else None
 
     def _is_current(self, partial: PartialFile) -> bool:
         """Whether the file that is there has the checksum; without one, the origin will be asked whether it changed."""
         if self._checksum is not None:
             return matches(self.dest, self._checksum, self.cancel)
-        origin = read_origin(self.dest, partial.url) if partial.part is None else None
+        origin = read_origin(self.dest, partial.source) if partial.part is None else None
         self._known = origin.version if origin else self._known
         return False
 
@@ -396,7 +401,7 @@ class Transfer:
         partial, headers = task.partial, response.headers
         if not self._named:
             self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
-        size = adopt(partial, task.url, headers, answer, self._checksum)
+        size = adopt(partial, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
             partial.create(size)
@@ -432,7 +437,7 @@ class Transfer:
     def _check_free(self, path: str, source: str) -> bool:
         """See that a name of the server's is free, or that of an earlier download from `source`; says which."""
         free = not os.path.lexists(path)
-        if not free and read_origin(path, source) is None:
+        if not free and read_origin(path, digest_of(source, self._key(source))) is None:
             name = os.path.basename(path)
             reason = f"the server names the file {name!r}, and a file from elsewhere has that name; choose another"
             raise TransferError(self.request.url, reason)
@@ -597,7 +602,8 @@ class Transfer:
                 self._error = error
         if partial is not None and (self._error is not None or self._unchanged):
             lasting = isinstance(self._error, TransferError) and not self._error.transient
-            hopeless = lasting and not isinstance(self._error, CancelledError)
+            expired = isinstance(self._error, HTTPStatusError) and self._error.status in _EXPIRED_STATUSES
+            hopeless = lasting and not expired and not isinstance(self._error, CancelledError)
             if hopeless or not (self._config.keep_partial and self.request.resume):
                 partial.discard()
             else:

@@ -171,7 +171,7 @@ class ListSource:
     def _get(self, requested: Sequence[tuple[ListedFile, Version]]) -> list[Download]:
         requests = []
         for each, known in requested:
-            name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
+            name = f"item-{hashlib.sha256(f'{as_recorded(each.request.url)} {each.name}'.encode()).hexdigest()[:32]}"
             request = replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home)
             requests.append(replace(request, size=each.size, label=each.name))
         return self._fetcher.get(requests)

@@ -17,6 +17,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.own_files import replace_own
 from perfkit.redact import redacted
+from perfkit.updates.installed import as_recorded
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["RemoteFile", "known_version", "version_label"]
@@ -193,7 +194,7 @@ class RemoteFile:
     @property
     def _name(self) -> str:
         probed = self._probed
-        key = repr((self.url, probed.version.etag, probed.version.last_modified, probed.size))
+        key = repr((as_recorded(self.url), probed.version.etag, probed.version.last_modified, probed.size))
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
