@@ -372,6 +372,7 @@ class Toolkit:
         type: str | None = None,
         selection: Selection | None = None,
         decompress: bool | None = None,
+        checksums: Path | None = None,
     ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
@@ -381,7 +382,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress, _text(checksums))
         with self._download_progress.delayed():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
@@ -393,6 +394,7 @@ class Toolkit:
         type: str | None = None,
         selection: Selection | None = None,
         decompress: bool | None = None,
+        checksums: Path | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -412,6 +414,8 @@ class Toolkit:
             selection: which members of an archive are wanted, and under which names.
             decompress: whether to decompress a plain file (gzip, bzip2, xz, zstd) and drop the suffix of its name; by
                 default as at the last sync from this source, and not at the first.
+            checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
+                `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -419,7 +423,7 @@ class Toolkit:
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
-            ConfigError: the source has no known type, or `selection` or `decompress` does not apply to its type.
+            ConfigError: the source has no known type, or `selection`, `decompress` or `checksums` does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
@@ -433,7 +437,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress, _text(checksums))
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,
@@ -540,6 +544,10 @@ class Toolkit:
 
         with self._download_progress.delayed():
             return verify(self.config, self._downloads, local_path(dest), repair, progress=self._progress)
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

@@ -143,6 +143,8 @@ def add_sync(sync: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="decompress a plain file (gz, bz2, xz, zst); later syncs do so too",
     )
+    what = "a file with the checksum of a plain file, such as SHA256SUMS; it is read first"
+    sync.add_argument("--checksums", metavar="FILE|URL", help=what)
     sync.add_argument(
         "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
     )
@@ -187,6 +189,7 @@ def _sync(arguments: argparse.Namespace) -> int:
             "type": arguments.type,
             "selection": _selection(arguments),
             "decompress": arguments.decompress,
+            "checksums": arguments.checksums,
         }
         if arguments.dry_run:
             _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))

@@ -6,12 +6,13 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.checksums import Checksum, matches, parse_checksum
+from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
+from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
@@ -38,6 +39,7 @@ from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
+    ConfigError,
     HTTPStatusError,
     IntegrityError,
     PerfkitError,
@@ -69,6 +71,7 @@ class TransferContext:
     network: Network
     throttle: Throttle
     notify: Callable[[], None]  # there may be more to do now
+    checksum_files: SharedChecksumFiles  # of the batch
     spawn: Callable[[Callable[[], None]], bool]  # run something beside the workers; False: the manager is closing
     claim_path: Callable[[Transfer, str], None]  # no two transfers write one file
 
@@ -124,6 +127,7 @@ class Transfer:
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
+        self._begun = False  # it has been looked at what is there
         self._version = Version()
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
@@ -252,12 +256,12 @@ class Transfer:
 
     def _begin(self, task: Task) -> RangeTask | None:
         """Look at what is there: a file that is current already, or what an earlier run left; None: nothing to do."""
-        first = self._started_s == 0.0
-        if first:
+        if self._started_s == 0.0:
             self._started_s = time.monotonic()
             self._meter.start(None, host=self.host)
-            if self.request.checksum is not None:
-                self._checksum = parse_checksum(self.request.checksum)
+        if self.request.checksum is not None and self._checksum is None:
+            self._checksum = self.request.promised or self._look_up(self.request.checksum)
+        first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
         exists = first and _is_file(self.dest)
@@ -277,6 +281,24 @@ class Transfer:
             self._partial = partial
         return RangeTask(task.host, task.source, task.url, task.at, partial, runner)
 
+    def _look_up(self, url: str) -> Checksum:
+        """The checksum that the file of them at a URL has for this one.
+
+        Raises:
+            TransferError: it has none.
+            as `fetch`.
+        """
+
+        def read() -> str:
+            with self._lock:
+                self._attempts.requests += 1
+            return fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+
+        try:
+            return self._context.checksum_files.get(url, read).find(self.request.url)
+        except ConfigError as error:
+            raise TransferError(self.request.url, str(error)) from None
+
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
         return PartialFile(self.dest, source, self._checksum, part, self._key(source))
 
@@ -294,18 +316,8 @@ class Transfer:
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
-        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
-        headers = request_headers(partial, asked, self._wanted)
-        get = Get(
-            url=task.url,
-            at=task.at,
-            headers=headers,
-            private_headers=self.request.headers if own else {},
-            auth=self.request.auth if own else None,
-            trusted=own,
-            named=own or self.request.home is None,
-        )
+        get = self._make_get(task.url, request_headers(partial, asked, self._wanted), at=task.at)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
@@ -314,6 +326,19 @@ class Transfer:
                 self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
+
+    def _make_get(self, url: str, headers: Mapping[str, str], *, at: str | None = None) -> Get:
+        """A request with the secrets that may go to this URL."""
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(url))
+        return Get(
+            url=url,
+            at=at,
+            headers=headers,
+            private_headers=self.request.headers if own else {},
+            auth=self.request.auth if own else None,
+            trusted=own,
+            named=own or self.request.home is None,
+        )
 
     def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel

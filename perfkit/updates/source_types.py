@@ -34,6 +34,7 @@ class SourceSpec:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
         selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
     """
 
@@ -41,6 +42,7 @@ class SourceSpec:
     type: SourceType | None = None
     selection: Selection | None = None
     decompress: bool | None = None
+    checksums: str | None = None
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import hashlib
 import lzma
 from collections.abc import Callable
 from functools import partial
@@ -11,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import CheckFailedError, ConfigError, ManifestError, StagedTree, Toolkit, UpdateError
+from perfkit import CheckFailedError, ConfigError, IntegrityError, ManifestError, StagedTree, Toolkit, UpdateError
 from perfkit.archives.members import Limits
 from perfkit.releases.format.zstd import compress
 from tests.support.archive_tools import make_tar
@@ -91,7 +92,7 @@ def test_decompressed(
     (tree / "feed.csv").unlink()
     assert kit.verify(tree, repair=True).intact
     kit.sync(counting.url + name, tree, decompress=False)
-    assert tree_of(tree) == {name: compressed(NEW)}
+    assert tree_of(tree) == {name: (site / name).read_bytes()}
 
 
 def test_what_can_not_be_decompressed(
@@ -157,3 +158,51 @@ def test_a_page_in_place_of_the_file(
     answers.append((NEW, "text/html"))  # what PHP says of everything
     kit.sync(url, tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == {"model.onnx": NEW}
+
+
+def sums(**files: bytes) -> str:
+    return "".join(f"{hashlib.sha256(data).hexdigest()}  {name.replace('_', '.')}\n" for name, data in files.items())
+
+
+def test_checksums_are_asked_first(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """The file is not asked for while its checksum stays, and refused if it has another; repaired by the checksum."""
+    url, tree, where = counting.url + "feed.csv.gz", tmp_path / "tree", counting.url + "SHA256SUMS"
+    (site / "feed.csv.gz").write_bytes(old := gzip.compress(OLD))
+    (site / "SHA256SUMS").write_text(sums(feed_csv_gz=old, other=b""))
+    first = kit.sync(url, tree, checksums=where, type="file", decompress=True)
+    assert [path for path, _ in counting.asked][:2] == ["/SHA256SUMS", "/feed.csv.gz"]
+    assert tree_of(tree) == {"feed.csv": OLD}
+    counting.asked.clear()
+    (site / "feed.csv.gz").touch()
+    again = kit.sync(url, tree, checksums=where)
+    assert (again.requests, again.route, counting.asked) == (1, "none", [("/SHA256SUMS", "")])
+    (tree / "feed.csv").unlink()
+    assert kit.verify(tree, repair=True).intact
+    replace(site / "feed.csv.gz", new := gzip.compress(NEW))
+    with pytest.raises(IntegrityError, match="checksum mismatch"):
+        kit.sync(url, tmp_path / "other", type="file", checksums=where)
+    (tree / "feed.csv").unlink()
+    with pytest.raises(IntegrityError, match="checksum mismatch"):
+        kit.verify(tree, repair=True)
+    (tmp_path / "sums").write_text(sums(feed_csv_gz=new))
+    assert kit.sync(url, tree, checksums=tmp_path / "sums").version != first.version
+    assert tree_of(tree) == {"feed.csv": NEW}
+    assert kit.sync(url, tree).unchanged == 1  # without a checksum it is asked about by its validator
+
+
+def test_wrong_checksums(kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """They are found before the file is asked for."""
+    (site / "a").write_bytes(OLD)
+    (tmp_path / "sums").write_text(sums(b=OLD))
+    for where, words in (
+        (tmp_path / "sums", "no checksum for 'a'"),
+        (tmp_path / "none", "No such file"),
+        ("sha256:5", "No such file"),
+    ):
+        with pytest.raises(ConfigError, match=words):
+            kit.sync(counting.url + "a", tmp_path / "tree", type="file", checksums=where)
+    with pytest.raises(ConfigError, match="checksums are for plain files"):
+        kit.sync(counting.url, tmp_path / "tree", checksums=tmp_path / "sums")
+    assert counting.asked == []
+    kit.sync(counting.url + "a", tmp_path / "tree", type="file", checksums=f"md5:{hashlib.md5(OLD).hexdigest()}")
+    assert tree_of(tmp_path / "tree") == {"a": OLD}

@@ -31,7 +31,18 @@ from perfkit.updates.source_types import parse_source_type
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "DECOMPRESS", "CHECK")
+OF_A_TREE = (
+    "SOURCE",
+    "DEST",
+    "TYPE",
+    "STRIP_COMPONENTS",
+    "INCLUDE",
+    "EXCLUDE",
+    "LINKS",
+    "DECOMPRESS",
+    "CHECKSUMS",
+    "CHECK",
+)
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -45,6 +56,7 @@ class TreeSettings:
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
     decompress: bool | None = None  # as for `Toolkit.sync`
+    checksums: str | None = field(default=None, repr=False)  # as for `Toolkit.sync`
     check: Check | None = None  # as for `Toolkit.sync`
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
@@ -156,6 +168,9 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
     selection = _selection(where, entry, problems)
     decompress = _flag(f'{where}["DECOMPRESS"]', entry.get("DECOMPRESS"), problems)
+    checksums = None
+    if entry.get("CHECKSUMS") is not None:
+        checksums = _source(f'{where}["CHECKSUMS"]', entry["CHECKSUMS"], problems)
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
@@ -167,6 +182,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         type=kind,
         selection=selection,
         decompress=decompress,
+        checksums=checksums,
         check=check,
         config=config,
     )

@@ -68,6 +68,7 @@ def sync(
             type=tree.type,
             selection=tree.selection,
             decompress=tree.decompress,
+            checksums=tree.checksums,
             check=tree.check,
             retry_rejected=retry_rejected,
         )
@@ -102,7 +103,14 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
-        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection, decompress=tree.decompress)
+        return kit.plan(
+            tree.source,
+            tree.dest,
+            type=tree.type,
+            selection=tree.selection,
+            decompress=tree.decompress,
+            checksums=tree.checksums,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,10 +5,14 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Set
+from collections.abc import Mapping, Set
+from typing import Any
 
 from perfkit.archives.decompress import DecompressedStream
 from perfkit.archives.members import Limits
+from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
+from perfkit.downloads.checksums import Checksum, parse_checksum
+from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
@@ -18,12 +22,12 @@ from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
-from perfkit.updates.source_types import SourceType
+from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources.detect import is_html
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
-from perfkit.updates.staging import StagingArea
+from perfkit.updates.staging import Fetcher, StagingArea
 
-__all__ = ["FileSource", "file_name"]
+__all__ = ["FileSource", "PromisedFile", "file_name", "find_checksum"]
 
 _COMPRESSED = re.compile(r"(?<=.)\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
 _HTML_NAME = re.compile(r"\.x?html?$", re.IGNORECASE)
@@ -52,7 +56,7 @@ class FileSource:
     serial = 0
     keep_staged: frozenset[str] = frozenset()
 
-    def __init__(self, file: RemoteFile, *, decompress: bool) -> None:
+    def __init__(self, file: RemoteFile | PromisedFile, *, decompress: bool) -> None:
         self.url = file.url
         self._file = file
         self._name = file_name(file.url, decompress=decompress)
@@ -61,7 +65,7 @@ class FileSource:
 
     @property
     def version(self) -> str:
-        return version_label(self.url, self._file.version)
+        return self._file.description
 
     def unchanged(self) -> bool:
         return self._file.unchanged
@@ -88,7 +92,8 @@ class FileSource:
         Raises:
             ManifestError: it is a page in place of the file, or is not compressed, or damaged, or a decompression bomb.
         """
-        _refuse_page(self._file.probe())
+        if isinstance(self._file, RemoteFile):
+            _refuse_page(self._file.probe())
         path = self._file.whole()
         self._routes = ("file",)
         if not self._decompress:
@@ -106,6 +111,59 @@ class FileSource:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(path)  # so that the next sync downloads it again
             raise
+
+
+class PromisedFile:
+    """The file at a URL whose checksum is known: that tells whether it changed, and whether it is whole.
+
+    Args:
+        before: what `record` returned for the installed version; empty: it has to be fetched again.
+    """
+
+    def __init__(self, fetcher: Fetcher, spec: SourceSpec, checksum: Checksum, before: Mapping[str, Any]) -> None:
+        self.url = spec.location
+        self.unchanged = before.get("checksum") == str(checksum)
+        self._fetcher = fetcher
+        self._checksum = checksum
+
+    @property
+    def description(self) -> str:
+        """What to call this version."""
+        return f"{version_label(self.url, Version())} {self._checksum.hex[:12]}"
+
+    def record(self) -> dict[str, object]:
+        """JSON for `before`."""
+        return {"checksum": str(self._checksum)}
+
+    def whole(self) -> str:
+        """The path of the file, which has the checksum.
+
+        Raises:
+            IntegrityError: it has another one.
+            TransferError: it can't be fetched.
+        """
+        label = version_label(self.url, Version())
+        request = Request(self.url, f"file-{self._checksum.hex}", checksum=str(self._checksum), label=label)
+        return self._fetcher.get([request])[0].path
+
+
+def find_checksum(fetcher: Fetcher, spec: SourceSpec) -> Checksum:
+    """The checksum of a source, from where the caller says that it is.
+
+    Raises:
+        ConfigError: there is none.
+        TransferError: it can't be fetched.
+    """
+    where = spec.checksums or ""
+    if where.lower().startswith(("http://", "https://")):
+        request = Request(where, "checksums", max_bytes=CHECKSUM_FILE_BYTES, home=spec.location)
+        path = fetcher.get([request], phase="reading the checksums")[0].path
+        with open(path, "rb") as file:
+            return ChecksumFile(file.read().decode(errors="replace"), where).find(spec.location)
+    if not os.path.exists(where):
+        with contextlib.suppress(ConfigError):
+            return parse_checksum(where)
+    return read_checksum_file(where).find(spec.location)
 
 
 def _refuse_page(probed: Probe) -> None:

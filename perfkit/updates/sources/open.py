@@ -56,6 +56,8 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
     if spec.decompress and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
+    if spec.checksums and type is not SourceType.FILE:
+        raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
     if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import open_release
 
@@ -144,13 +146,18 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
 
 
 def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None) -> Source:
-    from perfkit.updates.sources.file_source import FileSource, file_name
+    from perfkit.updates.sources.file_source import FileSource, PromisedFile, file_name, find_checksum
 
     recorded = bool(before.get("decompress"))
     decompress = recorded if spec.decompress is None else spec.decompress
     file_name(spec.location, decompress=decompress)  # before anything is requested
     known = before if decompress == recorded else {}
-    return FileSource(_remote_file(fetcher, spec.location, SourceType.FILE, known, probed), decompress=decompress)
+    file: RemoteFile | PromisedFile
+    if spec.checksums is not None:
+        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec), known.get("origin", {}))
+    else:
+        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed)
+    return FileSource(file, decompress=decompress)
 
 
 def _remote_file(
@@ -187,7 +194,9 @@ def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
     from perfkit.archives.members import Selection
 
     selection = Selection.of(installed.state.get("selection", {}))
-    found = _open(fetcher, SourceSpec(installed.source, type, selection), type, installed, None)
+    promised = installed.state.get("origin", {}).get("checksum")
+    spec = SourceSpec(installed.source, type, selection, checksums=promised)
+    found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
     return found

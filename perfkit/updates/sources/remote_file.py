@@ -78,6 +78,11 @@ class RemoteFile:
         return {"etag": self._lasting.etag, "last_modified": self._lasting.last_modified}
 
     @property
+    def description(self) -> str:
+        """What to call this version."""
+        return version_label(self.url, self.version)
+
+    @property
     def ranges(self) -> bool:
         """Whether ranges can be fetched that are certain to be of one version."""
         probed = self.probe()
