@@ -373,6 +373,7 @@ class Toolkit:
         selection: Selection | None = None,
         decompress: bool | None = None,
         checksums: Path | None = None,
+        mirrors: Iterable[str] = (),
     ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
@@ -382,7 +383,14 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress, _text(checksums))
+        spec = SourceSpec(
+            os.fspath(source),
+            parse_source_type(type),
+            selection,
+            decompress=decompress,
+            checksums=_text(checksums),
+            mirrors=tuple(mirrors),
+        )
         with self._download_progress.delayed():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
@@ -395,6 +403,7 @@ class Toolkit:
         selection: Selection | None = None,
         decompress: bool | None = None,
         checksums: Path | None = None,
+        mirrors: Iterable[str] = (),
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -416,6 +425,8 @@ class Toolkit:
                 default as at the last sync from this source, and not at the first.
             checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
                 `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
+            mirrors: other URLs of the same site, or of a plain file with `checksums`. The first that responds says what
+                is new, and files come from any; one that is down or behind is no error.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -423,7 +434,7 @@ class Toolkit:
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
-            ConfigError: the source has no known type, or `selection`, `decompress` or `checksums` does not apply to it.
+            ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
@@ -437,7 +448,14 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, decompress, _text(checksums))
+        spec = SourceSpec(
+            os.fspath(source),
+            parse_source_type(type),
+            selection,
+            decompress=decompress,
+            checksums=_text(checksums),
+            mirrors=tuple(mirrors),
+        )
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,

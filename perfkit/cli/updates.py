@@ -143,6 +143,8 @@ def add_sync(sync: Parser) -> None:
         action=argparse.BooleanOptionalAction,
         help="decompress a plain file (gz, bz2, xz, zst); later syncs do so too",
     )
+    what = "another URL of the same site, or of a plain file with --checksums (can be repeated)"
+    sync.add_argument("--mirror", action="append", default=[], metavar="URL", help=what)
     what = "a file with the checksum of a plain file, such as SHA256SUMS; it is read first"
     sync.add_argument("--checksums", metavar="FILE|URL", help=what)
     sync.add_argument(
@@ -190,6 +192,7 @@ def _sync(arguments: argparse.Namespace) -> int:
             "selection": _selection(arguments),
             "decompress": arguments.decompress,
             "checksums": arguments.checksums,
+            "mirrors": arguments.mirror,
         }
         if arguments.dry_run:
             _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))

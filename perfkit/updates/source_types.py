@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -30,10 +31,14 @@ class SourceType(StrEnum):
 class SourceSpec:
     """A source as the caller names it.
 
+    Raises:
+        ConfigError: a mirror is not an http or https URL.
+
     Attributes:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
         selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        mirrors: other URLs of the same site or plain file.
         checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
     """
@@ -43,6 +48,11 @@ class SourceSpec:
     selection: Selection | None = None
     decompress: bool | None = None
     checksums: str | None = None
+    mirrors: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        for url in self.mirrors:
+            origin_of(url)
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

@@ -91,7 +91,14 @@ def sync(
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
     with opened as tree, remember_outcome(tree.root):
-        report = _sync(tree, Fetcher(downloads, tree.fetch_directory), spec, options, progress)
+        fetcher = Fetcher(downloads, tree.fetch_directory)
+        try:
+            report = _sync(tree, fetcher, spec, options, progress)
+        except StaleSourceError as error:
+            if not spec.mirrors:
+                raise
+            _log.warning("nothing new: %s", error)
+            report = _passed_over(tree, read_installed(tree.root), fetcher, None)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -135,8 +142,8 @@ def _sync(
     return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
 
 
-def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str) -> SyncReport:
-    """The report of a sync that leaves the tree as it is, since this version is on hold."""
+def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str | None) -> SyncReport:
+    """The report of a sync that leaves the tree as it is, since this version is on hold, or all mirrors are behind."""
     return SyncReport(
         version=installed.version or "",
         generation=tree.generation,

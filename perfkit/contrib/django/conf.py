@@ -41,6 +41,7 @@ OF_A_TREE = (
     "LINKS",
     "DECOMPRESS",
     "CHECKSUMS",
+    "MIRRORS",
     "CHECK",
 )
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
@@ -57,6 +58,7 @@ class TreeSettings:
     selection: Selection | None = None  # the members of an archive
     decompress: bool | None = None  # as for `Toolkit.sync`
     checksums: str | None = field(default=None, repr=False)  # as for `Toolkit.sync`
+    mirrors: tuple[str, ...] = field(default=(), repr=False)
     check: Check | None = None  # as for `Toolkit.sync`
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
@@ -171,6 +173,12 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     checksums = None
     if entry.get("CHECKSUMS") is not None:
         checksums = _source(f'{where}["CHECKSUMS"]', entry["CHECKSUMS"], problems)
+    mirrors: Any = entry.get("MIRRORS", ())
+    if not isinstance(mirrors, list | tuple):
+        hint = 'Write ["https://…"].'
+        problems.append(Problem("E006", f'{where}["MIRRORS"]', f"must be a list of URLs; got {_shown(mirrors)}", hint))
+        mirrors = ()
+    mirrors = [each for each in (_source(f'{where}["MIRRORS"]', mirror, problems) for mirror in mirrors) if each]
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
@@ -183,6 +191,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         selection=selection,
         decompress=decompress,
         checksums=checksums,
+        mirrors=tuple(mirrors),
         check=check,
         config=config,
     )

@@ -69,6 +69,7 @@ def sync(
             selection=tree.selection,
             decompress=tree.decompress,
             checksums=tree.checksums,
+            mirrors=tree.mirrors,
             check=tree.check,
             retry_rejected=retry_rejected,
         )
@@ -110,6 +111,7 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
             selection=tree.selection,
             decompress=tree.decompress,
             checksums=tree.checksums,
+            mirrors=tree.mirrors,
         )
 
 

@@ -124,6 +124,7 @@ class PromisedFile:
         self.url = spec.location
         self.unchanged = before.get("checksum") == str(checksum)
         self._fetcher = fetcher
+        self._mirrors = spec.mirrors
         self._checksum = checksum
 
     @property
@@ -143,7 +144,8 @@ class PromisedFile:
             TransferError: it can't be fetched.
         """
         label = version_label(self.url, Version())
-        request = Request(self.url, f"file-{self._checksum.hex}", checksum=str(self._checksum), label=label)
+        name, promised = f"file-{self._checksum.hex}", str(self._checksum)
+        request = Request(self.url, name, checksum=promised, mirrors=self._mirrors, home=self.url, label=label)
         return self._fetcher.get([request])[0].path
 
 

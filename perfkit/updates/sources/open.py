@@ -5,12 +5,21 @@ The modules of the types, and of their detection, are imported when they are nee
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
 from perfkit.downloads.probe import Probe
-from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
-from perfkit.redact import masked
+from perfkit.errors import (
+    CancelledError,
+    ConfigError,
+    HTTPStatusError,
+    PerfkitError,
+    TransferError,
+    UpdateError,
+)
+from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
 from perfkit.updates.source_types import SourceSpec, SourceType
@@ -18,10 +27,9 @@ from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
 from perfkit.updates.staging import Fetcher
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["open_source", "reopen_source"]
+
+_log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)
 _LISTS = (SourceType.URLS, SourceType.METALINK)
@@ -44,6 +52,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
     location, type, probed = spec.location, spec.type, None
+    fetcher.use_mirrors(location, ())
     if not location.startswith(("http://", "https://")):
         type = _local_type(location, type)
     elif type is None:
@@ -51,18 +60,52 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     if type is None and location.endswith(("/", POINTER_NAME)):
         type = SourceType.RELEASE
     if type is None:
-        type, probed = _detect(fetcher, location)
+        type, probed = _detect_any(fetcher, spec)
     if spec.selection is not None and type not in _ARCHIVES:
         raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
     if spec.decompress and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
     if spec.checksums and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
+    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
+        raise ConfigError(
+            f"{location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since without "
+            "them nothing tells whether two servers have the same; a Metalink document has its own"
+        )
     if type is SourceType.RELEASE:
-        from perfkit.updates.sources.release_source import open_release
-
-        return open_release(fetcher, location, installed, dry_run=dry_run)
+        return _open_release(fetcher, spec, installed, dry_run=dry_run)
     return _open(fetcher, spec, type, installed, probed)
+
+
+def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
+    """The release of the first site that offers one which is not older than what was installed; else an older one.
+
+    Raises:
+        PerfkitError: no site offers any; what was wrong with the first.
+    """
+    from perfkit.updates.sources.release_source import open_release
+
+    if not spec.mirrors:
+        return open_release(fetcher, spec.location, installed, dry_run=dry_run)
+    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
+    behind: Source | None = None
+    failures: list[PerfkitError] = []
+    for url in sites:
+        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+        try:
+            found = open_release(fetcher, spec.location, installed, dry_run=dry_run)
+        except CancelledError:
+            raise
+        except PerfkitError as error:
+            failures.append(error)
+            _log.warning("%s: on to the next mirror: %s", redacted(url), error)
+            continue
+        if found.serial >= installed.highest_serial(sites[0]):
+            return found
+        behind = behind or found
+    if behind is None:
+        raise failures[0]
+    return behind
 
 
 def _local_type(path: str, type: SourceType | None) -> SourceType:
@@ -84,6 +127,19 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
 def _installed_type(url: str, installed: Installed) -> SourceType | None:
     same = installed.is_from(url) or installed.is_from(f"{url.removesuffix(POINTER_NAME).rstrip('/')}/")
     return installed.type if same else None
+
+
+def _detect_any(fetcher: Fetcher, spec: SourceSpec) -> tuple[SourceType, Probe | None]:
+    """The type of a source, or else of the first of its mirrors that responds."""
+    for url in spec.mirrors:
+        try:
+            return _detect(fetcher, spec.location)
+        except CancelledError:
+            raise
+        except TransferError as error:
+            _log.warning("%s: on to the next mirror: %s", redacted(spec.location), error)
+            spec = replace(spec, location=url)
+    return _detect(fetcher, spec.location)
 
 
 def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
