@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
@@ -162,9 +163,10 @@ def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
     """Whether what is at a URL, and of no other type, is a file to keep: no page, and no site has its pointer below."""
     from perfkit.updates.sources.detect import is_html
 
-    if not probed.first or is_html(probed.content_type):
+    path, query, _ = split_url(probed.url)[2].partition("?")
+    if not probed.first or is_html(probed.content_type) or path.endswith("/"):
         return False
-    if "?" in probed.url:
+    if query:
         return True  # a site has none
     try:
         pointer = fetcher.probe(f"{probed.url}/{POINTER_NAME}", most=1)
