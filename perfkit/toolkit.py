@@ -320,7 +320,7 @@ class Toolkit:
                 the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that is the
                 current release already is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
-            exclude: fnmatch patterns of names in `src` to leave out; a directory is left out with its contents.
+            exclude: patterns, as in a `.gitignore`, of names in `src` to leave out; a directory with its contents.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
@@ -420,7 +420,8 @@ class Toolkit:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
-            selection: which members of an archive are wanted, and under which names.
+            selection: which files of a release or members of an archive are wanted, and the names of these; by default
+                as at the last sync from this source, and all at the first. `Selection()` wants all.
             decompress: whether to decompress a plain file (gzip, bzip2, xz, zstd) and drop the suffix of its name; by
                 default as at the last sync from this source, and not at the first.
             checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or

@@ -49,6 +49,7 @@ examples:
   perfkit sync https://example.org/rules rules --quiet --json    for programs
   perfkit sync https://example.org/rules rules --check 'suricata -T -S {}/all.rules'
   perfkit sync https://example.org/rules rules --on-change 'systemctl reload suricata'
+  perfkit sync https://example.org/rules rules --include '*.rules' --exclude old/
   perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
   perfkit sync https://example.org/disk.img.zsync images
   perfkit sync https://example.org/feed.csv.gz feed --decompress
@@ -151,10 +152,18 @@ def add_sync(sync: Parser) -> None:
         "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
     )
     sync.add_argument(
-        "--include", action="append", default=[], metavar="PATTERN", help="only these members (can be repeated)"
+        "--include",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="only files of a release or archive that match (can be repeated)",
     )
     sync.add_argument(
-        "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="PATTERN",
+        help="all but files that match, as in a .gitignore (can be repeated)",
     )
     sync.add_argument(
         "--links",
@@ -215,7 +224,7 @@ def _sync(arguments: argparse.Namespace) -> int:
             f"{report.version}, generation {report.generation}: {report.added} "
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
-            f"{_edits(report)}{held}",
+            f"{_edits(report)}{held}{_selected(report, arguments)}",
         )
         try:
             if on_change is not None:
@@ -254,8 +263,14 @@ def _edits(report: SyncReport) -> str:
     return kept + lost + back
 
 
+def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:
+    """Which part of the source the tree has, where nothing on the command line says so."""
+    kept = report.selection and _selection(arguments) is None
+    return f"; selected as before: {report.selection} (--include '*' selects all)" if kept else ""
+
+
 def _selection(arguments: argparse.Namespace) -> Selection | None:
-    """The members of an archive to extract; None if no option selects any."""
+    """The files of a release or members of an archive to install; None if no option selects any."""
     if not (arguments.strip_components or arguments.include or arguments.exclude or arguments.links != "refuse"):
         return None
     from perfkit.archives.members import Selection

@@ -193,3 +193,22 @@ def backup_name(name: str, taken: Callable[[str], bool]) -> str:
         if not taken(fresh):
             return fresh
         number += 1
+
+
+def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
+    """A function that tells whether a name matches patterns as in a `.gitignore` (gitignore(5)); None: there are none.
+
+    A name that ends in a slash is a directory. Everything below a directory that matches does so, too.
+
+    Raises:
+        ConfigError: a pattern is invalid.
+    """
+    lines = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not lines:
+        return None
+    from pathspec import GitIgnoreSpec  # seldom needed
+
+    try:
+        return GitIgnoreSpec.from_lines(lines).match_file
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error

@@ -37,7 +37,8 @@ class SourceSpec:
     Attributes:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
-        selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        selection: which files of a release or members of an archive are wanted, and the names of these in the tree;
+            None: as it was installed from this location before, else all.
         mirrors: other URLs of the same site or plain file.
         checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.

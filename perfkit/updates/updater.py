@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import (
     CancelledError,
     CheckFailedError,
+    ConfigError,
     HTTPStatusError,
     ManifestError,
     StaleSourceError,
@@ -334,7 +335,21 @@ class Sync:
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         """The manifest of the version to install."""
-        return self._installed.manifest if self._source.unchanged() else self._source.resolve(local, staging)
+        if self._source.unchanged():
+            return self._installed.manifest
+        manifest = self._source.resolve(local, staging)
+        if not manifest and (chosen := self._selection()):
+            raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
+        return manifest
+
+    def _selection(self) -> str:
+        """Which part of what the source offers is wanted; empty: all."""
+        selection: Any = self._source.record().get("selection")
+        if selection is None:
+            return ""
+        from perfkit.archives.members import Selection  # loads what only archives need
+
+        return str(Selection.of(selection))
 
     def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
         """The steps from the scanned tree to the manifest; only entries that differ are compared.
@@ -477,7 +492,8 @@ class Sync:
         """Whether the tree's record of what is installed changes, though no file may."""
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
-        return offered != (installed.type, installed.source, installed.version, installed.manifest_sha256)
+        same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
+        return not same or source.record().get("selection") != installed.state.get("selection")
 
     def _record(self, manifest: Manifest) -> bytes:
         source = self._source
@@ -495,6 +511,7 @@ class Sync:
             version=self._source.version,
             generation=tree.generation if applied is None else applied.commit.generation,
             previous_version=self._installed.version,
+            selection=self._selection(),
             unchanged=plan.unchanged,
             requests=self._fetcher.requests,
             bytes_received=self._fetcher.bytes_received,

@@ -78,6 +78,7 @@ WRONG = [
     ("E009", {"TREES": {"rules": {**GOOD, "CHECK": "os.sep"}}}, "dotted path"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E009", {"TREES": {"rules": {**GOOD, "LINKS": "keep"}}}, "Leave it out"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": ["!"]}}}, ".gitignore"),
     ("E009", {"TREES": {"rules": {**GOOD, "DECOMPRESS": "gz"}}}, "Leave it out"),
     ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": "https://example.org/"}}}, '["https://'),
     ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": ["example.org"]}}}, "https://"),

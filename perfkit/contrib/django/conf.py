@@ -55,7 +55,7 @@ class TreeSettings:
     source: str = field(repr=False)  # a URL, or the absolute path of a list
     dest: str  # absolute path
     type: str | None = None  # as for `Toolkit.sync`; None: detected
-    selection: Selection | None = None  # the members of an archive
+    selection: Selection | None = None  # the files of a release, or members of an archive
     decompress: bool | None = None  # as for `Toolkit.sync`
     checksums: str | None = field(default=None, repr=False)  # as for `Toolkit.sync`
     mirrors: tuple[str, ...] = field(default=(), repr=False)
@@ -243,7 +243,7 @@ def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:
-    """The selection of archive members; None if the tree has none."""
+    """The selection of files; None if the tree has none."""
     strip = entry.get("STRIP_COMPONENTS", 0)
     if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
         message = f"must be a number, 0 or more; got {_shown(strip)}"
@@ -269,7 +269,11 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
         links = "refuse"
     if not strip and not any(patterns.values()) and links == "refuse":
         return None
-    return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"], links=links)
+    try:
+        return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"], links=links)
+    except ConfigError as error:
+        problems.append(Problem("E009", where, f"is invalid: {error}", "Write patterns as in a .gitignore."))
+        return None
 
 
 def _dest(where: str, value: object, problems: list[Problem]) -> str | None:

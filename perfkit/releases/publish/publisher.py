@@ -96,7 +96,7 @@ def publish(
         version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
             `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
         keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        exclude: patterns, as in a `.gitignore`, of names relative to `src`; a directory is left out with its contents.
         progress: displays the stages: checking files, packing, and comparing with earlier releases.
 
     Raises:

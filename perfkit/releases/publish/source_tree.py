@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fnmatch
 import hashlib
 import os
 import stat
@@ -11,6 +10,7 @@ from collections.abc import Collection, Iterator
 from typing import BinaryIO
 
 from perfkit.errors import UnsafePathError
+from perfkit.filesystem.paths import name_matcher
 from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -27,14 +27,14 @@ class SourceTree:
     """The entries of a tree, which is hashed once, and then only where files have changed.
 
     Args:
-        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        exclude: patterns, as in a `.gitignore`, of names relative to `src`; a directory is left out with its contents.
         closed_only: whether a file that is open for writing, as far as that can be known, keeps the entry that it had,
             if any.
     """
 
     def __init__(self, src: str, exclude: Collection[str] = (), *, closed_only: bool = False) -> None:
         self._src = src
-        self._exclude = tuple(exclude)
+        self._matches = name_matcher(exclude)
         self._closed_only = closed_only
         self.entries: dict[str, Entry] = {}
 
@@ -99,7 +99,7 @@ class SourceTree:
 
     def _excluded(self, name: str) -> bool:
         """Also excludes the private directory of a tree that is itself synced."""
-        return name == PRIVATE_DIR or any(fnmatch.fnmatchcase(name, pattern) for pattern in self._exclude)
+        return name == PRIVATE_DIR or (self._matches is not None and self._matches(name))
 
     def _entry(self, name: str, status: os.stat_result, shown: Stage) -> Iterator[Entry]:
         if not stat.S_ISREG(status.st_mode):

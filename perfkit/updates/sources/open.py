@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
+from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.probe import Probe
 from perfkit.errors import (
@@ -63,7 +64,10 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     if type is None:
         type, probed = _detect_any(fetcher, spec)
     if spec.selection is not None and type not in _ARCHIVES:
-        raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
+        if type is not SourceType.RELEASE:
+            raise ConfigError(f"{location} is of type {type}: only of releases and archives a part can be selected")
+        if spec.selection.strip_components or spec.selection.links != "refuse":
+            raise ConfigError(f"{location} is a release: of its files, only include and exclude can be given")
     if spec.decompress and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
     if spec.checksums and type is not SourceType.FILE:
@@ -87,7 +91,9 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        return open_release(fetcher, spec.location, installed, dry_run=dry_run)
+        only = open_release(fetcher, spec.location, installed, dry_run=dry_run)
+        only.select(spec.selection)
+        return only
     sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
     behind: Source | None = None
     failures: list[PerfkitError] = []
@@ -101,6 +107,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
             failures.append(error)
             _log.warning("%s: on to the next mirror: %s", redacted(url), error)
             continue
+        found.select(spec.selection)
         if found.serial >= installed.highest_serial(sites[0]):
             return found
         behind = behind or found
@@ -190,8 +197,9 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
         return _open_file(fetcher, spec, before, probed)
     from perfkit.archives.members import Selection
 
-    selection = spec.selection or Selection()
-    if selection != Selection.of(before.get("selection", {})):
+    recorded = Selection.of(before.get("selection", {}))
+    selection = spec.selection or recorded
+    if selection != recorded:
         before = {}
     archive = _remote_file(fetcher, url, type, before, probed)
     if type is SourceType.ZIP:
@@ -249,11 +257,8 @@ def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
         from perfkit.updates.sources.list_source import reopen_list
 
         return reopen_list(fetcher, installed)
-    from perfkit.archives.members import Selection
-
-    selection = Selection.of(installed.state.get("selection", {}))
     promised = installed.state.get("origin", {}).get("checksum")
-    spec = SourceSpec(installed.source, type, selection, checksums=promised)
+    spec = SourceSpec(installed.source, type, checksums=promised and str(parse_checksum(promised)))
     found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
