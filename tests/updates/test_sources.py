@@ -245,9 +245,9 @@ def test_a_type_that_does_not_fit(kit: Toolkit, counting: Counting, site: Path, 
 
 
 def test_a_selection_is_for_archives(kit: Toolkit, tmp_path: Path) -> None:
-    """A list or a release has no members."""
+    """And for releases; a list has no members."""
     (tmp_path / "urls.txt").write_text("https://example.org/a\n")
-    with pytest.raises(ConfigError, match=r"from archives \(zip, tar\) only"):
+    with pytest.raises(ConfigError, match="releases and archives only"):
         kit.sync(tmp_path / "urls.txt", tmp_path / "tree", selection=Selection(strip_components=1))
 
 

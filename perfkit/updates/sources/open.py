@@ -65,7 +65,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type, probed = _detect_any(fetcher, spec)
     if spec.selection is not None and type not in _ARCHIVES:
         if type is not SourceType.RELEASE:
-            raise ConfigError(f"{location} is of type {type}: only of releases and archives a part can be selected")
+            raise ConfigError(f"{location} is of type {type}: a part can be selected of releases and archives only")
         if spec.selection.strip_components or spec.selection.links != "refuse":
             raise ConfigError(f"{location} is a release: of its files, only include and exclude can be given")
     if spec.decompress and type is not SourceType.FILE:
