@@ -114,8 +114,8 @@ class Toolkit:
         Args:
             url: what to download; or a `Request`, which has all options but `dest`.
             dest: a file; or a directory that exists, or a path that ends in a slash, to put the file in.
-            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. If the file exists
-                with this checksum, nothing is requested.
+            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. Or the URL of a file
+                of checksums, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
             headers, auth: sent to the origin of `url` only.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the

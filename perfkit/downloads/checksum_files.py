@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Callable
 from typing import NamedTuple
 from urllib.parse import unquote
@@ -15,7 +16,7 @@ from perfkit.downloads.http.semantics import Verdict, judge
 from perfkit.downloads.http.transport import Get
 from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.retry import Network, refuse
-from perfkit.errors import ConfigError, TransferError
+from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
 from perfkit.redact import masked
 
 __all__ = [
@@ -31,11 +32,10 @@ __all__ = [
 CHECKSUM_FILE_BYTES = 16 << 20  # of the largest that is read
 _READ_BYTES = 64 << 10
 # As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.
-_GNU = re.compile(r"(\\?)([0-9a-f]{32,128})(?: [ *]|[ \t]+)(.+)", re.IGNORECASE)
-_BSD = re.compile(r"(\\?)([a-z0-9/-]+) ?\((.+)\) ?= ?([0-9a-f]{32,128})", re.IGNORECASE)  # also openssl-dgst(1)
-_BARE = re.compile(r"[0-9a-f]{32,128}", re.IGNORECASE)
+_GNU = r"(\\?)([0-9a-fA-F]{32,128})(?: [ *]|[ \t]+)(.+)"
+_BSD = r"(\\?)([a-zA-Z0-9/-]+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})"  # also openssl-dgst(1)
+_BARE = "[0-9a-fA-F]{32,128}"
 _ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}  # by digits
-_ESCAPE = re.compile(r"\\([nr\\])")
 _ESCAPED = {"n": "\n", "r": "\r", "\\": "\\"}
 
 
@@ -52,18 +52,18 @@ def parse_line(line: str) -> ListedChecksum | None:
     this Python does not have.
     """
     line = line.rstrip("\r\n").removeprefix("\ufeff")
-    if found := _GNU.fullmatch(line):
+    if found := re.fullmatch(_GNU, line):
         escaped, digest, name = found.groups()
         algorithm = _ALGORITHMS.get(len(digest), "")
-    elif found := _BSD.fullmatch(line):
+    elif found := re.fullmatch(_BSD, line):
         escaped, algorithm, name, digest = found.groups()
-    elif _BARE.fullmatch(line.strip()):
+    elif re.fullmatch(_BARE, line.strip()):
         escaped, digest, name = "", line.strip(), ""
         algorithm = _ALGORITHMS.get(len(digest), "")
     else:
         return None
     if escaped:
-        name = _ESCAPE.sub(lambda match: _ESCAPED[match[1]], name)
+        name = re.sub(r"\\([nr\\])", lambda match: _ESCAPED[match[1]], name)
     try:
         return ListedChecksum(name, parse_checksum(f"{algorithm.upper().replace('SHA2-', 'SHA')}:{digest}"))
     except ConfigError:
@@ -169,9 +169,12 @@ def fetch(get: Get, network: Network, cancel: Cancel) -> str:
             refuse(get.url, response, answer.reason, host=host_of(get.url), network=network)
         if answer.verdict is not Verdict.BODY:
             raise TransferError(get.url, answer.reason or f"unexpected HTTP status {response.status}")
-        data = bytearray()
+        data, config, began_s = bytearray(), network.config, time.monotonic()
         while len(data) <= CHECKSUM_FILE_BYTES and (piece := response.read1(_READ_BYTES)):
             data += piece
+            elapsed_s = time.monotonic() - began_s
+            if elapsed_s > config.stall_window_s and len(data) < elapsed_s * config.stall_bytes_per_s:
+                raise TransferTimeoutError(get.url, f"{len(data)} bytes in {elapsed_s:.0f} s", transient=True)
     if len(data) > CHECKSUM_FILE_BYTES:
         raise TransferError(get.url, f"a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
     if answer.end is not None and len(data) < answer.end:

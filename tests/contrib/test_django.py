@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gzip
+import hashlib
 import io
 import json
 import threading
@@ -204,6 +206,24 @@ def test_a_receiver_may_take_its_tree_back(published: Site, receive: Callable[..
     assert tree_of(published.dest) == FIRST
     assert ("rules", "1", 1) in told[1:]
     assert trees.status("rules").receivers_notified
+
+
+def test_sources_of_other_kinds(published: Site, tmp_path: Path) -> None:
+    """A part of a release from a mirror; a file that is decompressed, and checked by its checksum."""
+    packed = gzip.compress(b"id\n1\n")
+    (tmp_path / "site/feed.csv.gz").write_bytes(packed)
+    (tmp_path / "sums").write_text(f"{hashlib.sha256(packed).hexdigest()}  feed.csv.gz\n")
+    part = {"SOURCE": "http://127.0.0.1:1/", "DEST": tmp_path / "part", "MIRRORS": [published.url], "INCLUDE": ["0*"]}
+    feed = {
+        "SOURCE": f"{published.url}feed.csv.gz",
+        "DEST": tmp_path / "feed",
+        "CHECKSUMS": tmp_path / "sums",
+        "DECOMPRESS": True,
+    }
+    with override_settings(PERFKIT={"TREES": {"part": part, "feed": feed}, "RETRIES": 0}):
+        assert trees.plan("part").added == tuple(name for name in FIRST if name.startswith("0"))
+        assert (trees.sync("part").added, trees.sync("feed").added) == (10, 1)
+    assert tree_of(tmp_path / "feed") == {"feed.csv": b"id\n1\n"}
 
 
 def refuse_two(staged: StagedTree) -> None:

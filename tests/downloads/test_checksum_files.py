@@ -11,7 +11,16 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit import BatchError, ConfigError, HTTPStatusError, IntegrityError, Request, Toolkit, TransferError
+from perfkit import (
+    BatchError,
+    ConfigError,
+    HTTPStatusError,
+    IntegrityError,
+    Request,
+    Toolkit,
+    TransferError,
+    TransferTimeoutError,
+)
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, parse_line, read_checksum_file
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import need
@@ -203,3 +212,18 @@ def test_secrets_go_to_the_files_origin_only(
     kit.download(f"{sums.url}b", out / "b", checksum=f"{elsewhere.url}SHA256SUMS?token=s3cret", headers=secret)
     assert (sums.sent("x-token"), elsewhere.sent("x-token")) == (["s3cret"] * 3, [""])
     assert "s3cret" not in repr(Request("https://h/a", checksum="https://u:s3cret@h/SHA256SUMS?token=s3cret"))
+
+
+def test_a_sidecar_that_drips(
+    make_kit: Callable[..., Toolkit], misbehaving: Callable[..., MisbehavingServer], out: Path
+) -> None:
+    """It is a stall as for any file."""
+
+    def answer(exchange: Exchange) -> None:
+        exchange.head("200 OK", Content_Length="1000")
+        exchange.drip(b"0" * 1000, 0.02)
+
+    url = misbehaving(answer).url
+    kit = make_kit(retries=0, stall_window_s=0.1)
+    with pytest.raises(TransferTimeoutError, match="bytes in"):
+        kit.download(f"{url}/a", out / "a", checksum=f"{url}/SHA256SUMS")
