@@ -455,8 +455,11 @@ class Toolkit:
 
         return rollback(self.config, local_path(dest), to, hold=hold, wait_s=wait_s)
 
-    def pin(self, dest: Path) -> None:
+    def pin(self, dest: Path, *, wait_s: float = 0.0) -> None:
         """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: nothing is installed in `dest`.
@@ -464,10 +467,13 @@ class Toolkit:
         """
         from perfkit.updates.hold import pin
 
-        pin(self.config, local_path(dest))
+        pin(self.config, local_path(dest), wait_s=wait_s)
 
-    def unhold(self, dest: Path) -> Hold | None:
+    def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
         """Have `sync` pass over no version any more; returns what was held.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
@@ -475,7 +481,7 @@ class Toolkit:
         """
         from perfkit.updates.hold import unhold
 
-        return unhold(self.config, local_path(dest))
+        return unhold(self.config, local_path(dest), wait_s=wait_s)
 
     def status(self, dest: Path) -> TreeStatus:
         """How a tree stands, without the network, its lock, or write permission.
@@ -500,23 +506,28 @@ class Toolkit:
 
         return history(local_path(dest))
 
-    def changed_since(self, dest: Path, generation: int) -> list[str] | None:
+    def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
         """The names of the files by which a tree differs from a generation; None: that is not kept.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             as `history`.
+            LockedError: another process or thread is changing the tree.
         """
         from perfkit.updates.restore import changed_since
 
-        return changed_since(self.config, local_path(dest), generation)
+        return changed_since(self.config, local_path(dest), generation, wait_s=wait_s)
 
-    def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
+    def verify(self, dest: Path, *, repair: bool = False, wait_s: float = 0.0) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
 
         Without `repair`, neither the tree's lock nor write permission is needed.
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
+            wait_s: as for `sync`, if `repair` is true.
 
         Raises:
             UpdateError: no release is installed in `dest`.
@@ -526,7 +537,9 @@ class Toolkit:
         from perfkit.updates.verify import verify
 
         with self._download_progress.delayed():
-            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._progress)
+            return verify(
+                self.config, self._downloads, local_path(dest), repair, wait_s=wait_s, progress=self._progress
+            )
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

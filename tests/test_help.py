@@ -24,10 +24,10 @@ OPTIONS = {
              "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),
     "history": ("DEST",),
-    "verify": ("DEST", "--repair", "--progress", "--verbose"),
+    "verify": ("DEST", "--repair", "--wait", "--progress", "--verbose"),
     "status": ("DEST", "--max-age", "--metrics"),
-    "pin": ("DEST",),
-    "unhold": ("DEST",),
+    "pin": ("DEST", "--wait"),
+    "unhold": ("DEST", "--wait"),
     "serve": ("SITE", "--port"),
 }  # fmt: skip
 COMMANDS = [*OPTIONS, "completion"]

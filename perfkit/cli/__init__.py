@@ -21,14 +21,14 @@ __all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
-    ("publish", "updates", "publish a directory"),
-    ("sync", "updates", "update a tree"),
-    ("rollback", "updates", "go back to an earlier generation of a tree"),
-    ("history", "updates", "list the generations of a tree"),
-    ("verify", "updates", "hash every file of a tree again"),
-    ("status", "tree_status", "show how a tree stands"),
-    ("pin", "tree_status", "keep the installed version of a tree"),
-    ("unhold", "tree_status", "install new versions again"),
+    ("publish", "publishing", "publish a directory"),
+    ("sync", "sync", "update a tree"),
+    ("rollback", "trees", "go back to an earlier generation of a tree"),
+    ("history", "trees", "list the generations of a tree"),
+    ("verify", "trees", "hash every file of a tree again"),
+    ("status", "trees", "show how a tree stands"),
+    ("pin", "trees", "keep the installed version of a tree"),
+    ("unhold", "trees", "install new versions again"),
     ("serve", "serve", "serve a directory, for development"),
     ("completion", "completion", "print a completion script for a shell"),
 )

@@ -99,9 +99,9 @@ def _read_restored(root: str) -> Installed:
         return Installed(root)
 
 
-def changed_since(config: Config, dest: str, generation: int) -> list[str] | None:
+def changed_since(config: Config, dest: str, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
     """The files that differ from those of a generation. See `Toolkit.changed_since`."""
-    with managed_tree(config, dest) as tree:
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
         return tree.changed_since(generation)
 
 

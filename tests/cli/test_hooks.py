@@ -169,7 +169,7 @@ def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
 def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait within the interval that is the same for a tree each time, and another for another tree."""
     waits: list[float] = []
-    monkeypatch.setattr("perfkit.cli.updates.sleep", waits.append)
+    monkeypatch.setattr("perfkit.cli.sync.sleep", waits.append)
     for dest in ("tree", "tree", "other"):
         assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
     assert waits[0] == waits[1] != waits[2]
