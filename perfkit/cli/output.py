@@ -11,6 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from perfkit.errors import ConfigError, StaleSourceError
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
 
 if TYPE_CHECKING:
@@ -18,10 +19,12 @@ if TYPE_CHECKING:
     from perfkit.updates.report import SyncReport
 
 __all__ = [
+    "CHANGED",
     "INTERRUPTED",
     "edits_of",
     "error_as_json",
     "errors_as_json",
+    "exit_code_of",
     "interrupted",
     "log_shown",
     "print_error",
@@ -30,7 +33,15 @@ __all__ = [
     "progress_for",
 ]
 
+CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
+
+
+def exit_code_of(error: Exception) -> int:
+    """The exit code after an error: 2 for invalid usage, 4 for a source that is behind, else 1."""
+    if isinstance(error, ConfigError):
+        return 2
+    return 4 if isinstance(error, StaleSourceError) else 1
 
 
 def print_error(message: str) -> None:

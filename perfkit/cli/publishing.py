@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from perfkit.cli.command import toolkit_for
+from perfkit.cli.frame import toolkit_for
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.progress.text import amount, counted

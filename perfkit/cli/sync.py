@@ -11,8 +11,8 @@ import socket
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.command import Outcome, define
-from perfkit.cli.output import edits_of, print_error
+from perfkit.cli.frame import Outcome, add_all, define
+from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_rates, add_wait
 from perfkit.config import parse_seconds
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["add_sync"]
 
-_ON_CHANGE_FAILED, _CHANGED = 3, 10  # exit codes
+_ON_CHANGE_FAILED = 3  # exit code
 
 _EXAMPLES = """\
 examples:
@@ -38,14 +38,16 @@ examples:
   perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
   perfkit sync https://example.org/disk.img.zsync images
   perfkit sync urls.txt mirror
+  perfkit sync rules geoip           trees that perfkit.toml lists; all: --all
   PERFKIT_LOCAL_CHANGES=refuse perfkit sync https://example.org/rules rules
 """
 
 
 def add_sync(sync: Parser) -> None:
     """Add the options of `perfkit sync`."""
-    sync.add_argument("source", metavar="SOURCE", help="the URL of a site or a file, or the path of a list of URLs")
-    sync.add_argument("dest", metavar="DEST", help="the tree; created if it does not exist")
+    where = "the URL of a site or a file, or the path of a list of URLs, and the tree; or names of trees"
+    sync.add_argument("places", nargs="*", metavar="SOURCE DEST | NAME", help=where)
+    add_all(sync)
     sync.add_argument("--type", metavar="TYPE", help="release, zip, tar, zsync, urls or metalink (default: detected)")
     sync.add_argument(
         "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
@@ -102,7 +104,7 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         wait_s=parse_seconds(arguments.wait),
         **chosen,
     )
-    code = _CHANGED if arguments.exit_code and report.generation_is_new else 0
+    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
     try:
         if on_change is not None:
             on_change.run(kit)

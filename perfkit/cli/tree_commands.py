@@ -6,9 +6,10 @@ import argparse
 import dataclasses
 import datetime
 import os
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.command import Outcome, define
+from perfkit.cli.frame import Outcome, add_all, add_tree, define
 from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_wait
@@ -42,6 +43,7 @@ examples:
   perfkit status rules
   perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
   perfkit status rules --metrics /var/lib/node_exporter/rules.prom
+  perfkit status --all                  the trees that perfkit.toml lists
 """
 _PIN_EXAMPLES = """\
 examples:
@@ -55,7 +57,7 @@ examples:
 
 def add_rollback(rollback: Parser) -> None:
     """Add the options of `perfkit rollback`."""
-    rollback.add_argument("dest", metavar="DEST", help="the tree")
+    add_tree(rollback)
     rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
     rollback.add_argument("--no-hold", action="store_true", help="have the next sync install the newest version again")
     add_wait(rollback)
@@ -76,7 +78,7 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 def add_history(history: Parser) -> None:
     """Add the options of `perfkit history`."""
-    history.add_argument("dest", metavar="DEST", help="the tree")
+    add_tree(history)
     about = "List the generations that rollback can restore; a star marks the current one."
     define(history, _history, about, _HISTORY_EXAMPLES)
 
@@ -98,7 +100,8 @@ def _generation_line(each: Generation) -> str:
 
 def add_verify(verify: Parser) -> None:
     """Add the options of `perfkit verify`."""
-    verify.add_argument("dest", metavar="DEST", help="the tree")
+    verify.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
+    add_all(verify)
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
     add_wait(verify)
     add_progress(verify)
@@ -124,18 +127,18 @@ def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 def add_status(status: Parser) -> None:
     """Add the options of `perfkit status`."""
-    status.add_argument("dest", metavar="DEST", help="the tree")
+    status.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
+    add_all(status)
     age = "exit with 1 if the last sync that succeeded is older, such as 30m, 12h or 2d"
     status.add_argument("--max-age", metavar="TIME", help=age)
     status.add_argument("--metrics", metavar="FILE", help="write it in the text format of Prometheus, too")
-    define(status, _status, "Show how a tree stands, without the network and without its lock.", _STATUS_EXAMPLES)
+    about = "Show how a tree stands, without the network and without its lock."
+    define(status, _status, about, _STATUS_EXAMPLES, after=_write_metrics)
 
 
 def _status(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     max_age_s = None if arguments.max_age is None else parse_seconds(arguments.max_age)
     found = kit.status(arguments.dest)
-    if arguments.metrics:
-        _write_metrics(arguments.metrics, arguments.dest, found)
     return Outcome(
         dataclasses.asdict(found),
         "",
@@ -165,26 +168,30 @@ def _local(seconds: float | None) -> str:
     return "never" if seconds is None else datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
 
 
-def _write_metrics(path: str, dest: str, found: TreeStatus) -> None:
+def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> None:
     """In the text format of node_exporter's textfile collector, which may read the file at any time."""
-    label = os.path.abspath(dest).replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-    values = {
-        "perfkit_tree_checked_timestamp_seconds": found.checked_s or 0,
-        "perfkit_tree_changed_timestamp_seconds": found.changed_s or 0,
-        "perfkit_tree_failed": int(found.failed_s is not None),
-        "perfkit_tree_held": int(found.held is not None),
-        "perfkit_tree_generation": found.generation,
-        "perfkit_tree_files": found.files,
+    if not arguments.metrics:
+        return
+    values: dict[str, Callable[[Any], object]] = {
+        "perfkit_tree_checked_timestamp_seconds": lambda found: found["checked_s"] or 0,
+        "perfkit_tree_changed_timestamp_seconds": lambda found: found["changed_s"] or 0,
+        "perfkit_tree_failed": lambda found: int(found["failed_s"] is not None),
+        "perfkit_tree_held": lambda found: int(found["held"] is not None),
+        "perfkit_tree_generation": lambda found: found["generation"],
+        "perfkit_tree_files": lambda found: found["files"],
     }
-    text = "".join(f'# TYPE {name} gauge\n{name}{{dest="{label}"}} {value}\n' for name, value in values.items())
-    with open(f"{path}~", "w", encoding="utf-8") as file:
-        file.write(text)
-    os.replace(f"{path}~", path)
+    with open(f"{arguments.metrics}~", "w", encoding="utf-8") as file:
+        for name, value in values.items():
+            file.write(f"# TYPE {name} gauge\n")
+            for dest, outcome in outcomes.items():
+                label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+                file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n')
+    os.replace(f"{arguments.metrics}~", arguments.metrics)
 
 
 def add_pin(pin: Parser) -> None:
     """Add the options of `perfkit pin`."""
-    pin.add_argument("dest", metavar="DEST", help="the tree")
+    add_tree(pin)
     add_wait(pin)
     define(pin, _pin, "Keep the installed version of a tree: sync passes over all others until unhold.", _PIN_EXAMPLES)
 
@@ -197,7 +204,7 @@ def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 def add_unhold(unhold: Parser) -> None:
     """Add the options of `perfkit unhold`."""
-    unhold.add_argument("dest", metavar="DEST", help="the tree")
+    add_tree(unhold)
     add_wait(unhold)
     about = "Have syncs install new versions again, after a rollback, a failed check or pin."
     define(unhold, _unhold, about, _UNHOLD_EXAMPLES)
