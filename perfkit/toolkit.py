@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.sources.earlier_releases import OfferedRelease
     from perfkit.updates.status import TreeStatus
 
 __all__ = ["Toolkit"]
@@ -362,7 +363,15 @@ class Toolkit:
             local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
         )
 
-    def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
+    def plan(
+        self,
+        source: Path,
+        dest: Path,
+        *,
+        type: str | None = None,
+        selection: Selection | None = None,
+        release: str | None = None,
+    ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
@@ -371,7 +380,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, release)
         with self._download_progress.delayed():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
@@ -382,6 +391,7 @@ class Toolkit:
         *,
         type: str | None = None,
         selection: Selection | None = None,
+        release: str | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -399,6 +409,8 @@ class Toolkit:
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which members of an archive are wanted, and under which names.
+            release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
+                the current one. A tree that was pinned stays at it.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -420,7 +432,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, release)
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,
@@ -431,6 +443,19 @@ class Toolkit:
         )
         with self._download_progress.delayed():
             return sync(self.config, self._downloads, spec, local_path(dest), options=options, progress=self._progress)
+
+    def releases(self, url: str) -> list[OfferedRelease]:
+        """The releases of a site that `sync(release=...)` can install, newest first.
+
+        Raises:
+            ManifestError, TransferError: the site is damaged or can't be fetched.
+        """
+        import tempfile
+
+        from perfkit.updates.sources.earlier_releases import list_releases
+
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._download_progress.delayed():
+            return list_releases(self._downloads, url, stage)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.

@@ -20,6 +20,7 @@ OPTIONS = {
     "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
             "--no-resume", "--progress", "--verbose"),
     "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--progress", "--verbose"),
+    "releases": ("URL",),
     "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--on-change", "-j", "--limit-rate",
              "--progress", "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),

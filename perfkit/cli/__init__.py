@@ -22,6 +22,7 @@ __all__ = ["command_parser", "main"]
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
     ("publish", "publishing", "publish a directory"),
+    ("releases", "publishing", "list the releases of a site"),
     ("sync", "sync", "update a tree"),
     ("rollback", "tree_commands", "go back to an earlier generation of a tree"),
     ("history", "tree_commands", "list the generations of a tree"),

@@ -1,4 +1,4 @@
-"""`perfkit publish`: a directory as the release of a site."""
+"""`perfkit publish` and `releases`: what a site offers."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from perfkit.cli.frame import toolkit_for
+from perfkit.cli.frame import Outcome, define, toolkit_for
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
-from perfkit.progress.text import amount, counted
+from perfkit.progress.text import amount, counted, printable
 
 if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
+    from perfkit.toolkit import Toolkit
 
-__all__ = ["add_publish"]
+__all__ = ["add_publish", "add_releases"]
 
 _PUBLISH_EXAMPLES = """\
 examples:
@@ -25,6 +26,11 @@ examples:
 to upload it, the pointer last:
   rsync -a --exclude perfkit.json site/ web:/srv/rules/
   rsync -a site/perfkit.json web:/srv/rules/
+"""
+_RELEASES_EXAMPLES = """\
+examples:
+  perfkit releases https://example.org/rules
+  perfkit releases https://example.org/rules --json
 """
 
 
@@ -74,3 +80,16 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
             f"{amount(release.bytes_written)} written in {release.seconds:.1f} s"
         )
     print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
+
+
+def add_releases(releases: Parser) -> None:
+    """Add the options of `perfkit releases`."""
+    releases.add_argument("url", metavar="URL", help="of the site")
+    about = "List the releases of a site that sync --release can install; a star marks the current one."
+    define(releases, _releases, about, _RELEASES_EXAMPLES)
+
+
+def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    found = kit.releases(arguments.url)
+    text = "".join(f"{'*' if each.current else ' '} {printable(each.version)}\n" for each in found)
+    return Outcome({"releases": [dataclasses.asdict(each) for each in found]}, "", text)

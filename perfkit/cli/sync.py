@@ -64,6 +64,7 @@ def add_sync(sync: Parser) -> None:
         default="refuse",
         help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
     )
+    sync.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     what = "hash every file of the tree, even if its size and times are unchanged"
     sync.add_argument("--check-contents", action="store_true", help=what)
@@ -84,7 +85,11 @@ def add_sync(sync: Parser) -> None:
 
 
 def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
-    chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
+    chosen: dict[str, Any] = {
+        "type": arguments.type,
+        "selection": _selection(arguments),
+        "release": arguments.release,
+    }
     if arguments.dry_run:
         return _planned(kit.plan(arguments.source, arguments.dest, **chosen))
     if (recent := _recent(kit, arguments)) is not None:

@@ -22,6 +22,7 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.release_history import History, ReleaseRecord
 from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
@@ -35,7 +36,7 @@ from perfkit.releases.publish.packing import (
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import BlobReader, History, ReleaseRecord, Site
+from perfkit.releases.publish.site import BlobReader, Site
 from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.rootdir import RootDir
@@ -22,94 +19,15 @@ from perfkit.libc import set_mode, sync_directory
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
 from perfkit.transactions.lock import Lock
 
-__all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
+__all__ = ["BlobReader", "ObjectWriter", "Site"]
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseRecord:
-    """A release, as the publisher's history records it."""
-
-    version: str
-    serial: int
-    manifest_sha256: str
-    manifest: PackedRef
-    fine: PackedRef
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the publisher keeps from one release to the next. The pointer refers to it, so both change together.
-
-    Attributes:
-        records: the latest releases, oldest first.
-        deltas: all deltas between them.
-        retired: unused objects, and the Unix time since when.
-        first: the serial of the last release, less the number of releases before it.
-    """
-
-    records: tuple[ReleaseRecord, ...] = ()
-    deltas: tuple[DeltaRef, ...] = ()
-    retired: tuple[tuple[str, int], ...] = ()
-    first: int = 1
-
-    def encode(self) -> bytes:
-        """JSON."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "releases": [
-                    [
-                        record.version,
-                        record.serial,
-                        record.manifest_sha256,
-                        *_flat(record.manifest),
-                        *_flat(record.fine),
-                    ]
-                    for record in self.records
-                ],
-                "deltas": [
-                    [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
-                ],
-                "retired": self.retired,
-                "first": self.first,
-            },
-            separators=(",", ":"),
-        ).encode()
-
-    @classmethod
-    def parse(cls, data: bytes) -> History:
-        """Read what `encode` wrote; its digest has been verified.
-
-        Raises:
-            ManifestError: another version of perfkit wrote it.
-        """
-        try:
-            found: dict[str, Any] = json.loads(data)
-            if found["format"] != FORMAT:
-                raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
-            records = tuple(
-                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
-            )
-            deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise ManifestError(f"history: damaged: {error}") from error
-
-
-def _flat(packed: PackedRef) -> tuple[str, int, int]:
-    return packed.object.sha256, packed.object.bytes, packed.size
-
-
-def _packed(row: list[Any]) -> PackedRef:
-    return PackedRef(ObjectRef(row[0], row[1]), row[2])
 
 
 def _new_file(directory: str) -> tuple[int, str]:
