@@ -17,6 +17,7 @@ from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.paths import local_path
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import DelayedProgress
+from perfkit.releases.format import POINTER_NAME
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -26,6 +27,9 @@ if TYPE_CHECKING:
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
     from perfkit.releases.publish.publisher import Release
+    from perfkit.releases.publish.source_tree import Links
+    from perfkit.releases.publish.upkeep import SiteReport
+    from perfkit.transactions.history import Pruned
     from perfkit.transactions.transaction import Transaction
     from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
@@ -309,7 +313,16 @@ class Toolkit:
             yield tx
 
     def publish(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        serial: int | None = None,
+        wait_s: float = 0.0,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -320,11 +333,15 @@ class Toolkit:
                 current release already is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
             exclude: fnmatch patterns of names in `src` to leave out; a directory is left out with its contents.
+            links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
+            serial: the number of the release, larger than those before it. By default it is the time, or one more than
+                the last one. A site that is made anew goes on after a `perfkit.json` that was kept in its directory.
+            wait_s: how long to wait for another process that publishes to this site.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
-            UnsafePathError: `src` contains a name that is not valid on every client, a symbolic link, or a special
-                file.
+            UnsafePathError: `src` contains names that are not valid on every client, symbolic links, or special
+                files; all of them.
             FileChangedError: a file changed while it was read; the site is as it was.
             LockedError: another process is publishing to this site.
             ManifestError: the site is damaged.
@@ -337,12 +354,23 @@ class Toolkit:
             local_path(site),
             version=version,
             keep_deltas=keep_deltas,
-            exclude=exclude,
+            exclude=tuple(exclude),
+            links=links,
+            serial=serial,
+            wait_s=wait_s,
             progress=self._progress,
         )
 
     def publish_on_change(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        wait_s: float = 0.0,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -352,6 +380,7 @@ class Toolkit:
 
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
+            links: as for `publish`; what they lead to is not watched.
 
         Raises:
             as `publish`, for the first release.
@@ -360,8 +389,49 @@ class Toolkit:
         from perfkit.releases.publish.on_change import publish_on_change
 
         return publish_on_change(
-            local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+            local_path(src),
+            local_path(site),
+            version=version,
+            keep_deltas=keep_deltas,
+            exclude=tuple(exclude),
+            links=links,
+            wait_s=wait_s,
         )
+
+    def check_site(self, site: Path) -> SiteReport:
+        """Hash every object that the releases of a site need; only read permission is needed.
+
+        Raises:
+            ConfigError: there is no site in this directory.
+            ManifestError: its pointer is damaged.
+            OSError: it can't be read.
+        """
+        from perfkit.releases.publish.upkeep import check_site
+
+        return check_site(local_path(site), self._progress)
+
+    def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+        """Free the space of what is not needed any more: of a site, the objects that no release has needed for a day;
+        of a tree, old generations.
+
+        Args:
+            keep: how many generations before the current one a tree keeps, for `rollback`.
+            dry_run: change nothing, and tell what would be removed.
+            wait_s: as for `sync` and `publish`.
+
+        Raises:
+            ManifestError: the site is damaged.
+            UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
+            LockedError, RecoveryError, OSError: as `sync`.
+        """
+        place = local_path(path)
+        if os.path.exists(os.path.join(place, POINTER_NAME)):
+            from perfkit.releases.publish.upkeep import prune_site
+
+            return prune_site(place, dry_run=dry_run, wait_s=wait_s)
+        from perfkit.updates.restore import prune
+
+        return prune(self.config, place, keep, dry_run=dry_run, wait_s=wait_s)
 
     def plan(
         self,

@@ -19,8 +19,11 @@ PERFKIT = [sys.executable, "-m", "perfkit"]
 OPTIONS = {
     "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
             "--no-resume", "--progress", "--verbose"),
-    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--progress", "--verbose"),
+    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--links", "--serial", "--wait",
+                "--progress", "--verbose"),
     "releases": ("URL",),
+    "check": ("SITE", "--progress"),
+    "prune": ("DIR", "--keep", "--dry-run", "--wait"),
     "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--on-change", "-j", "--limit-rate",
              "--progress", "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),

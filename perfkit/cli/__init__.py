@@ -23,6 +23,8 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("get", "get", "download files"),
     ("publish", "publishing", "publish a directory"),
     ("releases", "publishing", "list the releases of a site"),
+    ("check", "publishing", "check that a site is whole"),
+    ("prune", "publishing", "remove what a site or a tree does not need"),
     ("sync", "sync", "update a tree"),
     ("rollback", "tree_commands", "go back to an earlier generation of a tree"),
     ("history", "tree_commands", "list the generations of a tree"),

@@ -28,6 +28,7 @@ from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.releases.format.pointer import MAX_AHEAD_MS
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sync", "SyncOptions", "plan", "sync"]
 
-_MOST_AHEAD_MS = 86_400_000  # how far a publisher's clock may be ahead of ours
 _CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 
 _log = logging.getLogger(__name__)
@@ -296,7 +296,7 @@ class Sync:
             UpdateError: the source offers one.
         """
         source, now_ms = self._source, time.time_ns() // 1_000_000
-        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + _MOST_AHEAD_MS:
+        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + MAX_AHEAD_MS:
             raise UpdateError(
                 f"{source.url} offers version {source.version} with serial {source.serial}, which as a time in "
                 "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "

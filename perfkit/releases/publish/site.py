@@ -20,13 +20,15 @@ from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.release_history import History
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
 from perfkit.transactions.lock import Lock
 
-__all__ = ["BlobReader", "ObjectWriter", "Site"]
+__all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
+_ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
@@ -76,12 +78,16 @@ class Site:
     Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
     directory that exists keeps its mode.
 
+    Args:
+        wait_s: how long to wait for another publisher.
+
     Raises:
         LockedError: another process is publishing to it.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, wait_s: float = 0.0) -> None:
         self.root = root
+        self._wait_s = wait_s
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
 
@@ -95,7 +101,7 @@ class Site:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
             lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
             try:
-                lock.acquire(0.0)
+                lock.acquire(self._wait_s)
             except LockedError:
                 raise LockedError(
                     f"{self.root}: another process is publishing to it; try again when it has ended"
@@ -125,6 +131,10 @@ class Site:
                 return Pointer.parse(file.read())
         except FileNotFoundError:
             return None
+
+    def is_empty(self) -> bool:
+        """Whether there are no objects."""
+        return not os.listdir(self.objects)
 
     def replace_pointer(self, pointer: Pointer) -> None:
         """Offer another release, all of whose objects are written. Durable.
@@ -199,29 +209,54 @@ class Site:
             with open(self.path(ref), "rb") as file:
                 data = file.read(ref.bytes + 1)
         except FileNotFoundError:
-            raise ManifestError(f"{self.path(ref)}: missing from the site; publish to a new directory") from None
+            raise ManifestError(f"{self.path(ref)}: missing from the site; {_ANEW}") from None
         if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise ManifestError(f"{self.path(ref)}: damaged; publish to a new directory")
+            raise ManifestError(f"{self.path(ref)}: damaged; {_ANEW}")
         return data
 
     def get_packed(self, packed: PackedRef) -> bytes:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
 
-    def prune(self, keep: set[str], retired: dict[str, int], *, grace_s: float) -> list[str]:
-        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns their names.
+    def prune(
+        self, keep: set[str], retired: dict[str, int], *, grace_s: float, dry_run: bool = False
+    ) -> list[ObjectRef]:
+        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
         Args:
             retired: since when an object has been unused; one that isn't in it counts from when it was written.
+            dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or retired.get(item.name, item.stat().st_mtime) > limit:
                 continue
-            os.unlink(item.path)
-            removed.append(item.name)
+            removed.append(ObjectRef(item.name, item.stat().st_size))
+            if not dry_run:
+                os.unlink(item.path)
         return removed
+
+
+def referenced(site: Site, history: History, solid: PackedRef) -> Iterator[ObjectRef]:
+    """The objects that the releases of a history need, some of them more than once; but for the history itself.
+
+    Args:
+        solid: the index of large frames of the last one.
+
+    Raises:
+        ManifestError: one that lists others is missing or damaged. It has been returned before.
+    """
+    yield from (delta.object for delta in history.deltas)
+    for number, record in enumerate(history.records, 1):
+        yield record.manifest.object
+        manifest = Manifest.parse(site.get_packed(record.manifest))
+        for packed in [record.fine, solid] if number == len(history.records) else [record.fine]:
+            yield packed.object
+            for pack in Index.parse(site.get_packed(packed), manifest).packs:
+                yield pack.object
+                if pack.dictionary:
+                    yield pack.dictionary.object
 
 
 class BlobReader:
