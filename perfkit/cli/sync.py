@@ -74,7 +74,9 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
-    sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
+    interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
+    sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
+    sync.add_argument("--now", action="store_true", help="ask before that, and before the time that a server has set")
     sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
@@ -92,8 +94,8 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     }
     if arguments.dry_run:
         return _planned(kit.plan(arguments.source, arguments.dest, **chosen))
-    if (recent := _recent(kit, arguments)) is not None:
-        return recent
+    if (not_due := _not_due(kit, arguments)) is not None:
+        return not_due
     if arguments.splay is not None:
         sleep(_splay_s(arguments))
     from perfkit.cli.hooks import CommandError, OnChange, check_command
@@ -126,15 +128,17 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     return Outcome(dataclasses.asdict(report), note, code=code)
 
 
-def _recent(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
-    """The outcome where a sync has succeeded less than `--min-interval` ago; None: it is time for another."""
-    if arguments.min_interval is None:
-        return None
-    least_s = parse_seconds(arguments.min_interval)
-    with contextlib.suppress(UpdateError):  # there is no tree yet
+def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
+    """The outcome where it is too early for a sync; None: it is time for one, or the tree does not exist yet."""
+    with contextlib.suppress(UpdateError):
         status = kit.status(arguments.dest)
-        if status.failed_s is None and status.age_s() < least_s:
+        due_in_s = status.due_in_s(parse_seconds(arguments.min_interval))
+        if due_in_s > 0 and not arguments.now:
             note = f"{status.version}: the last sync succeeded {status.age_s():.0f} s ago; nothing to do"
+            if status.failed_s is not None:
+                note = (
+                    f"the last sync failed: {status.error}; the next is due in {due_in_s:.0f} s, or with --now at once"
+                )
             return Outcome(dataclasses.asdict(status), note)
     return None
 

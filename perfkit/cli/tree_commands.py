@@ -156,6 +156,8 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
     ]
     if found.failed_s is not None:
         rows.append(("failed", f"{_local(found.failed_s)}: {found.error}"))
+    if found.not_before_s is not None:
+        rows.append(("not before", f"{_local(found.not_before_s)}, as the source asks"))
     if found.held is not None:
         said = f": {found.held.message}" if found.held.message else ""
         rows.append(("held", f"{found.held.version}, {found.held.reason}, since {_local(found.held.since_s)}{said}"))
@@ -176,6 +178,7 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
         "perfkit_tree_checked_timestamp_seconds": lambda found: found["checked_s"] or 0,
         "perfkit_tree_changed_timestamp_seconds": lambda found: found["changed_s"] or 0,
         "perfkit_tree_failed": lambda found: int(found["failed_s"] is not None),
+        "perfkit_tree_failures": lambda found: found["failures"],
         "perfkit_tree_held": lambda found: int(found["held"] is not None),
         "perfkit_tree_generation": lambda found: found["generation"],
         "perfkit_tree_files": lambda found: found["files"],
