@@ -39,7 +39,7 @@ __all__ = [
     "Status",
     "current",
     "due_in_s",
-    "pin",
+    "hold",
     "plan",
     "rollback",
     "status",
@@ -157,16 +157,19 @@ def verify(
         return kit.verify(tree.dest, repair=repair, wait_s=wait_s)
 
 
-def pin(name: str, *, wait_s: float = 0.0) -> Hold:
-    """Keep the installed version of a tree, as `Toolkit.pin`.
+def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
+    """Have `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
-        as `Toolkit.pin`.
+        as `Toolkit.hold`.
     """
     tree = tree_settings(name)
     with Toolkit(tree.config) as kit:
-        kit.pin(tree.dest, wait_s=wait_s)
+        if version is None:
+            kit.pin(tree.dest, wait_s=wait_s)
+        else:
+            kit.hold(tree.dest, version, wait_s=wait_s)
         held = kit.status(tree.dest).held
     assert held is not None
     return held

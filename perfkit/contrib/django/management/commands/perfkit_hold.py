@@ -19,13 +19,15 @@ class Command(TreesCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
+        parser.add_argument("--skip", metavar="V", help="pass over this release only, until another one is offered")
         parser.add_argument("--off", action="store_true", help="hold nothing any more")
         add_wait(parser)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         if not options["off"]:
-            held = trees.pin(name, wait_s=options["wait"])
-            line = f"{name}: stays at {printable(held.version)}"
+            held = trees.hold(name, options["skip"], wait_s=options["wait"])
+            what = "stays at" if options["skip"] is None else "passes over"
+            line = f"{name}: {what} {printable(held.version)}"
             return Outcome({"held": held.version, "reason": str(held.reason)}, [(1, line)])
         released = trees.unhold(name, wait_s=options["wait"])
         if released is None:
