@@ -42,6 +42,7 @@ class SourceSpec:
         mirrors: other URLs of the same site or plain file.
         checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
+        release: the version of the wanted release of a site; None: the current one.
     """
 
     location: str
@@ -50,6 +51,7 @@ class SourceSpec:
     decompress: bool | None = None
     checksums: str | None = None
     mirrors: tuple[str, ...] = ()
+    release: str | None = None
 
     def __post_init__(self) -> None:
         for url in self.mirrors:

@@ -59,7 +59,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and location.endswith(("/", POINTER_NAME)):
+    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
         type = SourceType.RELEASE
     if type is None:
         type, probed = _detect_any(fetcher, spec)
@@ -79,6 +79,8 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         )
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
+    if spec.release is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
     return _open(fetcher, spec, type, installed, probed)
 
 
@@ -91,7 +93,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(fetcher, spec.location, installed, dry_run=dry_run)
+        only = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
         only.select(spec.selection)
         return only
     sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
@@ -100,7 +102,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     for url in sites:
         fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
         try:
-            found = open_release(fetcher, spec.location, installed, dry_run=dry_run)
+            found = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
         except CancelledError:
             raise
         except PerfkitError as error:
@@ -108,7 +110,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
             _log.warning("%s: on to the next mirror: %s", redacted(url), error)
             continue
         found.select(spec.selection)
-        if found.serial >= installed.highest_serial(sites[0]):
+        if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
             return found
         behind = behind or found
     if behind is None:
