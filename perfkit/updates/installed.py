@@ -154,6 +154,9 @@ def read_installed(root: str) -> Installed:
             record = json.load(file)
         if not os.path.exists(os.path.join(root, layout.MANIFEST)):
             return Installed(root, serials=serials)  # a tree without its manifest counts as not installed
+        state = dict(record["state"])
+        if not all(isinstance(state.get(part, {}), dict) for part in ("origin", "selection")):
+            raise ValueError("its state has other types")
         return Installed(
             root,
             SourceType(record["kind"]),
@@ -162,7 +165,7 @@ def read_installed(root: str) -> Installed:
             int(record["serial"]),
             bytes.fromhex(record["manifest"]).hex(),
             int(record["files"]),
-            dict(record["state"]),
+            state,
             serials,
         )
     except (FileNotFoundError, NotADirectoryError):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 import os
 from pathlib import Path
@@ -11,7 +13,7 @@ import pytest
 from perfkit.cli import main
 from tests.support.command import the_object
 from tests.support.sites import Origin
-from tests.support.trees import ONE, TWO
+from tests.support.trees import ONE, TWO, tree_of
 
 Capture = pytest.CaptureFixture[str]
 
@@ -152,3 +154,31 @@ def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
 def test_which_trees(words: list[str], reason: str, trees: Path, capsys: Capture) -> None:
     assert main(words) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_sources_of_other_kinds(trees: Path, tmp_path: Path, cli_origin: Origin, capsys: Capture) -> None:
+    """Mirrors, a part of a release, a file with its checksums beside this one: under the names of Django's settings."""
+    (tmp_path / "site/feed.gz").write_bytes(packed := gzip.compress(b"1"))
+    (tmp_path / "sums").write_text(f"{hashlib.sha256(packed).hexdigest()}  feed.gz\n")
+    changed_to(trees, f"""
+        [trees.part]
+        source = "http://127.0.0.1:1/"
+        dest = "part"
+        mirrors = ["{cli_origin.url}"]
+        include = ["*.py"]
+        [trees.feed]
+        source = "{cli_origin.url}/feed.gz"
+        dest = "feed"
+        type = "file"
+        checksums = "sums"
+        decompress = true
+        """)  # fmt: skip
+    assert main(["sync", "part", "feed", "--quiet", "--config", str(trees)]) == 0
+    assert tree_of(tmp_path / "part") == {name: data for name, data in ONE.items() if name.endswith(".py")}
+    assert tree_of(tmp_path / "feed") == {"feed": b"1"}
+    capsys.readouterr()
+    assert main(["sync", cli_origin.url, "./part", "--include", "*"]) == 0
+    assert main(["sync", cli_origin.url, "./part", "--exclude", "*.py"]) == 0
+    assert "selected as before" not in capsys.readouterr().err
+    assert main(["sync", cli_origin.url, "./part"]) == 0
+    assert "selected as before: -*.py (--include '*' selects all)" in capsys.readouterr().err

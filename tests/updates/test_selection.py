@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from perfkit import ConfigError, Toolkit
+from perfkit import ConfigError, PerfkitError, Toolkit
 from perfkit.archives.members import Selection
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.sites import Counting, Origin
-from tests.support.trees import Tree, lines, noise, tree_of
+from tests.support.trees import ONE, Tree, lines, noise, tree_of
 
 OLD: Tree = {
     "README": b"hello\n",
@@ -126,3 +127,23 @@ def test_patterns(pattern: str, wanted: set[str]) -> None:
     """As gitignore(5) has them."""
     assert set(filter(Selection(include=(pattern,)).wants, OLD)) == wanted
     assert set(filter(Selection(exclude=(pattern,)).wants, OLD)) == set(OLD) - wanted
+
+
+def test_a_damaged_record(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """Whatever others wrote there, it is an error of ours."""
+    origin.publish(ONE, "1")
+    kit.sync(origin.url, tmp_path / "tree", selection=Selection(include=("*.py",)))
+    path = tmp_path / "tree/.perfkit/release"
+    text = path.read_text()
+    for damage in (
+        {"selection": 5},
+        {"selection": {"include": 5}},
+        {"selection": {"include": ["!"]}},
+        {"selection": {"strip_components": "x"}},
+        {"origin": ["etag"]},
+    ):
+        record = json.loads(text)
+        record["state"] |= damage
+        path.write_text(json.dumps(record))
+        with pytest.raises(PerfkitError, match="damaged"):
+            kit.sync(origin.url, tmp_path / "tree")
