@@ -158,6 +158,8 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
         raise ConfigError(f"give trees, or --all for those that {_SETTINGS_FILE} lists")
     known = _known_trees(arguments, words[:1] if "places" in given else words)
     names = list(dict.fromkeys(words or known))
+    if not names:
+        raise ConfigError(f"{arguments.config or _SETTINGS_FILE} lists no trees: add a table [trees.NAME]")
     if "places" in given and not any(name in known for name in names):
         if len(words) != 2:
             raise ConfigError(f"give a SOURCE and a DEST, or names of trees; {_listed(arguments, known)}")

@@ -154,6 +154,12 @@ def test_which_trees(words: list[str], reason: str, trees: Path, capsys: Capture
     assert reason in capsys.readouterr().err
 
 
+def test_no_trees(trees: Path, capsys: Capture) -> None:
+    trees.write_text("workers = 2\n")
+    assert main(["status", "--all"]) == 2
+    assert "perfkit.toml lists no trees" in capsys.readouterr().err
+
+
 def test_a_broken_file_that_nothing_needs(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
     """With a URL or a path, it is not even read."""
     trees.write_text("= 3")
