@@ -17,6 +17,7 @@ from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.paths import local_path
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.operation import OperationProgress
+from perfkit.releases.format import POINTER_NAME
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
     from perfkit.releases.publish.publisher import Release
+    from perfkit.releases.publish.source_tree import Links
+    from perfkit.releases.publish.upkeep import SiteReport
+    from perfkit.transactions.history import Pruned
     from perfkit.transactions.transaction import Transaction
     from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.sources.earlier_releases import OfferedRelease
     from perfkit.updates.status import TreeStatus
 
 __all__ = ["Toolkit"]
@@ -107,19 +112,20 @@ class Toolkit:
         only: Validator | None = None,
         size: int | None = None,
         label: str | None = None,
+        key: str | None = None,
     ) -> Download:
         """Download one file; when this returns, the file is complete and under its name.
 
         Args:
             url: what to download; or a `Request`, which has all options but `dest`.
             dest: a file; or a directory that exists, or a path that ends in a slash, to put the file in.
-            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. If the file exists
-                with this checksum, nothing is requested.
+            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. Or the URL of a file
+                of checksums, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
             headers, auth: sent to the origin of `url` only.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
-            rate_limit, max_bytes, segments, byte_range, known, only, size, label: as for `Request`.
+            rate_limit, max_bytes, segments, byte_range, known, only, size, label, key: as for `Request`.
 
         Raises:
             ConfigError: an argument is invalid.
@@ -149,6 +155,7 @@ class Toolkit:
                 only=only,
                 size=size,
                 label=label,
+                key=key,
             )
         return self._downloads.fetch(request, local_path(dest))
 
@@ -308,7 +315,16 @@ class Toolkit:
             yield tx
 
     def publish(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        serial: int | None = None,
+        wait_s: float = 0.0,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -318,12 +334,16 @@ class Toolkit:
                 the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that is the
                 current release already is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
-            exclude: fnmatch patterns of names in `src` to leave out; a directory is left out with its contents.
+            exclude: patterns, as in a `.gitignore`, of names in `src` to leave out; a directory with its contents.
+            links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
+            serial: the number of the release, larger than those before it. By default it is the time, or one more than
+                the last one. A site that is made anew goes on after a `perfkit.json` that was kept in its directory.
+            wait_s: how long to wait for another process that publishes to this site.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
-            UnsafePathError: `src` contains a name that is not valid on every client, a symbolic link, or a special
-                file.
+            UnsafePathError: `src` contains names that are not valid on every client, symbolic links, or special
+                files; all of them.
             FileChangedError: a file changed while it was read; the site is as it was.
             LockedError: another process is publishing to this site.
             ManifestError: the site is damaged.
@@ -336,12 +356,23 @@ class Toolkit:
             local_path(site),
             version=version,
             keep_deltas=keep_deltas,
-            exclude=exclude,
+            exclude=tuple(exclude),
+            links=links,
+            serial=serial,
+            wait_s=wait_s,
             progress=self._progress,
         )
 
     def publish_on_change(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        wait_s: float = 0.0,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -351,6 +382,7 @@ class Toolkit:
 
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
+            links: as for `publish`; what they lead to is not watched.
 
         Raises:
             as `publish`, for the first release.
@@ -359,10 +391,62 @@ class Toolkit:
         from perfkit.releases.publish.on_change import publish_on_change
 
         return publish_on_change(
-            local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+            local_path(src),
+            local_path(site),
+            version=version,
+            keep_deltas=keep_deltas,
+            exclude=tuple(exclude),
+            links=links,
+            wait_s=wait_s,
         )
 
-    def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
+    def check_site(self, site: Path) -> SiteReport:
+        """Hash every object that the releases of a site need; only read permission is needed.
+
+        Raises:
+            ConfigError: there is no site in this directory.
+            ManifestError: its pointer is damaged.
+            OSError: it can't be read.
+        """
+        from perfkit.releases.publish.upkeep import check_site
+
+        return check_site(local_path(site), self._progress)
+
+    def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+        """Free the space of what is not needed any more: of a site, the objects that no release has needed for a day;
+        of a tree, old generations.
+
+        Args:
+            keep: how many generations before the current one a tree keeps, for `rollback`.
+            dry_run: change nothing, and tell what would be removed.
+            wait_s: as for `sync` and `publish`.
+
+        Raises:
+            ManifestError: the site is damaged.
+            UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
+            LockedError, RecoveryError, OSError: as `sync`.
+        """
+        place = local_path(path)
+        if os.path.exists(os.path.join(place, POINTER_NAME)):
+            from perfkit.releases.publish.upkeep import prune_site
+
+            return prune_site(place, dry_run=dry_run, wait_s=wait_s)
+        from perfkit.updates.restore import prune
+
+        return prune(self.config, place, keep, dry_run=dry_run, wait_s=wait_s)
+
+    def plan(
+        self,
+        source: Path,
+        dest: Path,
+        *,
+        type: str | None = None,
+        selection: Selection | None = None,
+        decompress: bool | None = None,
+        checksums: Path | None = None,
+        mirrors: Iterable[str] = (),
+        release: str | None = None,
+    ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
@@ -371,7 +455,15 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(
+            os.fspath(source),
+            parse_source_type(type),
+            selection,
+            release=release,
+            decompress=decompress,
+            checksums=_text(checksums),
+            mirrors=tuple(mirrors),
+        )
         with self._operation.operation():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._operation)
 
@@ -382,6 +474,10 @@ class Toolkit:
         *,
         type: str | None = None,
         selection: Selection | None = None,
+        decompress: bool | None = None,
+        checksums: Path | None = None,
+        mirrors: Iterable[str] = (),
+        release: str | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -398,7 +494,16 @@ class Toolkit:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
-            selection: which members of an archive are wanted, and under which names.
+            selection: which files of a release or members of an archive are wanted, and the names of these; by default
+                as at the last sync from this source, and all at the first. `Selection()` wants all.
+            decompress: whether to decompress a plain file (gzip, bzip2, xz, zstd) and drop the suffix of its name; by
+                default as at the last sync from this source, and not at the first.
+            checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
+                `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
+            mirrors: other URLs of the same site, or of a plain file with `checksums`. The first that responds says what
+                is new, and files come from any; one that is down or behind is no error.
+            release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
+                the current one. A tree that was pinned stays at it.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -406,7 +511,7 @@ class Toolkit:
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
-            ConfigError: the source has no known type, or `selection` does not apply to its type.
+            ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
@@ -420,7 +525,15 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(
+            os.fspath(source),
+            parse_source_type(type),
+            selection,
+            release=release,
+            decompress=decompress,
+            checksums=_text(checksums),
+            mirrors=tuple(mirrors),
+        )
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,
@@ -431,6 +544,19 @@ class Toolkit:
         )
         with self._operation.operation():
             return sync(self.config, self._downloads, spec, local_path(dest), options=options, progress=self._operation)
+
+    def releases(self, url: str) -> list[OfferedRelease]:
+        """The releases of a site that `sync(release=...)` can install, newest first.
+
+        Raises:
+            ManifestError, TransferError: the site is damaged or can't be fetched.
+        """
+        import tempfile
+
+        from perfkit.updates.sources.earlier_releases import list_releases
+
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._operation.operation():
+            return list_releases(self._downloads, url, stage)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
@@ -455,8 +581,11 @@ class Toolkit:
 
         return rollback(self.config, local_path(dest), to, hold=hold, wait_s=wait_s)
 
-    def pin(self, dest: Path) -> None:
+    def pin(self, dest: Path, *, wait_s: float = 0.0) -> None:
         """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: nothing is installed in `dest`.
@@ -464,10 +593,27 @@ class Toolkit:
         """
         from perfkit.updates.hold import pin
 
-        pin(self.config, local_path(dest))
+        pin(self.config, local_path(dest), wait_s=wait_s)
 
-    def unhold(self, dest: Path) -> Hold | None:
+    def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
+        """Have `sync` pass over a version of the installed source, until that offers another one.
+
+        Args:
+            wait_s: as for `sync`.
+
+        Raises:
+            UpdateError: nothing is installed in `dest`, or this version is.
+            LockedError, OSError: as `sync`.
+        """
+        from perfkit.updates.hold import hold
+
+        hold(self.config, local_path(dest), version, wait_s=wait_s)
+
+    def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
         """Have `sync` pass over no version any more; returns what was held.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
@@ -475,7 +621,7 @@ class Toolkit:
         """
         from perfkit.updates.hold import unhold
 
-        return unhold(self.config, local_path(dest))
+        return unhold(self.config, local_path(dest), wait_s=wait_s)
 
     def status(self, dest: Path) -> TreeStatus:
         """How a tree stands, without the network, its lock, or write permission.
@@ -500,23 +646,28 @@ class Toolkit:
 
         return history(local_path(dest))
 
-    def changed_since(self, dest: Path, generation: int) -> list[str] | None:
+    def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
         """The names of the files by which a tree differs from a generation; None: that is not kept.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             as `history`.
+            LockedError: another process or thread is changing the tree.
         """
         from perfkit.updates.restore import changed_since
 
-        return changed_since(self.config, local_path(dest), generation)
+        return changed_since(self.config, local_path(dest), generation, wait_s=wait_s)
 
-    def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
+    def verify(self, dest: Path, *, repair: bool = False, wait_s: float = 0.0) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
 
         Without `repair`, neither the tree's lock nor write permission is needed.
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
+            wait_s: as for `sync`, if `repair` is true.
 
         Raises:
             UpdateError: no release is installed in `dest`.
@@ -526,7 +677,13 @@ class Toolkit:
         from perfkit.updates.verify import verify
 
         with self._operation.operation():
-            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._operation)
+            return verify(
+                self.config, self._downloads, local_path(dest), repair, wait_s=wait_s, progress=self._operation
+            )
+
+
+def _text(path: Path | None) -> str | None:
+    return None if path is None else os.fspath(path)
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

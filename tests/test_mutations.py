@@ -19,6 +19,7 @@ from typing import NamedTuple
 import pytest
 
 from perfkit.archives import tar, zip
+from perfkit.downloads.checksum_files import ChecksumFile
 from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import PerfkitError
@@ -290,6 +291,7 @@ def list_parsers() -> dict[str, Parser]:
     def read_checksum(data: bytes) -> None:
         parse_checksum(data.decode(errors="surrogateescape"))
         split_line(data.decode(errors="surrogateescape"))
+        ChecksumFile(data.decode(errors="replace"), "sums").find("https://h/a")
 
     def read_urls(data: bytes) -> None:
         parse_urls(data.decode(errors="replace"), base="http://x/list")
@@ -298,7 +300,7 @@ def list_parsers() -> dict[str, Parser]:
         "zsync": Parser([ZSYNC], lambda data: parse_control(data, bases=("http://x/f.zsync",))),
         "metalink": Parser([METALINK], parse_metalink),
         "urls": Parser(LISTS, read_urls),
-        "checksum": Parser([b"sha256:" + b"ab" * 32, b"md5:" + b"cd" * 16], read_checksum),
+        "checksum": Parser([b"sha256:" + b"ab" * 32, b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum),
     }
 
 

@@ -109,6 +109,7 @@ class DecompressedStream:
     """Decompresses `source`, forwards only, and one layer only: an archive in an archive is a file.
 
     Attributes:
+        compression: `gzip`, `bzip2`, `xz` or `zstd`; None: uncompressed.
         packed: bytes read from `source`.
         unpacked: bytes of output.
     """
@@ -119,9 +120,9 @@ class DecompressedStream:
         self.packed = self.unpacked = 0
         self._rest = b""  # read, but not yet decoded
         self._lookahead()
-        self._name = detect_compression(self._rest)
-        self._decoder = _decoder(self._name, limits) if self._name else None
-        self._what = f"the {self._name} stream"
+        self.compression = detect_compression(self._rest)
+        self._decoder = _decoder(self.compression, limits) if self.compression else None
+        self._what = f"the {self.compression} stream"
 
     def read_chunk(self) -> bytes:
         """The next bytes, CHUNK_BYTES at most; empty at the end, after the whole stream has been checked.
@@ -152,10 +153,10 @@ class DecompressedStream:
 
     def _next_stream(self) -> bool:
         """Continue with the next of several concatenated streams; False: that was the last."""
-        assert self._name is not None
+        assert self.compression is not None
         self._lookahead()
-        if detect_compression(self._rest) == self._name:
-            self._decoder = _decoder(self._name, self._limits)
+        if detect_compression(self._rest) == self.compression:
+            self._decoder = _decoder(self.compression, self._limits)
             return True
         while self._rest:
             if self._rest.strip(b"\0"):

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from fnmatch import fnmatchcase
 from typing import Any, BinaryIO, Literal, Protocol
 
 from perfkit.archives.links import follow_links
 from perfkit.errors import ConfigError, FileChangedError, ManifestError, UnsafePathError
-from perfkit.filesystem.paths import check_name, check_names
+from perfkit.filesystem.paths import check_name, check_names, name_matcher
 
 __all__ = [
     "CHUNK_BYTES",
@@ -76,18 +76,18 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which members are wanted, and what they are called in the tree.
+    """Which files of a release, or members of an archive, are wanted, and what these are called in the tree.
 
     `strip_components` leading directories are removed, as by tar, and members without more components are skipped; a
-    leading `./` does not count. Patterns are those of `fnmatch`, case-sensitive, and match the whole remaining name:
-    `*` and `?` also match slashes, and a pattern that matches a directory includes everything below it. A member is
-    wanted if it matches one of `include`, or `include` is empty, and it matches none of `exclude`.
+    leading `./` does not count. Patterns are those of a `.gitignore` (gitignore(5)) for the remaining name: one without
+    a slash matches in any directory, and one that matches a directory includes everything below it. A member is wanted
+    if it matches `include`, or `include` is empty, and it does not match `exclude`.
 
     `links` says what to do with symbolic links that are wanted: `refuse` the archive; `skip` them; or `follow` them,
     which makes copies of the files that they lead to, all of which must be wanted members of the archive.
 
     Raises:
-        ConfigError: strip_components is negative, or `links` is none of these.
+        ConfigError: strip_components is negative, `links` is none of these, or a pattern is invalid.
     """
 
     strip_components: int = 0
@@ -100,16 +100,24 @@ class Selection:
             raise ConfigError(f"strip_components must be 0 or more; got {self.strip_components}")
         if self.links not in LINKS:
             raise ConfigError(f"links must be one of {', '.join(LINKS)}; got {self.links!r}")
+        _matcher(self.include), _matcher(self.exclude)
 
     @classmethod
     def of(cls, record: Mapping[str, Any]) -> Selection:
-        """The selection that `record` returned."""
-        return cls(
-            strip_components=int(record.get("strip_components", 0)),
-            include=tuple(record.get("include", ())),
-            exclude=tuple(record.get("exclude", ())),
-            links=record.get("links", "refuse"),
-        )
+        """The selection that `record` returned.
+
+        Raises:
+            ManifestError: it is damaged.
+        """
+        try:
+            return cls(
+                strip_components=int(record.get("strip_components", 0)),
+                include=tuple(record.get("include", ())),
+                exclude=tuple(record.get("exclude", ())),
+                links=record.get("links", "refuse"),
+            )
+        except (AttributeError, TypeError, ValueError) as error:
+            raise ManifestError(f"the record of which files are selected is damaged: {error}") from error
 
     def record(self) -> dict[str, object]:
         """As JSON."""
@@ -140,13 +148,15 @@ class Selection:
         while components and components[0] == ".":
             del components[0]
         name = "/".join(components[self.strip_components :])
-        if not name or (self.include and not _matches(name, self.include)) or _matches(name, self.exclude):
-            return None
-        return name
+        return name if name and self.wants(name) else None
+
+    def wants(self, name: str) -> bool:
+        """Whether the file with this name in the tree is wanted."""
+        included, excluded = _matcher(self.include), _matcher(self.exclude)
+        return (included is None or included(name)) and not (excluded is not None and excluded(name))
 
 
-def _matches(name: str, patterns: Iterable[str]) -> bool:
-    return any(fnmatchcase(name, pattern) or fnmatchcase(name, f"{pattern.rstrip('/')}/*") for pattern in patterns)
+_matcher = functools.lru_cache(maxsize=16)(name_matcher)
 
 
 @dataclass(frozen=True, slots=True)

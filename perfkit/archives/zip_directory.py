@@ -126,7 +126,9 @@ def _find_directory(tail: _Tail) -> _Directory:
                 if at + _END.size + fields[-1] == len(data):  # else the signature is part of other data
                     return _locate_directory(tail, begins + at, fields)
             at = data.rfind(_END_SIGNATURE, 0, at)
-    raise ManifestError("not a zip archive, or truncated: it has no end of central directory record")
+    raise ManifestError(
+        "not a zip archive, or truncated: it has no end of central directory record (a plain file? --type file)"
+    )
 
 
 def _locate_directory(tail: _Tail, position: int, fields: tuple[int, ...]) -> _Directory:

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING
@@ -29,6 +29,8 @@ _EXAMPLES = """\
 examples:
   perfkit get https://example.org/a.iso          into the current directory
   perfkit get -o b.iso --checksum sha256:... URL under another name, verified
+  perfkit get --checksums https://example.org/SHA256SUMS https://example.org/a.iso
+  perfkit get -i SHA256SUMS --base https://example.org/
   perfkit get -d out -j 4 --limit-rate 5M URL URL
   producer | perfkit get -i - -d out --json      a list that is still being written
 """
@@ -41,6 +43,9 @@ def add_get(get: Parser) -> None:
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
     listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
+    get.add_argument(
+        "--base", metavar="URL", help="what URLs in the list are relative to; the list may then be a SHA256SUMS file"
+    )
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
     where.add_argument(
@@ -52,7 +57,15 @@ def add_get(get: Parser) -> None:
         "--checksum", metavar="ALGORITHM:HEX", help="the expected checksum, such as sha256:..., for a single URL"
     )
     get.add_argument(
+        "--checksums",
+        metavar="FILE|URL",
+        help="a file with the checksums of all files, such as SHA256SUMS or a.iso.md5",
+    )
+    get.add_argument(
         "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
+    )
+    get.add_argument(
+        "--key", metavar="TEXT", help="what names the file while its URL changes, as by a signature, for a single URL"
     )
     get.add_argument(
         "--header",
@@ -77,9 +90,13 @@ def _get(arguments: argparse.Namespace) -> int:
         # Invalid arguments are found before anything is requested or written.
         if not arguments.urls and arguments.input is None:
             raise ConfigError("no URLs: give at least one, or -i FILE with a list")
-        for name in ("output", "checksum", "mirror"):
+        for name in ("output", "checksum", "mirror", "key"):
             if getattr(arguments, name) and (len(arguments.urls) != 1 or arguments.input is not None):
                 raise ConfigError(f"--{name} needs exactly one URL and no -i FILE")
+        if arguments.checksum and arguments.checksums:
+            raise ConfigError("--checksum or --checksums, not both")
+        if arguments.base is not None and arguments.input is None:
+            raise ConfigError("--base needs -i FILE: it is what URLs in a list are relative to")
         headers, config = _headers(arguments.header), config_for(arguments)
         with (
             _listed(arguments, headers) as listed,
@@ -99,7 +116,33 @@ def _listed(
         return contextlib.nullcontext()
     from perfkit.downloads.request_list import RequestList
 
-    return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume)
+    return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume, base=arguments.base)
+
+
+def _checksums(source: str | None) -> Callable[[Request], Request]:
+    """A function that adds what `--checksums` says to a request that has no checksum.
+
+    Raises:
+        ConfigError: the file can't be read, or has no checksums; a URL is none.
+    """
+    from perfkit.downloads.http.urls import origin_of
+
+    if source is None:
+        return lambda request: request
+    if source.lower().startswith(("http://", "https://")):
+        origin_of(source)
+        found = None
+    else:
+        from perfkit.downloads.checksum_files import read_checksum_file
+
+        found = read_checksum_file(source)
+
+    def add(request: Request) -> Request:
+        if request.checksum is not None:
+            return request
+        return replace(request, checksum=source if found is None else str(found.find(request.url)))
+
+    return add
 
 
 def _downloads(
@@ -116,11 +159,13 @@ def _downloads(
         "mirrors": tuple(arguments.mirror),
         "headers": headers,
         "resume": not arguments.no_resume,
+        "key": arguments.key,
     }
-    requests = [Request(url, **options) for url in arguments.urls]
+    add_checksum = _checksums(arguments.checksums)
+    requests = [add_checksum(Request(url, **options)) for url in arguments.urls]
     if arguments.output is not None:
         try:
-            yield kit.download(arguments.urls[0], arguments.output, **options)
+            yield kit.download(requests[0], arguments.output)
         except ConfigError:
             raise
         except (PerfkitError, OSError) as error:
@@ -135,8 +180,12 @@ def _downloads(
         for item in listed or ():
             if isinstance(item, Download):
                 refused.append(item)  # an invalid line does not stop the others
-            else:
-                yield item
+                continue
+            try:
+                yield None if item is None else add_checksum(item)
+            except ConfigError as error:
+                assert item is not None
+                refused.append(Download(url=item.url, path="", error=error))
 
     count = listed.count() if listed is not None else 0
     items = accepted() if count is None else _Counted(accepted(), len(requests) + count)

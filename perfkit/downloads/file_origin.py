@@ -12,16 +12,16 @@ import os
 from typing import NamedTuple
 
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.http.urls import without_credentials
+from perfkit.downloads.http.urls import unsigned
 
 __all__ = ["Origin", "digest_of", "read_origin", "write_origin"]
 
 _ATTRIBUTE = "user.perfkit.origin"
 
 
-def digest_of(url: str) -> str:
-    """What stands for a URL on disk: the SHA-256 of the URL as it is sent, without user and password."""
-    return hashlib.sha256(without_credentials(url).encode()).hexdigest()
+def digest_of(url: str, key: str | None = None) -> str:
+    """What stands for a URL on disk: the SHA-256 of the URL without secrets, or of the caller's key for the file."""
+    return hashlib.sha256((unsigned(url) if key is None else f"key {key}").encode()).hexdigest()
 
 
 class Origin(NamedTuple):
@@ -38,15 +38,15 @@ class Origin(NamedTuple):
         return Version(self.etag, self.last_modified)
 
 
-def read_origin(path: str, url: str) -> Origin | None:
-    """The origin of the file at `path`, if it came from `url` and was not changed since."""
+def read_origin(path: str, source: str) -> Origin | None:
+    """The origin of the file at `path`, if it came from the URL with this digest and was not changed since."""
     try:
         record = json.loads(os.getxattr(path, _ATTRIBUTE))
         origin = Origin(**record)
         status = os.stat(path)
     except (OSError, ValueError, TypeError, AttributeError, RecursionError):
         return None
-    same = origin.source == digest_of(url) and origin.size == status.st_size and origin.mtime_ns == status.st_mtime_ns
+    same = origin.source == source and origin.size == status.st_size and origin.mtime_ns == status.st_mtime_ns
     return origin if same else None
 
 

@@ -17,6 +17,7 @@ from queue import Empty, SimpleQueue
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.transport import HttpTransport, Transport
@@ -300,7 +301,14 @@ class DownloadManager:
 
     def _make_context(self) -> TransferContext:
         scheduler = self._scheduler
-        return TransferContext(self._start(), self._throttle, scheduler.notify, scheduler.spawn, self._claim_path)
+        return TransferContext(
+            network=self._start(),
+            throttle=self._throttle,
+            checksum_files=SharedChecksumFiles(),
+            notify=scheduler.notify,
+            spawn=scheduler.spawn,
+            claim_path=self._claim_path,
+        )
 
     def _start(self) -> Network:
         """Make what the first request needs."""

@@ -7,7 +7,7 @@ import enum
 from dataclasses import dataclass
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
-from perfkit.downloads.file_origin import Origin, digest_of
+from perfkit.downloads.file_origin import Origin
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -124,7 +124,8 @@ def next_step(
         raise ChangedError(answer.reason or "its validator is another one now")
     if verdict is Verdict.NO_RANGE:
         _raise_no_range(url, response, answer, partial)
-    if ranged and (verdict is not Verdict.BODY if verdict is not Verdict.STATUS else status in RANGE_REFUSALS):
+    refusal = status in RANGE_REFUSALS and not (status == 403 and partial.expires)
+    if ranged and (refusal if verdict is Verdict.STATUS else verdict is not Verdict.BODY):
         return Step.NO_RANGES  # whatever is wrong with the range: one plain GET decides
     if verdict is Verdict.STATUS:
         return Step.REFUSED
@@ -168,7 +169,7 @@ def _raise_no_range(url: str, response: Response, answer: Answer, partial: Parti
     raise TransferError(url, answer.reason)
 
 
-def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, checksum: Checksum | None) -> int | None:
+def adopt(partial: PartialFile, headers: Headers, answer: Answer, checksum: Checksum | None) -> int | None:
     """Take version, size and digest of the file from the first good answer; returns the partial file's whole size.
 
     Args:
@@ -183,7 +184,7 @@ def adopt(partial: PartialFile, url: str, headers: Headers, answer: Answer, chec
     if partial.part is None:
         partial.lasting = lasting_version_of(headers, now=now)
         if partial.lasting:
-            partial.origin = Origin(digest_of(url), partial.lasting.etag, partial.lasting.last_modified)
+            partial.origin = Origin(partial.source, partial.lasting.etag, partial.lasting.last_modified)
         declared = parse_repr_digest(headers.get("repr-digest"))
         if declared is not None and declared != str(checksum):
             checksums.append(parse_checksum(declared))

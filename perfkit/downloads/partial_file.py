@@ -24,11 +24,12 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.file_origin import Origin, digest_of, write_origin
 from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.libc import rename_to_new, set_mode, try_lock
 
-__all__ = ["ChangedError", "PartialFile", "check_replaceable", "part_path"]
+__all__ = ["ChangedError", "OccupiedError", "PartialFile", "check_replaceable", "part_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +38,7 @@ _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
 _COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
+_IDLE_S = 300.0  # another process that has written nothing for so long is not waited for
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
 _NOT_REPLACEABLE = {errno.EBUSY: "it is a mount point", errno.EPERM: "it or its directory is immutable or append-only"}
@@ -67,12 +69,20 @@ class ChangedError(Exception):
     """The file at the origin is another version than the one that the partial file was begun with."""
 
 
+class OccupiedError(Exception):
+    """Another process is writing the partial file, and making progress."""
+
+
 class PartialFile:
     """The partial file of one version, with the map of what it holds."""
 
-    def __init__(self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None) -> None:
+    def __init__(
+        self, dest: str, url: str, checksum: Checksum | None = None, part: Range | None = None, key: str | None = None
+    ) -> None:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
+        self.source = digest_of(url, key)  # what stands for it on disk
+        self.expires = key is not None or is_signed(url)  # a later URL may go on where this one is refused
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
@@ -101,7 +111,8 @@ class PartialFile:
         """Continue what an earlier run left, if anything of it can be used; the rest is removed.
 
         Raises:
-            TransferError: another process is writing it.
+            OccupiedError: another process is writing it.
+            TransferError: so it is, and makes no progress.
             OSError: it cannot be opened.
         """
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
@@ -124,7 +135,7 @@ class PartialFile:
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
         validator = Validator()
-        if journal["source"] == digest_of(self.url):
+        if journal["source"] == self.source:
             validator = Validator(journal["etag"], journal["last_modified"])
             self.version = Version(*journal["version"])
         if not (validator or same_sum):
@@ -155,7 +166,8 @@ class PartialFile:
         """Create the partial file, empty, and check that its file system has room for it.
 
         Raises:
-            TransferError: another process is writing it.
+            OccupiedError: another process is writing it.
+            TransferError: so it is, and makes no progress.
             OSError: no space (ENOSPC), no permission, a read-only file system.
         """
         if size is not None and size >= _SPACE_CHECK_BYTES:
@@ -183,8 +195,12 @@ class PartialFile:
                             return status.st_size
                         os.unlink(self.path)
             except BlockingIOError:
+                idle_s = time.time() - os.fstat(descriptor).st_mtime
                 os.close(descriptor)
-                raise TransferError(self.url, f"another process is downloading to {self.dest}") from None
+                if idle_s < _IDLE_S:
+                    raise OccupiedError from None
+                reason = f"another process is downloading to {self.dest}, and has received nothing for {idle_s:.0f} s"
+                raise TransferError(self.url, reason) from None
             except OSError:
                 os.close(descriptor)
                 raise
@@ -227,7 +243,8 @@ class PartialFile:
 
     def change_source(self, url: str) -> None:
         """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
-        self.url, self.version, self.validator, self.settled = url, Version(), Validator(), False
+        self.url, self.source = url, digest_of(url)
+        self.version, self.validator, self.settled = Version(), Validator(), False
         self.ranges_proven = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
@@ -258,7 +275,7 @@ class PartialFile:
             self._synced_at_s = time.monotonic()
         journal = {
             "format": _FORMAT,
-            "source": digest_of(self.url),
+            "source": self.source,
             "version": [self.version.etag, self.version.last_modified],
             "etag": self.validator.etag,
             "last_modified": self.validator.last_modified,

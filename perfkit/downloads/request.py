@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, fields
 from urllib.parse import unquote
 
 from perfkit.config import Auth, check_headers, check_type
-from perfkit.downloads.checksums import parse_checksum
+from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
@@ -17,6 +18,7 @@ __all__ = ["Download", "Request"]
 
 
 _NO_VERSION = Version()
+_IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
 class _WithoutSecrets:
@@ -30,7 +32,7 @@ class _WithoutSecrets:
             value = getattr(self, each.name)
             if value == each.default or each.name == "headers":
                 continue
-            if each.name in ("url", "home"):
+            if each.name in ("url", "home", "checksum"):
                 value = masked(value)
             elif each.name in ("auth", "mirrors"):
                 value = f"<{type(value).__name__}>"
@@ -42,7 +44,7 @@ class _WithoutSecrets:
 class _Options(_WithoutSecrets):
     """What a request may say besides its URL and name. (Without this line `dataclass` takes 0.3 ms to write one.)"""
 
-    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…"
+    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…", or the URL of a file of checksums
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
     headers: Mapping[str, str] = field(default_factory=dict)
     auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `url` only
@@ -56,6 +58,7 @@ class _Options(_WithoutSecrets):
     only: Validator | None = None  # bytes of another version of `url` than this are an error
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
     label: str | None = None  # what progress displays call the file; None: its name
+    key: str | None = None  # what names the file, however its URL changes, such as by a signature; None: the URL
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -78,12 +81,11 @@ class Request(_Options):
 
     def __post_init__(self) -> None:
         self._check_types()
-        for url in (self.url, *self.mirrors, *([self.home] if self.home is not None else [])):
+        _ = self.promised  # is valid
+        for url in (self.url, *self.mirrors, *filter(None, (self.home, self.checksum_url))):
             if not isinstance(url, str):
                 raise ConfigError(f"a URL must be text; got a {type(url).__name__}")
             origin_of(url)
-        if self.checksum is not None:
-            parse_checksum(self.checksum)
         check_headers(self.headers)
         if self.rate_limit is not None and self.rate_limit <= 0:
             raise ConfigError(f"rate_limit must be more than 0 bytes per second, or None; got {self.rate_limit!r}")
@@ -110,6 +112,16 @@ class Request(_Options):
             raise ConfigError(f"known must be the version of a Download, or None; got {self.known!r}")
         if self.only is not None and not isinstance(self.only, Validator):
             raise ConfigError(f"only must be a Validator, or None; got {self.only!r}")
+
+    @property
+    def checksum_url(self) -> str | None:
+        """Where the checksum is to be looked up; None: nowhere."""
+        return self.checksum if self.checksum is not None and _IS_URL.match(self.checksum) else None
+
+    @property
+    def promised(self) -> Checksum | None:
+        """The checksum, as far as the request itself says it."""
+        return None if self.checksum is None or self.checksum_url else parse_checksum(self.checksum)
 
     @property
     def expected_bytes(self) -> int | None:

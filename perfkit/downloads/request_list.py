@@ -1,4 +1,6 @@
-"""Lists of what to download, a line each: `URL[<TAB>NAME[<TAB>CHECKSUM]]`. Read as they are written, never loaded."""
+"""Lists of what to download, a line each: `URL[<TAB>NAME[<TAB>CHECKSUM]]`, or, with the URL that the names are relative
+to, a line of `SHA256SUMS`. Read as they are written, never loaded.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,10 @@ import select
 import stat
 from collections.abc import Iterator, Mapping
 from types import TracebackType
+from urllib.parse import quote, urljoin
 
+from perfkit.downloads.checksum_files import parse_line
+from perfkit.downloads.http.urls import origin_of
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
 
@@ -28,13 +33,18 @@ class RequestList:
 
     Args:
         headers, resume: of every request.
+        base: what URLs in the list, and names in a file of checksums, are relative to.
 
     Raises:
-        ConfigError: the file does not exist (in `with`), or a line of more than 64 KiB (while iterating).
+        ConfigError: `base` is no URL; the file does not exist (in `with`), or a line of more than 64 KiB (while
+            iterating).
     """
 
-    def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True) -> None:
+    def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True, base: str | None = None) -> None:
+        if base is not None:
+            origin_of(base)
         self._path = path
+        self._base = base
         self._headers = headers
         self._resume = resume
         self._descriptor = -1
@@ -80,13 +90,24 @@ class RequestList:
             text = line.decode("utf-8-sig", "replace")  # some editors begin a file with a mark
             url = ""
             try:
-                if (parts := split_line(text)) is None:
+                if (parts := self._split(text)) is None:
                     continue
                 url, name, checksum = parts
                 yield Request(url, name, checksum=checksum, headers=self._headers, resume=self._resume)
             except ConfigError as error:
                 refusal = ConfigError(f"{self._path}, line {number}: {error}")
                 yield Download(url=url or text.strip(), path="", error=refusal)
+
+    def _split(self, line: str) -> tuple[str, str | None, str | None] | None:
+        """URL, name and checksum of a line; None: it is empty, or a comment."""
+        listed = parse_line(line)
+        if listed is not None and listed.name:
+            if self._base is None:
+                raise ConfigError("a checksum and a name; to download what a file of checksums lists, give --base URL")
+            name = listed.name.removeprefix("./")
+            return urljoin(self._base, quote(name)), name, str(listed.checksum)
+        parts = split_line(line)
+        return parts if parts is None or self._base is None else (urljoin(self._base, parts[0]), *parts[1:])
 
     def _lines(self) -> Iterator[bytes | None]:
         rest = b""

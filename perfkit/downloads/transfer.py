@@ -7,13 +7,14 @@ import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.checksums import Checksum, matches, parse_checksum
-from perfkit.downloads.file_origin import read_origin
+from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
+from perfkit.downloads.checksums import Checksum, matches
+from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
@@ -32,13 +33,15 @@ from perfkit.downloads.negotiation import (
     next_step,
     request_headers,
 )
-from perfkit.downloads.partial_file import ChangedError, PartialFile, check_replaceable
+from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
+    ConfigError,
+    HTTPStatusError,
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
@@ -54,9 +57,11 @@ __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
 _log = logging.getLogger(__name__)
 
+_EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may have them go on
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _ANSWERS = 6  # a range that takes no longer than so many answers is not shared
+_POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
 _FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
 _PAUSE_S = 0.005  # or a sixteenth of an answer's time
@@ -70,6 +75,7 @@ class TransferContext:
     network: Network
     throttle: Throttle
     notify: Callable[[], None]  # there may be more to do now
+    checksum_files: SharedChecksumFiles  # of the batch
     spawn: Callable[[Callable[[], None]], bool]  # run something beside the workers; False: the manager is closing
     claim_path: Callable[[Transfer, str], None]  # no two transfers write one file
 
@@ -126,6 +132,7 @@ class Transfer:
         self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
+        self._begun = False  # it has been looked at what is there
         self._version = Version()
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
@@ -240,6 +247,8 @@ class Transfer:
         except ChangedError as change:
             if ranged is not None:
                 self._changed(ranged, str(change))
+        except OccupiedError:
+            self._await_other(ranged.partial if ranged is not None else None)
         except Exception as error:
             if not isinstance(error, PerfkitError | OSError | GiveUpError):
                 _log.exception("%s: a bug in perfkit", redacted(self.request.url))
@@ -254,12 +263,12 @@ class Transfer:
 
     def _begin(self, task: Task) -> RangeTask | None:
         """Look at what is there: a file that is current already, or what an earlier run left; None: nothing to do."""
-        first = self._started_s == 0.0
-        if first:
+        if self._started_s == 0.0:
             self._started_s = time.monotonic()
             self._meter.start(None, host=self.host)
-            if self.request.checksum is not None:
-                self._checksum = parse_checksum(self.request.checksum)
+        if self.request.checksum is not None and self._checksum is None:
+            self._checksum = self.request.promised or self._look_up(self.request.checksum)
+        first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
         exists = first and _is_file(self.dest)
@@ -279,33 +288,43 @@ class Transfer:
             self._partial = partial
         return RangeTask(task.host, task.source, task.url, task.at, partial, runner)
 
+    def _look_up(self, url: str) -> Checksum:
+        """The checksum that the file of them at a URL has for this one.
+
+        Raises:
+            TransferError: it has none.
+            as `fetch`.
+        """
+
+        def read() -> str:
+            with self._lock:
+                self._attempts.requests += 1
+            return fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+
+        try:
+            return self._context.checksum_files.get(url, read).find(self.request.url)
+        except ConfigError as error:
+            raise TransferError(self.request.url, str(error)) from None
+
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
-        return PartialFile(self.dest, source, self._checksum, part)
+        return PartialFile(self.dest, source, self._checksum, part, self._key(source))
+
+    def _key(self, source: str) -> str | None:
+        return self.request.key if source == self.request.url else None
 
     def _is_current(self, partial: PartialFile) -> bool:
         """Whether the file that is there has the checksum; without one, the origin will be asked whether it changed."""
         if self._checksum is not None:
             return matches(self.dest, self._checksum, self.cancel)
-        origin = read_origin(self.dest, partial.url) if partial.part is None else None
+        origin = read_origin(self.dest, partial.source) if partial.part is None else None
         self._known = origin.version if origin else self._known
         return False
 
     def _fetch(self, task: RangeTask) -> None:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
-        own = may_share(origin_of(self.request.home or self.request.url), origin_of(task.url))
         asked = asked_range(partial, runner)
-        headers = request_headers(partial, asked, self._wanted)
-        get = Get(
-            url=task.url,
-            at=task.at,
-            headers=headers,
-            private_headers=self.request.headers if own else {},
-            auth=self.request.auth if own else None,
-            trusted=own,
-            named=own or self.request.home is None,
-            limit=min(self._throttles, key=lambda each: each.rate or math.inf),
-        )
+        get = self._make_get(task.url, request_headers(partial, asked, self._wanted), at=task.at)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
@@ -314,6 +333,20 @@ class Transfer:
                 self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
+
+    def _make_get(self, url: str, headers: Mapping[str, str], *, at: str | None = None) -> Get:
+        """A request with the secrets that may go to this URL."""
+        own = may_share(origin_of(self.request.home or self.request.url), origin_of(url))
+        return Get(
+            url=url,
+            at=at,
+            headers=headers,
+            private_headers=self.request.headers if own else {},
+            auth=self.request.auth if own else None,
+            trusted=own,
+            named=own or self.request.home is None,
+            limit=min(self._throttles, key=lambda each: each.rate or math.inf),
+        )
 
     def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel
@@ -406,7 +439,7 @@ class Transfer:
         partial, headers = task.partial, response.headers
         if not self._named:
             self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
-        size = adopt(partial, task.url, headers, answer, self._checksum)
+        size = adopt(partial, headers, answer, self._checksum)
         self._check_size(task.url, size)
         if partial.descriptor < 0:
             partial.create(size)
@@ -443,7 +476,7 @@ class Transfer:
     def _check_free(self, path: str, source: str) -> bool:
         """See that a name of the server's is free, or that of an earlier download from `source`; says which."""
         free = not os.path.lexists(path)
-        if not free and read_origin(path, source) is None:
+        if not free and read_origin(path, digest_of(source, self._key(source))) is None:
             name = os.path.basename(path)
             reason = f"the server names the file {name!r}, and a file from elsewhere has that name; choose another"
             raise TransferError(self.request.url, reason)
@@ -515,6 +548,14 @@ class Transfer:
         _log.info("%s: starts over: %s", redacted(self.request.url), reason)
         self._meter.reset()
         task.partial.retire(but=task.runner)
+
+    def _await_other(self, partial: PartialFile | None) -> None:
+        """Begin again in a moment, since another process is downloading to the destination: it may be there then."""
+        _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
+        with self._lock:
+            if partial is self._partial:
+                self._partial, self._begun = None, False
+                self._attempts.not_before_s = time.monotonic() + _POLL_S
 
     def _failed(self, task: Task, error: Exception) -> None:
         """Decide between another attempt, the next mirror, and the end."""
@@ -616,7 +657,8 @@ class Transfer:
                 self._error = error
         if partial is not None and (self._error is not None or self._unchanged):
             lasting = isinstance(self._error, TransferError) and not self._error.transient
-            hopeless = lasting and not isinstance(self._error, CancelledError)
+            expired = isinstance(self._error, HTTPStatusError) and self._error.status in _EXPIRED_STATUSES
+            hopeless = lasting and not expired and not isinstance(self._error, CancelledError)
             if hopeless or not (self._config.keep_partial and self.request.resume):
                 partial.discard()
             else:

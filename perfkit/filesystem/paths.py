@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from perfkit.errors import ConfigError, UnsafePathError
 
@@ -16,6 +16,7 @@ __all__ = [
     "is_private",
     "local_path",
     "most_directories",
+    "name_errors",
     "safe_basename",
     "safe_join",
 ]
@@ -99,24 +100,35 @@ def check_names(names: Iterable[str]) -> None:
         UnsafePathError: `check_name` refuses one; two differ only in case or Unicode normalisation; one is the
             directory of another; they need far more directories than there are files.
     """
+    for error in name_errors(names):
+        raise error
+
+
+def name_errors(names: Iterable[str]) -> Iterator[UnsafePathError]:
+    """What `check_names` has against these names."""
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
     for name in names:
-        folded = fold_name(check_name(name))
+        try:
+            folded = fold_name(check_name(name))
+        except UnsafePathError as error:
+            yield error
+            continue
         if folded in files:
-            raise UnsafePathError(
-                name, f"it collides with {files[folded]!r} where case or Unicode normalisation is ignored"
-            )
+            same = files[folded]
+            yield UnsafePathError(name, f"it collides with {same!r} where case or Unicode normalisation is ignored")
+            continue
         files[folded] = name
         parent = folded.rpartition("/")[0]
         while parent and parent not in directories:
             directories[parent] = name
             parent = parent.rpartition("/")[0]
-        if len(directories) > most_directories(len(files)):
-            raise UnsafePathError(name, f"{len(files)} files have more than {most_directories(len(files))} directories")
+        if len(directories) > (most := most_directories(len(files))):
+            yield UnsafePathError(name, f"{len(files)} files have more than {most} directories")
+            return
     for folded, name in files.items():
         if folded in directories:
-            raise UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")
+            yield UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")
 
 
 def fold_name(name: str) -> str:
@@ -193,3 +205,22 @@ def backup_name(name: str, taken: Callable[[str], bool]) -> str:
         if not taken(fresh):
             return fresh
         number += 1
+
+
+def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
+    """A function that tells whether a name matches patterns as in a `.gitignore` (gitignore(5)); None: there are none.
+
+    A name that ends in a slash is a directory. Everything below a directory that matches does so, too.
+
+    Raises:
+        ConfigError: a pattern is invalid.
+    """
+    lines = [patterns] if isinstance(patterns, str) else list(patterns)
+    if not lines:
+        return None
+    from pathspec import GitIgnoreSpec  # seldom needed
+
+    try:
+        return GitIgnoreSpec.from_lines(lines).match_file
+    except (ValueError, TypeError) as error:
+        raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error

@@ -5,12 +5,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
 
-from perfkit.errors import ConfigError
+from perfkit.filesystem.paths import name_matcher
 
 __all__ = ["DIRECTORY", "ScanEntry", "ScanOptions", "open_below", "scan", "scan_batches", "scan_in_order", "totals"]
 
@@ -48,7 +48,7 @@ class ScanEntry(NamedTuple):
 class ScanOptions:
     """What to scan.
 
-    `include` and `exclude` are gitignore-style patterns, which need `perfkit[patterns]`. Only what matches `include` is
+    `include` and `exclude` are patterns as in a `.gitignore` (gitignore(5)). Only what matches `include` is
     an entry; what matches `exclude` is left out, with everything below it.
     """
 
@@ -67,7 +67,7 @@ def scan(root: Path, options: ScanOptions = ScanOptions()) -> Iterator[ScanEntry
     the depth of the tree and the number of subdirectories of one directory, not on the number of files.
 
     Raises:
-        ConfigError: invalid patterns, or the package that reads them is not installed.
+        ConfigError: invalid patterns.
         OSError: the root can't be opened or listed.
     """
     return chain.from_iterable(scan_batches(root, options))
@@ -107,7 +107,7 @@ class _Walk:
         self.levels: list[_Level] = []
         self.out: list[ScanEntry] = []
         self._options = options
-        self._included, self._excluded = _matcher(options.include), _matcher(options.exclude)
+        self._included, self._excluded = name_matcher(options.include), name_matcher(options.exclude)
         self._flags = DIRECTORY if options.follow_symlinks else _BELOW
         self._batch = batch
         self._types_only = types_only
@@ -233,20 +233,6 @@ def _without_stat(entry: os.DirEntry[str], name: str, is_directory: bool, follow
 
 def _failed(name: str, error: OSError) -> ScanEntry:
     return ScanEntry(name, 0, 0, 0, 0, 0, 0, error)
-
-
-def _matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
-    lines = [patterns] if isinstance(patterns, str) else list(patterns)
-    if not lines:
-        return None
-    try:
-        from pathspec import GitIgnoreSpec
-    except ImportError:
-        raise ConfigError("patterns need the package pathspec; pip install 'perfkit[patterns]'") from None
-    try:
-        return GitIgnoreSpec.from_lines(lines).match_file
-    except ValueError as error:
-        raise ConfigError(f"{lines}: invalid gitignore patterns: {error}") from error
 
 
 def totals(root: Path, options: ScanOptions = ScanOptions(), *, regular: bool = False) -> tuple[int, int]:

@@ -11,7 +11,7 @@ from typing import Any
 
 from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
-from perfkit.downloads.http.urls import without_credentials
+from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.releases.format.manifest import Manifest
@@ -30,7 +30,7 @@ class Installed:
 
     Attributes:
         type: of the source; None: nothing is installed.
-        source: its URL, without user and password.
+        source: its URL, without user, password and signature.
         version: as the source calls it.
         serial: of the source's releases, if it numbers them; else 0.
         manifest_sha256: of the manifest, in hexadecimal.
@@ -100,8 +100,8 @@ def _write_serials(root: str, serials: Mapping[str, int]) -> None:
 
 
 def as_recorded(source: str) -> str:
-    """A source as the tree's records have it, which others can read: a URL without user and password."""
-    return without_credentials(source) if _is_url(source) else source
+    """A source as the tree's records have it, which others can read: a URL without user, password and signature."""
+    return unsigned(source) if _is_url(source) else source
 
 
 def _key(source: str) -> str:
@@ -154,6 +154,9 @@ def read_installed(root: str) -> Installed:
             record = json.load(file)
         if not os.path.exists(os.path.join(root, layout.MANIFEST)):
             return Installed(root, serials=serials)  # a tree without its manifest counts as not installed
+        state = dict(record["state"])
+        if not all(isinstance(state.get(part, {}), dict) for part in ("origin", "selection")):
+            raise ValueError("its state has other types")
         return Installed(
             root,
             SourceType(record["kind"]),
@@ -162,7 +165,7 @@ def read_installed(root: str) -> Installed:
             int(record["serial"]),
             bytes.fromhex(record["manifest"]).hex(),
             int(record["files"]),
-            dict(record["state"]),
+            state,
             serials,
         )
     except (FileNotFoundError, NotADirectoryError):

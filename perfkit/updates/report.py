@@ -23,6 +23,7 @@ class SyncReport:
         restored_with_edits: files that a rollback restored with the local edits that they had before an update, because
             the content of the release itself was never kept.
         held: the version that the source offers and that was passed over: see `Hold`.
+        selection: the part of the release or archive that the tree has, such as `+*.rules -old/`; empty: all of it.
         seconds: how long it took.
     """
 
@@ -30,6 +31,7 @@ class SyncReport:
     generation: int
     previous_version: str | None = None
     held: str | None = None
+    selection: str = ""
     route: str = "none"
     requests: int = 0
     bytes_received: int = 0

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
+from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ class SourceType(StrEnum):
     ZIP = "zip"
     TAR = "tar"
     ZSYNC = "zsync"
+    FILE = "file"
     URLS = "urls"
     METALINK = "metalink"
 
@@ -29,15 +31,31 @@ class SourceType(StrEnum):
 class SourceSpec:
     """A source as the caller names it.
 
+    Raises:
+        ConfigError: a mirror is not an http or https URL.
+
     Attributes:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
-        selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        selection: which files of a release or members of an archive are wanted, and the names of these in the tree;
+            None: as it was installed from this location before, else all.
+        mirrors: other URLs of the same site or plain file.
+        checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
+        decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
+        release: the version of the wanted release of a site; None: the current one.
     """
 
     location: str
     type: SourceType | None = None
     selection: Selection | None = None
+    decompress: bool | None = None
+    checksums: str | None = None
+    mirrors: tuple[str, ...] = ()
+    release: str | None = None
+
+    def __post_init__(self) -> None:
+        for url in self.mirrors:
+            origin_of(url)
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

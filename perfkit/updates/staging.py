@@ -8,6 +8,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
+from dataclasses import replace
 from typing import BinaryIO
 
 from perfkit.downloads.http.semantics import Version
@@ -40,7 +41,22 @@ class Fetcher:
     def __init__(self, downloads: DownloadManager, stage: str) -> None:
         self.stage = stage
         self._downloads = downloads
+        self._home, self._sites = "", list[str]()
         self.requests = self.bytes_received = 0
+
+    def use_mirrors(self, home: str, sites: Sequence[str]) -> None:
+        """From now on, get what `home` has from the first of these sites, or else from the others. A file without a
+        checksum or range, which may differ from site to site, comes from the first alone.
+        """
+        self._home, self._sites = home, [*sites]
+
+    def _spread(self, request: Request) -> Request:
+        if not self._sites or not request.url.startswith(self._home):
+            return request
+        first, *others = (site + request.url.removeprefix(self._home) for site in self._sites)
+        if request.checksum is None and request.byte_range is None:
+            others = []
+        return replace(request, url=first, mirrors=tuple(others), home=self._home, known=None)  # of another server
 
     def path(self, name: str) -> str:
         """Where a request of this name leaves its file."""
@@ -70,7 +86,8 @@ class Fetcher:
             TransferError, OSError: the first failure, after all others have ended.
         """
         found: dict[int, Download] = {}
-        for index, download in self._downloads.run(requests, self.stage, phase=phase) if requests else ():
+        spread = [self._spread(request) for request in requests]
+        for index, download in self._downloads.run(spread, self.stage, phase=phase) if spread else ():
             self.requests += download.requests
             self.bytes_received += download.bytes_received
             found[index] = download

@@ -10,13 +10,14 @@ import time
 from collections.abc import Iterable, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import (
     CancelledError,
     CheckFailedError,
+    ConfigError,
     HTTPStatusError,
     ManifestError,
     StaleSourceError,
@@ -27,6 +28,7 @@ from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
+from perfkit.releases.format import MAX_AHEAD_MS
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
@@ -56,7 +58,6 @@ _UNPACKED_BYTES_PER_S = 150e6
 _APPLIED_FILES_PER_S = 10e3
 _BRIEF_S = 0.5  # a stage whose size is not known yet
 
-_MOST_AHEAD_MS = 86_400_000  # how far a publisher's clock may be ahead of ours
 _CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 
 _log = logging.getLogger(__name__)
@@ -96,7 +97,14 @@ def sync(
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
     with opened as tree, remember_outcome(tree.root):
-        report = _sync(tree, Fetcher(downloads, tree.fetch_directory), spec, options, progress)
+        fetcher = Fetcher(downloads, tree.fetch_directory)
+        try:
+            report = _sync(tree, fetcher, spec, options, progress)
+        except StaleSourceError as error:
+            if not spec.mirrors:
+                raise
+            _log.warning("nothing new: %s", error)
+            report = _passed_over(tree, read_installed(tree.root), fetcher, None)
     return replace(report, seconds=time.monotonic() - began_s)
 
 
@@ -106,17 +114,22 @@ def _sync(
     """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
     installed = read_installed(tree.root)
     held = read_hold(tree.root)
-    if held is not None and held.reason is HoldReason.PIN:
+    if held is not None and held.reason is HoldReason.PIN and spec.release is None:
         return _passed_over(tree, installed, fetcher, held.version)
 
     def sync_from(source: Source) -> SyncReport:
         rejected = held is not None and held.reason is HoldReason.CHECK and options.retry_rejected
-        if held is not None and held.covers(source.url, source.version, source.serial) and not rejected:
+        covered = held is not None and held.covers(source.url, source.version, source.serial)
+        if covered and not rejected and spec.release is None:
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
-        update.refuse_downgrade()
+        update.refuse_future()
+        if spec.release is None:
+            update.refuse_downgrade()
         report = update.run(tree)
-        if held is not None:
+        if held is not None and held.reason is HoldReason.PIN:  # the tree stays at what was asked for
+            write_hold(tree.root, hold_on(HoldReason.PIN, source.url, source.version, source.serial))
+        elif covered or (held is not None and spec.release is None):
             clear_hold(tree.root)
         return report
 
@@ -140,8 +153,8 @@ def _sync(
     return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
 
 
-def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str) -> SyncReport:
-    """The report of a sync that leaves the tree as it is, since this version is on hold."""
+def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str | None) -> SyncReport:
+    """The report of a sync that leaves the tree as it is, since this version is on hold, or all mirrors are behind."""
     return SyncReport(
         version=installed.version or "",
         generation=tree.generation,
@@ -187,7 +200,9 @@ def plan(
         local_changes = cast(LocalChanges, config.local_changes)
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
-        dry_run.refuse_downgrade()
+        dry_run.refuse_future()
+        if spec.release is None:
+            dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
         staging = StagingArea(stage, progress=progress)
         manifest = dry_run.resolve(local, staging)
@@ -284,23 +299,30 @@ class Sync:
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
-    def refuse_downgrade(self) -> None:
-        """Refuse a release that is older than any installed from this source, unless allowed, or from the future.
+    def refuse_future(self) -> None:
+        """Refuse a release from the future.
 
         A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing
         that the site offers afterwards would be installed.
 
         Raises:
-            StaleSourceError: the source offers an older one.
-            UpdateError: it offers one from the future.
+            UpdateError: the source offers one.
         """
         source, now_ms = self._source, time.time_ns() // 1_000_000
-        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + _MOST_AHEAD_MS:
+        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + MAX_AHEAD_MS:
             raise UpdateError(
                 f"{source.url} offers version {source.version} with serial {source.serial}, which as a time in "
                 "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
                 "site was tampered with; set the clock, or publish to a new site directory"
             )
+
+    def refuse_downgrade(self) -> None:
+        """Refuse a release that is older than any installed from this source, unless allowed.
+
+        Raises:
+            StaleSourceError: the source offers an older one.
+        """
+        source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
             if self._options.allow_older:
                 self._installed = self._installed.forget_serials(source.url)
@@ -337,7 +359,19 @@ class Sync:
         if self._source.unchanged():
             return self._installed.manifest
         self._expect(unpacking_s=_BRIEF_S, applying_s=_BRIEF_S)  # for a delta, which is fetched at once
-        return self._source.resolve(local, staging)
+        manifest = self._source.resolve(local, staging)
+        if not manifest and (chosen := self._selection()):
+            raise ConfigError(f"{self._source.url}: version {self._source.version} has no files that match {chosen}")
+        return manifest
+
+    def _selection(self) -> str:
+        """Which part of what the source offers is wanted; empty: all."""
+        selection: Any = self._source.record().get("selection")
+        if selection is None:
+            return ""
+        from perfkit.archives.members import Selection  # loads what only archives need
+
+        return str(Selection.of(selection))
 
     def plan(self, local: LocalTree, manifest: Manifest) -> Plan:
         """The steps from the scanned tree to the manifest; only entries that differ are compared.
@@ -485,7 +519,8 @@ class Sync:
         """Whether the tree's record of what is installed changes, though no file may."""
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
-        return offered != (installed.type, installed.source, installed.version, installed.manifest_sha256)
+        same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
+        return not same or source.record().get("selection") != installed.state.get("selection")
 
     def _record(self, manifest: Manifest) -> bytes:
         source = self._source
@@ -503,6 +538,7 @@ class Sync:
             version=self._source.version,
             generation=tree.generation if applied is None else applied.commit.generation,
             previous_version=self._installed.version,
+            selection=self._selection(),
             unchanged=plan.unchanged,
             requests=self._fetcher.requests,
             bytes_received=self._fetcher.bytes_received,

@@ -135,3 +135,51 @@ def test_a_list_that_is_not_a_file(tmp_path: Path) -> None:
             pass
     if before:
         assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_file_of_checksums_as_a_list(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
+    """Names are relative to --base; without it the line says what is missing."""
+    digest = SHA256.removeprefix("sha256:")
+    (tmp_path / "SHA256SUMS").write_text(f"# sums\n{digest}  a.bin\n{digest} *./b.bin\r\nSHA256 (c.bin) = {digest}\n")
+    code, value, errors = get(capsys, "-d", "out", "-i", "SHA256SUMS", "--base", file_server.url)
+    assert (code, errors, [record["checksum"] for record in value["files"]]) == (0, [], [SHA256] * 3)
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a.bin", "b.bin", "c.bin"]
+    (tmp_path / "SHA256SUMS").write_text(f"{digest}  ../a.bin\n{digest}  //host/a.bin\n{digest}  a.bin\n")
+    code, value, errors = get(capsys, "-d", "out", "-i", "SHA256SUMS", "--base", file_server.url)
+    assert (code, len(errors), sum("error" in record for record in value["files"])) == (1, 2, 2)
+    code, _, errors = get(capsys, "-d", "out", "-i", "SHA256SUMS")
+    assert (code, "give --base URL" in errors[0]) == (1, True)
+    (tmp_path / "list").write_text("a.bin\nsub/../b.bin\tb\n")
+    assert get(capsys, "-d", "out", "-i", "list", "--base", file_server.url)[0] == 0
+
+
+def test_checksums_of_all_files(file_server: Server, tmp_path: Path, capsys: Capture) -> None:
+    """From a file or a URL, for URLs on the command line and in lists; the line's own goes first."""
+    digest = SHA256.removeprefix("sha256:")
+    sums = f"{digest}  a.bin\n{'0' * 64}  b.bin\n"
+    (tmp_path / "SHA256SUMS").write_text(sums)
+    (tmp_path / "site/SHA256SUMS").write_text(sums)
+    (tmp_path / "list").write_text(f"{file_server.url}b.bin\t\t{SHA256}\n{file_server.url}c.bin\n")
+    for where in ("SHA256SUMS", f"{file_server.url}SHA256SUMS"):
+        code, value, errors = get(capsys, "-d", "out", "--checksums", where, f"{file_server.url}a.bin", "-i", "list")
+        assert (code, len(errors), "no checksum for 'c.bin'" in errors[0]) == (1, 1, True)
+        assert sorted(record["checksum"] or "" for record in value["files"]) == ["", SHA256, SHA256]
+        code, _, errors = get(capsys, "-o", "x.bin", "--checksums", where, f"{file_server.url}b.bin")
+        assert (code, "checksum mismatch" in errors[0], (tmp_path / "x.bin").exists()) == (1, True, False)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--checksums", "none", "https://h/a"), "No such file"),
+        (("--checksums", "https://[/", "https://h/a"), "not an http"),
+        (("--checksums", "x", "--checksum", SHA256, "https://h/a"), "not both"),
+        (("--base", "https://h/", "https://h/a"), "needs -i"),
+        (("--base", "host", "-i", "-"), "not an http"),
+        (("--key", "k", "https://h/a", "https://h/b"), "--key needs exactly one URL"),
+    ],
+)
+def test_wrong_options_are_found_first(arguments: tuple[str, ...], words: str, capsys: Capture) -> None:
+    """Nothing is requested or written."""
+    code, _, errors = get(capsys, *arguments)
+    assert (code, words in errors[0]) == (2, True), errors

@@ -78,6 +78,11 @@ WRONG = [
     ("E009", {"TREES": {"rules": {**GOOD, "CHECK": "os.sep"}}}, "dotted path"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E009", {"TREES": {"rules": {**GOOD, "LINKS": "keep"}}}, "Leave it out"),
+    ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": ["!"]}}}, ".gitignore"),
+    ("E009", {"TREES": {"rules": {**GOOD, "DECOMPRESS": "gz"}}}, "Leave it out"),
+    ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": "https://example.org/"}}}, '["https://'),
+    ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": ["example.org"]}}}, "https://"),
+    ("E006", {"TREES": {"rules": {**GOOD, "CHECKSUMS": "SHA256SUMS"}}}, "https://"),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 

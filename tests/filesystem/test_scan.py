@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import ConfigError
 from perfkit.filesystem.batch import remove_tree
 from perfkit.filesystem.hashing.hash_tree import hash_tree
 from perfkit.filesystem.scan import ScanOptions, scan, scan_batches
@@ -148,17 +147,6 @@ def test_what_may_not_be_read_is_an_entry_with_an_error(tmp_path: Path) -> None:
     # The directory is an entry, like one that can be listed, and then a second one with its failure.
     assert told["scan"] == {**listed, "closed": errno.EACCES}
     assert told["hash"] == {"a/1": None, "z/3": None, "secret": errno.EACCES, "closed": errno.EACCES}
-
-
-def test_patterns_without_pathspec_name_the_extra(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Where the optional package is missing, patterns are an error that says what to install; the rest works."""
-    make(tmp_path, {"a": b""})
-    monkeypatch.setitem(sys.modules, "pathspec", None)
-    with pytest.raises(ConfigError, match=r"pip install 'perfkit\[patterns\]'"):
-        next(scan(tmp_path, ScanOptions(exclude=["*.py"])))
-    with pytest.raises(ConfigError, match="patterns"):
-        next(hash_tree(tmp_path, include=["*.py"]))
-    assert [entry.name for entry in scan(tmp_path)] == ["a"]
 
 
 def test_patterns_choose(tmp_path: Path) -> None:

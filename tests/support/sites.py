@@ -10,6 +10,7 @@ from pathlib import Path
 from types import TracebackType
 
 from perfkit import Release, SyncReport, Toolkit
+from perfkit.server.server import Server
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.trees import Tree, write_tree
 
@@ -118,3 +119,20 @@ def replace(path: Path, data: bytes) -> None:
     """Another version of a file on the server, as a new file: its ETag differs whatever the clock says."""
     path.with_suffix(".tmp").write_bytes(data)
     path.with_suffix(".tmp").replace(path)
+
+
+class Counting(Server):
+    """A server that remembers what it was asked."""
+
+    def __init__(self, root: Path) -> None:
+        super().__init__(root)
+        self.asked: list[tuple[str, str]] = []  # path and range
+        asked = self.asked
+        handler = self._server.RequestHandlerClass
+
+        class Handler(handler):  # type: ignore[misc, valid-type]
+            def do_GET(self) -> None:
+                asked.append((self.path, self.headers.get("Range", "")))
+                super().do_GET()
+
+        self._server.RequestHandlerClass = Handler

@@ -19,10 +19,11 @@ __all__ = [
     "as_sent",
     "credentials_in",
     "is_loopback",
+    "is_signed",
     "may_share",
     "origin_of",
     "split_url",
-    "without_credentials",
+    "unsigned",
 ]
 
 Origin = tuple[str, str, int]  # scheme, host, port
@@ -37,6 +38,36 @@ _UNQUOTED = re.compile(r"[^!$&'()*+,;=:A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")  # 
 # What no target has in it (RFC 3986 section 3.3 and 3.4).
 _INVALID = re.compile(r"[^!$&'()*+,;=:@/?A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
+
+
+def _names(text: str) -> frozenset[str]:
+    return frozenset(text.split())
+
+
+# Query parameters of signed URLs, in lower case: those that show that a URL is one, and all that change with them.
+_SIGNATURES = (
+    (  # https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
+        _names("x-amz-signature"),
+        _names(
+            "x-amz-signature x-amz-algorithm x-amz-credential x-amz-date x-amz-expires x-amz-signedheaders "
+            "x-amz-security-token"
+        ),
+    ),
+    (  # https://cloud.google.com/storage/docs/authentication/signatures
+        _names("x-goog-signature"),
+        _names("x-goog-signature x-goog-algorithm x-goog-credential x-goog-date x-goog-expires x-goog-signedheaders"),
+    ),
+    (  # https://learn.microsoft.com/rest/api/storageservices/create-service-sas, and -account-, -user-delegation-
+        _names("sig sv"),
+        _names("sig sv ss srt sr st se sp sip spr si skoid sktid skt ske sks skv saoid suoid scid sdd ses"),
+    ),
+    (  # https://docs.aws.amazon.com/AmazonCloudFront/latest/DeveloperGuide/private-content-signed-urls.html
+        _names("signature key-pair-id"),
+        _names("signature key-pair-id expires policy hash-algorithm"),
+    ),
+    (_names("signature awsaccesskeyid"), _names("signature awsaccesskeyid expires x-amz-security-token")),  # S3, V2
+    (_names("signature googleaccessid"), _names("signature googleaccessid expires")),  # Google Cloud Storage, V2
+)
 
 
 def origin_of(url: str) -> Origin:
@@ -111,10 +142,32 @@ def credentials_in(url: str) -> tuple[str, str] | None:
     return (unquote(user), unquote(password)) if login else None
 
 
-def without_credentials(url: str) -> str:
-    """The URL as it is sent, without user and password."""
+def unsigned(url: str) -> str:
+    """What stays the same of a URL whenever it is signed anew: as it is sent, without user, password and the query
+    parameters of a signature for S3, Google Cloud Storage, Azure or CloudFront.
+    """
     scheme, authority, target = split_url(as_sent(url))
+    if signing := _signing(target):
+        path, _, query = target.partition("?")
+        query = "&".join(each for each in query.split("&") if _name(each) not in signing)
+        target = f"{path}?{query}" if query else path
     return f"{scheme}://{authority.rpartition('@')[2]}{target}"
+
+
+def is_signed(url: str) -> bool:
+    """Whether it has such a signature, so that it expires."""
+    return bool(_signing(split_url(url)[2]))
+
+
+def _signing(target: str) -> frozenset[str]:
+    """The names of the parameters of its signature; none: it is not signed."""
+    query = target.partition("?")[2]
+    names = {_name(each) for each in query.split("&")} if query else set()
+    return next((signing for marks, signing in _SIGNATURES if marks <= names), frozenset())
+
+
+def _name(parameter: str) -> str:
+    return unquote(parameter.partition("=")[0]).lower()
 
 
 def _read(url: str, authority: str) -> tuple[str | None, str, int | None]:

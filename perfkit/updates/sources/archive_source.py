@@ -8,7 +8,7 @@ from perfkit.archives.members import Selection
 from perfkit.releases.format.manifest import Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
-from perfkit.updates.sources.remote_file import RemoteFile, version_label
+from perfkit.updates.sources.remote_file import RemoteFile
 
 __all__ = ["ArchiveSource"]
 
@@ -26,7 +26,7 @@ class ArchiveSource:
 
     @property
     def version(self) -> str:
-        return f"{version_label(self.url, self._archive.version)} {self._selection}".rstrip()
+        return f"{self._archive.description} {self._selection}".rstrip()
 
     def unchanged(self) -> bool:
         return self._archive.unchanged

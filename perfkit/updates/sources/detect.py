@@ -13,7 +13,7 @@ from perfkit.downloads.request_list import split_line
 from perfkit.errors import ConfigError, ManifestError
 from perfkit.updates.source_types import SourceType
 
-__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "detect_type"]
+__all__ = ["FIRST_BYTES", "METALINK_NAMESPACE", "detect_type", "is_html"]
 
 METALINK_NAMESPACE = "urn:ietf:params:xml:ns:metalink"
 FIRST_BYTES = 16 << 10  # to give to `detect_type`, if the source has that many
@@ -22,36 +22,40 @@ _TARS = re.compile(r"\.(?:tar\.(?:gz|bz2|xz|zst)|tgz|tbz2?|txz|tzst)$", re.IGNOR
 _XML_ROOT = re.compile(rb"\s*+(?:<\?xml[^>]*\?>)?+(?:\s|<!--.*?-->)*+<(?:[\w.-]+:)?metalink\s[^>]*", re.DOTALL)
 _PROGRAMS = (b"MZ", b"\x7fELF", b"#!")  # in front of a self-extracting archive; the end of the file tells if it is one
 _HTML = ("text/html", "application/xhtml+xml")
+_PAGE = re.compile(rb"(?:\xef\xbb\xbf)?\s*+(?:<!--.*?-->\s*|<\?xml[^>]*>\s*)*+<(?:!doctype\s+html|html)\b", re.I | re.S)
+
+
+def is_html(content_type: str | None, first: bytes = b"") -> bool:
+    """Whether a server declares HTML, and the first bytes, if there are any, are the beginning of a page."""
+    declared = content_type is not None and content_type.partition(";")[0].strip().lower() in _HTML
+    return declared and (not first or _PAGE.match(first) is not None)
 
 
 def detect_type(url: str, first: bytes, content_type: str | None = None) -> SourceType | None:
-    """The type of the source at `url` with these first bytes; None: unknown. Releases are not detected here.
+    """The type of the source at `url` with these first bytes; None: unknown. Releases and plain files are not detected
+    here.
 
     The content decides. A content type of HTML rules out lists, and nothing else. The extension of the URL only decides
     whether a compressed file whose beginning can't be decompressed yet (bzip2 needs up to 900 kB for that) is a tar.
-
-    Raises:
-        ConfigError: it is compressed, and not a tar.
     """
     if first.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return SourceType.ZIP
     if first.startswith(b"zsync: "):
         return SourceType.ZSYNC
-    if packed := detect_compression(first):
-        return _detect_compressed(url, first, packed)
+    if detect_compression(first):
+        return SourceType.TAR if _is_compressed_tar(url, first) else None
     if is_header(first[:_BLOCK]):
         return SourceType.TAR
     text = first.removeprefix(b"\xef\xbb\xbf")
     root = _XML_ROOT.match(text)
     if root and METALINK_NAMESPACE.encode() in root[0]:
         return SourceType.METALINK
-    html = content_type is not None and content_type.partition(";")[0].strip().lower() in _HTML
-    if not html and _is_url_list(text, whole=len(first) < FIRST_BYTES):
+    if not is_html(content_type) and _is_url_list(text, whole=len(first) < FIRST_BYTES):
         return SourceType.URLS
     return SourceType.ZIP if first.startswith(_PROGRAMS) else None
 
 
-def _detect_compressed(url: str, first: bytes, packed: str) -> SourceType:
+def _is_compressed_tar(url: str, first: bytes) -> bool:
     unpacked = b""
     try:
         reader = DecompressedStream(BytesIO(first), Limits())
@@ -59,9 +63,8 @@ def _detect_compressed(url: str, first: bytes, packed: str) -> SourceType:
             unpacked += chunk
     except ManifestError:  # mostly because more bytes are needed
         pass
-    if is_header(unpacked[:_BLOCK]) or (len(unpacked) < _BLOCK and _TARS.search(urlsplit(url).path)):
-        return SourceType.TAR
-    raise ConfigError(f"{url}: a {packed} file that is not a tar archive can't be synced; download it instead")
+    unknown = len(unpacked) < _BLOCK
+    return is_header(unpacked[:_BLOCK]) or (unknown and _TARS.search(urlsplit(url).path) is not None)
 
 
 def _is_url_list(data: bytes, *, whole: bool) -> bool:

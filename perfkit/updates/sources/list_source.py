@@ -8,7 +8,6 @@ from collections.abc import Sequence, Set
 from dataclasses import replace
 from typing import Any
 
-from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError, IntegrityError, ManifestError
@@ -171,7 +170,7 @@ class ListSource:
     def _get(self, requested: Sequence[tuple[ListedFile, Version]]) -> list[Download]:
         requests = []
         for each, known in requested:
-            name = f"item-{hashlib.sha256(f'{each.request.url} {each.name}'.encode()).hexdigest()[:32]}"
+            name = f"item-{hashlib.sha256(f'{as_recorded(each.request.url)} {each.name}'.encode()).hexdigest()[:32]}"
             request = replace(each.request, name=name, max_bytes=each.size, known=known, home=self._home)
             requests.append(replace(request, size=each.size, label=each.name))
         return self._fetcher.get(requests)
@@ -193,7 +192,7 @@ class ListSource:
 
 
 def _listed_sha256(each: ListedFile) -> str | None:
-    checksum = parse_checksum(each.request.checksum) if each.request.checksum else None
+    checksum = each.request.promised
     return checksum.hex if checksum is not None and checksum.algorithm == "sha256" else None
 
 
@@ -202,7 +201,7 @@ def _record_of(each: ListedFile, version: Version) -> dict[str, object]:
     return {
         "url": as_recorded(each.request.url),
         "mirrors": [as_recorded(url) for url in each.request.mirrors],
-        "checksum": each.request.checksum,
+        "checksum": each.request.checksum and as_recorded(each.request.checksum),
         "size": each.size,
         "etag": version.etag,
         "last_modified": version.last_modified,

@@ -5,12 +5,23 @@ The modules of the types, and of their detection, are imported when they are nee
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from dataclasses import replace
+from typing import Any
 
+from perfkit.downloads.checksums import parse_checksum
+from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.probe import Probe
-from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
-from perfkit.redact import masked
+from perfkit.errors import (
+    CancelledError,
+    ConfigError,
+    HTTPStatusError,
+    PerfkitError,
+    TransferError,
+    UpdateError,
+)
+from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
 from perfkit.updates.source_types import SourceSpec, SourceType
@@ -18,10 +29,9 @@ from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
 from perfkit.updates.staging import Fetcher
 
-if TYPE_CHECKING:
-    pass
-
 __all__ = ["open_source", "reopen_source"]
+
+_log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)
 _LISTS = (SourceType.URLS, SourceType.METALINK)
@@ -29,6 +39,7 @@ _PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetch
     SourceType.ZIP: 1024,
     SourceType.TAR: 1024,
     SourceType.ZSYNC: 16 << 10,
+    SourceType.FILE: 16 << 10,
 }
 
 
@@ -43,21 +54,68 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
     location, type, probed = spec.location, spec.type, None
+    fetcher.use_mirrors(location, ())
     if not location.startswith(("http://", "https://")):
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and location.endswith(("/", POINTER_NAME)):
+    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
         type = SourceType.RELEASE
     if type is None:
-        type, probed = _detect(fetcher, location)
+        type, probed = _detect_any(fetcher, spec)
     if spec.selection is not None and type not in _ARCHIVES:
-        raise ConfigError(f"{location} is of type {type}: members can be selected from archives (zip, tar) only")
+        if type is not SourceType.RELEASE:
+            raise ConfigError(f"{location} is of type {type}: a part can be selected of releases and archives only")
+        if spec.selection.strip_components or spec.selection.links != "refuse":
+            raise ConfigError(f"{location} is a release: of its files, only include and exclude can be given")
+    if spec.decompress and type is not SourceType.FILE:
+        raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
+    if spec.checksums and type is not SourceType.FILE:
+        raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
+    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
+        raise ConfigError(
+            f"{location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since without "
+            "them nothing tells whether two servers have the same; a Metalink document has its own"
+        )
     if type is SourceType.RELEASE:
-        from perfkit.updates.sources.release_source import open_release
-
-        return open_release(fetcher, location, installed, dry_run=dry_run)
+        return _open_release(fetcher, spec, installed, dry_run=dry_run)
+    if spec.release is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
     return _open(fetcher, spec, type, installed, probed)
+
+
+def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
+    """The release of the first site that offers one which is not older than what was installed; else an older one.
+
+    Raises:
+        PerfkitError: no site offers any; what was wrong with the first.
+    """
+    from perfkit.updates.sources.release_source import open_release
+
+    if not spec.mirrors:
+        only = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
+        only.select(spec.selection)
+        return only
+    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
+    behind: Source | None = None
+    failures: list[PerfkitError] = []
+    for url in sites:
+        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+        try:
+            found = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
+        except CancelledError:
+            raise
+        except PerfkitError as error:
+            failures.append(error)
+            _log.warning("%s: on to the next mirror: %s", redacted(url), error)
+            continue
+        found.select(spec.selection)
+        if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
+            return found
+        behind = behind or found
+    if behind is None:
+        raise failures[0]
+    return behind
 
 
 def _local_type(path: str, type: SourceType | None) -> SourceType:
@@ -81,6 +139,19 @@ def _installed_type(url: str, installed: Installed) -> SourceType | None:
     return installed.type if same else None
 
 
+def _detect_any(fetcher: Fetcher, spec: SourceSpec) -> tuple[SourceType, Probe | None]:
+    """The type of a source, or else of the first of its mirrors that responds."""
+    for url in spec.mirrors:
+        try:
+            return _detect(fetcher, spec.location)
+        except CancelledError:
+            raise
+        except TransferError as error:
+            _log.warning("%s: on to the next mirror: %s", redacted(spec.location), error)
+            spec = replace(spec, location=url)
+    return _detect(fetcher, spec.location)
+
+
 def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
     """The type of a remote source, by its content; the URL of a site may lack its trailing slash."""
     from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
@@ -92,7 +163,25 @@ def _detect(fetcher: Fetcher, url: str) -> tuple[SourceType, Probe | None]:
             raise
         return SourceType.RELEASE, None  # a site needs no index page: its pointer decides
     type = detect_type(url, probed.first, probed.content_type)
+    if type is None and _is_file(fetcher, probed):
+        type = SourceType.FILE
     return (SourceType.RELEASE, None) if type is None else (type, probed)
+
+
+def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
+    """Whether what is at a URL, and of no other type, is a file to keep: no page, and no site has its pointer below."""
+    from perfkit.updates.sources.detect import is_html
+
+    path, query, _ = split_url(probed.url)[2].partition("?")
+    if not probed.first or is_html(probed.content_type) or path.endswith("/"):
+        return False
+    if query:
+        return True  # a site has none
+    try:
+        pointer = fetcher.probe(f"{probed.url}/{POINTER_NAME}", most=1)
+    except HTTPStatusError as error:
+        return not error.transient
+    return pointer.first != b"{"  # some servers answer a path below a file as the file
 
 
 def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Installed, probed: Probe | None) -> Source:
@@ -106,10 +195,13 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
         return ZsyncSource(_remote_file(fetcher, url, type, before, probed), fetcher, installed)
+    if type is SourceType.FILE:
+        return _open_file(fetcher, spec, before, probed)
     from perfkit.archives.members import Selection
 
-    selection = spec.selection or Selection()
-    if selection != Selection.of(before.get("selection", {})):
+    recorded = Selection.of(before.get("selection", {}))
+    selection = spec.selection or recorded
+    if selection != recorded:
         before = {}
     archive = _remote_file(fetcher, url, type, before, probed)
     if type is SourceType.ZIP:
@@ -119,6 +211,21 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
     from perfkit.updates.sources.tar_source import TarSource
 
     return TarSource(archive, selection)
+
+
+def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None) -> Source:
+    from perfkit.updates.sources.file_source import FileSource, PromisedFile, file_name, find_checksum
+
+    recorded = bool(before.get("decompress"))
+    decompress = recorded if spec.decompress is None else spec.decompress
+    file_name(spec.location, decompress=decompress)  # before anything is requested
+    known = before if decompress == recorded else {}
+    file: RemoteFile | PromisedFile
+    if spec.checksums is not None:
+        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec), known.get("origin", {}))
+    else:
+        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed)
+    return FileSource(file, decompress=decompress)
 
 
 def _remote_file(
@@ -152,10 +259,9 @@ def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
         from perfkit.updates.sources.list_source import reopen_list
 
         return reopen_list(fetcher, installed)
-    from perfkit.archives.members import Selection
-
-    selection = Selection.of(installed.state.get("selection", {}))
-    found = _open(fetcher, SourceSpec(installed.source, type, selection), type, installed, None)
+    promised = installed.state.get("origin", {}).get("checksum")
+    spec = SourceSpec(installed.source, type, checksums=promised and str(parse_checksum(promised)))
+    found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
     return found

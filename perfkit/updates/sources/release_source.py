@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Set
+from collections.abc import Iterator, Mapping, Set
+from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
@@ -19,8 +20,11 @@ from perfkit.updates.routes import Link, Offer, choose_routes
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.delta_route import apply_deltas
 from perfkit.updates.sources.pack_route import PackRoute
-from perfkit.updates.sources.site_client import SiteClient
+from perfkit.updates.sources.site_client import SiteClient, site_url
 from perfkit.updates.staging import Fetcher, StagingArea
+
+if TYPE_CHECKING:
+    from perfkit.archives.members import Selection
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
@@ -32,19 +36,28 @@ _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames ho
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
-def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
+def open_release(
+    fetcher: Fetcher, url: str, installed: Installed, *, release: str | None = None, dry_run: bool = False
+) -> ReleaseSource:
     """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
         url: of the site, or of its pointer.
+        release: the version of the wanted release; None: the current one.
         dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it.
 
     Raises:
         ManifestError, TransferError, OSError: there is no usable pointer.
+        UpdateError: the site does not have the wanted release.
     """
-    site = SiteClient(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
+    site = SiteClient(fetcher, site_url(url))
     before = _recorded(installed) if installed.is_from(site.url) else None
-    return ReleaseSource(site, *site.pointer(before), installed, dry_run=dry_run)
+    pointer, version = site.pointer(before)
+    if release is not None and release != pointer.version:
+        from perfkit.updates.sources.earlier_releases import pointer_to
+
+        pointer, version = pointer_to(site, pointer, release), Version()  # the validators are the current pointer's
+    return ReleaseSource(site, pointer, version, installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
@@ -72,6 +85,15 @@ def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
         return None
 
 
+def _recorded_selection(state: Mapping[str, Any]) -> Selection | None:
+    """The part of the release that is installed; None: all of it."""
+    if "selection" not in state:
+        return None
+    from perfkit.archives.members import Selection
+
+    return Selection.of(state["selection"])
+
+
 class ReleaseSource:
     """One release of a site. See `Source` for the methods.
 
@@ -95,26 +117,54 @@ class ReleaseSource:
         self._dry_run = dry_run
         self._link = Link(latency_s=site.latency_s)
         self._deltas = [delta.object for delta in pointer.chain(installed.manifest_sha256)]
+        recorded = installed.state if installed.type is self.type and installed.is_from(site.url) else {}
+        self._recorded = _recorded_selection(recorded)
+        self._installed_release = recorded.get("release", installed.manifest_sha256)
+        self._all: Manifest | None = None  # all files of the release, of which some are selected
+        self.select(None)
         self._pack_routes: dict[str, PackRoute] = {}
         self._exhausted: set[tuple[str, str]] = set()  # routes and variants that brought what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
 
+    def select(self, selection: Selection | None) -> None:
+        """Want these files only; None: as they were selected at the last sync. Deltas are of whole releases, so that
+        the files of a part come by blocks.
+        """
+        self._selection = self._recorded if selection is None else selection if str(selection) else None
+        if self._selection is not None:
+            self._deltas = []
+
     def unchanged(self) -> bool:
         """Whether the files of the pointer are installed, under whatever version."""
-        return self._installed.manifest_sha256 == self._pointer.manifest_sha256
+        return self._installed_release == self._pointer.manifest_sha256 and self._selection == self._recorded
 
     def record(self) -> dict[str, object]:
         origin = {"etag": self._validators.etag, "last_modified": self._validators.last_modified}
-        return {"pointer": self._pointer.encode().decode(), "origin": origin}
+        record: dict[str, object] = {"pointer": self._pointer.encode().decode(), "origin": origin}
+        if self._selection is not None:
+            record |= {"selection": self._selection.record(), "release": self._pointer.manifest_sha256}
+        return record
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        release = self._read_release(local, staging)
+        if self._selection is None:
+            return release
+        self._all = release
+        return Manifest.of(entry for entry in release if self._selection.wants(entry.name))
+
+    def _read_release(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
+        """All files of the release.
+
+        Args:
+            staging: takes the new blobs of a delta; None: no delta is needed.
+        """
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
         if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
             with contextlib.suppress(OSError, ManifestError), open(path, "rb") as file:
                 return Manifest.parse(file.read(), sha256=sha256)
-        if self._delta_is_best():
+        if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
                 return self._apply_deltas(local, staging)
         return Manifest.parse(self._site.get_packed(self._pointer.manifest, "the list of files"), sha256=sha256)
@@ -140,7 +190,17 @@ class ReleaseSource:
         self._taken.append("delta")
         return manifest
 
+    def _indexed(self, manifest: Manifest, local: LocalTree) -> Manifest:
+        """All files of the release, by whose numbers its indexes go, for those in the tree."""
+        if self._selection is None:
+            return manifest
+        self._all = self._all or self._read_release(local, None)
+        return self._all
+
     def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
+        if not missing:
+            return ()
+        manifest = self._indexed(manifest, local)
         while True:
             exhausted = len(self._exhausted)
             try:

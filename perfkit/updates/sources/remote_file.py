@@ -17,6 +17,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.own_files import replace_own
 from perfkit.redact import redacted
+from perfkit.updates.installed import as_recorded
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["RemoteFile", "known_version", "version_label"]
@@ -75,6 +76,11 @@ class RemoteFile:
     def record(self) -> dict[str, object]:
         """JSON that `known_version` reads."""
         return {"etag": self._lasting.etag, "last_modified": self._lasting.last_modified}
+
+    @property
+    def description(self) -> str:
+        """What to call this version."""
+        return version_label(self.url, self.version)
 
     @property
     def ranges(self) -> bool:
@@ -193,7 +199,7 @@ class RemoteFile:
     @property
     def _name(self) -> str:
         probed = self._probed
-        key = repr((self.url, probed.version.etag, probed.version.last_modified, probed.size))
+        key = repr((as_recorded(self.url), probed.version.etag, probed.version.last_modified, probed.size))
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 

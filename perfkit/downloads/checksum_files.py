@@ -1,0 +1,182 @@
+"""Files of checksums: `SHA256SUMS`, and `.sha256` or `.md5` files beside the file that they are about."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from collections.abc import Callable
+from typing import NamedTuple
+from urllib.parse import unquote
+
+from perfkit.downloads.cancel import Cancel
+from perfkit.downloads.checksums import Checksum, parse_checksum
+from perfkit.downloads.concurrency import host_of
+from perfkit.downloads.http.semantics import Verdict, judge
+from perfkit.downloads.http.transport import Get
+from perfkit.downloads.http.urls import split_url
+from perfkit.downloads.retry import Network, refuse
+from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
+from perfkit.redact import masked
+
+__all__ = [
+    "CHECKSUM_FILE_BYTES",
+    "ChecksumFile",
+    "ListedChecksum",
+    "SharedChecksumFiles",
+    "fetch",
+    "parse_line",
+    "read_checksum_file",
+]
+
+CHECKSUM_FILE_BYTES = 16 << 20  # of the largest that is read
+_READ_BYTES = 64 << 10
+# As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.
+_GNU = r"(\\?)([0-9a-fA-F]{32,128})(?: [ *]|[ \t]+)(.+)"
+_BSD = r"(\\?)([a-zA-Z0-9/-]+) ?\((.+)\) ?= ?([0-9a-fA-F]{32,128})"  # also openssl-dgst(1)
+_BARE = "[0-9a-fA-F]{32,128}"
+_ALGORITHMS = {32: "md5", 40: "sha1", 56: "sha224", 64: "sha256", 96: "sha384", 128: "sha512"}  # by digits
+_ESCAPED = {"n": "\n", "r": "\r", "\\": "\\"}
+
+
+class ListedChecksum(NamedTuple):
+    """What a line says."""
+
+    name: str  # of the file, mostly relative to the checksum file; empty: the line has none
+    checksum: Checksum
+
+
+def parse_line(line: str) -> ListedChecksum | None:
+    """Read a line in the form of GNU (`HEX  NAME`, whose algorithm the number of digits tells) or BSD (`SHA256 (NAME) =
+    HEX`), or with a digest alone; None: it is anything else, such as a comment or a signature, or of an algorithm that
+    this Python does not have.
+    """
+    line = line.rstrip("\r\n").removeprefix("\ufeff")
+    if found := re.fullmatch(_GNU, line):
+        escaped, digest, name = found.groups()
+        algorithm = _ALGORITHMS.get(len(digest), "")
+    elif found := re.fullmatch(_BSD, line):
+        escaped, algorithm, name, digest = found.groups()
+    elif re.fullmatch(_BARE, line.strip()):
+        escaped, digest, name = "", line.strip(), ""
+        algorithm = _ALGORITHMS.get(len(digest), "")
+    else:
+        return None
+    if escaped:
+        name = re.sub(r"\\([nr\\])", lambda match: _ESCAPED[match[1]], name)
+    try:
+        return ListedChecksum(name, parse_checksum(f"{algorithm.upper().replace('SHA2-', 'SHA')}:{digest}"))
+    except ConfigError:
+        return None
+
+
+class ChecksumFile:
+    """The checksums of a file of them.
+
+    Args:
+        text: what is in it.
+        where: its path or URL, for messages, and to tell which file it is beside.
+
+    Raises:
+        ConfigError: it has no checksums.
+    """
+
+    def __init__(self, text: str, where: str) -> None:
+        self._where = where
+        self._listed: dict[str, list[ListedChecksum]] = {}  # by the last component of the name
+        for listed in filter(None, map(parse_line, text.split("\n"))):
+            self._listed.setdefault(_basename(listed.name), []).append(listed)
+        if not self._listed:
+            raise ConfigError(f"{masked(where)} has no checksums, neither as sha256sum writes them nor in BSD's form")
+
+    def find(self, url: str) -> Checksum:
+        """The strongest checksum of the file at a URL.
+
+        A name with directories goes before a shorter one if the URL ends in it. A file with one name in it is about the
+        file at the URL, whatever that name is, if its own name begins like that file's; so is one with a digest alone.
+
+        Raises:
+            ConfigError: there is none, or there are several.
+        """
+        path = unquote(split_url(url)[2].partition("?")[0])
+        name = _basename(path)
+        found = self._listed.get(name, [])
+        beside = bool(name) and unquote(_basename(self._where.partition("?")[0])).startswith(name)
+        if not found and len(self._listed) == 1 and (beside or "" in self._listed):
+            (found,) = self._listed.values()
+        exact = [each for each in found if path.endswith(f"/{each.name.removeprefix('./')}")]
+        longest = max((len(each.name) for each in exact), default=0)
+        found = [each for each in exact if len(each.name) == longest] or found
+        strongest = max((len(each.checksum.hex) for each in found), default=0)
+        checksums = {each.checksum for each in found if len(each.checksum.hex) == strongest}
+        if len(checksums) == 1:
+            return checksums.pop()
+        problem = "several checksums" if checksums else "no checksum"
+        raise ConfigError(f"{masked(self._where)} has {problem} for {name!r}")
+
+
+def _basename(name: str) -> str:
+    return name.rpartition("/")[2]
+
+
+def read_checksum_file(path: str) -> ChecksumFile:
+    """A local file of checksums.
+
+    Raises:
+        ConfigError: it can't be read, is too large, or has no checksums.
+    """
+    try:
+        with open(path, "rb") as file:
+            data = file.read(CHECKSUM_FILE_BYTES + 1)
+    except OSError as error:
+        raise ConfigError(f"{masked(path)}: {error.strerror}; give a file of checksums, or its URL") from error
+    if len(data) > CHECKSUM_FILE_BYTES:
+        raise ConfigError(f"{path}: a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
+    return ChecksumFile(data.decode(errors="replace"), path)
+
+
+class SharedChecksumFiles:
+    """The checksum files of a batch, each of which is fetched once, by the first transfer that needs it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._files: dict[str, tuple[threading.Lock, list[ChecksumFile]]] = {}
+
+    def get(self, url: str, fetch: Callable[[], str]) -> ChecksumFile:
+        """The file at `url`. Others who need it wait; if `fetch` raises, the next of them tries.
+
+        Raises:
+            ConfigError: as `ChecksumFile`.
+        """
+        with self._lock:
+            lock, files = self._files.setdefault(url, (threading.Lock(), []))
+        with lock:
+            if not files:
+                files.append(ChecksumFile(fetch(), url))
+            return files[0]
+
+
+def fetch(get: Get, network: Network, cancel: Cancel) -> str:
+    """The text of a checksum file. The caller has a slot at a host already, and tries again after a failure.
+
+    Raises:
+        HTTPStatusError, TransferError, GiveUpError: it can't be fetched now.
+        CancelledError: cancelled.
+    """
+    with network.transport.open(get, cancel) as response:
+        answer = judge(response.status, response.headers, start=0, end=None, total=None, ranged=False)
+        if answer.verdict is Verdict.STATUS:
+            refuse(get.url, response, answer.reason, host=host_of(get.url), network=network)
+        if answer.verdict is not Verdict.BODY:
+            raise TransferError(get.url, answer.reason or f"unexpected HTTP status {response.status}")
+        data, config, began_s = bytearray(), network.config, time.monotonic()
+        while len(data) <= CHECKSUM_FILE_BYTES and (piece := response.read1(_READ_BYTES)):
+            data += piece
+            elapsed_s = time.monotonic() - began_s
+            if elapsed_s > config.stall_window_s and len(data) < elapsed_s * config.stall_bytes_per_s:
+                raise TransferTimeoutError(get.url, f"{len(data)} bytes in {elapsed_s:.0f} s", transient=True)
+    if len(data) > CHECKSUM_FILE_BYTES:
+        raise TransferError(get.url, f"a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
+    if answer.end is not None and len(data) < answer.end:
+        raise TransferError(get.url, f"the body ended {answer.end - len(data)} bytes early", transient=True)
+    return data.decode(errors="replace")

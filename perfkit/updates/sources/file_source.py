@@ -1,0 +1,174 @@
+"""One plain file as a tree: fetched whole when it changes, and decompressed if asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Mapping, Set
+from typing import Any
+
+from perfkit.archives.decompress import DecompressedStream
+from perfkit.archives.members import Limits
+from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
+from perfkit.downloads.checksums import Checksum, parse_checksum
+from perfkit.downloads.http.semantics import Version
+from perfkit.downloads.probe import Probe
+from perfkit.downloads.request import Request
+from perfkit.errors import ConfigError, ManifestError
+from perfkit.filesystem.hashing.hash_file import hash_file
+from perfkit.filesystem.paths import safe_basename
+from perfkit.redact import redacted
+from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.updates.local_tree import LocalTree
+from perfkit.updates.routes import Offer
+from perfkit.updates.source_types import SourceSpec, SourceType
+from perfkit.updates.sources.detect import is_html
+from perfkit.updates.sources.remote_file import RemoteFile, version_label
+from perfkit.updates.staging import Fetcher, StagingArea
+
+__all__ = ["FileSource", "PromisedFile", "file_name", "find_checksum"]
+
+_COMPRESSED = re.compile(r"(?<=.)\.(?:gz|bz2|xz|zst)$", re.IGNORECASE)
+_HTML_NAME = re.compile(r"\.x?html?$", re.IGNORECASE)
+
+
+def file_name(url: str, *, decompress: bool) -> str:
+    """The name in the tree of the file at a URL.
+
+    Raises:
+        ConfigError: the URL ends in no file name.
+    """
+    name = safe_basename(Request(url).url_name)
+    if name is None:
+        raise ConfigError(f"{redacted(url)} ends in no file name; a source of type file needs one")
+    return _COMPRESSED.sub("", name) if decompress else name
+
+
+class FileSource:
+    """One version of a file. See `Source` for the methods.
+
+    Args:
+        decompress: whether the tree gets what the file contains, without the `.gz`, `.bz2`, `.xz` or `.zst`.
+    """
+
+    type = SourceType.FILE
+    serial = 0
+    keep_staged: frozenset[str] = frozenset()
+
+    def __init__(self, file: RemoteFile | PromisedFile, *, decompress: bool) -> None:
+        self.url = file.url
+        self._file = file
+        self._name = file_name(file.url, decompress=decompress)
+        self._decompress = decompress
+        self._routes: tuple[str, ...] = ()
+
+    @property
+    def version(self) -> str:
+        return self._file.description
+
+    def unchanged(self) -> bool:
+        return self._file.unchanged
+
+    def record(self) -> dict[str, object]:
+        return {"origin": self._file.record(), "decompress": self._decompress}
+
+    def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
+        digest, size = self._stage(staging)
+        existing = local.get(self._name)
+        return Manifest.of([Entry(self._name, size, digest, existing is not None and existing.executable)])
+
+    def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
+        return ()
+
+    def fetch(self, missing: Set[bytes], manifest: Manifest, local: LocalTree, staging: StagingArea) -> tuple[str, ...]:
+        if missing:
+            self._stage(staging)
+        return self._routes
+
+    def _stage(self, staging: StagingArea) -> tuple[bytes, int]:
+        """Fetch the file; returns the SHA-256 and the size of what the tree gets.
+
+        Raises:
+            ManifestError: it is a page in place of the file, or is not compressed, or damaged, or a decompression bomb.
+        """
+        if isinstance(self._file, RemoteFile):
+            _refuse_page(self._file.probe())
+        path = self._file.whole()
+        self._routes = ("file",)
+        if not self._decompress:
+            digest, size = bytes.fromhex(hash_file(path).sha256 or ""), os.path.getsize(path)
+            staging.adopt(path, digest)
+            return digest, size
+        try:
+            with open(path, "rb", buffering=0) as packed, staging.show_progress():
+                content = DecompressedStream(packed, Limits())
+                if content.compression is None:
+                    raise ManifestError(f"{redacted(self.url)} is not compressed; sync it without --decompress")
+                return staging.add(iter(content.read_chunk, b""))
+        except ManifestError:
+            staging.discard_partial()
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(path)  # so that the next sync downloads it again
+            raise
+
+
+class PromisedFile:
+    """The file at a URL whose checksum is known: that tells whether it changed, and whether it is whole.
+
+    Args:
+        before: what `record` returned for the installed version; empty: it has to be fetched again.
+    """
+
+    def __init__(self, fetcher: Fetcher, spec: SourceSpec, checksum: Checksum, before: Mapping[str, Any]) -> None:
+        self.url = spec.location
+        self.unchanged = before.get("checksum") == str(checksum)
+        self._fetcher = fetcher
+        self._mirrors = spec.mirrors
+        self._checksum = checksum
+
+    @property
+    def description(self) -> str:
+        """What to call this version."""
+        return f"{version_label(self.url, Version())} {self._checksum.hex[:12]}"
+
+    def record(self) -> dict[str, object]:
+        """JSON for `before`."""
+        return {"checksum": str(self._checksum)}
+
+    def whole(self) -> str:
+        """The path of the file, which has the checksum.
+
+        Raises:
+            IntegrityError: it has another one.
+            TransferError: it can't be fetched.
+        """
+        label = version_label(self.url, Version())
+        name, promised = f"file-{self._checksum.hex}", str(self._checksum)
+        request = Request(self.url, name, checksum=promised, mirrors=self._mirrors, home=self.url, label=label)
+        return self._fetcher.get([request])[0].path
+
+
+def find_checksum(fetcher: Fetcher, spec: SourceSpec) -> Checksum:
+    """The checksum of a source, from where the caller says that it is.
+
+    Raises:
+        ConfigError: there is none.
+        TransferError: it can't be fetched.
+    """
+    where = spec.checksums or ""
+    if where.lower().startswith(("http://", "https://")):
+        request = Request(where, "checksums", max_bytes=CHECKSUM_FILE_BYTES, home=spec.location)
+        path = fetcher.get([request], phase="reading the checksums")[0].path
+        with open(path, "rb") as file:
+            return ChecksumFile(file.read().decode(errors="replace"), where).find(spec.location)
+    if not os.path.exists(where):
+        with contextlib.suppress(ConfigError):
+            return parse_checksum(where)
+    return read_checksum_file(where).find(spec.location)
+
+
+def _refuse_page(probed: Probe) -> None:
+    """Refuse the page of a login, a failure or a hotel's network that is served with status 200."""
+    if is_html(probed.content_type, probed.first) and not _HTML_NAME.search(Request(probed.url).url_name):
+        raise ManifestError(f"{redacted(probed.url)}: the server sends an HTML page in place of the file")
