@@ -131,16 +131,24 @@ def files(bench: Bench, able: Ability, out: Path) -> str:
 
 
 def segments(bench: Bench, able: Ability, out: Path) -> str:
+    """A cache has the file already, which each shows for one that has a lifetime, or for one that has none."""
+    places = ("lasting", "undated") if bench.server.cache else ("lasting",)
+    used = max(_segments(bench, out, f"{place}/segments.bin") for place in places)
+    return _expect(used == 4, able.ranges, "4", str(used))
+
+
+def _segments(bench: Bench, out: Path, name: str) -> int:
     data = bytes_of("segments")
-    bench.put("segments.bin", data)
+    bench.put(name, data)
+    time.sleep(1.1 if bench.server.cache else 0)  # `Age: 0` may also be the age of what a cache is about to store
     bench.relay.hold_after, bench.relay.pause_s = bench.relay.sent + (256 << 10), 0.02
     try:
         with toolkit(segments=4) as kit:
-            used = kit.download(bench.url("segments.bin"), out / "f").segments
+            used = kit.download(bench.url(name), out / "f").segments
     finally:
         bench.relay.hold_after, bench.relay.pause_s = None, 0.25
     assert (out / "f").read_bytes() == data, "WRONG"
-    return _expect(used == 4, able.ranges, "4", str(used))
+    return used
 
 
 def resume(bench: Bench, able: Ability, out: Path) -> str:
@@ -331,11 +339,14 @@ def _zip(tree: dict[str, bytes]) -> bytes:
 
 
 def three_hosts(bench: Bench, able: Ability, out: Path) -> str:
-    """Three hosts behind one cache fetch a file and a release; the origin sends each byte of them once."""
+    """Three hosts behind one cache fetch a file, which one connection takes most of a second for; the origin sends it
+    once.
+    """
     data = bytes_of("lasting")
     bench.put("lasting/file.bin", data, seen=False)
     for host in range(3):
-        get(bench, "lasting/file.bin", out / f"host-{host}", segments=1)  # a cache keeps what it was let to end
+        with Toolkit() as kit:
+            kit.download(bench.url("lasting/file.bin"), out / f"host-{host}")
         assert (out / f"host-{host}").read_bytes() == data, "WRONG"
     cost = bench.sent_by_origin("lasting/file.bin")
     assert cost <= SIZE, f"the origin sent {cost} bytes of a file of {SIZE}"

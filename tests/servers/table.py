@@ -67,7 +67,10 @@ _CACHES = """
 In front of nginx, as a reverse proxy. Files that change are fresh for a second there, others for an hour.
 
 three hosts
-: Three hosts get one file, in one segment, through the cache; the origin sends it once.
+: Three hosts get one file through the cache, by perfkit's default settings; the origin sends it once. An answer that a
+  cache may be storing is not broken off in its first ten seconds, for segments or anything else, since most caches keep
+  nothing of it then. A cache shows itself by `Via`, `Age`, `X-Cache` or `Cache-Status`; or the file came by plain HTTP
+  and with a lifetime in `Cache-Control`. Behind a cache of files that take longer, use `--segments 1`.
 
 """
 
