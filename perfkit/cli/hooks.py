@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
 if TYPE_CHECKING:
@@ -80,7 +81,9 @@ class OnChange:
             found = json.load(file)
             if isinstance(found, dict) and isinstance(found.get("generation"), int):
                 return found
-        os.makedirs(os.path.join(self._dest, PRIVATE_DIR), exist_ok=True)
+        os.makedirs(self._dest, exist_ok=True)
+        with contextlib.closing(RootDir(self._dest)) as rootdir:
+            rootdir.mkdir(PRIVATE_DIR)
         here = status(self._dest)
         return self._write(here.generation, here.version)
 

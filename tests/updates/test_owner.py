@@ -1,4 +1,4 @@
-"""A tree of one user that root works on once: it stays usable for its owner."""
+"""A tree or site of one user that root works on once: it stays usable for its owner."""
 
 from __future__ import annotations
 
@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
+from perfkit.cli import main
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, need_root
-from tests.support.trees import tree_of
+from tests.support.trees import tree_of, write_tree
 
 OWNER = 65534
 ONE = {"a": b"1", "d/b": b"1" * 5000, "gone/c": b"1"}
@@ -38,6 +39,9 @@ with Toolkit() as kit:
             kit.sync(url, root)
         elif call == "rollback":
             kit.rollback(root)
+        elif call == "publish":
+            kit.publish(elsewhere, root, version="2")
+            continue
         assert kit.verify(root).intact
         kit.history(root)
 """
@@ -93,6 +97,31 @@ def test_the_first_sync_is_by_sudo(origin: Origin, kit: Toolkit, home: Path, tmp
     origin.publish(ONE, "1")
     kit.sync(origin.url, root)
     assert not_of_the_owner(root) == [root / "mine"]
+    origin.publish(TWO, "2")
+    as_owner(origin, root, tmp_path / "1", "sync", "rollback")
+
+
+def test_a_site(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+    """Published to first by root, in a directory of the owner's."""
+    site, src = home / "site", write_tree(tmp_path / "src", ONE)
+    site.mkdir()
+    os.chown(site, OWNER, OWNER)
+    kit.publish(src, site, version="1")
+    assert not_of_the_owner(site) == []
+    origin.publish(TWO, "2")
+    as_owner(origin, site, home / "elsewhere", "publish")
+    write_tree(src, THREE)
+    kit.publish(src, site, version="3")
+    assert not_of_the_owner(site) == []
+
+
+def test_the_first_sync_is_by_sudo_and_has_on_change(origin: Origin, home: Path, tmp_path: Path) -> None:
+    root = home / "tree"
+    root.mkdir()
+    os.chown(root, OWNER, OWNER)
+    origin.publish(ONE, "1")
+    assert main(["sync", origin.url, str(root), "--quiet", "--on-change", "true"]) == 0
+    assert not_of_the_owner(root) == []
     origin.publish(TWO, "2")
     as_owner(origin, root, tmp_path / "1", "sync", "rollback")
 
