@@ -55,7 +55,7 @@ def create_own(path: str, mode: int = 0o600) -> int:
 
 
 @contextlib.contextmanager
-def replace_own(path: str) -> Iterator[IO[bytes]]:
+def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """A new file that gets the name `path` at the end of the block; if that fails, what has the name keeps it.
 
     Raises:
@@ -63,7 +63,7 @@ def replace_own(path: str) -> Iterator[IO[bytes]]:
     """
     fresh = f"{path}~"
     try:
-        with open(create_own(fresh), "wb") as file:
+        with open(create_own(fresh, mode), "wb") as file:
             yield file
         os.replace(fresh, path)
     except BaseException:

@@ -102,7 +102,7 @@ def write_hold(root: str, hold: Hold) -> None:
         OSError: it can't be written.
     """
     path = os.path.join(root, layout.HOLD)
-    with replace_own(path) as file:
+    with replace_own(path, 0o644) as file:
         file.write(json.dumps(asdict(hold)).encode())
         file.flush()
         os.fsync(file.fileno())

@@ -16,10 +16,13 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current
+from perfkit.transactions.lock import is_held
 from perfkit.updates.hold import Hold, read_hold
-from perfkit.updates.installed import read_installed, require_managed
+from perfkit.updates.installed import Installed, read_installed, require_managed
 
 __all__ = ["TreeStatus", "remember_outcome", "status"]
+
+_COMMIT_S = 2.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,12 +64,8 @@ def status(dest: str) -> TreeStatus:
     """How the tree at `dest` stands. See `Toolkit.status`."""
     require_managed(dest)
     root = os.path.abspath(dest)
-    rootdir = RootDir(root)
-    try:
-        current: Generation = read_current(rootdir)
-    finally:
-        rootdir.close()
-    installed = read_installed(root)
+    with contextlib.closing(RootDir(root)) as rootdir:
+        current, installed, interrupted = _settled(rootdir)
     outcome = _read_outcome(root)
     return TreeStatus(
         version=installed.version,
@@ -79,8 +78,23 @@ def status(dest: str) -> TreeStatus:
         failed_s=outcome.get("failed_s"),
         error=outcome.get("error"),
         held=read_hold(root),
-        interrupted=os.path.lexists(os.path.join(root, layout.JOURNAL)),
+        interrupted=interrupted,
     )
+
+
+def _settled(rootdir: RootDir) -> tuple[Generation, Installed, bool]:
+    """The current generation, what is installed, and whether a crash has left a change; if one is just being committed,
+    after that, unless it takes long.
+    """
+    deadline_s = time.monotonic() + _COMMIT_S
+    while True:
+        current, installed = read_current(rootdir), read_installed(rootdir.root)
+        busy = rootdir.lstat(layout.JOURNAL) is not None
+        held = busy and is_held(rootdir)
+        changed = held or (not busy and read_current(rootdir) != current)
+        if not changed or time.monotonic() >= deadline_s:
+            return current, installed, busy and not held
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -112,5 +126,5 @@ def _read_outcome(root: str) -> dict[str, Any]:
 def _write_outcome(root: str, outcome: dict[str, Any]) -> None:
     path = os.path.join(root, layout.LAST_SYNC)
     # What is remembered is for people, and no failure of the sync.
-    with contextlib.suppress(OSError), replace_own(path) as file:
+    with contextlib.suppress(OSError), replace_own(path, 0o644) as file:
         file.write(json.dumps(outcome).encode())

@@ -458,7 +458,8 @@ class Sync:
         files = len(plan.local) + len(plan.modes) + len(plan.stored) + len(plan.fetch) + len(plan.remove)
         with Stage(self._progress, "applying", files=files) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
-            tx.write_private(layout.RELEASE, self._record(manifest))
+            secret = "?" in source.url  # such as the key of an account
+            tx.write_private(layout.RELEASE, self._record(manifest), mode=0o600 if secret else 0o644)
             applier = PlanApplier(self._root, tx, manifest, staging, shown)
             applier.apply(plan)
             written_ns = next_tick_ns(self._clock)

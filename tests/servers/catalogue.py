@@ -68,7 +68,7 @@ http {
 """
 _SERVE = "server { listen <host>:<port>; root <www>; LOCATION }"
 # A cache's origin: what it counts as sent is what the cache has cost it. What is changed by a check is fresh for a
-# second, and what is only fetched for an hour, or for as long as the cache likes.
+# second, and what is only fetched for an hour.
 ORIGIN = Server(
     "origin",
     "apt:nginx-light",
@@ -80,8 +80,7 @@ ORIGIN = Server(
         _SERVE.replace(
             "LOCATION",
             "location / { add_header Cache-Control max-age=1; }"
-            " location /lasting/ { add_header Cache-Control max-age=3600; limit_rate 4m; }"
-            " location /undated/ { }",
+            " location /lasting/ { add_header Cache-Control max-age=3600; limit_rate 4m; }",
         ),
     ),
 )

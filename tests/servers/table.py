@@ -30,7 +30,7 @@ files
 
 segments
 : The connections that `--segments 4` uses for one file. Less: the server has no ranges, or no ETag or date that shows
-  that two ranges are of one version.
+  that two ranges are of one version. Where a cache may be storing the file, only after ten seconds (*three hosts*).
 
 kill and resume
 : SIGKILL in the middle of `perfkit get`, and the same command again.
@@ -67,10 +67,11 @@ _CACHES = """
 In front of nginx, as a reverse proxy. Files that change are fresh for a second there, others for an hour.
 
 three hosts
-: Three hosts get one file through the cache, by perfkit's default settings; the origin sends it once. An answer that a
-  cache may be storing is not broken off in its first ten seconds, for segments or anything else, since most caches keep
-  nothing of it then. A cache shows itself by `Via`, `Age`, `X-Cache` or `Cache-Status`; or the file came by plain HTTP
-  and with a lifetime in `Cache-Control`. Behind a cache of files that take longer, use `--segments 1`.
+: Three hosts get one file through the cache, with perfkit's default settings, and the origin sends it once. Most caches
+  keep nothing of an answer that the client breaks off, as it does for segments; so one that a cache may be storing is
+  left whole in its first ten seconds. A cache shows itself by `Via`, `Age`, `X-Cache` or `Cache-Status`; one that does
+  not may be in the way of plain HTTP, if the answer has a lifetime in `Cache-Control`. For files that take longer than
+  that through a cache, use `--segments 1`.
 
 """
 

@@ -61,6 +61,26 @@ def test_what_changes(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     assert set(staged.changed) == {name for name in ONE.keys() & TWO.keys() if ONE[name] != TWO[name]}
 
 
+def test_programs_can_be_run(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """New, moved, with a mode that changes, and with the content of a file that is no program."""
+    program, other = b"#!/bin/sh\n", b"#!/bin/sh\n# other\n"
+    seen: list[set[str]] = []
+
+    def look(staged: StagedTree) -> None:
+        seen.append({name for name in seen_at(staged.path) if os.access(Path(staged.path, name), os.X_OK)})
+
+    one: Tree = {"a": program, "b/c": other, "d": b"d", "e": b""}
+    two: Tree = {"a": program, "moved/c": other, "d": b"d", "new": b"new", "text": b"new"}
+    origin.publish(one, "1", executable=("a", "b/c", "e"))
+    kit.sync(origin.url, tmp_path / "tree", check=look)
+    (origin.root / "src/a").chmod(0o644)
+    origin.publish(two, "2", executable=("moved/c", "d", "new"))
+    kit.sync(origin.url, tmp_path / "tree", check=look)
+    assert seen[0] == {"a", "b/c", "e"}
+    assert seen[1] - {"text"} == {"moved/c", "d", "new"}
+    assert kit.verify(tmp_path / "tree").intact
+
+
 def test_an_edit_that_is_kept(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     """The check sees the release's file, and the edit under the name that it will have."""
     tree, seen = tmp_path / "tree", []

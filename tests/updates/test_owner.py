@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -152,3 +153,24 @@ def test_no_other_file_is_given_away(origin: Origin, kit: Toolkit, home: Path) -
     origin.publish(TWO, "2")
     kit.sync(origin.url, root)
     assert secret.stat().st_uid == 0
+
+
+def test_a_user_who_may_only_read(origin: Origin, kit: Toolkit, home: Path) -> None:
+    """Others can ask how a tree stands, list its generations and verify it; not where its source's URL has a query."""
+    root, script = home / "tree", "import os\nfrom perfkit import Toolkit\n"
+    script += "kit = Toolkit()\n[kit.status(t) and kit.history(t) and kit.verify(t) for t in paths[:1]]\n"
+    script += "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
+    script += "print(*[f'{kit.status(t).version} {len(kit.history(t))} {kit.verify(t).intact}' for t in paths])"
+    for version, tree in (("1", ONE), ("2", TWO)):
+        origin.publish(tree, version)
+        kit.sync(origin.url, root)
+    kit.pin(root)
+    command = [sys.executable, "-c", f"paths = [{str(root)!r}]\n{script}"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 3 True\n", done.stderr
+    assert {path.name for path in (root / ".perfkit").iterdir() if path.stat().st_mode & 0o004} >= {"hold", "release"}
+    kit.unhold(root)
+    pack = shutil.make_archive(str(home / "pack"), "zip", root, "d")
+    Path(pack).rename(origin.site / "pack.zip?key=s3cret")
+    kit.sync(f"{origin.url}/pack.zip?key=s3cret", root)
+    assert (root / ".perfkit/release").stat().st_mode & 0o077 == 0

@@ -66,3 +66,18 @@ def test_interrupted(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     kit.sync(origin_v1.url, tmp_path / "tree")
     (tmp_path / "tree/.perfkit/journal").write_bytes(b"")
     assert kit.status(tmp_path / "tree").interrupted
+
+
+def test_during_a_commit(kit: Toolkit, origin_v1: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What the journal of a live process has begun is no interrupted change; how the tree stands is asked after it."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    journal = tmp_path / "tree/.perfkit/journal"
+    with Tree(tmp_path / "tree"):
+        journal.write_bytes(b"")
+        monkeypatch.setattr("perfkit.updates.status.time.sleep", lambda seconds: journal.unlink())
+        assert not kit.status(tmp_path / "tree").interrupted
+        assert not journal.exists()
+        journal.write_bytes(b"")
+        monkeypatch.setattr("perfkit.updates.status._COMMIT_S", 0.0)
+        assert not kit.status(tmp_path / "tree").interrupted
+        journal.unlink()
