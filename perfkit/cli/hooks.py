@@ -126,7 +126,7 @@ def _words(option: str, command: str) -> list[str]:
 def _run(
     words: list[str], variables: Mapping[str, str], *, lines: Iterable[str] = (), timeout_s: float | None = None
 ) -> None:
-    """Run a command to its end, without a shell; what it started and left running is killed.
+    """Run a command to its end, without a shell. If it has a time limit, what it started and left running is killed.
 
     Raises:
         CommandError: it exited with another code than 0, was killed, or took too long.
@@ -142,16 +142,21 @@ def _run(
             env={**os.environ, **variables},
             start_new_session=True,
         )
+        code = None
         try:
-            code: int | None = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout_s)
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if code is None or timeout_s is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         said.seek(max(0, said.seek(0, os.SEEK_END) - _SHOWN_BYTES))
         text = " ".join(said.read().decode(errors="replace").split())
     if code != 0:
-        how = f"took longer than {timeout_s:g} s" if code is None else f"ended with exit code {code}"
+        how = f"ended with exit code {code}"
+        if code is None:
+            how = f"took longer than {timeout_s:g} s"
+        elif code < 0:
+            how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
         raise CommandError(f"{words[0]} {how}{': ' if text else ''}{text}")

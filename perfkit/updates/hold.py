@@ -16,7 +16,9 @@ from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
-__all__ = ["Hold", "HoldReason", "clear_hold", "hold_on", "pin", "read_hold", "unhold", "write_hold"]
+__all__ = ["Hold", "HoldReason", "clear_hold", "hold_on", "is_time", "pin", "read_hold", "unhold", "write_hold"]
+
+_YEAR_5000 = 95_617_584_000
 
 
 class HoldReason(StrEnum):
@@ -88,11 +90,18 @@ def read_hold(root: str) -> Hold | None:
         for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
             if not isinstance(record[name], kind):
                 raise ValueError(f"{name} is {record[name]!r:.40}")
+        if not is_time(record["since_s"]):
+            raise ValueError(f"since_s is {record['since_s']}")
         return Hold(**{**record, "reason": HoldReason(record["reason"])})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UpdateError(f"{path} is damaged ({error}); remove it to hold nothing") from error
+
+
+def is_time(seconds: float) -> bool:
+    """Whether datetime(3) can show this time, in seconds since 1970."""
+    return 0 <= seconds < _YEAR_5000
 
 
 def write_hold(root: str, hold: Hold) -> None:

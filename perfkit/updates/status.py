@@ -17,7 +17,7 @@ from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current
 from perfkit.transactions.lock import is_held
-from perfkit.updates.hold import Hold, read_hold
+from perfkit.updates.hold import Hold, is_time, read_hold
 from perfkit.updates.installed import Installed, read_installed, require_managed
 
 __all__ = ["TreeStatus", "remember_outcome", "status"]
@@ -56,8 +56,8 @@ class TreeStatus:
     interrupted: bool = False
 
     def age_s(self) -> float:
-        """Seconds since the last sync that succeeded; infinite if there was none."""
-        return time.time() - self.checked_s if self.checked_s is not None else float("inf")
+        """Seconds since the last sync that succeeded, or until then if the clock was set back; infinite: none was."""
+        return abs(time.time() - self.checked_s) if self.checked_s is not None else float("inf")
 
 
 def status(dest: str) -> TreeStatus:
@@ -119,7 +119,8 @@ def _read_outcome(root: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(path), "rb") as file:
         found = json.load(file)
         if isinstance(found, dict):
-            return {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
+            known = {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
+            return {key: value for key, value in known.items() if not isinstance(value, float) or is_time(value)}
     return {}
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -60,6 +61,18 @@ def test_of_what_is_no_tree(kit: Toolkit, tmp_path: Path) -> None:
     found = kit.status(tmp_path / "tree")
     assert (found.version, found.generation, found.checked_s) == (None, 1, None)
     assert found.age_s() == float("inf")
+
+
+def test_after_the_clock_was_set_back(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    """What will be is as old as it is far, and no success for years to come."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    record = tmp_path / "tree/.perfkit/last-sync"
+    record.write_text(json.dumps({"checked_s": time.time() + 1e6}))
+    assert 0.9e6 < kit.status(tmp_path / "tree").age_s() < 1e6
+    for wrong in ('{"checked_s": 1e300, "failed_s": NaN}', '{"checked_s": -1.0}', "[]", "{", '{"checked_s": "1"}'):
+        record.write_text(wrong)
+        found = kit.status(tmp_path / "tree")
+        assert (found.checked_s, found.failed_s) == (None, None)
 
 
 def test_interrupted(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
