@@ -10,7 +10,8 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError, PerfkitError
@@ -113,6 +114,23 @@ class OnChange:
         self._announced = self._write(here.generation, here.version)
 
 
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the block as an exception does, so that the command is not left behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
 def _words(option: str, command: str) -> list[str]:
     try:
         words = shlex.split(command)
@@ -131,7 +149,7 @@ def _run(
     Raises:
         CommandError: it exited with another code than 0, was killed, or took too long.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+    with _terminable(), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
         given.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
         given.seek(0)
         process = subprocess.Popen(

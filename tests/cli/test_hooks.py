@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import sys
@@ -81,6 +82,35 @@ time.sleep(600)
     while _runs(pid):
         assert time.monotonic() < deadline_s
         time.sleep(0.02)
+
+
+def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
+    """The check ends with it, nothing is held, and the next sync goes on."""
+    terminate = python(tmp_path, "open('pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(600)")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(SystemExit):
+            sync(cli_origin, "--check", terminate)
+        os._exit(43)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 43
+    assert not _runs(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "tree/.perfkit/check").exists()
+    assert sync(cli_origin, "--exit-code") == 10
+
+
+def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> None:
+    """A check's is ended; that of --on-change may be a daemon."""
+    leave = python(tmp_path, "open(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))")
+    assert sync(cli_origin, "--check", f"{leave} check", "--on-change", f"{leave} change") == 0
+    check, change = (int((tmp_path / name).read_text()) for name in ("check", "change"))
+    try:
+        deadline_s = time.monotonic() + 30
+        while _runs(check):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        assert _runs(change)
+    finally:
+        os.kill(change, signal.SIGKILL)
 
 
 def _runs(pid: int) -> bool:
