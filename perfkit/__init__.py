@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.sources.earlier_releases import OfferedRelease
     from perfkit.updates.status import TreeStatus
 
 __all__ = [
@@ -63,6 +64,7 @@ __all__ = [
     "JsonLines",
     "LockedError",
     "ManifestError",
+    "OfferedRelease",
     "PerfkitError",
     "PlainLines",
     "Plan",
@@ -93,6 +95,7 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
     "Hold": "perfkit.updates.hold",
+    "OfferedRelease": "perfkit.updates.sources.earlier_releases",
     "Plan": "perfkit.updates.planner",
     "StagedTree": "perfkit.updates.check",
     "SyncReport": "perfkit.updates.report",

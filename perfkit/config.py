@@ -13,8 +13,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from perfkit.errors import ConfigError
+from perfkit.redact import value_shown
 
-__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "is_size", "parse_seconds", "parse_size"]
+__all__ = ["Auth", "Config", "LocalChanges", "check_headers", "check_type", "convert", "parse_seconds", "parse_size"]
 
 # User and password (HTTP Basic), or a `requests.auth.AuthBase`, which is called with the prepared request.
 Auth = tuple[str, str] | Callable[[Any], Any]
@@ -245,11 +246,40 @@ def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
     Raises:
         ConfigError: it is something else.
     """
+    if reason := _misfit(value, kind, secret=secret):
+        raise ConfigError(f"{name} {reason}")
+
+
+def convert(name: str, value: object) -> object:
+    """A value of a settings file, in the type of the `Config` field: sizes and times may be text, pairs lists, paths
+    `Path` objects.
+
+    Raises:
+        ConfigError: it has another type; the message does not name the field.
+    """
+    (item,) = (each for each in dataclasses.fields(Config) if each.name == name)
+    kind = str(item.type)
+    if isinstance(value, str) and is_size(name):
+        return parse_size(value)
+    if isinstance(value, str) and kind == "float":
+        return parse_seconds(value)
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if isinstance(value, list):
+        value = tuple(value)
+    if reason := _misfit(value, kind, secret=not item.repr):
+        raise ConfigError(reason)
+    return value
+
+
+def _misfit(value: object, kind: str, *, secret: bool) -> str:
+    """Why a value is not what the annotation `kind` says; empty: it is."""
     holds, form = _TYPES[kind.removesuffix(" | None")]
     optional = kind.endswith(" | None")
-    if not (value is None and optional) and not holds(value):
-        shown = f"a {type(value).__name__}" if secret else repr(value)
-        raise ConfigError(f"{name} must be {form}{' or None' if optional else ''}; got {shown}")
+    if (value is None and optional) or holds(value):
+        return ""
+    shown = f"a {type(value).__name__}" if secret else value_shown(value)
+    return f"must be {form}{' or None' if optional else ''}; got {shown}"
 
 
 def _is_number(value: object) -> bool:

@@ -79,7 +79,10 @@ class HTTPStatusError(TransferError):
 
     Attributes:
         status: the HTTP status code (RFC 9110 section 15).
+        retry_after_s: how long the server asks to wait (`Retry-After`, RFC 9110 section 10.2.3); None: it does not say.
     """
+
+    retry_after_s: float | None = None
 
     def __init__(self, url: str, reason: str, status: int, *, transient: bool = False) -> None:
         super().__init__(url, reason, transient=transient)

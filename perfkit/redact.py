@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-__all__ = ["masked", "redacted", "redacted_text"]
+__all__ = ["masked", "redacted", "redacted_text", "value_shown"]
 
 _USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a user name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
@@ -49,3 +49,10 @@ def masked(address: object) -> str:
     _, at, after = text[len(start) :].rpartition("@")
     shown = redacted(f"{start}{'***@' if at else ''}{after}")
     return shown if len(shown) <= _MOST else f"{shown[:_MOST]}…"
+
+
+def value_shown(value: object) -> str:
+    """A value in a message: of a collection only what it is, since something in it may be secret."""
+    if isinstance(value, str):
+        return repr(masked(value))
+    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"

@@ -17,6 +17,7 @@ from perfkit.errors import BatchError, ConfigError
 from perfkit.filesystem.paths import local_path
 from perfkit.progress.meter import Progress, Silent
 from perfkit.progress.stage import DelayedProgress
+from perfkit.releases.format import POINTER_NAME
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -26,12 +27,16 @@ if TYPE_CHECKING:
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
     from perfkit.releases.publish.publisher import Release
+    from perfkit.releases.publish.source_tree import Links
+    from perfkit.releases.publish.upkeep import SiteReport
+    from perfkit.transactions.history import Pruned
     from perfkit.transactions.transaction import Transaction
     from perfkit.transactions.tree import Generation
     from perfkit.updates.check import Check
     from perfkit.updates.hold import Hold
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport, VerifyReport
+    from perfkit.updates.sources.earlier_releases import OfferedRelease
     from perfkit.updates.status import TreeStatus
 
 __all__ = ["Toolkit"]
@@ -308,7 +313,16 @@ class Toolkit:
             yield tx
 
     def publish(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        serial: int | None = None,
+        wait_s: float = 0.0,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -319,11 +333,15 @@ class Toolkit:
                 current release already is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
             exclude: fnmatch patterns of names in `src` to leave out; a directory is left out with its contents.
+            links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
+            serial: the number of the release, larger than those before it. By default it is the time, or one more than
+                the last one. A site that is made anew goes on after a `perfkit.json` that was kept in its directory.
+            wait_s: how long to wait for another process that publishes to this site.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
-            UnsafePathError: `src` contains a name that is not valid on every client, a symbolic link, or a special
-                file.
+            UnsafePathError: `src` contains names that are not valid on every client, symbolic links, or special
+                files; all of them.
             FileChangedError: a file changed while it was read; the site is as it was.
             LockedError: another process is publishing to this site.
             ManifestError: the site is damaged.
@@ -336,12 +354,23 @@ class Toolkit:
             local_path(site),
             version=version,
             keep_deltas=keep_deltas,
-            exclude=exclude,
+            exclude=tuple(exclude),
+            links=links,
+            serial=serial,
+            wait_s=wait_s,
             progress=self._progress,
         )
 
     def publish_on_change(
-        self, src: Path, site: Path, *, version: str, keep_deltas: int = 3, exclude: Iterable[str] = ()
+        self,
+        src: Path,
+        site: Path,
+        *,
+        version: str,
+        keep_deltas: int = 3,
+        exclude: Iterable[str] = (),
+        links: Links = "refuse",
+        wait_s: float = 0.0,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -351,6 +380,7 @@ class Toolkit:
 
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
+            links: as for `publish`; what they lead to is not watched.
 
         Raises:
             as `publish`, for the first release.
@@ -359,10 +389,59 @@ class Toolkit:
         from perfkit.releases.publish.on_change import publish_on_change
 
         return publish_on_change(
-            local_path(src), local_path(site), version=version, keep_deltas=keep_deltas, exclude=tuple(exclude)
+            local_path(src),
+            local_path(site),
+            version=version,
+            keep_deltas=keep_deltas,
+            exclude=tuple(exclude),
+            links=links,
+            wait_s=wait_s,
         )
 
-    def plan(self, source: Path, dest: Path, *, type: str | None = None, selection: Selection | None = None) -> Plan:
+    def check_site(self, site: Path) -> SiteReport:
+        """Hash every object that the releases of a site need; only read permission is needed.
+
+        Raises:
+            ConfigError: there is no site in this directory.
+            ManifestError: its pointer is damaged.
+            OSError: it can't be read.
+        """
+        from perfkit.releases.publish.upkeep import check_site
+
+        return check_site(local_path(site), self._progress)
+
+    def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+        """Free the space of what is not needed any more: of a site, the objects that no release has needed for a day;
+        of a tree, old generations.
+
+        Args:
+            keep: how many generations before the current one a tree keeps, for `rollback`.
+            dry_run: change nothing, and tell what would be removed.
+            wait_s: as for `sync` and `publish`.
+
+        Raises:
+            ManifestError: the site is damaged.
+            UpdateError: the directory is neither a tree nor a site, or `keep` is negative.
+            LockedError, RecoveryError, OSError: as `sync`.
+        """
+        place = local_path(path)
+        if os.path.exists(os.path.join(place, POINTER_NAME)):
+            from perfkit.releases.publish.upkeep import prune_site
+
+            return prune_site(place, dry_run=dry_run, wait_s=wait_s)
+        from perfkit.updates.restore import prune
+
+        return prune(self.config, place, keep, dry_run=dry_run, wait_s=wait_s)
+
+    def plan(
+        self,
+        source: Path,
+        dest: Path,
+        *,
+        type: str | None = None,
+        selection: Selection | None = None,
+        release: str | None = None,
+    ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
@@ -371,7 +450,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, release)
         with self._download_progress.delayed():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._progress)
 
@@ -382,6 +461,7 @@ class Toolkit:
         *,
         type: str | None = None,
         selection: Selection | None = None,
+        release: str | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -399,6 +479,8 @@ class Toolkit:
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
             selection: which members of an archive are wanted, and under which names.
+            release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
+                the current one. A tree that was pinned stays at it.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -420,7 +502,7 @@ class Toolkit:
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
-        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection)
+        spec = SourceSpec(os.fspath(source), parse_source_type(type), selection, release)
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
             check_contents=self.config.check_contents,
@@ -431,6 +513,19 @@ class Toolkit:
         )
         with self._download_progress.delayed():
             return sync(self.config, self._downloads, spec, local_path(dest), options=options, progress=self._progress)
+
+    def releases(self, url: str) -> list[OfferedRelease]:
+        """The releases of a site that `sync(release=...)` can install, newest first.
+
+        Raises:
+            ManifestError, TransferError: the site is damaged or can't be fetched.
+        """
+        import tempfile
+
+        from perfkit.updates.sources.earlier_releases import list_releases
+
+        with tempfile.TemporaryDirectory(prefix="perfkit-") as stage, self._download_progress.delayed():
+            return list_releases(self._downloads, url, stage)
 
     def rollback(self, dest: Path, *, to: int | None = None, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
         """Return a tree to a kept generation, an earlier or a later one, without the network.
@@ -455,8 +550,11 @@ class Toolkit:
 
         return rollback(self.config, local_path(dest), to, hold=hold, wait_s=wait_s)
 
-    def pin(self, dest: Path) -> None:
+    def pin(self, dest: Path, *, wait_s: float = 0.0) -> None:
         """Keep the installed version of a tree: `sync` passes over all others until `unhold`.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: nothing is installed in `dest`.
@@ -464,10 +562,13 @@ class Toolkit:
         """
         from perfkit.updates.hold import pin
 
-        pin(self.config, local_path(dest))
+        pin(self.config, local_path(dest), wait_s=wait_s)
 
-    def unhold(self, dest: Path) -> Hold | None:
+    def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
         """Have `sync` pass over no version any more; returns what was held.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             UpdateError: `dest` is not a managed tree.
@@ -475,7 +576,7 @@ class Toolkit:
         """
         from perfkit.updates.hold import unhold
 
-        return unhold(self.config, local_path(dest))
+        return unhold(self.config, local_path(dest), wait_s=wait_s)
 
     def status(self, dest: Path) -> TreeStatus:
         """How a tree stands, without the network, its lock, or write permission.
@@ -500,23 +601,28 @@ class Toolkit:
 
         return history(local_path(dest))
 
-    def changed_since(self, dest: Path, generation: int) -> list[str] | None:
+    def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
         """The names of the files by which a tree differs from a generation; None: that is not kept.
+
+        Args:
+            wait_s: as for `sync`.
 
         Raises:
             as `history`.
+            LockedError: another process or thread is changing the tree.
         """
         from perfkit.updates.restore import changed_since
 
-        return changed_since(self.config, local_path(dest), generation)
+        return changed_since(self.config, local_path(dest), generation, wait_s=wait_s)
 
-    def verify(self, dest: Path, *, repair: bool = False) -> VerifyReport:
+    def verify(self, dest: Path, *, repair: bool = False, wait_s: float = 0.0) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
 
         Without `repair`, neither the tree's lock nor write permission is needed.
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
+            wait_s: as for `sync`, if `repair` is true.
 
         Raises:
             UpdateError: no release is installed in `dest`.
@@ -526,7 +632,9 @@ class Toolkit:
         from perfkit.updates.verify import verify
 
         with self._download_progress.delayed():
-            return verify(self.config, self._downloads, local_path(dest), repair, progress=self._progress)
+            return verify(
+                self.config, self._downloads, local_path(dest), repair, wait_s=wait_s, progress=self._progress
+            )
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

@@ -13,22 +13,25 @@ from functools import partial
 from importlib import import_module
 
 from perfkit._version import __version__
-from perfkit.cli.output import interrupted, log_shown, print_error
+from perfkit.cli.output import exit_code_of, interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
-from perfkit.errors import ConfigError, PerfkitError, StaleSourceError
+from perfkit.errors import PerfkitError
 
 __all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
-    ("publish", "updates", "publish a directory"),
-    ("sync", "updates", "update a tree"),
-    ("rollback", "updates", "go back to an earlier generation of a tree"),
-    ("history", "updates", "list the generations of a tree"),
-    ("verify", "updates", "hash every file of a tree again"),
-    ("status", "tree_status", "show how a tree stands"),
-    ("pin", "tree_status", "keep the installed version of a tree"),
-    ("unhold", "tree_status", "install new versions again"),
+    ("publish", "publishing", "publish a directory"),
+    ("releases", "publishing", "list the releases of a site"),
+    ("check", "publishing", "check that a site is whole"),
+    ("prune", "publishing", "remove what a site or a tree does not need"),
+    ("sync", "sync", "update a tree"),
+    ("rollback", "tree_commands", "go back to an earlier generation of a tree"),
+    ("history", "tree_commands", "list the generations of a tree"),
+    ("verify", "tree_commands", "hash every file of a tree again"),
+    ("status", "tree_commands", "show how a tree stands"),
+    ("pin", "tree_commands", "keep the installed version of a tree"),
+    ("unhold", "tree_commands", "install new versions again"),
     ("serve", "serve", "serve a directory, for development"),
     ("completion", "completion", "print a completion script for a shell"),
 )
@@ -58,15 +61,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         with log_shown(arguments):
             code: int = arguments.run(arguments)
         return code
-    except ConfigError as error:
-        print_error(str(error))
-        return 2
-    except StaleSourceError as error:
-        print_error(str(error))
-        return 4
     except (PerfkitError, OSError) as error:
         print_error(str(error))
-        return 1
+        return exit_code_of(error)
     except KeyboardInterrupt:
         return interrupted()
 

@@ -17,7 +17,10 @@ examples:
   perfkit completion fish > ~/.config/fish/completions/perfkit.fish
 """
 _SHELLS = ("bash", "zsh", "fish")
-_FILES, _DIRECTORIES = {"FILE"}, {"DIR", "DEST", "SRC", "SITE"}  # metavars of options that take a path
+_FILES, _DIRECTORIES = (
+    {"FILE"},
+    {"DIR", "DEST", "SOURCE DEST | NAME", "SRC", "SITE"},
+)  # metavars of options that take a path
 
 
 def add_completion(completion: Parser) -> None:
@@ -35,8 +38,8 @@ def _completion(arguments: argparse.Namespace) -> int:
         raise ConfigError("completion scripts need shtab: pip install 'perfkit[completion]'") from error
 
     parser: Parser = arguments.parser
-    for command in parser.filled_commands():
-        for action in command._actions:
+    for command in parser.commands().values():
+        for action in command.filled().options():
             if action.metavar in _FILES:
                 action.complete = shtab.FILE  # type: ignore[attr-defined]
             elif action.metavar in _DIRECTORIES:

@@ -8,18 +8,23 @@ import errno
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from perfkit.errors import ConfigError, StaleSourceError
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
 
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress
+    from perfkit.updates.report import SyncReport
 
 __all__ = [
+    "CHANGED",
     "INTERRUPTED",
+    "edits_of",
     "error_as_json",
     "errors_as_json",
+    "exit_code_of",
     "interrupted",
     "log_shown",
     "print_error",
@@ -28,7 +33,15 @@ __all__ = [
     "progress_for",
 ]
 
+CHANGED = 10  # the exit code of `sync --exit-code` after a change
 INTERRUPTED = 130  # the exit code after Ctrl-C, as in shells
+
+
+def exit_code_of(error: Exception) -> int:
+    """The exit code after an error: 2 for invalid usage, 4 for a source that is behind, else 1."""
+    if isinstance(error, ConfigError):
+        return 2
+    return 4 if isinstance(error, StaleSourceError) else 1
 
 
 def print_error(message: str) -> None:
@@ -59,12 +72,23 @@ def print_text(text: str) -> None:
         raise OSError(error.errno, f"standard output: {error.strerror}") from error
 
 
-def print_result(arguments: argparse.Namespace, record: dict[str, object], note: str) -> None:
-    """Print the result of a command: the record with `--json`, else the note unless `--quiet` was given."""
+def print_result(arguments: argparse.Namespace, record: Mapping[str, object], note: str) -> None:
+    """Print the result of a command: the record with `--json`, else the note, if any, unless `--quiet` was given."""
     if arguments.json:
         print_text(json.dumps(record) + "\n")
-    elif not arguments.quiet:
+    elif note and not arguments.quiet:
         print_line(f"perfkit: {note}")
+
+
+def edits_of(report: SyncReport) -> str:
+    """What happened to locally edited files, for the end of a note."""
+    kept = "".join(f"; {name} had local edits, which are kept as {fresh}" for name, fresh in report.saved_as.items())
+    lost = "".join(f"; {name} had local edits, which were overwritten" for name in report.overwritten)
+    back = "".join(
+        f"; {name} was restored with local edits, since the released content is not kept"
+        for name in report.restored_with_edits
+    )
+    return kept + lost + back
 
 
 @contextlib.contextmanager
@@ -85,11 +109,11 @@ def error_as_json(error: BaseException) -> dict[str, str]:
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:
-    """The display that `--progress` names; None with `--quiet`.
+    """The display that `--progress` names; None with `--quiet`, and for commands without that option.
 
     Failed files are not among what bars leave on the screen, since commands report them.
     """
-    if arguments.quiet:
+    if arguments.quiet or "progress" not in arguments:
         return None
     if arguments.progress == "json":
         return JsonLines()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NoReturn
 
 from perfkit.cli.output import print_error, print_text
@@ -21,6 +21,8 @@ class Parser(argparse.ArgumentParser):
     """
 
     fill: Callable[[Parser], None] | None = None
+    _filled = False
+    _words: tuple[str, ...] = ()  # that were parsed
     _width: int | None = 80  # None: the terminal's width, which is slow to query for each option that is added
 
     def __init__(self, **options: Any) -> None:
@@ -35,19 +37,31 @@ class Parser(argparse.ArgumentParser):
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         self.filled()
+        self._words = tuple(args or ())
         return super().parse_known_args(args, namespace)
+
+    def parse_again(self, defaults: Mapping[str, object]) -> argparse.Namespace:
+        """What the same words mean with other defaults."""
+        again = Parser(prog=self.prog)
+        again.fill = self.fill
+        again.filled().set_defaults(**defaults)
+        return again.parse_args(self._words)
 
     def filled(self) -> Parser:
         """This parser, with all its options."""
-        if self.fill is not None:
-            fill, self.fill = self.fill, None
-            fill(self)
+        if self.fill is not None and not self._filled:
+            self._filled = True
+            self.fill(self)
         return self
 
-    def filled_commands(self) -> list[Parser]:
-        """The parsers of all commands, with all their options."""
+    def options(self) -> list[argparse.Action]:
+        """All options and arguments."""
+        return self._actions
+
+    def commands(self) -> dict[str, Parser]:
+        """The parsers of all commands, by name; `filled` gives one its options."""
         (commands,) = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
-        return [command.filled() for command in commands.choices.values()]
+        return dict(commands.choices)
 
     def _print_message(self, message: str, file: object = None) -> None:
         print_text(message)  # for --help and --version

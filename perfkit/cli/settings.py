@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 
 from perfkit.config import Config, parse_size
 
@@ -39,4 +40,7 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "check_contents": given.get("check_contents") or None,
         "rate_limit": None if limit is None else parse_size(limit),
     }
-    return Config.from_env(**{name: value for name, value in chosen.items() if value is not None})
+    chosen = {name: value for name, value in chosen.items() if value is not None}
+    of_the_tree = given.get("settings", {})  # in perfkit.toml, which gives way to the environment
+    unset = {name: value for name, value in of_the_tree.items() if not os.environ.get(f"PERFKIT_{name.upper()}")}
+    return Config.from_env(**{**unset, **chosen})

@@ -28,7 +28,7 @@ from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
 from perfkit.libc import rename_to_new, set_mode, try_lock
 
-__all__ = ["ChangedError", "PartialFile", "check_replaceable", "part_path"]
+__all__ = ["ChangedError", "OccupiedError", "PartialFile", "check_replaceable", "part_path"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +37,7 @@ _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
 _COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
+_IDLE_S = 300.0  # another process that has written nothing for so long is not waited for
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
 _NOT_REPLACEABLE = {errno.EBUSY: "it is a mount point", errno.EPERM: "it or its directory is immutable or append-only"}
@@ -65,6 +66,10 @@ _BOOT = _boot_id()
 
 class ChangedError(Exception):
     """The file at the origin is another version than the one that the partial file was begun with."""
+
+
+class OccupiedError(Exception):
+    """Another process is writing the partial file, and making progress."""
 
 
 class PartialFile:
@@ -101,7 +106,8 @@ class PartialFile:
         """Continue what an earlier run left, if anything of it can be used; the rest is removed.
 
         Raises:
-            TransferError: another process is writing it.
+            OccupiedError: another process is writing it.
+            TransferError: so it is, and makes no progress.
             OSError: it cannot be opened.
         """
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
@@ -155,7 +161,8 @@ class PartialFile:
         """Create the partial file, empty, and check that its file system has room for it.
 
         Raises:
-            TransferError: another process is writing it.
+            OccupiedError: another process is writing it.
+            TransferError: so it is, and makes no progress.
             OSError: no space (ENOSPC), no permission, a read-only file system.
         """
         if size is not None and size >= _SPACE_CHECK_BYTES:
@@ -183,8 +190,12 @@ class PartialFile:
                             return status.st_size
                         os.unlink(self.path)
             except BlockingIOError:
+                idle_s = time.time() - os.fstat(descriptor).st_mtime
                 os.close(descriptor)
-                raise TransferError(self.url, f"another process is downloading to {self.dest}") from None
+                if idle_s < _IDLE_S:
+                    raise OccupiedError from None
+                reason = f"another process is downloading to {self.dest}, and has received nothing for {idle_s:.0f} s"
+                raise TransferError(self.url, reason) from None
             except OSError:
                 os.close(descriptor)
                 raise

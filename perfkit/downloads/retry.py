@@ -62,10 +62,12 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
         for each in hosts:
             network.limiter.refused(each)
         wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
-        cap_s = network.config.retry_after_cap_s
+        error.retry_after_s, cap_s = wait_s, network.config.retry_after_cap_s
         if wait_s is not None and wait_s > cap_s:
             asks = f"{reason}, and asks to wait {wait_s:.0f} s, more than retry_after_cap_s={cap_s:.0f}"
-            raise GiveUpError(HTTPStatusError(url, asks, status, transient=True))
+            last = HTTPStatusError(url, asks, status, transient=True)
+            last.retry_after_s = wait_s
+            raise GiveUpError(last)
         if wait_s:
             for each in hosts:
                 network.limiter.pause(each, wait_s + _uniform(0, min(1.0, wait_s / 10)))

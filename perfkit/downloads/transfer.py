@@ -32,7 +32,7 @@ from perfkit.downloads.negotiation import (
     next_step,
     request_headers,
 )
-from perfkit.downloads.partial_file import ChangedError, PartialFile, check_replaceable
+from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -58,6 +58,7 @@ _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _ANSWERS = 3  # a range that takes no longer than so many answers is not shared
 _CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken off earlier: most keep nothing of it
+_POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
@@ -241,6 +242,8 @@ class Transfer:
         except ChangedError as change:
             if ranged is not None:
                 self._changed(ranged, str(change))
+        except OccupiedError:
+            self._await_other(ranged.partial if ranged is not None else None)
         except Exception as error:
             if not isinstance(error, PerfkitError | OSError | GiveUpError):
                 _log.exception("%s: a bug in perfkit", redacted(self.request.url))
@@ -504,6 +507,14 @@ class Transfer:
         _log.info("%s: starts over: %s", redacted(self.request.url), reason)
         self._meter.reset()
         task.partial.retire(but=task.runner)
+
+    def _await_other(self, partial: PartialFile | None) -> None:
+        """Begin again in a moment, since another process is downloading to the destination: it may be there then."""
+        _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
+        with self._lock:
+            if partial is self._partial:
+                self._partial, self._started_s = None, 0.0
+                self._attempts.not_before_s = time.monotonic() + _POLL_S
 
     def _failed(self, task: Task, error: Exception) -> None:
         """Decide between another attempt, the next mirror, and the end."""

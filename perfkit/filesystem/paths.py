@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 
 from perfkit.errors import ConfigError, UnsafePathError
 
@@ -16,6 +16,7 @@ __all__ = [
     "is_private",
     "local_path",
     "most_directories",
+    "name_errors",
     "safe_basename",
     "safe_join",
 ]
@@ -99,24 +100,35 @@ def check_names(names: Iterable[str]) -> None:
         UnsafePathError: `check_name` refuses one; two differ only in case or Unicode normalisation; one is the
             directory of another; they need far more directories than there are files.
     """
+    for error in name_errors(names):
+        raise error
+
+
+def name_errors(names: Iterable[str]) -> Iterator[UnsafePathError]:
+    """What `check_names` has against these names."""
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
     for name in names:
-        folded = fold_name(check_name(name))
+        try:
+            folded = fold_name(check_name(name))
+        except UnsafePathError as error:
+            yield error
+            continue
         if folded in files:
-            raise UnsafePathError(
-                name, f"it collides with {files[folded]!r} where case or Unicode normalisation is ignored"
-            )
+            same = files[folded]
+            yield UnsafePathError(name, f"it collides with {same!r} where case or Unicode normalisation is ignored")
+            continue
         files[folded] = name
         parent = folded.rpartition("/")[0]
         while parent and parent not in directories:
             directories[parent] = name
             parent = parent.rpartition("/")[0]
-        if len(directories) > most_directories(len(files)):
-            raise UnsafePathError(name, f"{len(files)} files have more than {most_directories(len(files))} directories")
+        if len(directories) > (most := most_directories(len(files))):
+            yield UnsafePathError(name, f"{len(files)} files have more than {most} directories")
+            return
     for folded, name in files.items():
         if folded in directories:
-            raise UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")
+            yield UnsafePathError(name, f"it is both a file and the directory of {directories[folded]!r}")
 
 
 def fold_name(name: str) -> str:

@@ -27,7 +27,7 @@ from perfkit.transactions.records import (
     with_checksum,
 )
 
-__all__ = ["Generation", "History", "Timeline", "read_current", "record_lines", "state_lines"]
+__all__ = ["Generation", "History", "Pruned", "Timeline", "read_current", "record_lines", "state_lines"]
 
 _YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
 _DIGEST = re.compile(rb"[0-9a-f]{64}")
@@ -54,6 +54,21 @@ class Generation:
     changed: int = 0
     removed: int = 0
     bytes_kept: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Pruned:
+    """What was removed, or would be.
+
+    Attributes:
+        objects: files.
+        bytes: that the disk got back.
+        generations: of a tree.
+    """
+
+    objects: int
+    bytes: int
+    generations: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -201,6 +216,15 @@ class History:
             redone = (change.after for change in self._record(number).changes)
             needed.update(bytes.fromhex(content.sha256) for content in redone if content is not None)
         return needed
+
+    def freed_by(self, timeline: Timeline) -> Pruned:
+        """What is deleted once only the generations of this timeline are reachable.
+
+        Raises:
+            RollbackError: a record is damaged or missing.
+        """
+        sizes = self._store.sizes_except(self.needed_objects(timeline))
+        return Pruned(len(sizes), sum(sizes), len(self.timeline().chain) - len(timeline.chain))
 
     def _head(self, number: int) -> tuple[dict[str, Any], set[bytes]]:
         """Header and needed objects (SHA-256) of a record, without checking its checksum."""

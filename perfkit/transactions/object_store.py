@@ -9,7 +9,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.compact import Names
@@ -124,9 +124,18 @@ class ObjectStore:
 
     def delete_except(self, needed: Collection[bytes]) -> None:
         """Delete every object but these, given by SHA-256."""
+        for path in self._all_except(needed):
+            self._rootdir.unlink(path)
+
+    def sizes_except(self, needed: Collection[bytes]) -> list[int]:
+        """The bytes that the disk would get back from each object that `delete_except` would delete."""
+        found = (self._rootdir.lstat(path) for path in self._all_except(needed))
+        return [each.st_size if each.st_nlink == 1 else 0 for each in found if each is not None]
+
+    def _all_except(self, needed: Collection[bytes]) -> Iterator[str]:
         for name in self._rootdir.iterdir(OBJECTS):
             if not (_DIGEST.fullmatch(name) and bytes.fromhex(name) in needed):
-                self._rootdir.unlink(object_path(name))
+                yield object_path(name)
 
 
 def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:

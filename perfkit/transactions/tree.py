@@ -11,7 +11,7 @@ from perfkit.config import LocalChanges
 from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.commit import Committer
-from perfkit.transactions.history import Generation, History
+from perfkit.transactions.history import Generation, History, Pruned
 from perfkit.transactions.layout import CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER, PRIVATE_DIR, is_private
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
@@ -261,21 +261,29 @@ class Tree:
         """
         return self._history.generations()
 
-    def prune(self, keep: int) -> None:
+    def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
         """Keep only so many generations before the current one, and delete what only the others need.
+
+        Args:
+            dry_run: only tell what that is.
 
         Raises:
             UpdateError: a negative number.
+            RollbackError: a record is damaged.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
         if keep < 0:
             raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
         self._begin()
-        with self._committer.preparing():
-            timeline = self._history.timeline().prune(keep)
-            nothing = self._committer.new_change_set()
-            changes = nothing.disk_changes()
-        self._committer.commit(nothing, changes, timeline)
+        before = self._history.timeline()
+        timeline = before.prune(keep)
+        pruned = self._history.freed_by(timeline)
+        if not dry_run and timeline != before:
+            with self._committer.preparing():
+                nothing = self._committer.new_change_set()
+                changes = nothing.disk_changes()
+            self._committer.commit(nothing, changes, timeline)
+        return pruned
 
     def _begin(self) -> None:
         if self._transaction is not None and self._transaction.open:

@@ -60,18 +60,18 @@ def hold_on(reason: HoldReason, source: str, version: str, serial: int, message:
     return Hold(reason=reason, source=shown, version=version, serial=serial, message=redacted_text(message))
 
 
-def pin(config: Config, dest: str) -> None:
+def pin(config: Config, dest: str, *, wait_s: float = 0.0) -> None:
     """See `Toolkit.pin`."""
-    with managed_tree(config, dest) as tree:
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
         installed = read_installed(tree.root)
         if installed.version is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")
         write_hold(tree.root, hold_on(HoldReason.PIN, installed.source, installed.version, installed.serial))
 
 
-def unhold(config: Config, dest: str) -> Hold | None:
+def unhold(config: Config, dest: str, *, wait_s: float = 0.0) -> Hold | None:
     """See `Toolkit.unhold`."""
-    with managed_tree(config, dest) as tree:
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
         held = read_hold(tree.root)
         clear_hold(tree.root)
         return held

@@ -13,7 +13,7 @@ from perfkit.config import Config, LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import layout
-from perfkit.transactions.history import History, read_current
+from perfkit.transactions.history import History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation
@@ -22,7 +22,7 @@ from perfkit.updates.installed import Installed, managed_tree, read_installed, r
 from perfkit.updates.report import SyncReport
 from perfkit.updates.statcache import Patch, append_rows, clock_ns, record_changes
 
-__all__ = ["changed_since", "history", "rollback"]
+__all__ = ["changed_since", "history", "prune", "rollback"]
 
 _log = logging.getLogger(__name__)
 
@@ -105,10 +105,16 @@ def _read_restored(root: str) -> Installed:
         return Installed(root)
 
 
-def changed_since(config: Config, dest: str, generation: int) -> list[str] | None:
+def changed_since(config: Config, dest: str, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
     """The files that differ from those of a generation. See `Toolkit.changed_since`."""
-    with managed_tree(config, dest) as tree:
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
         return tree.changed_since(generation)
+
+
+def prune(config: Config, dest: str, keep: int, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+    """Drop old generations. See `Toolkit.prune`."""
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
+        return tree.prune(keep, dry_run=dry_run)
 
 
 def history(dest: str) -> list[Generation]:

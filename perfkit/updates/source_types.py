@@ -33,11 +33,13 @@ class SourceSpec:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
         selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        release: the version of the wanted release of a site; None: the current one.
     """
 
     location: str
     type: SourceType | None = None
     selection: Selection | None = None
+    release: str | None = None
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.errors import CancelledError, PerfkitError
+from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.redact import redacted
@@ -23,6 +23,8 @@ from perfkit.updates.installed import Installed, read_installed, require_managed
 __all__ = ["TreeStatus", "remember_outcome", "status"]
 
 _COMMIT_S = 2.0
+_BACKOFF_S = 60.0
+_MOST_RETRY_AFTER_S = 86_400.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +41,8 @@ class TreeStatus:
         checked_s: when the source last said what it offers, and the sync succeeded.
         failed_s: when a sync failed, if none has succeeded since.
         error: why it failed.
+        failures: how many syncs have failed since, because of the source or the network.
+        not_before_s: when the source asks to be asked again (`Retry-After`), at most a day after the failure.
         held: what syncs pass over.
         interrupted: whether a crash has left a change that the next use of the tree completes.
     """
@@ -52,12 +56,32 @@ class TreeStatus:
     checked_s: float | None = None
     failed_s: float | None = None
     error: str | None = None
+    failures: int = 0
+    not_before_s: float | None = None
     held: Hold | None = None
     interrupted: bool = False
 
     def age_s(self) -> float:
         """Seconds since the last sync that succeeded, or until then if the clock was set back; infinite: none was."""
         return abs(time.time() - self.checked_s) if self.checked_s is not None else float("inf")
+
+    def due_in_s(self, min_interval_s: float = 0.0) -> float:
+        """Seconds until the next sync is due; 0: now.
+
+        A source's `Retry-After` is always kept to. With an interval, a sync is due so long after the last one that
+        succeeded. After a failure of the source or the network it is due earlier: in a minute, and then in twice as
+        long each time, up to the interval. If the last sync is in the future, by a clock that was set back since, the
+        next one is due.
+        """
+        now, wait_s = time.time(), min_interval_s
+        last_s = self.checked_s if self.failed_s is None else self.failed_s
+        if last_s is None or last_s > now:
+            return 0.0
+        if self.failed_s is not None:
+            backoff_s = _BACKOFF_S * 2.0 ** min(self.failures - 1, 30) if self.failures else 0.0
+            asked_s = (self.not_before_s or 0.0) - last_s
+            wait_s = max(min(min_interval_s, backoff_s), min(asked_s, _MOST_RETRY_AFTER_S))
+        return max(0.0, last_s + wait_s - now)
 
 
 def status(dest: str) -> TreeStatus:
@@ -77,6 +101,8 @@ def status(dest: str) -> TreeStatus:
         checked_s=outcome.get("checked_s"),
         failed_s=outcome.get("failed_s"),
         error=outcome.get("error"),
+        failures=outcome.get("failures", 0),
+        not_before_s=outcome.get("not_before_s"),
         held=read_hold(root),
         interrupted=interrupted,
     )
@@ -105,13 +131,18 @@ def remember_outcome(root: str) -> Iterator[None]:
     except CancelledError:
         raise
     except (PerfkitError, OSError) as error:
-        failure = {"failed_s": time.time(), "error": str(error)[:1000]}
-        _write_outcome(root, {**_read_outcome(root), **failure})
+        before, now = _read_outcome(root), time.time()
+        failure = {"failed_s": now, "error": str(error)[:1000], "failures": before.get("failures", 0)}
+        if isinstance(error, TransferError):
+            failure["failures"] += 1
+        if isinstance(error, HTTPStatusError) and error.retry_after_s is not None:
+            failure["not_before_s"] = now + min(error.retry_after_s, _MOST_RETRY_AFTER_S)
+        _write_outcome(root, {"checked_s": before.get("checked_s"), **failure})
         raise
     _write_outcome(root, {"checked_s": time.time()})
 
 
-_TYPES = {"checked_s": float, "failed_s": float, "error": str}
+_TYPES = {"checked_s": float, "failed_s": float, "error": str, "failures": int, "not_before_s": float}
 
 
 def _read_outcome(root: str) -> dict[str, Any]:

@@ -28,6 +28,7 @@ from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.releases.format.pointer import MAX_AHEAD_MS
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit
@@ -51,7 +52,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Sync", "SyncOptions", "plan", "sync"]
 
-_MOST_AHEAD_MS = 86_400_000  # how far a publisher's clock may be ahead of ours
 _CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 
 _log = logging.getLogger(__name__)
@@ -101,17 +101,22 @@ def _sync(
     """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
     installed = read_installed(tree.root)
     held = read_hold(tree.root)
-    if held is not None and held.reason is HoldReason.PIN:
+    if held is not None and held.reason is HoldReason.PIN and spec.release is None:
         return _passed_over(tree, installed, fetcher, held.version)
 
     def sync_from(source: Source) -> SyncReport:
         rejected = held is not None and held.reason is HoldReason.CHECK and options.retry_rejected
-        if held is not None and held.covers(source.url, source.version, source.serial) and not rejected:
+        covered = held is not None and held.covers(source.url, source.version, source.serial)
+        if covered and not rejected and spec.release is None:
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
-        update.refuse_downgrade()
+        update.refuse_future()
+        if spec.release is None:
+            update.refuse_downgrade()
         report = update.run(tree)
-        if held is not None:
+        if held is not None and held.reason is HoldReason.PIN:  # the tree stays at what was asked for
+            write_hold(tree.root, hold_on(HoldReason.PIN, source.url, source.version, source.serial))
+        elif covered or (held is not None and spec.release is None):
             clear_hold(tree.root)
         return report
 
@@ -182,7 +187,9 @@ def plan(
         local_changes = cast(LocalChanges, config.local_changes)
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
-        dry_run.refuse_downgrade()
+        dry_run.refuse_future()
+        if spec.release is None:
+            dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
         staging = StagingArea(stage, progress=progress)
         manifest = dry_run.resolve(local, staging)
@@ -279,23 +286,30 @@ class Sync:
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
-    def refuse_downgrade(self) -> None:
-        """Refuse a release that is older than any installed from this source, unless allowed, or from the future.
+    def refuse_future(self) -> None:
+        """Refuse a release from the future.
 
         A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing
         that the site offers afterwards would be installed.
 
         Raises:
-            StaleSourceError: the source offers an older one.
-            UpdateError: it offers one from the future.
+            UpdateError: the source offers one.
         """
         source, now_ms = self._source, time.time_ns() // 1_000_000
-        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + _MOST_AHEAD_MS:
+        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + MAX_AHEAD_MS:
             raise UpdateError(
                 f"{source.url} offers version {source.version} with serial {source.serial}, which as a time in "
                 "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
                 "site was tampered with; set the clock, or publish to a new site directory"
             )
+
+    def refuse_downgrade(self) -> None:
+        """Refuse a release that is older than any installed from this source, unless allowed.
+
+        Raises:
+            StaleSourceError: the source offers an older one.
+        """
+        source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
             if self._options.allow_older:
                 self._installed = self._installed.forget_serials(source.url)

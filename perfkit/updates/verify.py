@@ -32,13 +32,19 @@ _TRIES = 3
 
 
 def verify(
-    config: Config, downloads: DownloadManager, dest: str, repair: bool, *, progress: Progress | None = None
+    config: Config,
+    downloads: DownloadManager,
+    dest: str,
+    repair: bool,
+    *,
+    wait_s: float = 0.0,
+    progress: Progress | None = None,
 ) -> VerifyReport:
     """Hash everything again. See `Toolkit.verify`."""
     began_s = time.monotonic()
     if not repair:
         return _verify(dest, began_s, progress)
-    with managed_tree(config, dest) as tree:
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
         found = _verify(dest, began_s, progress)
         if not (found.missing or found.changed):
             return found

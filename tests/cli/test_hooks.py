@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import signal
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from perfkit.cli import main
+from tests.support.fakes import MisbehavingServer
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
@@ -184,7 +187,7 @@ def test_a_tree_from_before_the_option(cli_origin: Origin, tmp_path: Path) -> No
 
 
 def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
-    """Nothing is asked before it has passed, except after a failure."""
+    """Nothing is asked before it has passed; after a failure, not within a minute; except with --now."""
     assert sync(cli_origin, "--min-interval", "1h", "--exit-code") == 10
     asked = len(cli_origin.sent)
     cli_origin.publish(TWO, "2")
@@ -192,14 +195,32 @@ def test_least_interval(cli_origin: Origin, tmp_path: Path) -> None:
     assert len(cli_origin.sent) == asked
     assert sync(cli_origin, "--min-interval", "0", "--exit-code") == 10
     assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet"]) == 1
+    asked = len(cli_origin.sent)
     assert sync(cli_origin, "--min-interval", "1h") == 0
-    assert len(cli_origin.sent) > asked + 2
+    assert len(cli_origin.sent) == asked
+    assert sync(cli_origin, "--min-interval", "1h", "--now") == 0
+    assert len(cli_origin.sent) == asked + 1
+
+
+def test_retry_after(cli_origin: Origin, misbehaving: Callable[..., MisbehavingServer], capsys: Capture) -> None:
+    """A server that asks to wait is not asked again before, in later runs either, unless it is told to."""
+    assert sync(cli_origin) == 0
+    server = misbehaving(lambda exchange: exchange.respond("503 Service Unavailable", Retry_After="7200"))
+    asked = []
+    for options, code in (((), 1), ((), 0), (("--now",), 1)):
+        assert main(["sync", f"{server.url}/", "tree", *options]) == code
+        asked.append(len(server.requests))
+    assert asked == [1, 1, 2]
+    err = capsys.readouterr().err
+    assert re.search(r"the last sync failed: .*503.*; the next is due in 7\d\d\d s, or with --now at once", err)
+    assert main(["status", "tree"]) == 0
+    assert "as the source asks" in capsys.readouterr().out
 
 
 def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     """A wait within the interval that is the same for a tree each time, and another for another tree."""
     waits: list[float] = []
-    monkeypatch.setattr("perfkit.cli.updates.sleep", waits.append)
+    monkeypatch.setattr("perfkit.cli.sync.sleep", waits.append)
     for dest in ("tree", "tree", "other"):
         assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
     assert waits[0] == waits[1] != waits[2]

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 import os
 import random
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from perfkit import Toolkit, TransferError
+from perfkit.downloads.partial_file import part_path
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.partial_files import held
 
@@ -191,20 +193,53 @@ def test_what_is_kept_and_what_is_not(make_kit: MakeKit, misbehaving: Start, tmp
     assert not (tmp_path / "final.perfkit-part").exists()
 
 
-def test_two_processes_one_destination(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
-    """The second is refused, and the first is not disturbed."""
-    origin, dest = Origin(), tmp_path / "file"
-    server = misbehaving(origin)
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, f"{server.url}/file", str(dest)])
+@pytest.fixture
+def other_process(misbehaving: Start, tmp_path: Path) -> Iterator[tuple[Origin, str, subprocess.Popen[bytes]]]:
+    """A slow origin, the URL of its file, and a process that is downloading it to `file`."""
+    origin = Origin()
+    url = f"{misbehaving(origin).url}/file"
+    process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(tmp_path / "file")])
     try:
-        while held(dest) == 0:
+        while held(tmp_path / "file") == 0:
             assert process.poll() is None
             time.sleep(0.01)
-        with pytest.raises(TransferError, match="another process"):
-            make_kit().download(f"{server.url}/file", dest)
-        origin.free = True
-        assert process.wait(20) == 0
+        yield origin, url, process
     finally:
         process.kill()
         process.wait()
-    assert dest.read_bytes() == BODY
+
+
+def test_two_processes_one_destination(
+    make_kit: MakeKit, other_process: tuple[Origin, str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """The second waits, and finds the file there."""
+    origin, url, process = other_process
+
+    class Waits(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            origin.free |= "waits for another process" in record.getMessage()
+
+    log, handler = logging.getLogger("perfkit.downloads.transfer"), Waits()
+    log.addHandler(handler)
+    log.setLevel(logging.DEBUG)
+    try:
+        download = make_kit().download(url, tmp_path / "file", checksum=SHA256)
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(logging.NOTSET)
+    assert origin.free
+    assert (download.unchanged, download.bytes_received) == (True, 0)
+    assert (tmp_path / "file").read_bytes() == BODY
+    assert process.wait(20) == 0
+
+
+def test_another_process_that_hangs(
+    make_kit: MakeKit, other_process: tuple[Origin, str, subprocess.Popen[bytes]], tmp_path: Path
+) -> None:
+    """It is not waited for."""
+    _, url, process = other_process
+    process.send_signal(signal.SIGSTOP)
+    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    os.utime(part_path(str(tmp_path / "file")), (time.time() - 1000,) * 2)
+    with pytest.raises(TransferError, match=r"another process is downloading to .* nothing for 1\d{3} s"):
+        make_kit().download(url, tmp_path / "file")

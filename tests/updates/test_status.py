@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import Toolkit, TransferError, UpdateError
+from perfkit import Toolkit, TransferError, TreeStatus, UpdateError
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
@@ -48,6 +48,7 @@ def test_after_a_failure(kit: Toolkit, make_kit: Callable[..., Toolkit], origin_
     assert (found.version, found.checked_s) == ("1", good.checked_s)
     assert found.failed_s is not None
     assert found.error
+    assert found.failures == 1
     with kit.transaction(tmp_path / "tree") as tx:
         tx.write("own", b"1")
     assert kit.status(tmp_path / "tree").generation == 2
@@ -94,3 +95,22 @@ def test_during_a_commit(kit: Toolkit, origin_v1: Origin, tmp_path: Path, monkey
         monkeypatch.setattr("perfkit.updates.status._COMMIT_S", 0.0)
         assert not kit.status(tmp_path / "tree").interrupted
         journal.unlink()
+
+
+@pytest.mark.parametrize(("status", "interval_s", "due_s"), [
+    ({}, 0, 0), ({}, 3600, 0), ({"checked_s": -10}, 3600, 3590), ({"checked_s": -4000}, 3600, 0),
+    ({"checked_s": 10**6}, 3600, 0), ({"failed_s": 10**6, "failures": 1, "not_before_s": 10**6}, 3600, 0),  # set back
+    ({"failed_s": -10, "failures": 1}, 0, 0), ({"failed_s": -10, "failures": 1}, 3600, 50),
+    ({"checked_s": -20, "failed_s": -10, "failures": 3}, 3600, 230), ({"failed_s": 0, "failures": 99}, 3600, 3600),
+    ({"failed_s": -10}, 3600, 0),  # the disk was full, for example
+    ({"failed_s": -10, "failures": 1, "not_before_s": 900}, 0, 900),
+    ({"failed_s": 0, "failures": 1, "not_before_s": 10**9}, 0, 86_400),
+])  # fmt: skip
+def test_when_the_next_sync_is_due(
+    status: dict[str, float], interval_s: float, due_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Times of the status are given from now on."""
+    now = 1_800_000_000.0
+    monkeypatch.setattr(time, "time", lambda: now)
+    fields = {name: value if name == "failures" else now + value for name, value in status.items()}
+    assert TreeStatus(**fields).due_in_s(interval_s) == due_s  # type: ignore[arg-type]

@@ -11,8 +11,6 @@ import dataclasses
 import difflib
 import os
 import re
-import types
-import typing
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,16 +19,16 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from perfkit.archives.members import LINKS, Selection
-from perfkit.config import Config, is_size, parse_size
+from perfkit.config import Config, convert
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
-from perfkit.redact import masked
+from perfkit.redact import value_shown
 from perfkit.updates.check import Check
 from perfkit.updates.source_types import parse_source_type
 
-__all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
+__all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "load", "read", "tree_settings"]
 
-_HINTS = typing.get_type_hints(Config)
+_FIELDS = {item.name.upper(): item for item in dataclasses.fields(Config)}
 OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK")
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
@@ -91,26 +89,6 @@ def tree_settings(name: str) -> TreeSettings:
         known = f"it has {', '.join(trees)}" if trees else "it is empty"
         raise ConfigError(f'no tree {name!r} in settings.PERFKIT["TREES"]; {known}')
     return trees[name]
-
-
-def convert(field_name: str, value: object) -> object:
-    """Convert a setting to the type of the `Config` field: sizes may be text, paths `Path` objects, pairs lists.
-
-    Raises:
-        ConfigError: the value has another type.
-    """
-    hint = _HINTS[field_name]
-    if is_size(field_name) and isinstance(value, str):
-        return parse_size(value)
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, list):
-        value = tuple(value)
-    if not _fits(value, hint):
-        (field_,) = (each for each in dataclasses.fields(Config) if each.name == field_name)
-        shown = _shown(value) if field_.repr else f"a {type(value).__name__}"
-        raise ConfigError(f"must be {_type_name(hint)}; got {shown}")
-    return value
 
 
 def read(raw: object) -> Settings:
@@ -174,7 +152,7 @@ def _source(where: str, value: object, problems: list[Problem]) -> str | None:
             origin_of(value)
             return value
     hint = "Start it with https://, or give the absolute path of a list of URLs."
-    problems.append(Problem("E006", where, f"must be an http or https URL; got {_shown(value)}", hint))
+    problems.append(Problem("E006", where, f"must be an http or https URL; got {value_shown(value)}", hint))
     return None
 
 
@@ -203,7 +181,7 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
     """The selection of archive members; None if the tree has none."""
     strip = entry.get("STRIP_COMPONENTS", 0)
     if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
-        message = f"must be a number, 0 or more; got {_shown(strip)}"
+        message = f"must be a number, 0 or more; got {value_shown(strip)}"
         problems.append(
             Problem(
                 "E009", f'{where}["STRIP_COMPONENTS"]', message, "It is the number of leading directories to remove."
@@ -214,14 +192,14 @@ def _selection(where: str, entry: Mapping[object, object], problems: list[Proble
     for key in ("INCLUDE", "EXCLUDE"):
         value = entry.get(key, ())
         if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            message = f"must be a list of patterns; got {_shown(value)}"
+            message = f"must be a list of patterns; got {value_shown(value)}"
             problems.append(Problem("E009", f"{where}[{_quoted(key)}]", message, 'Write ["*.rules"].'))
             value = ()
         patterns[key] = tuple(value)
     links: Any = entry.get("LINKS", "refuse")
     if links not in LINKS:
         hint = "Leave it out to refuse archives with symbolic links."
-        message = f"must be one of {', '.join(LINKS)}; got {_shown(links)}"
+        message = f"must be one of {', '.join(LINKS)}; got {value_shown(links)}"
         problems.append(Problem("E009", f'{where}["LINKS"]', message, hint))
         links = "refuse"
     if not strip and not any(patterns.values()) and links == "refuse":
@@ -238,7 +216,7 @@ def _dest(where: str, value: object, problems: list[Problem]) -> str | None:
     if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
         return value
     hint = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
-    problems.append(Problem("E007", where, f"must be an absolute path; got {_shown(value)}", hint))
+    problems.append(Problem("E007", where, f"must be an absolute path; got {value_shown(value)}", hint))
     return None
 
 
@@ -263,19 +241,18 @@ def _config_values(
 ) -> dict[str, object]:
     """The settings that are fields of `Config`, by field name."""
     values: dict[str, object] = {}
-    known = {name.upper(): name for name in _HINTS}
     for key, value in raw.items():
         if key in others:
             continue
-        name = known.get(key) if isinstance(key, str) else None
-        if name is None:
-            hint = _nearest(key, [*known, *others])
+        item = _FIELDS.get(key) if isinstance(key, str) else None
+        if item is None:
+            hint = _nearest(key, [*_FIELDS, *others])
             problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is not a setting", hint))
             continue
         try:
-            values[name] = convert(name, value)
+            values[item.name] = convert(item.name, value)
         except ConfigError as error:
-            hint = f"The default is {_default(name)!r}; leave the key out to get it."
+            hint = f"The default is {_default(item)!r}; leave the key out to get it."
             problems.append(Problem("E003", f"{where}[{_quoted(key)}]", str(error), hint))
     return values
 
@@ -294,34 +271,8 @@ def _config_or_default(values: Mapping[str, object]) -> Config:
     return _config("", values, [])
 
 
-def _shown(value: object) -> str:
-    """A value in a message; of a collection only what it is, since a setting in it may be secret."""
-    if isinstance(value, str):
-        return repr(masked(value))
-    return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"
-
-
-def _fits(value: object, hint: object) -> bool:
-    """Whether a value has the type of a `Config` field."""
-    if isinstance(hint, types.UnionType):
-        return any(_fits(value, each) for each in typing.get_args(hint))
-    if typing.get_origin(hint) is tuple:
-        return isinstance(value, tuple) and len(value) == 2 and all(isinstance(each, str) for each in value)
-    if typing.get_origin(hint) is not None:
-        texts = (*value.keys(), *value.values()) if isinstance(value, Mapping) else (None,)
-        return all(isinstance(each, str) for each in texts)
-    if isinstance(value, bool) or hint is bool:
-        return hint is bool and isinstance(value, bool)
-    return isinstance(value, (int, float) if hint is float else typing.cast(type, hint))
-
-
-def _type_name(hint: object) -> str:
-    return getattr(hint, "__name__", "") if isinstance(hint, type) and not typing.get_args(hint) else str(hint)
-
-
-def _default(name: str) -> object:
-    (found,) = (each for each in dataclasses.fields(Config) if each.name == name)
-    return {} if found.default is dataclasses.MISSING else found.default
+def _default(item: dataclasses.Field[Any]) -> object:
+    return {} if item.default is dataclasses.MISSING else item.default
 
 
 def _nearest(key: object, known: Collection[str]) -> str:

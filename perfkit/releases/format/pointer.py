@@ -14,12 +14,24 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import POINTER_NAME, most_compressed, most_content
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
-__all__ = ["FORMAT", "MAX_POINTER_BYTES", "DeltaRef", "ObjectRef", "PackedRef", "Pointer", "short_digest"]
+__all__ = [
+    "FORMAT",
+    "MAX_AHEAD_MS",
+    "MAX_POINTER_BYTES",
+    "MAX_SERIAL",
+    "DeltaRef",
+    "ObjectRef",
+    "PackedRef",
+    "Pointer",
+    "short_digest",
+]
 
 FORMAT = 1
 MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
 MAX_DELTAS = 64
+MAX_SERIAL = (1 << 53) - 1
+MAX_AHEAD_MS = 86_400_000  # how far a publisher's clock, which makes serials, may be ahead of a client's
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
@@ -120,7 +132,7 @@ class Pointer:
         packed = _packed(manifest, MAX_MANIFEST_BYTES)
         pointer = cls(
             version=version,
-            serial=_number(record, "serial", 1, (1 << 53) - 1),
+            serial=_number(record, "serial", 1, MAX_SERIAL),
             manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
             manifest=packed,
             solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=packed.object.bytes),

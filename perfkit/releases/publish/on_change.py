@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Generator
+from typing import Any
 
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet, watch
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.publish.publisher import Release, check_arguments, publish_manifest
+from perfkit.releases.publish.publisher import PublishOptions, Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["publish_on_change"]
@@ -21,7 +22,7 @@ _LONGEST_S = 10.0  # a tree that never stops changing is published after this ti
 
 
 def publish_on_change(
-    src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Collection[str] = (), quiet_s: float = _QUIET_S
+    src: str, site: str, *, quiet_s: float = _QUIET_S, **options: Any
 ) -> Generator[Release, None, None]:
     """Publish a tree now, and again after each change, until the generator is closed; yields every release.
 
@@ -31,18 +32,18 @@ def publish_on_change(
     the first release is raised.
 
     Args:
-        version, keep_deltas, exclude: as for `publish`.
         quiet_s: how long nothing must change before a change is published.
+        options: those of `PublishOptions`. What symbolic links lead to is not watched.
 
     Raises:
         As `publish`, for the first release; OSError: `src` can't be watched.
     """
-    check_arguments(src, site, version, keep_deltas)
-    tree = SourceTree(src, exclude, closed_only=True)
+    chosen = PublishOptions(**options)
+    check_places(src, site)
+    tree = SourceTree(src, chosen.exclude, links=chosen.links, closed_only=True)
 
     def publish() -> Release:
-        manifest = Manifest.of(tree.entries.values())
-        return publish_manifest(src, site, manifest, version=version, keep_deltas=keep_deltas)
+        return publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen)
 
     with watch(src) as dirty:
         tree.read_all()

@@ -11,17 +11,18 @@ import heapq
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO, get_args
 
 from perfkit.errors import ConfigError
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.pointer import MAX_AHEAD_MS, MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.release_history import History, ReleaseRecord
 from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
@@ -35,10 +36,10 @@ from perfkit.releases.publish.packing import (
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import BlobReader, History, ReleaseRecord, Site
-from perfkit.releases.publish.source_tree import SourceTree
+from perfkit.releases.publish.site import BlobReader, Site, referenced
+from perfkit.releases.publish.source_tree import Links, SourceTree
 
-__all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
+__all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
@@ -47,6 +48,41 @@ _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of delt
 _LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
 _SOLID_WORK = 0.87  # of packing goes into solid packs, the rest into fine ones; for progress
 _SOLID_PACKS = 12  # a first install makes a request for each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishOptions:
+    """How to publish.
+
+    Attributes:
+        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
+            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
+        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+        exclude: patterns (fnmatch) of names, relative to the tree, to exclude; of a directory, with everything below.
+        links: what to do with symbolic links, as for `SourceTree`.
+        serial: of the release; None: the time, or one more than that of the last release.
+        wait_s: how long to wait for another process that publishes to this site.
+
+    Raises:
+        ConfigError: a value is invalid.
+    """
+
+    version: str
+    keep_deltas: int = 3
+    exclude: Collection[str] = ()
+    links: Links = "refuse"
+    serial: int | None = None
+    wait_s: float = 0.0
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():
+            raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
+        if self.keep_deltas < 0:
+            raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
+        if self.links not in get_args(Links):
+            raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
+        if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
+            raise ConfigError(f"serial must be from 1 to {MAX_SERIAL}; got {self.serial}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,22 +117,11 @@ class Release:
     seconds: float = 0.0
 
 
-def publish(
-    src: str,
-    site: str,
-    *,
-    version: str,
-    keep_deltas: int = 3,
-    exclude: Iterable[str] = (),
-    progress: Progress | None = None,
-) -> Release:
+def publish(src: str, site: str, *, progress: Progress | None = None, **options: Any) -> Release:
     """Publish the tree `src` on `site`.
 
     Args:
-        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
-            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
-        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        options: those of `PublishOptions`.
         progress: displays the stages: checking files, packing, and comparing with earlier releases.
 
     Raises:
@@ -107,25 +132,21 @@ def publish(
         ManifestError: the site is damaged.
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
-    check_arguments(src, site, version, keep_deltas)
-    tree = SourceTree(src, tuple(exclude))
+    chosen = PublishOptions(**options)
+    check_places(src, site)
+    tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
     began_s = time.monotonic()
     tree.read_all(progress)
-    manifest = Manifest.of(tree.entries.values())
-    release = publish_manifest(src, site, manifest, version=version, keep_deltas=keep_deltas, progress=progress)
+    release = publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen, progress=progress)
     return replace(release, seconds=time.monotonic() - began_s)
 
 
-def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
-    """Check the arguments of `publish`.
+def check_places(src: str, site: str) -> None:
+    """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: one is invalid.
+        ConfigError: it is otherwise.
     """
-    if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
-        raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
-    if keep_deltas < 0:
-        raise ConfigError(f"keep_deltas must be 0 or more; got {keep_deltas}")
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
@@ -133,7 +154,7 @@ def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None
 
 
 def publish_manifest(
-    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, progress: Progress | None = None
+    src: str, site: str, manifest: Manifest, options: PublishOptions, *, progress: Progress | None = None
 ) -> Release:
     """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
 
@@ -142,9 +163,9 @@ def publish_manifest(
         Otherwise as `publish`.
     """
     began_s = time.monotonic()
-    with Site(site) as place, contextlib.ExitStack() as stack:
+    with Site(site, wait_s=options.wait_s) as place, contextlib.ExitStack() as stack:
         publisher = _Publisher(src, place, manifest, stack, progress)
-        return publisher.run(version, keep_deltas, began_s)
+        return publisher.run(options, began_s)
 
 
 def _versioned(template: str, number: int) -> str:
@@ -159,24 +180,34 @@ class _Publisher:
         self, src: str, site: Site, manifest: Manifest, stack: contextlib.ExitStack, progress: Progress | None
     ) -> None:
         self._src = src
+        self._follow = False  # symbolic links
         self._progress = progress
         self._site = site
         self._manifest = manifest
         self._stack = stack
-        self._previous = site.pointer()
+        pointer = site.pointer()
+        self._least_serial = pointer.serial + 1 if pointer else 1
+        self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
         self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry in reversed(range(len(manifest))):
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
 
-    def run(self, version: str, keep_deltas: int, began_s: float) -> Release:
-        previous, manifest = self._previous, self._manifest
+    def run(self, options: PublishOptions, began_s: float) -> Release:
+        previous, manifest, version = self._previous, self._manifest, options.version
+        self._follow = options.links == "follow"
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
         number = previous.serial - self._history.first + 2 if previous else 1
         # The time: a serial that somebody else has published for this site is exceeded by the clock sooner or later.
-        serial = max(previous.serial + 1 if previous else 1, now_ms)
+        serial = options.serial or max(self._least_serial, now_ms)
+        if serial < self._least_serial:
+            raise ConfigError(f"serial {serial} is too low: the last release of the site has {self._least_serial - 1}")
+        if options.serial and serial > now_ms + MAX_AHEAD_MS:
+            raise ConfigError(
+                f"serial {serial} is too high: clients refuse one that is more than a day ahead, as a time"
+            )
         first = serial - number + 1
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
@@ -187,7 +218,8 @@ class _Publisher:
             threads = self._stack.enter_context(pool())
             packed = self._site.put_packed(manifest.raw)
             solid, fine, blocks_bytes = self._pack(threads)
-            for delta in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
+            largest = blocks_bytes + packed.object.bytes + fine.object.bytes
+            for delta in self._deltas(options.keep_deltas, threads, largest):
                 deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, number)
@@ -197,7 +229,7 @@ class _Publisher:
         known = {short_digest(each.manifest_sha256) for each in records}
         kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
-        used = self._used(records, kept, solid)
+        used = {ref.sha256 for ref in referenced(self._site, History(tuple(records), kept), solid)}
         retired = self._retired(used)
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
@@ -222,7 +254,8 @@ class _Publisher:
 
     def _open(self, entry: int) -> BinaryIO:
         path = os.path.join(self._src, self._manifest.name(entry))
-        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW), "rb")
+        nofollow = 0 if self._follow else os.O_NOFOLLOW
+        return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
 
     def _index(self, packed: PackedRef, manifest: Manifest) -> Index:
         return Index.parse(self._site.get_packed(packed), manifest)
@@ -284,22 +317,6 @@ class _Publisher:
                 if writer.bytes < blocks_bytes or not new_blobs(old, self._manifest):
                     target = short_digest(self._manifest.sha256.hex())
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
-
-    def _used(self, records: list[ReleaseRecord], deltas: Iterable[DeltaRef], solid: PackedRef) -> set[str]:
-        """The names of all objects that a kept release needs, except the history itself."""
-        used = {solid.object.sha256, *(delta.object.sha256 for delta in deltas)}
-        indexes = [(solid, self._manifest)]
-        for record in records:
-            used |= {record.manifest.object.sha256, record.fine.object.sha256}
-            own = record.manifest_sha256 == self._manifest.sha256.hex()
-            manifest = self._manifest if own else Manifest.parse(self._site.get_packed(record.manifest))
-            indexes.append((record.fine, manifest))
-        for packed, manifest in indexes:
-            for pack in self._index(packed, manifest).packs:
-                used.add(pack.object.sha256)
-                if pack.dictionary:
-                    used.add(pack.dictionary.object.sha256)
-        return used
 
     def _retired(self, used: set[str]) -> dict[str, int]:
         """The unused objects, and since when: now, unless the history has an earlier time."""

@@ -4,17 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
 import os
 import re
 import threading
 import time
 from bisect import bisect_right
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import islice
 from operator import itemgetter
-from typing import Any
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own
@@ -23,94 +20,17 @@ from perfkit.libc import set_mode, sync_directory
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.release_history import History
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
 from perfkit.transactions.lock import Lock
 
-__all__ = ["BlobReader", "History", "ObjectWriter", "ReleaseRecord", "Site"]
+__all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
+_ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
-
-
-@dataclass(frozen=True, slots=True)
-class ReleaseRecord:
-    """A release, as the publisher's history records it."""
-
-    version: str
-    serial: int
-    manifest_sha256: str
-    manifest: PackedRef
-    fine: PackedRef
-
-
-@dataclass(frozen=True, slots=True)
-class History:
-    """What the publisher keeps from one release to the next. The pointer refers to it, so both change together.
-
-    Attributes:
-        records: the latest releases, oldest first.
-        deltas: all deltas between them.
-        retired: unused objects, and the Unix time since when.
-        first: the serial of the last release, less the number of releases before it.
-    """
-
-    records: tuple[ReleaseRecord, ...] = ()
-    deltas: tuple[DeltaRef, ...] = ()
-    retired: tuple[tuple[str, int], ...] = ()
-    first: int = 1
-
-    def encode(self) -> bytes:
-        """JSON."""
-        return json.dumps(
-            {
-                "format": FORMAT,
-                "releases": [
-                    [
-                        record.version,
-                        record.serial,
-                        record.manifest_sha256,
-                        *_flat(record.manifest),
-                        *_flat(record.fine),
-                    ]
-                    for record in self.records
-                ],
-                "deltas": [
-                    [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
-                ],
-                "retired": self.retired,
-                "first": self.first,
-            },
-            separators=(",", ":"),
-        ).encode()
-
-    @classmethod
-    def parse(cls, data: bytes) -> History:
-        """Read what `encode` wrote; its digest has been verified.
-
-        Raises:
-            ManifestError: another version of perfkit wrote it.
-        """
-        try:
-            found: dict[str, Any] = json.loads(data)
-            if found["format"] != FORMAT:
-                raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
-            records = tuple(
-                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
-            )
-            deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
-        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
-            raise ManifestError(f"history: damaged: {error}") from error
-
-
-def _flat(packed: PackedRef) -> tuple[str, int, int]:
-    return packed.object.sha256, packed.object.bytes, packed.size
-
-
-def _packed(row: list[Any]) -> PackedRef:
-    return PackedRef(ObjectRef(row[0], row[1]), row[2])
 
 
 def _new_file(directory: str) -> tuple[int, str]:
@@ -159,12 +79,16 @@ class Site:
     Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
     directory that exists keeps its mode; if it is another user's, what root creates in it is theirs, too.
 
+    Args:
+        wait_s: how long to wait for another publisher.
+
     Raises:
         LockedError: another process is publishing to it.
     """
 
-    def __init__(self, root: str) -> None:
+    def __init__(self, root: str, *, wait_s: float = 0.0) -> None:
         self.root = root
+        self._wait_s = wait_s
         self.objects = os.path.join(root, "objects")
         self.written: list[ObjectRef] = []
 
@@ -180,7 +104,7 @@ class Site:
                     os.chmod(directory, 0o755)
             lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
             try:
-                lock.acquire(0.0)
+                lock.acquire(self._wait_s)
             except LockedError:
                 raise LockedError(
                     f"{self.root}: another process is publishing to it; try again when it has ended"
@@ -210,6 +134,10 @@ class Site:
                 return Pointer.parse(file.read())
         except FileNotFoundError:
             return None
+
+    def is_empty(self) -> bool:
+        """Whether there are no objects."""
+        return not os.listdir(self.objects)
 
     def replace_pointer(self, pointer: Pointer) -> None:
         """Offer another release, all of whose objects are written. Durable.
@@ -284,29 +212,54 @@ class Site:
             with open(self.path(ref), "rb") as file:
                 data = file.read(ref.bytes + 1)
         except FileNotFoundError:
-            raise ManifestError(f"{self.path(ref)}: missing from the site; publish to a new directory") from None
+            raise ManifestError(f"{self.path(ref)}: missing from the site; {_ANEW}") from None
         if hashlib.sha256(data).hexdigest() != ref.sha256:
-            raise ManifestError(f"{self.path(ref)}: damaged; publish to a new directory")
+            raise ManifestError(f"{self.path(ref)}: damaged; {_ANEW}")
         return data
 
     def get_packed(self, packed: PackedRef) -> bytes:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
 
-    def prune(self, keep: set[str], retired: dict[str, int], *, grace_s: float) -> list[str]:
-        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns their names.
+    def prune(
+        self, keep: set[str], retired: dict[str, int], *, grace_s: float, dry_run: bool = False
+    ) -> list[ObjectRef]:
+        """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
         Args:
             retired: since when an object has been unused; one that isn't in it counts from when it was written.
+            dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or retired.get(item.name, item.stat().st_mtime) > limit:
                 continue
-            os.unlink(item.path)
-            removed.append(item.name)
+            removed.append(ObjectRef(item.name, item.stat().st_size))
+            if not dry_run:
+                os.unlink(item.path)
         return removed
+
+
+def referenced(site: Site, history: History, solid: PackedRef) -> Iterator[ObjectRef]:
+    """The objects that the releases of a history need, some of them more than once; but for the history itself.
+
+    Args:
+        solid: the index of large frames of the last one.
+
+    Raises:
+        ManifestError: one that lists others is missing or damaged. It has been returned before.
+    """
+    yield from (delta.object for delta in history.deltas)
+    for number, record in enumerate(history.records, 1):
+        yield record.manifest.object
+        manifest = Manifest.parse(site.get_packed(record.manifest))
+        for packed in [record.fine, solid] if number == len(history.records) else [record.fine]:
+            yield packed.object
+            for pack in Index.parse(site.get_packed(packed), manifest).packs:
+                yield pack.object
+                if pack.dictionary:
+                    yield pack.dictionary.object
 
 
 class BlobReader:

@@ -47,7 +47,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and location.endswith(("/", POINTER_NAME)):
+    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
         type = SourceType.RELEASE
     if type is None:
         type, probed = _detect(fetcher, location)
@@ -56,7 +56,9 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import open_release
 
-        return open_release(fetcher, location, installed, dry_run=dry_run)
+        return open_release(fetcher, location, installed, release=spec.release, dry_run=dry_run)
+    if spec.release is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
     return _open(fetcher, spec, type, installed, probed)
 
 

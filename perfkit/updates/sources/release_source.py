@@ -19,7 +19,7 @@ from perfkit.updates.routes import Link, Offer, choose_routes
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.delta_route import apply_deltas
 from perfkit.updates.sources.pack_route import PackRoute
-from perfkit.updates.sources.site_client import SiteClient
+from perfkit.updates.sources.site_client import SiteClient, site_url
 from perfkit.updates.staging import Fetcher, StagingArea
 
 __all__ = ["ReleaseSource", "open_release", "reopen_release"]
@@ -32,19 +32,28 @@ _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames ho
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
-def open_release(fetcher: Fetcher, url: str, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
+def open_release(
+    fetcher: Fetcher, url: str, installed: Installed, *, release: str | None = None, dry_run: bool = False
+) -> ReleaseSource:
     """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
         url: of the site, or of its pointer.
+        release: the version of the wanted release; None: the current one.
         dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it.
 
     Raises:
         ManifestError, TransferError, OSError: there is no usable pointer.
+        UpdateError: the site does not have the wanted release.
     """
-    site = SiteClient(fetcher, url.removesuffix(POINTER_NAME).rstrip("/") + "/")
+    site = SiteClient(fetcher, site_url(url))
     before = _recorded(installed) if installed.is_from(site.url) else None
-    return ReleaseSource(site, *site.pointer(before), installed, dry_run=dry_run)
+    pointer, version = site.pointer(before)
+    if release is not None and release != pointer.version:
+        from perfkit.updates.sources.earlier_releases import pointer_to
+
+        pointer, version = pointer_to(site, pointer, release), Version()  # the validators are the current pointer's
+    return ReleaseSource(site, pointer, version, installed, dry_run=dry_run)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:

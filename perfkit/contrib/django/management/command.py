@@ -10,7 +10,7 @@ from typing import Any, TextIO, cast
 
 from django.core.management.base import BaseCommand, CommandError, CommandParser
 
-from perfkit.config import Config
+from perfkit.config import Config, convert
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
 from perfkit.errors import BatchError, ConfigError, PerfkitError
@@ -57,7 +57,7 @@ class ToolkitCommand(BaseCommand):
         for option, fields in _FIELDS.items():
             if options.get(option) is not None:
                 try:
-                    changes |= {name: conf.convert(name, options[option]) for name in fields}
+                    changes |= {name: convert(name, options[option]) for name in fields}
                 except ConfigError as error:
                     raise ConfigError(f"--{option.replace('_', '-')}: {error}") from error
         return dataclasses.replace(config, **changes)

@@ -1,0 +1,199 @@
+"""The frame of a command: the trees that it is for, a Toolkit with their settings, and outcomes as text or as JSON."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import textwrap
+from collections.abc import Callable, Iterator, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, NamedTuple
+
+from perfkit.cli.output import (
+    CHANGED,
+    error_as_json,
+    errors_as_json,
+    exit_code_of,
+    print_error,
+    print_result,
+    print_text,
+    progress_for,
+)
+from perfkit.cli.parser import Parser, add_output
+from perfkit.cli.settings import config_for
+from perfkit.errors import ConfigError, PerfkitError
+
+if TYPE_CHECKING:
+    from perfkit.cli.settings_file import NamedTree
+    from perfkit.toolkit import Toolkit
+
+__all__ = ["Outcome", "add_all", "add_tree", "define", "toolkit_for"]
+
+_SETTINGS_FILE = "perfkit.toml"
+
+
+class Outcome(NamedTuple):
+    """What a command has to say.
+
+    Attributes:
+        record: printed with `--json`.
+        note: printed on standard error otherwise, unless `--quiet` is given; empty: nothing.
+        text: printed before it, on standard output.
+        code: the exit code.
+    """
+
+    record: Mapping[str, object]
+    note: str
+    text: str = ""
+    code: int = 0
+
+
+Work = Callable[["Toolkit", argparse.Namespace], Outcome]
+After = Callable[[argparse.Namespace, Mapping[str, Outcome]], None]  # the keys are the absolute paths of trees
+
+
+def define(command: Parser, work: Work, about: str, examples: str, *, after: After | None = None) -> None:
+    """Give a command its description, the options that all commands have, and what it does.
+
+    Args:
+        work: done for each tree, if the command is for trees.
+        after: called with the outcomes of those trees for which it did not fail.
+    """
+    command.description, command.epilog = about, examples
+    add_output(command, "print one JSON object on standard output")
+    command.set_defaults(run=partial(_run, command, work, after))
+
+
+def add_tree(command: Parser) -> None:
+    """Add the argument and the option of a command for one tree."""
+    command.add_argument("dest", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
+    _add_config(command)
+
+
+def add_all(command: Parser) -> None:
+    """Add the options of a command for any number of trees."""
+    command.add_argument("--all", action="store_true", help="all trees that perfkit.toml lists")
+    _add_config(command)
+
+
+def _add_config(command: Parser) -> None:
+    what = f"the file that lists trees (default: {_SETTINGS_FILE} in the current directory, if there is one)"
+    command.add_argument("--config", metavar="FILE", help=what)
+
+
+@contextlib.contextmanager
+def toolkit_for(arguments: argparse.Namespace) -> Iterator[Toolkit]:
+    """A Toolkit for a command line. With `--json`, an exception in the block is printed as JSON."""
+    with errors_as_json(arguments), _toolkit(arguments) as kit:
+        yield kit
+
+
+def _toolkit(arguments: argparse.Namespace) -> Toolkit:
+    from perfkit.toolkit import Toolkit
+
+    return Toolkit(config_for(arguments), progress=progress_for(arguments))
+
+
+def _run(command: Parser, work: Work, after: After | None, arguments: argparse.Namespace) -> int:
+    each = [arguments]
+    if "config" in arguments:
+        with errors_as_json(arguments):
+            each = _for_each_tree(command, arguments)
+    if arguments.__dict__.get("all") or len(each) > 1:
+        return _run_for_all(work, after, arguments, each)
+    with toolkit_for(each[0]) as kit:
+        outcome = work(kit, each[0])
+        if after is not None:
+            after(arguments, {os.path.abspath(each[0].dest): outcome})
+    if outcome.text and not (arguments.json or arguments.quiet):
+        print_text(outcome.text)
+    print_result(arguments, outcome.record, outcome.note)
+    return outcome.code
+
+
+def _run_for_all(
+    work: Work, after: After | None, arguments: argparse.Namespace, trees: list[argparse.Namespace]
+) -> int:
+    """Do the work for each tree; the failure of one does not stop the others. The exit code is that of the first tree
+    that failed.
+    """
+    records: dict[str, object] = {}
+    outcomes: dict[str, Outcome] = {}
+    codes = []
+    for tree in trees:
+        try:
+            with _toolkit(tree) as kit:
+                outcome = work(kit, tree)
+        except (PerfkitError, OSError) as error:
+            print_error(f"{tree.name}: {error}")
+            records[tree.name] = {"error": error_as_json(error)}
+            codes.append(exit_code_of(error))
+            continue
+        records[tree.name] = outcome.record
+        outcomes[os.path.abspath(tree.dest)] = outcome
+        codes.append(outcome.code)
+        if not arguments.json:
+            if outcome.text and not arguments.quiet:
+                print_text(f"{tree.name}\n{textwrap.indent(outcome.text, '  ')}")
+            print_result(arguments, {}, outcome.note and f"{tree.name}: {outcome.note}")
+    if after is not None:
+        after(arguments, outcomes)
+    if arguments.json:
+        print_result(arguments, {"trees": records}, "")
+    return next((code for code in codes if code not in (0, CHANGED)), max(codes, default=0))
+
+
+# -- which trees ------------------------------------------------------------------------------------------------------
+
+
+def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argparse.Namespace]:
+    """The arguments for each tree that a command line names, by its name in the settings file or by its path.
+
+    Raises:
+        ConfigError: it names none; the settings file is missing or invalid, or has no such tree.
+    """
+    given = vars(arguments)
+    words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
+    if bool(words) == given.get("all", False):
+        raise ConfigError("give trees, or --all for those that perfkit.toml lists")
+    known = _known_trees(arguments)
+    if given.get("all"):
+        words = list(known)
+    names = [word for word in dict.fromkeys(words) if word in known]
+    if "places" in given and not names:
+        if len(words) != 2:
+            raise ConfigError(f"give a SOURCE and a DEST, or names of trees; {_listed(arguments, known)}")
+        arguments.source, arguments.dest = words
+        return [arguments]
+    unknown = [word for word in words if word not in known]
+    if unknown and ("places" in given or arguments.config is not None):
+        raise ConfigError(f"there is no tree {unknown[0]!r}; {_listed(arguments, known)}")
+    return [_for_tree(command, arguments, word, known.get(word)) for word in dict.fromkeys(words)]
+
+
+def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: NamedTree | None) -> argparse.Namespace:
+    """The arguments for one tree: those of the command line, and else those of the settings file."""
+    found = argparse.Namespace(**vars(arguments))
+    found.name, found.dest = name, name
+    if tree is not None:
+        options = {key: value for key, value in tree.options.items() if key in arguments}
+        found = command.parse_again(options)
+        found.name, found.source, found.dest, found.settings = name, tree.source, tree.dest, tree.settings
+    return found
+
+
+def _known_trees(arguments: argparse.Namespace) -> dict[str, NamedTree]:
+    path = arguments.config or _SETTINGS_FILE
+    if arguments.config is None and not os.path.exists(path):
+        if arguments.__dict__.get("all"):
+            raise ConfigError(f"there is no {path} in the current directory; give it with --config FILE")
+        return {}
+    from perfkit.cli.settings_file import read_trees
+
+    return read_trees(path, arguments.parser.commands()["sync"].filled())
+
+
+def _listed(arguments: argparse.Namespace, known: Mapping[str, NamedTree]) -> str:
+    path = arguments.config or _SETTINGS_FILE
+    return f"{path} lists {', '.join(known)}" if known else f"no {path} lists any"

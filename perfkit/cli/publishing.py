@@ -1,0 +1,156 @@
+"""The commands for a site: `publish`, `releases`, `check` and `prune`, which is for trees too."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+from typing import TYPE_CHECKING
+
+from perfkit.cli.frame import Outcome, define, toolkit_for
+from perfkit.cli.output import INTERRUPTED, print_result
+from perfkit.cli.parser import Parser, add_output, add_progress
+from perfkit.cli.settings import add_wait
+from perfkit.config import parse_seconds
+from perfkit.errors import ConfigError
+from perfkit.progress.text import amount, counted, printable
+
+if TYPE_CHECKING:
+    from perfkit.releases.publish.publisher import Release
+    from perfkit.toolkit import Toolkit
+
+__all__ = ["add_check", "add_prune", "add_publish", "add_releases"]
+
+_PUBLISH_EXAMPLES = """\
+examples:
+  perfkit publish rules site --version 2026.11
+  perfkit publish rules site --version 2026.12 --exclude '*.bak' --exclude .git
+  perfkit publish rules site --version 'r{n}' --watch    again whenever files change
+to upload it, the pointer last:
+  rsync -a --exclude perfkit.json site/ web:/srv/rules/
+  rsync -a site/perfkit.json web:/srv/rules/
+"""
+_RELEASES_EXAMPLES = """\
+examples:
+  perfkit releases https://example.org/rules
+  perfkit releases https://example.org/rules --json
+"""
+_CHECK_EXAMPLES = """\
+examples:
+  perfkit check site
+"""
+_PRUNE_EXAMPLES = """\
+examples:
+  perfkit prune site --dry-run       what no release has needed for a day
+  perfkit prune rules --keep 0       every generation of a tree but the current one
+"""
+
+
+def add_publish(publish: Parser) -> None:
+    """Add the options of `perfkit publish`."""
+    publish.description = "Publish a directory as the current release of a static site."
+    publish.epilog = _PUBLISH_EXAMPLES
+    publish.add_argument("src", metavar="SRC", help="the directory to publish")
+    publish.add_argument("site", metavar="SITE", help="the site: a directory for any static file server")
+    what = "the name of the release; {n} is replaced by its number, {time} by its time"
+    publish.add_argument("--version", required=True, metavar="V", help=what)
+    publish.add_argument("--watch", action="store_true", help="publish again whenever files change, until Ctrl-C")
+    publish.add_argument(
+        "--keep-deltas", type=int, default=3, metavar="N", help="earlier releases with a direct delta (default 3)"
+    )
+    publish.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
+    )
+    what = "symbolic links: refuse them (default), skip them, or publish what they lead to"
+    publish.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
+    publish.add_argument("--serial", type=int, metavar="N", help="the number of the release (default: the time)")
+    add_wait(publish)
+    add_progress(publish)
+    add_output(publish, "print one JSON object for each release")
+    publish.set_defaults(run=_publish)
+
+
+def _publish(arguments: argparse.Namespace) -> int:
+    if arguments.watch and arguments.serial is not None:
+        raise ConfigError("--serial is for one release: leave it out with --watch")
+    options = {name: getattr(arguments, name) for name in ("version", "keep_deltas", "exclude", "links")}
+    options["wait_s"] = parse_seconds(arguments.wait)
+    with toolkit_for(arguments) as kit:
+        if arguments.watch:
+            with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
+                try:
+                    for release in releases:
+                        _print_release(arguments, release)
+                except KeyboardInterrupt:  # this is how to stop it
+                    return INTERRUPTED
+        release = kit.publish(arguments.src, arguments.site, serial=arguments.serial, **options)
+    _print_release(arguments, release)
+    return 0
+
+
+def _print_release(arguments: argparse.Namespace, release: Release) -> None:
+    if release.unchanged:
+        note = f"{arguments.site} offers {release.version} already; nothing to do"
+    else:
+        note = (
+            f"{release.version} (release {release.number}): {counted(release.files, 'file')}, "
+            f"{amount(release.bytes)}; {counted(release.objects_written, 'object')} with "
+            f"{amount(release.bytes_written)} written in {release.seconds:.1f} s"
+        )
+    print_result(arguments, {**dataclasses.asdict(release), "seconds": round(release.seconds, 3)}, note)
+
+
+def add_releases(releases: Parser) -> None:
+    """Add the options of `perfkit releases`."""
+    releases.add_argument("url", metavar="URL", help="of the site")
+    about = "List the releases of a site that sync --release can install; a star marks the current one."
+    define(releases, _releases, about, _RELEASES_EXAMPLES)
+
+
+def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    found = kit.releases(arguments.url)
+    text = "".join(f"{'*' if each.current else ' '} {printable(each.version)}\n" for each in found)
+    return Outcome({"releases": [dataclasses.asdict(each) for each in found]}, "", text)
+
+
+def add_check(check: Parser) -> None:
+    """Add the options of `perfkit check`."""
+    check.add_argument("site", metavar="SITE", help="the site")
+    add_progress(check)
+    about = "Hash all objects that the releases of a site need; exits with 1 if one is amiss."
+    define(check, _check, about, _CHECK_EXAMPLES)
+
+
+def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    report = kit.check_site(arguments.site)
+    listed = (("missing", report.missing), ("damaged", report.damaged))
+    note = (
+        f"{report.version} and {counted(report.releases - 1, 'earlier release')}: {counted(report.objects, 'object')} "
+        f"with {amount(report.bytes)}, {len(report.missing)} missing, {len(report.damaged)} damaged"
+    )
+    return Outcome(
+        {**dataclasses.asdict(report), "intact": report.intact},
+        note,
+        text="".join(f"{what} {name}\n" for what, names in listed for name in names),
+        code=0 if report.intact else 1,
+    )
+
+
+def add_prune(prune: Parser) -> None:
+    """Add the options of `perfkit prune`."""
+    prune.add_argument("path", metavar="DIR", help="the site, or the tree")
+    keep = "generations before the current one that a tree keeps (default 1)"
+    prune.add_argument("--keep", type=int, default=1, metavar="N", help=keep)
+    prune.add_argument("--dry-run", action="store_true", help="print what would be removed, and change nothing")
+    add_wait(prune)
+    about = "Remove what is not needed any more: objects of a site, old generations of a tree."
+    define(prune, _prune, about, _PRUNE_EXAMPLES)
+
+
+def _prune(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    wait_s = parse_seconds(arguments.wait)
+    pruned = kit.prune(arguments.path, keep=arguments.keep, dry_run=arguments.dry_run, wait_s=wait_s)
+    generations = f"{counted(pruned.generations, 'generation')}, " if pruned.generations else ""
+    removed = "would be removed" if arguments.dry_run else "removed"
+    note = f"{generations}{counted(pruned.objects, 'object')} with {amount(pruned.bytes)} {removed}"
+    return Outcome(dataclasses.asdict(pruned), note)

@@ -1,0 +1,151 @@
+"""`perfkit.toml`: trees by name, with the options of `perfkit sync` and the settings of `Config`."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import difflib
+import itertools
+import os
+import re
+import tomllib
+from collections.abc import Collection, Mapping
+from typing import Any, NamedTuple
+
+from perfkit.cli.parser import Parser
+from perfkit.config import Config, convert
+from perfkit.errors import ConfigError
+
+__all__ = ["NamedTree", "read_trees"]
+
+_NAME = re.compile(r"\w[\w.-]*")
+_SETTINGS = {item.name for item in dataclasses.fields(Config)}
+# Options that are for one run, and those that set a field of Config, which has its own name in the file.
+_FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "places", "progress", "quiet", "verbose"}
+_OF_CONFIG = {"limit_rate"}
+
+
+class NamedTree(NamedTuple):
+    """One entry of the file.
+
+    Attributes:
+        source: a URL, or the absolute path of a list.
+        dest: an absolute path.
+        options: of `perfkit sync`.
+        settings: fields of `Config`; the tree's, and else those of the file.
+    """
+
+    source: str
+    dest: str
+    options: Mapping[str, object]
+    settings: Mapping[str, object]
+
+
+def read_trees(path: str, sync: Parser) -> dict[str, NamedTree]:
+    """The trees of a file, by name. Relative paths in it are relative to its directory.
+
+    Args:
+        sync: the parser of `perfkit sync`, whose options may stand in the file.
+
+    Raises:
+        ConfigError: the file is not TOML, has an unknown key or an invalid value; two trees overlap.
+        OSError: it can't be read.
+    """
+    try:
+        with open(path, "rb") as file:
+            found = tomllib.load(file)
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not TOML: {error}") from error
+    entries = found.pop("trees", {})
+    settings = {key: _setting(f"{path}: {key}", key, value, [*_SETTINGS, "trees"]) for key, value in found.items()}
+    if not isinstance(entries, dict) or not all(isinstance(entry, dict) for entry in entries.values()):
+        raise ConfigError(f"{path}: write each tree as a table, [trees.NAME]")
+    options = {action.dest: action for action in sync.options() if action.dest not in _FOR_A_RUN | _OF_CONFIG}
+    trees = {name: _tree(path, name, entry, settings, options) for name, entry in entries.items()}
+    _refuse_overlaps(path, trees)
+    return trees
+
+
+def _tree(
+    path: str,
+    name: str,
+    entry: Mapping[str, object],
+    inherited: Mapping[str, object],
+    known: Mapping[str, argparse.Action],
+) -> NamedTree:
+    where = f"{path}: trees.{name}"
+    if not _NAME.fullmatch(name):
+        raise ConfigError(f"{where}: a tree's name has letters, digits, dots, dashes and underscores only")
+    places: dict[str, str] = {}
+    options: dict[str, object] = {}
+    settings = dict(inherited)
+    for key, value in entry.items():
+        if key in ("source", "dest"):
+            places[key] = _text(f"{where}.{key}", value)
+        elif key in known and key not in _SETTINGS:
+            options[key] = _option(f"{where}.{key}", value, known[key])
+        else:
+            settings[key] = _setting(f"{where}.{key}", key, value, [*_SETTINGS, *known, "source", "dest"])
+    for key in ("source", "dest"):
+        if key not in places:
+            raise ConfigError(f"{where}: {key} is missing")
+    with _named(where):
+        Config(**settings)  # type: ignore[arg-type]
+    base = os.path.dirname(os.path.abspath(path))
+    if not places["source"].startswith(("http://", "https://")):
+        places["source"] = os.path.join(base, places["source"])
+    return NamedTree(places["source"], os.path.join(base, places["dest"]), options, settings)
+
+
+def _setting(where: str, key: str, value: object, known: Collection[str]) -> object:
+    if key not in _SETTINGS:
+        near = difflib.get_close_matches(key, known, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(known))}"
+        raise ConfigError(f"{where}: there is no such key; {hint}")
+    with _named(where):
+        return convert(key, value)
+
+
+def _option(where: str, value: object, action: argparse.Action) -> object:
+    """The value of an option in the type that the command line gives it.
+
+    Raises:
+        ConfigError: it has another type, or is not one of the choices.
+    """
+    if action.nargs == 0:
+        if not isinstance(value, bool):
+            raise ConfigError(f"{where} must be true or false")
+        return value
+    if isinstance(action.default, list):
+        return [_text(where, each) for each in (value if isinstance(value, list) else [value])]
+    if action.type is int:
+        if not isinstance(value, int) or isinstance(value, bool):
+            raise ConfigError(f"{where} must be a whole number")
+        return value
+    text = str(value) if isinstance(value, int | float) and not isinstance(value, bool) else _text(where, value)
+    if action.choices is not None and text not in action.choices:
+        raise ConfigError(f"{where} must be one of {', '.join(action.choices)}")
+    return text
+
+
+def _text(where: str, value: object) -> str:
+    if not isinstance(value, str) or not value:
+        raise ConfigError(f"{where} must be text")
+    return value
+
+
+@contextlib.contextmanager
+def _named(where: str) -> Any:
+    try:
+        yield
+    except ConfigError as error:
+        raise ConfigError(f"{where}: {error}") from error
+
+
+def _refuse_overlaps(path: str, trees: Mapping[str, NamedTree]) -> None:
+    """Refuse trees in the same directory or inside one another, which would overwrite each other."""
+    places = sorted((os.path.join(os.path.realpath(tree.dest), ""), name) for name, tree in trees.items())
+    for (outer, one), (inner, other) in itertools.pairwise(places):
+        if inner.startswith(outer):
+            raise ConfigError(f"{path}: trees.{other}.dest is, or lies in, the directory of trees.{one}")

@@ -1,0 +1,177 @@
+"""`perfkit sync`: trees that follow a source."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import dataclasses
+import hashlib
+import os
+import socket
+from time import sleep
+from typing import TYPE_CHECKING, Any
+
+from perfkit.cli.frame import Outcome, add_all, define
+from perfkit.cli.output import CHANGED, edits_of, print_error
+from perfkit.cli.parser import Parser, add_progress
+from perfkit.cli.settings import add_rates, add_wait
+from perfkit.config import parse_seconds
+from perfkit.errors import UpdateError
+from perfkit.progress.text import amount, counted
+
+if TYPE_CHECKING:
+    from perfkit.archives.members import Selection
+    from perfkit.toolkit import Toolkit
+    from perfkit.updates.planner import Plan
+
+__all__ = ["add_sync"]
+
+_ON_CHANGE_FAILED = 3  # exit code
+
+_EXAMPLES = """\
+examples:
+  perfkit sync https://example.org/rules rules
+  perfkit sync https://example.org/rules rules --dry-run
+  perfkit sync https://example.org/rules rules --quiet --json    for programs
+  perfkit sync https://example.org/rules rules --check 'suricata -T -S {}/all.rules'
+  perfkit sync https://example.org/rules rules --on-change 'systemctl reload suricata'
+  perfkit sync https://example.org/pack-2.tar.gz pack --strip-components 1
+  perfkit sync https://example.org/disk.img.zsync images
+  perfkit sync urls.txt mirror
+  perfkit sync rules geoip           trees that perfkit.toml lists; all: --all
+  PERFKIT_LOCAL_CHANGES=refuse perfkit sync https://example.org/rules rules
+"""
+
+
+def add_sync(sync: Parser) -> None:
+    """Add the options of `perfkit sync`."""
+    where = "the URL of a site or a file, or the path of a list of URLs, and the tree; or names of trees"
+    sync.add_argument("places", nargs="*", metavar="SOURCE DEST | NAME", help=where)
+    add_all(sync)
+    sync.add_argument("--type", metavar="TYPE", help="release, zip, tar, zsync, urls or metalink (default: detected)")
+    sync.add_argument(
+        "--strip-components", type=int, default=0, metavar="N", help="leading directories to remove from names"
+    )
+    sync.add_argument(
+        "--include", action="append", default=[], metavar="PATTERN", help="only these members (can be repeated)"
+    )
+    sync.add_argument(
+        "--exclude", action="append", default=[], metavar="PATTERN", help="all but these members (can be repeated)"
+    )
+    sync.add_argument(
+        "--links",
+        choices=("refuse", "skip", "follow"),
+        default="refuse",
+        help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
+    )
+    sync.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
+    sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
+    what = "hash every file of the tree, even if its size and times are unchanged"
+    sync.add_argument("--check-contents", action="store_true", help=what)
+    sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
+    sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
+    sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
+    sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
+    sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
+    sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
+    interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
+    sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
+    sync.add_argument("--now", action="store_true", help="ask before that, and before the time that a server has set")
+    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
+    sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
+    add_wait(sync)
+    add_rates(sync)
+    add_progress(sync)
+    about = "Update a tree from a release, an archive or a list; only differences are fetched."
+    define(sync, _sync, about, _EXAMPLES)
+
+
+def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    chosen: dict[str, Any] = {
+        "type": arguments.type,
+        "selection": _selection(arguments),
+        "release": arguments.release,
+    }
+    if arguments.dry_run:
+        return _planned(kit.plan(arguments.source, arguments.dest, **chosen))
+    if (not_due := _not_due(kit, arguments)) is not None:
+        return not_due
+    if arguments.splay is not None:
+        sleep(_splay_s(arguments))
+    from perfkit.cli.hooks import CommandError, OnChange, check_command
+
+    if arguments.check is not None:
+        chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
+    on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null) if arguments.on_change else None
+    report = kit.sync(
+        arguments.source,
+        arguments.dest,
+        retry_rejected=arguments.retry_rejected,
+        allow_older=arguments.allow_older,
+        wait_s=parse_seconds(arguments.wait),
+        **chosen,
+    )
+    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
+    try:
+        if on_change is not None:
+            on_change.run(kit)
+    except CommandError as error:
+        print_error(f"{error}; the next sync runs it again")
+        code = _ON_CHANGE_FAILED
+    held = f"; {report.held} is on hold" if report.held else ""
+    note = (
+        f"{report.version}, generation {report.generation}: {report.added} "
+        f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
+        f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
+        f"{edits_of(report)}{held}"
+    )
+    return Outcome(dataclasses.asdict(report), note, code=code)
+
+
+def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
+    """The outcome where it is too early for a sync; None: it is time for one, or the tree does not exist yet."""
+    with contextlib.suppress(UpdateError):
+        status = kit.status(arguments.dest)
+        due_in_s = status.due_in_s(parse_seconds(arguments.min_interval))
+        if due_in_s > 0 and not arguments.now:
+            note = f"{status.version}: the last sync succeeded {status.age_s():.0f} s ago; nothing to do"
+            if status.failed_s is not None:
+                note = (
+                    f"the last sync failed: {status.error}; the next is due in {due_in_s:.0f} s, or with --now at once"
+                )
+            return Outcome(dataclasses.asdict(status), note)
+    return None
+
+
+def _splay_s(arguments: argparse.Namespace) -> float:
+    """A time of the host's and the tree's own, less than `--splay`, so that a fleet does not ask at once."""
+    digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(arguments.dest)}".encode()).digest()
+    return parse_seconds(arguments.splay) * int.from_bytes(digest[:4]) / 2**32
+
+
+def _selection(arguments: argparse.Namespace) -> Selection | None:
+    """The members of an archive to extract; None if no option selects any."""
+    if not (arguments.strip_components or arguments.include or arguments.exclude or arguments.links != "refuse"):
+        return None
+    from perfkit.archives.members import Selection
+
+    return Selection(
+        strip_components=arguments.strip_components,
+        include=tuple(arguments.include),
+        exclude=tuple(arguments.exclude),
+        links=arguments.links,
+    )
+
+
+def _planned(plan: Plan) -> Outcome:
+    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "saved_as")
+    names = ("fetch", "remove", "added", "changed")
+    offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
+    here = len(plan.local) + len(plan.stored)
+    record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
+    note = (
+        f"{plan.version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
+        f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
+        f"about {plan.seconds:.1f} s"
+    )
+    return Outcome({**record, "offers": offers}, note)

@@ -1,0 +1,219 @@
+"""The commands for a tree: `rollback`, `history`, `verify`, `status`, `pin` and `unhold`."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import datetime
+import os
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from perfkit.cli.frame import Outcome, add_all, add_tree, define
+from perfkit.cli.output import edits_of
+from perfkit.cli.parser import Parser, add_progress
+from perfkit.cli.settings import add_wait
+from perfkit.config import parse_seconds
+from perfkit.progress.text import amount, counted, printable
+
+if TYPE_CHECKING:
+    from perfkit.toolkit import Toolkit
+    from perfkit.transactions.history import Generation
+    from perfkit.updates.status import TreeStatus
+
+__all__ = ["add_history", "add_pin", "add_rollback", "add_status", "add_unhold", "add_verify"]
+
+_ROLLBACK_EXAMPLES = """\
+examples:
+  perfkit rollback rules             to the previous generation
+  perfkit rollback rules --to 3      to one that `perfkit history rules` lists
+"""
+_HISTORY_EXAMPLES = """\
+examples:
+  perfkit history rules
+  perfkit history rules --json
+"""
+_VERIFY_EXAMPLES = """\
+examples:
+  perfkit verify rules               lists missing, changed and extra files
+  perfkit verify rules --repair      and fetches those missing or changed
+"""
+_STATUS_EXAMPLES = """\
+examples:
+  perfkit status rules
+  perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
+  perfkit status rules --metrics /var/lib/node_exporter/rules.prom
+  perfkit status --all                  the trees that perfkit.toml lists
+"""
+_PIN_EXAMPLES = """\
+examples:
+  perfkit pin rules
+"""
+_UNHOLD_EXAMPLES = """\
+examples:
+  perfkit unhold rules
+"""
+
+
+def add_rollback(rollback: Parser) -> None:
+    """Add the options of `perfkit rollback`."""
+    add_tree(rollback)
+    rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
+    rollback.add_argument("--no-hold", action="store_true", help="have the next sync install the newest version again")
+    add_wait(rollback)
+    about = "Return a tree to an earlier generation, or to a later one, without the network."
+    define(rollback, _rollback, about, _ROLLBACK_EXAMPLES)
+
+
+def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    wait_s = parse_seconds(arguments.wait)
+    report = kit.rollback(arguments.dest, to=arguments.to, hold=not arguments.no_hold, wait_s=wait_s)
+    version = report.version or "the tree before the first change"
+    note = (
+        f"{version}, generation {report.generation}: {report.added} added, "
+        f"{report.changed} changed, {report.removed} removed{edits_of(report)}"
+    )
+    return Outcome(dataclasses.asdict(report), note)
+
+
+def add_history(history: Parser) -> None:
+    """Add the options of `perfkit history`."""
+    add_tree(history)
+    about = "List the generations that rollback can restore; a star marks the current one."
+    define(history, _history, about, _HISTORY_EXAMPLES)
+
+
+def _history(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    found = kit.history(arguments.dest)
+    record = {"generations": [dataclasses.asdict(each) for each in found]}
+    return Outcome(record, "", text="".join(map(_generation_line, found)))
+
+
+def _generation_line(each: Generation) -> str:
+    mark = "*" if each.current else " "
+    if each.number == 0:
+        return f"{mark} {each.number:>4}  before the first change\n"
+    made = datetime.datetime.fromtimestamp(each.created_s).strftime("%Y-%m-%d %H:%M")
+    version, kept = printable(each.label.get("version", "-")), amount(each.bytes_kept)
+    return f"{mark} {each.number:>4}  {made}  {version}  +{each.added} ~{each.changed} -{each.removed}  {kept} kept\n"
+
+
+def add_verify(verify: Parser) -> None:
+    """Add the options of `perfkit verify`."""
+    verify.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
+    add_all(verify)
+    verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
+    add_wait(verify)
+    add_progress(verify)
+    about = "Hash every file of a tree again; exits with 1 unless all are as installed."
+    define(verify, _verify, about, _VERIFY_EXAMPLES)
+
+
+def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    report = kit.verify(arguments.dest, repair=arguments.repair, wait_s=parse_seconds(arguments.wait))
+    listed = (("missing", report.missing), ("changed", report.changed), ("extra", report.extra))
+    note = (
+        f"{counted(report.files, 'file')}: "
+        f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
+        f"{'; repaired' if report.repaired else ''}; {amount(report.bytes)} read in {report.seconds:.1f} s"
+    )
+    return Outcome(
+        {**dataclasses.asdict(report), "intact": report.intact},
+        note,
+        text="".join(f"{what} {printable(name)}\n" for what, names in listed for name in names),
+        code=0 if report.intact else 1,
+    )
+
+
+def add_status(status: Parser) -> None:
+    """Add the options of `perfkit status`."""
+    status.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
+    add_all(status)
+    age = "exit with 1 if the last sync that succeeded is older, such as 30m, 12h or 2d"
+    status.add_argument("--max-age", metavar="TIME", help=age)
+    status.add_argument("--metrics", metavar="FILE", help="write it in the text format of Prometheus, too")
+    about = "Show how a tree stands, without the network and without its lock."
+    define(status, _status, about, _STATUS_EXAMPLES, after=_write_metrics)
+
+
+def _status(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    max_age_s = None if arguments.max_age is None else parse_seconds(arguments.max_age)
+    found = kit.status(arguments.dest)
+    return Outcome(
+        dataclasses.asdict(found),
+        "",
+        text="".join(f"{name:<11} {printable(value)}\n" for name, value in _rows(found)),
+        code=1 if max_age_s is not None and found.age_s() > max_age_s else 0,
+    )
+
+
+def _rows(found: TreeStatus) -> list[tuple[str, str]]:
+    rows = [
+        ("version", found.version or "nothing is installed"),
+        ("generation", f"{found.generation}, since {_local(found.changed_s)}"),
+        ("source", found.source or "-"),
+        ("checked", _local(found.checked_s)),
+    ]
+    if found.failed_s is not None:
+        rows.append(("failed", f"{_local(found.failed_s)}: {found.error}"))
+    if found.not_before_s is not None:
+        rows.append(("not before", f"{_local(found.not_before_s)}, as the source asks"))
+    if found.held is not None:
+        said = f": {found.held.message}" if found.held.message else ""
+        rows.append(("held", f"{found.held.version}, {found.held.reason}, since {_local(found.held.since_s)}{said}"))
+    if found.interrupted:
+        rows.append(("interrupted", "a change; the next use of the tree completes it"))
+    return rows
+
+
+def _local(seconds: float | None) -> str:
+    return "never" if seconds is None else datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S")
+
+
+def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> None:
+    """In the text format of node_exporter's textfile collector, which may read the file at any time."""
+    if not arguments.metrics:
+        return
+    values: dict[str, Callable[[Any], object]] = {
+        "perfkit_tree_checked_timestamp_seconds": lambda found: found["checked_s"] or 0,
+        "perfkit_tree_changed_timestamp_seconds": lambda found: found["changed_s"] or 0,
+        "perfkit_tree_failed": lambda found: int(found["failed_s"] is not None),
+        "perfkit_tree_failures": lambda found: found["failures"],
+        "perfkit_tree_held": lambda found: int(found["held"] is not None),
+        "perfkit_tree_generation": lambda found: found["generation"],
+        "perfkit_tree_files": lambda found: found["files"],
+    }
+    with open(f"{arguments.metrics}~", "w", encoding="utf-8") as file:
+        for name, value in values.items():
+            file.write(f"# TYPE {name} gauge\n")
+            for dest, outcome in outcomes.items():
+                label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
+                file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n')
+    os.replace(f"{arguments.metrics}~", arguments.metrics)
+
+
+def add_pin(pin: Parser) -> None:
+    """Add the options of `perfkit pin`."""
+    add_tree(pin)
+    add_wait(pin)
+    define(pin, _pin, "Keep the installed version of a tree: sync passes over all others until unhold.", _PIN_EXAMPLES)
+
+
+def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    kit.pin(arguments.dest, wait_s=parse_seconds(arguments.wait))
+    version = kit.status(arguments.dest).version
+    return Outcome({"pinned": version}, f"{arguments.dest} stays at version {version} until unhold")
+
+
+def add_unhold(unhold: Parser) -> None:
+    """Add the options of `perfkit unhold`."""
+    add_tree(unhold)
+    add_wait(unhold)
+    about = "Have syncs install new versions again, after a rollback, a failed check or pin."
+    define(unhold, _unhold, about, _UNHOLD_EXAMPLES)
+
+
+def _unhold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    held = kit.unhold(arguments.dest, wait_s=parse_seconds(arguments.wait))
+    note = f"version {held.version} is not held any more" if held else "nothing was held"
+    return Outcome({"released": held.version if held else None}, note)

@@ -1,0 +1,122 @@
+"""The history of a site: its latest releases, which a client can list and install. Pure.
+
+`docs/format.md` has the fields.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from typing import Any
+
+from perfkit.errors import ManifestError
+from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer, short_digest
+
+__all__ = ["MAX_HISTORY_BYTES", "History", "ReleaseRecord"]
+
+MAX_HISTORY_BYTES = 16 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReleaseRecord:
+    """A release, as the history records it."""
+
+    version: str
+    serial: int
+    manifest_sha256: str
+    manifest: PackedRef
+    fine: PackedRef
+
+
+@dataclass(frozen=True, slots=True)
+class History:
+    """The latest releases, and what the publisher keeps from one to the next. The pointer refers to it, so both change
+    together.
+
+    Attributes:
+        records: the latest releases, oldest first.
+        deltas: all deltas between them.
+        retired: unused objects, and the Unix time since when.
+        first: the serial of the last release, less the number of releases before it.
+    """
+
+    records: tuple[ReleaseRecord, ...] = ()
+    deltas: tuple[DeltaRef, ...] = ()
+    retired: tuple[tuple[str, int], ...] = ()
+    first: int = 1
+
+    def encode(self) -> bytes:
+        """JSON."""
+        return json.dumps(
+            {
+                "format": FORMAT,
+                "releases": [
+                    [
+                        record.version,
+                        record.serial,
+                        record.manifest_sha256,
+                        *_flat(record.manifest),
+                        *_flat(record.fine),
+                    ]
+                    for record in self.records
+                ],
+                "deltas": [
+                    [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
+                ],
+                "retired": self.retired,
+                "first": self.first,
+            },
+            separators=(",", ":"),
+        ).encode()
+
+    @classmethod
+    def parse(cls, data: bytes) -> History:
+        """Read what `encode` wrote; its digest has been verified. Values are not checked: `pointer_to` does that.
+
+        Raises:
+            ManifestError: it is damaged, or another version of perfkit wrote it.
+        """
+        try:
+            found: dict[str, Any] = json.loads(data)
+            if found["format"] != FORMAT:
+                raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
+            records = tuple(
+                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
+            )
+            deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
+            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
+        except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
+            raise ManifestError(f"history: damaged: {error}") from error
+
+    def pointer_to(self, record: ReleaseRecord, history: ObjectRef) -> Pointer:
+        """The pointer of one of the releases, with the deltas that lead to it at once. The index of its large frames is
+        not kept, so that of the small ones stands for both.
+
+        Args:
+            history: the object that this is.
+
+        Raises:
+            ManifestError: a value is not what a pointer may have.
+        """
+        if not isinstance(record.manifest_sha256, str):
+            raise ManifestError("history: a digest is not text")
+        deltas = [each for each in self.deltas if each.target == short_digest(record.manifest_sha256)]
+        made = Pointer(
+            record.version,
+            record.serial,
+            record.manifest_sha256,
+            record.manifest,
+            solid=record.fine,
+            fine=record.fine,
+            history=history,
+            deltas=tuple(deltas),
+        )
+        return Pointer.parse(made.encode())
+
+
+def _flat(packed: PackedRef) -> tuple[str, int, int]:
+    return packed.object.sha256, packed.object.bytes, packed.size
+
+
+def _packed(row: list[Any]) -> PackedRef:
+    return PackedRef(ObjectRef(row[0], row[1]), row[2])

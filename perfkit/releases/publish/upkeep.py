@@ -1,0 +1,99 @@
+"""Look after a site: whether all that its releases need is there and whole, and what can go."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import time
+from dataclasses import dataclass
+
+from perfkit.errors import ConfigError, ManifestError
+from perfkit.progress.meter import Progress
+from perfkit.progress.stage import Stage
+from perfkit.releases.format.pointer import ObjectRef, Pointer
+from perfkit.releases.format.release_history import History
+from perfkit.releases.publish.publisher import GRACE_S
+from perfkit.releases.publish.site import Site, referenced
+from perfkit.transactions.history import Pruned
+
+__all__ = ["SiteReport", "check_site", "prune_site"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiteReport:
+    """What a check of a site found.
+
+    Attributes:
+        version: of the current release.
+        releases: how many can be installed.
+        objects, bytes: that these need.
+        missing, damaged: the paths of objects, relative to the site.
+        seconds: how long it took.
+    """
+
+    version: str
+    releases: int
+    objects: int
+    bytes: int
+    missing: tuple[str, ...]
+    damaged: tuple[str, ...]
+    seconds: float = 0.0
+
+    @property
+    def intact(self) -> bool:
+        """Whether every object is there and whole."""
+        return not (self.missing or self.damaged)
+
+
+def check_site(path: str, progress: Progress | None = None) -> SiteReport:
+    """Hash every object that the releases of a site need. See `Toolkit.check_site`."""
+    began_s = time.monotonic()
+    site = Site(path)
+    pointer = _pointer(site)
+    needed = {pointer.history.sha256: pointer.history}
+    releases = 0
+    try:
+        history = History.parse(site.get(pointer.history))
+        releases = len(history.records)
+        for ref in referenced(site, history, pointer.solid):
+            needed[ref.sha256] = ref
+    except ManifestError:
+        pass  # what it lies in is among those needed, and found below
+    missing, damaged = [], []
+    with Stage(progress, "checking", files=len(needed), total_bytes=sum(ref.bytes for ref in needed.values())) as shown:
+        for ref in needed.values():
+            try:
+                with open(site.path(ref), "rb") as file:
+                    whole = hashlib.file_digest(file, "sha256").hexdigest() == ref.sha256
+                if not whole:
+                    damaged.append(ref.path)
+            except FileNotFoundError:
+                missing.append(ref.path)
+            shown.count(files=1, count_bytes=ref.bytes)
+    return SiteReport(
+        version=pointer.version,
+        releases=releases,
+        objects=len(needed),
+        bytes=sum(ref.bytes for ref in needed.values()),
+        missing=tuple(missing),
+        damaged=tuple(damaged),
+        seconds=time.monotonic() - began_s,
+    )
+
+
+def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
+    """Remove the objects that no release has needed for a day. See `Toolkit.prune`."""
+    _pointer(Site(path))  # before a lock is made in a directory that is no site
+    with Site(path, wait_s=wait_s) as site:
+        pointer = _pointer(site)
+        history = History.parse(site.get(pointer.history))
+        keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(site, history, pointer.solid))}
+        removed: list[ObjectRef] = site.prune(keep, dict(history.retired), grace_s=GRACE_S, dry_run=dry_run)
+    return Pruned(objects=len(removed), bytes=sum(ref.bytes for ref in removed))
+
+
+def _pointer(site: Site) -> Pointer:
+    pointer = site.pointer() if os.path.isdir(site.objects) else None
+    if pointer is None:
+        raise ConfigError(f"{site.root} is not a site: it has no perfkit.json and objects; publish to it first")
+    return pointer

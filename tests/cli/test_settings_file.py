@@ -1,0 +1,154 @@
+"""`perfkit.toml`: trees by name."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from perfkit.cli import main
+from tests.support.command import the_object
+from tests.support.sites import Origin
+from tests.support.trees import ONE, TWO
+
+Capture = pytest.CaptureFixture[str]
+
+
+@pytest.fixture
+def trees(cli_origin: Origin, tmp_path: Path) -> Path:
+    """A file with two trees of one site, beside which the tests run; a directory below it is the current one."""
+    path = tmp_path / "perfkit.toml"
+    path.write_text(f"""
+        workers = 2
+        [trees.one]
+        source = "{cli_origin.url}"
+        dest = "first"
+        check = "test -f {{}}/{next(iter(ONE))}"
+        on_change = "cp /dev/stdin changed"
+        [trees.two]
+        source = "{cli_origin.url}"
+        dest = "second"
+        min_interval = "1h"
+        """)
+    return path
+
+
+def changed_to(path: Path, text: str) -> None:
+    path.write_text(f"{path.read_text()}\n{text}\n")
+
+
+def test_by_name(trees: Path, tmp_path: Path, capsys: Capture) -> None:
+    """One name is as SOURCE and DEST, with the options of the file; those of the command line come before them."""
+    assert main(["sync", "one", "--json"]) == 0
+    assert the_object(capsys.readouterr().out).items() >= {"version": "1", "added": len(ONE)}.items()
+    assert (tmp_path / "changed").read_text().splitlines() == sorted(ONE)
+    assert main(["sync", "one", "--check", "false", "--retry-rejected"]) == 0  # nothing is new, so nothing is checked
+    assert main(["status", "one", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["version"] == "1"
+    assert main(["rollback", "one", "--to", "0", "--quiet"]) == 0
+    assert main(["history", "first", "--json"]) == 0
+
+
+def test_the_command_line_comes_first(trees: Path, tmp_path: Path, cli_origin: Origin) -> None:
+    assert main(["sync", "two", "--quiet"]) == 0
+    cli_origin.publish(TWO, "2")
+    assert main(["sync", "two", "--quiet", "--exit-code"]) == 0
+    assert main(["sync", "two", "--quiet", "--exit-code", "--min-interval", "0"]) == 10
+
+
+def test_all(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
+    """One object with the report of each; without JSON, each line has the name."""
+    assert main(["sync", "--all", "--exit-code", "--json"]) == 10
+    found = the_object(capsys.readouterr().out)
+    assert {name: each["added"] for name, each in found["trees"].items()} == {"one": len(ONE), "two": len(ONE)}
+    assert main(["sync", "one", "two", "--exit-code"]) == 0
+    err = capsys.readouterr().err
+    assert "perfkit: one: 1, generation 1: 0 added" in err
+    assert "perfkit: two: 1: the last sync succeeded" in err
+    assert main(["status", "--all", "--metrics", "trees.prom"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith("one\n  version     1\n")
+    assert "\ntwo\n  version     1\n" in out
+    lines = Path("trees.prom").read_text().splitlines()
+    assert lines[:3] == [
+        "# TYPE perfkit_tree_checked_timestamp_seconds gauge",
+        *(line for line in lines if line.startswith("perfkit_tree_checked")),
+    ]
+    assert main(["verify", "--all", "--quiet"]) == 0
+
+
+def test_a_failure_stops_no_other(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
+    """And the exit code is that of the first that failed."""
+    changed_to(trees, f'[trees.aside]\nsource = "{cli_origin.url}"\ndest = "third"\ncheck = "false"')
+    text = trees.read_text()
+    trees.write_text(text.replace("[trees.one]", '[trees.none]\nsource = "missing.txt"\ndest = "none"\n[trees.one]'))
+    assert main(["sync", "--all", "--json"]) == 2
+    out, err = capsys.readouterr()
+    found = the_object(out)["trees"]
+    assert found["none"]["error"]["type"] == "ConfigError"
+    assert found["aside"]["error"]["type"] == "CheckFailedError"
+    assert found["one"]["version"] == found["two"]["version"] == "1"
+    assert "perfkit: error: none: " in err
+    assert main(["sync", "aside", "two", "--quiet"]) == 0  # what the check refused is on hold now
+
+
+def test_config(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """From anywhere with --config; paths in the file are relative to it."""
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    assert main(["sync", "--all"]) == 2
+    assert "no perfkit.toml in the current directory; give it with --config FILE" in capsys.readouterr().err
+    assert main(["sync", "two", "--config", "../perfkit.toml", "--quiet"]) == 0
+    assert sorted(os.listdir(tmp_path / "second"))[1:] == sorted({name.split("/")[0] for name in ONE})
+    assert main(["status", "three", "--config", "../perfkit.toml"]) == 2
+    assert "there is no tree 'three'; ../perfkit.toml lists one, two" in capsys.readouterr().err
+
+
+def test_settings(trees: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Those of a tree come before those of the file, and the environment before both."""
+    changed_to(trees, 'local_changes = "refuse"')
+    assert main(["sync", "two", "--quiet"]) == 0
+    Path("second", next(iter(ONE))).write_text("edited")
+    assert main(["sync", "two", "--min-interval", "0"]) == 1
+    assert "were changed locally" in capsys.readouterr().err
+    monkeypatch.setenv("PERFKIT_LOCAL_CHANGES", "overwrite")
+    assert main(["sync", "two", "--min-interval", "0"]) == 0
+
+
+@pytest.mark.parametrize(("text", "reason"), [
+    ("chekc = 'true'", "perfkit.toml: trees.two.chekc: there is no such key; did you mean check?"),
+    ("workres = 1", "trees.two.workres: there is no such key; did you mean workers?"),
+    ("qqq = 1", "there is no such key; known are "),
+    ("json = true", "trees.two.json: there is no such key"),
+    ("check = true", "trees.two.check must be text"),
+    ("null = 'yes'", "trees.two.null must be true or false"),
+    ("strip_components = '1'", "trees.two.strip_components must be a whole number"),
+    ("links = 'maybe'", "trees.two.links must be one of refuse, skip, follow"),
+    ("include = [1]", "trees.two.include must be text"),
+    ("workers = 'many'", "trees.two.workers: must be a whole number or None; got 'many'"),
+    ("workers = 0", "trees.two: Config.workers must be at least 1"),
+    ("rate_limit = 'fast'", "trees.two.rate_limit: 'fast' is not a size"),
+    ("[trees.three]\ndest = 'x'", "trees.three: source is missing"),
+    ("[trees.three]\nsource = 'x'\ndest = 'second/x'", "trees.three.dest is, or lies in, the directory of trees.two"),
+    ("[trees.'a b']\nsource = 'x'\ndest = 'y'", "a tree's name has letters"),
+    ("[tree.three]\nsource = 'x'", "perfkit.toml: tree: there is no such key; did you mean trees?"),
+    ("= 3", "perfkit.toml is not TOML: "),
+])  # fmt: skip
+def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
+    """Each is named with its place, before anything is done."""
+    changed_to(trees, text)
+    assert main(["sync", "--all"]) == 2
+    assert reason in capsys.readouterr().err
+    assert not Path("first").exists()
+
+
+@pytest.mark.parametrize(("words", "reason"), [
+    (["sync"], "give trees, or --all"), (["status"], "give trees, or --all"), (["sync", "one", "--all"], "give trees"),
+    (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees; perfkit.toml lists one, two"),
+    (["sync", "one", "x"], "there is no tree 'x'; perfkit.toml lists one, two"),
+])  # fmt: skip
+def test_which_trees(words: list[str], reason: str, trees: Path, capsys: Capture) -> None:
+    assert main(words) == 2
+    assert reason in capsys.readouterr().err
