@@ -45,10 +45,14 @@ def create_own(path: str, mode: int = 0o600) -> int:
         with contextlib.suppress(FileNotFoundError):
             os.unlink(leaf, dir_fd=directory)
         descriptor = os.open(leaf, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
-        if os.geteuid() == 0:
-            owner = os.fstat(directory)
-            with contextlib.suppress(OSError):  # the file system has no owners, or a server allows no change
-                os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        try:
+            if os.geteuid() == 0:
+                owner = os.fstat(directory)
+                with contextlib.suppress(OSError):  # the file system has no owners, or a server allows no change
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except BaseException:
+            os.close(descriptor)
+            raise
         return descriptor
     finally:
         os.close(directory)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import re
 import signal
@@ -125,10 +126,10 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("option", ["--check", "--on-change"])
-@pytest.mark.parametrize("command", ["no-such-program-here x", "", "sh 'x"])
+@pytest.mark.parametrize("command", ["no-such-program-here x", "", " ", "sh 'x"])
 def test_no_such_command(cli_origin: Origin, option: str, command: str, capsys: Capture) -> None:
     """Told before anything is asked for."""
-    assert sync(cli_origin, option, command or " ") == 2
+    assert sync(cli_origin, option, command) == 2
     assert option in capsys.readouterr().err
     assert cli_origin.sent == []
 
@@ -164,6 +165,31 @@ def test_on_change_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) ->
         assert sync(cli_origin, "--on-change", command) == expected
     assert (tmp_path / "seen").read_text().split() == [str(len(ONE))] * 3
     assert "the next sync runs it again" in capsys.readouterr().err
+
+
+def test_on_change_is_tried_again_whatever_the_sync_does(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """Where it is too early for one, and where it fails; its own failure is then the second one."""
+    code = "open('seen', 'a').write('x'); sys.exit(int(open('code').read()))"
+    command = python(tmp_path, code)
+    bad = ["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", "--on-change", command]
+    for exit_code, expected, arguments in (
+        (1, 3, ["sync", cli_origin.url, "tree", "--quiet", "--on-change", command]),
+        (1, 3, ["sync", cli_origin.url, "tree", "--json", "--on-change", command, "--min-interval", "1h"]),
+        (1, 1, bad),
+        (0, 1, bad),
+        (0, 1, [*bad, "--now"]),
+    ):
+        (tmp_path / "code").write_text(str(exit_code))
+        assert main(arguments) == expected
+    assert (tmp_path / "seen").read_text() == "xxxx"
+    report = json.loads(capsys.readouterr().out)
+    assert report.items() >= {"version": "1", "generation": 1, "route": "none", "bytes_received": 0}.items()
+
+
+@pytest.mark.parametrize("options", [[], ["--on-change", "true"]])
+def test_a_first_sync_that_fails_leaves_nothing(cli_origin: Origin, tmp_path: Path, options: list[str]) -> None:
+    assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", *options]) == 1
+    assert [path.name for path in (tmp_path / "tree").rglob("*")] == []
 
 
 def test_killed_between_the_change_and_the_command(cli_origin: Origin, tmp_path: Path) -> None:

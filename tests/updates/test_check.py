@@ -123,6 +123,27 @@ def test_refused_and_tried_again(kit: Toolkit, origin_v1: Origin, tmp_path: Path
     assert tree_of(tree) == TWO
 
 
+def test_refused_of_a_list(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """The version of a list of URLs is known when its files are."""
+    origin.site.mkdir()
+    source, tree = tmp_path / "urls.txt", tmp_path / "tree"
+    source.write_text(f"{origin.url}/a\n{origin.url}/b\n")
+    for name in "ab":
+        (origin.site / name).write_bytes(b"1")
+    kit.sync(source, tree)
+    (origin.site / "b").write_bytes(b"22")
+    with pytest.raises(CheckFailedError) as caught:
+        kit.sync(source, tree, check=refuse)
+    assert kit.sync(source, tree, check=refuse).held == caught.value.version
+    assert kit.sync(source, tree).held == caught.value.version
+    (origin.site / "b").write_bytes(b"333")
+    assert kit.sync(source, tree).held is None
+    assert tree_of(tree) == {"a": b"1", "b": b"333"}
+    kit.rollback(tree)
+    assert kit.sync(source, tree).held
+    assert tree_of(tree) == {"a": b"1", "b": b"1"}
+
+
 def test_refused_at_first(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     with pytest.raises(CheckFailedError):
         kit.sync(origin_v1.url, tmp_path / "tree", check=refuse)
