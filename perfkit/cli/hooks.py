@@ -49,7 +49,10 @@ def check_command(command: str, timeout_s: float) -> Check:
             "PERFKIT_VERSION": staged.version,
             "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
         }
-        _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+        try:
+            _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+        except OSError as error:  # which says nothing of the version
+            raise ConfigError(f"--check: {words[0]} can't be run: {error.strerror}") from error
 
     return check
 
@@ -100,17 +103,24 @@ class OnChange:
         Raises:
             CommandError: it failed; the next run tries again.
         """
+        from perfkit.updates.installed import read_installed
+
         here = kit.status(self._dest)
         since = self._announced["generation"]
         if here.generation == since:
             return
-        names = kit.changed_since(self._dest, int(str(since)))
+        names: Iterable[str] | None = kit.changed_since(self._dest, int(str(since)))
+        if names is None:  # that generation is not kept any more, so any file may have changed
+            names = read_installed(os.path.abspath(self._dest)).manifest.names()
         variables = {
             "PERFKIT_DEST": os.path.abspath(self._dest),
             "PERFKIT_VERSION": here.version or "",
             "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
         }
-        _run(self._words, variables, lines=(name + self._end for name in names or ()))
+        try:
+            _run(self._words, variables, lines=(name + self._end for name in names))
+        except OSError as error:
+            raise CommandError(f"{self._words[0]} can't be run: {error.strerror}") from error
         self._announced = self._write(here.generation, here.version)
 
 

@@ -16,7 +16,7 @@ from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_rates, add_wait
 from perfkit.config import parse_seconds
-from perfkit.errors import PerfkitError, UpdateError
+from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.progress.text import amount, counted
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def _announce(on_change: OnChange | None, kit: Toolkit) -> int:
     try:
         if on_change is not None:
             on_change.run(kit)
-    except CommandError as error:
+    except (CommandError, LockedError) as error:
         print_error(f"{error}; the next sync runs it again")
         return _ON_CHANGE_FAILED
     return 0

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from perfkit.errors import CheckFailedError
+from perfkit.errors import CheckFailedError, ConfigError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
@@ -46,6 +46,7 @@ def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: 
 
     Raises:
         CheckFailedError: it raised an exception, or wrote to the new files.
+        ConfigError: it raised this one: the check itself is wrong.
         OSError: the view can't be created.
     """
     with _view(root, _changed_names(root, plan, manifest, staging), manifest) as (path, new_files):
@@ -60,6 +61,8 @@ def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: 
         )
         try:
             check(staged)
+        except ConfigError:
+            raise
         except Exception as error:
             raise CheckFailedError(plan.version, str(error) or type(error).__name__) from error
         finally:

@@ -134,6 +134,31 @@ def test_no_such_command(cli_origin: Origin, option: str, command: str, capsys: 
     assert cli_origin.sent == []
 
 
+def test_a_command_that_cannot_be_run(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """That is no refusal of the version; nor is a change undone for it."""
+    script = tmp_path / "script"
+    script.write_text("no #! line")
+    script.chmod(0o755)
+    assert sync(cli_origin, "--check", str(script)) == 2
+    assert f"--check: {script} can't be run: Exec format error" in capsys.readouterr().err
+    assert sync(cli_origin, "--on-change", str(script), "--exit-code") == 3
+    assert f"{script} can't be run: Exec format error; the next sync runs it again" in capsys.readouterr().err
+    assert tree_of(tmp_path / "tree") == ONE
+
+
+def test_names_since_a_generation_that_is_gone(
+    cli_origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any file may have changed."""
+    monkeypatch.setenv("PERFKIT_KEEP_GENERATIONS", "1")
+    assert sync(cli_origin, "--on-change", "true") == 0
+    for version in ("2", "3", "4"):
+        cli_origin.publish({**ONE, "README": version.encode()}, version)
+        assert sync(cli_origin, "--on-change", "false") == 3
+    assert sync(cli_origin, "--on-change", python(tmp_path, "open('seen', 'w').write(sys.stdin.read())")) == 0
+    assert sorted((tmp_path / "seen").read_text().splitlines()) == sorted(ONE)
+
+
 def test_on_change(cli_origin: Origin, tmp_path: Path) -> None:
     """It runs after each change and at no other time, with the names and the versions."""
     code = """
