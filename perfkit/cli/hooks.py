@@ -81,9 +81,9 @@ class OnChange:
         """The generation that the command was last run for; from now on, where there is none."""
         from perfkit.updates.status import status
 
-        with contextlib.suppress(OSError, ValueError), open(open_own(self._path), "rb") as file:
+        with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(self._path), "rb") as file:
             found = json.load(file)
-            if isinstance(found, dict) and isinstance(found.get("generation"), int):
+            if isinstance(found, dict) and [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
                 return found
         os.makedirs(self._dest, exist_ok=True)
         with contextlib.closing(RootDir(self._dest)) as rootdir:

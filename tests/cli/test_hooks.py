@@ -278,6 +278,20 @@ def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= wait < 600 for wait in waits)
 
 
+@pytest.mark.parametrize(
+    "damage", ["", "{", "[]", '{"generation": 0}', '{"generation": "0", "version": ""}', "[" * 9999]
+)
+def test_a_damaged_record_of_on_change(cli_origin: Origin, tmp_path: Path, damage: str) -> None:
+    """As if there were none: the command runs for what changes from now on."""
+    assert sync(cli_origin) == 0
+    (tmp_path / "tree/.perfkit/on-change").write_text(damage)
+    command = python(tmp_path, "open('seen', 'a').write('x')")
+    assert sync(cli_origin, "--on-change", command) == 0
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--on-change", command) == 0
+    assert (tmp_path / "seen").read_text() == "x"
+
+
 @pytest.mark.parametrize("name", ["on-change", "on-change~"])
 def test_a_link_planted_under_the_record_of_on_change(cli_origin: Origin, tmp_path: Path, name: str) -> None:
     """It is replaced, and what it leads to stays as it was."""
