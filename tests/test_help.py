@@ -30,6 +30,7 @@ OPTIONS = {
     "history": ("DEST",),
     "verify": ("DEST", "--repair", "--wait", "--progress", "--verbose"),
     "status": ("DEST", "--all", "--config", "--max-age", "--metrics"),
+    "hold": ("DEST", "VERSION", "--wait"),
     "pin": ("DEST", "--wait"),
     "unhold": ("DEST", "--wait"),
     "serve": ("SITE", "--port"),

@@ -30,6 +30,7 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("history", "tree_commands", "list the generations of a tree"),
     ("verify", "tree_commands", "hash every file of a tree again"),
     ("status", "tree_commands", "show how a tree stands"),
+    ("hold", "tree_commands", "pass over a version of a tree"),
     ("pin", "tree_commands", "keep the installed version of a tree"),
     ("unhold", "tree_commands", "install new versions again"),
     ("serve", "serve", "serve a directory, for development"),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import textwrap
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
@@ -100,7 +99,7 @@ def _run(command: Parser, work: Work, after: After | None, arguments: argparse.N
     if "config" in arguments:
         with errors_as_json(arguments):
             each = _for_each_tree(command, arguments)
-    if arguments.__dict__.get("all") or len(each) > 1:
+    if vars(arguments).get("all") or len(each) > 1:
         return _run_for_all(work, after, arguments, each)
     with toolkit_for(each[0]) as kit:
         outcome = work(kit, each[0])
@@ -135,7 +134,7 @@ def _run_for_all(
         codes.append(outcome.code)
         if not arguments.json:
             if outcome.text and not arguments.quiet:
-                print_text(f"{tree.name}\n{textwrap.indent(outcome.text, '  ')}")
+                print_text(f"{tree.name}\n" + "".join(f"  {line}\n" for line in outcome.text.splitlines()))
             print_result(arguments, {}, outcome.note and f"{tree.name}: {outcome.note}")
     if after is not None:
         after(arguments, outcomes)
@@ -156,20 +155,20 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
     given = vars(arguments)
     words = given.get("places") or given.get("dests") or ([arguments.dest] if "dest" in given else [])
     if bool(words) == given.get("all", False):
-        raise ConfigError("give trees, or --all for those that perfkit.toml lists")
-    known = _known_trees(arguments)
-    if given.get("all"):
-        words = list(known)
-    names = [word for word in dict.fromkeys(words) if word in known]
-    if "places" in given and not names:
+        raise ConfigError(f"give trees, or --all for those that {_SETTINGS_FILE} lists")
+    known = _known_trees(arguments, words[:1] if "places" in given else words)
+    names = list(dict.fromkeys(words or known))
+    if not names:
+        raise ConfigError(f"{arguments.config or _SETTINGS_FILE} lists no trees: add a table [trees.NAME]")
+    if "places" in given and not any(name in known for name in names):
         if len(words) != 2:
             raise ConfigError(f"give a SOURCE and a DEST, or names of trees; {_listed(arguments, known)}")
         arguments.source, arguments.dest = words
         return [arguments]
-    unknown = [word for word in words if word not in known]
-    if unknown and ("places" in given or arguments.config is not None):
-        raise ConfigError(f"there is no tree {unknown[0]!r}; {_listed(arguments, known)}")
-    return [_for_tree(command, arguments, word, known.get(word)) for word in dict.fromkeys(words)]
+    for name in names:
+        if name not in known and ("places" in given or arguments.config is not None):
+            raise ConfigError(f"there is no tree {name!r}; {_listed(arguments, known)}")
+    return [_for_tree(command, arguments, name, known.get(name)) for name in names]
 
 
 def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: NamedTree | None) -> argparse.Namespace:
@@ -183,14 +182,17 @@ def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: N
     return found
 
 
-def _known_trees(arguments: argparse.Namespace) -> dict[str, NamedTree]:
+def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, NamedTree]:
+    """The trees of the settings file, which is read only where it is given or a word may be a name from it."""
     path = arguments.config or _SETTINGS_FILE
     if arguments.config is None and not os.path.exists(path):
-        if arguments.__dict__.get("all"):
+        if not words:
             raise ConfigError(f"there is no {path} in the current directory; give it with --config FILE")
         return {}
-    from perfkit.cli.settings_file import read_trees
+    from perfkit.cli.settings_file import is_tree_name, read_trees
 
+    if arguments.config is None and words and not any(map(is_tree_name, words)):
+        return {}
     return read_trees(path, arguments.parser.commands()["sync"].filled())
 
 

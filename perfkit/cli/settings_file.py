@@ -10,19 +10,18 @@ import itertools
 import os
 import re
 import tomllib
-from collections.abc import Collection, Mapping
-from typing import Any, NamedTuple
+from collections.abc import Collection, Iterator, Mapping
+from typing import NamedTuple
 
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
 
-__all__ = ["NamedTree", "read_trees"]
+__all__ = ["NamedTree", "is_tree_name", "read_trees"]
 
-_NAME = re.compile(r"\w[\w.-]*")
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
-_FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "places", "progress", "quiet", "verbose"}
+_FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "now", "places", "progress", "quiet", "verbose"}
 _OF_CONFIG = {"limit_rate"}
 
 
@@ -40,6 +39,11 @@ class NamedTree(NamedTuple):
     dest: str
     options: Mapping[str, object]
     settings: Mapping[str, object]
+
+
+def is_tree_name(word: str) -> bool:
+    """Whether a tree may have this name, which no option and no path with a slash can be."""
+    return re.fullmatch(r"\w[\w.-]*", word) is not None
 
 
 def read_trees(path: str, sync: Parser) -> dict[str, NamedTree]:
@@ -75,7 +79,7 @@ def _tree(
     known: Mapping[str, argparse.Action],
 ) -> NamedTree:
     where = f"{path}: trees.{name}"
-    if not _NAME.fullmatch(name):
+    if not is_tree_name(name):
         raise ConfigError(f"{where}: a tree's name has letters, digits, dots, dashes and underscores only")
     places: dict[str, str] = {}
     options: dict[str, object] = {}
@@ -136,7 +140,7 @@ def _text(where: str, value: object) -> str:
 
 
 @contextlib.contextmanager
-def _named(where: str) -> Any:
+def _named(where: str) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:

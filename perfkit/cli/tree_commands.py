@@ -1,4 +1,4 @@
-"""The commands for a tree: `rollback`, `history`, `verify`, `status`, `pin` and `unhold`."""
+"""The commands for a tree: `rollback`, `history`, `verify`, `status`, `hold`, `pin` and `unhold`."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from perfkit.transactions.history import Generation
     from perfkit.updates.status import TreeStatus
 
-__all__ = ["add_history", "add_pin", "add_rollback", "add_status", "add_unhold", "add_verify"]
+__all__ = ["add_history", "add_hold", "add_pin", "add_rollback", "add_status", "add_unhold", "add_verify"]
 
 _ROLLBACK_EXAMPLES = """\
 examples:
@@ -44,6 +44,10 @@ examples:
   perfkit status rules --max-age 2d     exits with 1 if no sync succeeded for two days
   perfkit status rules --metrics /var/lib/node_exporter/rules.prom
   perfkit status --all                  the trees that perfkit.toml lists
+"""
+_HOLD_EXAMPLES = """\
+examples:
+  perfkit hold rules 2026.12
 """
 _PIN_EXAMPLES = """\
 examples:
@@ -190,6 +194,21 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
                 label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
                 file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n')
     os.replace(f"{arguments.metrics}~", arguments.metrics)
+
+
+def add_hold(hold: Parser) -> None:
+    """Add the options of `perfkit hold`."""
+    add_tree(hold)
+    hold.add_argument("version", metavar="VERSION", help="the version to pass over")
+    add_wait(hold)
+    about = "Have syncs pass over a version of the installed source, until that offers another."
+    define(hold, _hold, about, _HOLD_EXAMPLES)
+
+
+def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    kit.hold(arguments.dest, arguments.version, wait_s=parse_seconds(arguments.wait))
+    note = f"{arguments.dest} passes over version {arguments.version}, until another one is offered"
+    return Outcome({"held": arguments.version}, note)
 
 
 def add_pin(pin: Parser) -> None:

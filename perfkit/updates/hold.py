@@ -16,7 +16,7 @@ from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
-__all__ = ["Hold", "HoldReason", "clear_hold", "hold_on", "is_time", "pin", "read_hold", "unhold", "write_hold"]
+__all__ = ["Hold", "HoldReason", "clear_hold", "hold", "hold_on", "is_time", "pin", "read_hold", "unhold", "write_hold"]
 
 _YEAR_5000 = 95_617_584_000
 
@@ -26,6 +26,7 @@ class HoldReason(StrEnum):
 
     ROLLBACK = "rollback"  # the tree was rolled back from it
     CHECK = "check"  # a check refused it
+    HAND = "hand"  # somebody has said so
     PIN = "pin"  # the tree stays as it is, whatever is offered
 
 
@@ -36,7 +37,7 @@ class Hold:
     Attributes:
         source: its URL, without passwords.
         version: of the release; of what is installed, for a pin.
-        serial: of the release, if its source numbers them; else 0.
+        serial: of the release, if its source numbers them; else 0, as for one that is held by hand.
         message: what the check said.
         since_s: seconds since 1970.
     """
@@ -50,8 +51,10 @@ class Hold:
 
     def covers(self, source: str, version: str, serial: int) -> bool:
         """Whether this release is the one."""
-        held = self.source, self.version, self.serial
-        return self.reason is HoldReason.PIN or held == (redacted(as_recorded(source)), version, serial)
+        if self.reason is HoldReason.PIN:
+            return True
+        same = (self.source, self.version) == (redacted(as_recorded(source)), version)
+        return same and (self.reason is HoldReason.HAND or self.serial == serial)
 
 
 def hold_on(reason: HoldReason, source: str, version: str, serial: int, message: str = "") -> Hold:
@@ -67,6 +70,21 @@ def pin(config: Config, dest: str, *, wait_s: float = 0.0) -> None:
         if installed.version is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")
         write_hold(tree.root, hold_on(HoldReason.PIN, installed.source, installed.version, installed.serial))
+
+
+def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> None:
+    """See `Toolkit.hold`."""
+    with managed_tree(config, dest, wait_s=wait_s) as tree:
+        installed = read_installed(tree.root)
+        if installed.version in (None, version):
+            what = (
+                f"{version} is installed; roll back first" if installed.version else "nothing is installed; sync first"
+            )
+            raise UpdateError(f"{dest}: {what}")
+        held = read_hold(tree.root)
+        if held is not None and held.reason is HoldReason.PIN:
+            raise UpdateError(f"{dest} is pinned, so that every version is passed over; unhold it first")
+        write_hold(tree.root, hold_on(HoldReason.HAND, installed.source, version, 0))
 
 
 def unhold(config: Config, dest: str, *, wait_s: float = 0.0) -> Hold | None:

@@ -123,7 +123,7 @@ def _sync(
             return report
         if held is not None and held.reason is HoldReason.PIN:  # the tree stays at what was asked for
             write_hold(tree.root, hold_on(HoldReason.PIN, source.url, source.version, source.serial))
-        elif covered(source) or (held is not None and spec.release is None):
+        elif covered(source) or (held is not None and held.reason is not HoldReason.HAND and spec.release is None):
             clear_hold(tree.root)
         return report
 

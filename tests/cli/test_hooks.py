@@ -278,9 +278,7 @@ def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
     assert all(0 <= wait < 600 for wait in waits)
 
 
-@pytest.mark.parametrize(
-    "damage", ["", "{", "[]", '{"generation": 0}', '{"generation": "0", "version": ""}', "[" * 9999]
-)
+@pytest.mark.parametrize("damage", ["{", '{"generation": 0}', "[" * 9999])
 def test_a_damaged_record_of_on_change(cli_origin: Origin, tmp_path: Path, damage: str) -> None:
     """As if there were none: the command runs for what changes from now on."""
     assert sync(cli_origin) == 0

@@ -146,9 +146,23 @@ def test_mistakes(text: str, reason: str, trees: Path, capsys: Capture) -> None:
 
 @pytest.mark.parametrize(("words", "reason"), [
     (["sync"], "give trees, or --all"), (["status"], "give trees, or --all"), (["sync", "one", "--all"], "give trees"),
-    (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees; perfkit.toml lists one, two"),
+    (["sync", "https://h"], "give a SOURCE and a DEST, or names of trees"),
     (["sync", "one", "x"], "there is no tree 'x'; perfkit.toml lists one, two"),
 ])  # fmt: skip
 def test_which_trees(words: list[str], reason: str, trees: Path, capsys: Capture) -> None:
     assert main(words) == 2
     assert reason in capsys.readouterr().err
+
+
+def test_no_trees(trees: Path, capsys: Capture) -> None:
+    trees.write_text("workers = 2\n")
+    assert main(["status", "--all"]) == 2
+    assert "perfkit.toml lists no trees" in capsys.readouterr().err
+
+
+def test_a_broken_file_that_nothing_needs(trees: Path, cli_origin: Origin, capsys: Capture) -> None:
+    """With a URL or a path, it is not even read."""
+    trees.write_text("= 3")
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["status", "./tree", "--quiet"]) == 0
+    assert main(["status", "tree", "--quiet"]) == 2

@@ -72,6 +72,14 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out)["version"] == "2"
 
 
+def test_hold(cli_origin: Origin, capsys: Capture) -> None:
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    assert main(["hold", "tree", "2", "--json"]) == 0
+    assert json.loads(capsys.readouterr().out) == {"held": "2"}
+    assert main(["status", "tree"]) == 0
+    assert "2, hand, since" in capsys.readouterr().out
+
+
 def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     cli_origin.publish(TWO, "2")

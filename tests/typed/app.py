@@ -18,6 +18,7 @@ from perfkit import (
     IntegrityError,
     JsonLines,
     LockedError,
+    OfferedRelease,
     PerfkitError,
     PlainLines,
     Plan,
@@ -88,6 +89,9 @@ def trees(kit: Toolkit) -> None:
     back: SyncReport = kit.rollback("tree", to=1)
     generations: list[Generation] = kit.history("tree")
     found: VerifyReport = kit.verify("tree", repair=True)
+    offered: list[OfferedRelease] = kit.releases("https://h/site")
+    print([each.version for each in offered], kit.check_site("site").intact, kit.prune("tree", dry_run=True).bytes)
+    print(kit.status("tree").due_in_s(3600), kit.sync("https://h/site", "tree", release="1").held)
     print(release.serial, plan.missing_bytes, report.added, back.generation, found.intact)
     print([generation.label.get("version") for generation in generations])
     try:

@@ -7,6 +7,7 @@ import os
 import shutil
 import subprocess
 import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from perfkit import Config, FileChangedError, LockedError, Toolkit
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.releases.format.pointer import Pointer
+from perfkit.transactions.tree import Tree
 from perfkit.updates import verify as verify_module
 from tests.support.kits import QUICK
 from tests.support.sites import Origin
@@ -63,6 +65,32 @@ def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin_v1: Origin, tree
     assert told
     assert tree_of(tree_v1) == TWO
     assert kit.verify(tree_v1).intact
+
+
+LOCKING: list[Callable[[Toolkit, Path, float], object]] = [
+    lambda kit, tree, wait_s: kit.pin(tree, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.hold(tree, "9", wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.unhold(tree, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.prune(tree, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.changed_since(tree, 0, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.verify(tree, repair=True, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.rollback(tree, to=0, wait_s=wait_s),
+]
+
+
+def test_every_call_that_locks_can_wait(kit: Toolkit, tree_v1: Path) -> None:
+    """For the change that is under way; without waiting, it fails."""
+    for call in LOCKING:
+        with Tree(str(tree_v1)):
+            with pytest.raises(LockedError):
+                call(kit, tree_v1, 0.0)
+            waiting = threading.Thread(target=call, args=(kit, tree_v1, 60.0))
+            waiting.start()
+            waiting.join(0.05)
+            assert waiting.is_alive()
+        waiting.join(60)
+        assert not waiting.is_alive()
+    assert kit.status(tree_v1).generation == 0  # the last one is a rollback
 
 
 @pytest.mark.parametrize("read_only", [False, True])

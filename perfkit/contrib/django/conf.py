@@ -19,7 +19,7 @@ from django.conf import settings
 from django.utils.module_loading import import_string
 
 from perfkit.archives.members import LINKS, Selection
-from perfkit.config import Config, convert
+from perfkit.config import Config, convert, parse_seconds
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 from perfkit.redact import value_shown
@@ -29,7 +29,7 @@ from perfkit.updates.source_types import parse_source_type
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "load", "read", "tree_settings"]
 
 _FIELDS = {item.name.upper(): item for item in dataclasses.fields(Config)}
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK")
+OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK", "MIN_INTERVAL")
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -43,6 +43,7 @@ class TreeSettings:
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
     check: Check | None = None  # as for `Toolkit.sync`
+    min_interval_s: float = 0.0  # between syncs by `perfkit_sync`
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
 
@@ -133,10 +134,20 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
     selection = _selection(where, entry, problems)
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
+    interval_s = _interval(f'{where}["MIN_INTERVAL"]', entry.get("MIN_INTERVAL", 0), problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
-    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, check=check, config=config)
+    return TreeSettings(
+        name=name,
+        source=source,
+        dest=dest,
+        type=kind,
+        selection=selection,
+        check=check,
+        min_interval_s=interval_s,
+        config=config,
+    )
 
 
 def _source(where: str, value: object, problems: list[Problem]) -> str | None:
@@ -175,6 +186,16 @@ def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
         problems.append(Problem("E009", where, "is not a function", "Write the dotted path of a function."))
         return None
     return found
+
+
+def _interval(where: str, value: object, problems: list[Problem]) -> float:
+    with contextlib.suppress(ConfigError):
+        seconds = parse_seconds(value) if isinstance(value, str) else value
+        if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
+            return seconds
+    message = f'must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}'
+    problems.append(Problem("E009", where, message, "It is the least time between two syncs of this tree."))
+    return 0.0
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:

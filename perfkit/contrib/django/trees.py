@@ -6,14 +6,16 @@ Each call creates its own Toolkit and closes it, so nothing is shared across for
 from __future__ import annotations
 
 import contextlib
+import functools
 import json
 import logging
 import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal, NamedTuple
 
+from django.core.signals import setting_changed
 from django.db import close_old_connections
 
 from perfkit.config import Config
@@ -22,15 +24,29 @@ from perfkit.contrib.django.locking import one_at_a_time, when_free
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
-from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR
-from perfkit.transactions.tree import Generation
+from perfkit.transactions.history import Generation, read_current
+from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR, STATE
+from perfkit.updates.hold import Hold
 from perfkit.updates.planner import Plan
-from perfkit.updates.report import SyncReport
+from perfkit.updates.report import SyncReport, VerifyReport
 
-__all__ = ["Status", "plan", "rollback", "status", "sync"]
+__all__ = [
+    "Current",
+    "Status",
+    "current",
+    "due_in_s",
+    "hold",
+    "plan",
+    "rollback",
+    "status",
+    "sync",
+    "unhold",
+    "verify",
+]
 
 _log = logging.getLogger(__name__)
 
@@ -38,6 +54,7 @@ _log = logging.getLogger(__name__)
 def sync(
     name: str,
     *,
+    release: str | None = None,
     retry_rejected: bool = False,
     wait_s: float = 0.0,
     config: Config | None = None,
@@ -47,6 +64,7 @@ def sync(
 
     Args:
         name: the name of the tree in `settings.PERFKIT["TREES"]`.
+        release: the version to install from a site, as for `Toolkit.sync`.
         retry_rejected: run the tree's `CHECK` again on a version that it refused before.
         wait_s: how long to wait for another change of the same tree.
         config: replaces the Config from the settings.
@@ -67,6 +85,7 @@ def sync(
             tree.dest,
             type=tree.type,
             selection=tree.selection,
+            release=release,
             check=tree.check,
             retry_rejected=retry_rejected,
         )
@@ -92,7 +111,7 @@ def rollback(
     return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to, hold=hold))
 
 
-def plan(name: str, *, config: Config | None = None) -> Plan:
+def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
     """What `sync` would do now; nothing is written, and no signal is sent.
 
     Raises:
@@ -101,12 +120,127 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
-        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection)
+        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection, release=release)
+
+
+def due_in_s(name: str) -> float:
+    """Seconds until the next sync is due by `MIN_INTERVAL` and by what the source has asked for; 0: now. `sync` itself
+    does not look at it.
+
+    Raises:
+        ConfigError: there is no such tree, or the settings are invalid.
+        as `Toolkit.status`.
+    """
+    tree = tree_settings(name)
+    if not _is_tree(tree):
+        return 0.0
+    with Toolkit(tree.config) as kit:
+        return kit.status(tree.dest).due_in_s(tree.min_interval_s)
+
+
+def verify(
+    name: str,
+    *,
+    repair: bool = False,
+    wait_s: float = 0.0,
+    config: Config | None = None,
+    progress: Progress | None = None,
+) -> VerifyReport:
+    """Hash every file of a tree again, as `Toolkit.verify`. A repair sends no signal: the release is the same.
+
+    Raises:
+        ConfigError: there is no such tree, or the settings are invalid.
+        as `Toolkit.verify`.
+    """
+    tree = tree_settings(name)
+    with Toolkit(config or tree.config, progress=progress) as kit:
+        return kit.verify(tree.dest, repair=repair, wait_s=wait_s)
+
+
+def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
+    """Have `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
+
+    Raises:
+        ConfigError: there is no such tree, or the settings are invalid.
+        as `Toolkit.hold`.
+    """
+    tree = tree_settings(name)
+    with Toolkit(tree.config) as kit:
+        if version is None:
+            kit.pin(tree.dest, wait_s=wait_s)
+        else:
+            kit.hold(tree.dest, version, wait_s=wait_s)
+        held = kit.status(tree.dest).held
+    assert held is not None
+    return held
+
+
+def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
+    """Have `sync` pass over no version of a tree any more, as `Toolkit.unhold`.
+
+    Raises:
+        ConfigError: there is no such tree, or the settings are invalid.
+        as `Toolkit.unhold`.
+    """
+    tree = tree_settings(name)
+    with Toolkit(tree.config) as kit:
+        return kit.unhold(tree.dest, wait_s=wait_s)
+
+
+class Current(NamedTuple):
+    """Which release a tree has now.
+
+    Attributes:
+        generation: another one after each change, and again the earlier one after a rollback; 0: nothing is installed.
+        version: None: nothing is installed, or the tree was not changed by a sync.
+    """
+
+    generation: int = 0
+    version: str | None = None
+
+
+_Signature = tuple[int, int, int]
+_seen: dict[str, tuple[_Signature, Current]] = {}  # by the path of the tree's state
+
+
+def current(name: str) -> Current:
+    """Which release a tree has now, in microseconds: one stat, and a small read after a change.
+
+    For what a process has made of a tree's files: make it again when this is another one.
+
+    Raises:
+        ConfigError: there is no such tree, or the settings are invalid.
+        RecoveryError, OSError: the record of generations is damaged, or can't be read.
+    """
+    path = _state_path(name)
+    try:
+        found = os.stat(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return Current()
+    signature = found.st_ino, found.st_size, found.st_ctime_ns
+    seen = _seen.get(path)
+    if seen is None or seen[0] != signature:
+        with contextlib.closing(RootDir(path.removesuffix(STATE))) as rootdir:
+            generation = read_current(rootdir)
+        seen = _seen[path] = signature, Current(generation.number, generation.label.get("version"))
+    return seen[1]
+
+
+@functools.cache
+def _state_path(name: str) -> str:
+    return os.path.join(tree_settings(name).dest, STATE)
+
+
+def _forget_paths(**_: Any) -> None:
+    _state_path.cache_clear()
+
+
+setting_changed.connect(_forget_paths)  # sent by override_settings
 
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state of a tree, without contacting its source."""
+    """The state of a tree, without contacting its source. Times are seconds since 1970; None: never."""
 
     name: str
     source: str
@@ -114,7 +248,11 @@ class Status:
     state: Literal["installed", "absent"]
     version: str | None = None
     generation: int | None = None
-    changed_s: float | None = None  # when this generation was created, in seconds since 1970
+    changed_s: float | None = None  # when this generation was created
+    checked_s: float | None = None  # when a sync last succeeded
+    failed_s: float | None = None  # when one failed, if none has succeeded since
+    error: str | None = None  # why
+    held: Hold | None = None  # what syncs pass over
     receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
     generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
 
@@ -125,25 +263,37 @@ def status(name: str) -> Status:
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
         RollbackError, OSError: as `Toolkit.history`.
+        as `Toolkit.status`.
     """
     tree = tree_settings(name)
     absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
-    if not os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR)):
+    if not _is_tree(tree):
         return absent
     with Toolkit(tree.config) as kit:
-        generations = kit.history(tree.dest)
+        generations, found = kit.history(tree.dest), kit.status(tree.dest)
+    known = replace(
+        absent,
+        checked_s=found.checked_s,
+        failed_s=found.failed_s,
+        error=found.error,
+        held=found.held,
+        generations=tuple(generations),
+    )
     current = next(each for each in generations if each.current)
     if current.number == 0:
-        return replace(absent, generations=tuple(generations))
+        return known
     return replace(
-        absent,
+        known,
         state="installed",
         version=current.label.get("version"),
         generation=current.number,
         changed_s=current.created_s or None,
         receivers_notified=_notified(tree.dest) == current.number,
-        generations=tuple(generations),
     )
+
+
+def _is_tree(tree: TreeSettings) -> bool:
+    return os.path.isdir(os.path.join(tree.dest, PRIVATE_DIR))
 
 
 def _change(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from typing import Any
 
@@ -9,6 +10,7 @@ from django.core.management.base import CommandParser
 
 from perfkit.contrib.django.management import ToolkitCommand
 from perfkit.progress.text import printable
+from perfkit.redact import redacted
 from perfkit.toolkit import Toolkit
 
 
@@ -25,8 +27,15 @@ class Command(ToolkitCommand):
             metavar="DIR",
             help="the directory to write into (default: the current one)",
         )
+        parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
 
     def run(self, kit: Toolkit, **options: Any) -> None:
-        for download in kit.download_many(options["urls"], options["directory"]):
+        downloads = kit.download_many(options["urls"], options["directory"])
+        if options["json"]:
+            fields = ("path", "bytes", "bytes_received", "checksum", "unchanged")
+            files = [{"url": redacted(each.url)} | {name: getattr(each, name) for name in fields} for each in downloads]
+            self.stdout.write(json.dumps({"files": files}))
+            return
+        for download in downloads:
             what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
             self.note(f"{self.style.SUCCESS(printable(download.path))}  {what}", options)

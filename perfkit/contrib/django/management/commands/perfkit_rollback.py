@@ -2,41 +2,38 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandParser
+from django.core.management.base import CommandParser
 
 from perfkit.contrib.django import trees
-from perfkit.contrib.django.management.command import as_command_errors
+from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand, add_wait
 from perfkit.progress.text import printable
 
 
-class Command(BaseCommand):
+class Command(TreesCommand):
     help = "Return a tree to an earlier generation, without the network. Syncs then pass over the release that it left."
-    requires_system_checks = ("perfkit",)
+    names = "1"
 
     def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument("name", metavar="NAME", help="the name of a tree in the settings")
+        super().add_arguments(parser)
         parser.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
         parser.add_argument(
             "--no-hold", action="store_true", help="have the next sync install the newest release again"
         )
-        parser.add_argument(
-            "--wait",
-            type=float,
-            default=0.0,
-            metavar="SECONDS",
-            help="how long to wait for another change of the tree (default 0)",
-        )
+        add_wait(parser)
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        with as_command_errors():
-            hold = not options["no_hold"]
-            report = trees.rollback(options["name"], to=options["to"], hold=hold, wait_s=options["wait"])
-        if options["verbosity"] >= 1:
-            version = printable(report.version or "") or "the tree before the first sync"
-            self.stdout.write(self.style.SUCCESS(f"{options['name']}: {version} (generation {report.generation})"))
-            self.stdout.write(f"  {report.added} added, {report.changed} changed, {report.removed} removed")
-            for name in report.restored_with_edits:
-                warning = f"  {printable(name)} was restored with local edits; the released content is not kept"
-                self.stdout.write(self.style.WARNING(warning))
+    def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
+        report = trees.rollback(name, to=options["to"], hold=not options["no_hold"], wait_s=options["wait"])
+        version = printable(report.version or "") or "the tree before the first sync"
+        edited = (
+            f"  {printable(each)} was restored with local edits; the released content is not kept"
+            for each in report.restored_with_edits
+        )
+        lines = [
+            (1, self.style.SUCCESS(f"{name}: {version} (generation {report.generation})")),
+            (1, f"  {report.added} added, {report.changed} changed, {report.removed} removed"),
+            *((1, self.style.WARNING(line)) for line in edited),
+        ]
+        return Outcome(dataclasses.asdict(report), lines)

@@ -1,79 +1,56 @@
-"""Show what is installed in the trees of the settings."""
+"""Show how the trees of the settings stand."""
 
 from __future__ import annotations
 
 import dataclasses
-import json
 from datetime import UTC, datetime
 from typing import Any
 
-from django.core.management.base import BaseCommand, CommandError, CommandParser
 from django.utils import timezone
 
-from perfkit.contrib.django import conf, trees
-from perfkit.contrib.django.management.command import as_command_errors, returncode_of
-from perfkit.errors import PerfkitError
+from perfkit.contrib.django import trees
+from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand
 from perfkit.progress.text import printable
 
+_TIMES = ("changed", "checked", "failed")
 
-class Command(BaseCommand):
+
+class Command(TreesCommand):
     help = "Show what is installed in the trees of the settings, without the network."
-    requires_system_checks = ("perfkit",)
+    names = "*"
 
-    def add_arguments(self, parser: CommandParser) -> None:
-        parser.add_argument(
-            "names", nargs="*", metavar="NAME", help="the name of a tree in the settings (default: all)"
-        )
-        parser.add_argument("--json", action="store_true", help="print one JSON object and nothing else")
+    def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
+        record = _record(trees.status(name))
+        return Outcome(record, self._lines(record))
 
-    def handle(self, *args: Any, **options: Any) -> None:
-        with as_command_errors():
-            names = options["names"] or list(conf.load().trees)
-            for name in names:
-                conf.tree_settings(name)
-        records: list[dict[str, Any]] = []
-        failed: list[Exception] = []
-        for name in names:
-            try:
-                records.append(_record(trees.status(name)))
-            except (PerfkitError, OSError) as error:
-                failed.append(error)
-                records.append({"name": name, "state": "failed", "error": str(error)})
-        if options["json"]:
-            self.stdout.write(json.dumps({"trees": records}))
-        else:
-            for record in records:
-                self._print(record, verbosity=options["verbosity"])
-        if failed:
-            raise CommandError(f"{len(failed)} of {len(names)} trees failed", returncode=returncode_of(failed[0]))
-
-    def _print(self, record: dict[str, Any], *, verbosity: int) -> None:
+    def _lines(self, record: dict[str, Any]) -> list[tuple[int, str]]:
         name = self.style.MIGRATE_LABEL(record["name"])
-        match record["state"]:
-            case "installed":
-                version, changed = printable(record["version"] or "-"), _local(record["changed"])
-                self.stdout.write(f"{name}: {version} (generation {record['generation']}, {changed})")
-            case "absent":
-                self.stdout.write(f"{name}: {self.style.WARNING('not installed')}")
-            case _:
-                self.stdout.write(f"{name}: {self.style.ERROR(printable(record['error']))}")
-        if record.get("receivers_notified") is False:
+        if record["state"] == "absent":
+            lines = [(0, f"{name}: {self.style.WARNING('not installed')}")]
+        else:
+            version, changed = printable(record["version"] or "-"), _local(record["changed"])
+            lines = [(0, f"{name}: {version} (generation {record['generation']}, {changed})")]
+        if record["receivers_notified"] is False:
             warning = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
-            self.stdout.write(self.style.WARNING(warning))
-        if verbosity < 1 or "source" not in record:
-            return
-        self.stdout.write(f"  from {printable(record['source'])}\n  in   {record['dest']}")
+            lines.append((0, self.style.WARNING(warning)))
+        if record["failed"] is not None:
+            lines.append((0, self.style.ERROR(f"  failed {_local(record['failed'])}: {printable(record['error'])}")))
+        if (held := record["held"]) is not None:
+            lines.append((0, self.style.WARNING(f"  on hold: {printable(held['version'])} ({held['reason']})")))
+        lines.append((1, f"  from {printable(record['source'])}\n  in   {record['dest']}"))
         for each in record["generations"]:
             mark = "*" if each["current"] else " "
             version, created = printable(each["label"].get("version", "-")), _local(each["created"])
             counts = f"+{each['added']} ~{each['changed']} -{each['removed']}"
-            self.stdout.write(f"  {mark} {each['number']}  {version}  {created}  {counts}")
+            lines.append((1, f"  {mark} {each['number']}  {version}  {created}  {counts}"))
+        return lines
 
 
 def _record(status: trees.Status) -> dict[str, Any]:
     """The status as JSON: times in ISO 8601, UTC."""
     record = dataclasses.asdict(status)
-    record["changed"] = _iso(record.pop("changed_s"))
+    for each in _TIMES:
+        record[each] = _iso(record.pop(f"{each}_s"))
     for each in record["generations"]:
         each["created"] = _iso(each.pop("created_s"))
     if status.state != "installed":

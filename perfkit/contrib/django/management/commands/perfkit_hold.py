@@ -1,0 +1,36 @@
+"""Keep the installed releases of trees of the settings, or have syncs install new ones again."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from django.core.management.base import CommandParser
+
+from perfkit.contrib.django import trees
+from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand, add_wait
+from perfkit.progress.text import printable
+
+
+class Command(TreesCommand):
+    help = (
+        "Keep the installed releases of trees: syncs pass over all others. With --off, have syncs install new ones "
+        "again, also after a rollback, or one that CHECK refused."
+    )
+
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        parser.add_argument("--skip", metavar="V", help="pass over this release only, until another one is offered")
+        parser.add_argument("--off", action="store_true", help="hold nothing any more")
+        add_wait(parser)
+
+    def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
+        if not options["off"]:
+            held = trees.hold(name, options["skip"], wait_s=options["wait"])
+            what = "stays at" if options["skip"] is None else "passes over"
+            line = f"{name}: {what} {printable(held.version)}"
+            return Outcome({"held": held.version, "reason": str(held.reason)}, [(1, line)])
+        released = trees.unhold(name, wait_s=options["wait"])
+        if released is None:
+            return Outcome({"released": None}, [(1, f"{name}: nothing was held")])
+        line = f"{name}: {printable(released.version)} is not held any more"
+        return Outcome({"released": released.version}, [(1, line)])
