@@ -83,8 +83,8 @@ asked for the same by the options that their manuals name (`tests/servers/client
 server's, with exit code 0. *fails*: the file is missing or wrong, and the exit code says so. Servers with the same
 results are in one row.
 
-Where it says *by checksum*, perfkit too is wrong without one. Those that fetch everything again at a refresh notice every
-change for that. Of the columns above that are not here, *release*, *zip* and *zsync* are perfkit's only.
+Where it says *by checksum*, perfkit too is wrong without one. Those that fetch everything again at a refresh notice
+every change for that. Of the columns above that are not here, *release*, *zip* and *zsync* are perfkit's only.
 
 Others resume where a range does not say of which version it is (WEBrick), and perfkit starts over; what comes of that
 is the table after it.
