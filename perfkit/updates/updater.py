@@ -27,8 +27,8 @@ from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
+from perfkit.releases.format import MAX_AHEAD_MS
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
-from perfkit.releases.format.pointer import MAX_AHEAD_MS
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit

@@ -1,8 +1,9 @@
 """Read and write the files of a release, as docs/format.md specifies them."""
 
-__all__ = ["POINTER_NAME"]
+__all__ = ["MAX_AHEAD_MS", "POINTER_NAME"]
 
 POINTER_NAME = "perfkit.json"  # of the pointer; a site is recognised by it
+MAX_AHEAD_MS = 86_400_000  # how far the clock of a publisher, from which serials are, may be ahead of a client's
 
 
 def most_compressed(size: int) -> int:

@@ -16,7 +16,6 @@ from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
 __all__ = [
     "FORMAT",
-    "MAX_AHEAD_MS",
     "MAX_POINTER_BYTES",
     "MAX_SERIAL",
     "DeltaRef",
@@ -31,7 +30,6 @@ MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
 MAX_DELTAS = 64
 MAX_SERIAL = (1 << 53) - 1
-MAX_AHEAD_MS = 86_400_000  # how far a publisher's clock, which makes serials, may be ahead of a client's
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
 _HEX = re.compile("[0-9a-f]*", re.ASCII)

@@ -19,9 +19,10 @@ from typing import Any, BinaryIO, get_args
 from perfkit.errors import ConfigError
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.releases.format import MAX_AHEAD_MS
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import MAX_AHEAD_MS, MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.pointer import MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
 from perfkit.releases.format.release_history import History, ReleaseRecord
 from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
 from perfkit.releases.publish.packing import (
