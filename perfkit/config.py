@@ -24,6 +24,7 @@ _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
 _FILES, _STREAMS = 8, 16  # at once, where the caller has not said how many
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
+_CENTURY_S = 100 * 365 * 86_400  # what functions that wait can do with
 # Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit.
 _OF_COMMANDS = frozenset({"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_STAGED", "PERFKIT_VERSION"})
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
@@ -50,7 +51,7 @@ def parse_seconds(text: str) -> float:
     """Seconds from `1.5`, `90s`, `2m`, `1h` or `2d`.
 
     Raises:
-        ConfigError: not a number with one of these suffixes.
+        ConfigError: not a number with one of these suffixes; negative, or centuries.
     """
     cleaned = text.strip().lower()
     suffix = cleaned[-1:] if cleaned[-1:] in _SECONDS else ""
@@ -58,7 +59,7 @@ def parse_seconds(text: str) -> float:
         seconds = float(cleaned.removesuffix(suffix)) * _SECONDS[suffix]
     except ValueError:
         seconds = math.nan
-    if not math.isfinite(seconds):
+    if not 0 <= seconds < _CENTURY_S:
         raise ConfigError(f"{text!r} is not a time; write for example 1.5, 90s, 2m, 1h or 2d")
     return seconds
 

@@ -596,13 +596,13 @@ class Toolkit:
         pin(self.config, local_path(dest), wait_s=wait_s)
 
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
-        """Have `sync` pass over a version of the installed source, until that offers another one.
+        """Have `sync` pass over a version of the installed source, until `unhold`, or until it passes over another one.
 
         Args:
             wait_s: as for `sync`.
 
         Raises:
-            UpdateError: nothing is installed in `dest`, or this version is.
+            UpdateError: nothing is installed in `dest`, or this version is, or the tree is pinned.
             LockedError, OSError: as `sync`.
         """
         from perfkit.updates.hold import hold

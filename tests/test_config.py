@@ -76,7 +76,8 @@ def test_none(name: str) -> None:
     ("PERFKIT_RATE_LIMIT", "0", "more than 0, or None for no limit"),
     ("PERFKIT_READ_TIMEOUT_S", "soon", "is not a number of seconds"),
     ("PERFKIT_READ_TIMEOUT_S", "s", "is not a number of seconds"),
-    ("PERFKIT_READ_TIMEOUT_S", "-1", "PERFKIT_READ_TIMEOUT_S='-1': Config.read_timeout_s must be more than 0"),
+    ("PERFKIT_READ_TIMEOUT_S", "-1", "PERFKIT_READ_TIMEOUT_S='-1' is not a number of seconds"),
+    ("PERFKIT_READ_TIMEOUT_S", "0", "PERFKIT_READ_TIMEOUT_S='0': Config.read_timeout_s must be more than 0"),
     ("PERFKIT_VERIFY", "maybe", "PERFKIT_VERIFY='maybe' is not 1 or 0"),
     ("PERFKIT_LOCAL_CHANGES", "drop", "PERFKIT_LOCAL_CHANGES='drop': Config.local_changes must be one of"),
 ])  # fmt: skip

@@ -10,11 +10,13 @@ import shutil
 import signal
 import subprocess
 import tempfile
-from collections.abc import Iterable, Mapping
+import threading
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
 if TYPE_CHECKING:
@@ -47,7 +49,10 @@ def check_command(command: str, timeout_s: float) -> Check:
             "PERFKIT_VERSION": staged.version,
             "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
         }
-        _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+        try:
+            _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+        except OSError as error:  # which says nothing of the version
+            raise ConfigError(f"--check: {words[0]} can't be run: {error.strerror}") from error
 
     return check
 
@@ -76,11 +81,13 @@ class OnChange:
         """The generation that the command was last run for; from now on, where there is none."""
         from perfkit.updates.status import status
 
-        with contextlib.suppress(OSError, ValueError), open(open_own(self._path), "rb") as file:
+        with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(self._path), "rb") as file:
             found = json.load(file)
-            if isinstance(found, dict) and isinstance(found.get("generation"), int):
+            if isinstance(found, dict) and [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
                 return found
-        os.makedirs(os.path.join(self._dest, PRIVATE_DIR), exist_ok=True)
+        os.makedirs(self._dest, exist_ok=True)
+        with contextlib.closing(RootDir(self._dest)) as rootdir:
+            rootdir.mkdir(PRIVATE_DIR)
         here = status(self._dest)
         return self._write(here.generation, here.version)
 
@@ -96,18 +103,42 @@ class OnChange:
         Raises:
             CommandError: it failed; the next run tries again.
         """
+        from perfkit.updates.installed import read_installed
+
         here = kit.status(self._dest)
         since = self._announced["generation"]
         if here.generation == since:
             return
-        names = kit.changed_since(self._dest, int(str(since)))
+        names: Iterable[str] | None = kit.changed_since(self._dest, int(str(since)))
+        if names is None:  # that generation is not kept any more, so any file may have changed
+            names = read_installed(os.path.abspath(self._dest)).manifest.names()
         variables = {
             "PERFKIT_DEST": os.path.abspath(self._dest),
             "PERFKIT_VERSION": here.version or "",
             "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
         }
-        _run(self._words, variables, lines=(name + self._end for name in names or ()))
+        try:
+            _run(self._words, variables, lines=(name + self._end for name in names))
+        except OSError as error:
+            raise CommandError(f"{self._words[0]} can't be run: {error.strerror}") from error
         self._announced = self._write(here.generation, here.version)
+
+
+@contextlib.contextmanager
+def _terminable() -> Iterator[None]:
+    """Have SIGTERM end the block as an exception does, so that the command is not left behind."""
+
+    def end(number: int, frame: object) -> None:
+        raise SystemExit(128 + number)
+
+    ours = threading.current_thread() is threading.main_thread() and signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+    if ours:
+        signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _words(option: str, command: str) -> list[str]:
@@ -123,12 +154,12 @@ def _words(option: str, command: str) -> list[str]:
 def _run(
     words: list[str], variables: Mapping[str, str], *, lines: Iterable[str] = (), timeout_s: float | None = None
 ) -> None:
-    """Run a command to its end, without a shell; what it started and left running is killed.
+    """Run a command to its end, without a shell. If it has a time limit, what it started and left running is killed.
 
     Raises:
         CommandError: it exited with another code than 0, was killed, or took too long.
     """
-    with tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
+    with _terminable(), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
         given.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
         given.seek(0)
         process = subprocess.Popen(
@@ -139,16 +170,21 @@ def _run(
             env={**os.environ, **variables},
             start_new_session=True,
         )
+        code = None
         try:
-            code: int | None = process.wait(timeout_s)
-        except subprocess.TimeoutExpired:
-            code = None
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                code = process.wait(timeout_s)
         finally:
-            with contextlib.suppress(ProcessLookupError, PermissionError):
-                os.killpg(process.pid, signal.SIGKILL)
-            process.wait()
+            if code is None or timeout_s is not None:
+                with contextlib.suppress(ProcessLookupError, PermissionError):
+                    os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
         said.seek(max(0, said.seek(0, os.SEEK_END) - _SHOWN_BYTES))
         text = " ".join(said.read().decode(errors="replace").split())
     if code != 0:
-        how = f"took longer than {timeout_s:g} s" if code is None else f"ended with exit code {code}"
+        how = f"ended with exit code {code}"
+        if code is None:
+            how = f"took longer than {timeout_s:g} s"
+        elif code < 0:
+            how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
         raise CommandError(f"{words[0]} {how}{': ' if text else ''}{text}")

@@ -16,11 +16,12 @@ from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_rates, add_wait
 from perfkit.config import parse_seconds
-from perfkit.errors import UpdateError
+from perfkit.errors import LockedError, PerfkitError, UpdateError
 from perfkit.progress.text import amount, counted
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
+    from perfkit.cli.hooks import OnChange
     from perfkit.toolkit import Toolkit
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport
@@ -105,30 +106,32 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     }
     if arguments.dry_run:
         return _planned(kit.plan(arguments.source, arguments.dest, **chosen))
-    if (not_due := _not_due(kit, arguments)) is not None:
-        return not_due
-    if arguments.splay is not None:
-        sleep(_splay_s(arguments))
-    from perfkit.cli.hooks import CommandError, OnChange, check_command
+    from perfkit.cli.hooks import OnChange, check_command
 
     if arguments.check is not None:
         chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
-    on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null) if arguments.on_change else None
-    report = kit.sync(
-        arguments.source,
-        arguments.dest,
-        retry_rejected=arguments.retry_rejected,
-        allow_older=arguments.allow_older,
-        wait_s=parse_seconds(arguments.wait),
-        **chosen,
-    )
-    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
+    on_change = None
+    if arguments.on_change is not None:
+        on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null)
+    if (not_due := _not_due(kit, arguments)) is not None:
+        return not_due._replace(code=_announce(on_change, kit))
+    if arguments.splay is not None:
+        sleep(_splay_s(arguments))
     try:
-        if on_change is not None:
-            on_change.run(kit)
-    except CommandError as error:
-        print_error(f"{error}; the next sync runs it again")
-        code = _ON_CHANGE_FAILED
+        report = kit.sync(
+            arguments.source,
+            arguments.dest,
+            retry_rejected=arguments.retry_rejected,
+            allow_older=arguments.allow_older,
+            wait_s=parse_seconds(arguments.wait),
+            **chosen,
+        )
+    except (PerfkitError, OSError):
+        with contextlib.suppress(PerfkitError, OSError):  # what matters is why the sync failed
+            _announce(on_change, kit)
+        raise
+    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
+    code = _announce(on_change, kit) or code
     held = f"; {report.held} is on hold" if report.held else ""
     note = (
         f"{report.version}, generation {report.generation}: {report.added} "
@@ -139,8 +142,23 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     return Outcome(dataclasses.asdict(report), note, code=code)
 
 
+def _announce(on_change: OnChange | None, kit: Toolkit) -> int:
+    """Run the command of `--on-change` if the tree has changed since, in this run or an earlier one; the exit code."""
+    from perfkit.cli.hooks import CommandError
+
+    try:
+        if on_change is not None:
+            on_change.run(kit)
+    except (CommandError, LockedError) as error:
+        print_error(f"{error}; the next sync runs it again")
+        return _ON_CHANGE_FAILED
+    return 0
+
+
 def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
     """The outcome where it is too early for a sync; None: it is time for one, or the tree does not exist yet."""
+    from perfkit.updates.report import SyncReport
+
     with contextlib.suppress(UpdateError):
         status = kit.status(arguments.dest)
         due_in_s = status.due_in_s(parse_seconds(arguments.min_interval))
@@ -150,7 +168,15 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
                 note = (
                     f"the last sync failed: {status.error}; the next is due in {due_in_s:.0f} s, or with --now at once"
                 )
-            return Outcome(dataclasses.asdict(status), note)
+            held = None if status.held is None else status.held.version
+            report = SyncReport(
+                version=status.version or "",
+                generation=status.generation,
+                previous_version=status.version,
+                held=held,
+                unchanged=status.files,
+            )
+            return Outcome(dataclasses.asdict(report), note)
     return None
 
 

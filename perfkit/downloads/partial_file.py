@@ -214,7 +214,17 @@ class PartialFile:
                 return os.open(self.path, flags | os.O_CREAT | os.O_EXCL, 0o666), False
             except FileExistsError:
                 with contextlib.suppress(FileNotFoundError):
-                    return os.open(self.path, flags | os.O_NONBLOCK), True
+                    return self._open_existing(flags | os.O_NONBLOCK), True
+
+    def _open_existing(self, flags: int) -> int:
+        try:
+            return os.open(self.path, flags)
+        except PermissionError:  # another user's, such as root's; to be read is enough for what will be removed
+            descriptor = os.open(self.path, flags & ~os.O_RDWR)
+            if not _is_own(os.fstat(descriptor)):
+                return descriptor
+            os.close(descriptor)
+            raise
 
     def write(self, data: memoryview, position: int) -> None:
         """Write bytes at their position.
@@ -434,7 +444,10 @@ def _is_own(status: os.stat_result) -> bool:
 
 def _read_own(path: str) -> bytes:
     """The beginning of a file, if it is this user's own; else nothing."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except PermissionError:
+        return b""
     with open(descriptor, "rb") as file:
         return file.read(1 << 20) if _is_own(os.fstat(descriptor)) else b""
 

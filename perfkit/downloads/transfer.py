@@ -20,6 +20,7 @@ from perfkit.downloads.http.semantics import (
     Validator,
     Version,
     content_disposition_names,
+    may_be_filling_a_cache,
 )
 from perfkit.downloads.http.transport import Get, Response
 from perfkit.downloads.http.urls import is_loopback, may_share, origin_of
@@ -61,6 +62,7 @@ _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may hav
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
 _ANSWERS = 6  # a range that takes no longer than so many answers is not shared
+_CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken off earlier: most keep nothing of it
 _POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
 _FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
@@ -146,6 +148,7 @@ class Transfer:
         self._unchanged = False
         self._ended = False
         self._peak = 0
+        self._whole_until_s = 0.0  # until then the first answer is not broken off
 
     # -- for the scheduler, quickly and under its lock -------------------------------------------------------------
 
@@ -203,6 +206,8 @@ class Transfer:
         """The partial file, if one more connection may work on it: only where versions could not be mixed unseen."""
         partial = self._partial
         if self._closing or partial is None or not (partial.settled and partial.ranges):
+            return None
+        if time.monotonic() < self._whole_until_s:
             return None
         safe = bool(partial.validator or self._checksum)
         most = self.request.segments or self._config.segments
@@ -446,13 +451,16 @@ class Transfer:
         if size is not None:
             partial.map.set_size(size)
         self._meter.start(size, path=self.path)
+        encrypted = response.url.startswith("https:")
+        stored = response.status == 200 and may_be_filling_a_cache(headers, encrypted=encrypted)
         with self._lock:
             self._check_current_source(task)
+            self._whole_until_s = time.monotonic() + _CACHE_FILL_S if stored else 0.0
             self._attempts.at = response.url if response.url != task.url else None
             self._version = partial.lasting if partial.part is None and task.source == 0 else Version()
             partial.settled = True
             self._hash_behind(partial)
-        if size is not None and size >= _LARGE_BYTES and response.url.startswith("https:"):
+        if size is not None and size >= _LARGE_BYTES and encrypted:
             self._context.network.controller.decrypts()
         partial.ranges_proven = "bytes" in headers.get("accept-ranges", "").lower()
         if partial.ranges and (size or 0) >= 2 * self._config.min_segment_bytes:

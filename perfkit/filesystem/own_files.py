@@ -33,18 +33,33 @@ def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
 
 
 def create_own(path: str, mode: int = 0o600) -> int:
-    """A descriptor of a new file, which replaces whatever has this name.
+    """A descriptor of a new file, which replaces whatever has this name. It belongs to the owner of its directory, also
+    if root creates it.
 
     Raises:
         OSError: as open(2) and unlink(2).
     """
-    with contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
-    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode)
+    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        leaf = os.path.basename(path)
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(leaf, dir_fd=directory)
+        descriptor = os.open(leaf, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, mode, dir_fd=directory)
+        try:
+            if os.geteuid() == 0:
+                owner = os.fstat(directory)
+                with contextlib.suppress(OSError):  # the file system has no owners, or a server allows no change
+                    os.fchown(descriptor, owner.st_uid, owner.st_gid)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        return descriptor
+    finally:
+        os.close(directory)
 
 
 @contextlib.contextmanager
-def replace_own(path: str) -> Iterator[IO[bytes]]:
+def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
     """A new file that gets the name `path` at the end of the block; if that fails, what has the name keeps it.
 
     Raises:
@@ -52,7 +67,7 @@ def replace_own(path: str) -> Iterator[IO[bytes]]:
     """
     fresh = f"{path}~"
     try:
-        with open(create_own(fresh), "wb") as file:
+        with open(create_own(fresh, mode), "wb") as file:
             yield file
         os.replace(fresh, path)
     except BaseException:

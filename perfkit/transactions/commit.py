@@ -105,7 +105,7 @@ class Committer:
             raise
 
     def _stage_lines(self, lines: Iterable[bytes]) -> str:
-        name, fd = self.create_staged_file()
+        name, fd = self.create_staged_file(0o644)
         with open(fd, "wb") as file:
             file.writelines(lines)
         return name

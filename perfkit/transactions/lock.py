@@ -14,7 +14,7 @@ from perfkit.libc import try_lock
 from perfkit.transactions.layout import LOCK, OWNER
 from perfkit.transactions.object_store import open_regular, write_all
 
-__all__ = ["Lock"]
+__all__ = ["Lock", "is_held"]
 
 _POLL_S = 0.02
 
@@ -81,7 +81,7 @@ class Lock:
     def _write_owner(self) -> None:
         fresh = f"{self._owner_name}~"
         self._rootdir.unlink(fresh)  # left by a crash, or planted
-        fd = self._rootdir.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL)
+        fd = self._rootdir.open(fresh, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
         try:
             write_all(fd, json.dumps({**_identity(os.getpid()), "token": self.token}).encode())
             self._rootdir.rename(fresh, self._owner_name)
@@ -117,13 +117,24 @@ class Lock:
             os.close(fd)
 
     def _owner(self) -> dict[str, object]:
-        """The owner file; empty if it is missing or can't be parsed."""
-        try:
-            with open(open_regular(self._rootdir, self._owner_name), "rb") as file:
-                owner = json.loads(file.read(4096))
-        except (FileNotFoundError, ValueError, RecursionError):
-            return {}
-        return owner if isinstance(owner, dict) else {}
+        return _read_owner(self._rootdir, self._owner_name)
+
+
+def is_held(rootdir: RootDir) -> bool:
+    """Whether a process of this machine is changing the tree, as its owner file says."""
+    with contextlib.suppress(OSError):
+        return _is_alive(_read_owner(rootdir, OWNER))
+    return False
+
+
+def _read_owner(rootdir: RootDir, name: str) -> dict[str, object]:
+    """The owner file; empty if it is missing or can't be parsed."""
+    try:
+        with open(open_regular(rootdir, name), "rb") as file:
+            owner = json.loads(file.read(4096))
+    except (FileNotFoundError, ValueError, RecursionError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
 
 
 def _identity(pid: int) -> dict[str, object]:

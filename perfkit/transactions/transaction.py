@@ -101,11 +101,9 @@ class Transaction:
         """
         return self._write(check_name(name), data, mode)
 
-    def write_private(self, name: str, data: bytes | Iterable[bytes]) -> Content:
+    def write_private(self, name: str, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> Content:
         """`write` for one of perfkit's own files (see `layout`): it is committed and rolled back with the others."""
-        return self._write(
-            check_recorded_name(check_own_name(name)), data, 0o600
-        )  # a source's URL may contain a password
+        return self._write(check_recorded_name(check_own_name(name)), data, mode)
 
     def _write(self, name: str, data: bytes | Iterable[bytes], mode: int) -> Content:
         self._check_open()

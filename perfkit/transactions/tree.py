@@ -12,7 +12,17 @@ from perfkit.errors import LockedError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import Generation, History, Pruned
-from perfkit.transactions.layout import CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER, PRIVATE_DIR, is_private
+from perfkit.transactions.layout import (
+    ANNOUNCED,
+    CLOCK,
+    FETCH,
+    LAST_SYNC,
+    LOCK,
+    OBJECTS,
+    OWNER,
+    PRIVATE_DIR,
+    is_private,
+)
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
@@ -99,7 +109,7 @@ class Tree:
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
         try:
-            if self._new and kind is not None:
+            if kind is not None:
                 with contextlib.suppress(OSError, LockedError):
                     self._remove_unused()
             if self._rootdir.owner is not None:
@@ -118,19 +128,20 @@ class Tree:
                     os.close(descriptor)
 
     def _remove_unused(self) -> None:
-        """Remove what a first change that failed has created, unless it fetched something worth going on with.
+        """Remove what a first change that failed has created, unless it fetched something worth going on with; nothing
+        of a tree that has changed before.
 
         The directory itself stays: others may be waiting for its lock.
         """
         self._lock.check()
         expected = {
-            path.rpartition("/")[2] for path in (CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER)
+            path.rpartition("/")[2] for path in (ANNOUNCED, CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER)
         }  # no state, no journal
         fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
         if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
-        for name in (*fetched, CLOCK, LAST_SYNC, OWNER):
+        for name in (*fetched, ANNOUNCED, CLOCK, LAST_SYNC, OWNER):
             self._rootdir.unlink(name)
         self._rootdir.rmdir(FETCH)
         self._rootdir.rmdir(OBJECTS)

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 
-from perfkit.errors import CheckFailedError
+from perfkit.errors import CheckFailedError, ConfigError
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
@@ -46,9 +46,10 @@ def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: 
 
     Raises:
         CheckFailedError: it raised an exception, or wrote to the new files.
+        ConfigError: it raised this one: the check itself is wrong.
         OSError: the view can't be created.
     """
-    with _view(root, _changed_names(root, plan, manifest, staging)) as (path, new_files):
+    with _view(root, _changed_names(root, plan, manifest, staging), manifest) as (path, new_files):
         before = [_signature(each) for each in new_files]
         staged = StagedTree(
             path=path,
@@ -60,6 +61,8 @@ def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: 
         )
         try:
             check(staged)
+        except ConfigError:
+            raise
         except Exception as error:
             raise CheckFailedError(plan.version, str(error) or type(error).__name__) from error
         finally:
@@ -83,12 +86,13 @@ def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingAr
     found.update(dict.fromkeys(each.source for each in plan.local if each.move))
     found.update((saved, os.path.join(root, name)) for name, saved in plan.saved_as.items())
     found.update((each.name, os.path.join(root, each.source)) for each in plan.local)
+    found.update((name, os.path.join(root, name)) for name in plan.modes)
     found.update((name, staged(name)) for name in chain(plan.stored, plan.fetch))
     return found
 
 
 @contextlib.contextmanager
-def _view(root: str, changed: Mapping[str, str | None]) -> Iterator[tuple[str, list[str]]]:
+def _view(root: str, changed: Mapping[str, str | None], manifest: Manifest) -> Iterator[tuple[str, list[str]]]:
     """The directory, and the staged files that it shows."""
     root = os.path.realpath(root)
     view = os.path.join(root, layout.CHECK)
@@ -96,6 +100,7 @@ def _view(root: str, changed: Mapping[str, str | None]) -> Iterator[tuple[str, l
     try:
         _link(root, view, changed)
         stage = os.path.join(root, layout.FETCH, "")
+        _set_modes(view, changed, manifest, stage)
         yield view, [path for path in map(os.path.realpath, filter(None, changed.values())) if path.startswith(stage)]
     finally:
         shutil.rmtree(view, ignore_errors=True)
@@ -127,6 +132,21 @@ def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
         if directory:
             with contextlib.suppress(OSError):  # the last file of it was removed
                 os.rmdir(os.path.join(view, directory))
+
+
+def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest, stage: str) -> None:
+    """Have programs that are executable: the staged files themselves; where the tree has another mode, a copy."""
+    for name, content in changed.items():
+        path, at = os.path.join(view, name), manifest.find(name)
+        if content is None or at is None or bool(os.stat(path).st_mode & 0o100) == manifest.executable(at):
+            continue
+        if not os.path.realpath(path).startswith((stage, view)):
+            original = os.path.realpath(path)
+            os.unlink(path)
+            shutil.copyfile(original, path)
+            os.chmod(path, 0o755 if manifest.executable(at) else 0o644)
+        elif manifest.executable(at):  # of two files with this content, another one may not be
+            os.chmod(path, 0o755)
 
 
 def _parents(name: str) -> Iterator[str]:

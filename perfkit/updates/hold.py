@@ -16,7 +16,9 @@ from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
-__all__ = ["Hold", "HoldReason", "clear_hold", "hold", "hold_on", "pin", "read_hold", "unhold", "write_hold"]
+__all__ = ["Hold", "HoldReason", "clear_hold", "hold", "hold_on", "is_time", "pin", "read_hold", "unhold", "write_hold"]
+
+_YEAR_5000 = 95_617_584_000
 
 
 class HoldReason(StrEnum):
@@ -79,6 +81,9 @@ def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> Non
                 f"{version} is installed; roll back first" if installed.version else "nothing is installed; sync first"
             )
             raise UpdateError(f"{dest}: {what}")
+        held = read_hold(tree.root)
+        if held is not None and held.reason is HoldReason.PIN:
+            raise UpdateError(f"{dest} is pinned, so that every version is passed over; unhold it first")
         write_hold(tree.root, hold_on(HoldReason.HAND, installed.source, version, 0))
 
 
@@ -103,11 +108,18 @@ def read_hold(root: str) -> Hold | None:
         for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
             if not isinstance(record[name], kind):
                 raise ValueError(f"{name} is {record[name]!r:.40}")
+        if not is_time(record["since_s"]):
+            raise ValueError(f"since_s is {record['since_s']}")
         return Hold(**{**record, "reason": HoldReason(record["reason"])})
     except (FileNotFoundError, NotADirectoryError):
         return None
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UpdateError(f"{path} is damaged ({error}); remove it to hold nothing") from error
+
+
+def is_time(seconds: float) -> bool:
+    """Whether datetime(3) can show this time, in seconds since 1970."""
+    return 0 <= seconds < _YEAR_5000
 
 
 def write_hold(root: str, hold: Hold) -> None:
@@ -117,7 +129,7 @@ def write_hold(root: str, hold: Hold) -> None:
         OSError: it can't be written.
     """
     path = os.path.join(root, layout.HOLD)
-    with replace_own(path) as file:
+    with replace_own(path, 0o644) as file:
         file.write(json.dumps(asdict(hold)).encode())
         file.flush()
         os.fsync(file.fileno())

@@ -95,7 +95,7 @@ class Installed:
 
 def _write_serials(root: str, serials: Mapping[str, int]) -> None:
     path = os.path.join(root, layout.SERIALS)
-    with replace_own(path) as file:
+    with replace_own(path, 0o644) as file:
         file.write(json.dumps(serials).encode())
 
 

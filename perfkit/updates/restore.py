@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import cast
 
 from perfkit.config import Config, LocalChanges
-from perfkit.errors import RollbackError
+from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions import layout
 from perfkit.transactions.history import History, Pruned, read_current
@@ -60,11 +60,17 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
 
 
 def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None:
-    """Have syncs pass over the version that was left, until the source offers another one."""
+    """Have syncs pass over the version that was left, until the source offers another one; a pinned tree stays so."""
+    held = None
     try:
-        if left and before.version is not None and before.version != after.version:
+        with contextlib.suppress(UpdateError):  # a damaged record holds nothing
+            held = read_hold(root)
+        if held is not None and held.reason is HoldReason.PIN:
+            if after.version is not None:
+                write_hold(root, hold_on(HoldReason.PIN, after.source, after.version, after.serial))
+        elif left and before.version is not None and before.version != after.version:
             write_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
-        elif (held := read_hold(root)) is None or held.version == after.version:
+        elif held is None or held.version == after.version:
             clear_hold(root)
     except OSError as error:
         _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)

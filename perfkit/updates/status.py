@@ -16,11 +16,13 @@ from perfkit.filesystem.rootdir import RootDir
 from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current
-from perfkit.updates.hold import Hold, read_hold
-from perfkit.updates.installed import read_installed, require_managed
+from perfkit.transactions.lock import is_held
+from perfkit.updates.hold import Hold, is_time, read_hold
+from perfkit.updates.installed import Installed, read_installed, require_managed
 
 __all__ = ["TreeStatus", "remember_outcome", "status"]
 
+_COMMIT_S = 2.0
 _BACKOFF_S = 60.0
 _MOST_RETRY_AFTER_S = 86_400.0
 
@@ -60,36 +62,34 @@ class TreeStatus:
     interrupted: bool = False
 
     def age_s(self) -> float:
-        """Seconds since the last sync that succeeded; infinite if there was none."""
-        return time.time() - self.checked_s if self.checked_s is not None else float("inf")
+        """Seconds since the last sync that succeeded, or until then if the clock was set back; infinite: none was."""
+        return abs(time.time() - self.checked_s) if self.checked_s is not None else float("inf")
 
     def due_in_s(self, min_interval_s: float = 0.0) -> float:
         """Seconds until the next sync is due; 0: now.
 
         A source's `Retry-After` is always kept to. With an interval, a sync is due so long after the last one that
         succeeded. After a failure of the source or the network it is due earlier: in a minute, and then in twice as
-        long each time, up to the interval.
+        long each time, up to the interval. If the last sync is in the future, by a clock that was set back since, the
+        next one is due.
         """
-        now = time.time()
-        due_s = min(self.not_before_s or 0.0, now + _MOST_RETRY_AFTER_S)
-        if self.failed_s is None:
-            due_s = max(due_s, min((self.checked_s or 0.0) + min_interval_s, now + min_interval_s))
-        elif self.failures:
-            backoff_s = min(min_interval_s, _BACKOFF_S * 2.0 ** min(self.failures - 1, 30))
-            due_s = max(due_s, min(self.failed_s, now) + backoff_s)
-        return max(0.0, due_s - now)
+        now, wait_s = time.time(), min_interval_s
+        last_s = self.checked_s if self.failed_s is None else self.failed_s
+        if last_s is None or last_s > now:
+            return 0.0
+        if self.failed_s is not None:
+            backoff_s = _BACKOFF_S * 2.0 ** min(self.failures - 1, 30) if self.failures else 0.0
+            asked_s = (self.not_before_s or 0.0) - last_s
+            wait_s = max(min(min_interval_s, backoff_s), min(asked_s, _MOST_RETRY_AFTER_S))
+        return max(0.0, last_s + wait_s - now)
 
 
 def status(dest: str) -> TreeStatus:
     """How the tree at `dest` stands. See `Toolkit.status`."""
     require_managed(dest)
     root = os.path.abspath(dest)
-    rootdir = RootDir(root)
-    try:
-        current: Generation = read_current(rootdir)
-    finally:
-        rootdir.close()
-    installed = read_installed(root)
+    with contextlib.closing(RootDir(root)) as rootdir:
+        current, installed, interrupted = _settled(rootdir)
     outcome = _read_outcome(root)
     return TreeStatus(
         version=installed.version,
@@ -104,8 +104,23 @@ def status(dest: str) -> TreeStatus:
         failures=outcome.get("failures", 0),
         not_before_s=outcome.get("not_before_s"),
         held=read_hold(root),
-        interrupted=os.path.lexists(os.path.join(root, layout.JOURNAL)),
+        interrupted=interrupted,
     )
+
+
+def _settled(rootdir: RootDir) -> tuple[Generation, Installed, bool]:
+    """The current generation, what is installed, and whether a crash has left a change; if one is just being committed,
+    after that, unless it takes long.
+    """
+    deadline_s = time.monotonic() + _COMMIT_S
+    while True:
+        current, installed = read_current(rootdir), read_installed(rootdir.root)
+        busy = rootdir.lstat(layout.JOURNAL) is not None
+        held = busy and is_held(rootdir)
+        changed = held or (not busy and read_current(rootdir) != current)
+        if not changed or time.monotonic() >= deadline_s:
+            return current, installed, busy and not held
+        time.sleep(0.005)
 
 
 @contextlib.contextmanager
@@ -135,12 +150,13 @@ def _read_outcome(root: str) -> dict[str, Any]:
     with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(path), "rb") as file:
         found = json.load(file)
         if isinstance(found, dict):
-            return {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
+            known = {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
+            return {key: value for key, value in known.items() if not isinstance(value, float) or is_time(value)}
     return {}
 
 
 def _write_outcome(root: str, outcome: dict[str, Any]) -> None:
     path = os.path.join(root, layout.LAST_SYNC)
     # What is remembered is for people, and no failure of the sync.
-    with contextlib.suppress(OSError), replace_own(path) as file:
+    with contextlib.suppress(OSError), replace_own(path, 0o644) as file:
         file.write(json.dumps(outcome).encode())

@@ -7,7 +7,7 @@ import errno
 import logging
 import os
 import time
-from collections.abc import Iterable, Set
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -117,19 +117,26 @@ def _sync(
     if held is not None and held.reason is HoldReason.PIN and spec.release is None:
         return _passed_over(tree, installed, fetcher, held.version)
 
-    def sync_from(source: Source) -> SyncReport:
+    def covered(source: Source) -> bool:
+        return held is not None and held.covers(source.url, source.version, source.serial)
+
+    def passes_over(source: Source) -> bool:
         rejected = held is not None and held.reason is HoldReason.CHECK and options.retry_rejected
-        covered = held is not None and held.covers(source.url, source.version, source.serial)
-        if covered and not rejected and spec.release is None:
+        return covered(source) and not rejected and spec.release is None
+
+    def sync_from(source: Source) -> SyncReport:
+        if passes_over(source):
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
         update.refuse_future()
         if spec.release is None:
             update.refuse_downgrade()
-        report = update.run(tree)
+        report = update.run(tree, passes_over)
+        if report.held is not None:
+            return report
         if held is not None and held.reason is HoldReason.PIN:  # the tree stays at what was asked for
             write_hold(tree.root, hold_on(HoldReason.PIN, source.url, source.version, source.serial))
-        elif covered or (held is not None and spec.release is None):
+        elif covered(source) or (held is not None and held.reason is not HoldReason.HAND and spec.release is None):
             clear_hold(tree.root)
         return report
 
@@ -271,8 +278,11 @@ class Sync:
         self._progress = progress
         self._clock = os.path.join(root, layout.CLOCK)  # a file whose mtime tells the file system's time
 
-    def run(self, tree: Tree) -> SyncReport:
+    def run(self, tree: Tree, passes_over: Callable[[Source], bool] = lambda source: False) -> SyncReport:
         """Update the tree, in one transaction.
+
+        Args:
+            passes_over: whether a source's version is on hold; asked when a list of URLs has been resolved, too.
 
         Raises:
             UpdateError: there are local changes, and they are to be refused.
@@ -285,6 +295,8 @@ class Sync:
         local = self.scan(now_ns=clock_ns(self._clock))
         staging = StagingArea(tree.fetch_directory, progress=self._progress)
         manifest = self.resolve(local, staging)
+        if passes_over(self._source):
+            return _passed_over(tree, self._installed, self._fetcher, self._source.version)
         plan = self.plan(local, manifest)
         moved = [each.source for each in plan.local if each.move]
         replaced = [plan.changed, plan.remove, moved, plan.saved_as]
@@ -507,7 +519,8 @@ class Sync:
         transaction = tree.transaction(label, known=known)
         with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
-            tx.write_private(layout.RELEASE, self._record(manifest))
+            secret = "?" in source.url  # such as the key of an account
+            tx.write_private(layout.RELEASE, self._record(manifest), mode=0o600 if secret else 0o644)
             applier = PlanApplier(self._root, tx, manifest, staging, shown)
             applier.apply(plan)
             written_ns = next_tick_ns(self._clock)

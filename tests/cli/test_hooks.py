@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import os
 import re
 import signal
@@ -86,6 +88,35 @@ time.sleep(600)
         time.sleep(0.02)
 
 
+def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
+    """The check ends with it, nothing is held, and the next sync goes on."""
+    terminate = python(tmp_path, "open('pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(600)")
+    child = os.fork()
+    if child == 0:
+        with contextlib.suppress(SystemExit):
+            sync(cli_origin, "--check", terminate)
+        os._exit(43)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 43
+    assert not _runs(int((tmp_path / "pid").read_text()))
+    assert not (tmp_path / "tree/.perfkit/check").exists()
+    assert sync(cli_origin, "--exit-code") == 10
+
+
+def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> None:
+    """A check's is ended; that of --on-change may be a daemon."""
+    leave = python(tmp_path, "open(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))")
+    assert sync(cli_origin, "--check", f"{leave} check", "--on-change", f"{leave} change") == 0
+    check, change = (int((tmp_path / name).read_text()) for name in ("check", "change"))
+    try:
+        deadline_s = time.monotonic() + 30
+        while _runs(check):
+            assert time.monotonic() < deadline_s
+            time.sleep(0.02)
+        assert _runs(change)
+    finally:
+        os.kill(change, signal.SIGKILL)
+
+
 def _runs(pid: int) -> bool:
     try:
         state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
@@ -95,12 +126,37 @@ def _runs(pid: int) -> bool:
 
 
 @pytest.mark.parametrize("option", ["--check", "--on-change"])
-@pytest.mark.parametrize("command", ["no-such-program-here x", "", "sh 'x"])
+@pytest.mark.parametrize("command", ["no-such-program-here x", "", " ", "sh 'x"])
 def test_no_such_command(cli_origin: Origin, option: str, command: str, capsys: Capture) -> None:
     """Told before anything is asked for."""
-    assert sync(cli_origin, option, command or " ") == 2
+    assert sync(cli_origin, option, command) == 2
     assert option in capsys.readouterr().err
     assert cli_origin.sent == []
+
+
+def test_a_command_that_cannot_be_run(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """That is no refusal of the version; nor is a change undone for it."""
+    script = tmp_path / "script"
+    script.write_text("no #! line")
+    script.chmod(0o755)
+    assert sync(cli_origin, "--check", str(script)) == 2
+    assert f"--check: {script} can't be run: Exec format error" in capsys.readouterr().err
+    assert sync(cli_origin, "--on-change", str(script), "--exit-code") == 3
+    assert f"{script} can't be run: Exec format error; the next sync runs it again" in capsys.readouterr().err
+    assert tree_of(tmp_path / "tree") == ONE
+
+
+def test_names_since_a_generation_that_is_gone(
+    cli_origin: Origin, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Any file may have changed."""
+    monkeypatch.setenv("PERFKIT_KEEP_GENERATIONS", "1")
+    assert sync(cli_origin, "--on-change", "true") == 0
+    for version in ("2", "3", "4"):
+        cli_origin.publish({**ONE, "README": version.encode()}, version)
+        assert sync(cli_origin, "--on-change", "false") == 3
+    assert sync(cli_origin, "--on-change", python(tmp_path, "open('seen', 'w').write(sys.stdin.read())")) == 0
+    assert sorted((tmp_path / "seen").read_text().splitlines()) == sorted(ONE)
 
 
 def test_on_change(cli_origin: Origin, tmp_path: Path) -> None:
@@ -134,6 +190,31 @@ def test_on_change_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) ->
         assert sync(cli_origin, "--on-change", command) == expected
     assert (tmp_path / "seen").read_text().split() == [str(len(ONE))] * 3
     assert "the next sync runs it again" in capsys.readouterr().err
+
+
+def test_on_change_is_tried_again_whatever_the_sync_does(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """Where it is too early for one, and where it fails; its own failure is then the second one."""
+    code = "open('seen', 'a').write('x'); sys.exit(int(open('code').read()))"
+    command = python(tmp_path, code)
+    bad = ["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", "--on-change", command]
+    for exit_code, expected, arguments in (
+        (1, 3, ["sync", cli_origin.url, "tree", "--quiet", "--on-change", command]),
+        (1, 3, ["sync", cli_origin.url, "tree", "--json", "--on-change", command, "--min-interval", "1h"]),
+        (1, 1, bad),
+        (0, 1, bad),
+        (0, 1, [*bad, "--now"]),
+    ):
+        (tmp_path / "code").write_text(str(exit_code))
+        assert main(arguments) == expected
+    assert (tmp_path / "seen").read_text() == "xxxx"
+    report = json.loads(capsys.readouterr().out)
+    assert report.items() >= {"version": "1", "generation": 1, "route": "none", "bytes_received": 0}.items()
+
+
+@pytest.mark.parametrize("options", [[], ["--on-change", "true"]])
+def test_a_first_sync_that_fails_leaves_nothing(cli_origin: Origin, tmp_path: Path, options: list[str]) -> None:
+    assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", *options]) == 1
+    assert [path.name for path in (tmp_path / "tree").rglob("*")] == []
 
 
 def test_killed_between_the_change_and_the_command(cli_origin: Origin, tmp_path: Path) -> None:
@@ -195,6 +276,18 @@ def test_splay(cli_origin: Origin, monkeypatch: pytest.MonkeyPatch) -> None:
         assert main(["sync", cli_origin.url, dest, "--quiet", "--splay", "10m"]) == 0
     assert waits[0] == waits[1] != waits[2]
     assert all(0 <= wait < 600 for wait in waits)
+
+
+@pytest.mark.parametrize("damage", ["{", '{"generation": 0}', "[" * 9999])
+def test_a_damaged_record_of_on_change(cli_origin: Origin, tmp_path: Path, damage: str) -> None:
+    """As if there were none: the command runs for what changes from now on."""
+    assert sync(cli_origin) == 0
+    (tmp_path / "tree/.perfkit/on-change").write_text(damage)
+    command = python(tmp_path, "open('seen', 'a').write('x')")
+    assert sync(cli_origin, "--on-change", command) == 0
+    cli_origin.publish(TWO, "2")
+    assert sync(cli_origin, "--on-change", command) == 0
+    assert (tmp_path / "seen").read_text() == "x"
 
 
 @pytest.mark.parametrize("name", ["on-change", "on-change~"])

@@ -35,8 +35,9 @@ def test_max_age(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     path.write_text(json.dumps({"checked_s": json.loads(path.read_text())["checked_s"] - 3601}))
     assert main(["status", "tree", "--max-age", "1h"]) == 1
     assert main(["status", "tree", "--max-age", "2h"]) == 0
-    assert main(["status", "tree", "--max-age", "soon"]) == 2
-    assert "'soon' is not a time" in capsys.readouterr().err
+    for wrong in ("soon", "-5", "1e300"):
+        assert main(["status", "tree", f"--max-age={wrong}"]) == 2
+        assert f"{wrong!r} is not a time" in capsys.readouterr().err
 
 
 def test_metrics(cli_origin: Origin, tmp_path: Path) -> None:

@@ -85,12 +85,8 @@ def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: P
     assert (small_disk / "file").read_bytes() == b"old"
 
 
-def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
-    """As a user who may not write there; root, who may, steps down for it."""
-    closed = tmp_path / "closed"
-    closed.mkdir()
-    (closed / "file").write_bytes(b"old")
-    closed.chmod(0o555)
+def download_as_nobody(url: str, dest: Path, tmp_path: Path) -> str:
+    """In another process, which root steps down for; returns what it prints: an errno, or nothing."""
     program = (
         "import os, sys, perfkit.downloads.http.session\nfrom perfkit import Toolkit\n"
         "if os.geteuid() == 0: os.setegid(65534), os.seteuid(65534)\n"
@@ -102,12 +98,44 @@ def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
             parent.chmod(parent.stat().st_mode | 0o111)
         if parent.name.startswith("pytest-of"):
             break
-    command = [sys.executable, "-c", program, f"{misbehaving(serve).url}/f", str(closed / "file")]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30, check=False)
+    command = [sys.executable, "-c", program, url, str(dest)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
+    """As a user who may not write there."""
+    closed = tmp_path / "closed"
+    closed.mkdir()
+    (closed / "file").write_bytes(b"old")
+    closed.chmod(0o555)
+    said = download_as_nobody(f"{misbehaving(serve).url}/f", closed / "file", tmp_path)
     closed.chmod(0o755)
-    assert done.stdout == f"{errno.EACCES}\n", done.stderr
+    assert said == f"{errno.EACCES}\n"
     assert os.listdir(closed) == ["file"]
     assert (closed / "file").read_bytes() == b"old"
+
+
+@pytest.mark.parametrize("mode", [0o644, 0o600])
+def test_what_root_has_left(misbehaving: Start, tmp_path: Path, mode: int) -> None:
+    """In a directory of another user's, by a `sudo perfkit get` that was interrupted: it does not lock the owner out,
+    unless they may not even read it.
+    """
+    need_root("to work in another user's directory")
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 65534, 65534)
+    (home / "file.perfkit-part").write_bytes(b"left")
+    (home / "file.perfkit-part").chmod(mode)
+    (home / "file.perfkit-part.json").write_bytes(b"{}")
+    (home / "file.perfkit-part.json").chmod(0o600)
+    said = download_as_nobody(f"{misbehaving(serve).url}/f", home / "file", tmp_path)
+    if mode == 0o600:
+        assert said == f"{errno.EACCES}\n"
+    else:
+        assert os.listdir(home) == ["file"]
+        assert (home / "file").read_bytes() == BODY
 
 
 def test_the_destination_becomes_a_directory(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:

@@ -53,6 +53,25 @@ def test_a_large_file_comes_in_segments(make_kit: MakeKit, misbehaving: Start, o
     assert all(each.headers["accept-encoding"] == "identity" for each in server.requests)
 
 
+def test_an_answer_that_a_cache_may_be_storing_stays_whole(
+    make_kit: MakeKit, misbehaving: Start, out: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Most caches keep nothing of an answer that is broken off: it is shared only if it takes long."""
+    shared: list[bool] = []
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY, pause=lambda: shared.append(x.server.wait_for(x.number + 3, wait_s)), Via="1.1 cache")
+
+    server, wait_s = misbehaving(handler), 0.3
+    assert make_kit().download(f"{server.url}/file", out / "file").segments == 1
+    assert shared == [False]
+    monkeypatch.setattr("perfkit.downloads.transfer._CACHE_FILL_S", 0.1)
+    wait_s = 20.0
+    assert make_kit().download(f"{server.url}/file", out / "again").segments == 4
+    assert shared[1]
+    assert (out / "file").read_bytes() == (out / "again").read_bytes() == BODY
+
+
 def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """The second connection takes half of the rest, the third half of the larger half."""
     server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(3)))

@@ -16,6 +16,7 @@ from perfkit.downloads.http.semantics import (
     content_disposition_names,
     judge,
     judge_part,
+    may_be_filling_a_cache,
     parse_content_range,
     parse_repr_digest,
     parse_retry_after,
@@ -231,3 +232,28 @@ def test_the_strongest_digest_is_taken() -> None:
     assert parse_repr_digest(f"sha-256=:{sha256}:, sha-512=:{sha512}:") == "sha512:" + "0" * 128
     assert parse_repr_digest(f"unixsum=:AA==:, SHA-256=:{sha256}:;q=1") == "sha256:" + "0" * 64
     assert parse_repr_digest(f"sha-512=:{sha256}:") is None
+
+
+@pytest.mark.parametrize(
+    ("headers", "plain", "encrypted"),
+    [
+        ({}, False, False),
+        ({"cache-control": "max-age=3600"}, True, False),
+        ({"cache-control": "public, s-maxage=60"}, True, False),
+        ({"cache-control": "max-age=0, must-revalidate"}, False, False),
+        ({"cache-control": "no-store, max-age=60", "via": "1.1 squid"}, False, False),
+        ({"cache-control": "private", "age": "0"}, False, False),
+        ({"via": "1.1 vm (squid/5.7)", "x-cache": "MISS from white-host"}, True, True),
+        ({"via": "1.1 vm (squid/5.7)", "x-cache": "HIT from vm"}, False, False),
+        ({"via": "1.1 varnish (Varnish/7.1)", "age": "0"}, True, True),
+        ({"via": "1.1 varnish (Varnish/7.1)", "age": "17"}, False, False),
+        ({"via": "1.1 0f.cloudfront.net (CloudFront)", "x-cache": "RefreshHit from cloudfront"}, False, False),
+        ({"x-cache": "TCP_HIT"}, False, False),
+        ({"cache-status": "ExampleCache; fwd=miss; stored"}, True, True),
+        ({"cache-status": "ExampleCache; hit"}, False, False),
+    ],
+)
+def test_whether_a_cache_may_be_storing_an_answer(headers: dict[str, str], plain: bool, encrypted: bool) -> None:
+    """RFC 9111 section 3, RFC 9211, and what caches add of their own."""
+    assert may_be_filling_a_cache(headers, encrypted=False) == plain
+    assert may_be_filling_a_cache(headers, encrypted=True) == encrypted

@@ -74,14 +74,14 @@ class Bench:
             self.wait_until_served(name, data)
 
     def put_tree(self, root: Path, below: str) -> None:
-        """Copy a directory to the server, its pointer last."""
+        """Copy a directory with its dates to the server, its pointer last."""
         paths = sorted(
             (path for path in root.rglob("*") if path.is_file()), key=lambda path: path.name == "perfkit.json"
         )
         for path in paths:
             if path.name != ".lock":
-                now = time.time_ns()
-                self.put(f"{below}/{path.relative_to(root).as_posix()}", path.read_bytes(), mtime_ns=now, seen=False)
+                name, when_ns = path.relative_to(root).as_posix(), path.stat().st_mtime_ns
+                self.put(f"{below}/{name}", path.read_bytes(), mtime_ns=when_ns, seen=False)
 
     def wait_until_served(self, name: str, data: bytes) -> None:
         """Some servers remember for a second or two what a file was; caches do for as long as they were told."""

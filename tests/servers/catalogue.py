@@ -80,7 +80,7 @@ ORIGIN = Server(
         _SERVE.replace(
             "LOCATION",
             "location / { add_header Cache-Control max-age=1; }"
-            " location /lasting/ { add_header Cache-Control max-age=3600; }",
+            " location /lasting/ { add_header Cache-Control max-age=3600; limit_rate 4m; }",
         ),
     ),
 )

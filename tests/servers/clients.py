@@ -133,10 +133,38 @@ def older_date(client: Client, bench: Bench, out: Path) -> str:
     return _outcome(code, out / "c-older.bin", old, "new file")
 
 
+def same_date_between(client: Client, bench: Bench, out: Path) -> str:
+    """Between kill and resume: all bytes differ, or only some near the beginning. The worse outcome counts."""
+    when_ns = (int(time.time()) - 86_400) * 10**9
+    old, new = bytes_of("client, date 1"), bytes_of("client, date 2")
+    outcomes = set()
+    for number, changed in enumerate((new, b"edited" + old[6:])):
+        name, place = f"c-date-{number}.bin", out / str(number)
+        place.mkdir()
+        bench.put(name, old, mtime_ns=when_ns)
+        _get_and_kill(client, bench, name, place)
+        bench.put(name, changed, mtime_ns=when_ns)
+        code, _ = client.run(client.resume, bench, name, place)
+        outcomes.add(_outcome(code, place / name, changed, "noticed"))
+    return next(word for word in ("WRONG", "fails", "noticed") if word in outcomes)
+
+
+def same_date_at_a_refresh(client: Client, bench: Bench, out: Path) -> str:
+    when_ns = (int(time.time()) - 86_400) * 10**9
+    old, new = (bytes_of(f"client, refreshed {number}", 100_000) for number in (1, 2))
+    bench.put("c-refreshed.bin", old, mtime_ns=when_ns)
+    client.run(client.get, bench, "c-refreshed.bin", out)
+    bench.put("c-refreshed.bin", new, mtime_ns=when_ns)
+    code, _ = client.run(client.refresh, bench, "c-refreshed.bin", out)
+    return _outcome(code, out / "c-refreshed.bin", new, "noticed")
+
+
 CHECKS = {
     "kill and resume": resume,
     "changed between": changed_between,
     "changed within its second": changed_in_its_second,
+    "same size and date, resumed": same_date_between,
+    "same size and date, refreshed": same_date_at_a_refresh,
     "refresh": refresh,
     "older date": older_date,
 }

@@ -8,6 +8,6 @@ DEBIAN_FRONTEND=noninteractive RUNLEVEL=1 apt-get install -y -qq --no-install-re
     nodejs php8.2-cli puma ruby-rack ruby-webrick squid trafficserver varnish webfs wget2 zsync > /dev/null
 command -v npm > /dev/null || DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends npm > /dev/null
 mkdir -p "$1"
-npm install --prefix "$1" --silent --no-audit --no-fund --ignore-scripts \
+npm install --prefix "$1" --loglevel error --no-audit --no-fund --ignore-scripts \
     @fastify/static @hapi/hapi @hapi/inert @hono/node-server ecstatic express fastify hono http-server koa koa-range \
     koa-send local-web-server serve sirv

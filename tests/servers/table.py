@@ -30,7 +30,7 @@ files
 
 segments
 : The connections that `--segments 4` uses for one file. Less: the server has no ranges, or no ETag or date that shows
-  that two ranges are of one version.
+  that two ranges are of one version. Where a cache may be storing the file, only after ten seconds (*three hosts*).
 
 kill and resume
 : SIGKILL in the middle of `perfkit get`, and the same command again.
@@ -67,7 +67,11 @@ _CACHES = """
 In front of nginx, as a reverse proxy. Files that change are fresh for a second there, others for an hour.
 
 three hosts
-: Three hosts get one file, in one segment, through the cache; the origin sends it once.
+: Three hosts get one file through the cache, with perfkit's default settings, and the origin sends it once. Most caches
+  keep nothing of an answer that the client breaks off, as it does for segments; so one that a cache may be storing is
+  left whole in its first ten seconds. A cache shows itself by `Via`, `Age`, `X-Cache` or `Cache-Status`; one that does
+  not may be in the way of plain HTTP, if the answer has a lifetime in `Cache-Control`. For files that take longer than
+  that through a cache, use `--segments 1`.
 
 """
 
@@ -78,6 +82,9 @@ The same checks with {clients},
 asked for the same by the options that their manuals name (`tests/servers/clients.py`). *WRONG*: other bytes than the
 server's, with exit code 0. *fails*: the file is missing or wrong, and the exit code says so. Servers with the same
 results are in one row.
+
+Where it says *by checksum*, perfkit too is wrong without one. Those that fetch everything again at a refresh notice
+every change for that. Of the columns above that are not here, *release*, *zip* and *zsync* are perfkit's only.
 
 Others resume where a range does not say of which version it is (WEBrick), and perfkit starts over; what comes of that
 is the table after it.

@@ -61,6 +61,26 @@ def test_what_changes(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     assert set(staged.changed) == {name for name in ONE.keys() & TWO.keys() if ONE[name] != TWO[name]}
 
 
+def test_programs_can_be_run(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """New, moved, with a mode that changes, and with the content of a file that is no program."""
+    program, other = b"#!/bin/sh\n", b"#!/bin/sh\n# other\n"
+    seen: list[set[str]] = []
+
+    def look(staged: StagedTree) -> None:
+        seen.append({name for name in seen_at(staged.path) if os.access(Path(staged.path, name), os.X_OK)})
+
+    one: Tree = {"a": program, "b/c": other, "d": b"d", "e": b""}
+    two: Tree = {"a": program, "moved/c": other, "d": b"d", "new": b"new", "text": b"new"}
+    origin.publish(one, "1", executable=("a", "b/c", "e"))
+    kit.sync(origin.url, tmp_path / "tree", check=look)
+    (origin.root / "src/a").chmod(0o644)
+    origin.publish(two, "2", executable=("moved/c", "d", "new"))
+    kit.sync(origin.url, tmp_path / "tree", check=look)
+    assert seen[0] == {"a", "b/c", "e"}
+    assert seen[1] - {"text"} == {"moved/c", "d", "new"}
+    assert kit.verify(tmp_path / "tree").intact
+
+
 def test_an_edit_that_is_kept(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     """The check sees the release's file, and the edit under the name that it will have."""
     tree, seen = tmp_path / "tree", []
@@ -101,6 +121,27 @@ def test_refused_and_tried_again(kit: Toolkit, origin_v1: Origin, tmp_path: Path
         kit.sync(origin_v1.url, tree, check=refuse, retry_rejected=True)
     assert kit.sync(origin_v1.url, tree, check=lambda staged: None, retry_rejected=True).version == "2"
     assert tree_of(tree) == TWO
+
+
+def test_refused_of_a_list(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """The version of a list of URLs is known when its files are."""
+    origin.site.mkdir()
+    source, tree = tmp_path / "urls.txt", tmp_path / "tree"
+    source.write_text(f"{origin.url}/a\n{origin.url}/b\n")
+    for name in "ab":
+        (origin.site / name).write_bytes(b"1")
+    kit.sync(source, tree)
+    (origin.site / "b").write_bytes(b"22")
+    with pytest.raises(CheckFailedError) as caught:
+        kit.sync(source, tree, check=refuse)
+    assert kit.sync(source, tree, check=refuse).held == caught.value.version
+    assert kit.sync(source, tree).held == caught.value.version
+    (origin.site / "b").write_bytes(b"333")
+    assert kit.sync(source, tree).held is None
+    assert tree_of(tree) == {"a": b"1", "b": b"333"}
+    kit.rollback(tree)
+    assert kit.sync(source, tree).held
+    assert tree_of(tree) == {"a": b"1", "b": b"1"}
 
 
 def test_refused_at_first(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:

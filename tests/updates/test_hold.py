@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -58,8 +59,20 @@ def test_pin(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
     assert kit.sync(origin_v1.url, rolled_back).version == "3"
 
 
+def test_a_rollback_of_a_pinned_tree(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    """It stays pinned, to what it was rolled back to."""
+    kit.rollback(rolled_back, to=2)
+    kit.pin(rolled_back)
+    kit.rollback(rolled_back)
+    held = kit.status(rolled_back).held
+    assert held is not None
+    assert (held.reason, held.version) == ("pin", "1")
+    origin_v1.publish({**TWO, "more": b"more\n"}, "3")
+    assert kit.sync(origin_v1.url, rolled_back).version == "1"
+
+
 def test_one_by_its_version(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
-    """Before it is installed, whatever its serial; the next one ends the hold."""
+    """Before it is offered, whatever its serial; those before and after it are installed."""
     tree = tmp_path / "tree"
     with pytest.raises(UpdateError, match="not managed"):
         kit.hold(tmp_path, "2")
@@ -67,12 +80,16 @@ def test_one_by_its_version(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> 
     with pytest.raises(UpdateError, match="1 is installed; roll back first"):
         kit.hold(tree, "1")
     kit.hold(tree, "2")
+    origin_v1.publish({**ONE, "more": b"more\n"}, "1.1")
+    assert kit.sync(origin_v1.url, tree).version == "1.1"
     origin_v1.publish(TWO, "2")
     report = kit.sync(origin_v1.url, tree)
-    assert (report.version, report.held) == ("1", "2")
+    assert (report.version, report.held) == ("1.1", "2")
     origin_v1.publish({**TWO, "more": b"more\n"}, "3")
     assert kit.sync(origin_v1.url, tree).version == "3"
-    assert kit.status(tree).held is None
+    kit.pin(tree)
+    with pytest.raises(UpdateError, match="is pinned"):
+        kit.hold(tree, "2")
 
 
 def test_nothing_to_pin(kit: Toolkit, tmp_path: Path) -> None:
@@ -94,10 +111,17 @@ def test_to_before_the_first_sync(kit: Toolkit, origin_v1: Origin, tmp_path: Pat
     assert tree_of(tmp_path / "tree") == {}
 
 
-def test_a_damaged_record(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
-    (rolled_back / ".perfkit/hold").write_bytes(b"{")
+@pytest.mark.parametrize("damage", [b"{", "far"])
+def test_a_damaged_record(kit: Toolkit, origin_v1: Origin, rolled_back: Path, damage: bytes | str) -> None:
+    """Syncs stop; a rollback, after which it would be another one anyway, does not."""
+    path = rolled_back / ".perfkit/hold"
+    path.write_bytes(
+        damage if isinstance(damage, bytes) else re.sub(rb'(since_s": )[\d.]+', rb"\g<1>1e300", path.read_bytes())
+    )
     with pytest.raises(UpdateError, match=r"hold is damaged .* remove it"):
         kit.sync(origin_v1.url, rolled_back)
+    assert kit.rollback(rolled_back, to=2).version == "2"
+    assert kit.status(rolled_back).held is None
 
 
 def test_no_passwords(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:

@@ -1,8 +1,9 @@
-"""A tree of one user that root works on once: it stays usable for its owner."""
+"""A tree or site of one user that root works on once: it stays usable for its owner."""
 
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -12,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from perfkit import Toolkit
+from perfkit.cli import main
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, need_root
-from tests.support.trees import tree_of
+from tests.support.trees import tree_of, write_tree
 
 OWNER = 65534
 ONE = {"a": b"1", "d/b": b"1" * 5000, "gone/c": b"1"}
@@ -38,6 +40,9 @@ with Toolkit() as kit:
             kit.sync(url, root)
         elif call == "rollback":
             kit.rollback(root)
+        elif call == "publish":
+            kit.publish(elsewhere, root, version="2")
+            continue
         assert kit.verify(root).intact
         kit.history(root)
 """
@@ -97,6 +102,31 @@ def test_the_first_sync_is_by_sudo(origin: Origin, kit: Toolkit, home: Path, tmp
     as_owner(origin, root, tmp_path / "1", "sync", "rollback")
 
 
+def test_a_site(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+    """Published to first by root, in a directory of the owner's."""
+    site, src = home / "site", write_tree(tmp_path / "src", ONE)
+    site.mkdir()
+    os.chown(site, OWNER, OWNER)
+    kit.publish(src, site, version="1")
+    assert not_of_the_owner(site) == []
+    origin.publish(TWO, "2")
+    as_owner(origin, site, home / "elsewhere", "publish")
+    write_tree(src, THREE)
+    kit.publish(src, site, version="3")
+    assert not_of_the_owner(site) == []
+
+
+def test_the_first_sync_is_by_sudo_and_has_on_change(origin: Origin, home: Path, tmp_path: Path) -> None:
+    root = home / "tree"
+    root.mkdir()
+    os.chown(root, OWNER, OWNER)
+    origin.publish(ONE, "1")
+    assert main(["sync", origin.url, str(root), "--quiet", "--on-change", "true"]) == 0
+    assert not_of_the_owner(root) == []
+    origin.publish(TWO, "2")
+    as_owner(origin, root, tmp_path / "1", "sync", "rollback")
+
+
 def test_a_tree_that_root_manages(origin: Origin, kit: Toolkit, home: Path) -> None:
     """Its files stay root's, also if the directory is somebody else's."""
     root = home / "tree"
@@ -123,3 +153,24 @@ def test_no_other_file_is_given_away(origin: Origin, kit: Toolkit, home: Path) -
     origin.publish(TWO, "2")
     kit.sync(origin.url, root)
     assert secret.stat().st_uid == 0
+
+
+def test_a_user_who_may_only_read(origin: Origin, kit: Toolkit, home: Path) -> None:
+    """Others can ask how a tree stands, list its generations and verify it; not where its source's URL has a query."""
+    root, script = home / "tree", "import os\nfrom perfkit import Toolkit\n"
+    script += "kit = Toolkit()\n[kit.status(t) and kit.history(t) and kit.verify(t) for t in paths[:1]]\n"
+    script += "os.setgroups([])\nos.setgid(65534)\nos.setuid(65534)\n"
+    script += "print(*[f'{kit.status(t).version} {len(kit.history(t))} {kit.verify(t).intact}' for t in paths])"
+    for version, tree in (("1", ONE), ("2", TWO)):
+        origin.publish(tree, version)
+        kit.sync(origin.url, root)
+    kit.pin(root)
+    command = [sys.executable, "-c", f"paths = [{str(root)!r}]\n{script}"]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    assert done.stdout == "2 3 True\n", done.stderr
+    assert {path.name for path in (root / ".perfkit").iterdir() if path.stat().st_mode & 0o004} >= {"hold", "release"}
+    kit.unhold(root)
+    pack = shutil.make_archive(str(home / "pack"), "zip", root, "d")
+    Path(pack).rename(origin.site / "pack.zip?key=s3cret")
+    kit.sync(f"{origin.url}/pack.zip?key=s3cret", root)
+    assert (root / ".perfkit/release").stat().st_mode & 0o077 == 0

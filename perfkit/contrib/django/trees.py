@@ -337,7 +337,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if os.path.exists(path):
         return  # a receiver changed the tree again, and all receivers were called for that change
     try:
-        with replace_own(path) as file:
+        with replace_own(path, 0o644) as file:  # a web server of another user may ask
             file.write(json.dumps({"generation": report.generation}).encode())
     except OSError as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)

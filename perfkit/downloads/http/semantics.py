@@ -24,6 +24,7 @@ __all__ = [
     "judge",
     "judge_part",
     "lasting_version_of",
+    "may_be_filling_a_cache",
     "parse_content_range",
     "parse_date",
     "parse_repr_digest",
@@ -35,6 +36,9 @@ __all__ = [
 Headers = Mapping[str, str]  # of a response: by name in lower case
 
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
+_LIFETIME = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
+_CACHE_STATUS = ("x-cache", "cache-status")
+_CACHE_HIT = re.compile(r"(?:\b|_|refresh)hit\b")  # as in TCP_HIT and RefreshHit
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 # How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
 RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
@@ -96,6 +100,22 @@ class Version:
         about a file that was put back to an older date (RFC 9110 section 13.1.3: any date not later).
         """
         return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
+
+
+def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
+    """Whether a shared cache may be storing a whole answer while it comes (RFC 9111 section 3).
+
+    Caches that leave no trace in their answers store what has a lifetime. With TLS only those of the server's own side
+    can, and most of these show themselves.
+    """
+    control = headers.get("cache-control", "").lower()
+    if "no-store" in control or "private" in control:
+        return False
+    said = (headers.get(name, "").lower() for name in _CACHE_STATUS)
+    if headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)):
+        return False  # it is stored already
+    shown = any(name in headers for name in ("via", "age", *_CACHE_STATUS))
+    return shown or (not encrypted and _LIFETIME.search(control) is not None)
 
 
 def _differ(one: str | None, other: str | None) -> bool:

@@ -14,6 +14,7 @@ from itertools import islice
 from operator import itemgetter
 
 from perfkit.errors import LockedError, ManifestError
+from perfkit.filesystem.own_files import create_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode, sync_directory
 from perfkit.releases.format import POINTER_NAME
@@ -35,7 +36,7 @@ _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 def _new_file(directory: str) -> tuple[int, str]:
     """A new file, which a web server of another user will be able to read: its descriptor and its path."""
     path = os.path.join(directory, f".new-{os.urandom(8).hex()}")
-    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    descriptor = create_own(path, 0o644)
     set_mode(descriptor, 0o644)  # whatever the umask
     return descriptor, path
 
@@ -76,7 +77,7 @@ class Site:
     """A site, locked against other publishers inside a `with` block; created if missing.
 
     Everybody may read what is created here (files 0644, directories 0755), whatever the umask: a web server has to. A
-    directory that exists keeps its mode.
+    directory that exists keeps its mode; if it is another user's, what root creates in it is theirs, too.
 
     Args:
         wait_s: how long to wait for another publisher.
@@ -93,12 +94,14 @@ class Site:
 
     def __enter__(self) -> Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
-        os.makedirs(self.objects, exist_ok=True)
-        for directory in missing:
-            with contextlib.suppress(OSError):  # a file system without permissions has its own errors
-                os.chmod(directory, 0o755)
+        os.makedirs(self.root, exist_ok=True)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
+            if self.objects in missing:
+                rootdir.mkdir("objects")
+            for directory in missing:
+                with contextlib.suppress(OSError):  # a file system without permissions has its own errors
+                    os.chmod(directory, 0o755)
             lock = Lock(rootdir, _LOCK_NAME, _OWNER_NAME)
             try:
                 lock.acquire(self._wait_s)
