@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
 import tempfile
 import threading
@@ -24,12 +25,26 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to wh
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "skip the tests marked `once` if this interpreter, which is to run them, is installed"
+    parser.addoption("--once-on", metavar="PYTHON", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to one interpreter what depends on none."""
+    python = config.getoption("--once-on")
+    if python and shutil.which(python):
+        for item in items:
+            if item.get_closest_marker("once"):
+                item.add_marker(pytest.mark.skip(f"doesn't depend on the interpreter: {python} runs it"))
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     """Every thread that a test starts has ended when the test has."""
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + 30.0
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         next(iter(left)).join(0.05)
     assert not left, f"threads left behind: {left}"

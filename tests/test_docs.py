@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import Config, errors
-from tests.support.tools import need
+from tests.support.tools import first_everywhere, need
 
 DOCS = Path(__file__).parent.parent / "docs"
 TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
@@ -90,7 +90,7 @@ def run(block: Block, where: Path, port: int) -> str:
     return ended.stdout.replace(f":{port}", ":8000")
 
 
-@pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in TRIED])
+@pytest.mark.parametrize("page", first_everywhere(*TRIED), ids=lambda page: page.stem)
 def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
     """In an empty directory, top to bottom, each block prints what the page says."""
     need("bash")

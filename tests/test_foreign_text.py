@@ -41,9 +41,11 @@ def expressions() -> list[Any]:
     for path in sorted(ROOT.rglob("*.py")):
         source = path.read_text(encoding="utf-8")
         for node in ast.walk(ast.parse(source)):
-            if not isinstance(node, ast.Call) or not ast.unparse(node.func).startswith("re."):
-                continue
-            use = ast.unparse(node.func).removeprefix("re.")
+            match node:
+                case ast.Call(func=ast.Attribute(value=ast.Name(id="re"), attr=use)):
+                    pass
+                case _:
+                    continue
             try:
                 pattern = ast.literal_eval(node.args[0])
             except ValueError:

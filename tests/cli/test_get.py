@@ -207,7 +207,7 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
 
     def handler(x: Exchange) -> None:
         if x.asked.path == "/stuck" and not came.is_set():
-            x.serve(BODY, pause=lambda: (came.wait(10), x.stall()))
+            x.serve(BODY, pause=lambda: (came.wait(30), x.stall()))
         else:
             x.serve(BODY)
 
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
 
 def test_nobody_reads_the_results(misbehaving: Start) -> None:
     """Standard output is a pipe whose reader has gone: an error of one line, and the work ends."""
-    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(10)))
+    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(30)))
     gone = threading.Event()
     with start("get", "--json", "--quiet", f"{server.url}/f") as process:
         assert process.stdout is not None

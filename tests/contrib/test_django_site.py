@@ -75,6 +75,7 @@ def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: 
     assert manage("list_rules") == rules
 
 
+@pytest.mark.once
 def test_its_readme(example: Path, tmp_path: Path) -> None:
     """Every command in it works, in its order, and says what it says there."""
     script = re.findall(r"```sh\n(.*?)```", (example / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]

@@ -259,13 +259,13 @@ def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
     def waiting(self: PackWriter) -> None:
         reached.set()
-        assert go_on.wait(10)
+        assert go_on.wait(30)
         finish(self)
 
     monkeypatch.setattr(PackWriter, "finish", waiting)
     first = threading.Thread(target=publish, args=(str(src), str(site)), kwargs={"version": "1"})
     first.start()
-    assert reached.wait(10)
+    assert reached.wait(30)
     with pytest.raises(LockedError):
         publish(str(src), str(site), version="2")
     go_on.set()

@@ -46,7 +46,7 @@ class Proxy:
             except OSError:
                 pass
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
         for each in self._sockets:
             each.close()
 

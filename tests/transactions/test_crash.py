@@ -21,7 +21,7 @@ from perfkit.transactions.tree import Tree
 from tests.support import crash_server
 from tests.support.crash_cases import FULL, MUTATING, check_whole, copy, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
-from tests.support.tools import ENVIRONMENT, need
+from tests.support.tools import ENVIRONMENT, first_everywhere, need
 
 SAMPLE = 5  # cases per system call and action
 WHEN = 400  # more calls of a kind than any child makes; opening files is also what imports do
@@ -132,6 +132,7 @@ def sample(count: int) -> list[int]:
 
 
 @pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.once
 @pytest.mark.parametrize("gone", [True, False], ids=["cause gone", "cause still there"])
 def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], gone: bool) -> None:
     """A kill at every call of a commit that is refused in the middle and undone: the old tree, or the new one."""
@@ -161,11 +162,8 @@ def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], 
     assert bool(ends[True]) == gone
 
 
-ACTIONS = ["change", "back", "prune", "recover"]
-
-
 @pytest.mark.timeout(1800 if FULL else 120)
-@pytest.mark.parametrize("action", ACTIONS)
+@pytest.mark.parametrize("action", first_everywhere("change", "back", "prune", "recover"))
 def test_killed_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
     """A kill at every mutating call: afterwards the tree is the old or the new one, whole, and without litter."""
     case = Case(place, action)
@@ -190,7 +188,7 @@ FAILURES = {
 
 
 @pytest.mark.timeout(1800 if FULL else 120)
-@pytest.mark.parametrize("action", ["change", "back"])
+@pytest.mark.parametrize("action", first_everywhere("change", "back"))
 def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
     """A failing call: after an OSError the tree is at once as it was, after a RecoveryError reopening completes it."""
     case = Case(place, action)
