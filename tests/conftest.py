@@ -6,6 +6,7 @@ import contextlib
 import os
 import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -33,10 +34,17 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to one interpreter what depends on none."""
     python = config.getoption("--once-on")
-    if python and shutil.which(python):
+    if python and runs(python):
         for item in items:
             if item.get_closest_marker("once"):
                 item.add_marker(pytest.mark.skip(f"doesn't depend on the interpreter: {python} runs it"))
+
+
+def runs(python: str) -> bool:
+    """Whether there is such an interpreter, and not only pyenv's stand-in for one."""
+    return (
+        bool(shutil.which(python)) and not subprocess.run([python, "-V"], capture_output=True, check=False).returncode
+    )
 
 
 @pytest.fixture(autouse=True)

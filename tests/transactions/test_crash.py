@@ -23,7 +23,7 @@ from tests.support.crash_cases import FULL, MUTATING, check_whole, copy, snapsho
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.tools import ENVIRONMENT, first_everywhere, need
 
-SAMPLE = 5  # cases per system call and action
+SAMPLE = 3  # cases per system call and action
 WHEN = 400  # more calls of a kind than any child makes; opening files is also what imports do
 
 _SERVER = [sys.executable, "-m", "tests.support.crash_server"]

@@ -25,33 +25,33 @@ MIB = 1 << 20
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 6 MiB, without reflinks."""
+    """A file system of 3 MiB, without reflinks."""
     path = tmp_path / "disk"
     path.mkdir()
-    with mounted(path, "-t", "tmpfs", "-o", "size=6m", "tmpfs"):
+    with mounted(path, "-t", "tmpfs", "-o", "size=3m", "tmpfs"):
         yield path
 
 
 def test_packed_and_unpacked(kit: Toolkit, origin: Origin, disk: Path) -> None:
-    """3.4 MB that don't compress need 6.8: said before they are fetched. 2.6 MB fit."""
-    origin.publish({"a": os.urandom(3_400_000)}, "1")
+    """1.7 MB that don't compress need 3.4: said before they are fetched. 1.3 MB fit."""
+    origin.publish({"a": os.urandom(1_700_000)}, "1")
     with pytest.raises(OSError, match="No space") as caught:
         kit.sync(origin.url, disk / "tree")
     assert caught.value.errno == errno.ENOSPC
-    assert sum(size for _, size in origin.sent) < 300_000
+    assert sum(size for _, size in origin.sent) < 200_000
     assert os.listdir(disk / "tree") == []
-    origin.publish({"a": os.urandom(2_600_000)}, "2")
+    origin.publish({"a": os.urandom(1_300_000)}, "2")
     kit.sync(origin.url, disk / "tree")
     assert kit.verify(disk / "tree").intact
 
 
 def test_copies_count(kit: Toolkit, origin: Origin, disk: Path) -> None:
     """The same content under four names is fetched once and written four times."""
-    content = os.urandom(1_500_000)
+    content = os.urandom(750_000)
     origin.publish(dict.fromkeys("abcd", content), "1")
     with pytest.raises(OSError, match="No space"):
         kit.sync(origin.url, disk / "tree")
-    assert sum(size for _, size in origin.sent) < 300_000
+    assert sum(size for _, size in origin.sent) < 200_000
     origin.publish(dict.fromkeys("ab", content), "2")
     kit.sync(origin.url, disk / "tree")
 
@@ -62,9 +62,9 @@ def test_leftovers_are_freed(kit: Toolkit, origin: Origin, disk: Path) -> None:
     kit.sync(origin.url, disk / "tree")
     fetch = disk / "tree/.perfkit/fetch"
     fetch.mkdir(exist_ok=True)
-    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 2_000_000)
-    (fetch / ("1" * 64)).write_bytes(b"x" * 2_000_000)
-    origin.publish({"keep": b"k" * 1000, "new": os.urandom(2_400_000)}, "2")
+    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 1_000_000)
+    (fetch / ("1" * 64)).write_bytes(b"x" * 1_000_000)
+    origin.publish({"keep": b"k" * 1000, "new": os.urandom(1_200_000)}, "2")
     kit.sync(origin.url, disk / "tree")
     assert set(os.listdir(fetch)) <= {"perfkit.json"}
 
