@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +22,9 @@ from perfkit import (
     TransferError,
 )
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, MisbehavingServer
-
-BODY = random.Random(1).randbytes(3 << 20)
-SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
-
-
-def serve_body(x: Exchange) -> None:
-    x.serve(BODY)
-
+from tests.support.fakes import Exchange, Start
+from tests.support.kits import MakeKit
+from tests.support.network import BODY, SHA256, serve_body
 
 # -- segments ----------------------------------------------------------------------------------------------------------
 
@@ -91,7 +81,7 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, misbehaving: Start, out: Path)
             x.serve(BODY, pause=lambda: crawling.wait(60))
 
     server = misbehaving(handler)
-    kit = make_kit(workers=2, segments=3, stall_window_s=90.0, min_segment_bytes=512 << 10, read_timeout_s=90.0)
+    kit = make_kit(workers=2, segments=3, stall_window_s=90.0, min_segment_bytes=128 << 10, read_timeout_s=90.0)
     download = kit.download(f"{server.url}/file", out / "file", checksum=SHA256)
     assert crawling.is_set()
     assert download.seconds < 90  # the crawl would take half an hour

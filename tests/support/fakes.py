@@ -207,3 +207,6 @@ def _requests(connection: socket.socket) -> Iterator[Asked]:
 
 def http_date(seconds_from_now: float) -> str:
     return email.utils.formatdate(time.time() + seconds_from_now, usegmt=True)
+
+
+Start = Callable[..., MisbehavingServer]  # the fixture `misbehaving`

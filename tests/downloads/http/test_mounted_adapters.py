@@ -12,19 +12,12 @@ import pytest
 import requests
 from requests.adapters import HTTPAdapter
 
-from perfkit import CallbackProgress, CancelledError, Toolkit, TransferError
-from tests.support.fakes import Exchange, MisbehavingServer
-from tests.support.kits import SOON_S
+from perfkit import CallbackProgress, CancelledError, TransferError
+from tests.support.fakes import Exchange, Start
+from tests.support.kits import SOON_S, MakeKit, fetch
 from tests.support.network import BODY
 
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
 Give = Callable[[requests.Session], Any]
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
 
 
 class Counting(HTTPAdapter):
