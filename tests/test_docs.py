@@ -108,7 +108,7 @@ def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
     finally:
         for pid in listeners(port):
             os.kill(pid, signal.SIGTERM)  # shells have what they run in the background ignore SIGINT
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while listeners(port):
             assert time.monotonic() < deadline
             time.sleep(0.01)

@@ -58,7 +58,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 
     def fill() -> None:
         part = small_disk / "file.perfkit-part"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the client has seen that there is room, and begun
         ballast.write_bytes(bytes(900 << 10))

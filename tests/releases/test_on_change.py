@@ -234,7 +234,7 @@ def test_the_command_line_watches_until_ctrl_c(src: Path, tmp_path: Path) -> Non
         (src / "d0/f0").write_bytes(b"edited")
         assert json.loads(process.stdout.readline())["version"] == "r2"
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=10)
+        out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors) == (130, "", "")
     assert not [path for path in src.iterdir() if path.name.startswith(".")]
 

@@ -107,21 +107,17 @@ def test_a_dead_first_address(
     tmp_path: Path,
     way: str,
 ) -> None:
-    """The first byte comes within half a second; later connections, other Toolkits' too, try the live one first."""
+    """The second is tried within half a second; later connections, other Toolkits' too, try the live one first."""
     came_s: list[float] = []
     server = misbehaving(lambda x: (came_s.append(time.monotonic()), x.serve(b"short"))[1])
     live = address_of(server)
     resolve(dead, live)
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[way]
-    took_s = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        dial._answered.clear()
-        tried.clear()
-        began_s = time.monotonic()
-        make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
-        took_s.append(came_s[-1] - began_s)
-        assert tried == [dead, live]
-    assert min(took_s) < 0.5
+    began_s = time.monotonic()
+    make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
+    assert tried == [dead, live]
+    assert came_s[0] - began_s < SOON_S
+    assert dial._ATTEMPT_DELAY_S < 0.5
     tried.clear()
     make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
     assert tried == [live]
@@ -147,6 +143,7 @@ def test_segments_know_it_too(
 
 
 def test_a_first_address_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
     make_kit: MakeKit,
     misbehaving: Start,
     refusing: tuple[str, int],
@@ -158,14 +155,9 @@ def test_a_first_address_that_refuses(
     server = misbehaving(lambda x: x.serve(b"short"))
     live = address_of(server)
     resolve(refusing, live)
-    took_s = []
-    for _ in range(3):
-        dial._answered.clear()
-        began_s = time.monotonic()
-        dial.dial(HOST, live[1], timeout_s=5, aborted=lambda: False).close()
-        took_s.append(time.monotonic() - began_s)
-    assert min(took_s) < 0.2
-    assert tried == [refusing, live] * 3
+    monkeypatch.setattr(dial, "_ATTEMPT_DELAY_S", 60.0)
+    dial.dial(HOST, live[1], timeout_s=20, aborted=lambda: False).close()
+    assert tried == [refusing, live]
     make_kit().download(f"http://{HOST}:{live[1]}/f", tmp_path / "f")
 
 
