@@ -237,7 +237,7 @@ def test_nobody_reads_the_results(misbehaving: Start) -> None:
         process.stdout.close()
         process.stdout = None
         gone.set()
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.decode().splitlines() == complaints(err.decode())
     assert b"standard output: Broken pipe" in err

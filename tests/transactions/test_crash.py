@@ -53,7 +53,7 @@ class Server:
         return int(self._process.stdout.readline().split()[0])
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 @pytest.fixture

@@ -89,7 +89,7 @@ class Server:
         return code, pid
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 class Case:
