@@ -72,7 +72,7 @@ class SteadyLink:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a person saw at a moment."""
+    """What a person saw at a moment, in seconds since the run began."""
 
     at_s: float
     phase: str
@@ -84,10 +84,9 @@ class Frame:
 class Watched:
     """Bars on a terminal of 80 columns, and every total line that they drew there."""
 
-    def __init__(self, link: SteadyLink, terminal: Terminal) -> None:
+    def __init__(self, terminal: Terminal) -> None:
         self.frames: list[Frame] = []
         self.ends: list[tuple[str, float]] = []  # phases, and when they ended
-        self._link = link
         self._drawn = ""
         self._stream = terminal.stream
         self._bars = Bars(cast(TextIO, self))
@@ -119,12 +118,10 @@ class Watched:
             left = 0
             for part in eta[1].split(":"):
                 left = 60 * left + int(part)
-        self.frames.append(
-            Frame(self._link.monotonic(), snapshot.phase, int(percent[1]) if percent else None, left, line)
-        )
+        self.frames.append(Frame(snapshot.elapsed_s, snapshot.phase, int(percent[1]) if percent else None, left, line))
 
     def finish(self, snapshot: Snapshot) -> None:
-        self.ends.append((snapshot.phase, self._link.monotonic()))
+        self.ends.append((snapshot.phase, snapshot.elapsed_s))
         self._bars.finish(snapshot)
 
     def check(self, phase: str = "download") -> list[Frame]:
