@@ -83,7 +83,7 @@ def run(block: Block, where: Path, port: int) -> str:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=60,
+        timeout=200,
         check=False,
     )
     assert ended.returncode == 0, f"{code}\n{ended.stdout}"

@@ -20,7 +20,7 @@ EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 def test_example(script: Path, tmp_path: Path) -> None:
     """It prints what its top shows, from a directory that is not its own, and nothing else but progress."""
     command = [sys.executable, str(script)]
-    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == shown_at_its_top(script)

@@ -131,7 +131,7 @@ def sample(count: int) -> list[int]:
     return sorted({1 + (count - 1) * index // (SAMPLE - 1) for index in range(SAMPLE)})
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.once
 @pytest.mark.parametrize("gone", [True, False], ids=["cause gone", "cause still there"])
 def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], gone: bool) -> None:
@@ -162,7 +162,7 @@ def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], 
     assert bool(ends[True]) == gone
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.parametrize("action", first_everywhere("change", "back", "prune", "recover"))
 def test_killed_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
     """A kill at every mutating call: afterwards the tree is the old or the new one, whole, and without litter."""
@@ -187,7 +187,7 @@ FAILURES = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.once
 @pytest.mark.parametrize("action", ["change", "back"])
 def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:

@@ -143,7 +143,7 @@ class Disk:
         (target / ".perfkit/owner").unlink(missing_ok=True)  # it would be of another boot; ours still lives
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.parametrize("syncing", first_everywhere("syncfs", "fsync"))
 @pytest.mark.parametrize("action", ["change", "back", "prune", "refused"])
 def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:

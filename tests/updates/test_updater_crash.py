@@ -197,7 +197,7 @@ def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[
                         shutil.rmtree(root)
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.parametrize("action", first_everywhere("rollback", "install", "update"))
 def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     """A kill at every mutating call: the tree is the old or the new one, and the next run brings the new one."""
@@ -219,7 +219,7 @@ FAILURES = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
 @pytest.mark.once
 @pytest.mark.parametrize("action", ["install", "update", "rollback"])
 def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
