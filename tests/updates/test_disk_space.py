@@ -7,7 +7,6 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,55 +16,46 @@ from perfkit.errors import TransferError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
-from tests.support.tools import mounted, mounted_image, need
+from tests.support.tools import mounted_image, need
 from tests.support.trees import tree_of
 
 MIB = 1 << 20
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 3 MiB, without reflinks."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    with mounted(path, "-t", "tmpfs", "-o", "size=3m", "tmpfs"):
-        yield path
-
-
-def test_packed_and_unpacked(kit: Toolkit, origin: Origin, disk: Path) -> None:
-    """1.7 MB that don't compress need 3.4: said before they are fetched. 1.3 MB fit."""
-    origin.publish({"a": os.urandom(1_700_000)}, "1")
+def test_packed_and_unpacked(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
+    """1.2 MB that don't compress need 2.4: said before they are fetched. 0.8 MB fit."""
+    origin.publish({"a": os.urandom(1_200_000)}, "1")
     with pytest.raises(OSError, match="No space") as caught:
-        kit.sync(origin.url, disk / "tree")
+        kit.sync(origin.url, small_disk / "tree")
     assert caught.value.errno == errno.ENOSPC
     assert sum(size for _, size in origin.sent) < 200_000
-    assert os.listdir(disk / "tree") == []
-    origin.publish({"a": os.urandom(1_300_000)}, "2")
-    kit.sync(origin.url, disk / "tree")
-    assert kit.verify(disk / "tree").intact
+    assert os.listdir(small_disk / "tree") == []
+    origin.publish({"a": os.urandom(800_000)}, "2")
+    kit.sync(origin.url, small_disk / "tree")
+    assert kit.verify(small_disk / "tree").intact
 
 
-def test_copies_count(kit: Toolkit, origin: Origin, disk: Path) -> None:
+def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """The same content under four names is fetched once and written four times."""
-    content = os.urandom(750_000)
+    content = os.urandom(500_000)
     origin.publish(dict.fromkeys("abcd", content), "1")
     with pytest.raises(OSError, match="No space"):
-        kit.sync(origin.url, disk / "tree")
+        kit.sync(origin.url, small_disk / "tree")
     assert sum(size for _, size in origin.sent) < 200_000
     origin.publish(dict.fromkeys("ab", content), "2")
-    kit.sync(origin.url, disk / "tree")
+    kit.sync(origin.url, small_disk / "tree")
 
 
-def test_leftovers_are_freed(kit: Toolkit, origin: Origin, disk: Path) -> None:
+def test_leftovers_are_freed(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """What a sync that failed has fetched does not keep the next one, of another version, from fitting."""
     origin.publish({"keep": b"k" * 1000}, "1")
-    kit.sync(origin.url, disk / "tree")
-    fetch = disk / "tree/.perfkit/fetch"
+    kit.sync(origin.url, small_disk / "tree")
+    fetch = small_disk / "tree/.perfkit/fetch"
     fetch.mkdir(exist_ok=True)
-    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 1_000_000)
-    (fetch / ("1" * 64)).write_bytes(b"x" * 1_000_000)
-    origin.publish({"keep": b"k" * 1000, "new": os.urandom(1_200_000)}, "2")
-    kit.sync(origin.url, disk / "tree")
+    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 600_000)
+    (fetch / ("1" * 64)).write_bytes(b"x" * 600_000)
+    origin.publish({"keep": b"k" * 1000, "new": os.urandom(700_000)}, "2")
+    kit.sync(origin.url, small_disk / "tree")
     assert set(os.listdir(fetch)) <= {"perfkit.json"}
 
 
