@@ -120,6 +120,14 @@ def place(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user can get to; those above `tmp_path` are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
+        yield Path(name)
+
+
+@pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """An empty file system of 2 MiB."""
     path = tmp_path / "disk"
