@@ -194,7 +194,7 @@ def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], misbehavi
     """However stuck the peer is: 130, at once, with a whole object and a line that says how to go on."""
     server = misbehaving(handler)
     with start("get", "--json", "--quiet", *where, f"{server.url}/f") as process:
-        assert server.wait_for(1, 10)
+        assert server.wait_for(1)
         out, err = interrupt(process)
     value = the_object(out.decode())
     assert value["error"]["type"] == "KeyboardInterrupt"

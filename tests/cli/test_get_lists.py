@@ -99,7 +99,7 @@ def test_a_list_is_not_read_far_ahead(misbehaving: Start) -> None:
         assert process.stdin is not None
         pipe, written = process.stdin.fileno(), 0
         os.write(pipe, f"{server.url}/first\n".encode())
-        assert server.wait_for(1, 10)
+        assert server.wait_for(1)
         os.set_blocking(pipe, False)
         while select.select([], [pipe], [], 0.5)[1]:
             written += os.write(pipe, f"{server.url}/{written}\n".encode() * 50)

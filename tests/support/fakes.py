@@ -88,7 +88,7 @@ class Exchange:
     def stall(self) -> None:
         """Say nothing until the server is closed or the client goes."""
         with contextlib.suppress(OSError):
-            self.connection.settimeout(20)
+            self.connection.settimeout(120)
             self.connection.recv(1)
         self.keep = False
 
