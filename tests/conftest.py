@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shutil
 import signal
+import subprocess
 import tempfile
 import threading
 import time
@@ -24,12 +26,33 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to wh
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    text = "skip the tests marked `once` if this interpreter, which is to run them, is installed"
+    parser.addoption("--once-on", metavar="PYTHON", help=text)
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave to one interpreter what depends on none."""
+    python = config.getoption("--once-on")
+    if python and runs(python):
+        for item in items:
+            if item.get_closest_marker("once"):
+                item.add_marker(pytest.mark.skip(f"doesn't depend on the interpreter: {python} runs it"))
+
+
+def runs(python: str) -> bool:
+    """Whether there is such an interpreter, and not only pyenv's stand-in for one."""
+    return (
+        bool(shutil.which(python)) and not subprocess.run([python, "-V"], capture_output=True, check=False).returncode
+    )
+
+
 @pytest.fixture(autouse=True)
 def no_thread_left() -> Iterator[None]:
     """Every thread that a test starts has ended when the test has."""
     before = set(threading.enumerate())
     yield
-    deadline = time.monotonic() + 3.0
+    deadline = time.monotonic() + 30.0
     while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
         next(iter(left)).join(0.05)
     assert not left, f"threads left behind: {left}"
@@ -93,6 +116,14 @@ def place(tmp_path: Path) -> Iterator[Path]:
         yield tmp_path
         return
     with tempfile.TemporaryDirectory(dir="/dev/shm") as name:
+        yield Path(name)
+
+
+@pytest.fixture
+def open_path() -> Iterator[Path]:
+    """A directory that every user can get to; those above `tmp_path` are closed to others."""
+    with tempfile.TemporaryDirectory() as name:
+        os.chmod(name, 0o755)
         yield Path(name)
 
 

@@ -10,15 +10,17 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.tools import first_everywhere
+
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
-@pytest.mark.parametrize("script", [pytest.param(script, id=script.stem) for script in EXAMPLES])
+@pytest.mark.parametrize("script", first_everywhere(*EXAMPLES), ids=lambda script: script.stem)
 def test_example(script: Path, tmp_path: Path) -> None:
     """It prints what its top shows, from a directory that is not its own, and nothing else but progress."""
     command = [sys.executable, str(script)]
-    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr
     assert ended.stdout == shown_at_its_top(script)

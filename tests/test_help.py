@@ -93,7 +93,7 @@ def test_two_names_for_it() -> None:
     """`perfkit`, as installed, and `python -m perfkit` are the same."""
     installed = Path(sys.executable).with_name("perfkit")
     told = {
-        subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=10).stdout
+        subprocess.run([*command, "get", "--help"], capture_output=True, check=True, timeout=60).stdout
         for command in (PERFKIT, [str(installed)])
     }
     assert len(told) == 1

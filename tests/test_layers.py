@@ -10,6 +10,7 @@ import pytest
 
 import perfkit
 
+pytestmark = pytest.mark.once
 ROOT = Path(perfkit.__file__).parent
 
 # Lower layers first; what stands side by side in one layer doesn't know each other.

@@ -83,7 +83,7 @@ def hold_bodies(origin: FakeOrigin, requests: int) -> Callable[[Config], Transpo
         def open_held(request: Get, cancel: Cancel) -> Response:
             response = send(request, cancel)
             read = response.read1
-            response.read1 = lambda most: read(most) if reached.wait(10) else pytest.fail("no other request came")
+            response.read1 = lambda most: read(most) if reached.wait(30) else pytest.fail("no other request came")
             if len(origin.requests) >= requests:
                 reached.set()
             return response  # type: ignore[no-any-return]
@@ -172,6 +172,6 @@ def test_the_fixture_comes_with_the_package(tmp_path: Path) -> None:
     )
     others = [f"-pno:{name}" for name in ("cacheprovider", "hypothesispytest", "requests_mock")]
     command = [sys.executable, "-m", "pytest", "-q", *others, "."]
-    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=60, check=False)
+    ended = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=200, check=False)
     assert ended.returncode == 0, ended.stdout
     assert "2 passed" in ended.stdout

@@ -241,7 +241,7 @@ def test_copies_count_as_what_they_are() -> None:
         unpack_zip(raw_zip(entries), Selection(links="follow"))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(
     links=st.dictionaries(st.from_regex(r"[ab](/[ab]){0,2}", fullmatch=True),
                           st.from_regex(r"/?(\.\.|\.|[ab])(/(\.\.|\.|[ab])){0,3}", fullmatch=True), max_size=5),

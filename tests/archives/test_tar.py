@@ -247,7 +247,7 @@ def test_something_behind_a_compressed_stream_is_refused() -> None:
 PLAIN = make_tar({"a": b"some text", "b/c": b"more" * 200})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, len(PLAIN) - 1), st.binary(min_size=1, max_size=12)), min_size=1, max_size=6),
     st.booleans(),

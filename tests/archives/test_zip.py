@@ -272,7 +272,7 @@ def test_every_cut_is_seen() -> None:
 SMALL = make_zip({"a": b"some text " * 30, "b/c": bytes(range(100))})
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.integers(0, len(SMALL) - 1), st.integers(0, 7))
 def test_a_flipped_bit_never_gives_other_content(position: int, bit: int) -> None:
     """Damage is found, or doesn't matter; what comes out under a name that was there is what went in."""
@@ -285,7 +285,7 @@ def test_a_flipped_bit_never_gives_other_content(position: int, bit: int) -> Non
     assert sorted(found.values()) == sorted(unpack(SMALL).values())
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(SMALL) - 1), st.binary(min_size=1, max_size=8)), min_size=1, max_size=6))
 def test_fuzzed_archives_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
     """Whatever is in an archive, only perfkit's errors are raised, and no more bytes come out than were declared."""

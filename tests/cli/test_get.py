@@ -194,7 +194,7 @@ def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], misbehavi
     """However stuck the peer is: 130, at once, with a whole object and a line that says how to go on."""
     server = misbehaving(handler)
     with start("get", "--json", "--quiet", *where, f"{server.url}/f") as process:
-        assert server.wait_for(1, 10)
+        assert server.wait_for(1)
         out, err = interrupt(process)
     value = the_object(out.decode())
     assert value["error"]["type"] == "KeyboardInterrupt"
@@ -207,7 +207,7 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
 
     def handler(x: Exchange) -> None:
         if x.asked.path == "/stuck" and not came.is_set():
-            x.serve(BODY, pause=lambda: (came.wait(10), x.stall()))
+            x.serve(BODY, pause=lambda: (came.wait(30), x.stall()))
         else:
             x.serve(BODY)
 
@@ -229,7 +229,7 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
 
 def test_nobody_reads_the_results(misbehaving: Start) -> None:
     """Standard output is a pipe whose reader has gone: an error of one line, and the work ends."""
-    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(10)))
+    server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(30)))
     gone = threading.Event()
     with start("get", "--json", "--quiet", f"{server.url}/f") as process:
         assert process.stdout is not None
@@ -237,7 +237,7 @@ def test_nobody_reads_the_results(misbehaving: Start) -> None:
         process.stdout.close()
         process.stdout = None
         gone.set()
-        _, err = process.communicate(timeout=10)
+        _, err = process.communicate(timeout=60)
     assert process.returncode == 1
     assert err.decode().splitlines() == complaints(err.decode())
     assert b"standard output: Broken pipe" in err

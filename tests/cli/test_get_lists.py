@@ -87,7 +87,7 @@ def test_a_list_that_is_still_being_written(file_server: Server) -> None:
             process.stdin.write(f"{file_server.url}{name}.bin\n".encode())
             process.stdin.flush()
             out += read_until(process.stdout, f"{name}.bin".encode())
-        rest, err = process.communicate(f"{file_server.url}c.bin".encode(), timeout=10)
+        rest, err = process.communicate(f"{file_server.url}c.bin".encode(), timeout=60)
     assert (process.returncode, err) == (0, b"")
     assert [record["bytes"] for record in the_object((out + rest).decode())["files"]] == [len(BODY)] * 3
 
@@ -99,7 +99,7 @@ def test_a_list_is_not_read_far_ahead(misbehaving: Start) -> None:
         assert process.stdin is not None
         pipe, written = process.stdin.fileno(), 0
         os.write(pipe, f"{server.url}/first\n".encode())
-        assert server.wait_for(1, 10)
+        assert server.wait_for(1)
         os.set_blocking(pipe, False)
         while select.select([], [pipe], [], 0.5)[1]:
             written += os.write(pipe, f"{server.url}/{written}\n".encode() * 50)

@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from perfkit.cli import main
+from tests.support.kits import SOON_S
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO, edit, tree_of, write_tree
@@ -203,7 +204,7 @@ def test_an_edit_can_be_refused(cli_origin: Origin, capsys: Capture, monkeypatch
 
 
 def test_ctrl_c(cli_origin: Origin) -> None:
-    """Exit code 130 in under two seconds; the tree is as it was, and the same command goes on."""
+    """Exit code 130 soon; the tree is as it was, and the same command goes on."""
     cli_origin.publish(TWO, "2")
     cli_origin.stall_at = 5000
     command = [sys.executable, "-m", "perfkit", "sync", cli_origin.url, "tree", "--quiet"]
@@ -211,9 +212,9 @@ def test_ctrl_c(cli_origin: Origin) -> None:
     assert cli_origin.stalled.wait(30)
     began_s = time.monotonic()
     process.send_signal(signal.SIGINT)
-    _, err = process.communicate(timeout=10)
+    _, err = process.communicate(timeout=30)
     assert process.returncode == 130
-    assert time.monotonic() - began_s < 2
+    assert time.monotonic() - began_s < SOON_S
     assert "Traceback" not in err
     assert tree_of(cli_origin.root / "tree") == {}
     cli_origin.stall_at = None

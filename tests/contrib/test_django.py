@@ -245,7 +245,7 @@ def test_two_at_once(published: Site, receive: Callable[..., None]) -> None:
     with pytest.raises(LockedError):
         trees.rollback("rules")
     reports: list[SyncReport] = []
-    second = threading.Thread(target=lambda: reports.append(trees.sync("rules", wait_s=20)))
+    second = threading.Thread(target=lambda: reports.append(trees.sync("rules", wait_s=60)))
     second.start()
     go_on.set()
     first.join(20)

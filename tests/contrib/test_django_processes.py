@@ -52,7 +52,7 @@ class Project:
     def python(self, program: str) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-c", program]
         return subprocess.run(
-            command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=60
+            command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=100
         )
 
     @contextmanager
@@ -155,7 +155,7 @@ def tick():
         ticks += 1
 gevent.spawn(tick)
 
-both = [gevent.spawn(trees.sync, "rules", wait_s=20) for _ in range(2)]
+both = [gevent.spawn(trees.sync, "rules", wait_s=60) for _ in range(2)]
 gevent.joinall(both, raise_error=True)
 kit.set_rate_limit(2 << 20)
 before = ticks

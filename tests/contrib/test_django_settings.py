@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import stat
 from pathlib import Path
 
 import pytest
@@ -163,20 +162,17 @@ def test_all_mistakes_are_reported_at_once() -> None:
         assert not checks.run_checks(tags=["perfkit"])
 
 
-def test_a_tree_that_this_user_cannot_write_is_a_warning(tmp_path: Path) -> None:
+def test_a_tree_that_this_user_cannot_write_is_a_warning(open_path: Path) -> None:
     """Of the directory, or of the one that it would be made in; and a file in its place."""
-    closed = tmp_path / "closed"
+    closed = open_path / "closed"
     closed.mkdir(mode=0o555)
-    (tmp_path / "file").write_bytes(b"")
-    entries = {"new": closed / "a/b", "file": tmp_path / "file/below", "good": tmp_path / "good/er"}
+    (open_path / "file").write_bytes(b"")
+    entries = {"new": closed / "a/b", "file": open_path / "file/below", "good": open_path / "good/er"}
     trees = {name: {**GOOD, "DEST": dest} for name, dest in entries.items()}
     me = os.geteuid()
     try:
         if me == 0:
-            tmp_path.chmod(0o777)
-            for parent in tmp_path.parents:
-                if not parent.stat().st_mode & stat.S_IXOTH:
-                    parent.chmod(0o755)
+            open_path.chmod(0o777)
             os.seteuid(65534)
         with override_settings(PERFKIT={"TREES": trees}):
             found = checks.run_checks(tags=["perfkit"])

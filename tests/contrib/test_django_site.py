@@ -42,7 +42,7 @@ class Manage:
             env=self.environment,
             capture_output=True,
             text=True,
-            timeout=60,
+            timeout=200,
         )
         assert ended.returncode == code, ended.stdout + ended.stderr
         assert ("Traceback" in ended.stderr) == (code == 3)  # Django logs what receivers raise
@@ -75,6 +75,7 @@ def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: 
     assert manage("list_rules") == rules
 
 
+@pytest.mark.once
 def test_its_readme(example: Path, tmp_path: Path) -> None:
     """Every command in it works, in its order, and says what it says there."""
     script = re.findall(r"```sh\n(.*?)```", (example / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
@@ -93,7 +94,7 @@ def test_its_readme(example: Path, tmp_path: Path) -> None:
         env=environment,
         text=True,
         capture_output=True,
-        timeout=100,
+        timeout=200,
     )
     assert ended.returncode == 0, ended.stdout + ended.stderr
     for told in re.findall(r"# ((?:rules|2026\.10): .+)", script):

@@ -58,7 +58,7 @@ def test_a_disk_that_fills_up_in_the_middle(
 
     def fill() -> None:
         part = small_disk / "file.perfkit-part"
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + 30
         while not (part.exists() and part.stat().st_size) and time.monotonic() < deadline:
             time.sleep(0.005)  # until the client has seen that there is room, and begun
         ballast.write_bytes(bytes(900 << 10))
@@ -85,7 +85,7 @@ def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: P
     assert (small_disk / "file").read_bytes() == b"old"
 
 
-def download_as_nobody(url: str, dest: Path, tmp_path: Path) -> str:
+def download_as_nobody(url: str, dest: Path) -> str:
     """In another process, which root steps down for; returns what it prints: an errno, or nothing."""
     program = (
         "import os, sys, perfkit.downloads.http.session\nfrom perfkit import Toolkit\n"
@@ -93,24 +93,19 @@ def download_as_nobody(url: str, dest: Path, tmp_path: Path) -> str:
         "try:\n    Toolkit().download(sys.argv[1], sys.argv[2])\n"
         "except PermissionError as error:\n    print(error.errno)"
     )
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.owner() == tmp_path.owner() and parent != Path("/"):
-            parent.chmod(parent.stat().st_mode | 0o111)
-        if parent.name.startswith("pytest-of"):
-            break
     command = [sys.executable, "-c", program, url, str(dest)]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
+def test_permission_denied(misbehaving: Start, open_path: Path) -> None:
     """As a user who may not write there."""
-    closed = tmp_path / "closed"
+    closed = open_path / "closed"
     closed.mkdir()
     (closed / "file").write_bytes(b"old")
     closed.chmod(0o555)
-    said = download_as_nobody(f"{misbehaving(serve).url}/f", closed / "file", tmp_path)
+    said = download_as_nobody(f"{misbehaving(serve).url}/f", closed / "file")
     closed.chmod(0o755)
     assert said == f"{errno.EACCES}\n"
     assert os.listdir(closed) == ["file"]
@@ -118,19 +113,19 @@ def test_permission_denied(misbehaving: Start, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600])
-def test_what_root_has_left(misbehaving: Start, tmp_path: Path, mode: int) -> None:
+def test_what_root_has_left(misbehaving: Start, open_path: Path, mode: int) -> None:
     """In a directory of another user's, by a `sudo perfkit get` that was interrupted: it does not lock the owner out,
     unless they may not even read it.
     """
     need_root("to work in another user's directory")
-    home = tmp_path / "home"
+    home = open_path / "home"
     home.mkdir()
     os.chown(home, 65534, 65534)
     (home / "file.perfkit-part").write_bytes(b"left")
     (home / "file.perfkit-part").chmod(mode)
     (home / "file.perfkit-part.json").write_bytes(b"{}")
     (home / "file.perfkit-part.json").chmod(0o600)
-    said = download_as_nobody(f"{misbehaving(serve).url}/f", home / "file", tmp_path)
+    said = download_as_nobody(f"{misbehaving(serve).url}/f", home / "file")
     if mode == 0o600:
         assert said == f"{errno.EACCES}\n"
     else:

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import gc
-import hashlib
 import os
-import random
 import signal
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,17 +22,9 @@ from perfkit import (
     TransferError,
 )
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, MisbehavingServer
-
-BODY = random.Random(1).randbytes(3 << 20)
-SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
-
-
-def serve_body(x: Exchange) -> None:
-    x.serve(BODY)
-
+from tests.support.fakes import Exchange, Start
+from tests.support.kits import MakeKit
+from tests.support.network import BODY, SHA256, serve_body
 
 # -- segments ----------------------------------------------------------------------------------------------------------
 
@@ -110,7 +100,7 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, misbehaving: Start, out: Path)
             x.serve(BODY, pause=lambda: crawling.wait(60))
 
     server = misbehaving(handler)
-    kit = make_kit(workers=2, segments=3, stall_window_s=90.0, min_segment_bytes=512 << 10, read_timeout_s=90.0)
+    kit = make_kit(workers=2, segments=3, stall_window_s=90.0, min_segment_bytes=128 << 10, read_timeout_s=90.0)
     download = kit.download(f"{server.url}/file", out / "file", checksum=SHA256)
     assert crawling.is_set()
     assert download.seconds < 90  # the crawl would take half an hour
@@ -226,12 +216,12 @@ def test_two_callers_one_destination(make_kit: MakeKit, misbehaving: Start, out:
 
     def handler(x: Exchange) -> None:
         begun.set()
-        x.serve(BODY, pause=lambda: release.wait(10))
+        x.serve(BODY, pause=lambda: release.wait(30))
 
     kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/f", out / "f"))
     thread.start()
-    begun.wait(5)
+    begun.wait(30)
     try:
         with pytest.raises(TransferError, match="destination"):
             kit.download(f"{server.url}/g", out / "f")
@@ -266,14 +256,14 @@ def test_fork_in_the_middle_of_a_download(make_kit: MakeKit, misbehaving: Start,
     def handler(x: Exchange) -> None:
         if x.asked.path == "/slow":
             half.set()
-            x.serve(BODY, pause=lambda: release.wait(10))
+            x.serve(BODY, pause=lambda: release.wait(30))
         else:
             x.serve(BODY)
 
     kit, server = make_kit(segments=1), misbehaving(handler)
     thread = threading.Thread(target=kit.download, args=(f"{server.url}/slow", out / "slow"))
     thread.start()
-    assert half.wait(5)
+    assert half.wait(30)
     child = os.fork()
     if child == 0:
         try:
@@ -364,7 +354,7 @@ def test_progress_that_raises_ends_the_work(make_kit: MakeKit, misbehaving: Star
         if snapshot.received_bytes:
             raise RuntimeError("enough")
 
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(10)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.stopped.wait(30)))
     with pytest.raises(RuntimeError, match="enough"):
         make_kit(progress=CallbackProgress(refuse), segments=1).download(f"{server.url}/f", out / "f")
     assert not (out / "f").exists()

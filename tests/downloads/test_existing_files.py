@@ -2,24 +2,14 @@
 
 from __future__ import annotations
 
-import hashlib
 import os
-import random
-from collections.abc import Callable
 from pathlib import Path
 
 from perfkit import (
     Toolkit,
 )
-from tests.support.fakes import Exchange, MisbehavingServer, http_date
-
-BODY = random.Random(1).randbytes(3 << 20)
-SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
-Start = Callable[..., MisbehavingServer]
-
-
-def serve_body(x: Exchange) -> None:
-    x.serve(BODY)
+from tests.support.fakes import Exchange, Start, http_date
+from tests.support.network import BODY, SHA256, serve_body
 
 
 def test_refresh_asks_whether_the_file_changed(kit: Toolkit, misbehaving: Start, out: Path) -> None:

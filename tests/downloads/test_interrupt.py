@@ -20,6 +20,7 @@ import pytest
 from perfkit import CancelledError, PerfkitError, Toolkit
 from perfkit.cli import main
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.kits import SOON_S
 from tests.support.sites import Origin
 from tests.support.trees import ONE, tree_of
 
@@ -73,7 +74,7 @@ def silent_tls() -> Iterator[tuple[str, Callable[[], bool]]]:
         thread = threading.Thread(target=accept)
         thread.start()
         try:
-            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(5)
+            yield f"https://127.0.0.1:{listener.getsockname()[1]}/f", lambda: accepted.wait(30)
         finally:
             listener.shutdown(socket.SHUT_RDWR)
             thread.join()
@@ -117,9 +118,9 @@ def test_ctrl_c(tmp_path: Path, peer: str) -> None:
             began = time.monotonic()
             line = process.stdout.readline()
             took = time.monotonic() - began
-            assert process.wait(10) == 0
+            assert process.wait(30) == 0
     assert line == "interrupted []\n"
-    assert took < 1.0
+    assert took < SOON_S
     assert list((tmp_path / "out").glob("*")) == []
 
 
@@ -142,7 +143,7 @@ def test_close_from_another_thread(make_kit: Callable[..., Toolkit], tmp_path: P
         began = time.monotonic()
         kit.close()
         thread.join()
-        assert time.monotonic() - began < 1.0
+        assert time.monotonic() - began < SOON_S
     assert len(raised) == 1
     assert list((tmp_path / "out").glob("*")) == []
     assert not [each for each in threading.enumerate() if each.name.startswith("perfkit")]
@@ -173,11 +174,11 @@ def test_close_while_a_name_is_resolved(
 
     caller = threading.Thread(target=download)
     caller.start()
-    assert asked.wait(5)
+    assert asked.wait(30)
     began = time.monotonic()
     kit.close()
-    caller.join(5)
-    assert time.monotonic() - began < 1.0
+    caller.join(30)
+    assert time.monotonic() - began < SOON_S
     assert [type(error) for error in errors] == [CancelledError]
     answer.set()
 
@@ -185,7 +186,7 @@ def test_close_while_a_name_is_resolved(
 # -- a Ctrl-C that is followed by others ------------------------------------------------------------------------------
 
 BODY = bytes(range(256)) * 4096
-BETWEEN_S = (0.0, 0.001, 0.003, 0.006, 0.011, 0.018, 0.03, 0.05, 0.1)
+BETWEEN_S = (0.0, 0.002, 0.006, 0.02, 0.06)
 SAID = "perfkit: interrupted; run the same command again to resume\n"
 
 
@@ -209,8 +210,8 @@ def interrupted(
         for _ in range(count):
             process.send_signal(signal.SIGINT)
             time.sleep(between_s)
-        _, said = process.communicate(timeout=10)
-        assert time.monotonic() - began_s < 1.0 + count * between_s
+        _, said = process.communicate(timeout=30)
+        assert time.monotonic() - began_s < SOON_S + count * between_s
         return process.returncode, said
     finally:
         process.kill()
@@ -261,7 +262,7 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) 
         origin.stall_at = 100
         origin.stalled.clear()
         code, said = interrupted(
-            command, lambda: origin.stalled.wait(10), after_s=between_s / 2, between_s=between_s, count=count
+            command, lambda: origin.stalled.wait(30), after_s=between_s / 2, between_s=between_s, count=count
         )
         assert (code, said) == (130, SAID), between_s
         assert tree_of(Path(command[2])) == {}
@@ -281,7 +282,7 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
         dest = f"dest{number}"
         command = ["get", "-o", dest, f"{origin.url}/perfkit.json"] if name == "get" else ["sync", origin.url, dest]
         code, said = interrupted(
-            [*command, "--quiet"], lambda asked=asked: asked.wait(10), after_s=after_s, between_s=0.002, count=30
+            [*command, "--quiet"], lambda asked=asked: asked.wait(30), after_s=after_s, between_s=0.002, count=30
         )
         assert (code, said) in [(0, ""), (130, SAID)], after_s
         there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}
@@ -313,5 +314,5 @@ process.run()
 
 def test_ctrl_c_where_nothing_can_be_raised() -> None:
     """In a finaliser, such as a generator's, an exception is lost; a Ctrl-C is not."""
-    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=10, check=False)
+    ended = subprocess.run([sys.executable, "-c", LOST], capture_output=True, text=True, timeout=60, check=False)
     assert (ended.returncode, ended.stdout, ended.stderr) == (130, "", SAID)

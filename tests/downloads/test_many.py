@@ -6,7 +6,6 @@ import gc
 import os
 import random
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -21,14 +20,8 @@ from perfkit import (
 )
 from perfkit.downloads.transfer import Transfer
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, MisbehavingServer
-
-BODY = random.Random(1).randbytes(3 << 20)
-Start = Callable[..., MisbehavingServer]
-
-
-def serve_body(x: Exchange) -> None:
-    x.serve(BODY)
+from tests.support.fakes import Exchange, Start
+from tests.support.network import BODY, serve_body
 
 
 def test_many_files_in_input_order(kit: Toolkit, site: Path, out: Path) -> None:

@@ -223,7 +223,7 @@ def test_probes_and_transfers_pass_one_gate(
     }
     thread = threading.Thread(target=work.pop(refused))
     thread.start()
-    assert told.wait(5)
+    assert told.wait(30)
     assert _eventually(lambda: manager._limiter.resumes_s(server.url.removeprefix("http://")) > 0)
     work.popitem()[1]()
     thread.join()
@@ -231,7 +231,7 @@ def test_probes_and_transfers_pass_one_gate(
 
 
 def _eventually(holds: Callable[[], bool]) -> bool:
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 30
     while not holds() and time.monotonic() < deadline:
         time.sleep(0.001)
     return holds()
@@ -246,7 +246,7 @@ def test_a_probe_takes_a_place_at_its_host(misbehaving: Start, tmp_path: Path) -
     def answer(exchange: Exchange) -> None:
         inside.append(exchange.number)
         most.append(len(inside))
-        exchange.serve(BODY, pause=lambda: goes_on.wait(5) if exchange.number == 1 else None)
+        exchange.serve(BODY, pause=lambda: goes_on.wait(30) if exchange.number == 1 else None)
         inside.remove(exchange.number)
 
     server = misbehaving(answer)

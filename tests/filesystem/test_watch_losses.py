@@ -293,13 +293,10 @@ with watch(root) as dirty:
 """
 
 
-def test_a_directory_that_becomes_readable(tmp_path: Path) -> None:
+def test_a_directory_that_becomes_readable(open_path: Path) -> None:
     """It can be watched only from then on."""
     need_root("to become another user")
-    for each in (tmp_path, *tmp_path.parents):
-        if each.owner() == "root" and not each.stat().st_mode & 0o001:
-            each.chmod(0o711)
-    (tmp_path / "root").mkdir()
-    os.chown(tmp_path / "root", 65534, 65534)
-    command = [sys.executable, "-c", _UNREADABLE, tmp_path / "root"]
+    (open_path / "root").mkdir()
+    os.chown(open_path / "root", 65534, 65534)
+    command = [sys.executable, "-c", _UNREADABLE, open_path / "root"]
     subprocess.run(command, env=ENVIRONMENT, check=True)

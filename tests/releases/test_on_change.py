@@ -234,7 +234,7 @@ def test_the_command_line_watches_until_ctrl_c(src: Path, tmp_path: Path) -> Non
         (src / "d0/f0").write_bytes(b"edited")
         assert json.loads(process.stdout.readline())["version"] == "r2"
         process.send_signal(signal.SIGINT)
-        out, errors = process.communicate(timeout=10)
+        out, errors = process.communicate(timeout=30)
     assert (process.returncode, out, errors) == (130, "", "")
     assert not [path for path in src.iterdir() if path.name.startswith(".")]
 
@@ -244,11 +244,11 @@ def test_ctrl_c_while_it_compresses(tmp_path: Path, options: tuple[str, ...]) ->
     """Frames of 16 MiB, which take seconds each: the command does not wait for them, and leaves nothing."""
     words = [os.urandom(4).hex() for _ in range(3000)]
     text = " ".join(random.choices(words, k=1_000_000)).encode()
-    make(tmp_path / "src", {f"{number}.txt": b"%d" % number + text for number in range(12)})
+    make(tmp_path / "src", {f"{number}.txt": b"%d" % number + text for number in range(6)})
     command = [sys.executable, "-m", "perfkit", "publish", tmp_path / "src", tmp_path / "site", "--version", "1"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
     try:
-        while (before := _processor_s(process.pid)) < 3:  # more than for hashing
+        while (before := _processor_s(process.pid)) < 1.5:  # more than for hashing
             time.sleep(0.05)
     finally:
         process.send_signal(signal.SIGINT)

@@ -20,6 +20,7 @@ def each(servers: Iterable[Server], *, in_suite: bool) -> pytest.MarkDecorator:
     for server in servers:
         marks = [pytest.mark.xdist_group(server.name)]  # one process starts it, for all of its tests
         marks += [] if in_suite and server.in_suite else [pytest.mark.tox_servers]
+        marks += [] if server.package.startswith("python:") else [pytest.mark.once]
         parameters.append(pytest.param(server, id=server.name, marks=marks))
     return pytest.mark.parametrize("bench", parameters, indirect=True, scope="module")
 

@@ -59,7 +59,7 @@ def sync_view(request: HttpRequest) -> JsonResponse:
     """Syncs, waiting for others that do so, and downloads with a Toolkit that has been through a fork."""
     own = kit.download(f"{SOURCE}perfkit.json", DEST.with_name(f"own-{uuid.uuid4()}"), resume=False)
     try:
-        report = trees.sync("rules", wait_s=float(request.GET.get("wait", "20")))
+        report = trees.sync("rules", wait_s=float(request.GET.get("wait", "60")))
     except LockedError as error:
         return JsonResponse({"pid": os.getpid(), "locked": str(error)}, status=409)
     thread = type(threading.current_thread()).__module__
@@ -88,6 +88,6 @@ celery.autodiscover_tasks(["perfkit.contrib.django"])
 @celery.task
 def sync(name: str) -> None:
     """What a project's own task would be; leaves a line with what came of it."""
-    report = trees.sync(name, wait_s=20)
+    report = trees.sync(name, wait_s=60)
     with open(DEST.with_name("answers"), "a", encoding="utf-8") as file:
         file.write(f"{report.version} {report.route}\n")

@@ -88,7 +88,7 @@ class Exchange:
     def stall(self) -> None:
         """Say nothing until the server is closed or the client goes."""
         with contextlib.suppress(OSError):
-            self.connection.settimeout(20)
+            self.connection.settimeout(120)
             self.connection.recv(1)
         self.keep = False
 
@@ -143,9 +143,9 @@ class MisbehavingServer:
                 with contextlib.suppress(OSError):
                     connection.shutdown(socket.SHUT_RDWR)
         for thread in self._threads:
-            thread.join(10)
+            thread.join(30)
 
-    def wait_for(self, requests: int, timeout_s: float = 5.0) -> bool:
+    def wait_for(self, requests: int, timeout_s: float = 30.0) -> bool:
         """Block until so many requests have come; False if they did not in time."""
         with self._changed:
             return self._changed.wait_for(lambda: len(self.requests) >= requests or self.stopped.is_set(), timeout_s)
@@ -207,3 +207,6 @@ def _requests(connection: socket.socket) -> Iterator[Asked]:
 
 def http_date(seconds_from_now: float) -> str:
     return email.utils.formatdate(time.time() + seconds_from_now, usegmt=True)
+
+
+Start = Callable[..., MisbehavingServer]  # the fixture `misbehaving`

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
+
+from perfkit import Toolkit
+
+MakeKit = Callable[..., Toolkit]  # the fixture `make_kit`
 
 # Retries come fast, and small files are segmented. Time-outs are long: on a busy machine, what a test waits for takes
 # seconds.
@@ -19,5 +25,13 @@ QUICK: dict[str, Any] = {
     "adaptive": False,
 }
 
+SOON_S = 5.0  # "within a second", on a machine that is busy with other things: far less than the time-outs above
+
 # For tests of time-outs.
 SHORT_TIMEOUTS: dict[str, Any] = {"connect_timeout_s": 2.0, "read_timeout_s": 1.0, "stall_window_s": 1.0}
+
+
+def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
+    """What a download gives, from its first byte on."""
+    kit.download(url, out / "file", resume=False)
+    return (out / "file").read_bytes()

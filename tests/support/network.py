@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
+import random
 import socket
 import ssl
 import threading
 
 import trustme
 
-BODY = bytes(range(256)) * 4096  # 1 MiB
+from tests.support.fakes import Exchange
+
+BODY = random.Random(1).randbytes(1 << 20)
+SHA256 = f"sha256:{hashlib.sha256(BODY).hexdigest()}"
+
+
+def serve_body(x: Exchange) -> None:
+    x.serve(BODY)
 
 
 def server_context(authority: trustme.CA, host: str = "127.0.0.1", *, clients: bool = False) -> ssl.SSLContext:
@@ -46,7 +55,7 @@ class Proxy:
             except OSError:
                 pass
         for thread in self._threads:
-            thread.join(5)
+            thread.join(30)
         for each in self._sockets:
             each.close()
 

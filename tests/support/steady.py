@@ -76,7 +76,7 @@ class SteadyLink:
 
 @dataclass(frozen=True)
 class Frame:
-    """What a person saw at a moment."""
+    """What a person saw at a moment, in seconds since the run began."""
 
     at_s: float
     phase: str
@@ -115,6 +115,7 @@ class Watched:
     # -- the display --------------------------------------------------------------------------------------------------
 
     def update(self, snapshot: Snapshot) -> None:
+        at_s = self.link.monotonic()
         self._bars.update(snapshot)
         line = re.sub(r"\x1b\[[?\d]*\w|\r", "", self._drawn.rpartition("\n")[2])
         percent, eta = re.search(r" (\d+)% ", line), re.search(r"ETA ([\d:]+)$", line)
@@ -123,9 +124,7 @@ class Watched:
             left = 0
             for part in eta[1].split(":"):
                 left = 60 * left + int(part)
-        self.frames.append(
-            Frame(self.link.monotonic(), snapshot.phase, int(percent[1]) if percent else None, left, line)
-        )
+        self.frames.append(Frame(at_s, snapshot.phase, int(percent[1]) if percent else None, left, line))
 
     def finish(self, snapshot: Snapshot) -> None:
         self.ends.append((snapshot.phase, self.link.monotonic()))

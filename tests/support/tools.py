@@ -8,7 +8,7 @@ import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 import pytest
 
@@ -18,6 +18,11 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[2])}  # of
 def unavailable(reason: str) -> NoReturn:
     """Skip, with a reason; in CI, fail."""
     (pytest.fail if os.environ.get("CI") else pytest.skip)(reason)
+
+
+def first_everywhere(*values: Any) -> list[Any]:
+    """Parameters of a test that doesn't depend on the interpreter: all but the first are marked `once`."""
+    return [values[0], *(pytest.param(value, marks=pytest.mark.once) for value in values[1:])]
 
 
 def need(*tools: str) -> None:

@@ -53,8 +53,8 @@ FIRST: Tree = {
     "pkg/a.py": lines(1, 400),
     "pkg/b.py": lines(2, 300),
     "pkg/same.py": lines(2, 300),
-    "data/large.bin": noise(3, 700_000),
-    "data/large.txt": lines(4, 20_000),
+    "data/large.bin": noise(3, 150_000),
+    "data/large.txt": lines(4, 4_000),
     "ünï/näme.txt": b"not ascii\n",
 }
 
@@ -65,7 +65,7 @@ def edited(tree: Tree, step: int) -> Tree:
     text = new["pkg/a.py"]
     new["pkg/a.py"] = text[:2000] + b"# edit %d\n" % step + text[2000:]
     large = new["data/large.txt"]
-    new["data/large.txt"] = large[: 100_000 * step] + b"# here\n" + large[100_000 * step :]
+    new["data/large.txt"] = large[: 15_000 * step] + b"# here\n" + large[15_000 * step :]
     new[f"moved{step}/b.py"] = tree["pkg/b.py"]
     new[f"moved{step}/c.py"] = tree["pkg/b.py"] + b"# more\n"
     new[f"new{step}.bin"] = noise(100 + step, 3000)

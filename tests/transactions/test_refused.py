@@ -7,7 +7,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -133,14 +132,6 @@ def test_sync_asks_before_it_fetches(kit: Toolkit, origin: Origin, tmp_path: Pat
             assert (root / "a").read_bytes() == b"1"
             assert kit.verify(root).intact
     assert kit.sync(origin.url, root).changed == 2
-
-
-@pytest.fixture
-def open_path() -> Iterator[Path]:
-    """A directory that everyone can get to."""
-    with tempfile.TemporaryDirectory() as name:
-        os.chmod(name, 0o755)
-        yield Path(name)
 
 
 def test_directory_without_permission(open_path: Path) -> None:

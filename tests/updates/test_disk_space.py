@@ -7,7 +7,6 @@ import errno
 import os
 import subprocess
 import threading
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -17,66 +16,46 @@ from perfkit.errors import TransferError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
-from tests.support.tools import need
+from tests.support.tools import mounted_image, need
 from tests.support.trees import tree_of
 
-root_only = pytest.mark.skipif(os.geteuid() != 0, reason="needs root, to mount")
 MIB = 1 << 20
 
 
-@pytest.fixture
-def disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of 24 MiB, without reflinks."""
-    path = tmp_path / "disk"
-    path.mkdir()
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "tmpfs", path], check=True)
-    try:
-        yield path
-    finally:
-        subprocess.run(["umount", "--lazy", path], check=True)
-
-
-def noise(size: int) -> bytes:
-    return os.urandom(size)
-
-
-@root_only
-def test_packed_and_unpacked(kit: Toolkit, origin: Origin, disk: Path) -> None:
-    """13 MiB that don't compress need 26: said before they are fetched. 10 MiB fit."""
-    origin.publish({"a": noise(13 * MIB)}, "1")
+def test_packed_and_unpacked(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
+    """1.2 MB that don't compress need 2.4: said before they are fetched. 0.8 MB fit."""
+    origin.publish({"a": os.urandom(1_200_000)}, "1")
     with pytest.raises(OSError, match="No space") as caught:
-        kit.sync(origin.url, disk / "tree")
+        kit.sync(origin.url, small_disk / "tree")
     assert caught.value.errno == errno.ENOSPC
-    assert sum(size for _, size in origin.sent) < MIB
-    assert os.listdir(disk / "tree") == []
-    origin.publish({"a": noise(10 * MIB)}, "2")
-    kit.sync(origin.url, disk / "tree")
-    assert kit.verify(disk / "tree").intact
+    assert sum(size for _, size in origin.sent) < 200_000
+    assert os.listdir(small_disk / "tree") == []
+    origin.publish({"a": os.urandom(800_000)}, "2")
+    kit.sync(origin.url, small_disk / "tree")
+    assert kit.verify(small_disk / "tree").intact
 
 
-@root_only
-def test_copies_count(kit: Toolkit, origin: Origin, disk: Path) -> None:
+def test_copies_count(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """The same content under four names is fetched once and written four times."""
-    content = noise(6 * MIB)
+    content = os.urandom(500_000)
     origin.publish(dict.fromkeys("abcd", content), "1")
     with pytest.raises(OSError, match="No space"):
-        kit.sync(origin.url, disk / "tree")
-    assert sum(size for _, size in origin.sent) < MIB
+        kit.sync(origin.url, small_disk / "tree")
+    assert sum(size for _, size in origin.sent) < 200_000
     origin.publish(dict.fromkeys("ab", content), "2")
-    kit.sync(origin.url, disk / "tree")
+    kit.sync(origin.url, small_disk / "tree")
 
 
-@root_only
-def test_leftovers_are_freed(kit: Toolkit, origin: Origin, disk: Path) -> None:
+def test_leftovers_are_freed(kit: Toolkit, origin: Origin, small_disk: Path) -> None:
     """What a sync that failed has fetched does not keep the next one, of another version, from fitting."""
     origin.publish({"keep": b"k" * 1000}, "1")
-    kit.sync(origin.url, disk / "tree")
-    fetch = disk / "tree/.perfkit/fetch"
+    kit.sync(origin.url, small_disk / "tree")
+    fetch = small_disk / "tree/.perfkit/fetch"
     fetch.mkdir(exist_ok=True)
-    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 8 * MIB)
-    (fetch / ("1" * 64)).write_bytes(b"x" * 8 * MIB)
-    origin.publish({"keep": b"k" * 1000, "new": noise(9 * MIB)}, "2")
-    kit.sync(origin.url, disk / "tree")
+    (fetch / ("content-" + "0" * 64)).write_bytes(b"x" * 600_000)
+    (fetch / ("1" * 64)).write_bytes(b"x" * 600_000)
+    origin.publish({"keep": b"k" * 1000, "new": os.urandom(700_000)}, "2")
+    kit.sync(origin.url, small_disk / "tree")
     assert set(os.listdir(fetch)) <= {"perfkit.json"}
 
 
@@ -86,20 +65,13 @@ def change(root: Path) -> None:
         tx.write("sub/b", b"2")
 
 
-@root_only
 def test_deleted_on_btrfs(tmp_path: Path) -> None:
     """What was deleted counts as free, though btrfs tells so only after a commit; a subvolume inside is named."""
-    need("mkfs.btrfs", "btrfs")
-    image, disk = tmp_path / "image", tmp_path / "disk"
-    disk.mkdir()
-    with image.open("wb") as file:
-        file.truncate(128 * MIB)
-    subprocess.run(["mkfs.btrfs", "-q", image], check=True)
-    subprocess.run(["mount", "-o", "loop", image, disk], check=True)
-    try:
+    need("btrfs")
+    with mounted_image("btrfs", tmp_path, size=128 * MIB) as disk:
         rootdir = RootDir(str(disk))
         with contextlib.suppress(OSError), (disk / "filling").open("wb") as file:
-            while file.write(noise(MIB)):
+            while file.write(bytes(MIB)):
                 file.flush()
                 os.fsync(file.fileno())
         size = (disk / "filling").stat().st_size
@@ -113,8 +85,6 @@ def test_deleted_on_btrfs(tmp_path: Path) -> None:
         with pytest.raises(UpdateError, match=r"^sub is a mount point or a subvolume"):
             change(disk / "tree")
         assert tree_of(disk / "tree") == {"a": b"1"}
-    finally:
-        subprocess.run(["umount", "--lazy", disk], check=True)
 
 
 def test_dry_run_without_a_temporary_directory(

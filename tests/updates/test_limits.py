@@ -13,7 +13,7 @@ import pytest
 
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads
 from tests.support.sites import Origin
-from tests.support.tools import need
+from tests.support.tools import first_everywhere, need
 from tests.support.trees import tree_of
 
 MANY = {f"d{number:03}/deep/er/{leaf}": b"%d" % number for number in range(100) for leaf in "ab"}
@@ -74,18 +74,20 @@ def story(origin: Origin, root: Path, **limits: int | tuple[str, ...]) -> None:
     perfkit("publish", root / "d001", root.parent / "other-site", "--version", "1", **limits)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("descriptors", [40, 64])
+@pytest.mark.parametrize("descriptors", first_everywhere(40, 64))
 def test_few_descriptors(origin: Origin, tmp_path: Path, descriptors: int) -> None:
     """More directories than may be open at once."""
     story(origin, tmp_path / "tree", descriptors=descriptors)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EBADF"])
 def test_without_flock(origin: Origin, tmp_path: Path, error: str) -> None:
     """Lustre, and NFS without a lock daemon: the owner note serves."""
     story(origin, tmp_path / "tree", under=refusing("flock", error))
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("error", ["EPERM", "ENOSYS"])
 def test_without_recent_calls(origin: Origin, tmp_path: Path, error: str) -> None:
     """What an old container runtime does not know, it refuses."""
@@ -93,6 +95,7 @@ def test_without_recent_calls(origin: Origin, tmp_path: Path, error: str) -> Non
     story(origin, tmp_path / "tree", under=refusing(calls, error))
 
 
+@pytest.mark.once
 def test_without_links(origin: Origin, tmp_path: Path) -> None:
     """Neither hard links nor attributes."""
     story(origin, tmp_path / "tree", under=refusing("link,linkat,setxattr,fsetxattr,getxattr", "EOPNOTSUPP"))

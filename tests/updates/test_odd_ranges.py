@@ -16,9 +16,10 @@ from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import publish
 from tests.support.tools import need
-from tests.support.trees import tree_of
+from tests.support.trees import Tree, tree_of
 
 Start = Callable[..., MisbehavingServer]
+Files = dict[str, bytes]  # by path on the server
 RNG = random.Random(9)
 OLD = {f"f{number}": RNG.randbytes(9000) for number in range(20)}
 NEW = {**OLD, "f3": RNG.randbytes(9000), "new": b"new", "empty": b""}
@@ -74,11 +75,40 @@ ODD = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("kind", ["zip", "tar", "zsync", "release"])
+NAMES = {"zip": "x.zip", "tar": "x.tar.gz", "zsync": "x.bin.zsync", "release": ""}
+
+
+@pytest.fixture(scope="module", params=NAMES)
+def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, list[Files]]:
+    """A kind of source, and what a server has of it for OLD, and then for NEW."""
+    kind, root = request.param, tmp_path_factory.mktemp("served")
+    return kind, [files_of(kind, root, tree, str(version)) for version, tree in enumerate((OLD, NEW))]
+
+
+def files_of(kind: str, root: Path, tree: Tree, version: str) -> Files:
+    if kind == "zip":
+        return {"x.zip": make_zip(tree)}
+    if kind == "tar":
+        return {"x.tar.gz": make_tar(tree, mode="w:gz")}
+    if kind == "zsync":
+        pytest.importorskip("numpy")
+        need("zsyncmake")
+        (root / "x.bin").write_bytes(b"".join(tree.values()))
+        command = ["zsyncmake", "-u", "x.bin", "-o", "x.bin.zsync", "x.bin"]
+        subprocess.run(command, cwd=root, check=True, capture_output=True)
+        return {name: (root / name).read_bytes() for name in ("x.bin", "x.bin.zsync")}
+    with Toolkit() as kit:
+        site = publish(kit, root, tree, version)
+    return {str(path.relative_to(site)): path.read_bytes() for path in site.rglob("*") if path.is_file()}
+
+
 @pytest.mark.parametrize("oddity", ODD)
-def test_the_tree_is_right(kit: Toolkit, misbehaving: Start, tmp_path: Path, kind: str, oddity: str) -> None:
+def test_the_tree_is_right(
+    kit: Toolkit, misbehaving: Start, tmp_path: Path, served: tuple[str, list[Files]], oddity: str
+) -> None:
     """Install and update."""
-    files: dict[str, bytes] = {}
+    kind, versions = served
+    files: Files = {}
 
     def handler(exchange: Exchange) -> None:
         body = files.get(exchange.asked.path.lstrip("/"))
@@ -91,26 +121,10 @@ def test_the_tree_is_right(kit: Toolkit, misbehaving: Start, tmp_path: Path, kin
         return exchange.serve(body, etag=tag(body))
 
     server = misbehaving(handler)
-    names = {"zip": "x.zip", "tar": "x.tar.gz", "zsync": "x.bin.zsync", "release": ""}
-    for version, tree in enumerate((OLD, NEW)):
-        if kind == "zip":
-            files["x.zip"] = make_zip(tree)
-        elif kind == "tar":
-            files["x.tar.gz"] = make_tar(tree, mode="w:gz")
-        elif kind == "zsync":
-            pytest.importorskip("numpy")
-            need("zsyncmake")
-            files["x.bin"] = b"".join(tree.values())
-            (tmp_path / "x.bin").write_bytes(files["x.bin"])
-            command = ["zsyncmake", "-u", "x.bin", "-o", "x.bin.zsync", "x.bin"]
-            subprocess.run(command, cwd=tmp_path, check=True, capture_output=True)
-            files["x.bin.zsync"] = (tmp_path / "x.bin.zsync").read_bytes()
-        else:
-            site = publish(kit, tmp_path, tree, str(version))
-            files.update({str(path.relative_to(site)): path.read_bytes() for path in site.rglob("*") if path.is_file()})
-        kit.sync(f"{server.url}/{names[kind]}", tmp_path / "tree")
-        expected = {"x.bin": files["x.bin"]} if kind == "zsync" else tree
-        assert tree_of(tmp_path / "tree") == expected
+    for tree, now in zip((OLD, NEW), versions, strict=True):
+        files.update(now)
+        kit.sync(f"{server.url}/{NAMES[kind]}", tmp_path / "tree")
+        assert tree_of(tmp_path / "tree") == ({"x.bin": files["x.bin"]} if kind == "zsync" else tree)
 
 
 @pytest.mark.parametrize("coding", ["gzip", "x-gzip"])

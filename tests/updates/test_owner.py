@@ -6,8 +6,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -49,14 +47,12 @@ with Toolkit() as kit:
 
 
 @pytest.fixture
-def home(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """A directory of the owner's that everyone can get to; root works for the owner, by sudo."""
+def home(monkeypatch: pytest.MonkeyPatch, open_path: Path) -> Path:
+    """A directory of the owner's; root works for the owner, by sudo."""
     monkeypatch.setenv("SUDO_UID", str(OWNER))
     need_root("to become another user")
-    with tempfile.TemporaryDirectory() as name:
-        os.chown(name, OWNER, OWNER)
-        os.chmod(name, 0o755)
-        yield Path(name)
+    os.chown(open_path, OWNER, OWNER)
+    return open_path
 
 
 def as_owner(origin: Origin, root: Path, elsewhere: Path, *calls: str) -> None:

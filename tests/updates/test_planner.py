@@ -185,7 +185,7 @@ trees = st.dictionaries(st.sampled_from(list("abcdef")), contents, max_size=6)
     stored=st.frozensets(st.sampled_from([b"1", b"22"])),
     policy=st.sampled_from(["keep", "overwrite"]),
 )
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_a_plan_applied_gives_the_wanted_tree(
     before: Tree, edits: Tree, deleted: set[str], wanted: Tree, stored: frozenset[bytes], policy: str
 ) -> None:

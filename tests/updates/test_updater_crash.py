@@ -24,7 +24,7 @@ from perfkit.transactions.tree import Tree
 from tests.support.crash_cases import FULL, MUTATING, copy, reachable, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT, need
+from tests.support.tools import ENVIRONMENT, first_everywhere, need
 from tests.support.trees import ONE, TWO, edit, text, tree_of
 
 Counts = dict[str, tuple[int, int]]
@@ -76,8 +76,8 @@ class Server:
             yield
         finally:
             strace.terminate()  # it detaches then
-            strace.wait(10)
-            reader.join(10)
+            strace.wait(30)
+            reader.join(30)
             strace.stderr.close()
 
     def run(self, action: str, root: Path, number: int = 0, kind: str = "none", when: int = 0) -> tuple[int, int]:
@@ -89,7 +89,7 @@ class Server:
         return code, pid
 
     def close(self) -> None:
-        self._process.communicate(timeout=10)
+        self._process.communicate(timeout=60)
 
 
 class Case:
@@ -197,8 +197,8 @@ def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[
                         shutil.rmtree(root)
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
-@pytest.mark.parametrize("action", ["install", "update", "rollback"])
+@pytest.mark.timeout(1800 if FULL else 300)
+@pytest.mark.parametrize("action", first_everywhere("rollback", "install", "update"))
 def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     """A kill at every mutating call: the tree is the old or the new one, and the next run brings the new one."""
     this = case(action)
@@ -219,7 +219,8 @@ FAILURES = {
 }  # fmt: skip
 
 
-@pytest.mark.timeout(1800 if FULL else 120)
+@pytest.mark.timeout(1800 if FULL else 300)
+@pytest.mark.once
 @pytest.mark.parametrize("action", ["install", "update", "rollback"])
 def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
     """A failing disk: the tree is at once as it was, or the change is done, or the next run completes it."""

@@ -154,7 +154,7 @@ def damaged(data: bytes, how: tuple[str, int, int]) -> bytes:
 
 
 FUZZ = settings(
-    max_examples=25, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
+    max_examples=15, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture]
 )
 
 

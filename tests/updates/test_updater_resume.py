@@ -13,7 +13,7 @@ from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import Tree, noise, tree_of
 
-LARGE: Tree = {f"part-{number}": noise(number, 600_000) for number in range(5)} | {"README": b"hello\n"}
+LARGE: Tree = {f"part-{number}": noise(number, 150_000) for number in range(5)} | {"README": b"hello\n"}
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"
 
 

@@ -150,7 +150,7 @@ def test_metalinks_that_attack_are_refused(old: str, new: str, error: type[Excep
         parse_metalink(METALINK.replace(old, new, 1).encode())
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(st.lists(st.tuples(st.integers(0, len(METALINK) - 1), st.binary(min_size=1, max_size=8)), max_size=6))
 def test_fuzzed_metalinks_give_typed_errors(edits: list[tuple[int, bytes]]) -> None:
     """Whatever a document says, nothing but our own errors comes out."""

@@ -213,11 +213,11 @@ def test_digest_with_resumption(digest_kit: MakeKit, misbehaving: Start, tmp_pat
 
     thread = threading.Thread(target=first)
     thread.start()
-    assert half.wait(5)
+    assert half.wait(30)
     if end == "close":
-        assert arrived.wait(5)
+        assert arrived.wait(30)
         kit.close()
-    thread.join(10)
+    thread.join(30)
     assert len(failed) == 1
     going_on.set()
     download = digest_kit(segments=1).download(f"{server.url}/f", tmp_path / "f")

@@ -15,17 +15,11 @@ import trustme
 
 from perfkit import BatchError, ConfigError, HTTPStatusError, Toolkit, TransferError
 from perfkit.server.server import Server
-from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.fakes import Exchange, MisbehavingServer, Start
+from tests.support.kits import MakeKit, fetch
 from tests.support.network import BODY, Proxy, server_context
 
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
 Give = Callable[[requests.Session], Any]
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
 
 
 def basic(user: str, password: str) -> str:

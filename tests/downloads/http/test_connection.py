@@ -19,6 +19,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.transport import Get, HttpTransport, Response
 from perfkit.downloads.throttle import Throttle
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.kits import SOON_S
 
 Start = Callable[..., MisbehavingServer]
 
@@ -72,7 +73,7 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, mi
     go_on = threading.Event()
 
     def handler(x: Exchange) -> None:
-        x.serve(BODY, pause=(lambda: go_on.wait(5)) if x.number == 2 else None)
+        x.serve(BODY, pause=(lambda: go_on.wait(30)) if x.number == 2 else None)
 
     server = misbehaving(handler)
     first, second = Cancel(), Cancel()
@@ -96,7 +97,7 @@ def test_an_abort_ends_its_own_request(transport: HttpTransport, misbehaving: St
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(CancelledError):
             read_all(response)
-    assert time.monotonic() - began_s < 1.0
+    assert time.monotonic() - began_s < SOON_S
 
 
 def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTransport, misbehaving: Start) -> None:
@@ -114,7 +115,7 @@ def test_an_abort_while_the_body_ends_with_the_connection(transport: HttpTranspo
         threading.Timer(0.2, cancel.cancel).start()
         with pytest.raises(CancelledError):
             response.read1(100)
-    assert time.monotonic() - began_s < 1.0
+    assert time.monotonic() - began_s < SOON_S
 
 
 # -- the end of a body -----------------------------------------------------------------------------------------------
@@ -135,7 +136,7 @@ def test_bytes_before_a_reset_count(transport: HttpTransport, misbehaving: Start
             case "close":
                 x.head("200 OK", Connection="close")
         x.send(BODY)
-        arrived.wait(5)
+        arrived.wait(30)
         x.reset()
 
     body = bytearray()

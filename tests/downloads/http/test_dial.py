@@ -17,6 +17,7 @@ import requests
 from perfkit import Toolkit, TransferError, TransferTimeoutError
 from perfkit.downloads.http import dial
 from tests.support.fakes import MisbehavingServer
+from tests.support.kits import SOON_S
 from tests.support.network import BODY
 
 Start = Callable[..., MisbehavingServer]
@@ -106,21 +107,17 @@ def test_a_dead_first_address(
     tmp_path: Path,
     way: str,
 ) -> None:
-    """The first byte comes within half a second; later connections, other Toolkits' too, try the live one first."""
+    """The second is tried within half a second; later connections, other Toolkits' too, try the live one first."""
     came_s: list[float] = []
     server = misbehaving(lambda x: (came_s.append(time.monotonic()), x.serve(b"short"))[1])
     live = address_of(server)
     resolve(dead, live)
     given = {"own": None, "session": requests.Session(), "factory": requests.Session}[way]
-    took_s = []
-    for _ in range(3):  # the best of three: the machine may be busy
-        dial._answered.clear()
-        tried.clear()
-        began_s = time.monotonic()
-        make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
-        took_s.append(came_s[-1] - began_s)
-        assert tried == [dead, live]
-    assert min(took_s) < 0.5
+    began_s = time.monotonic()
+    make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
+    assert tried == [dead, live]
+    assert came_s[0] - began_s < SOON_S
+    assert dial._ATTEMPT_DELAY_S < 0.5
     tried.clear()
     make_kit(given, workers=1).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f", resume=False)
     assert tried == [live]
@@ -146,6 +143,7 @@ def test_segments_know_it_too(
 
 
 def test_a_first_address_that_refuses(
+    monkeypatch: pytest.MonkeyPatch,
     make_kit: MakeKit,
     misbehaving: Start,
     refusing: tuple[str, int],
@@ -157,14 +155,9 @@ def test_a_first_address_that_refuses(
     server = misbehaving(lambda x: x.serve(b"short"))
     live = address_of(server)
     resolve(refusing, live)
-    took_s = []
-    for _ in range(3):
-        dial._answered.clear()
-        began_s = time.monotonic()
-        dial.dial(HOST, live[1], timeout_s=5, aborted=lambda: False).close()
-        took_s.append(time.monotonic() - began_s)
-    assert min(took_s) < 0.2
-    assert tried == [refusing, live] * 3
+    monkeypatch.setattr(dial, "_ATTEMPT_DELAY_S", 60.0)
+    dial.dial(HOST, live[1], timeout_s=20, aborted=lambda: False).close()
+    assert tried == [refusing, live]
     make_kit().download(f"http://{HOST}:{live[1]}/f", tmp_path / "f")
 
 
@@ -194,8 +187,8 @@ def test_all_addresses_are_dead(
     resolve(dead, dead, dead)
     began_s = time.monotonic()
     with pytest.raises(TransferTimeoutError) as caught:
-        make_kit(connect_timeout_s=0.7, retries=0).download(f"http://{HOST}:1/f", tmp_path / "f")
-    assert 0.6 < time.monotonic() - began_s < 2.0
+        make_kit(connect_timeout_s=1.5, retries=0).download(f"http://{HOST}:1/f", tmp_path / "f")
+    assert 1.4 < time.monotonic() - began_s < 4.4  # one after the other, it would take 4.5
     assert caught.value.transient
     assert tried == [dead] * 3
 
@@ -224,14 +217,14 @@ def test_close_while_connecting(
 
     thread = threading.Thread(target=caller)
     thread.start()
-    deadline_s = time.monotonic() + 5
+    deadline_s = time.monotonic() + 30
     while not tried:
         assert time.monotonic() < deadline_s
         thread.join(0.01)
     began_s = time.monotonic()
     kit.close()
-    thread.join(10)
-    assert time.monotonic() - began_s < 1.0
+    thread.join(30)
+    assert time.monotonic() - began_s < SOON_S
     assert len(failed) == 1
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,10 @@ from requests_toolbelt.adapters.ssl import SSLAdapter
 from requests_toolbelt.auth.guess import GuessAuth
 from requests_toolbelt.sessions import BaseUrlSession
 
-from perfkit import Toolkit, TransferError
-from tests.support.fakes import Exchange, MisbehavingServer, http_date
+from perfkit import TransferError
+from tests.support.fakes import Exchange, MisbehavingServer, Start, http_date
+from tests.support.kits import MakeKit, fetch
 from tests.support.network import BODY, server_context
-
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
-
 
 # -- requests-toolbelt -----------------------------------------------------------------------------------------------
 

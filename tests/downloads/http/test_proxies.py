@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import socket
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -12,25 +12,18 @@ import pytest
 import requests
 import urllib3.contrib
 
-from perfkit import ConfigError, Toolkit, TransferError
+from perfkit import ConfigError, TransferError
 from perfkit.downloads.http import connection
 from perfkit.downloads.http.session import bypasses_proxy
-from tests.support.fakes import MisbehavingServer
+from tests.support.fakes import MisbehavingServer, Start
+from tests.support.kits import MakeKit, fetch
 from tests.support.network import BODY, Proxy
-
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
 
 
 @pytest.fixture
 def make_single(make: MakeKit) -> MakeKit:
     """Such kits, without segments."""
     return lambda **options: make(segments=1, **options)
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
 
 
 # -- NO_PROXY --------------------------------------------------------------------------------------------------------

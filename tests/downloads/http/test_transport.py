@@ -11,7 +11,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -19,25 +19,18 @@ import trustme
 import urllib3
 
 from perfkit import Config, ConfigError, HTTPStatusError, Toolkit, TransferError
-from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.fakes import Exchange, MisbehavingServer, Start
+from tests.support.kits import MakeKit, fetch
 from tests.support.network import Proxy, server_context
 from tests.support.tools import unavailable
 
 BODY = b"bytes" * 1000  # too small for segments
-
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
 
 
 @pytest.fixture
 def small_secure(misbehaving: Start, authority: trustme.CA) -> MisbehavingServer:
     """Serves BODY over TLS."""
     return misbehaving(lambda x: x.serve(BODY), tls=server_context(authority))
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
 
 
 # -- TLS -------------------------------------------------------------------------------------------------------------

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +13,11 @@ import requests
 import trustme
 from requests.adapters import HTTPAdapter
 
-from perfkit import ConfigError, Toolkit, TransferError
-from tests.support.fakes import MisbehavingServer
+from perfkit import ConfigError, TransferError
+from tests.support.fakes import MisbehavingServer, Start
+from tests.support.kits import MakeKit, fetch
 from tests.support.network import BODY, server_context
 from tests.support.tools import need
-
-Start = Callable[..., MisbehavingServer]
-MakeKit = Callable[..., Toolkit]
-
-
-def fetch(kit: Toolkit, url: str, out: Path) -> bytes:
-    kit.download(url, out / "file", resume=False)
-    return (out / "file").read_bytes()
 
 
 @pytest.fixture
