@@ -285,11 +285,10 @@ class Tree:
         """
         if keep < 0:
             raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
-        self._begin()
-        before = self._history.timeline()
-        timeline = before.prune(keep)
+        timeline = self._history.timeline().prune(keep)
         pruned = self._history.freed_by(timeline)
-        if not dry_run and timeline != before:
+        if not dry_run:
+            self._begin()
             with self._committer.preparing():
                 nothing = self._committer.new_change_set()
                 changes = nothing.disk_changes()

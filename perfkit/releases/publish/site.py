@@ -94,7 +94,8 @@ class Site:
 
     def __enter__(self) -> Site:
         missing = [directory for directory in (self.root, self.objects) if not os.path.isdir(directory)]
-        os.makedirs(self.root, exist_ok=True)
+        with contextlib.suppress(FileExistsError):
+            os.makedirs(self.root)
         with contextlib.ExitStack() as stack:
             rootdir = stack.enter_context(contextlib.closing(RootDir(self.root)))
             if self.objects in missing:
