@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
@@ -16,10 +16,8 @@ from tests.chaos.sources import Sources
 
 
 @pytest.fixture
-def cases(request: pytest.FixtureRequest) -> Iterator[Cases]:
-    made = Cases(request)
-    yield made
-    made.report()
+def cases(request: pytest.FixtureRequest) -> Cases:
+    return Cases(request)
 
 
 @pytest.fixture(scope="module")
@@ -37,6 +35,15 @@ def sources(module_place: Path) -> Iterator[Sources]:
         for kind in made.urls:
             made.offer(kind, 1)
         yield made
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> Generator[None, object, object]:
+    """A test ends with the report of its cases."""
+    result = yield
+    if isinstance(cases := pyfuncitem.funcargs.get("cases"), Cases):
+        cases.report()
+    return result
 
 
 def pytest_terminal_summary(terminalreporter: TerminalReporter) -> None:

@@ -19,6 +19,7 @@ LONG = os.environ.get("PERFKIT_TEST_CHAOS") == "long"
 TIMEOUT_S = 7200 if LONG else 120
 SEED = os.environ.get("PERFKIT_TEST_SEED", "1")
 CASE = os.environ.get("PERFKIT_TEST_CASE")
+_MOST_FAILURES = 10
 
 
 @dataclass
@@ -27,6 +28,7 @@ class Cases:
 
     request: pytest.FixtureRequest
     ends: Counter[str] = field(default_factory=Counter)
+    failures: list[Exception] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -41,16 +43,20 @@ class Cases:
 
     @contextlib.contextmanager
     def case(self, number: int, what: str = "") -> Iterator[None]:
-        """An error inside says what was tried, and how to try it again."""
+        """An error inside says what was tried, and how to try it again; the other cases go on."""
         try:
             yield
         except BaseException as error:
             form = "PERFKIT_TEST_CHAOS=long " if LONG else ""
             again = f"{form}PERFKIT_TEST_SEED={SEED} PERFKIT_TEST_CASE={number} pytest '{self.request.node.nodeid}'"
             error.add_note(f"{what}\nagain: {again}")
-            raise
+            if not isinstance(error, Exception) or len(self.failures) == _MOST_FAILURES:
+                raise
+            self.failures.append(error)
 
     def report(self) -> None:
-        """Have the numbers shown in the summary."""
+        """Have the numbers shown in the summary, and fail if a case did."""
         told = ", ".join(f"{count} {what}" for what, count in sorted(self.ends.items()))
         self.request.node.user_properties.append(("chaos", f"{self.name}: {told}"))
+        if self.failures:
+            raise ExceptionGroup(f"{len(self.failures)} cases failed", self.failures)
