@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import threading
 import time
 from collections import deque
@@ -273,4 +272,4 @@ def _in_a_thread(executor: ThreadPoolExecutor, function: Callable[[], T]) -> Fut
 
 
 def _no_thread() -> OSError:
-    return OSError(errno.EAGAIN, "no thread can be started; raise the limit of processes (ulimit -u, or pids.max)")
+    return OSError("no thread can be started; raise the limit of processes (ulimit -u, or pids.max)")
