@@ -12,7 +12,7 @@ import pytest
 
 from perfkit.server.server import Server
 from perfkit.transactions.tree import Tree as Managed
-from tests.chaos.seeds import TIMEOUT_S, Cases
+from tests.chaos.seeds import LONG, TIMEOUT_S, Cases
 from tests.chaos.sources import PATHS, Sources, content, expected
 from tests.support.fault_worker import DONE, Worker
 from tests.support.release_client import Client
@@ -22,7 +22,7 @@ pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 TYPICAL_S = {"sync": 0.06, "rollback": 0.04, "repair": 0.08, "publish": 0.08, "download": 0.03}
 WORK = ["sync"] * 6 + ["rollback", "repair", "publish", "download"]
-KILLS = 40  # of a story, which is one case
+KILLS = 40 if LONG else 8  # of a story, which is one case
 
 
 class Story:
@@ -119,7 +119,7 @@ def story(place: Path) -> Iterator[tuple[Path, Sources, Worker]]:
 def test_killed_at_random_moments(cases: Cases, story: tuple[Path, Sources, Worker]) -> None:
     """A few stories of many kills each."""
     place, sources, worker = story
-    for number, chance in cases.run(short=1, long=15):
+    for number, chance in cases.run(short=1, long=16):
         with cases.case(number):
             (place / str(number)).mkdir()
             this = Story(place / str(number), sources, worker, chance)
