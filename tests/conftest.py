@@ -1,4 +1,4 @@
-"""What all tests share: a kit that fails fast, servers, and the rule that no test leaves a thread behind."""
+"""What all tests share: a kit that fails fast, servers, and the rule that no test leaves anything behind."""
 
 from __future__ import annotations
 
@@ -6,8 +6,6 @@ import contextlib
 import os
 import signal
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -17,6 +15,7 @@ import pytest
 from perfkit import Config, Toolkit
 from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.kits import QUICK
+from tests.support.leaks import nothing_left
 from tests.support.sites import Origin
 from tests.support.tools import mounted
 
@@ -25,14 +24,10 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to wh
 
 
 @pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    """Every thread that a test starts has ended when the test has."""
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 3.0
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        next(iter(left)).join(0.05)
-    assert not left, f"threads left behind: {left}"
+def no_leak() -> Iterator[None]:
+    """Every thread, descriptor and temporary file of a test is gone when it has ended."""
+    with nothing_left():
+        yield
 
 
 @pytest.fixture(autouse=True)

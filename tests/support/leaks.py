@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from unittest import mock
 
-_WAIT_S = 5.0  # for threads that are ending, and for what they close
+_WAIT_S = 30.0  # for threads that are ending, and for what they close
 
 
 @contextlib.contextmanager
