@@ -24,8 +24,9 @@ if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to wh
 
 
 @pytest.fixture(autouse=True)
-def no_leak() -> Iterator[None]:
+def no_leak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """Every thread, descriptor and temporary file of a test is gone when it has ended."""
+    tmp_path_factory.getbasetemp()  # pytest's own, which it makes when it is first needed
     with nothing_left():
         yield
 

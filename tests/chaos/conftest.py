@@ -29,11 +29,9 @@ def module_place() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def sources(module_place: Path) -> Iterator[Sources]:
-    """A site of which every source offers version 1, served by perfkit's own server."""
+    """A site that nothing is on yet, served by perfkit's own server."""
     with Server(module_place) as server:
         made = Sources(module_place / "site", f"{server.url}site/")
-        for kind in made.urls:
-            made.offer(kind, 1)
         yield made
 
 

@@ -10,8 +10,9 @@ import contextlib
 import os
 import random
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import pytest
 
@@ -20,6 +21,13 @@ TIMEOUT_S = 7200 if LONG else 120
 SEED = os.environ.get("PERFKIT_TEST_SEED", "1")
 CASE = os.environ.get("PERFKIT_TEST_CASE")
 _MOST_FAILURES = 10
+
+T = TypeVar("T")
+
+
+def some(everything: Sequence[T], short: int) -> list[T]:
+    """All of them in the long form, or a few by the seed."""
+    return list(everything) if LONG else random.Random(SEED).sample(everything, short)
 
 
 @dataclass

@@ -20,7 +20,7 @@ import pytest
 
 from perfkit import BatchError, Config, Download, PerfkitError, Request, Toolkit
 from perfkit.server.server import Server
-from tests.chaos.seeds import TIMEOUT_S, Cases
+from tests.chaos.seeds import TIMEOUT_S, Cases, some
 from tests.chaos.sources import PATHS, Sources, expected
 from tests.support.chaos_relay import ChaosRelay
 from tests.support.crash_cases import copy
@@ -83,7 +83,7 @@ def bodies(module_place: Path) -> dict[str, bytes]:
 
 def test_downloads(cases: Cases, relay: ChaosRelay, bodies: dict[str, bytes], place: Path) -> None:
     """Each has the right bytes or a typed error, nothing is left open, and without faults the next run completes it."""
-    for number, chance in cases.run(short=4, long=260):
+    for number, chance in cases.run(short=2, long=260):
         out = place / str(number)
         checked = {name: chance.random() < 0.6 for name in chance.sample(sorted(bodies), FILES)}
         requests = [
@@ -117,6 +117,7 @@ def download(requests: list[Request], out: Path) -> list[Download]:
 
 # -- syncs ------------------------------------------------------------------------------------------------------------
 
+KINDS = some(list(PATHS), 3)
 FALSIFIED: dict[str, Callable[[str], bool]] = {
     "release": lambda path: "/objects/" in path,
     "zip": lambda path: False,
@@ -132,7 +133,8 @@ def relayed(module_place: Path, relay: ChaosRelay) -> Sources:
     """Sources at version 2, behind the relay; trees of version 1 stand at `base-KIND`."""
     sources = Sources(module_place / "relayed", f"{relay.url}relayed/")
     with Toolkit(Config(**QUICK)) as kit:
-        for kind, url in sources.urls.items():
+        for kind in KINDS:
+            url = sources.urls[kind]
             sources.offer(kind, 1)
             kit.sync(url, module_place / f"base-{kind}", type=kind)
             sources.offer(kind, 2)
@@ -142,8 +144,8 @@ def relayed(module_place: Path, relay: ChaosRelay) -> Sources:
 def test_syncs(cases: Cases, relay: ChaosRelay, relayed: Sources, module_place: Path, place: Path) -> None:
     """The old tree with a typed error, or the new one; nothing is left open; without faults, the new one."""
     relay.faults.clear()
-    for number, chance in cases.run(short=6, long=360):
-        kind = list(PATHS)[number % len(PATHS)]
+    for number, chance in cases.run(short=3, long=360):
+        kind = KINDS[number % len(KINDS)]
         dest, old, new = place / str(number), expected(kind, 1), expected(kind, 2)
         dest.mkdir()
         if chance.random() < 0.6:

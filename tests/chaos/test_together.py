@@ -28,7 +28,7 @@ from tests.support.trees import tree_of, write_tree
 
 pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
-ROUNDS = 40 if LONG else 4
+ROUNDS = 40 if LONG else 3
 WORK = """if True:
     import json, random, sys
     from perfkit import Config, LockedError, Toolkit
@@ -99,11 +99,10 @@ def test_tree_taken_away(cases: Cases, sources: Sources, place: Path, what: str)
     """An error or another whole tree; what the link leads to is not touched."""
     elsewhere = write_tree(place / "elsewhere", {"large.bin": b"mine", "pkg/edited.py": b"mine"})
     mine = tree_of(elsewhere)
-    for kind in PATHS:
-        sources.offer(kind, 1)
-    for number, chance in cases.run(short=2, long=60):
+    for number, chance in cases.run(short=1, long=60):
         kind = list(PATHS)[number % len(PATHS)]
         base, dest, url = place / f"base-{number}", place / f"tree-{number}", sources.urls[kind]
+        sources.offer(kind, number + 1)
         with Toolkit(Config(**QUICK)) as kit:
             kit.sync(url, base, type=kind)
         sources.offer(kind, number + 2)
