@@ -6,8 +6,6 @@ import dataclasses
 import gzip
 import hashlib
 import io
-import subprocess
-import sys
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -21,33 +19,15 @@ from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
 from tests.chaos.seeds import LONG, TIMEOUT_S, Cases
 from tests.support.archive_tools import raw_zip
+from tests.support.command import peak_mb
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.hostile import raw_manifest
-from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO, write_tree
 
 pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 BOUND_MB = 80  # with any release, and whatever a server answers
 BOUND_OF_LARGE_MB = 200  # of lists and `.zsync` files of 64 MiB, which are in memory, and of a million files
-# VmHWM is the peak of this program alone; what wait4(2) tells includes that of the process which started it.
-SYNC = """if True:
-    import sys
-    from perfkit.cli import main
-    code = main(["sync", "--quiet", *sys.argv[1:]])
-    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    print(code, peak.split()[1])
-"""
-
-
-def peak_mb(url: str, dest: Path, kind: str) -> tuple[int, float]:
-    """Exit code and peak of the resident memory of `perfkit sync`."""
-    command = [sys.executable, "-c", SYNC, url, str(dest), "--type", kind]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=True, timeout=300)
-    assert "Traceback" not in done.stderr, done.stderr
-    code, kib = done.stdout.split()
-    return int(code), int(kib) / 1024
-
 
 # -- releases ---------------------------------------------------------------------------------------------------------
 
@@ -205,6 +185,11 @@ LARGE = {"manifest as large as can be", *SOURCES}
 SHORT = {"manifest of directories"}
 
 
+def sync(url: str, dest: Path, kind: str) -> tuple[int, float]:
+    """Exit code and peak in MB."""
+    return peak_mb("sync", "--quiet", url, dest, "--type", kind)
+
+
 @pytest.mark.parametrize("case", [each for each in (*RELEASES, *SOURCES, *ANSWERS) if LONG or each in SHORT])
 def test_memory_is_bounded(cases: Cases, tmp_path: Path, case: str) -> None:
     """An error, in little memory."""
@@ -212,15 +197,15 @@ def test_memory_is_bounded(cases: Cases, tmp_path: Path, case: str) -> None:
         site = Site(tmp_path)
         RELEASES[case](site)
         with Server(site.root) as server:
-            code, peak = peak_mb(server.url, tmp_path / "tree", "release")
+            code, peak = sync(server.url, tmp_path / "tree", "release")
     elif case in SOURCES:
         kind, make = SOURCES[case]
         (tmp_path / "source").write_bytes(make())
         with Server(tmp_path) as server:
-            code, peak = peak_mb(server.url + "source", tmp_path / "tree", kind)
+            code, peak = sync(server.url + "source", tmp_path / "tree", kind)
     else:
         with MisbehavingServer(ANSWERS[case]) as misbehaving:
-            code, peak = peak_mb(misbehaving.url, tmp_path / "tree", "release")
+            code, peak = sync(misbehaving.url, tmp_path / "tree", "release")
     cases.ends["MB"] = round(peak)
     assert peak < (BOUND_OF_LARGE_MB if case in LARGE else BOUND_MB)
     assert code == 1 or case in USABLE

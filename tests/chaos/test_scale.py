@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import os
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,7 +15,8 @@ from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
 from perfkit.transactions.tree import Tree as Managed
 from tests.chaos.seeds import LONG, TIMEOUT_S, Cases
-from tests.support.tools import ENVIRONMENT, unavailable
+from tests.support.command import peak_mb
+from tests.support.tools import unavailable
 from tests.support.trees import tree_of
 
 pytestmark = [
@@ -24,28 +24,15 @@ pytestmark = [
     pytest.mark.skipif(not LONG, reason="takes minutes; PERFKIT_TEST_CHAOS=long runs it"),
 ]
 
-# VmHWM is the peak of this program alone; what wait4(2) tells includes that of the process which started it.
-RUN = """if True:
-    import sys
-    from perfkit.cli import main
-    code = main(sys.argv[1:])
-    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
-    print(code, peak.split()[1])
-"""
 
-
-def run(cases: Cases, *arguments: object, code: int = 0) -> float:
-    """A command, and its peak of resident memory in MB."""
+def run(cases: Cases, command: str, *arguments: object, code: int = 0) -> float:
+    """The peak of resident memory of a command in MB."""
     began = time.monotonic()
-    command = [sys.executable, "-c", RUN, *map(str, arguments)]
-    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
-    assert done.returncode == 0, done.stderr[-2000:]
-    assert "Traceback" not in done.stderr
-    found, kib = done.stdout.split()[-2:]
-    assert int(found) == code, done.stderr[-2000:]
-    cases.ends[f"MB by {arguments[0]}"] = int(kib) // 1024
-    cases.ends[f"s by {arguments[0]}"] = round(time.monotonic() - began)
-    return int(kib) / 1024
+    found, peak = peak_mb(command, "--quiet", *arguments)
+    assert found == code
+    cases.ends[f"MB by {command}"] = max(cases.ends[f"MB by {command}"], round(peak))
+    cases.ends[f"s by {command}"] += round(time.monotonic() - began)
+    return peak
 
 
 @pytest.fixture
@@ -62,7 +49,7 @@ def test_50_000_urls(cases: Cases, roomy: Path) -> None:
         (site / str(number)).write_bytes(b"%d" % number)
     with Server(site) as server:
         (roomy / "urls").write_text("".join(f"{server.url}{number}\n" for number in range(50_000)))
-        peak = run(cases, "get", "--quiet", "-i", roomy / "urls", "-d", roomy / "out")
+        peak = run(cases, "get", "-i", roomy / "urls", "-d", roomy / "out")
     assert len(os.listdir(roomy / "out")) == 50_000
     assert (roomy / "out/49999").read_bytes() == b"49999"
     assert peak < 150
@@ -73,16 +60,16 @@ def test_200_000_files(cases: Cases, roomy: Path) -> None:
         (roomy / f"src/{directory}").mkdir(parents=True)
         for number in range(1000):
             (roomy / f"src/{directory}/{number}").write_bytes(b"%d %d" % (directory, number))
-    peak = run(cases, "publish", "--quiet", roomy / "src", roomy / "site", "--version", "1")
+    peak = run(cases, "publish", roomy / "src", roomy / "site", "--version", "1")
     with Server(roomy / "site") as server:
-        peak = max(peak, run(cases, "sync", "--quiet", server.url, roomy / "tree"))
+        peak = max(peak, run(cases, "sync", server.url, roomy / "tree"))
         (roomy / "src/7/7").write_bytes(b"changed")
-        run(cases, "publish", "--quiet", roomy / "src", roomy / "site", "--version", "2")
-        peak = max(peak, run(cases, "sync", "--quiet", server.url, roomy / "tree"))
+        run(cases, "publish", roomy / "src", roomy / "site", "--version", "2")
+        peak = max(peak, run(cases, "sync", server.url, roomy / "tree"))
     assert (roomy / "tree/7/7").read_bytes() == b"changed"
     assert (roomy / "tree/199/999").read_bytes() == b"199 999"
-    run(cases, "verify", "--quiet", roomy / "tree")
-    run(cases, "rollback", "--quiet", roomy / "tree")
+    run(cases, "verify", roomy / "tree")
+    run(cases, "rollback", roomy / "tree")
     assert (roomy / "tree/7/7").read_bytes() == b"7 7"
     assert peak < 250
 
@@ -93,7 +80,7 @@ def test_100_000_entries_in_a_directory(cases: Cases, roomy: Path) -> None:
         (roomy / f"src/{number}").write_bytes(b"%d" % number)
     publish(str(roomy / "src"), str(roomy / "site"), version="1")
     with Server(roomy / "site") as server:
-        assert run(cases, "sync", "--quiet", server.url, roomy / "tree") < 150
+        assert run(cases, "sync", server.url, roomy / "tree") < 150
     assert len(os.listdir(roomy / "tree")) == 100_001
 
 
@@ -106,7 +93,7 @@ def test_sparse_file_of_20_gib(cases: Cases, tmp_path: Path) -> None:
     with (tmp_path / "site/sparse").open("wb") as file:
         file.truncate(size)
     with Server(tmp_path / "site") as server:
-        peak = run(cases, "get", "--quiet", f"{server.url}sparse", "-d", tmp_path / "out")
+        peak = run(cases, "get", f"{server.url}sparse", "-d", tmp_path / "out")
     assert (tmp_path / "out/sparse").stat().st_size == size
     assert peak < 80
     (tmp_path / "out/sparse").unlink()
@@ -120,7 +107,7 @@ def test_long_names_and_many_levels(cases: Cases, roomy: Path) -> None:
         tx.write(f"{deep}/file", b"deep")
     publish(str(roomy / "src"), str(roomy / "site"), version="1")
     with Server(roomy / "site") as server:
-        assert run(cases, "sync", "--quiet", server.url, roomy / "tree") < 80
+        assert run(cases, "sync", server.url, roomy / "tree") < 80
     with Managed(roomy / "tree") as tree, tree.transaction() as tx:
         tx.move(long[:4000], "long")
         tx.move(f"{deep}/file", "deep")
@@ -130,4 +117,4 @@ def test_long_names_and_many_levels(cases: Cases, roomy: Path) -> None:
     for name in (refused, "a/" * 2100 + "f"):
         digest = hashlib.sha256(b"").hexdigest()
         (roomy / "urls").write_text(f"http://127.0.0.1:1/x\t{name}\tsha256:{digest}\n")
-        run(cases, "sync", "--quiet", roomy / "urls", roomy / "other", "--type", "urls", code=1)
+        run(cases, "sync", roomy / "urls", roomy / "other", "--type", "urls", code=1)
