@@ -30,6 +30,7 @@ pytestmark = pytest.mark.timeout(TIMEOUT_S)
 
 Command = tuple[object, ...]
 Kinds = Mapping[str, int | None]
+HERE = "HERE"  # stands for the directory that a case works in
 
 
 class Job(NamedTuple):
@@ -49,41 +50,40 @@ class Job(NamedTuple):
     again: bool = True
 
 
-HERE = "HERE"
-
-
-def make_jobs(place: Path, sources: Sources) -> dict[str, Job]:
-    """Updates and installations from every source, and every other command that changes files."""
-    jobs: dict[str, Job] = {}
-    empty, src = place / "empty", write_tree(place / "src", content(3))
+def jobs_of_source(kit: Toolkit, place: Path, sources: Sources, kind: str) -> dict[str, Job]:
+    """What can be done with a tree that follows a source."""
+    url, old, new = sources.urls[kind], expected(kind, 1), expected(kind, 2)
+    empty, first, second, damaged = (place / f"{kind}-{each}" for each in ("empty", "1", "2", "damaged"))
     empty.mkdir()
-    two = content(2)
-    with Toolkit(Config(**QUICK)) as kit:
-        for kind in some(list(sources.urls), 1):
-            url = sources.urls[kind]
-            base, damaged = place / f"{kind}-1", place / f"{kind}-2-damaged"
-            old, new = expected(kind, 1), expected(kind, 2)
-            sources.offer(kind, 1)
-            kit.sync(url, base, type=kind)
-            sources.offer(kind, 2)
-            jobs[f"install {kind}"] = Job(("sync", url, HERE, kind), empty, {}, new)
-            jobs[f"update {kind}"] = Job(("sync", url, HERE, kind), base, old, new)
-            copy_tree(base, damaged)
-            kit.sync(url, damaged)
-            jobs[f"rollback {kind}"] = Job(("rollback", HERE), copy_tree(damaged, place / f"{kind}-2"), new, old, False)
-            (damaged / "large.bin").unlink()
-            (damaged / "large.bin").write_bytes(b"damaged")
-            jobs[f"repair {kind}"] = Job(("repair", HERE), damaged, {**new, "large.bin": b"damaged"}, new)
-    jobs["prune"] = Job(("prune", HERE), place / f"{kind}-2", new, new)
-    jobs["pin"] = Job(("pin", HERE), place / f"{kind}-2", new, new)
-    publish(str(write_tree(place / "two", two)), str(place / "site-2"), version="2")
-    site = place / "site-2"
-    jobs["publish"] = Job(("publish", src, HERE, "3"), site, two, content(3))
-    checksum = f"sha256:{hashlib.sha256(two['large.bin']).hexdigest()}"
-    (sources.site / "large-2").write_bytes(two["large.bin"])
-    command = "download", f"{sources.url}large-2", f"{HERE}/file", checksum
-    jobs["download"] = Job(command, empty, {}, {"file": two["large.bin"]})
-    return jobs
+    sources.offer(kind, 1)
+    kit.sync(url, first, type=kind)
+    sources.offer(kind, 2)
+    kit.sync(url, copy_tree(first, second))
+    (copy_tree(second, damaged) / "large.bin").unlink()
+    (damaged / "large.bin").write_bytes(b"damaged")
+    return {
+        f"install {kind}": Job(("sync", url, HERE, kind), empty, {}, new),
+        f"update {kind}": Job(("sync", url, HERE, kind), first, old, new),
+        f"rollback {kind}": Job(("rollback", HERE), second, new, old, again=False),
+        f"repair {kind}": Job(("repair", HERE), damaged, {**new, "large.bin": b"damaged"}, new),
+        f"prune {kind}": Job(("prune", HERE), second, new, new),
+        f"pin {kind}": Job(("pin", HERE), second, new, new),
+    }
+
+
+def other_jobs(place: Path, sources: Sources) -> dict[str, Job]:
+    """Publishing, and a download."""
+    src, site, empty, old, new = place / "src", place / "published", place / "empty", content(2), content(3)
+    empty.mkdir()
+    publish(str(write_tree(src, old)), str(site), version="2")
+    write_tree(src, new)
+    (sources.site / "large-2").write_bytes(old["large.bin"])
+    checksum = f"sha256:{hashlib.sha256(old['large.bin']).hexdigest()}"
+    download = "download", f"{sources.url}large-2", f"{HERE}/file", checksum
+    return {
+        "publish": Job(("publish", src, HERE, "3"), site, old, new),
+        "download": Job(download, empty, {}, {"file": old["large.bin"]}),
+    }
 
 
 def copy_tree(source: Path, target: Path) -> Path:
@@ -160,8 +160,12 @@ class Bench:
 
 @pytest.fixture(scope="module")
 def bench(module_place: Path, sources: Sources) -> Iterator[Bench]:
+    jobs = other_jobs(module_place, sources)
+    with Toolkit(Config(**QUICK)) as kit:
+        for kind in some(list(sources.urls), 1):
+            jobs |= jobs_of_source(kit, module_place, sources, kind)
     with Worker(module_place) as worker:
-        yield Bench(module_place, worker, make_jobs(module_place, sources))
+        yield Bench(module_place, worker, jobs)
 
 
 def sweep(cases: Cases, bench: Bench, faults: Mapping[str, Fault], *, few: int, calls: int) -> None:
