@@ -10,6 +10,7 @@ import contextlib
 import ctypes
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
@@ -31,6 +32,8 @@ KINDS = ("open", "create", "read", "write", "sync", "rename", "link", "unlink", 
          "copy", "thread")  # fmt: skip
 CHANGES = frozenset(KINDS) - {"open", "read", "thread"}
 _KILL = -1
+_HUNG = 124  # the exit code of a job that was ended because it took far too long
+_HANGS_S = 100.0
 
 
 @dataclass(frozen=True)
@@ -55,7 +58,7 @@ KILL = dict.fromkeys(CHANGES)  # before any change
 
 @dataclass(frozen=True)
 class End:
-    """How a job ended: its exit code, or the negative signal; the counted calls; and those that failed."""
+    """How a job ended: its exit code, the negative signal, or 124 if it hung; the counted calls; those that failed."""
 
     code: int
     calls: int
@@ -204,16 +207,15 @@ def main() -> None:
                 _arm(library, fields)
                 code = _work(job)
             os._exit(code)
-        killer = None
-        if killed_after_s is not None:
-            killer = threading.Timer(killed_after_s, os.kill, (pid, 9))
-            killer.start()
+        killer = threading.Timer(_HANGS_S if killed_after_s is None else killed_after_s, os.kill, (pid, signal.SIGKILL))
+        killer.start()
         os.waitid(os.P_PID, pid, os.WEXITED | os.WNOWAIT)  # its number is nobody else's until the killer has ended
-        if killer is not None:
-            killer.cancel()
-            killer.join()
+        hung = killed_after_s is None and killer.finished.is_set()
+        killer.cancel()
+        killer.join()
         _, status = os.waitpid(pid, 0)
-        print(json.dumps([os.waitstatus_to_exitcode(status), library.calls(), library.struck()]), flush=True)
+        code = _HUNG if hung else os.waitstatus_to_exitcode(status)
+        print(json.dumps([code, library.calls(), library.struck()]), flush=True)
 
 
 if __name__ == "__main__":
