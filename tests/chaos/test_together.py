@@ -31,9 +31,9 @@ pytestmark = pytest.mark.timeout(TIMEOUT_S)
 ROUNDS = 40 if LONG else 3
 WORK = """if True:
     import json, random, sys
-    from perfkit import Config, LockedError, Toolkit
+    from perfkit import Config, LockedError, RollbackError, Toolkit
     url, dest, rounds, seed = sys.argv[1:]
-    chance, ends = random.Random(seed), {"done": 0, "locked": 0}
+    chance, ends = random.Random(seed), {"done": 0, "locked": 0, "nothing before": 0}
     with Toolkit(Config(workers=2, local_changes="overwrite")) as kit:
         for _ in range(int(rounds)):
             work = chance.choice(["sync", "sync", "rollback", "verify"])
@@ -47,6 +47,8 @@ WORK = """if True:
                 ends["done"] += 1
             except LockedError:
                 ends["locked"] += 1
+            except RollbackError:
+                ends["nothing before"] += 1
     print(json.dumps(ends))
 """
 
