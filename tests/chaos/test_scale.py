@@ -60,9 +60,9 @@ def test_200_000_files(cases: Cases, roomy: Path) -> None:
         (roomy / f"src/{directory}").mkdir(parents=True)
         for number in range(1000):
             (roomy / f"src/{directory}/{number}").write_bytes(b"%d %d" % (directory, number))
-    peak = run(cases, "publish", roomy / "src", roomy / "site", "--version", "1")
+    assert run(cases, "publish", roomy / "src", roomy / "site", "--version", "1") < 400
     with Server(roomy / "site") as server:
-        peak = max(peak, run(cases, "sync", server.url, roomy / "tree"))
+        peak = run(cases, "sync", server.url, roomy / "tree")
         (roomy / "src/7/7").write_bytes(b"changed")
         run(cases, "publish", roomy / "src", roomy / "site", "--version", "2")
         peak = max(peak, run(cases, "sync", server.url, roomy / "tree"))
