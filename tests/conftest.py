@@ -1,4 +1,4 @@
-"""What all tests share: a kit that fails fast, servers, and the rule that no test leaves a thread behind."""
+"""What all tests share: a kit that fails fast, servers, and the rule that no test leaves anything behind."""
 
 from __future__ import annotations
 
@@ -8,8 +8,6 @@ import shutil
 import signal
 import subprocess
 import tempfile
-import threading
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,6 +17,7 @@ import pytest
 from perfkit import Config, Toolkit
 from tests.support.fakes import Handler, MisbehavingServer
 from tests.support.kits import QUICK
+from tests.support.leaks import nothing_left
 from tests.support.sites import Origin
 from tests.support.tools import mounted
 
@@ -48,14 +47,11 @@ def runs(python: str) -> bool:
 
 
 @pytest.fixture(autouse=True)
-def no_thread_left() -> Iterator[None]:
-    """Every thread that a test starts has ended when the test has."""
-    before = set(threading.enumerate())
-    yield
-    deadline = time.monotonic() + 30.0
-    while (left := set(threading.enumerate()) - before) and time.monotonic() < deadline:
-        next(iter(left)).join(0.05)
-    assert not left, f"threads left behind: {left}"
+def no_leak(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Every thread, descriptor and temporary file of a test is gone when it has ended."""
+    tmp_path_factory.getbasetemp()  # pytest's own, which it makes when it is first needed
+    with nothing_left():
+        yield
 
 
 @pytest.fixture(autouse=True)

@@ -133,8 +133,10 @@ def split_line(line: str) -> tuple[str, str | None, str | None] | None:
     """URL, name and checksum of `URL[<TAB>NAME[<TAB>CHECKSUM]]`; None for an empty line and a comment (`#`).
 
     Raises:
-        ConfigError: there is more.
+        ConfigError: there is more, or it is too long.
     """
+    if len(line) > _LONGEST_LINE_BYTES:
+        raise ConfigError(f"longer than {_LONGEST_LINE_BYTES} characters")
     url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
     if any(more):
         raise ConfigError("more than a URL, a name and a checksum")

@@ -6,7 +6,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from itertools import islice
 from typing import ParamSpec, TypeVar
 
@@ -85,17 +85,21 @@ class Scheduler:
         return len(self._running)
 
     def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
-        """Run something beside the transfers."""
+        """Run something beside the transfers.
+
+        Raises:
+            OSError: the system allows no more threads.
+        """
         with self._lock:
-            return self._started().submit(function, *args, **options)
+            future = _in_a_thread(self._started(), lambda: function(*args, **options))
+        if future is None:
+            raise _no_thread()
+        return future
 
     def spawn(self, function: Callable[[], None]) -> bool:
-        """Run something optional beside the transfers; False if the scheduler is closing."""
+        """Run something optional beside the transfers; False if it is closing, or has no thread for that."""
         executor = self._executor
-        try:
-            return executor is not None and bool(executor.submit(function))
-        except RuntimeError:
-            return False
+        return executor is not None and _in_a_thread(executor, function) is not None
 
     def join(self, queue: Queue) -> None:
         """Begin to work on a queue."""
@@ -129,14 +133,20 @@ class Scheduler:
                 self._active.remove(transfer)
 
     def notify(self) -> None:
-        """There may be more to do."""
+        """There may be more to do.
+
+        Raises:
+            OSError: the system allows no thread at all; never in a worker.
+        """
         with self._lock:
             if self._waiting:
                 if self.busy < self._controller.target:  # waking it for nothing costs more than a small file
                     self._changed.notify_all()
             elif self._workers < self._most and self._executor is not None and not self._closed:
-                self._executor.submit(self._work)
-                self._workers += 1  # after that, so that a Ctrl-C between the two makes one too many, not one too few
+                if _in_a_thread(self._executor, self._work) is not None:
+                    self._workers += 1  # after that: a Ctrl-C between the two makes one too many, not one too few
+                elif not self._workers:
+                    raise _no_thread()
 
     def close(self) -> None:
         """Have all threads end after their current task, and wait for them."""
@@ -241,3 +251,27 @@ class Scheduler:
             return None
         task.host = host
         return transfer, task
+
+
+def _in_a_thread(executor: ThreadPoolExecutor, function: Callable[[], T]) -> Future[T] | None:
+    """Run it in a thread of the executor; None, and it does not run, if the system refuses one or the executor is shut
+    down. An executor keeps what it could not start a thread for, and would run it later.
+    """
+    turn, refused = threading.Lock(), False
+
+    def run() -> T:
+        with turn:
+            if refused:
+                raise CancelledError
+        return function()
+
+    with turn:
+        try:
+            return executor.submit(run)
+        except RuntimeError:
+            refused = True
+            return None
+
+
+def _no_thread() -> OSError:
+    return OSError("no thread can be started; raise the limit of processes (ulimit -u, or pids.max)")

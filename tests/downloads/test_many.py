@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import random
+import threading
 import time
 from pathlib import Path
 
@@ -128,6 +129,37 @@ def test_the_same_destination_twice(kit: Toolkit, site: Path, out: Path) -> None
     assert errors[0] is None
     assert isinstance(errors[1], TransferError)
     assert (out / "same").read_bytes() == b"x"
+
+
+@pytest.mark.parametrize("threads", [0, 1, 3])
+def test_few_threads(
+    make_kit: Callable[..., Toolkit], site: Path, out: Path, monkeypatch: pytest.MonkeyPatch, threads: int
+) -> None:
+    """Where the system refuses more threads, those that run do all the work; without any, an error says so."""
+    started, start = 0, threading.Thread.start
+
+    def few(thread: threading.Thread) -> None:
+        nonlocal started
+        if thread.name.startswith("perfkit_"):
+            started += 1
+            if started > threads:
+                raise RuntimeError("can't start new thread")
+        start(thread)
+
+    names = [str(number) for number in range(30)]
+    for name in names:
+        (site / name).write_bytes(name.encode())
+    with Server(site) as server:
+        monkeypatch.setattr(threading.Thread, "start", few)
+        kit, urls = make_kit(), [server.url + name for name in names]
+        for _ in range(2):
+            if threads:
+                assert len(kit.download_many(urls, out)) == 30
+            else:
+                with pytest.raises(OSError, match="no thread can be started"):
+                    kit.download_many(urls, out)
+        kit.close()
+    assert sorted(os.listdir(out)) == (sorted(names) if threads else [])
 
 
 def test_an_empty_batch(kit: Toolkit, out: Path) -> None:

@@ -18,6 +18,7 @@ import pytest
 
 from perfkit.cli import main
 from tests.support.kits import SOON_S
+from tests.support.tools import ENVIRONMENT
 
 Capture = pytest.CaptureFixture[str]
 BODY = random.Random(7).randbytes(300_000)
@@ -78,3 +79,23 @@ def interrupt(process: subprocess.Popen[bytes]) -> tuple[bytes, bytes]:
     assert process.returncode == 130, err
     assert b"Traceback" not in err
     return out, err
+
+
+# VmHWM is the peak of this program alone; what wait4(2) tells includes that of the process which started it.
+_MEASURED = """if True:
+    import sys
+    from perfkit.cli import main
+    code = main(sys.argv[1:])
+    peak = next(line for line in open("/proc/self/status") if line.startswith("VmHWM"))
+    print(code, peak.split()[1])
+"""
+
+
+def peak_mb(*arguments: object) -> tuple[int, float]:
+    """Exit code and peak of the resident memory of a command, in a process of its own."""
+    command = [sys.executable, "-c", _MEASURED, *map(str, arguments)]
+    done = subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "Traceback" not in done.stderr, done.stderr[-2000:]
+    code, kib = done.stdout.split()[-2:]
+    return int(code), int(kib) / 1024

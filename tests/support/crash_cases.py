@@ -24,6 +24,9 @@ MUTATING = frozenset(IDLE) | {
     "sync_file_range", "msync", "copy_file_range", "sendfile", "splice", "chmod", "fchmodat", "fchown", "fchownat",
     "setxattr", "fsetxattr",
 }  # fmt: skip
+# What may be in `.perfkit` of a tree that nothing is wrong with.
+OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock",
+       "last-sync", "hold"}  # fmt: skip
 Snapshot = dict[str, tuple[int, bytes]]
 
 

@@ -21,7 +21,7 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
-from tests.support.crash_cases import FULL, MUTATING, copy, reachable, snapshot
+from tests.support.crash_cases import FULL, MUTATING, OWN, copy, reachable, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, first_everywhere, need
@@ -30,20 +30,6 @@ from tests.support.trees import ONE, TWO, edit, text, tree_of
 Counts = dict[str, tuple[int, int]]
 
 SAMPLE = 2  # cases per system call and action
-OWN = {
-    "lock",
-    "state",
-    "history",
-    "objects",
-    "fetch",
-    "manifest",
-    "release",
-    "serials",
-    "statcache",
-    "clock",
-    "last-sync",
-    "hold",
-}
 LOCAL = "pkg/same.py.perfkit-local"
 
 

@@ -16,6 +16,7 @@ from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.detect import FIRST_BYTES, detect_type
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from tests.support.archive_tools import make_tar, make_zip
+from tests.support.hostile import bounded
 
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 METALINK = f"""<?xml version="1.0" encoding="UTF-8"?>
@@ -114,6 +115,14 @@ def test_pieces_that_can_not_be_are_refused(old: str, new: str) -> None:
     assert old in PIECES
     with pytest.raises(ManifestError):
         parse_metalink(PIECES.replace(old, new).encode())
+
+
+def test_nested_and_long_documents_take_little() -> None:
+    """The parser is given little at a time, and a line is not looked at when it is too long for a URL."""
+    with bounded(8), pytest.raises(ManifestError, match="too many elements"):
+        parse_metalink(b"<a>" * 500_000)
+    with bounded(8), pytest.raises(ManifestError, match="longer than 65536 characters"):
+        parse_urls("http://a/" + "x" * 1_000_000)
 
 
 BOMB = (

@@ -164,6 +164,9 @@ class Adapter(HTTPAdapter):
     def close(self) -> None:
         with self._lock:
             self._pools.clear()
+        for manager in (self.poolmanager, *self.proxy_manager.values()):
+            for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping
+                manager.pools[key].close()  # urllib3 would when a pool is freed, which an error's traceback delays
         super().close()
 
 

@@ -70,7 +70,10 @@ def call_abortable(
 
 
 def _in_a_thread(call: Callable[[], None]) -> None:
-    threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
+    try:
+        threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
+    except RuntimeError:  # the system allows no more threads; without one, the call can't be aborted
+        call()
 
 
 class HelperThread:
@@ -79,12 +82,16 @@ class HelperThread:
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
         self._ended = False
-        threading.Thread(target=_make_calls, args=(self._calls,), name="perfkit-adapter", daemon=True).start()
+        self._start: Callable[[Callable[[], None]], None] = self._calls.put
+        try:
+            threading.Thread(target=_make_calls, args=(self._calls,), name="perfkit-adapter", daemon=True).start()
+        except RuntimeError:
+            self._start = _in_a_thread
 
     def call(self, function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
         """As `call_abortable`. After an AbortedError it takes no further call."""
         try:
-            return call_abortable(function, aborted, discard, start=self._calls.put)
+            return call_abortable(function, aborted, discard, start=self._start)
         except AbortedError:
             self.end()
             raise

@@ -20,6 +20,7 @@ __all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
 LIST_BYTES = 64 << 20  # of the largest list that is read
 _FILES = 200_000
 _DEPTH = 32  # of XML elements
+_FEED_BYTES = 64 << 10
 _PIECE_BYTES = 512  # least length of a piece that is not an attack
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
 _HASHES = ("sha-512", "sha-384", "sha-256", "sha-1", "md5")  # IANA hash function textual names, strongest first
@@ -88,7 +89,8 @@ def parse_metalink(data: bytes) -> list[ListedFile]:
     builder = _Builder()
     parser = ElementTree.XMLParser(target=builder)
     try:
-        parser.feed(data)
+        for at in range(0, len(data), _FEED_BYTES):  # expat goes on to the end of what it was fed, errors or not
+            parser.feed(data[at : at + _FEED_BYTES])
         root = parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise ManifestError(f"the Metalink document is not well-formed: {error}") from error

@@ -342,3 +342,20 @@ def _answer_once(listener: socket.socket) -> None:
         asked = connection.recv(65536)
         assert b"Host: [::1]:" in asked
         connection.sendall(b"HTTP/1.1 200 OK\r\nContent-Length: %d\r\n\r\n" % len(BODY) + BODY)
+
+
+def test_closed_while_an_error_is_kept(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+    """The traceback of an error refers to the pool of connections; `close` ends those in it all the same."""
+
+    def refuse_first(x: Exchange) -> None:
+        x.hang_up() if x.number == 1 else x.serve(BODY)
+
+    kit, server = make_kit(retries=0), misbehaving(refuse_first)
+    with pytest.raises(TransferError) as caught:
+        kit.download(f"{server.url}/f", tmp_path / "f")
+    assert fetch(kit, f"{server.url}/f", tmp_path) == BODY
+    kit.close()
+    for thread in server._threads[1:]:  # each ends with its connection
+        thread.join(5)
+        assert not thread.is_alive()
+    assert caught.value

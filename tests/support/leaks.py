@@ -1,0 +1,48 @@
+"""Descriptors, threads and temporary files: what is there before some work is all that is there after it."""
+
+from __future__ import annotations
+
+import contextlib
+import gc
+import os
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from unittest import mock
+
+_WAIT_S = 30.0  # for threads that are ending, and for what they close
+
+
+@contextlib.contextmanager
+def nothing_left() -> Iterator[None]:
+    """Every descriptor, thread and temporary file of the work inside is gone when it ends."""
+    with tempfile.TemporaryDirectory(prefix="perfkit-test-") as scratch:
+        before = _present(scratch)
+        with mock.patch.object(tempfile, "tempdir", scratch):
+            yield
+        deadline = time.monotonic() + _WAIT_S
+        while (left := _present(scratch) - before) and time.monotonic() < deadline:
+            gc.collect()  # what only cycles hold is no leak
+            time.sleep(0.02)
+        assert not left, f"left behind: {', '.join(map(_described, left))}"
+
+
+def _present(scratch: str) -> set[object]:
+    descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+    return {*filter(_is_open, descriptors), *threading.enumerate(), *os.listdir(scratch)}
+
+
+def _is_open(fd: int) -> bool:  # one was that of the listing itself
+    try:
+        os.fstat(fd)
+    except OSError:
+        return False
+    return True
+
+
+def _described(left: object) -> str:
+    if isinstance(left, int):
+        with contextlib.suppress(OSError):
+            return f"descriptor {left} of {os.readlink(f'/proc/self/fd/{left}')}"
+    return str(left)
