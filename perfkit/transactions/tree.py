@@ -75,8 +75,7 @@ class Tree:
         os.makedirs(self.root, exist_ok=True)
         self._rootdir = RootDir(self.root)
         try:
-            self._new = self._rootdir.mkdir(PRIVATE_DIR)
-            self._check_owner()
+            self._open_private()
             self._lock = Lock(self._rootdir)
             self._lock.acquire(self._wait_s)
             try:
@@ -93,6 +92,15 @@ class Tree:
             raise
         return self
 
+    def _open_private(self) -> None:
+        """Create `.perfkit`, unless it exists, and check whose it is."""
+        while True:
+            self._new = self._rootdir.mkdir(PRIVATE_DIR)
+            try:
+                return self._check_owner()
+            except FileNotFoundError:  # removed by a process whose first change failed
+                self._rootdir.close_cached()
+
     def _check_owner(self) -> None:
         """Check that `.perfkit` belongs to root, to this user, or to the one who has called sudo(8)."""
         directory = self._rootdir.directory(PRIVATE_DIR)
@@ -108,15 +116,15 @@ class Tree:
         )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        try:
-            if kind is not None:
-                with contextlib.suppress(OSError, LockedError):
-                    self._remove_unused()
-            if self._rootdir.owner is not None:
-                self._hand_over()
-            self._lock.release()
-        finally:
-            self._rootdir.close()
+        with contextlib.closing(self._rootdir):
+            try:
+                if kind is not None:
+                    with contextlib.suppress(OSError, LockedError):
+                        self._remove_unused()
+                if self._rootdir.owner is not None:
+                    self._hand_over()
+            finally:
+                self._lock.release()
 
     def _hand_over(self) -> None:
         """Give perfkit's own files to the user whose tree this is, if root has changed it."""

@@ -148,7 +148,7 @@ def test_progress_counts_every_file(tree: Path, tmp_path: Path, monkeypatch: pyt
     from perfkit import CallbackProgress
     from perfkit.progress import stage
 
-    monkeypatch.setattr(stage, "_SHOWN_FROM_S", 0.0)
+    monkeypatch.setattr(stage, "SHOWN_FROM_S", 0.0)
     monkeypatch.setattr(stage, "_EVERY_S", 0.0)
     seen: list[Any] = []
     copy_tree(tree, tmp_path / "dest", progress=CallbackProgress(seen.append))

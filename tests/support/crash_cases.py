@@ -21,7 +21,7 @@ FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
 MUTATING = frozenset(IDLE) | {
     "rename", "renameat2", "link", "symlink", "symlinkat", "unlink", "rmdir", "mkdir", "mknod", "mknodat", "creat",
     "openat2", "truncate", "ftruncate", "fallocate", "pwrite64", "writev", "pwritev", "pwritev2", "fdatasync", "sync",
-    "sync_file_range", "msync", "copy_file_range", "sendfile", "splice", "chmod", "fchmodat", "fchown", "fchownat",
+    "sync_file_range", "msync", "copy_file_range", "sendfile", "splice", "chmod", "fchmodat", "fchownat",
     "setxattr", "fsetxattr",
 }  # fmt: skip
 # What may be in `.perfkit` of a tree that nothing is wrong with.

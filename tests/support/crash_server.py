@@ -44,6 +44,7 @@ IDLE: dict[str, Callable[[], object]] = {
     "syncfs": lambda: _LIBC.syncfs(_BAD),
     "openat": _openat,
     "fchmod": lambda: os.fchmod(_BAD, 0),
+    "fchown": lambda: os.fchown(_BAD, -1, -1),
     "ioctl": lambda: fcntl.ioctl(_BAD, 0),
     "utimensat": lambda: os.utime("x", dir_fd=_BAD),
     "rename": lambda: os.rename("/nowhere/at/all", "/nowhere/else"),

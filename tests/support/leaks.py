@@ -18,6 +18,7 @@ _WAIT_S = 30.0  # for threads that are ending, and for what they close
 def nothing_left() -> Iterator[None]:
     """Every descriptor, thread and temporary file of the work inside is gone when it ends."""
     with tempfile.TemporaryDirectory(prefix="perfkit-test-") as scratch:
+        os.chmod(scratch, 0o711)  # some tests step down to another user
         before = _present(scratch)
         with mock.patch.object(tempfile, "tempdir", scratch):
             yield

@@ -69,8 +69,8 @@ def test_one_at_a_time(make_kit: Callable[..., Toolkit], origin_v1: Origin, tree
 
 LOCKING: list[Callable[[Toolkit, Path, float], object]] = [
     lambda kit, tree, wait_s: kit.pin(tree, wait_s=wait_s),
-    lambda kit, tree, wait_s: kit.hold(tree, "9", wait_s=wait_s),
     lambda kit, tree, wait_s: kit.unhold(tree, wait_s=wait_s),
+    lambda kit, tree, wait_s: kit.hold(tree, "9", wait_s=wait_s),
     lambda kit, tree, wait_s: kit.prune(tree, wait_s=wait_s),
     lambda kit, tree, wait_s: kit.changed_since(tree, 0, wait_s=wait_s),
     lambda kit, tree, wait_s: kit.verify(tree, repair=True, wait_s=wait_s),

@@ -331,7 +331,7 @@ def test_a_window_grows_while_the_limit_has_room(transport: HttpTransport, misbe
     server = misbehaving(lambda x: x.serve(BODY))
     limit = Throttle(100 << 20, clock=lambda: 1000 * time.monotonic())
     with transport.open(Get(url=server.url, limit=limit), Cancel()) as response:
-        sock = response.exchange.incoming._sock  # type: ignore[attr-defined]
+        sock = response.exchange.incoming.sock  # type: ignore[attr-defined]
         sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 20_000)
         body, deadline_s = bytearray(), time.monotonic() + 30
         while sock.getsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF) <= 40_000 and time.monotonic() < deadline_s:
