@@ -17,11 +17,13 @@ from tests.support.tools import need
 Capture = pytest.CaptureFixture[str]
 PERFKIT = [sys.executable, "-m", "perfkit"]
 OPTIONS = {
-    "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
-            "--no-resume", "--progress", "--verbose"),
-    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--progress", "--verbose"),
-    "sync": ("SOURCE", "DEST", "--dry-run", "--check", "--on-change", "-j", "--limit-rate", "--progress",
-             "--verbose"),
+    "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--public-key",
+            "--retries", "--no-resume", "--progress", "--verbose"),
+    "keygen": ("FILE",),
+    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--sign-key", "--expires", "--progress",
+                "--verbose"),
+    "sync": ("SOURCE", "DEST", "--dry-run", "--check", "--public-key", "--threshold", "--allow-expired", "--on-change", "-j",
+             "--limit-rate", "--progress", "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),
     "history": ("DEST",),
     "verify": ("DEST", "--repair", "--progress", "--verbose"),

@@ -21,6 +21,7 @@ __all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
+    ("keygen", "keys", "make a key that signs releases"),
     ("publish", "updates", "publish a directory"),
     ("sync", "updates", "update a tree"),
     ("rollback", "updates", "go back to an earlier generation of a tree"),

@@ -13,6 +13,7 @@ import socket
 from time import sleep
 from typing import TYPE_CHECKING, Any
 
+from perfkit.cli.keys import add_public_key, add_sign_key
 from perfkit.cli.output import INTERRUPTED, errors_as_json, print_error, print_result, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_rates, add_wait, config_for
@@ -88,6 +89,7 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
     )
+    add_sign_key(publish)
     add_progress(publish)
     add_output(publish, "print one JSON object for each release")
     publish.set_defaults(run=_publish)
@@ -100,6 +102,8 @@ def _publish(arguments: argparse.Namespace) -> int:
         "version": arguments.version,
         "keep_deltas": arguments.keep_deltas,
         "exclude": arguments.exclude,
+        "sign_key": arguments.sign_key,
+        "expires_s": None if arguments.expires is None else parse_seconds(arguments.expires),
     }
     with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if arguments.watch:
@@ -116,7 +120,8 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _print_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
-        note = f"{arguments.site} offers {release.version} already; nothing to do"
+        done = "nothing to do" if arguments.expires is None else "its expiry is renewed"
+        note = f"{arguments.site} offers {release.version} already; {done}"
     else:
         note = (
             f"{release.version} (release {release.number}): {counted(release.files, 'file')}, "
@@ -158,6 +163,9 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
+    add_public_key(sync)
+    sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
+    sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
     sync.add_argument("--min-interval", metavar="TIME", help="do nothing if a sync succeeded less than this ago")
@@ -176,7 +184,13 @@ def _sync(arguments: argparse.Namespace) -> int:
     with errors_as_json(arguments), Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit:
         if not arguments.dry_run and not _is_due(kit, arguments):
             return 0
-        chosen: dict[str, Any] = {"type": arguments.type, "selection": _selection(arguments)}
+        chosen: dict[str, Any] = {
+            "type": arguments.type,
+            "selection": _selection(arguments),
+            "public_keys": arguments.public_key,
+            "threshold": arguments.threshold,
+            "allow_expired": arguments.allow_expired,
+        }
         if arguments.dry_run:
             _print_plan(arguments, kit.plan(arguments.source, arguments.dest, **chosen))
             return 0

@@ -6,8 +6,9 @@ import contextlib
 import os
 import select
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
@@ -27,16 +28,15 @@ class RequestList:
     left out. Not more than 64 KiB are read ahead.
 
     Args:
-        headers, resume: of every request.
+        options: of every request, such as `headers` and `resume`.
 
     Raises:
         ConfigError: the file does not exist (in `with`), or a line of more than 64 KiB (while iterating).
     """
 
-    def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True) -> None:
+    def __init__(self, path: str, **options: Any) -> None:
         self._path = path
-        self._headers = headers
-        self._resume = resume
+        self._options = options
         self._descriptor = -1
 
     def __enter__(self) -> RequestList:
@@ -83,7 +83,7 @@ class RequestList:
                 if (parts := split_line(text)) is None:
                     continue
                 url, name, checksum = parts
-                yield Request(url, name, checksum=checksum, headers=self._headers, resume=self._resume)
+                yield Request(url, name, checksum=checksum, **self._options)
             except ConfigError as error:
                 refusal = ConfigError(f"{self._path}, line {number}: {error}")
                 yield Download(url=url or text.strip(), path="", error=refusal)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from perfkit.errors import ConfigError
+from perfkit.updates.signers import Demands
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -33,11 +34,13 @@ class SourceSpec:
         location: a URL, or the path of a local list.
         type: None: the type that was installed from this location before, or else the one detected from the content.
         selection: which members of an archive are wanted, and their names in the tree; None: all of them.
+        demands: what the release has to be, whatever it is offered by.
     """
 
     location: str
     type: SourceType | None = None
     selection: Selection | None = None
+    demands: Demands = field(default_factory=Demands)
 
 
 def parse_source_type(name: str | None) -> SourceType | None:

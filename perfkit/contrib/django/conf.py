@@ -26,12 +26,15 @@ from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
 from perfkit.updates.check import Check
+from perfkit.updates.signers import Signers
 from perfkit.updates.source_types import parse_source_type
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "convert", "load", "read", "tree_settings"]
 
 _HINTS = typing.get_type_hints(Config)
-OF_A_TREE = ("SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK")
+OF_A_TREE = (
+    "SOURCE", "DEST", "TYPE", "STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS", "CHECK", "PUBLIC_KEYS", "THRESHOLD",
+)  # fmt: skip
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -45,6 +48,8 @@ class TreeSettings:
     type: str | None = None  # as for `Toolkit.sync`; None: detected
     selection: Selection | None = None  # the members of an archive
     check: Check | None = None  # as for `Toolkit.sync`
+    public_keys: tuple[str, ...] = ()  # as for `Toolkit.sync`
+    threshold: int = 1
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
 
@@ -155,10 +160,21 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
     selection = _selection(where, entry, problems)
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
+    keys, threshold = _signers(where, entry, problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
-    return TreeSettings(name=name, source=source, dest=dest, type=kind, selection=selection, check=check, config=config)
+    return TreeSettings(
+        name=name,
+        source=source,
+        dest=dest,
+        type=kind,
+        selection=selection,
+        check=check,
+        public_keys=keys,
+        threshold=threshold,
+        config=config,
+    )
 
 
 def _source(where: str, value: object, problems: list[Problem]) -> str | None:
@@ -197,6 +213,19 @@ def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
         problems.append(Problem("E009", where, "is not a function", "Write the dotted path of a function."))
         return None
     return found
+
+
+def _signers(where: str, entry: Mapping[object, object], problems: list[Problem]) -> tuple[tuple[str, ...], int]:
+    """Who has to sign the releases of a tree, and how many of them."""
+    keys: Any = entry.get("PUBLIC_KEYS", ())
+    threshold: Any = entry.get("THRESHOLD", 1)
+    try:
+        found = Signers.of(keys, threshold)
+    except ConfigError as error:
+        hint = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
+        problems.append(Problem("E009", f'{where}["PUBLIC_KEYS"]', f"is invalid: {error}", hint))
+        return (), 1
+    return (tuple(map(str, found.keys)), found.threshold) if found else ((), 1)
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:

@@ -69,6 +69,8 @@ def sync(
             selection=tree.selection,
             check=tree.check,
             retry_rejected=retry_rejected,
+            public_keys=tree.public_keys,
+            threshold=tree.threshold,
         )
 
     return _change(tree, wait_s, config, progress, update)
@@ -101,7 +103,14 @@ def plan(name: str, *, config: Config | None = None) -> Plan:
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config) as kit:
-        return kit.plan(tree.source, tree.dest, type=tree.type, selection=tree.selection)
+        return kit.plan(
+            tree.source,
+            tree.dest,
+            type=tree.type,
+            selection=tree.selection,
+            public_keys=tree.public_keys,
+            threshold=tree.threshold,
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -22,6 +22,7 @@ MAX_INDEX_BYTES = 128 << 20
 MAX_DELTAS = 64
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
+_MAX_NUMBER = (1 << 53) - 1
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
 
 
@@ -84,6 +85,7 @@ class Pointer:
         fine: the index of small frames, for updates.
         history: the publisher's own record; clients ignore it.
         deltas: at most one for each earlier release, which leads nearer to this release.
+        expires_s: until when the publisher vouches for it, in seconds since 1970; 0: without end.
     """
 
     version: str
@@ -94,6 +96,7 @@ class Pointer:
     fine: PackedRef
     history: ObjectRef
     deltas: tuple[DeltaRef, ...] = ()
+    expires_s: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
@@ -105,7 +108,7 @@ class Pointer:
         if len(data) > MAX_POINTER_BYTES:
             _refuse(f"larger than {MAX_POINTER_BYTES} bytes")
         try:
-            record = json.loads(data)
+            record = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{POINTER_NAME}: not JSON: {error}") from error
         if not isinstance(record, dict):
@@ -120,13 +123,14 @@ class Pointer:
         packed = _packed(manifest, MAX_MANIFEST_BYTES)
         pointer = cls(
             version=version,
-            serial=_number(record, "serial", 1, (1 << 53) - 1),
+            serial=_number(record, "serial", 1, _MAX_NUMBER),
             manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
             manifest=packed,
             solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=packed.object.bytes),
             fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=packed.object.bytes),
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
+            expires_s=_number(record, "expires", 1, _MAX_NUMBER) if "expires" in record else 0,
         )
         for delta in pointer.deltas:
             pointer.chain(delta.origin)
@@ -144,6 +148,8 @@ class Pointer:
             "history": {"object": self.history.sha256, "bytes": self.history.bytes},
             "deltas": [[delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas],
         }
+        if self.expires_s:
+            record["expires"] = self.expires_s
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
     def chain(self, manifest_sha256: str) -> tuple[DeltaRef, ...]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Collection, Generator
+from collections.abc import Generator
+from typing import Any
 
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.watch import ALL, DirtySet, watch
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.publish.publisher import Release, check_arguments, publish_manifest
+from perfkit.releases.publish.publisher import PublishOptions, Release, check_places, publish_manifest
 from perfkit.releases.publish.source_tree import SourceTree
 
 __all__ = ["publish_on_change"]
@@ -21,38 +22,39 @@ _LONGEST_S = 10.0  # a tree that never stops changing is published after this ti
 
 
 def publish_on_change(
-    src: str, site: str, *, version: str, keep_deltas: int = 3, exclude: Collection[str] = (), quiet_s: float = _QUIET_S
+    src: str, site: str, *, quiet_s: float = _QUIET_S, **options: Any
 ) -> Generator[Release, None, None]:
     """Publish a tree now, and again after each change, until the generator is closed; yields every release.
 
     The tree is hashed once; then only files that the kernel reports, or all of them if it lost events or `src` was
     replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel
     tells. A failure, such as a symbolic link, is logged, and publishing is tried again at the next change; a failure of
-    the first release is raised.
+    the first release is raised. A release that expires is renewed when half of its time is over.
 
     Args:
-        version, keep_deltas, exclude: as for `publish`.
         quiet_s: how long nothing must change before a change is published.
+        options: those of `PublishOptions`.
 
     Raises:
         As `publish`, for the first release; OSError: `src` can't be watched.
     """
-    check_arguments(src, site, version, keep_deltas)
-    tree = SourceTree(src, exclude, closed_only=True)
+    chosen = PublishOptions(**options)
+    check_places(src, site)
+    tree = SourceTree(src, chosen.exclude, closed_only=True)
+    renew_s = None if chosen.expires_s is None else chosen.expires_s / 2
 
     def publish() -> Release:
-        manifest = Manifest.of(tree.entries.values())
-        return publish_manifest(src, site, manifest, version=version, keep_deltas=keep_deltas)
+        return publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen)
 
     with watch(src) as dirty:
         tree.read_all()
         yield publish()
         waiting: set[str] | None = set()  # changed names that are not published yet; None: any may have changed
         while True:
-            dirty.wait()
+            renew = not dirty.wait(renew_s)
             names = _gather(dirty, quiet_s)
             waiting = None if names is None or waiting is None else waiting | names
-            if waiting is not None and not waiting:
+            if waiting is not None and not waiting and not renew:
                 continue
             try:
                 if waiting is None:

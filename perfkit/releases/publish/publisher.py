@@ -11,12 +11,13 @@ import heapq
 import itertools
 import os
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from perfkit.errors import ConfigError
+from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.index import Index
@@ -38,7 +39,7 @@ from perfkit.releases.publish.packing import (
 from perfkit.releases.publish.site import BlobReader, History, ReleaseRecord, Site
 from perfkit.releases.publish.source_tree import SourceTree
 
-__all__ = ["GRACE_S", "Release", "check_arguments", "publish", "publish_manifest"]
+__all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
@@ -46,7 +47,39 @@ _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 _LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
 _SOLID_WORK = 0.87  # of packing goes into solid packs, the rest into fine ones; for progress
+_LONGEST_S = 100 * 365.25 * 86_400
 _SOLID_PACKS = 12  # a first install makes a request for each
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PublishOptions:
+    """How to publish.
+
+    Attributes:
+        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
+            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
+        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
+        exclude: patterns (fnmatch) of names, relative to the tree, to exclude; of a directory, with everything below.
+        sign_keys: the keys that sign the pointer.
+        expires_s: for how long the publisher vouches for the pointer; None: without end. Publishing again renews it.
+
+    Raises:
+        ConfigError: a value is invalid.
+    """
+
+    version: str
+    keep_deltas: int = 3
+    exclude: Collection[str] = ()
+    sign_keys: Collection[SecretKey] = ()
+    expires_s: float | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():
+            raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
+        if self.keep_deltas < 0:
+            raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
+        if self.expires_s is not None and not 1 <= self.expires_s <= _LONGEST_S:
+            raise ConfigError(f"expires_s must be from 1 second to 100 years, or None; got {self.expires_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +97,7 @@ class Release:
         objects_written: new files in the site.
         bytes_written: the total size of these.
         deltas: how many earlier releases can be updated by deltas.
-        unchanged: the site already offered this tree as this version, and nothing was done.
+        unchanged: the site already offered this tree as this version, and at most its expiry and signatures are new.
         seconds: how long it took.
     """
 
@@ -81,22 +114,11 @@ class Release:
     seconds: float = 0.0
 
 
-def publish(
-    src: str,
-    site: str,
-    *,
-    version: str,
-    keep_deltas: int = 3,
-    exclude: Iterable[str] = (),
-    progress: Progress | None = None,
-) -> Release:
+def publish(src: str, site: str, *, progress: Progress | None = None, **options: Any) -> Release:
     """Publish the tree `src` on `site`.
 
     Args:
-        version: what to call it; one line of at most 200 characters. `{n}` in it becomes the number of the release,
-            `{time}` its UTC time, such as 20261124T233000Z; an unchanged tree is then not released again.
-        keep_deltas: how many of the last releases get a direct delta; older ones follow a chain of them.
-        exclude: patterns (fnmatch) of names, relative to `src`, to exclude; of a directory, with everything below it.
+        options: those of `PublishOptions`.
         progress: displays the stages: checking files, packing, and comparing with earlier releases.
 
     Raises:
@@ -107,25 +129,21 @@ def publish(
         ManifestError: the site is damaged.
         OSError: from reading `src` or writing `site`; the site is as it was.
     """
-    check_arguments(src, site, version, keep_deltas)
-    tree = SourceTree(src, tuple(exclude))
+    chosen = PublishOptions(**options)
+    check_places(src, site)
+    tree = SourceTree(src, tuple(chosen.exclude))
     began_s = time.monotonic()
     tree.read_all(progress)
-    manifest = Manifest.of(tree.entries.values())
-    release = publish_manifest(src, site, manifest, version=version, keep_deltas=keep_deltas, progress=progress)
+    release = publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen, progress=progress)
     return replace(release, seconds=time.monotonic() - began_s)
 
 
-def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None:
-    """Check the arguments of `publish`.
+def check_places(src: str, site: str) -> None:
+    """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: one is invalid.
+        ConfigError: it is otherwise.
     """
-    if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
-        raise ConfigError(f"version {version!r} is not one line of 1 to 200 characters")
-    if keep_deltas < 0:
-        raise ConfigError(f"keep_deltas must be 0 or more; got {keep_deltas}")
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")
     if os.path.realpath(site).startswith(os.path.join(os.path.realpath(src), "")):
@@ -133,7 +151,7 @@ def check_arguments(src: str, site: str, version: str, keep_deltas: int) -> None
 
 
 def publish_manifest(
-    src: str, site: str, manifest: Manifest, *, version: str, keep_deltas: int, progress: Progress | None = None
+    src: str, site: str, manifest: Manifest, options: PublishOptions, *, progress: Progress | None = None
 ) -> Release:
     """As `publish`, of a tree with a known manifest. Only files that the site lacks are read.
 
@@ -144,7 +162,7 @@ def publish_manifest(
     began_s = time.monotonic()
     with Site(site) as place, contextlib.ExitStack() as stack:
         publisher = _Publisher(src, place, manifest, stack, progress)
-        return publisher.run(version, keep_deltas, began_s)
+        return publisher.run(options, began_s)
 
 
 def _versioned(template: str, number: int) -> str:
@@ -170,8 +188,9 @@ class _Publisher:
             if manifest.size(entry):
                 self._first[manifest.digest(entry)] = entry
 
-    def run(self, version: str, keep_deltas: int, began_s: float) -> Release:
-        previous, manifest = self._previous, self._manifest
+    def run(self, options: PublishOptions, began_s: float) -> Release:
+        previous, manifest, version = self._previous, self._manifest, options.version
+        expires_s = int(time.time() + options.expires_s) if options.expires_s is not None else 0
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
         number = previous.serial - self._history.first + 2 if previous else 1
@@ -181,13 +200,15 @@ class _Publisher:
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, number):
+                self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
                 return self._release(previous, number - 1, began_s, unchanged=True)
             packed, solid, fine = previous.manifest, previous.solid, previous.fine
         else:
             threads = self._stack.enter_context(pool())
             packed = self._site.put_packed(manifest.raw)
             solid, fine, blocks_bytes = self._pack(threads)
-            for delta in self._deltas(keep_deltas, threads, blocks_bytes + packed.object.bytes + fine.object.bytes):
+            blocks_bytes += packed.object.bytes + fine.object.bytes
+            for delta in self._deltas(options.keep_deltas, threads, blocks_bytes):
                 deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, number)
@@ -200,8 +221,8 @@ class _Publisher:
         used = self._used(records, kept, solid)
         retired = self._retired(used)
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
-        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
-        self._site.replace_pointer(pointer)
+        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s)
+        self._site.replace_pointer(pointer, options.sign_keys)
         self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
         return self._release(pointer, number, began_s)
 

@@ -13,6 +13,7 @@ from perfkit.errors import ConfigError, HTTPStatusError, UpdateError
 from perfkit.redact import masked
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
+from perfkit.updates.signers import Trust
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
@@ -56,7 +57,8 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     if type is SourceType.RELEASE:
         from perfkit.updates.sources.release_source import open_release
 
-        return open_release(fetcher, location, installed, dry_run=dry_run)
+        return open_release(fetcher, location, spec.demands, installed, dry_run=dry_run)
+    Trust.read(installed.root).refuse_unsigned(spec.demands.signers, location, type)
     return _open(fetcher, spec, type, installed, probed)
 
 
