@@ -21,6 +21,7 @@ from tests.support.tools import need
 
 DOCS = Path(__file__).parent.parent / "docs"
 TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
+NEEDED = {"sign": ("minisign",)}  # programs, by page
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -93,7 +94,7 @@ def run(block: Block, where: Path, port: int) -> str:
 @pytest.mark.parametrize("page", [pytest.param(page, id=page.stem) for page in TRIED])
 def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
     """In an empty directory, top to bottom, each block prints what the page says."""
-    need("bash")
+    need("bash", *NEEDED.get(page.stem, ()))
     port = free_port()
     try:
         for block in blocks(page):
@@ -145,6 +146,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("#"):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """Those that `docs/concepts/trust.md` gives as evidence."""
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "concepts/trust.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (DOCS.parent / path).read_text(encoding="utf-8"), f"{path}::{name}"
 
 
 def test_every_error_is_explained() -> None:
