@@ -352,20 +352,20 @@ class Transfer:
             reason = f"it is not signed: {redacted(url)}: {error.reason}"
             raise SignatureError(self.request.url, reason) from error
 
-    def _verify_signature(self, path: str) -> None:
-        """See that the file at `path` is signed as the caller wants.
+    def _verify_signature(self, path: str | int) -> None:
+        """See that a file, given by its path or a descriptor, is signed as the caller wants.
 
         Raises:
             SignatureError: it is not.
         """
-        if self._signature is None:
-            return
+        assert self._signature is not None
         from perfkit.minisign.signatures import BadSignatureError, verify
 
         self._meter.verifying()
         keys = read_public_keys(self.request.public_keys)
         try:
             with open(path, "rb") as file:
+                file.seek(0)
                 verify(file, self._signature, keys, stopped=lambda: self.cancel.cancelled)
         except BadSignatureError as error:
             if self.cancel.cancelled:
@@ -663,15 +663,17 @@ class Transfer:
         self._report(partial, kept=kept)
 
     def _finish(self, partial: PartialFile | None) -> None:
-        """Verify the file, and give it its name."""
+        """Verify the file, and give it its name if it is new."""
         if self._unchanged:
-            self._verify_signature(self.path)
+            if self.request.public_keys:
+                self._verify_signature(self.path)
             return
         assert partial is not None
         if partial.digest is not None:
             self._meter.verifying()
             partial.verify(self.cancel)
-        self._verify_signature(partial.path)
+        if self.request.public_keys:
+            self._verify_signature(os.dup(partial.descriptor))
         self._publish(partial)
 
     def _try_again(self, partial: PartialFile, error: TransferError) -> bool:

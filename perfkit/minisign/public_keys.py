@@ -8,6 +8,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 from perfkit.errors import ConfigError
+from perfkit.redact import masked
 
 __all__ = [
     "KEY_KIND",
@@ -90,7 +91,7 @@ def _read_public_key(given: AnyKey) -> PublicKey:
     try:
         return PublicKey.parse(text if len(text) == 56 and text.startswith("RW") else read_key_file(text))
     except ConfigError as error:
-        raise ConfigError(f"public key {text[:_SHOWN]!r}: {error}") from error
+        raise ConfigError(f"public key {masked(text)[:_SHOWN]!r}: {error}") from error
 
 
 def read_key_file(path: str) -> str:
@@ -104,7 +105,7 @@ def read_key_file(path: str) -> str:
             return file.read(MAX_FILE_BYTES)
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else error
-        raise ConfigError(f"can't read a key from the file {path[:_SHOWN]!r}: {reason}") from error
+        raise ConfigError(f"can't read a key from the file {masked(path)[:_SHOWN]!r}: {reason}") from error
 
 
 def decode(text: str | bytes) -> bytes:

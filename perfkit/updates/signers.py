@@ -40,7 +40,8 @@ class Signers(NamedTuple):
         if not keys and threshold == 1:
             return None
         if not isinstance(threshold, int) or not 1 <= threshold <= len({key.key for key in keys}):
-            raise ConfigError(f"threshold must be from 1 to the number of public keys, {len(keys)}; got {threshold}")
+            shown = threshold if isinstance(threshold, int) else f"a {type(threshold).__name__}"
+            raise ConfigError(f"threshold must be from 1 to the number of public keys, {len(keys)}; got {shown}")
         return cls(keys, threshold)
 
     def are_enough(self, signed: Iterable[PublicKey]) -> bool:

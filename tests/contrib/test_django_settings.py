@@ -16,6 +16,7 @@ from perfkit import Config
 from perfkit.archives.members import Selection
 from perfkit.contrib.django import conf
 from tests.support.django_commands import failure, run
+from tests.support.signing import OLD
 
 
 def test_settings_become_configs(tmp_path: Path) -> None:
@@ -78,6 +79,9 @@ WRONG = [
     ("E009", {"TREES": {"rules": {**GOOD, "CHECK": "os.sep"}}}, "dotted path"),
     ("E009", {"TREES": {"rules": {**GOOD, "INCLUDE": "*.rules"}}}, '["*.rules"]'),
     ("E009", {"TREES": {"rules": {**GOOD, "LINKS": "keep"}}}, "Leave it out"),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": ["RW"]}}}, "perfkit keygen"),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": str(OLD.public)}}}, '["RW…"]'),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": [str(OLD.public)], "THRESHOLD": 2}}}, "perfkit keygen"),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 
@@ -117,6 +121,9 @@ SECRET = [
     {"TREES": {"rules": {**GOOD, "TYPE": {"AUTH": "s3cret"}}}},
     {"TREES": {"rules": {**GOOD, "INCLUDE": {"AUTH": "s3cret"}}}},
     {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": "https://me:s3cret@example.org/"}}},
+    {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": ["https://me:s3cret@example.org/"]}}},
+    {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": [["s3cret"]]}}},
+    {"TREES": {"rules": {**GOOD, "THRESHOLD": "https://me:s3cret@example.org/"}}},
 ]
 
 

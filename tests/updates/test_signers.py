@@ -103,6 +103,14 @@ def test_nothing_to_do(here: Place, monkeypatch: pytest.MonkeyPatch, keys: tuple
         )
 
 
+def test_a_tree_that_followed_the_site_before(here: Place) -> None:
+    """A key that is given later verifies the release that is installed, by one more request."""
+    here.sync()
+    report = here.sync(OLD)
+    assert (report.route, report.requests) == ("none", 2)
+    assert here.remembered["keys"] == [str(OLD.public)]
+
+
 def test_what_is_staged_is_verified(here: Place) -> None:
     """A pointer that an unsigned sync has left is not taken for a verified one."""
     publish_signed(here.site, TWO, "2")
