@@ -141,6 +141,7 @@ def test_the_first_key_is_not_theirs(here: Place) -> None:
 def test_a_new_key(here: Place) -> None:
     """A release with both signatures leads from the old key to the new one, whenever a tree makes the step."""
     here.sync(OLD)
+    assert f"not signed by the key {NEW.public.name}" in here.refused(NEW)  # though this pointer was verified before
     publish_signed(here.site, TWO, "2", OLD, NEW)
     here.sync()
     assert here.remembered["keys"] == [str(OLD.public)]
