@@ -52,8 +52,9 @@ def test_a_signed_file(get: Callable[..., Download], out: Path, web: FakeOrigin)
     assert (out / "f").read_bytes() == BODY
     again = get(public_keys=[str(OLD.public), str(NEW.public)])
     assert (again.unchanged, again.requests) == (True, 2)
-    with pytest.raises(SignatureError, match=OLD.public.name):
-        get(public_keys=[OLD.public])
+    for mirrors in ([], [MIRROR]):
+        with pytest.raises(SignatureError, match=OLD.public.name):
+            get(public_keys=[OLD.public], mirrors=mirrors)
     assert (out / "f").read_bytes() == BODY
 
 
@@ -97,6 +98,7 @@ def test_the_next_mirror(get: Callable[..., Download], web: FakeOrigin, out: Pat
     web.add(MIRROR, BODY)
     web.add(f"{MIRROR}.minisig", NEW.sign(BODY, "it").decode())
     web.add(URL, b"other bytes")
+    web.add(SIGNATURE, NEW.sign(b"yet others", "it").decode())
     assert get(mirrors=[MIRROR]).bytes == len(BODY)
     (out / "f").unlink()
     web.remove(SIGNATURE)

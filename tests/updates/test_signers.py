@@ -281,6 +281,7 @@ def test_a_signature_that_is_not_one(here: Place, change: Callable[[bytes], byte
     data = path.read_bytes()
     path.write_bytes(change(data))
     assert f"not signed by the key {OLD.public.name}" in here.refused(OLD)
+    assert not (here.tree / ".perfkit/fetch/perfkit.json").exists()  # it may have been damaged on its way
     path.write_bytes(data)
     here.sync(OLD)
 
