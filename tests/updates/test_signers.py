@@ -277,6 +277,8 @@ def test_a_pointer_that_is_replaced_before_its_signature_is_fetched(here: Place,
 ])  # fmt: skip
 def test_a_signature_that_is_not_one(here: Place, change: Callable[[bytes], bytes]) -> None:
     """It is as if there were none; when the right one is there, it is installed."""
+    here.sync(OLD)
+    publish_signed(here.site, TWO, "2", OLD)
     path = signature_file(here.site, OLD)
     data = path.read_bytes()
     path.write_bytes(change(data))
