@@ -123,5 +123,5 @@ def encode(data: bytes) -> bytes:
 
 
 def key_name(key_id: bytes) -> str:
-    """The id of a key, as minisign shows it; before 0.12, it left out leading zeros."""
+    """The id of a key, as minisign shows it; older versions leave out leading zeros."""
     return f"{int.from_bytes(key_id, 'little'):016X}"
