@@ -191,8 +191,10 @@ class StaleSourceError(UpdateError, TransferError):
     """
 
 
-class ExpiredError(StaleSourceError):
-    """The time up to which the publisher vouched for a release has passed: somebody may be holding back a newer one."""
+class ExpiredError(UpdateError, TransferError):
+    """The time up to which the publisher vouched for a release has passed: somebody may be holding back a newer one.
+    The tree was not changed.
+    """
 
 
 class CheckFailedError(UpdateError):

@@ -15,7 +15,7 @@ from importlib import import_module
 from perfkit._version import __version__
 from perfkit.cli.output import interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
-from perfkit.errors import ConfigError, PerfkitError, StaleSourceError
+from perfkit.errors import ConfigError, ExpiredError, PerfkitError, StaleSourceError
 
 __all__ = ["command_parser", "main"]
 
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except ConfigError as error:
         print_error(str(error))
         return 2
-    except StaleSourceError as error:
+    except (StaleSourceError, ExpiredError) as error:
         print_error(str(error))
         return 4
     except (PerfkitError, OSError) as error:

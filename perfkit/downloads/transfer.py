@@ -6,7 +6,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -301,7 +301,7 @@ class Transfer:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
         asked = asked_range(partial, runner)
-        get = self._make_get(task.url, task.at, request_headers(partial, asked, self._wanted))
+        get = self._make_get(task.url, request_headers(partial, asked, self._wanted), at=task.at)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
@@ -311,7 +311,8 @@ class Transfer:
         finally:
             self.cancel.discard(runner.cancel.cancel)
 
-    def _make_get(self, url: str, at: str | None, headers: dict[str, str]) -> Get:
+    def _make_get(self, url: str, headers: Mapping[str, str], *, at: str | None = None) -> Get:
+        """A request with the secrets that may go to this URL."""
         own = may_share(origin_of(self.request.home or self.request.url), origin_of(url))
         return Get(
             url=url,
@@ -335,7 +336,7 @@ class Transfer:
 
         load_ed25519()
         url = signature_url(task.url)
-        get = self._make_get(url, None, {"Cache-Control": "max-age=0"})
+        get = self._make_get(url, {"Cache-Control": "max-age=0"})
         with self._lock:
             self._attempts.requests += 1
         try:

@@ -216,7 +216,7 @@ def test_an_expired_release(here: Place) -> None:
     """It is refused with an error of its own, unless allowed, and what was refused is not remembered."""
     change_pointer(here.site, [OLD], expires_s=1_700_000_000)
     assert "until 2023-11-14 22:13:20 UTC" in here.refused(OLD, error=ExpiredError)
-    with pytest.raises(StaleSourceError):
+    with pytest.raises(ExpiredError):
         here.kit.plan(URL, here.tree, public_keys=public(OLD))
     assert here.sync(OLD, allow_expired=True).version == "1"
     assert "--allow-expired" in here.refused(error=ExpiredError)
