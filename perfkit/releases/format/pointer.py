@@ -22,7 +22,6 @@ MAX_INDEX_BYTES = 128 << 20
 MAX_DELTAS = 64
 _SHORT_BYTES = 8
 _MAX_OBJECT_BYTES = 1 << 50
-_MAX_NUMBER = (1 << 53) - 1
 _HEX = re.compile("[0-9a-f]*", re.ASCII)
 
 
@@ -123,14 +122,14 @@ class Pointer:
         packed = _packed(manifest, MAX_MANIFEST_BYTES)
         pointer = cls(
             version=version,
-            serial=_number(record, "serial", 1, _MAX_NUMBER),
+            serial=_number(record, "serial", 1, (1 << 53) - 1),
             manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
             manifest=packed,
             solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=packed.object.bytes),
             fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=packed.object.bytes),
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
-            expires_s=_number(record, "expires", 1, _MAX_NUMBER) if "expires" in record else 0,
+            expires_s=_number(record, "expires", 1, (1 << 53) - 1) if "expires" in record else 0,
         )
         for delta in pointer.deltas:
             pointer.chain(delta.origin)
