@@ -8,6 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
@@ -21,7 +22,7 @@ from perfkit.downloads.http.semantics import (
     content_disposition_names,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import may_share, origin_of
+from perfkit.downloads.http.urls import may_share, origin_of, signature_url
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -33,6 +34,7 @@ from perfkit.downloads.negotiation import (
     request_headers,
 )
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
+from perfkit.downloads.probe import read_small_file
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -44,13 +46,18 @@ from perfkit.errors import (
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
+    SignatureError,
     TransferError,
     reason_of,
 )
 from perfkit.filesystem.paths import safe_basename
+from perfkit.minisign.public_keys import MAX_FILE_BYTES, read_public_keys
 from perfkit.progress.meter import FileMeter
 from perfkit.progress.text import counted
 from perfkit.redact import redacted
+
+if TYPE_CHECKING:
+    from perfkit.minisign.signatures import Signature
 
 __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
@@ -130,6 +137,7 @@ class Transfer:
         self._started_s = 0.0
         self._begun = False  # it has been looked at what is there
         self._version = Version()
+        self._signature: Signature | None = None  # of the current source, if there has to be one
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
 
@@ -264,6 +272,8 @@ class Transfer:
             self._meter.start(None, host=self.host)
         if self.request.checksum is not None and self._checksum is None:
             self._checksum = self.request.promised or self._look_up(self.request.checksum)
+        if self.request.public_keys and self._signature is None:
+            self._signature = self._fetch_signature(task)  # first: without it, the file is of no use
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
@@ -342,6 +352,55 @@ class Transfer:
             trusted=own,
             named=own or self.request.home is None,
         )
+
+    def _fetch_signature(self, task: Task) -> Signature:
+        """The signature of the file at the current source, not verified yet.
+
+        Raises:
+            SignatureError: there is none.
+            TransferError: it can't be fetched.
+            ConfigError: the package cryptography is missing.
+        """
+        from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
+
+        load_ed25519()
+        url = signature_url(task.url)
+        get = self._make_get(url, {"Cache-Control": "max-age=0"})
+        with self._lock:
+            self._attempts.requests += 1
+        try:
+            network = self._context.network
+            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=task.host, cancel=self.cancel)
+            with self._lock:
+                self._attempts.arrived(len(data), 0)
+            return Signature.parse(data)
+        except BadSignatureError as error:
+            raise SignatureError(url, str(error)) from error
+        except HTTPStatusError as error:
+            if error.transient:
+                raise
+            reason = f"it is not signed: {redacted(url)}: {error.reason}"
+            raise SignatureError(self.request.url, reason) from error
+
+    def _verify_signature(self, path: str | int) -> None:
+        """See that a file, given by its path or a descriptor, is signed as the caller wants.
+
+        Raises:
+            SignatureError: it is not.
+        """
+        assert self._signature is not None
+        from perfkit.minisign.signatures import BadSignatureError, verify
+
+        self._meter.verifying()
+        keys = read_public_keys(self.request.public_keys)
+        try:
+            with open(path, "rb") as file:
+                file.seek(0)
+                verify(file, self._signature, keys, stopped=lambda: self.cancel.cancelled)
+        except BadSignatureError as error:
+            if self.cancel.cancelled:
+                raise CancelledError(self.request.url, "cancelled") from error
+            raise SignatureError(self.request.url, str(error)) from error
 
     def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel
@@ -535,7 +594,7 @@ class Transfer:
         _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
         with self._lock:
             if partial is self._partial:
-                self._partial, self._started_s = None, 0.0
+                self._partial, self._started_s, self._begun = None, 0.0, False
                 self._attempts.not_before_s = time.monotonic() + _POLL_S
 
     def _failed(self, task: Task, error: Exception) -> None:
@@ -623,17 +682,13 @@ class Transfer:
 
     def _conclude(self, partial: PartialFile | None) -> None:
         kept = False
-        if self._error is None and not self._unchanged:
-            assert partial is not None
+        if self._error is None:
             try:
-                if partial.digest is not None:
-                    self._meter.verifying()
-                    partial.verify(self.cancel)
-                self._publish(partial)
-            except IntegrityError as error:
-                if self._try_again(partial, error):
+                self._finish(partial)
+            except (IntegrityError, SignatureError) as error:
+                if partial is not None and not self._unchanged and self._try_again(partial, error):
                     return
-                self._error = error
+                self._error, self._unchanged = error, False
             except (PerfkitError, OSError) as error:
                 self._error = error
         if partial is not None and (self._error is not None or self._unchanged):
@@ -646,7 +701,21 @@ class Transfer:
                 kept = partial.keep_or_discard()
         self._report(partial, kept=kept)
 
-    def _try_again(self, partial: PartialFile, error: IntegrityError) -> bool:
+    def _finish(self, partial: PartialFile | None) -> None:
+        """Verify the file, and give it its name if it is new."""
+        if self._unchanged:
+            if self.request.public_keys:
+                self._verify_signature(self.path)
+            return
+        assert partial is not None
+        if partial.digest is not None:
+            self._meter.verifying()
+            partial.verify(self.cancel)
+        if self.request.public_keys:
+            self._verify_signature(os.dup(partial.descriptor))
+        self._publish(partial)
+
+    def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
         """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
@@ -655,6 +724,7 @@ class Transfer:
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False
+            self._signature = None
         _log.info("%s: starts over: %s", redacted(self.request.url), error)
         self._replace(partial, None)
         partial.retire()

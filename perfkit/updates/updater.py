@@ -41,6 +41,7 @@ from perfkit.updates.installed import Installed, as_recorded, encode_record, man
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
+from perfkit.updates.signers import Trust, warn_if_unprotected
 from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
@@ -130,6 +131,8 @@ def _sync(
 
     left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
     source = open_source(fetcher, spec, installed)
+    if not installed.is_from(source.url) and Trust.read(tree.root).signers is None:
+        warn_if_unprotected(source.url)
     try:
         return sync_from(source)
     except (ManifestError, TransferError) as error:

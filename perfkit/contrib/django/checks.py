@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import ipaddress
 import os
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -12,7 +11,7 @@ from django.conf import settings
 from django.core import checks
 
 from perfkit.contrib.django.conf import TreeSettings, read
-from perfkit.downloads.http.urls import origin_of
+from perfkit.downloads.http.urls import is_loopback
 from perfkit.redact import redacted
 
 __all__ = ["check_deployment", "check_settings"]
@@ -35,13 +34,13 @@ def check_deployment(
 ) -> list[checks.CheckMessage]:
     """`perfkit.W002`, with `--deploy`: a tree that is fetched over plain http."""
     trees = read(getattr(settings, "PERFKIT", {})).trees.values()
-    hint = "Use https: the digests of the files come over the same connection."
+    hint = "Use https, or PUBLIC_KEYS: the digests of the files come over the same connection."
     return [
         checks.Warning(
             f"The tree {tree.name!r} is fetched over plain http: {redacted(tree.source)}", hint=hint, id="perfkit.W002"
         )
         for tree in trees
-        if tree.source.lower().startswith("http://") and not _is_loopback(origin_of(tree.source)[1])
+        if tree.source.lower().startswith("http://") and not is_loopback(tree.source) and not tree.public_keys
     ]
 
 
@@ -58,10 +57,3 @@ def _unwritable(tree: TreeSettings) -> Iterator[checks.CheckMessage]:
             "SILENCED_SYSTEM_CHECKS."
         )
         yield checks.Warning(f"The tree {tree.name!r}: {place} is not writable.", hint=hint, id="perfkit.W001")
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False

@@ -13,7 +13,19 @@ from urllib.parse import quote, unquote, urlsplit
 from perfkit.errors import ConfigError
 from perfkit.redact import masked
 
-__all__ = ["Origin", "as_sent", "credentials_in", "is_signed", "may_share", "origin_of", "split_url", "unsigned"]
+__all__ = [
+    "Origin",
+    "as_sent",
+    "credentials_in",
+    "is_loopback",
+    "is_signed",
+    "may_share",
+    "origin_of",
+    "signature_url",
+    "split_url",
+    "unsigned",
+    "without_credentials",
+]
 
 Origin = tuple[str, str, int]  # scheme, host, port
 
@@ -85,6 +97,17 @@ def may_share(home: Origin, there: Origin) -> bool:
     return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
+def is_loopback(url: str) -> bool:
+    """Whether the URL's host is this machine, by its address or as `localhost` (RFC 6761 section 6.3)."""
+    import ipaddress  # seldom needed
+
+    host = origin_of(url)[1]
+    try:
+        return host == "localhost" or ipaddress.ip_address(host.partition("%")[0]).is_loopback
+    except ValueError:
+        return False
+
+
 def as_sent(url: str) -> str:
     """The URL as it is sent, without its fragment. Its target is as it was spelt if it is valid (RFC 3986), since a
     signed link breaks when its `%7e` or its empty `?` is normalized; else quoted as requests does.
@@ -114,6 +137,12 @@ def split_url(url: str) -> tuple[str, str, str]:
         raise ConfigError(f"{masked(url)!r} is not an http or https URL: it contains control characters")
     scheme, authority, target = found.groups()
     return scheme.lower(), authority, target if target.startswith("/") else f"/{target}"
+
+
+def signature_url(url: str) -> str:
+    """Where the signature of the file at a URL is: beside it, as minisign names it, with the same query."""
+    path, question, query = url.partition("#")[0].partition("?")
+    return f"{path}.minisig{question}{query}"
 
 
 def credentials_in(url: str) -> tuple[str, str] | None:
