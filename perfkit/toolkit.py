@@ -126,7 +126,8 @@ class Toolkit:
                 of checksums, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
             headers, auth: sent to the origin of `url` only.
-            public_keys: one of them has to have signed the file, in `url` + `.minisig`; keys as for `sync`.
+            public_keys: one of them has to have signed the file, in `url` + `.minisig`; or, where `checksum` is the URL
+                of a file of checksums, that file. Keys as for `sync`.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
             rate_limit, max_bytes, segments, byte_range, known, only, size, label, key: as for `Request`.

@@ -55,7 +55,7 @@ class _Options(_WithoutSecrets):
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
     segments: int | None = None  # the most connections for this file; None: `Config.segments`
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
-    public_keys: tuple[AnyKey, ...] = ()  # one of them has to have signed the file, in `url` + ".minisig"
+    public_keys: tuple[AnyKey, ...] = ()  # one has to have signed the file, or the checksum file that `checksum` names
     known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
     only: Validator | None = None  # bytes of another version of `url` than this are an error
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says

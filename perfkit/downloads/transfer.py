@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, BinaryIO
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
 from perfkit.downloads.checksums import Checksum, matches
+from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
@@ -272,8 +274,8 @@ class Transfer:
             self._meter.start(None, host=self.host)
         if self.request.checksum is not None and self._checksum is None:
             self._checksum = self.request.promised or self._look_up(self.request.checksum)
-        if self.request.public_keys and self._signature is None:
-            self._signature = self._fetch_signature(task)  # first: without it, the file is of no use
+        if self._is_signed and self._signature is None:
+            self._signature = self._fetch_signature(task.url)  # first: without it, the file is of no use
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
@@ -298,17 +300,22 @@ class Transfer:
         """The checksum that the file of them at a URL has for this one.
 
         Raises:
+            SignatureError: it is not signed as the caller wants.
             TransferError: it has none.
             as `fetch`.
         """
+        signers = self.request.public_keys
 
-        def read() -> str:
+        def read() -> bytes:
             with self._lock:
                 self._attempts.requests += 1
-            return fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+            data = fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+            if signers:
+                self._verify(io.BytesIO(data), self._fetch_signature(url))
+            return data
 
         try:
-            return self._context.checksum_files.get(url, read).find(self.request.url)
+            return self._context.checksum_files.get(url, signers, read).find(self.request.url)
         except ConfigError as error:
             raise TransferError(self.request.url, str(error)) from None
 
@@ -353,8 +360,13 @@ class Transfer:
             named=own or self.request.home is None,
         )
 
-    def _fetch_signature(self, task: Task) -> Signature:
-        """The signature of the file at the current source, not verified yet.
+    @property
+    def _is_signed(self) -> bool:
+        """Whether the file has to have a signature of its own; where its checksum is in a file, that has to have it."""
+        return bool(self.request.public_keys) and not self.request.checksum_url
+
+    def _fetch_signature(self, signed_url: str) -> Signature:
+        """The signature of the file at a URL, not verified yet.
 
         Raises:
             SignatureError: there is none.
@@ -364,13 +376,13 @@ class Transfer:
         from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
 
         load_ed25519()
-        url = signature_url(task.url)
+        url = signature_url(signed_url)
         get = self._make_get(url, {"Cache-Control": "max-age=0"})
         with self._lock:
             self._attempts.requests += 1
         try:
             network = self._context.network
-            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=task.host, cancel=self.cancel)
+            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=host_of(url), cancel=self.cancel)
             with self._lock:
                 self._attempts.arrived(len(data), 0)
             return Signature.parse(data)
@@ -383,20 +395,28 @@ class Transfer:
             raise SignatureError(self.request.url, reason) from error
 
     def _verify_signature(self, path: str | int) -> None:
-        """See that a file, given by its path or a descriptor, is signed as the caller wants.
+        """See that the file, given by its path or a descriptor, is signed as the caller wants.
 
         Raises:
             SignatureError: it is not.
         """
         assert self._signature is not None
+        self._meter.verifying()
+        with open(path, "rb") as file:
+            file.seek(0)
+            self._verify(file, self._signature)
+
+    def _verify(self, file: BinaryIO, signature: Signature) -> None:
+        """See that a signature is one of this content by a key of the caller's.
+
+        Raises:
+            SignatureError: it is not.
+        """
         from perfkit.minisign.signatures import BadSignatureError, verify
 
-        self._meter.verifying()
         keys = read_public_keys(self.request.public_keys)
         try:
-            with open(path, "rb") as file:
-                file.seek(0)
-                verify(file, self._signature, keys, stopped=lambda: self.cancel.cancelled)
+            verify(file, signature, keys, stopped=lambda: self.cancel.cancelled)
         except BadSignatureError as error:
             if self.cancel.cancelled:
                 raise CancelledError(self.request.url, "cancelled") from error
@@ -704,14 +724,14 @@ class Transfer:
     def _finish(self, partial: PartialFile | None) -> None:
         """Verify the file, and give it its name if it is new."""
         if self._unchanged:
-            if self.request.public_keys:
+            if self._is_signed:
                 self._verify_signature(self.path)
             return
         assert partial is not None
         if partial.digest is not None:
             self._meter.verifying()
             partial.verify(self.cancel)
-        if self.request.public_keys:
+        if self._is_signed:
             self._verify_signature(os.dup(partial.descriptor))
         self._publish(partial)
 

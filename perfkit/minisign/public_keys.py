@@ -18,6 +18,7 @@ __all__ = [
     "PublicKey",
     "decode",
     "encode",
+    "is_key",
     "key_name",
     "read_key_file",
     "read_public_keys",
@@ -89,9 +90,14 @@ def _read_public_key(given: AnyKey) -> PublicKey:
         raise ConfigError(f"a public key must be text or a path; got a {type(given).__name__}")
     text = os.fspath(given)
     try:
-        return PublicKey.parse(text if len(text) == 56 and text.startswith("RW") else read_key_file(text))
+        return PublicKey.parse(text if is_key(text) else read_key_file(text))
     except ConfigError as error:
         raise ConfigError(f"public key {masked(text)[:_SHOWN]!r}: {error}") from error
+
+
+def is_key(text: str) -> bool:
+    """Whether it is the base64 line of a key, and not the path of its file."""
+    return len(text) == 56 and text.startswith("RW")
 
 
 def read_key_file(path: str) -> str:

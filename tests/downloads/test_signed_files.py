@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from perfkit import (
     ConfigError,
     Download,
     HTTPStatusError,
+    IntegrityError,
     Request,
     SignatureError,
     Toolkit,
@@ -55,6 +57,34 @@ def test_a_signed_file(get: Callable[..., Download], out: Path, web: FakeOrigin)
     for mirrors in ([], [MIRROR]):
         with pytest.raises(SignatureError, match=OLD.public.name):
             get(public_keys=[OLD.public], mirrors=mirrors)
+    assert (out / "f").read_bytes() == BODY
+
+
+SUMS = "https://example.org/SHA256SUMS"
+
+
+def test_a_signed_file_of_checksums(get: Callable[..., Download], web: FakeOrigin, out: Path) -> None:
+    """It takes the place of a signature of the file, and of one that was read for somebody who trusts anybody."""
+    web.add(SUMS, text := f"{hashlib.sha256(BODY).hexdigest()}  f.iso\n")
+    with pytest.raises(SignatureError, match=r"it is not signed: .*SHA256SUMS\.minisig"):
+        get(checksum=SUMS)
+    web.add(f"{SUMS}.minisig", OLD.sign(text.encode(), "sums").decode())
+    with pytest.raises(SignatureError, match=OLD.public.name):
+        get(checksum=SUMS)
+    unsigned, signed = (
+        Request(URL, name, checksum=SUMS, public_keys=keys) for name, keys in (("anybody", ()), ("f", (NEW.public,)))
+    )
+    with Toolkit(Config(workers=1), transport=web) as kit, pytest.raises(BatchError) as raised:
+        kit.download_many([unsigned, signed], out)
+    assert [type(result.error) for result in raised.value.results] == [type(None), SignatureError]
+    (out / "anybody").unlink()
+    web.add(f"{SUMS}.minisig", NEW.sign(text.encode(), "sums").decode())
+    web.remove(SIGNATURE)
+    assert get(checksum=SUMS).requests == 3
+    assert get(checksum=SUMS).unchanged
+    web.add(URL, BODY[::-1])
+    with pytest.raises(IntegrityError):
+        get(checksum=SUMS, resume=False)
     assert (out / "f").read_bytes() == BODY
 
 

@@ -326,13 +326,48 @@ def test_a_repair_is_verified(here: Place) -> None:
     assert tree_of(here.tree) == ONE
 
 
-def test_other_sources_have_no_signatures(here: Place) -> None:
+@pytest.mark.parametrize("type", ["urls", "file"])
+def test_other_sources_have_no_signatures(here: Place, type: str) -> None:
     """They are refused where keys are given, and in a tree that has had signed releases."""
     url = "https://example.org/list.txt"
     here.web.add(url, f"{URL}objects/x\n")
-    assert "signatures are those of releases" in here.refused(OLD, url=url, type="urls", error=ConfigError)
+    assert "signatures are those of releases" in here.refused(OLD, url=url, type=type, error=ConfigError)
     here.sync(OLD)
-    assert "takes only releases that are signed by" in here.refused(url=url, type="urls")
+    assert "takes only releases that are signed by" in here.refused(url=url, type=type)
+
+
+def test_an_earlier_release(here: Place) -> None:
+    """It follows from the current pointer, which is verified, and whose serial is remembered."""
+    publish_signed(here.site, TWO, "2", OLD)
+    assert "not signed by the key" in here.refused(NEW, release="1")
+    assert here.sync(OLD, release="1").version == "1"
+    assert tree_of(here.tree) == ONE
+    assert here.remembered["serial"] == Pointer.parse((here.site / "perfkit.json").read_bytes()).serial
+    (here.tree / "a").unlink()
+    here.kit.verify(here.tree, repair=True)
+    assert tree_of(here.tree) == ONE
+    change_pointer(here.site, [], expires_s=2_000_000_000)
+    assert "not signed by the key" in here.refused(release="1")
+    change_pointer(here.site, [OLD], expires_s=1_700_000_000)
+    assert "until 2023" in here.refused(release="1", error=ExpiredError)
+    publish_signed(here.site, TWO, "2", OLD)
+    assert here.sync().version == "2"
+
+
+def test_mirrors(here: Place) -> None:
+    """The first that is signed and current is taken. None that is behind hides that the newest release has expired."""
+    mirror = "https://mirror.example/"
+    here.web.mount(mirror, shutil.copytree(here.site, here.site.with_name("mirror")))
+    publish_signed(here.site, TWO, "2", OLD)
+    publish_signed(here.site, TWO, "2x", NEW)
+    assert here.sync(OLD, mirrors=[mirror]).version == "1"
+    publish_signed(here.site, TWO, "3", OLD)
+    assert here.sync(mirrors=[mirror]).version == "3"
+    assert here.sync(url=mirror, mirrors=[URL]).route == "none"
+    assert here.sync(url=mirror, mirrors=[f"{mirror}perfkit.json"]).route == "none"  # all are behind: nothing new
+    change_pointer(here.site, [OLD], expires_s=1_700_000_000)
+    for url, other in ((URL, mirror), (mirror, URL)):
+        assert "until 2023" in here.refused(url=url, mirrors=[other], error=ExpiredError)
 
 
 @pytest.mark.parametrize("record", [

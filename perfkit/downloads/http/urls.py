@@ -24,7 +24,6 @@ __all__ = [
     "signature_url",
     "split_url",
     "unsigned",
-    "without_credentials",
 ]
 
 Origin = tuple[str, str, int]  # scheme, host, port

@@ -16,6 +16,7 @@ from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
     ConfigError,
+    ExpiredError,
     HTTPStatusError,
     PerfkitError,
     TransferError,
@@ -90,14 +91,13 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     """The release of the first site that offers one which is not older than what was installed; else an older one.
 
     Raises:
+        ExpiredError: no site offers a current one, and that of one of them has expired.
         PerfkitError: no site offers any; what was wrong with the first.
     """
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(
-            fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run
-        )
+        only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         only.select(spec.selection)
         return only
     sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
@@ -106,9 +106,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     for url in sites:
         fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
         try:
-            found = open_release(
-                fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run
-            )
+            found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         except CancelledError:
             raise
         except PerfkitError as error:
@@ -119,8 +117,9 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
         if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
             return found
         behind = behind or found
-    if behind is None:
-        raise failures[0]
+    expired = [error for error in failures if isinstance(error, ExpiredError)]
+    if behind is None or expired:  # a release that is behind must not hide that the newest one has expired
+        raise (expired or failures)[0]
     return behind
 
 
