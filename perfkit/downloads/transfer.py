@@ -614,7 +614,7 @@ class Transfer:
         _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
         with self._lock:
             if partial is self._partial:
-                self._partial, self._started_s, self._begun = None, 0.0, False
+                self._partial, self._begun = None, False
                 self._attempts.not_before_s = time.monotonic() + _POLL_S
 
     def _failed(self, task: Task, error: Exception) -> None:
