@@ -354,6 +354,17 @@ def test_an_earlier_release(here: Place) -> None:
     assert here.sync().version == "2"
 
 
+def test_a_signed_release_from_the_future(here: Place) -> None:
+    """By a publisher whose clock is wrong: it is not remembered as the latest, so the next one is installed."""
+    here.sync(OLD)
+    shutil.copytree(here.site, here.site.with_name("mirror"))
+    change_pointer(here.site, [OLD], serial=1 << 50)
+    assert "more than a day ahead" in here.refused(error=UpdateError)
+    assert "more than a day ahead" in here.refused(error=UpdateError, release="1")
+    here.web.mount(URL, here.site.with_name("mirror"))
+    assert here.sync().route == "none"
+
+
 def test_mirrors(here: Place) -> None:
     """The first that is signed and current is taken. None that is behind hides that the newest release has expired."""
     mirror = "https://mirror.example/"

@@ -22,7 +22,7 @@ from perfkit.errors import (
 )
 from perfkit.libc import mmap_large_allocations
 from perfkit.redact import redacted
-from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.updates.installed import Installed
@@ -45,6 +45,7 @@ _log = logging.getLogger(__name__)
 _FINE, _SOLID = "fine", "solid"  # small frames and large ones
 _INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
 _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
+_CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
@@ -68,11 +69,12 @@ def open_release(
         SignatureError: it is not signed by those that the caller gives, or that the tree remembers.
         ExpiredError, StaleSourceError: its publisher no longer vouches for it; the tree has had a later one.
         ManifestError, TransferError, OSError: there is no usable pointer.
-        UpdateError: the site does not have the wanted release.
+        UpdateError: the site does not have the wanted release, or offers one from the future.
     """
     site = SiteClient(fetcher, site_url(url))
     before = Trust.read(installed.root)
     offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site.url))
+    _refuse_future(site, offered.pointer)
     _refuse_outdated(site, offered.pointer, trust, demands)
     if not dry_run:
         trust._replace(serial=offered.pointer.serial).remember(before)
@@ -82,6 +84,24 @@ def open_release(
         pointer = pointer_to(site, offered.pointer, release)
         offered = _Offered(pointer.encode(), pointer, Version())  # the validators are the current pointer's
     return ReleaseSource(site, offered, installed, dry_run=dry_run)
+
+
+def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
+    """Refuse a release from the future, before anything of it is remembered.
+
+    A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing that
+    the site offers afterwards would be installed.
+
+    Raises:
+        UpdateError: it is one.
+    """
+    now_ms = time.time() * 1000
+    if now_ms >= _CLOCK_IS_SET_MS and pointer.serial > now_ms + MAX_AHEAD_MS:
+        raise UpdateError(
+            f"{site.url} offers version {pointer.version} with serial {pointer.serial}, which as a time in "
+            "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
+            "site was tampered with; set the clock, or publish to a new site directory"
+        )
 
 
 def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: Demands) -> None:
