@@ -323,6 +323,8 @@ def list_parsers() -> dict[str, Parser]:
     def read_checksum(data: bytes) -> None:
         parse_checksum(data.decode(errors="surrogateescape"))
         split_line(data.decode(errors="surrogateescape"))
+
+    def read_checksum_file(data: bytes) -> None:
         ChecksumFile(data.decode(errors="replace"), "sums").find("https://h/a")
 
     def read_urls(data: bytes) -> None:
@@ -332,7 +334,8 @@ def list_parsers() -> dict[str, Parser]:
         "zsync": Parser([ZSYNC], lambda data: parse_control(data, bases=("http://x/f.zsync",))),
         "metalink": Parser([METALINK], parse_metalink),
         "urls": Parser(LISTS, read_urls),
-        "checksum": Parser([b"sha256:" + b"ab" * 32, b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum),
+        "checksum": Parser([b"sha256:" + b"ab" * 32, b"md5:" + b"cd" * 16], read_checksum),
+        "checksum file": Parser([b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum_file),
     }
 
 
@@ -371,6 +374,7 @@ NAMES = [
     "metalink",
     "urls",
     "checksum",
+    "checksum file",
     "signature",
     "public key",
     "secret key",
