@@ -25,8 +25,11 @@ _LOCAL_CHANGES = get_args(LocalChanges)
 _FILES, _STREAMS = 8, 16  # at once, where the caller has not said how many
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
 _CENTURY_S = 100 * 365 * 86_400  # what functions that wait can do with
-# Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit.
-_OF_COMMANDS = frozenset({"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_STAGED", "PERFKIT_VERSION"})
+# Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit; and the
+# password of a secret key.
+_OTHER_VARIABLES = frozenset(
+    {"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_SIGN_PASSWORD", "PERFKIT_STAGED", "PERFKIT_VERSION"}
+)
 _SUFFIXES = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 
 
@@ -223,7 +226,7 @@ class Config:
         for variable, text in (os.environ if environ is None else environ).items():
             if not variable.startswith("PERFKIT_") or not text:
                 continue
-            if variable in _OF_COMMANDS:
+            if variable in _OTHER_VARIABLES:
                 continue
             if variable not in fields:
                 import difflib

@@ -17,6 +17,7 @@ __all__ = [
     "CancelledError",
     "CheckFailedError",
     "ConfigError",
+    "ExpiredError",
     "FileChangedError",
     "HTTPStatusError",
     "IntegrityError",
@@ -26,6 +27,7 @@ __all__ = [
     "RecoveryError",
     "RemoteChangedError",
     "RollbackError",
+    "SignatureError",
     "StaleSourceError",
     "TransferError",
     "TransferTimeoutError",
@@ -114,6 +116,10 @@ class IntegrityError(TransferError):
         return f"{super().__str__()} (expected {self.expected}, got {self.actual})"
 
 
+class SignatureError(TransferError):
+    """Something is not signed by the keys that the caller gave, or that a tree remembers."""
+
+
 class RemoteChangedError(TransferError):
     """The file changed on the server during the transfer, and again after a restart."""
 
@@ -185,6 +191,12 @@ class UpdateError(PerfkitError):
 class StaleSourceError(UpdateError, TransferError):
     """A source offers an older release than was seen before, or not all files of the one it offers: a cache, a mirror
     or an edge of a CDN is behind, and may have caught up later (`transient`). The tree was not changed.
+    """
+
+
+class ExpiredError(UpdateError, TransferError):
+    """The time up to which the publisher vouched for a release has passed: somebody may be holding back a newer one.
+    The tree was not changed.
     """
 
 

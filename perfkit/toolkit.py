@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
     from perfkit.filesystem.watch import DirtySet
+    from perfkit.minisign.public_keys import AnyKey
+    from perfkit.minisign.secret_keys import SecretKey
     from perfkit.releases.publish.publisher import Release
     from perfkit.releases.publish.source_tree import Links
     from perfkit.releases.publish.upkeep import SiteReport
@@ -108,6 +110,7 @@ class Toolkit:
         max_bytes: int | None = None,
         segments: int | None = None,
         byte_range: tuple[int, int] | None = None,
+        public_keys: Iterable[AnyKey] = (),
         known: Version | None = None,
         only: Validator | None = None,
         size: int | None = None,
@@ -123,20 +126,24 @@ class Toolkit:
                 of checksums, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
             headers, auth: sent to the origin of `url` only.
+            public_keys: one of them has to have signed the file, in `url` + `.minisig`; or, where `checksum` is the URL
+                of a file of checksums, that file. Keys as for `sync`.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
             rate_limit, max_bytes, segments, byte_range, known, only, size, label, key: as for `Request`.
 
         Raises:
             ConfigError: an argument is invalid.
-            HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, TransferError: the download
-                failed; there is no new file. The error has an attribute `download`, a `Download` that says what came.
+            HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, SignatureError, TransferError:
+                the download failed; there is no new file. The error has an attribute `download`, a `Download` that
+                says what came.
             CancelledError: the Toolkit was closed during the download.
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
         if isinstance(url, Request):
             options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only, size, label)
-            if any(each is not None for each in options) or headers or tuple(mirrors) or not resume:
+            others = bool(headers) or bool(tuple(mirrors)) or bool(public_keys) or not resume
+            if others or any(each is not None for each in options):
                 raise ConfigError("options were given beside a Request; set them in the Request")
             request = url
         else:
@@ -151,6 +158,7 @@ class Toolkit:
                 max_bytes=max_bytes,
                 segments=segments,
                 byte_range=byte_range,
+                public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
                 known=known,
                 only=only,
                 size=size,
@@ -325,6 +333,8 @@ class Toolkit:
         links: Links = "refuse",
         serial: int | None = None,
         wait_s: float = 0.0,
+        sign_key: Path | Iterable[Path] | None = None,
+        expires_s: float | None = None,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -339,6 +349,8 @@ class Toolkit:
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
                 the last one. A site that is made anew goes on after a `perfkit.json` that was kept in its directory.
             wait_s: how long to wait for another process that publishes to this site.
+            sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
+            expires_s: for how long clients may install the release, in seconds; publishing again renews it.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
@@ -360,6 +372,8 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
+            sign_keys=_secret_keys(sign_key),
+            expires_s=expires_s,
             progress=self._progress,
         )
 
@@ -373,6 +387,8 @@ class Toolkit:
         exclude: Iterable[str] = (),
         links: Links = "refuse",
         wait_s: float = 0.0,
+        sign_key: Path | Iterable[Path] | None = None,
+        expires_s: float | None = None,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -383,6 +399,7 @@ class Toolkit:
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
             links: as for `publish`; what they lead to is not watched.
+            expires_s: as for `publish`; a release is renewed when half of this time is over.
 
         Raises:
             as `publish`, for the first release.
@@ -398,6 +415,8 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
+            sign_keys=_secret_keys(sign_key),
+            expires_s=expires_s,
         )
 
     def check_site(self, site: Path) -> SiteReport:
@@ -446,15 +465,20 @@ class Toolkit:
         checksums: Path | None = None,
         mirrors: Iterable[str] = (),
         release: str | None = None,
+        public_keys: Iterable[AnyKey] = (),
+        threshold: int = 1,
+        allow_expired: bool = False,
     ) -> Plan:
         """What `sync` would do now; nothing is written to `dest`.
 
         Raises:
             as `sync`.
         """
+        from perfkit.updates.signers import Demands, Signers
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import plan
 
+        demands = Demands(Signers.of(public_keys, threshold), allow_expired=allow_expired)
         spec = SourceSpec(
             os.fspath(source),
             parse_source_type(type),
@@ -463,6 +487,7 @@ class Toolkit:
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),
+            demands=demands,
         )
         with self._operation.operation():
             return plan(self.config, self._downloads, spec, local_path(dest), progress=self._operation)
@@ -481,6 +506,9 @@ class Toolkit:
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
+        allow_expired: bool = False,
+        public_keys: Iterable[AnyKey] = (),
+        threshold: int = 1,
         wait_s: float = 0.0,
     ) -> SyncReport:
         """Update a tree to what a source offers: only differences are fetched, and all files change at once.
@@ -507,24 +535,32 @@ class Toolkit:
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
+            allow_expired: install a release although its publisher vouched for it only up to a time that has passed.
+            public_keys: who has to sign the release: public keys of `perfkit keygen` or `minisign -G`, each as its
+                base64 line or by the path of its file. The tree remembers them.
+            threshold: how many of these have to sign.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
+            SignatureError: the release is not signed as it has to be; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
             StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
                 the one it offers; the tree is as it was.
+            ExpiredError: its publisher no longer vouches for what the source offers; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
             OSError: the local disk failed, for example for lack of space; the tree is as it was.
         """
+        from perfkit.updates.signers import Demands, Signers
         from perfkit.updates.source_types import SourceSpec, parse_source_type
         from perfkit.updates.updater import SyncOptions, sync
 
+        demands = Demands(Signers.of(public_keys, threshold), allow_expired=allow_expired, allow_older=allow_older)
         spec = SourceSpec(
             os.fspath(source),
             parse_source_type(type),
@@ -533,6 +569,7 @@ class Toolkit:
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),
+            demands=demands,
         )
         options = SyncOptions(
             local_changes=cast("LocalChanges", self.config.local_changes),
@@ -684,6 +721,14 @@ class Toolkit:
 
 def _text(path: Path | None) -> str | None:
     return None if path is None else os.fspath(path)
+
+
+def _secret_keys(given: Path | Iterable[Path] | None) -> tuple[SecretKey, ...]:
+    if given is None:
+        return ()
+    from perfkit.minisign.secret_keys import SecretKey
+
+    return tuple(map(SecretKey.read, [given] if isinstance(given, str | os.PathLike) else given))
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

@@ -21,7 +21,7 @@ from tests.support.tools import first_everywhere, need
 
 DOCS = Path(__file__).parent.parent / "docs"
 TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
-NEEDED = {"object-stores": ("curl", "moto_server", "rclone")}  # programs, by page
+NEEDED = {"object-stores": ("curl", "moto_server", "rclone"), "sign": ("minisign",)}  # programs, by page
 LANGUAGES = {"sh", "python", "text", "console"}  # run, run, what the last one prints, shown only
 _BLOCK = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
 
@@ -148,6 +148,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text(encoding="utf-8")):
         if "://" not in target and not target.startswith("#"):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_the_tests_that_are_named_exist() -> None:
+    """Those that `docs/concepts/trust.md` gives as evidence."""
+    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "concepts/trust.md").read_text(encoding="utf-8"))
+    assert len(named) > 20
+    for path, name in named:
+        assert f"\ndef {name}(" in (DOCS.parent / path).read_text(encoding="utf-8"), f"{path}::{name}"
 
 
 def test_every_error_is_explained() -> None:

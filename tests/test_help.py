@@ -17,15 +17,16 @@ from tests.support.tools import need
 Capture = pytest.CaptureFixture[str]
 PERFKIT = [sys.executable, "-m", "perfkit"]
 OPTIONS = {
-    "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--retries",
-            "--no-resume", "--progress", "--verbose"),
-    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--links", "--serial", "--wait",
-                "--progress", "--verbose"),
+    "get": ("-i", "-o", "-d", "-j", "--segments", "--limit-rate", "--checksum", "--mirror", "--header", "--public-key",
+            "--retries", "--no-resume", "--progress", "--verbose"),
+    "keygen": ("FILE",),
+    "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--links", "--serial", "--sign-key",
+                "--expires", "--wait", "--progress", "--verbose"),
     "releases": ("URL",),
     "check": ("SITE", "--progress"),
     "prune": ("DIR", "--keep", "--dry-run", "--wait"),
-    "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--on-change", "-j", "--limit-rate",
-             "--progress", "--verbose"),
+    "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--public-key", "--threshold",
+             "--allow-expired", "--on-change", "-j", "--limit-rate", "--progress", "--verbose"),
     "rollback": ("DEST", "--to", "--no-hold", "--wait"),
     "history": ("DEST",),
     "verify": ("DEST", "--repair", "--wait", "--progress", "--verbose"),

@@ -18,7 +18,7 @@ LAYERS = (
     {"libc", "redact", "_version"},
     {"errors"},
     {"config"},
-    {"server", "progress"},
+    {"server", "progress", "minisign"},
     {"filesystem"},  # shows what it does through progress
     {"transactions", "downloads"},
     {"archives"},
@@ -33,6 +33,7 @@ FRONT = {"__init__", "__main__"}  # the package's own lazy names point everywher
 ONLY_IN = {
     "requests": "downloads/http/",
     "urllib3": "downloads/http/",
+    "cryptography": "minisign/",
     "progressbar": "progress/bars.py",
     "watchdog": "filesystem/watch.py",
 }

@@ -24,6 +24,9 @@ from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.request_list import split_line
 from perfkit.errors import PerfkitError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.minisign.public_keys import PublicKey
+from perfkit.minisign.secret_keys import SecretKey
+from perfkit.minisign.signatures import BadSignatureError, Signature, verify
 from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.frames import decode_range
 from perfkit.releases.format.index import Index
@@ -41,6 +44,7 @@ from perfkit.transactions.records import JournalOp, Previous
 from perfkit.transactions.tree import Tree
 from perfkit.updates.hold import HoldReason, hold_on, write_hold
 from perfkit.updates.installed import encode_record, read_installed
+from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from perfkit.updates.statcache import StatCache
@@ -49,6 +53,7 @@ from perfkit.zsync.control import parse_control
 from tests.support.archive_tools import FILES, Ranges, make_tar, make_zip
 from tests.support.mutations import mutated
 from tests.support.release_client import Client
+from tests.support.signing import NEW, OLD
 from tests.support.trees import write_tree
 
 INPUTS = int(os.environ.get("PERFKIT_TEST_MUTATIONS", "300"))
@@ -287,10 +292,46 @@ METALINK = (
 LISTS = [b"http://x/a\thello\n# c\n\nhttp://y/b\tdir/b\tsha256:" + b"cd" * 32 + b"\n", b"a.bin\n../b.bin\n"]
 
 
+def signature_parsers(root: Path) -> dict[str, Parser]:
+    content, path = b"content", root / "record"
+    samples = [NEW.sign(content, "timestamp:1"), NEW.sign(content, "ü" * 100)]
+    right = {(found.signature, found.comment) for found in map(Signature.parse, samples)}
+    (root / ".perfkit").mkdir()
+    remembered = Trust(str(root), Signers((NEW.public, OLD.public), 2), "ab" * 32, 7)
+    remembered.remember(Trust(str(root)))
+
+    def read_signature(data: bytes) -> None:
+        try:
+            signature = Signature.parse(data)
+            verify(io.BytesIO(content), signature, [NEW.public])
+        except BadSignatureError as error:  # as it promises
+            raise PerfkitError(error) from error
+        assert (signature.signature, signature.comment) in right
+
+    def read_secret_key(data: bytes) -> None:
+        path.write_bytes(data)
+        assert SecretKey.read(path).seed == NEW.seed
+
+    def read_trust(data: bytes) -> None:
+        (root / ".perfkit/trust").write_bytes(data)
+        signers = Trust.read(str(root)).signers
+        assert signers is not None
+        assert not signers.are_enough([])
+
+    return {
+        "signature": Parser(samples, read_signature),
+        "public key": Parser([NEW.public.encode()], lambda data: PublicKey.parse(data.decode(errors="replace"))),
+        "secret key": Parser([NEW.encode()], read_secret_key),
+        "trust": Parser([(root / ".perfkit/trust").read_bytes()], read_trust),
+    }
+
+
 def list_parsers() -> dict[str, Parser]:
     def read_checksum(data: bytes) -> None:
         parse_checksum(data.decode(errors="surrogateescape"))
         split_line(data.decode(errors="surrogateescape"))
+
+    def read_checksum_file(data: bytes) -> None:
         ChecksumFile(data.decode(errors="replace"), "sums").find("https://h/a")
 
     def read_urls(data: bytes) -> None:
@@ -300,13 +341,15 @@ def list_parsers() -> dict[str, Parser]:
         "zsync": Parser([ZSYNC], lambda data: parse_control(data, bases=("http://x/f.zsync",))),
         "metalink": Parser([METALINK], parse_metalink),
         "urls": Parser(LISTS, read_urls),
-        "checksum": Parser([b"sha256:" + b"ab" * 32, b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum),
+        "checksum": Parser([b"sha256:" + b"ab" * 32, b"md5:" + b"cd" * 16], read_checksum),
+        "checksum file": Parser([b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum_file),
     }
 
 
 @pytest.fixture(scope="module")
-def parsers(sample_release: Release, sample_tree: Path) -> dict[str, Parser]:
+def parsers(sample_release: Release, sample_tree: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Parser]:
     return {
+        **signature_parsers(tmp_path_factory.mktemp("signatures")),
         **release_parsers(sample_release), **tree_parsers(sample_tree), **archive_parsers(), **list_parsers(),
         "stat cache": stat_cache_parser(sample_release.root, sample_release.client.manifest),
     }  # fmt: skip
@@ -338,6 +381,11 @@ NAMES = [
     "metalink",
     "urls",
     "checksum",
+    "checksum file",
+    "signature",
+    "public key",
+    "secret key",
+    "trust",
 ]
 
 

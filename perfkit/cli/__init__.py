@@ -21,6 +21,7 @@ __all__ = ["command_parser", "main"]
 
 _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary in the list of commands
     ("get", "get", "download files"),
+    ("keygen", "keys", "make a key that signs releases"),
     ("publish", "publishing", "publish a directory"),
     ("releases", "publishing", "list the releases of a site"),
     ("check", "publishing", "check that a site is whole"),

@@ -10,12 +10,14 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+from perfkit.cli.keys import add_public_key
 from perfkit.cli.output import error_as_json, print_error, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.minisign.public_keys import read_public_keys
 from perfkit.redact import redacted
 
 if TYPE_CHECKING:
@@ -74,6 +76,7 @@ def add_get(get: Parser) -> None:
         metavar="'K: V'",
         help="a header for the origins of the URLs (can be repeated)",
     )
+    add_public_key(get)
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
     get.add_argument(
         "--no-resume", action="store_true", help="ignore existing and partial files, and fetch everything again"
@@ -97,11 +100,15 @@ def _get(arguments: argparse.Namespace) -> int:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:
             raise ConfigError("--base needs -i FILE: it is what URLs in a list are relative to")
-        headers, config = _headers(arguments.header), config_for(arguments)
+        options = {
+            "headers": _headers(arguments.header),
+            "resume": not arguments.no_resume,
+            "public_keys": read_public_keys(arguments.public_keys),
+        }
         with (
-            _listed(arguments, headers) as listed,
-            Toolkit(config, progress=progress_for(arguments)) as kit,
-            contextlib.closing(_downloads(kit, arguments, headers, listed)) as downloads,
+            _listed(arguments, options) as listed,
+            Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit,
+            contextlib.closing(_downloads(kit, arguments, options, listed)) as downloads,
         ):
             for download in downloads:
                 results.add(download)
@@ -109,14 +116,14 @@ def _get(arguments: argparse.Namespace) -> int:
 
 
 def _listed(
-    arguments: argparse.Namespace, headers: dict[str, str]
+    arguments: argparse.Namespace, options: dict[str, Any]
 ) -> contextlib.AbstractContextManager[RequestList | None]:
     """The requests that `-i` lists; they follow the URLs on the command line."""
     if arguments.input is None:
         return contextlib.nullcontext()
     from perfkit.downloads.request_list import RequestList
 
-    return RequestList(arguments.input, headers=headers, resume=not arguments.no_resume, base=arguments.base)
+    return RequestList(arguments.input, base=arguments.base, **options)
 
 
 def _checksums(source: str | None) -> Callable[[Request], Request]:
@@ -148,7 +155,7 @@ def _checksums(source: str | None) -> Callable[[Request], Request]:
 def _downloads(
     kit: Toolkit,
     arguments: argparse.Namespace,
-    headers: dict[str, str],
+    shared: dict[str, Any],
     listed: RequestList | None,
 ) -> Generator[Download, None, None]:
     """The results in the order of completion, failures included."""
@@ -157,9 +164,8 @@ def _downloads(
     options = {
         "checksum": arguments.checksum,
         "mirrors": tuple(arguments.mirror),
-        "headers": headers,
-        "resume": not arguments.no_resume,
         "key": arguments.key,
+        **shared,
     }
     add_checksum = _checksums(arguments.checksums)
     requests = [add_checksum(Request(url, **options)) for url in arguments.urls]

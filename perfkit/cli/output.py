@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from perfkit.errors import ConfigError, StaleSourceError
+from perfkit.errors import ConfigError, ExpiredError, StaleSourceError
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ def exit_code_of(error: Exception) -> int:
     """The exit code after an error: 2 for invalid usage, 4 for a source that is behind, else 1."""
     if isinstance(error, ConfigError):
         return 2
-    return 4 if isinstance(error, StaleSourceError) else 1
+    return 4 if isinstance(error, StaleSourceError | ExpiredError) else 1
 
 
 def print_error(message: str) -> None:

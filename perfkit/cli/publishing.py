@@ -8,6 +8,7 @@ import dataclasses
 from typing import TYPE_CHECKING
 
 from perfkit.cli.frame import Outcome, define, toolkit_for
+from perfkit.cli.keys import add_sign_key
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
 from perfkit.cli.settings import add_wait
@@ -64,6 +65,7 @@ def add_publish(publish: Parser) -> None:
     what = "symbolic links: refuse them (default), skip them, or publish what they lead to"
     publish.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
     publish.add_argument("--serial", type=int, metavar="N", help="the number of the release (default: the time)")
+    add_sign_key(publish)
     add_wait(publish)
     add_progress(publish)
     add_output(publish, "print one JSON object for each release")
@@ -74,7 +76,11 @@ def _publish(arguments: argparse.Namespace) -> int:
     if arguments.watch and arguments.serial is not None:
         raise ConfigError("--serial is for one release: leave it out with --watch")
     options = {name: getattr(arguments, name) for name in ("version", "keep_deltas", "exclude", "links")}
-    options["wait_s"] = parse_seconds(arguments.wait)
+    options |= {
+        "wait_s": parse_seconds(arguments.wait),
+        "sign_key": arguments.sign_key,
+        "expires_s": None if arguments.expires is None else parse_seconds(arguments.expires),
+    }
     with toolkit_for(arguments) as kit:
         if arguments.watch:
             with contextlib.closing(kit.publish_on_change(arguments.src, arguments.site, **options)) as releases:
@@ -90,7 +96,8 @@ def _publish(arguments: argparse.Namespace) -> int:
 
 def _print_release(arguments: argparse.Namespace, release: Release) -> None:
     if release.unchanged:
-        note = f"{arguments.site} offers {release.version} already; nothing to do"
+        done = "nothing to do" if arguments.expires is None else "its expiry is renewed"
+        note = f"{arguments.site} offers {release.version} already; {done}"
     else:
         note = (
             f"{release.version} (release {release.number}): {counted(release.files, 'file')}, "

@@ -16,6 +16,7 @@ from typing import NamedTuple
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
+from perfkit.minisign.public_keys import is_key
 
 __all__ = ["NamedTree", "is_tree_name", "read_trees"]
 
@@ -102,6 +103,9 @@ def _tree(
     checksums = options.get("checksums")
     if isinstance(checksums, str) and not checksums.startswith(("http://", "https://")):
         options["checksums"] = os.path.join(base, checksums)
+    keys = options.get("public_keys")
+    if isinstance(keys, list):
+        options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in keys]
     return NamedTree(places["source"], os.path.join(base, places["dest"]), options, settings)
 
 

@@ -12,6 +12,7 @@ from time import sleep
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.frame import Outcome, add_all, define
+from perfkit.cli.keys import add_public_key
 from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_rates, add_wait
@@ -81,6 +82,9 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
+    add_public_key(sync)
+    sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
+    sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
     sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
     interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
@@ -103,6 +107,9 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         "mirrors": arguments.mirrors,
         "checksums": arguments.checksums,
         "decompress": arguments.decompress,
+        "public_keys": arguments.public_keys,
+        "threshold": arguments.threshold,
+        "allow_expired": arguments.allow_expired,
     }
     if arguments.dry_run:
         return _planned(kit.plan(arguments.source, arguments.dest, **chosen))

@@ -17,6 +17,7 @@ from perfkit.downloads.http.transport import Get
 from perfkit.downloads.http.urls import split_url
 from perfkit.downloads.retry import Network, refuse
 from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
+from perfkit.minisign.public_keys import AnyKey
 from perfkit.redact import masked
 
 __all__ = [
@@ -140,24 +141,27 @@ class SharedChecksumFiles:
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
-        self._files: dict[str, tuple[threading.Lock, list[ChecksumFile]]] = {}
+        self._files: dict[tuple[str, tuple[AnyKey, ...]], tuple[threading.Lock, list[ChecksumFile]]] = {}
 
-    def get(self, url: str, fetch: Callable[[], str]) -> ChecksumFile:
+    def get(self, url: str, signers: tuple[AnyKey, ...], fetch: Callable[[], bytes]) -> ChecksumFile:
         """The file at `url`. Others who need it wait; if `fetch` raises, the next of them tries.
+
+        Args:
+            signers: keys, one of which has signed what `fetch` returns; others do not get what it returned.
 
         Raises:
             ConfigError: as `ChecksumFile`.
         """
         with self._lock:
-            lock, files = self._files.setdefault(url, (threading.Lock(), []))
+            lock, files = self._files.setdefault((url, signers), (threading.Lock(), []))
         with lock:
             if not files:
-                files.append(ChecksumFile(fetch(), url))
+                files.append(ChecksumFile(fetch().decode(errors="replace"), url))
             return files[0]
 
 
-def fetch(get: Get, network: Network, cancel: Cancel) -> str:
-    """The text of a checksum file. The caller has a slot at a host already, and tries again after a failure.
+def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:
+    """The bytes of a checksum file. The caller has a slot at a host already, and tries again after a failure.
 
     Raises:
         HTTPStatusError, TransferError, GiveUpError: it can't be fetched now.
@@ -179,4 +183,4 @@ def fetch(get: Get, network: Network, cancel: Cancel) -> str:
         raise TransferError(get.url, f"a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
     if answer.end is not None and len(data) < answer.end:
         raise TransferError(get.url, f"the body ended {answer.end - len(data)} bytes early", transient=True)
-    return data.decode(errors="replace")
+    return bytes(data)

@@ -24,7 +24,7 @@ from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
 
-__all__ = ["Probe", "probe"]
+__all__ = ["Probe", "probe", "read_small_file"]
 
 _NO_VERSION, _NO_VALIDATOR = Version(), Validator()
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
@@ -101,6 +101,21 @@ def probe(
         if cancel.wait(backoff_s(config, failures)):
             break
     raise CancelledError(url, "cancelled")
+
+
+def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel: Cancel) -> bytes:
+    """A small file, or the first `most` bytes of it, by one request, for a caller that has a place at the host.
+
+    Raises:
+        HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+        GiveUpError: the host asks for a long wait.
+    """
+    with network.transport.open(get, cancel) as response:
+        fields = as_stored(response.headers, get.url)
+        answer = judge(response.status, fields, start=0, end=None, total=None, ranged=False)
+        if answer.verdict is Verdict.STATUS:
+            refuse(get.url, response, answer.reason, host=host, network=network)
+        return _read(get.url, response, answer, most, None, 1).first
 
 
 def _read(url: str, response: Response, answer: Answer, most: int, known: Version | None, requests: int) -> Probe:

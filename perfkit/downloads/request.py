@@ -12,6 +12,7 @@ from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
+from perfkit.minisign.public_keys import AnyKey, read_public_keys
 from perfkit.redact import masked
 
 __all__ = ["Download", "Request"]
@@ -54,6 +55,7 @@ class _Options(_WithoutSecrets):
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
     segments: int | None = None  # the most connections for this file; None: `Config.segments`
     byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
+    public_keys: tuple[AnyKey, ...] = ()  # one has to have signed the file, or the checksum file that `checksum` names
     known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
     only: Validator | None = None  # bytes of another version of `url` than this are an error
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
@@ -105,6 +107,10 @@ class Request(_Options):
             if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
                 raise ConfigError(f"mirrors must be several URLs; got {masked(self.mirrors)!r}")
             object.__setattr__(self, "mirrors", tuple(self.mirrors))
+        if self.public_keys:
+            object.__setattr__(self, "public_keys", read_public_keys(self.public_keys))
+            if self.byte_range is not None:
+                raise ConfigError("public_keys were given with a byte_range, and a signature is one of the whole file")
         for name, kind, default in _PLAIN:
             if (value := getattr(self, name)) is not default:
                 check_type(name, value, kind, secret=name == "auth")
@@ -138,7 +144,7 @@ class Request(_Options):
 _PLAIN = tuple(
     (each.name, str(each.type), each.default)
     for each in fields(Request)
-    if each.name not in ("url", "mirrors", "headers", "known", "only")
+    if each.name not in ("url", "mirrors", "headers", "public_keys", "known", "only")
 )
 
 

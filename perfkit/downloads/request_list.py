@@ -8,8 +8,9 @@ import contextlib
 import os
 import select
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from types import TracebackType
+from typing import Any
 from urllib.parse import quote, urljoin
 
 from perfkit.downloads.checksum_files import parse_line
@@ -32,21 +33,20 @@ class RequestList:
     left out. Not more than 64 KiB are read ahead.
 
     Args:
-        headers, resume: of every request.
         base: what URLs in the list, and names in a file of checksums, are relative to.
+        options: of every request, such as `headers` and `resume`.
 
     Raises:
         ConfigError: `base` is no URL; the file does not exist (in `with`), or a line of more than 64 KiB (while
             iterating).
     """
 
-    def __init__(self, path: str, *, headers: Mapping[str, str], resume: bool = True, base: str | None = None) -> None:
+    def __init__(self, path: str, *, base: str | None = None, **options: Any) -> None:
         if base is not None:
             origin_of(base)
         self._path = path
         self._base = base
-        self._headers = headers
-        self._resume = resume
+        self._options = options
         self._descriptor = -1
 
     def __enter__(self) -> RequestList:
@@ -93,7 +93,7 @@ class RequestList:
                 if (parts := self._split(text)) is None:
                     continue
                 url, name, checksum = parts
-                yield Request(url, name, checksum=checksum, headers=self._headers, resume=self._resume)
+                yield Request(url, name, checksum=checksum, **self._options)
             except ConfigError as error:
                 refusal = ConfigError(f"{self._path}, line {number}: {error}")
                 yield Download(url=url or text.strip(), path="", error=refusal)

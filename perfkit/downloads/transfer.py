@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import math
 import os
@@ -9,11 +10,13 @@ import threading
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, BinaryIO
 
 from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
 from perfkit.downloads.checksums import Checksum, matches
+from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.semantics import (
     Answer,
@@ -23,7 +26,7 @@ from perfkit.downloads.http.semantics import (
     may_be_filling_a_cache,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import is_loopback, may_share, origin_of
+from perfkit.downloads.http.urls import is_loopback, may_share, origin_of, signature_url
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -35,6 +38,7 @@ from perfkit.downloads.negotiation import (
     request_headers,
 )
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
+from perfkit.downloads.probe import read_small_file
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -46,13 +50,18 @@ from perfkit.errors import (
     IntegrityError,
     PerfkitError,
     RemoteChangedError,
+    SignatureError,
     TransferError,
     reason_of,
 )
 from perfkit.filesystem.paths import safe_basename
+from perfkit.minisign.public_keys import MAX_FILE_BYTES, read_public_keys
 from perfkit.progress.meter import FileMeter
 from perfkit.progress.text import counted
 from perfkit.redact import redacted
+
+if TYPE_CHECKING:
+    from perfkit.minisign.signatures import Signature
 
 __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
@@ -136,6 +145,7 @@ class Transfer:
         self._started_s = 0.0
         self._begun = False  # it has been looked at what is there
         self._version = Version()
+        self._signature: Signature | None = None  # of the current source, if there has to be one
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
 
@@ -273,6 +283,8 @@ class Transfer:
             self._meter.start(None, host=self.host)
         if self.request.checksum is not None and self._checksum is None:
             self._checksum = self.request.promised or self._look_up(self.request.checksum)
+        if self._is_signed and self._signature is None:
+            self._signature = self._fetch_signature(task.url)  # first: without it, the file is of no use
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
@@ -297,17 +309,22 @@ class Transfer:
         """The checksum that the file of them at a URL has for this one.
 
         Raises:
+            SignatureError: it is not signed as the caller wants.
             TransferError: it has none.
             as `fetch`.
         """
+        signers = self.request.public_keys
 
-        def read() -> str:
+        def read() -> bytes:
             with self._lock:
                 self._attempts.requests += 1
-            return fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+            data = fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
+            if signers:
+                self._verify(io.BytesIO(data), self._fetch_signature(url))
+            return data
 
         try:
-            return self._context.checksum_files.get(url, read).find(self.request.url)
+            return self._context.checksum_files.get(url, signers, read).find(self.request.url)
         except ConfigError as error:
             raise TransferError(self.request.url, str(error)) from None
 
@@ -352,6 +369,68 @@ class Transfer:
             named=own or self.request.home is None,
             limit=min(self._throttles, key=lambda each: each.rate or math.inf),
         )
+
+    @property
+    def _is_signed(self) -> bool:
+        """Whether the file has to have a signature of its own; where its checksum is in a file, that has to have it."""
+        return bool(self.request.public_keys) and not self.request.checksum_url
+
+    def _fetch_signature(self, signed_url: str) -> Signature:
+        """The signature of the file at a URL, not verified yet.
+
+        Raises:
+            SignatureError: there is none.
+            TransferError: it can't be fetched.
+            ConfigError: the package cryptography is missing.
+        """
+        from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
+
+        load_ed25519()
+        url = signature_url(signed_url)
+        get = self._make_get(url, {"Cache-Control": "max-age=0"})
+        with self._lock:
+            self._attempts.requests += 1
+        try:
+            network = self._context.network
+            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=host_of(url), cancel=self.cancel)
+            with self._lock:
+                self._attempts.arrived(len(data), 0)
+            return Signature.parse(data)
+        except BadSignatureError as error:
+            raise SignatureError(url, str(error)) from error
+        except HTTPStatusError as error:
+            if error.transient:
+                raise
+            reason = f"it is not signed: {redacted(url)}: {error.reason}"
+            raise SignatureError(self.request.url, reason) from error
+
+    def _verify_signature(self, path: str | int) -> None:
+        """See that the file, given by its path or a descriptor, is signed as the caller wants.
+
+        Raises:
+            SignatureError: it is not.
+        """
+        assert self._signature is not None
+        self._meter.verifying()
+        with open(path, "rb") as file:
+            file.seek(0)
+            self._verify(file, self._signature)
+
+    def _verify(self, file: BinaryIO, signature: Signature) -> None:
+        """See that a signature is one of this content by a key of the caller's.
+
+        Raises:
+            SignatureError: it is not.
+        """
+        from perfkit.minisign.signatures import BadSignatureError, verify
+
+        keys = read_public_keys(self.request.public_keys)
+        try:
+            verify(file, signature, keys, stopped=lambda: self.cancel.cancelled)
+        except BadSignatureError as error:
+            if self.cancel.cancelled:
+                raise CancelledError(self.request.url, "cancelled") from error
+            raise SignatureError(self.request.url, str(error)) from error
 
     def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel
@@ -650,17 +729,13 @@ class Transfer:
 
     def _conclude(self, partial: PartialFile | None) -> None:
         kept = False
-        if self._error is None and not self._unchanged:
-            assert partial is not None
+        if self._error is None:
             try:
-                if partial.digest is not None:
-                    self._meter.verifying()
-                    partial.verify(self.cancel)
-                self._publish(partial)
-            except IntegrityError as error:
-                if self._try_again(partial, error):
+                self._finish(partial)
+            except (IntegrityError, SignatureError) as error:
+                if partial is not None and not self._unchanged and self._try_again(partial, error):
                     return
-                self._error = error
+                self._error, self._unchanged = error, False
             except (PerfkitError, OSError) as error:
                 self._error = error
         if partial is not None and (self._error is not None or self._unchanged):
@@ -673,7 +748,21 @@ class Transfer:
                 kept = partial.keep_or_discard()
         self._report(partial, kept=kept)
 
-    def _try_again(self, partial: PartialFile, error: IntegrityError) -> bool:
+    def _finish(self, partial: PartialFile | None) -> None:
+        """Verify the file, and give it its name if it is new."""
+        if self._unchanged:
+            if self._is_signed:
+                self._verify_signature(self.path)
+            return
+        assert partial is not None
+        if partial.digest is not None:
+            self._meter.verifying()
+            partial.verify(self.cancel)
+        if self._is_signed:
+            self._verify_signature(os.dup(partial.descriptor))
+        self._publish(partial)
+
+    def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
         """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
@@ -682,6 +771,7 @@ class Transfer:
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False
+            self._signature = None
         _log.info("%s: starts over: %s", redacted(self.request.url), error)
         self._replace(partial, None)
         partial.retire()

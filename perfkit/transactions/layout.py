@@ -27,6 +27,7 @@ __all__ = [
     "SERIALS",
     "STATCACHE",
     "STATE",
+    "TRUST",
     "check_own_name",
     "check_recorded_name",
     "check_staged_name",
@@ -53,6 +54,7 @@ _STAGE = "stage-"  # followed by the lock's token: the new files of one transact
 MANIFEST = f"{PRIVATE_DIR}/manifest"  # of the installed release; committed and rolled back with its files
 RELEASE = f"{PRIVATE_DIR}/release"  # JSON: source and version of the installed release; rolled back, too
 SERIALS = f"{PRIVATE_DIR}/serials"  # JSON: the highest serial installed from each source; never rolled back
+TRUST = f"{PRIVATE_DIR}/trust"  # JSON: whose signatures the tree's releases need; never rolled back
 STATCACHE = f"{PRIVATE_DIR}/statcache"  # stat and digest of each file, so that unchanged ones are not read again
 CLOCK = f"{PRIVATE_DIR}/clock"  # touched to read the file system's clock
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from enum import StrEnum
 from typing import TYPE_CHECKING
 
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
+from perfkit.updates.signers import Demands
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
@@ -43,6 +44,7 @@ class SourceSpec:
         checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
         release: the version of the wanted release of a site; None: the current one.
+        demands: what the release has to be, whatever it is offered by.
     """
 
     location: str
@@ -52,6 +54,7 @@ class SourceSpec:
     checksums: str | None = None
     mirrors: tuple[str, ...] = ()
     release: str | None = None
+    demands: Demands = field(default_factory=Demands)
 
     def __post_init__(self) -> None:
         for url in self.mirrors:

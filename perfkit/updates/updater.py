@@ -28,7 +28,6 @@ from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
-from perfkit.releases.format import MAX_AHEAD_MS
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
@@ -41,6 +40,7 @@ from perfkit.updates.installed import Installed, as_recorded, encode_record, man
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
 from perfkit.updates.report import SyncReport
+from perfkit.updates.signers import Trust, warn_if_unprotected
 from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
@@ -57,8 +57,6 @@ __all__ = ["Sync", "SyncOptions", "plan", "sync"]
 _UNPACKED_BYTES_PER_S = 150e6
 _APPLIED_FILES_PER_S = 10e3
 _BRIEF_S = 0.5  # a stage whose size is not known yet
-
-_CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 
 _log = logging.getLogger(__name__)
 
@@ -128,7 +126,6 @@ def _sync(
         if passes_over(source):
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
-        update.refuse_future()
         if spec.release is None:
             update.refuse_downgrade()
         report = update.run(tree, passes_over)
@@ -142,6 +139,8 @@ def _sync(
 
     left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
     source = open_source(fetcher, spec, installed)
+    if not installed.is_from(source.url) and Trust.read(tree.root).signers is None:
+        warn_if_unprotected(source.url)
     try:
         return sync_from(source)
     except (ManifestError, TransferError) as error:
@@ -207,7 +206,6 @@ def plan(
         local_changes = cast(LocalChanges, config.local_changes)
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
-        dry_run.refuse_future()
         if spec.release is None:
             dry_run.refuse_downgrade()
         local = dry_run.scan(now_ns=0)
@@ -310,23 +308,6 @@ class Sync:
         with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
-
-    def refuse_future(self) -> None:
-        """Refuse a release from the future.
-
-        A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing
-        that the site offers afterwards would be installed.
-
-        Raises:
-            UpdateError: the source offers one.
-        """
-        source, now_ms = self._source, time.time_ns() // 1_000_000
-        if now_ms >= _CLOCK_IS_SET_MS and source.serial > now_ms + MAX_AHEAD_MS:
-            raise UpdateError(
-                f"{source.url} offers version {source.version} with serial {source.serial}, which as a time in "
-                "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
-                "site was tampered with; set the clock, or publish to a new site directory"
-            )
 
     def refuse_downgrade(self) -> None:
         """Refuse a release that is older than any installed from this source, unless allowed.

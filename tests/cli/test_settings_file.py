@@ -12,6 +12,7 @@ import pytest
 
 from perfkit.cli import main
 from tests.support.command import the_object
+from tests.support.signing import NEW, OLD, change_pointer
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
@@ -182,6 +183,22 @@ def test_sources_of_other_kinds(trees: Path, tmp_path: Path, cli_origin: Origin,
     assert "selected as before" not in capsys.readouterr().err
     assert main(["sync", cli_origin.url, "./part"]) == 0
     assert "selected as before: -*.py (--include '*' selects all)" in capsys.readouterr().err
+
+
+def test_public_keys(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: Capture) -> None:
+    """Each as its line, or as the path of a file, from the file's directory; so many of them have to sign."""
+    (tmp_path / "new.pub").write_bytes(NEW.public.encode())
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    changed_to(trees, f'public_keys = ["{OLD.public}", "new.pub"]\nthreshold = 2')
+    change_pointer(tmp_path / "site", [NEW])
+    assert main(["sync", "two", "--config", "../perfkit.toml"]) == 1
+    assert f"not signed by 2 of the keys {OLD.public.name}, {NEW.public.name}" in capsys.readouterr().err
+    change_pointer(tmp_path / "site", [OLD, NEW], expires_s=1_700_000_000)
+    assert main(["sync", "two", "--config", "../perfkit.toml", "--now"]) == 4
+    changed_to(trees, "allow_expired = true")
+    assert main(["sync", "two", "--config", "../perfkit.toml", "--now"]) == 0
+    assert tree_of(tmp_path / "second") == ONE
 
 
 def test_no_trees(trees: Path, capsys: Capture) -> None:

@@ -25,6 +25,7 @@ from perfkit.contrib.django.management import ToolkitCommand
 from perfkit.contrib.django.signals import ReceiverError, tree_updated
 from perfkit.server.server import Server
 from tests.support.django_commands import FIRST, SECOND, Site, failure, run
+from tests.support.signing import NEW, OLD, change_pointer
 from tests.support.terminal import Terminal
 from tests.support.trees import tree_of
 
@@ -100,6 +101,17 @@ def test_several_trees_of_which_one_fails(published: Site, told: list[Any]) -> N
         assert told == [("rules", "1", 1)]
         assert failure("perfkit_sync", "nothing")[0] == 1
         assert json.loads(run("perfkit_status", json=True)[0])["trees"][0]["state"] == "absent"
+
+
+def test_signed_releases(published: Site) -> None:
+    """`PUBLIC_KEYS` and `THRESHOLD` say who has to sign the releases of a tree; also for a dry run."""
+    entry = {"SOURCE": published.url, "DEST": published.dest, "PUBLIC_KEYS": [str(OLD.public), str(NEW.public)]}
+    with override_settings(PERFKIT={"TREES": {"rules": {**entry, "THRESHOLD": 2}}, "RETRIES": 0}):
+        assert "not signed by 2 of the keys" in failure("perfkit_sync", "rules")[1]
+        assert "not signed by 2 of the keys" in failure("perfkit_sync", "rules", dry_run=True)[1]
+        change_pointer(published.root / "site", [OLD, NEW])
+        run("perfkit_sync", "rules")
+    assert tree_of(published.dest) == FIRST
 
 
 def test_invalid_usage(published: Site) -> None:

@@ -15,6 +15,7 @@ from perfkit import Config
 from perfkit.archives.members import Selection
 from perfkit.contrib.django import conf
 from tests.support.django_commands import failure, run
+from tests.support.signing import OLD
 
 
 def test_settings_become_configs(tmp_path: Path) -> None:
@@ -82,6 +83,9 @@ WRONG = [
     ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": "https://example.org/"}}}, '["https://'),
     ("E006", {"TREES": {"rules": {**GOOD, "MIRRORS": ["example.org"]}}}, "https://"),
     ("E006", {"TREES": {"rules": {**GOOD, "CHECKSUMS": "SHA256SUMS"}}}, "https://"),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": ["RW"]}}}, "perfkit keygen"),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": str(OLD.public)}}}, '["RW…"]'),
+    ("E009", {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": [str(OLD.public)], "THRESHOLD": 2}}}, "perfkit keygen"),
     ("E008", {"TREES": {"rules": GOOD, "geo": {**GOOD, "DEST": "/srv/../srv/rules/"}}}, "of its own"),
 ]
 
@@ -121,6 +125,9 @@ SECRET = [
     {"TREES": {"rules": {**GOOD, "TYPE": {"AUTH": "s3cret"}}}},
     {"TREES": {"rules": {**GOOD, "INCLUDE": {"AUTH": "s3cret"}}}},
     {"TREES": {"rules": {**GOOD, "STRIP_COMPONENTS": "https://me:s3cret@example.org/"}}},
+    {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": ["https://me:s3cret@example.org/"]}}},
+    {"TREES": {"rules": {**GOOD, "PUBLIC_KEYS": [["s3cret"]]}}},
+    {"TREES": {"rules": {**GOOD, "THRESHOLD": "https://me:s3cret@example.org/"}}},
 ]
 
 

@@ -10,6 +10,7 @@ import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,10 +20,12 @@ import pytest
 
 from perfkit import Release, Toolkit, UnsafePathError
 from perfkit.libc import is_being_written
+from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
 from tests.support.files import make
+from tests.support.signing import OLD
 from tests.support.trees import tree_of
 
 _opened: list[str] | None = None
@@ -62,6 +65,27 @@ def releases(src: Path, tmp_path: Path) -> Iterator[Iterator[Release]]:
     """The releases as they are made; ended after the test."""
     with contextlib.closing(publish_on_change(str(src), str(tmp_path / "site"), version="r{n}", quiet_s=0.05)) as made:
         yield made
+
+
+def test_a_release_that_expires_is_renewed(src: Path, tmp_path: Path) -> None:
+    """Though nothing changes, and without another release."""
+    pointer = tmp_path / "site/perfkit.json"
+    options: dict[str, Any] = {"version": "r{n}", "expires_s": 1, "quiet_s": 0.01, "sign_keys": [OLD]}
+    with contextlib.closing(publish_on_change(str(src), str(tmp_path / "site"), **options)) as made:
+        next(made)
+        first = Pointer.parse(pointer.read_bytes())
+        threading.Thread(target=change_when_renewed, args=(pointer, src / "d0/f3")).start()
+        assert next(made).version == "r2"
+    assert Pointer.parse(pointer.read_bytes()).expires_s > first.expires_s
+    assert len(list((tmp_path / "site/objects").glob("*.minisig"))) >= 3
+
+
+def change_when_renewed(pointer: Path, path: Path) -> None:
+    """Change a file when the pointer was replaced."""
+    before, deadline_s = pointer.read_bytes(), time.monotonic() + 30
+    while pointer.read_bytes() == before and time.monotonic() < deadline_s:
+        time.sleep(0.01)
+    path.write_bytes(b"edited")
 
 
 def test_edits_are_published(kit: Toolkit, src: Path, tmp_path: Path, releases: Iterator[Release]) -> None:

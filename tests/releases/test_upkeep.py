@@ -14,6 +14,7 @@ import pytest
 from perfkit import ConfigError, LockedError, Toolkit, UnsafePathError, UpdateError
 from perfkit.releases.publish.publisher import GRACE_S
 from perfkit.releases.publish.site import Site
+from tests.support.signing import OLD, publish_signed, signature_file
 from tests.support.sites import publish
 from tests.support.trees import ONE, TWO, write_tree
 
@@ -148,6 +149,19 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
         assert (pruned.objects, pruned.bytes) == (1, 100)
     assert not stray.exists()
     assert kit.check_site(site).intact
+
+
+def test_prune_a_signed_site(kit: Toolkit, tmp_path: Path) -> None:
+    """The signature of the current pointer stays, however old it is; those of earlier ones go after a day."""
+    publish_signed(site := tmp_path / "site", ONE, "1", OLD)
+    before = signature_file(site, OLD)
+    publish_signed(site, ONE, "1", OLD, expires_s=3600)
+    for path in (before, current := signature_file(site, OLD)):
+        os.utime(path, (1, 1))
+    assert kit.check_site(site).intact
+    size = before.stat().st_size
+    assert (kit.prune(site, dry_run=True).objects, kit.prune(site).bytes) == (1, size)
+    assert (before.exists(), current.exists()) == (False, True)
 
 
 def test_prune_a_tree(kit: Toolkit, tmp_path: Path) -> None:

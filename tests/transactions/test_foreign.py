@@ -19,6 +19,7 @@ from perfkit import Config, Toolkit
 from perfkit.errors import PerfkitError, RecoveryError, RollbackError, UpdateError
 from perfkit.transactions.records import with_checksum
 from perfkit.transactions.tree import Tree
+from tests.support.signing import OLD, change_pointer, public
 from tests.support.sites import Origin
 from tests.support.trees import tree_of
 
@@ -259,6 +260,8 @@ PLANTED = [
     "release",
     "serials",
     "serials~",
+    "trust",
+    "trust~",
     "manifest",
     "statcache",
     "statcache~",
@@ -281,6 +284,8 @@ PLANTED = [
 def test_planted_files(foreign: Path, origin: Origin, make_kit: Callable[..., Toolkit], name: str, kind: str) -> None:
     """What has a name that perfkit uses is neither followed, written through nor waited for."""
     origin.publish({"a": b"three", "b/c": b"new"}, "1")
+    keys = [OLD] if name.startswith("trust") else []
+    change_pointer(origin.site, keys)
     victim, path = foreign.parent / "victim", foreign / ".perfkit" / name
     before = victim.stat().st_mode
     if path.is_dir():
@@ -296,7 +301,7 @@ def test_planted_files(foreign: Path, origin: Origin, make_kit: Callable[..., To
         path.mkdir()
     kit = make_kit()
     for command in (
-        lambda: kit.sync(origin.url, foreign),
+        lambda: kit.sync(origin.url, foreign, public_keys=public(*keys)),
         lambda: kit.verify(foreign),
         lambda: kit.rollback(foreign),
         lambda: kit.status(foreign),

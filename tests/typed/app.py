@@ -85,7 +85,7 @@ def failures(kit: Toolkit) -> str:
 def trees(kit: Toolkit) -> None:
     release: Release = kit.publish("src", Path("site"), version="1", exclude=["*.bak"])
     plan: Plan = kit.plan("https://h/site", "tree")
-    report: SyncReport = kit.sync("https://h/site", "tree")
+    report: SyncReport = kit.sync("https://h/site", "tree", public_keys=["RW", Path("key.pub")], threshold=2)
     back: SyncReport = kit.rollback("tree", to=1)
     generations: list[Generation] = kit.history("tree")
     found: VerifyReport = kit.verify("tree", repair=True)

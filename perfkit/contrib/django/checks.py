@@ -34,13 +34,15 @@ def check_deployment(
 ) -> list[checks.CheckMessage]:
     """`perfkit.W002`, with `--deploy`: a tree that is fetched over plain http."""
     trees = read(getattr(settings, "PERFKIT", {})).trees.values()
-    hint = "Use https: the digests of the files come over the same connection."
+    hint = "Use https, or PUBLIC_KEYS: the digests of the files come over the same connection."
     return [
         checks.Warning(
             f"The tree {tree.name!r} is fetched over plain http: {redacted(tree.source)}", hint=hint, id="perfkit.W002"
         )
         for tree in trees
-        if tree.source.lower().startswith("http://") and not is_loopback(origin_of(tree.source)[1])
+        if tree.source.lower().startswith("http://")
+        and not is_loopback(origin_of(tree.source)[1])
+        and not tree.public_keys
     ]
 
 

@@ -24,6 +24,7 @@ from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
 from perfkit.redact import value_shown
 from perfkit.updates.check import Check
+from perfkit.updates.signers import Signers
 from perfkit.updates.source_types import parse_source_type
 
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "load", "read", "tree_settings"]
@@ -42,6 +43,8 @@ OF_A_TREE = (
     "MIRRORS",
     "CHECK",
     "MIN_INTERVAL",
+    "PUBLIC_KEYS",
+    "THRESHOLD",
 )
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
@@ -60,6 +63,8 @@ class TreeSettings:
     mirrors: tuple[str, ...] = field(default=(), repr=False)
     check: Check | None = None  # as for `Toolkit.sync`
     min_interval_s: float = 0.0  # between syncs by `perfkit_sync`
+    public_keys: tuple[str, ...] = ()  # as for `Toolkit.sync`
+    threshold: int = 1
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
 
 
@@ -163,6 +168,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
     mirrors = [each for each in (_source(f'{where}["MIRRORS"]', mirror, problems) for mirror in mirrors) if each]
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
     interval_s = _interval(f'{where}["MIN_INTERVAL"]', entry.get("MIN_INTERVAL", 0), problems)
+    keys, threshold = _signers(where, entry, problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
         return None
@@ -177,6 +183,8 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         mirrors=tuple(mirrors),
         check=check,
         min_interval_s=interval_s,
+        public_keys=keys,
+        threshold=threshold,
         config=config,
     )
 
@@ -236,6 +244,19 @@ def _interval(where: str, value: object, problems: list[Problem]) -> float:
     message = f'must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}'
     problems.append(Problem("E009", where, message, "It is the least time between two syncs of this tree."))
     return 0.0
+
+
+def _signers(where: str, entry: Mapping[object, object], problems: list[Problem]) -> tuple[tuple[str, ...], int]:
+    """Who has to sign the releases of a tree, and how many of them."""
+    keys: Any = entry.get("PUBLIC_KEYS", ())
+    threshold: Any = entry.get("THRESHOLD", 1)
+    try:
+        found = Signers.of(keys, threshold)
+    except ConfigError as error:
+        hint = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
+        problems.append(Problem("E009", f'{where}["PUBLIC_KEYS"]', f"is invalid: {error}", hint))
+        return (), 1
+    return (tuple(map(str, found.keys)), found.threshold) if found else ((), 1)
 
 
 def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:

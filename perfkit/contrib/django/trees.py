@@ -130,6 +130,8 @@ def _options(tree: TreeSettings) -> dict[str, Any]:
         "decompress": tree.decompress,
         "checksums": tree.checksums,
         "mirrors": tree.mirrors,
+        "public_keys": tree.public_keys,
+        "threshold": tree.threshold,
     }
 
 

@@ -22,6 +22,7 @@ __all__ = [
     "is_signed",
     "may_share",
     "origin_of",
+    "signature_url",
     "split_url",
     "unsigned",
 ]
@@ -133,6 +134,12 @@ def split_url(url: str) -> tuple[str, str, str]:
         raise ConfigError(f"{masked(url)!r} is not an http or https URL: it contains control characters")
     scheme, authority, target = found.groups()
     return scheme.lower(), authority, target if target.startswith("/") else f"/{target}"
+
+
+def signature_url(url: str) -> str:
+    """Where the signature of the file at a URL is: beside it, as minisign names it, with the same query."""
+    path, question, query = url.partition("#")[0].partition("?")
+    return f"{path}.minisig{question}{query}"
 
 
 def credentials_in(url: str) -> tuple[str, str] | None:

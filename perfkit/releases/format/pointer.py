@@ -94,6 +94,7 @@ class Pointer:
         fine: the index of small frames, for updates.
         history: the publisher's own record; clients ignore it.
         deltas: at most one for each earlier release, which leads nearer to this release.
+        expires_s: until when the publisher vouches for it, in seconds since 1970; 0: without end.
     """
 
     version: str
@@ -104,6 +105,7 @@ class Pointer:
     fine: PackedRef
     history: ObjectRef
     deltas: tuple[DeltaRef, ...] = ()
+    expires_s: int = 0
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
@@ -115,7 +117,7 @@ class Pointer:
         if len(data) > MAX_POINTER_BYTES:
             _refuse(f"larger than {MAX_POINTER_BYTES} bytes")
         try:
-            record = json.loads(data)
+            record = json.loads(data.decode())
         except (ValueError, RecursionError) as error:
             raise ManifestError(f"{POINTER_NAME}: not JSON: {error}") from error
         if not isinstance(record, dict):
@@ -137,6 +139,7 @@ class Pointer:
             fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=packed.object.bytes),
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
+            expires_s=_number(record, "expires", 1, (1 << 53) - 1) if "expires" in record else 0,
         )
         for delta in pointer.deltas:
             pointer.chain(delta.origin)
@@ -154,6 +157,8 @@ class Pointer:
             "history": {"object": self.history.sha256, "bytes": self.history.bytes},
             "deltas": [[delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas],
         }
+        if self.expires_s:
+            record["expires"] = self.expires_s
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
     def chain(self, manifest_sha256: str) -> tuple[DeltaRef, ...]:

@@ -29,7 +29,7 @@ def publish_on_change(
     The tree is hashed once; then only files that the kernel reports, or all of them if it lost events or `src` was
     replaced. A file that is open for writing stays as in the last release until it is closed, as far as the kernel
     tells. A failure, such as a symbolic link, is logged, and publishing is tried again at the next change; a failure of
-    the first release is raised.
+    the first release is raised. A release that expires is renewed when half of its time is over.
 
     Args:
         quiet_s: how long nothing must change before a change is published.
@@ -41,6 +41,7 @@ def publish_on_change(
     chosen = PublishOptions(**options)
     check_places(src, site)
     tree = SourceTree(src, chosen.exclude, links=chosen.links, closed_only=True)
+    renew_s = None if chosen.expires_s is None else chosen.expires_s / 2
 
     def publish() -> Release:
         return publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen)
@@ -50,10 +51,10 @@ def publish_on_change(
         yield publish()
         waiting: set[str] | None = set()  # changed names that are not published yet; None: any may have changed
         while True:
-            dirty.wait()
+            renew = not dirty.wait(renew_s)
             names = _gather(dirty, quiet_s)
             waiting = None if names is None or waiting is None else waiting | names
-            if waiting is not None and not waiting:
+            if waiting is not None and not waiting and not renew:
                 continue
             try:
                 if waiting is None:

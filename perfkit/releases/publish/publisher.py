@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, get_args
 
 from perfkit.errors import ConfigError
+from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format import MAX_AHEAD_MS
@@ -48,6 +49,7 @@ _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 _LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
 _SOLID_WORK = 0.87  # of packing goes into solid packs, the rest into fine ones; for progress
+_LONGEST_S = 100 * 365.25 * 86_400
 _SOLID_PACKS = 12  # a first install makes a request for each
 
 
@@ -63,6 +65,8 @@ class PublishOptions:
         links: what to do with symbolic links, as for `SourceTree`.
         serial: of the release; None: the time, or one more than that of the last release.
         wait_s: how long to wait for another process that publishes to this site.
+        sign_keys: the keys that sign the pointer.
+        expires_s: for how long the publisher vouches for the pointer; None: without end. Publishing again renews it.
 
     Raises:
         ConfigError: a value is invalid.
@@ -74,6 +78,8 @@ class PublishOptions:
     links: Links = "refuse"
     serial: int | None = None
     wait_s: float = 0.0
+    sign_keys: Collection[SecretKey] = ()
+    expires_s: float | None = None
 
     def __post_init__(self) -> None:
         if not isinstance(self.version, str) or not 1 <= len(self.version) <= 200 or not self.version.isprintable():
@@ -84,6 +90,8 @@ class PublishOptions:
             raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
         if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
             raise ConfigError(f"serial must be from 1 to {MAX_SERIAL}; got {self.serial}")
+        if self.expires_s is not None and not 1 <= self.expires_s <= _LONGEST_S:
+            raise ConfigError(f"expires_s must be from 1 second to 100 years, or None; got {self.expires_s}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,7 +109,7 @@ class Release:
         objects_written: new files in the site.
         bytes_written: the total size of these.
         deltas: how many earlier releases can be updated by deltas.
-        unchanged: the site already offered this tree as this version, and nothing was done.
+        unchanged: the site already offered this tree as this version, and at most its expiry and signatures are new.
         seconds: how long it took.
     """
 
@@ -198,6 +206,7 @@ class _Publisher:
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
         self._follow = options.links == "follow"
+        expires_s = int(time.time() + options.expires_s) if options.expires_s is not None else 0
         same = previous is not None and previous.manifest_sha256 == manifest.sha256.hex()
         now_ms = time.time_ns() // 1_000_000
         number = previous.serial - self._history.first + 2 if previous else 1
@@ -213,6 +222,7 @@ class _Publisher:
         deltas = {(delta.origin, delta.target): delta for delta in self._history.deltas}
         if previous is not None and same:
             if previous.version == version or version != _versioned(version, number):
+                self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
                 return self._release(previous, number - 1, began_s, unchanged=True)
             packed, solid, fine = previous.manifest, previous.solid, previous.fine
         else:
@@ -233,8 +243,8 @@ class _Publisher:
         used = {ref.sha256 for ref in referenced(self._site, History(tuple(records), kept), solid)}
         retired = self._retired(used)
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
-        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered)
-        self._site.replace_pointer(pointer)
+        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s)
+        self._site.replace_pointer(pointer, options.sign_keys)
         self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
         return self._release(pointer, number, began_s)
 

@@ -9,7 +9,7 @@ import re
 import threading
 import time
 from bisect import bisect_right
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import islice
 from operator import itemgetter
 
@@ -17,7 +17,9 @@ from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode, sync_directory
-from perfkit.releases.format import POINTER_NAME
+from perfkit.minisign.secret_keys import SecretKey
+from perfkit.progress.text import printable
+from perfkit.releases.format import POINTER_NAME, signature_path
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
@@ -140,20 +142,34 @@ class Site:
         """Whether there are no objects."""
         return not os.listdir(self.objects)
 
-    def replace_pointer(self, pointer: Pointer) -> None:
-        """Offer another release, all of whose objects are written. Durable.
+    def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = ()) -> None:
+        """Offer another release, all of whose objects are written; sign it before. Durable.
 
         Raises:
             ManifestError: it exceeds a limit of the format.
         """
         encoded = pointer.encode()
         Pointer.parse(encoded)  # so that no client refuses what is published
+        path, current = os.path.join(self.root, POINTER_NAME), None
+        with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
+            current = file.read()
+        site = printable(os.path.basename(os.path.realpath(self.root)))
+        about = f"file:{POINTER_NAME}\tsite:{site}\tversion:{pointer.version}\tserial:{pointer.serial}"
+        for key in keys:
+            signature = os.path.join(self.root, signature_path(hashlib.sha256(encoded).hexdigest(), key.public.name))
+            if not os.path.exists(signature):
+                self._replace(signature, key.sign(encoded, f"timestamp:{int(time.time())}\t{about}"))
         _sync_directory(self.objects)
-        path = os.path.join(self.root, POINTER_NAME)
-        descriptor, fresh = _new_file(self.root)
+        if encoded != current:
+            self._replace(path, encoded)
+
+    def _replace(self, path: str, data: bytes) -> None:
+        """Write a file anew. Durable."""
+        directory = os.path.dirname(path)
+        descriptor, fresh = _new_file(directory)
         try:
             with os.fdopen(descriptor, "wb") as file:
-                file.write(encoded)
+                file.write(data)
                 file.flush()
                 _date_after(file.fileno(), path)
                 os.fsync(file.fileno())
@@ -162,7 +178,7 @@ class Site:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(fresh)
             raise
-        _sync_directory(self.root)
+        _sync_directory(directory)
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
@@ -232,9 +248,13 @@ class Site:
             dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
+        with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
+            signatures = hashlib.file_digest(file, "sha256").hexdigest()  # how the names of the current ones begin
         removed = []
         for item in os.scandir(self.objects):
-            if item.name in keep or retired.get(item.name, item.stat().st_mtime) > limit:
+            if item.name in keep or item.name.startswith(signatures):
+                continue
+            if retired.get(item.name, item.stat().st_mtime) > limit:
                 continue
             removed.append(ObjectRef(item.name, item.stat().st_size))
             if not dry_run:

@@ -38,7 +38,7 @@ def list_releases(downloads: DownloadManager, url: str, stage: str) -> list[Offe
         stage: a directory for temporary files.
     """
     site = SiteClient(Fetcher(downloads, stage), site_url(url))
-    current, _ = site.pointer()
+    current = Pointer.parse(site.pointer()[0])
     found = (OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current))
     return sorted(found, key=lambda each: -each.serial)
 

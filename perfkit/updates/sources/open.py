@@ -16,6 +16,7 @@ from perfkit.downloads.probe import Probe
 from perfkit.errors import (
     CancelledError,
     ConfigError,
+    ExpiredError,
     HTTPStatusError,
     PerfkitError,
     TransferError,
@@ -24,6 +25,7 @@ from perfkit.errors import (
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
+from perfkit.updates.signers import Trust
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
@@ -81,6 +83,7 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
     if spec.release is not None:
         raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
+    Trust.read(installed.root).refuse_unsigned(spec.demands.signers, location, type)
     return _open(fetcher, spec, type, installed, probed)
 
 
@@ -88,12 +91,13 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     """The release of the first site that offers one which is not older than what was installed; else an older one.
 
     Raises:
+        ExpiredError: no site offers a current one, and that of one of them has expired.
         PerfkitError: no site offers any; what was wrong with the first.
     """
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
+        only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         only.select(spec.selection)
         return only
     sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
@@ -102,7 +106,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     for url in sites:
         fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
         try:
-            found = open_release(fetcher, spec.location, installed, release=spec.release, dry_run=dry_run)
+            found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         except CancelledError:
             raise
         except PerfkitError as error:
@@ -113,8 +117,9 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
         if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
             return found
         behind = behind or found
-    if behind is None:
-        raise failures[0]
+    expired = [error for error in failures if isinstance(error, ExpiredError)]
+    if behind is None or expired:  # a release that is behind must not hide that the newest one has expired
+        raise (expired or failures)[0]
     return behind
 
 

@@ -4,19 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import time
 from collections.abc import Iterator, Mapping, Set
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perfkit.downloads.http.semantics import Version
-from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, PerfkitError, TransferError, UpdateError
+from perfkit.errors import (
+    CancelledError,
+    ExpiredError,
+    HTTPStatusError,
+    ManifestError,
+    PerfkitError,
+    SignatureError,
+    StaleSourceError,
+    TransferError,
+    UpdateError,
+)
 from perfkit.libc import mmap_large_allocations
 from perfkit.redact import redacted
-from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
+from perfkit.updates.signers import Demands, Signers, Trust
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.delta_route import apply_deltas
 from perfkit.updates.sources.pack_route import PackRoute
@@ -33,31 +45,86 @@ _log = logging.getLogger(__name__)
 _FINE, _SOLID = "fine", "solid"  # small frames and large ones
 _INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
 _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
+_CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
 def open_release(
-    fetcher: Fetcher, url: str, installed: Installed, *, release: str | None = None, dry_run: bool = False
+    fetcher: Fetcher,
+    url: str,
+    demands: Demands,
+    installed: Installed,
+    *,
+    release: str | None = None,
+    dry_run: bool = False,
 ) -> ReleaseSource:
     """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
         url: of the site, or of its pointer.
         release: the version of the wanted release; None: the current one.
-        dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it.
+        dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it; remember nothing.
 
     Raises:
+        SignatureError: it is not signed by those that the caller gives, or that the tree remembers.
+        ExpiredError, StaleSourceError: its publisher no longer vouches for it; the tree has had a later one.
         ManifestError, TransferError, OSError: there is no usable pointer.
-        UpdateError: the site does not have the wanted release.
+        UpdateError: the site does not have the wanted release, or offers one from the future.
     """
     site = SiteClient(fetcher, site_url(url))
-    before = _recorded(installed) if installed.is_from(site.url) else None
-    pointer, version = site.pointer(before)
-    if release is not None and release != pointer.version:
+    before = Trust.read(installed.root)
+    offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site.url))
+    _refuse_future(site, offered.pointer)
+    _refuse_outdated(site, offered.pointer, trust, demands)
+    if not dry_run:
+        trust._replace(serial=offered.pointer.serial).remember(before)
+    if release is not None and release != offered.pointer.version:
         from perfkit.updates.sources.earlier_releases import pointer_to
 
-        pointer, version = pointer_to(site, pointer, release), Version()  # the validators are the current pointer's
-    return ReleaseSource(site, pointer, version, installed, dry_run=dry_run)
+        pointer = pointer_to(site, offered.pointer, release)
+        offered = _Offered(pointer.encode(), pointer, Version())  # the validators are the current pointer's
+    return ReleaseSource(site, offered, installed, dry_run=dry_run)
+
+
+def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
+    """Refuse a release from the future, before anything of it is remembered.
+
+    A serial is the time of its release, or less. One far in the future would be the highest for years, and nothing that
+    the site offers afterwards would be installed.
+
+    Raises:
+        UpdateError: it is one.
+    """
+    now_ms = time.time() * 1000
+    if now_ms >= _CLOCK_IS_SET_MS and pointer.serial > now_ms + MAX_AHEAD_MS:
+        raise UpdateError(
+            f"{site.url} offers version {pointer.version} with serial {pointer.serial}, which as a time in "
+            "milliseconds is more than a day ahead: the clock of its publisher or of this machine is wrong, or the "
+            "site was tampered with; set the clock, or publish to a new site directory"
+        )
+
+
+def _refuse_outdated(site: SiteClient, pointer: Pointer, trust: Trust, demands: Demands) -> None:
+    """Refuse a pointer that its publisher no longer vouches for, or that is older than a verified one before it.
+
+    Raises:
+        ExpiredError, StaleSourceError: it is.
+    """
+    if 0 < pointer.expires_s < time.time() and not demands.allow_expired:
+        until = time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime(pointer.expires_s))
+        reason = (
+            f"its publisher vouched for version {pointer.version} until {until}: a cache or mirror may be behind, "
+            "somebody may be holding back a newer release, or the publisher is late, so try again later. To install "
+            "it all the same, allow expired releases (--allow-expired)"
+        )
+        raise ExpiredError(site.url, reason, transient=True)
+    if pointer.serial < trust.serial and not demands.allow_older:
+        reason = (
+            f"it offers version {pointer.version}, an older release (serial {pointer.serial}) than this tree has had "
+            f"with the same signature (serial {trust.serial}): a cache or mirror may be behind, so try again later. "
+            "To install it, allow older releases (--allow-older)"
+        )
+        raise StaleSourceError(site.url, reason, transient=True)
 
 
 def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
@@ -67,20 +134,30 @@ def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
         ManifestError, TransferError, OSError: as `open_release`; the tree's record of the release is damaged.
     """
     site = SiteClient(fetcher, installed.source)
-    before = _recorded(installed)
-    pointer, version = site.pointer(before)
-    if pointer.manifest_sha256 != installed.manifest_sha256:
-        if before is None:
+    recorded = _recorded(installed, site.url)
+    offered, _ = _fetch_pointer(site, Trust.read(installed.root), None, recorded)
+    if offered.pointer.manifest_sha256 != installed.manifest_sha256:
+        if recorded is None:
             raise ManifestError(f"{installed.root}: the record of the installed release is damaged; sync repairs it")
-        pointer, version = before
-    return ReleaseSource(site, pointer, version, installed)
+        offered = recorded
+    return ReleaseSource(site, offered, installed)
 
 
-def _recorded(installed: Installed) -> tuple[Pointer, Version] | None:
-    """The pointer of the installed release, and its validators; None: it can't be read."""
+class _Offered(NamedTuple):
+    """A pointer, as bytes and parsed, and its validators."""
+
+    data: bytes
+    pointer: Pointer
+    version: Version
+
+
+def _recorded(installed: Installed, url: str) -> _Offered | None:
+    """The pointer of the installed release; None: it is not of this site, or can't be read."""
+    if not installed.is_from(url):
+        return None
     try:
-        origin = installed.state["origin"]
-        return Pointer.parse(installed.state["pointer"].encode()), Version(origin["etag"], origin["last_modified"])
+        data, origin = installed.state["pointer"].encode(), installed.state["origin"]
+        return _Offered(data, Pointer.parse(data), Version(origin["etag"], origin["last_modified"]))
     except (KeyError, TypeError, AttributeError, ManifestError):
         return None
 
@@ -94,6 +171,23 @@ def _recorded_selection(state: Mapping[str, Any]) -> Selection | None:
     return Selection.of(state["selection"])
 
 
+def _fetch_pointer(
+    site: SiteClient, trust: Trust, signers: Signers | None, recorded: _Offered | None
+) -> tuple[_Offered, Trust]:
+    """The current pointer, verified before it is parsed; and what to remember of it.
+
+    Args:
+        recorded: the one of the installed release.
+    """
+    data, version = site.pointer((recorded.data, recorded.version) if recorded else None)
+    try:
+        trust = trust.verify(data, signers, site.url, site.signature)
+        return _Offered(data, Pointer.parse(data), version), trust
+    except (ManifestError, SignatureError):
+        site.forget_pointer()
+        raise
+
+
 class ReleaseSource:
     """One release of a site. See `Source` for the methods.
 
@@ -104,15 +198,14 @@ class ReleaseSource:
     type = SourceType.RELEASE
     keep_staged = frozenset({POINTER_NAME})
 
-    def __init__(
-        self, site: SiteClient, pointer: Pointer, version: Version, installed: Installed, *, dry_run: bool = False
-    ) -> None:
+    def __init__(self, site: SiteClient, offered: _Offered, installed: Installed, *, dry_run: bool = False) -> None:
+        pointer = offered.pointer
         self.url = site.url
         self.version = pointer.version
         self.serial = pointer.serial
         self._site = site
         self._pointer = pointer
-        self._validators = version
+        self._offered = offered
         self._installed = installed
         self._dry_run = dry_run
         self._link = Link(latency_s=site.latency_s)
@@ -140,8 +233,9 @@ class ReleaseSource:
         return self._installed_release == self._pointer.manifest_sha256 and self._selection == self._recorded
 
     def record(self) -> dict[str, object]:
-        origin = {"etag": self._validators.etag, "last_modified": self._validators.last_modified}
-        record: dict[str, object] = {"pointer": self._pointer.encode().decode(), "origin": origin}
+        version = self._offered.version
+        origin = {"etag": version.etag, "last_modified": version.last_modified}
+        record: dict[str, object] = {"pointer": self._offered.data.decode(), "origin": origin}
         if self._selection is not None:
             record |= {"selection": self._selection.record(), "release": self._pointer.manifest_sha256}
         return record

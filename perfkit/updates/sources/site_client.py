@@ -11,11 +11,12 @@ from dataclasses import dataclass
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
-from perfkit.errors import CancelledError, HTTPStatusError, ManifestError, TransferError
+from perfkit.errors import CancelledError, HTTPStatusError, TransferError
+from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.releases.format.index import Index, PackRange
-from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef, Pointer
+from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef
 from perfkit.releases.format.zstd import decompress
 from perfkit.updates.staging import Fetcher
 
@@ -67,8 +68,8 @@ class SiteClient:
         self.latency_s = 0.05
         self._fetcher = fetcher
 
-    def pointer(self, before: tuple[Pointer, Version] | None = None) -> tuple[Pointer, Version]:
-        """The current pointer, and its validators.
+    def pointer(self, before: tuple[bytes, Version] | None = None) -> tuple[bytes, Version]:
+        """The bytes of the current pointer, not verified yet, and its validators.
 
         Args:
             before: an earlier pointer and its validators, in case none is staged.
@@ -79,12 +80,22 @@ class SiteClient:
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:
             return before
-        try:
-            with open(found.path, "rb") as file:
-                return Pointer.parse(file.read(MAX_POINTER_BYTES + 1)), found.version
-        except ManifestError:
-            os.unlink(found.path)
-            raise
+        with open(found.path, "rb") as file:
+            return file.read(MAX_POINTER_BYTES + 1), found.version
+
+    def forget_pointer(self) -> None:
+        """Have the next sync fetch the pointer again, whatever its validators are."""
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._fetcher.path(POINTER_NAME))
+
+    def signature(self, path: str) -> bytes:
+        """The signature at this path, relative to the pointer; not verified yet."""
+        request = Request(self.url + path, path.rpartition("/")[2], max_bytes=MAX_FILE_BYTES)
+        (found,) = self._fetcher.get([request], phase="reading the signature")
+        with open(found.path, "rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        os.unlink(found.path)
+        return data
 
     def get(self, refs: Iterable[ObjectRef], label: str, *, phase: str = "fetching") -> list[str]:
         """The paths of these objects, fetched and verified.

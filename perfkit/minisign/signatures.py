@@ -1,0 +1,149 @@
+"""Detached signatures: `minisign -V` verifies what is signed here, and `minisign -S` signs what is verified here.
+
+Ed25519 (RFC 8032) is that of the package cryptography, which is loaded only when something is signed or verified.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from typing import IO, Any
+
+from perfkit.errors import ConfigError
+from perfkit.minisign.public_keys import MAX_FILE_BYTES, UNTRUSTED, PublicKey, decode, encode, key_name
+
+__all__ = ["BadSignatureError", "Signature", "load_ed25519", "verify"]
+
+_MAX_UNHASHED_BYTES = 64 << 20  # which have to be in memory
+_READ_BYTES = 1 << 20
+_HASHED, _UNHASHED = b"ED", b"Ed"  # a signature of the BLAKE2b-512 of the content, or, as of old, of the content itself
+_TRUSTED = b"trusted comment: "
+
+
+class BadSignatureError(Exception):
+    """What is not a valid signature, and why."""
+
+
+@dataclass(frozen=True, slots=True)
+class Signature:
+    """A signature, not yet verified.
+
+    Attributes:
+        hashed: whether it is one of the BLAKE2b-512 of the content, as minisign makes them now, or of the content.
+        key_id: of the key that made it, as it says.
+        signature: of the content.
+        comment: the trusted comment.
+        comment_signature: of `signature` and `comment`.
+    """
+
+    hashed: bool
+    key_id: bytes
+    signature: bytes
+    comment: bytes
+    comment_signature: bytes
+
+    @classmethod
+    def parse(cls, data: bytes) -> Signature:
+        """Read a `.minisig` file.
+
+        Raises:
+            BadSignatureError: it is not one.
+        """
+        lines = data[: MAX_FILE_BYTES + 1].split(b"\n")
+        if len(data) > MAX_FILE_BYTES or len(lines) < 4:
+            raise BadSignatureError("it is not a signature of minisign, which has four lines")
+        untrusted, encoded, trusted, of_comment = (line.removesuffix(b"\r") for line in lines[:4])
+        if not untrusted.startswith(UNTRUSTED) or not trusted.startswith(_TRUSTED):
+            raise BadSignatureError("it is not a signature of minisign, which has two comments")
+        try:
+            signed, comment_signature = map(decode, (encoded, of_comment))
+        except ValueError:
+            signed = comment_signature = b""
+        if len(signed) != 74 or len(comment_signature) != 64 or signed[:2] not in (_UNHASHED, _HASHED):
+            raise BadSignatureError("it is a signature of an unknown kind")
+        comment = trusted.removeprefix(_TRUSTED)
+        return cls(signed[:2] == _HASHED, signed[2:10], signed[10:], comment, comment_signature)
+
+    @property
+    def key_name(self) -> str:
+        """The id of its key, as minisign shows it."""
+        return key_name(self.key_id)
+
+    def encode(self) -> bytes:
+        """The file that minisign reads."""
+        signed = encode((_HASHED if self.hashed else _UNHASHED) + self.key_id + self.signature)
+        return b"%ssignature from perfkit, key %s\n%s\n%s%s\n%s\n" % (
+            UNTRUSTED, self.key_name.encode(), signed, _TRUSTED, self.comment, encode(self.comment_signature),
+        )  # fmt: skip
+
+
+def verify(
+    content: IO[bytes],
+    signature: Signature,
+    keys: Collection[PublicKey],
+    *,
+    stopped: Callable[[], bool] = lambda: False,
+) -> PublicKey:
+    """Verify a signature of a file; returns the key that made it.
+
+    Args:
+        content: the file, open at its beginning.
+        keys: those that are trusted.
+        stopped: asked now and then; once it is true, the signature is not valid.
+
+    Raises:
+        BadSignatureError: it is not valid, or by none of the keys.
+        ConfigError: the package cryptography is missing.
+        OSError: the file can't be read.
+    """
+    candidates = [key for key in keys if key.id == signature.key_id]
+    if not candidates:
+        wanted = " or ".join(key.name for key in keys)
+        raise BadSignatureError(f"it is signed by the key {signature.key_name}, and not by {wanted}")
+    message = _hash(content, stopped) if signature.hashed else _read_all(content)
+    for key in candidates:
+        if _is_valid(key, signature.signature, message):
+            if not _is_valid(key, signature.comment_signature, signature.signature + signature.comment):
+                raise BadSignatureError(f"the trusted comment of its signature by {key.name} was changed")
+            return key
+    raise BadSignatureError(f"it is not what the key {signature.key_name} signed")
+
+
+def _hash(content: IO[bytes], stopped: Callable[[], bool]) -> bytes:
+    digest = hashlib.blake2b()
+    while (data := content.read(_READ_BYTES)) and not stopped():
+        digest.update(data)
+    return digest.digest()
+
+
+def _read_all(content: IO[bytes]) -> bytes:
+    data = content.read(_MAX_UNHASHED_BYTES + 1)
+    if len(data) > _MAX_UNHASHED_BYTES:
+        reason = f"its signature is of the legacy form, which is for at most {_MAX_UNHASHED_BYTES >> 20} MiB"
+        raise BadSignatureError(f"{reason}; sign it again with minisign -SH")
+    return data
+
+
+def _is_valid(key: PublicKey, signature: bytes, message: bytes) -> bool:
+    ed25519 = load_ed25519()
+    from cryptography.exceptions import InvalidSignature
+
+    try:
+        ed25519.Ed25519PublicKey.from_public_bytes(key.key).verify(signature, message)
+    except (InvalidSignature, ValueError):  # ValueError: the key is not a point of the curve
+        return False
+    return True
+
+
+def load_ed25519() -> Any:
+    """The module of cryptography that has Ed25519.
+
+    Raises:
+        ConfigError: cryptography is missing.
+    """
+    try:
+        from cryptography.hazmat.primitives.asymmetric import ed25519
+    except ImportError as error:
+        raise ConfigError("signatures need the package cryptography: pip install 'perfkit[sign]'") from error
+    return ed25519

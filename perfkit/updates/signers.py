@@ -1,0 +1,211 @@
+"""Which keys have to sign what a tree installs: those that its caller gives, and those that the tree remembers."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import logging
+import os
+from collections.abc import Callable, Iterable
+from typing import NamedTuple
+
+from perfkit.downloads.http.urls import is_loopback, origin_of
+from perfkit.errors import ConfigError, HTTPStatusError, IntegrityError, SignatureError, UpdateError
+from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.minisign.public_keys import AnyKey, PublicKey, read_public_keys
+from perfkit.redact import redacted
+from perfkit.releases.format import signature_path
+from perfkit.transactions import layout
+
+__all__ = ["Demands", "Signers", "Trust", "warn_if_unprotected"]
+
+_log = logging.getLogger(__name__)
+
+
+class Signers(NamedTuple):
+    """Keys, and how many of them have to sign."""
+
+    keys: tuple[PublicKey, ...]
+    threshold: int = 1
+
+    @classmethod
+    def of(cls, public_keys: Iterable[AnyKey], threshold: int = 1) -> Signers | None:
+        """The signers that a caller names, each key as its base64 line or by the path of its file; None: no keys.
+
+        Raises:
+            ConfigError: one is no key, or there are fewer keys than have to sign.
+        """
+        keys = tuple(sorted(read_public_keys(public_keys)))
+        if not keys and threshold == 1:
+            return None
+        if not isinstance(threshold, int) or not 1 <= threshold <= len({key.key for key in keys}):
+            shown = threshold if isinstance(threshold, int) else f"a {type(threshold).__name__}"
+            raise ConfigError(f"threshold must be from 1 to the number of public keys, {len(keys)}; got {shown}")
+        return cls(keys, threshold)
+
+    def are_enough(self, signed: Iterable[PublicKey]) -> bool:
+        """Whether so many of the keys are among those that signed."""
+        return len({key.key for key in signed if key in self.keys}) >= self.threshold
+
+    def __str__(self) -> str:
+        names = ", ".join(key.name for key in self.keys)
+        return f"the key {names}" if len(self.keys) == 1 else f"{self.threshold} of the keys {names}"
+
+
+class Demands(NamedTuple):
+    """What a caller demands of a release.
+
+    Attributes:
+        signers: who has to sign it; None: whoever the tree remembers.
+        allow_expired: install it although its publisher no longer vouches for it.
+        allow_older: install it although the tree has had a later one.
+    """
+
+    signers: Signers | None = None
+    allow_expired: bool = False
+    allow_older: bool = False
+
+
+class Trust(NamedTuple):
+    """What a tree remembers of the signed releases that it was offered. No rollback changes it, nor does another URL.
+
+    Attributes:
+        root: of the tree.
+        signers: who has to sign all further releases; None: the tree has had no signed one.
+        pointer: the SHA-256 of the last pointer that was verified.
+        serial: the highest one of a verified pointer.
+    """
+
+    root: str
+    signers: Signers | None = None
+    pointer: str = ""
+    serial: int = 0
+
+    @classmethod
+    def read(cls, root: str) -> Trust:
+        """What the tree at `root` remembers.
+
+        Raises:
+            UpdateError: the record is damaged.
+        """
+        path = os.path.join(root, layout.TRUST)
+        try:
+            with open(open_own(path), "rb") as file:
+                record = json.load(file)
+            keys = tuple(map(PublicKey.parse, record["keys"]))
+            if not all(isinstance(record[name], int) for name in ("threshold", "serial")) or record["threshold"] < 1:
+                raise ValueError("its numbers are not valid")
+            return cls(root, Signers(keys, record["threshold"]), str(record["pointer"]), record["serial"])
+        except (FileNotFoundError, NotADirectoryError):
+            return cls(root)
+        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            reason = f"{path} is damaged ({error}), and has the keys that the tree trusts"
+            raise UpdateError(f"{reason}; remove it, and give the keys with --public-key") from error
+
+    def remember(self, before: Trust) -> None:
+        """Write it into the tree, if it has changed.
+
+        Raises:
+            OSError: it can't be written.
+        """
+        if self.signers is None or self == before:
+            return
+        record = {
+            "keys": [str(key) for key in self.signers.keys],
+            "threshold": self.signers.threshold,
+            "pointer": self.pointer,
+            "serial": self.serial,
+        }
+        with replace_own(os.path.join(self.root, layout.TRUST)) as file:
+            file.write(json.dumps(record).encode())
+            file.flush()
+            os.fsync(file.fileno())
+
+    def verify(self, pointer: bytes, given: Signers | None, url: str, fetch: Callable[[str], bytes]) -> Trust:
+        """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.
+
+        It has to be signed by those that the tree remembers, and by those that the caller gives, which are remembered
+        from then on. So a release that is signed by an old key and a new one leads from one to the other.
+
+        Args:
+            url: of the site.
+            fetch: the content of a signature, by its path relative to the pointer.
+
+        Raises:
+            SignatureError: it is not signed so.
+            ConfigError: the package cryptography is missing.
+        """
+        required = [signers for signers in dict.fromkeys((self.signers, given)) if signers is not None]
+        sha256 = hashlib.sha256(pointer).hexdigest()
+        if not required or (required == [self.signers] and sha256 == self.pointer):
+            return self
+        signed: list[PublicKey] = []
+        failures: list[str] = []
+        for key in dict.fromkeys(key for signers in required for key in signers.keys):
+            if all(signers.are_enough(signed) for signers in required):
+                break
+            try:
+                signature = fetch(signature_path(sha256, key.name))
+            except (HTTPStatusError, IntegrityError) as error:
+                if isinstance(error, HTTPStatusError) and error.transient:
+                    raise
+                failures.append(f"no signature by {key.name}: {error}")
+                continue
+            if (failure := _failure(pointer, signature, key)) is None:
+                signed.append(key)
+            else:
+                failures.append(failure)
+        for signers in required:
+            if not signers.are_enough(signed):
+                raise SignatureError(url, self._refusal(signers, "; ".join(failures)))
+        return self._replace(signers=given or self.signers, pointer=sha256)
+
+    def _refusal(self, signers: Signers, failures: str) -> str:
+        what = f"its release is not signed by {signers}, and was not installed: {failures}"
+        if signers != self.signers:
+            return f"{what}. Compare the key with the publisher's; a release is signed by `perfkit publish --sign-key`"
+        path = os.path.join(self.root, layout.TRUST)
+        return (
+            f"{what}. This tree remembers that its releases are signed so. A publisher who changes keys signs with "
+            f"both for a while. If you know from elsewhere that the old key is lost, remove {path}, and give the new "
+            "key with --public-key"
+        )
+
+    def refuse_unsigned(self, given: Signers | None, url: str, type: str) -> None:
+        """Refuse a source whose type has no signatures, where there have to be some.
+
+        Raises:
+            SignatureError: the tree has had signed releases.
+            ConfigError: the caller gives keys.
+        """
+        if given is not None:
+            raise ConfigError(
+                f"{redacted(url)} is of type {type}, and signatures are those of releases; "
+                "perfkit get --public-key verifies a single file"
+            )
+        if self.signers is not None:
+            path = os.path.join(self.root, layout.TRUST)
+            reason = f"this tree takes only releases that are signed by {self.signers}, and this is of type {type}"
+            raise SignatureError(url, f"{reason}; sync it to another directory, or remove {path}")
+
+
+def _failure(pointer: bytes, signature: bytes, key: PublicKey) -> str | None:
+    """Why this is not a signature of the pointer by the key; None: it is."""
+    from perfkit.minisign.signatures import BadSignatureError, Signature, verify  # only a new pointer needs it
+
+    try:
+        verify(io.BytesIO(pointer), Signature.parse(signature), [key])
+    except BadSignatureError as error:
+        return str(error)
+    return None
+
+
+def warn_if_unprotected(url: str) -> None:
+    """Warn that a source is fetched over plain http, from another machine."""
+    if url.lower().startswith("http://") and not is_loopback(origin_of(url)[1]):
+        _log.warning(
+            "%s: plain http, and no signature: whoever is on the way can replace what is installed. Use https, or "
+            "signed releases (perfkit keygen, publish --sign-key, sync --public-key)",
+            redacted(url),
+        )
