@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, BinaryIO
 
-from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
 from perfkit.downloads.checksums import Checksum, matches
@@ -42,6 +41,7 @@ from perfkit.downloads.probe import read_small_file
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
+from perfkit.downloads.stall import pieces
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,

@@ -1,4 +1,4 @@
-"""The body of an answer as it comes: throttled, watched for stalls, and cut to the range that was requested."""
+"""The body of an answer as it comes: watched for stalls, throttled, and cut to the range that was requested."""
 
 from __future__ import annotations
 
