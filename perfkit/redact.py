@@ -12,7 +12,7 @@ _VALUE = re.compile(r"=[^&;]*")
 _URL = re.compile(r"""://(?:[^\s/?#]*@)?(?:[^\s'"<>]|['"<>](?![]\s,;:.)}>]|$))+""")
 _SCHEME = re.compile(r"https?:/*|[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 _AFTER = ":;,.)]"  # punctuation of the sentence rather than part of the URL
-_MOST = 500  # characters of an address that is none
+_MOST = 500  # characters of an invalid address
 
 
 def redacted(url: str) -> str:
@@ -40,7 +40,7 @@ def _redacted_match(match: re.Match[str]) -> str:
 
 
 def masked(address: object) -> str:
-    """What was given for a URL and is none, without what may be a password in it: all that stands before its last `@`,
+    """What was given as a URL but isn't one, without what may be a password in it: all that stands before its last `@`,
     query values and fragment.
     """
     text = str(address)

@@ -87,7 +87,7 @@ class Selection:
     which makes copies of the files that they lead to, all of which must be wanted members of the archive.
 
     Raises:
-        ConfigError: strip_components is negative, `links` is none of these, or a pattern is invalid.
+        ConfigError: strip_components is negative, `links` has another value, or a pattern is invalid.
     """
 
     strip_components: int = 0
@@ -189,7 +189,7 @@ class MemberNames:
 
         Raises:
             UnsafePathError: the name leads outside the tree, or is not valid on every file system.
-            ManifestError: it is none of these, a duplicate, too deep, or there are too many members.
+            ManifestError: it is of another kind, a duplicate, or too deep, or there are too many members.
         """
         self._count += 1
         if self._count > self._limits.members:

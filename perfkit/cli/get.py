@@ -130,7 +130,7 @@ def _checksums(source: str | None) -> Callable[[Request], Request]:
     """A function that adds what `--checksums` says to a request that has no checksum.
 
     Raises:
-        ConfigError: the file can't be read, or has no checksums; a URL is none.
+        ConfigError: the file can't be read, or has no checksums; a URL is invalid.
     """
     from perfkit.downloads.http.urls import origin_of
 

@@ -78,7 +78,7 @@ class OnChange:
         self._announced = self._read()
 
     def _read(self) -> dict[str, object]:
-        """The generation that the command was last run for; from now on, where there is none."""
+        """The generation that the command was last run for; the current one if it has not run yet."""
         from perfkit.updates.status import status
 
         with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(self._path), "rb") as file:

@@ -97,7 +97,7 @@ class ChecksumFile:
         file at the URL, whatever that name is, if its own name begins like that file's; so is one with a digest alone.
 
         Raises:
-            ConfigError: there is none, or there are several.
+            ConfigError: there is no entry for it, or there are several.
         """
         path = unquote(split_url(url)[2].partition("?")[0])
         name = _basename(path)

@@ -379,7 +379,7 @@ class Transfer:
         """The signature of the file at a URL, not verified yet.
 
         Raises:
-            SignatureError: there is none.
+            SignatureError: the server has no signature for it.
             TransferError: it can't be fetched.
             ConfigError: the package cryptography is missing.
         """

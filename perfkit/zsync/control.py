@@ -104,7 +104,7 @@ def parse_control(data: bytes, *, bases: tuple[str, ...]) -> Control:
     try:
         return _control(headers, data[position:], bases)
     except ValueError as error:  # of urljoin
-        raise ManifestError(f"the control file has a URL that is none: {error}") from error
+        raise ManifestError(f"the control file has an invalid URL: {error}") from error
 
 
 def _control(headers: dict[str, list[str]], sums: bytes, bases: tuple[str, ...]) -> Control:

@@ -153,7 +153,7 @@ def find_checksum(fetcher: Fetcher, spec: SourceSpec) -> Checksum:
     """The checksum of a source, from where the caller says that it is.
 
     Raises:
-        ConfigError: there is none.
+        ConfigError: the checksums have no entry for it.
         TransferError: it can't be fetched.
     """
     where = spec.checksums or ""
