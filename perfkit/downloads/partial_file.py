@@ -94,7 +94,8 @@ class PartialFile:
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
-        self.ranges_proven = False  # it has answered with one
+        self.ranges_proven = False  # it says that it has them,
+        self.ranges_seen = False  # or has answered with one
         self._compared: Range | None = None  # what an earlier run left there has to be the same as what is fetched
         self.resumed_bytes = 0
         self.mixed = False  # some bytes came from an earlier run or another server
@@ -255,7 +256,7 @@ class PartialFile:
         """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
         self.version, self.validator, self.settled = Version(), Validator(), False
-        self.ranges_proven = False
+        self.ranges_proven = self.ranges_seen = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None
 

@@ -27,6 +27,7 @@ class Segment:
     position: int
     end: int | None  # None while the size of the file is unknown
     runners: list[Runner] = field(default_factory=list)
+    keeps_cut: bool = False  # its end does not grow again
 
 
 @dataclass(slots=True, eq=False)
@@ -225,11 +226,21 @@ class SegmentMap:
             if segment.position != runner.start or len(segment.runners) > 1:
                 return False
             for before in self._active:
-                if before is not segment and before.end == segment.position and before.runners:
+                if before is not segment and before.end == segment.position and before.runners and not before.keeps_cut:
                     before.end = segment.end
                     self._active.remove(segment)
                     return True
         return False
+
+    def keeps_cut(self, runner: Runner, end: int, within: int) -> bool:
+        """Whether others have taken from the range that the runner asked for up to `end`, and no more than `within`
+        bytes of it are left. From then on they can't merge back what they have taken.
+        """
+        with self._lock:
+            segment = runner.segment
+            if segment.end is not None and segment.end - runner.position < min(within, end - runner.position):
+                segment.keeps_cut = True
+            return segment.keeps_cut
 
     def end_here(self, runner: Runner) -> None:
         """A stream of unknown length ended at the runner's position: that is the size."""

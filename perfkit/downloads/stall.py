@@ -14,8 +14,6 @@ from perfkit.errors import TransferError, TransferTimeoutError
 
 __all__ = ["pieces"]
 
-_ENDING_BYTES = 8 << 20  # what is under way on a connection is less
-
 
 def pieces(
     url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, toll: Toll
@@ -35,8 +33,6 @@ def pieces(
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        if left is not None and answer.end is not None and left < min(answer.end - runner.position, _ENDING_BYTES):
-            response.end_after(left)
         with stall:
             data = response.read1(toll.quantum(config.buffer_bytes))
         count = len(data)

@@ -75,6 +75,7 @@ _CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken
 _POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
 _FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
+_ENDING_BYTES = 8 << 20  # what is under way on a connection is less
 _PAUSE_S = 0.005  # or a sixteenth of an answer's time
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
@@ -488,7 +489,8 @@ class Transfer:
                 return False
         if not partial.settled:
             self._settle(task, response, answer)
-        if response.status == 206 and not partial.ranges_proven:
+        partial.ranges_seen = partial.ranges_seen or response.status == 206
+        if partial.ranges_seen and not partial.ranges_proven:
             partial.ranges_proven = True
             self._context.notify()
         return step is not Step.EMPTY and not partial.map.complete
@@ -594,6 +596,8 @@ class Transfer:
             if partial.digest is not None and not self._hashing:
                 partial.digest.offer(position, data)
             partial.save_if_due()
+            if partial.ranges_seen and answer.end and partial.map.keeps_cut(runner, answer.end, _ENDING_BYTES):
+                response.end_after(runner.remaining or 0)
             if count < _FULL_BYTES < (runner.remaining or 0) and toll.quantum(_FULL_BYTES) == _FULL_BYTES:
                 self._gather()
         if runner.remaining is None:

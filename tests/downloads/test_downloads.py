@@ -31,7 +31,7 @@ from tests.support.network import BODY, SHA256, serve_body
 
 def test_a_large_file_comes_in_segments(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
     """Idle workers share the file while the first stream is under way."""
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4), pause_at=0))
     download = make_kit().download(f"{server.url}/file", out / "file", checksum=SHA256)
     assert (out / "file").read_bytes() == BODY
     assert download.segments == 4
@@ -50,7 +50,7 @@ def test_an_answer_that_a_cache_may_be_storing_stays_whole(
     shared: list[bool] = []
 
     def handler(x: Exchange) -> None:
-        x.serve(BODY, pause=lambda: shared.append(x.server.wait_for(x.number + 3, wait_s)), Via="1.1 cache")
+        x.serve(BODY, pause=lambda: shared.append(x.server.wait_for(x.number + 3, wait_s)), pause_at=0, Via="1.1 cache")
 
     server, wait_s = misbehaving(handler), 0.3
     assert make_kit().download(f"{server.url}/file", out / "file").segments == 1
@@ -69,7 +69,7 @@ def test_work_is_taken_from_the_largest_remaining_segment(make_kit: MakeKit, mis
     first, *others = (each.range[0] if each.range else 0 for each in server.requests[:3])
     half, quarter = sorted(others, key=lambda start: abs(start - len(BODY) / 2))  # they may arrive in either order
     assert first == 0
-    assert abs(half - len(BODY) / 2) < len(BODY) / 4  # the halves move while the first stream reads
+    assert abs(half - len(BODY) / 2) < len(BODY) / 3  # the halves move while the first stream reads
     assert 0 < quarter != half
     assert (out / "file").read_bytes() == BODY
 

@@ -148,7 +148,7 @@ def nginx(tmp_path: Path) -> Iterator[TlsNginx]:
 def test_segments(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path) -> None:
     """Four connections each fetch a part of one file."""
     url = nginx.serve("f", BODY)
-    kit = make_kit(ca_bundle=nginx.ca, headers={"X-Rate": "1m"})
+    kit = make_kit(ca_bundle=nginx.ca, headers={"X-Rate": "256k"})
     done = kit.download(url, tmp_path / "f", checksum=f"sha256:{hashlib.sha256(BODY).hexdigest()}")
     assert (tmp_path / "f").read_bytes() == BODY
     assert done.segments == 4

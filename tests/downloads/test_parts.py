@@ -65,7 +65,7 @@ def test_exactly_these_bytes(kit: Toolkit, misbehaving: Start, tmp_path: Path, p
 
 def test_a_large_part_comes_in_segments(kit: Toolkit, misbehaving: Start, tmp_path: Path) -> None:
     """Idle workers take from it as from a whole file."""
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4), pause_at=0))
     assert fetch(kit, server, tmp_path, checksum=sha256(BODY[slice(*PART)])).segments == 4
     assert (tmp_path / "part").read_bytes() == BODY[slice(*PART)]
     assert len({each.range for each in server.requests}) == len(server.requests)

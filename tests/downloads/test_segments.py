@@ -251,3 +251,17 @@ def test_connections_that_are_all_slow_are_left_alone() -> None:
     ranges.advance(second, 50_000)
     assert ranges.split(50_000) is None
     assert ranges.hedge() is None
+
+
+@pytest.mark.parametrize("told", [False, True])
+def test_what_was_taken_is_given_back_until_a_server_was_told(told: bool) -> None:
+    """Its window has been closed at the cut then, and what came back would never be sent."""
+    ranges = SegmentMap(1000)
+    first = ranges.claim()
+    assert first is not None
+    taken = ranges.split(100)
+    assert taken is not None
+    assert not ranges.keeps_cut(first, 1000, within=10)
+    if told:
+        assert ranges.keeps_cut(first, 1000, within=1000)
+    assert ranges.merge_back(taken) is not told

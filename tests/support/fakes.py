@@ -54,9 +54,17 @@ class Exchange:
         self.send(body)
 
     def serve(
-        self, body: bytes, *, etag: str | None = '"v1"', pause: Callable[[], object] | None = None, **headers: str
+        self,
+        body: bytes,
+        *,
+        etag: str | None = '"v1"',
+        pause: Callable[[], object] | None = None,
+        pause_at: float = 0.5,
+        **headers: str,
     ) -> None:
-        """Answer as a correct server does. `pause` is called when half of the body has been sent."""
+        """Answer as a correct server does. `pause` is called when this share of the body has been sent: 0 for all
+        segments to be under way, since a range whose half was sent may be complete when others have taken from it.
+        """
         if etag is not None:
             headers["ETag"] = etag
             if self.asked.headers.get("if-match", etag) != etag:
@@ -78,11 +86,11 @@ class Exchange:
                 Content_Range=f"bytes {start}-{end - 1}/{len(body)}",
                 **headers,
             )
-        half = len(part) // 2
-        self.send(part[:half])
+        place = int(len(part) * pause_at)
+        self.send(part[:place])
         if pause is not None:
             pause()
-        self.send(part[half:])
+        self.send(part[place:])
         return None
 
     def stall(self) -> None:

@@ -178,7 +178,7 @@ def digest_kit(request: pytest.FixtureRequest, make_kit: MakeKit) -> Callable[..
 
 def test_digest_with_segments(digest_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """Each thread is asked for the password once, and goes on counting."""
-    handler = Digest(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(6)))
+    handler = Digest(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(6), pause_at=0))
     server = misbehaving(handler)
     download = digest_kit(workers=3).download(f"{server.url}/f?a=b", tmp_path / "f")
     assert (tmp_path / "f").read_bytes() == BODY
@@ -330,7 +330,7 @@ def test_a_handshake(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, way:
             return x.respond("401 Unauthorized", b"go on", WWW_Authenticate="Negotiate second")
         if said == "Negotiate second-answered" and step == "Negotiate begin-answered":
             steps[id(x.connection)] = ""
-            return x.serve(BODY, pause=lambda: x.server.wait_for(9), WWW_Authenticate="Negotiate mutual")
+            return x.serve(BODY, pause=lambda: x.server.wait_for(9), pause_at=0, WWW_Authenticate="Negotiate mutual")
         steps[id(x.connection)] = ""
         x.respond("401 Unauthorized", b"who?", WWW_Authenticate="Negotiate")
 

@@ -132,7 +132,7 @@ def test_segments_know_it_too(
     tmp_path: Path,
 ) -> None:
     """The dead address is tried once for the whole file."""
-    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4)))
+    server = misbehaving(lambda x: x.serve(BODY, pause=lambda: x.server.wait_for(4), pause_at=0))
     live = address_of(server)
     resolve(dead, live)
     download = make_kit(workers=4).download(f"http://{HOST}:{live[1]}/f", tmp_path / "f")
