@@ -17,7 +17,7 @@ lines = [
     for each, flaw in flaws
 ]
 if unknown or not found:
-    lines.append(f"NOT AUDITED, since no data can be had here: {', '.join(unknown) or 'everything'}")
+    lines.append(f"NOT AUDITED, for lack of data: {', '.join(unknown) or 'everything'}")
 lines.append(f"{len(flaws)} known vulnerabilities")
 sys.stdout.write("".join(f"{line}\n" for line in lines))
 sys.exit(bool(flaws))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
 import os
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
@@ -22,12 +23,15 @@ from perfkit.cli.output import (
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
 from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.text import printable
 
 if TYPE_CHECKING:
     from perfkit.cli.settings_file import NamedTree
+    from perfkit.releases.publish.upkeep import SiteReport
     from perfkit.toolkit import Toolkit
+    from perfkit.updates.report import VerifyReport
 
-__all__ = ["Outcome", "add_all", "add_tree", "define", "toolkit_for"]
+__all__ = ["Outcome", "add_all", "add_tree", "define", "of_a_check", "toolkit_for"]
 
 _SETTINGS_FILE = "perfkit.toml"
 
@@ -46,6 +50,17 @@ class Outcome(NamedTuple):
     note: str
     text: str = ""
     code: int = 0
+
+
+def of_a_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
+    """The outcome of a check, with a line for each fault, and exit code 1 if there are any.
+
+    Args:
+        faults: the attributes of the report that have the names of what is at fault.
+    """
+    text = "".join(f"{fault} {printable(name)}\n" for fault in faults for name in getattr(report, fault))
+    record = {**dataclasses.asdict(report), "intact": report.intact}
+    return Outcome(record, note, text, code=0 if report.intact else 1)
 
 
 Work = Callable[["Toolkit", argparse.Namespace], Outcome]

@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from perfkit.cli.frame import Outcome, define, toolkit_for
+from perfkit.cli.frame import Outcome, define, of_a_check, toolkit_for
 from perfkit.cli.keys import add_sign_key
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
@@ -130,17 +130,11 @@ def add_check(check: Parser) -> None:
 
 def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     report = kit.check_site(arguments.site)
-    listed = (("missing", report.missing), ("damaged", report.damaged))
     note = (
         f"{report.version} and {counted(report.releases - 1, 'earlier release')}: {counted(report.objects, 'object')} "
         f"with {amount(report.bytes)}, {len(report.missing)} missing, {len(report.damaged)} damaged"
     )
-    return Outcome(
-        {**dataclasses.asdict(report), "intact": report.intact},
-        note,
-        text="".join(f"{what} {name}\n" for what, names in listed for name in names),
-        code=0 if report.intact else 1,
-    )
+    return of_a_check(report, note, "missing", "damaged")
 
 
 def add_prune(prune: Parser) -> None:

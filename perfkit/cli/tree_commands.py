@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.frame import Outcome, add_all, add_tree, define
+from perfkit.cli.frame import Outcome, add_all, add_tree, define, of_a_check
 from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_wait
@@ -115,18 +115,12 @@ def add_verify(verify: Parser) -> None:
 
 def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     report = kit.verify(arguments.dest, repair=arguments.repair, wait_s=parse_seconds(arguments.wait))
-    listed = (("missing", report.missing), ("changed", report.changed), ("extra", report.extra))
     note = (
         f"{counted(report.files, 'file')}: "
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
         f"{'; repaired' if report.repaired else ''}; {amount(report.bytes)} read in {report.seconds:.1f} s"
     )
-    return Outcome(
-        {**dataclasses.asdict(report), "intact": report.intact},
-        note,
-        text="".join(f"{what} {printable(name)}\n" for what, names in listed for name in names),
-        code=0 if report.intact else 1,
-    )
+    return of_a_check(report, note, "missing", "changed", "extra")
 
 
 def add_status(status: Parser) -> None:
