@@ -41,7 +41,8 @@ def pieces(
                 return
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
         stall.check(url, count)
-        toll.charge(count)
+        path = response.path() if toll.limited else None
+        toll.charge(count, path.unread if path is not None else None)
         view = memoryview(data)[skip:]
         skip = max(0, skip - count)
         yield view if left is None else view[:left], count
