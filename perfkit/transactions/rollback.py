@@ -1,4 +1,4 @@
-"""A rollback, planned and staged: which files change, what happens to edited ones, and where the contents come from."""
+"""A rollback: which files change, what happens to edited ones, where the contents come from, and the commit."""
 
 from __future__ import annotations
 
@@ -13,72 +13,61 @@ from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.paths import backup_name, fold_name
 from perfkit.libc import set_mode
-from perfkit.transactions.changeset import Changes, ChangeSet, StagedFile
+from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
-from perfkit.transactions.history import Timeline
 from perfkit.transactions.journal_ops import check_conflicts
 from perfkit.transactions.layout import object_path
 from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, link_or_copy, open_regular
 from perfkit.transactions.records import Change, Content, Seen
+from perfkit.transactions.transaction import Commit
 
-__all__ = ["RollbackPlan", "plan_rollback"]
+__all__ = ["rollback"]
 
 _MAX_SHOWN = 5  # names in an error
 
 
-class RollbackPlan(NamedTuple):
-    """How to get to another generation.
+def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]) -> Commit:
+    """Commit what leads from the current generation to another; the cost depends on how much they differ.
 
-    `timeline` is that of the tree afterwards; `change_set` has everything that is done, `changes` only what differs
-    between the generations; for the others see `Commit`.
+    The change is already begun. See `Tree.rollback`, also for the arguments.
     """
+    with committer.preparing():
+        timeline = committer.history.timeline()
+        target = timeline.resolve(to)
+        numbers, undo = timeline.path(target)
+        recorded, with_edits = committer.history.changes_between(numbers, undo=undo)
+        differences = _compare(committer, recorded, unchecked)
+        edited = [change.name for change in differences.edited]
+        if edited and edits == "refuse":
+            raise RollbackError(
+                f"{_shown(edited)}: changed since the last update; set local_changes to 'keep' or 'overwrite' to roll "
+                "back"
+            )
+        change_set = _stage(committer, differences, unchecked, target)
+        restored = change_set.disk_changes()
+        saved_as = _save_edited(committer, change_set, differences.edited) if edits == "keep" else {}
+        changes = change_set.disk_changes()  # those between the generations, and the edited files it saves
+    committer.commit(change_set, changes, timeline.at(target))
+    restored.sign(committer.rootdir)
+    overwritten = tuple(edited) if edits == "overwrite" else ()
+    return Commit(target, restored, saved_as, overwritten, tuple(sorted(with_edits)))
 
-    timeline: Timeline
-    change_set: ChangeSet
-    changes: Changes
-    saved_as: dict[str, str]
-    overwritten: tuple[str, ...]
-    restored_with_edits: tuple[str, ...]
 
-
-def plan_rollback(
-    committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]
-) -> RollbackPlan:
-    """Decide, and stage, how to get from the current generation to another; the cost depends on how much they differ.
-
-    Args:
-        to, edits, unchecked: as `Tree.rollback` takes them.
+def _stage(committer: Committer, differences: _Differences, unchecked: Mapping[str, str], target: int) -> ChangeSet:
+    """Stage what is restored.
 
     Raises:
-        RollbackError: there is no such generation, objects that it needs are missing, or edited files are in the way.
-        UpdateError, UnsafePathError, OSError: something in the tree is in the way.
+        UpdateError: something in the tree is in the way.
+        RollbackError: objects are missing or damaged.
     """
-    timeline = committer.history.timeline()
-    target = timeline.resolve(to)
-    numbers, undo = timeline.path(target)
-    recorded, with_edits = committer.history.changes_between(numbers, undo=undo)
-    changes, edited, replaced_links = _compare(committer, recorded, unchecked)
-    if edited and edits == "refuse":
-        raise RollbackError(
-            f"{_shown([change.name for change in edited])}: changed since the last update; set local_changes to 'keep' "
-            "or 'overwrite' to roll back"
-        )
+    changes = differences.changes
     check_conflicts(committer.rootdir, {change.name: change.after for change in changes})
-    sources = _Restorer(committer, replaced_links, unchecked).stage_all(changes, target)
+    sources = _Restorer(committer, differences.replaced_links, unchecked).stage_all(changes, target)
     change_set = committer.new_change_set()
     for change in changes:
         change_set[change.name] = None if change.after is None else StagedFile(sources[change.name], change.after)
         change_set.set_before(change_set.row(change.name), change.before, change.before)
-    restored = change_set.disk_changes()
-    saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
-    return RollbackPlan(
-        timeline=timeline.at(target),
-        change_set=change_set,
-        changes=restored,
-        saved_as=saved_as,
-        overwritten=tuple(change.name for change in edited) if edits == "overwrite" else (),
-        restored_with_edits=tuple(sorted(with_edits)),
-    )
+    return change_set
 
 
 class _Differences(NamedTuple):
