@@ -172,7 +172,8 @@ class SegmentMap:
             if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            least = _LEAST_BYTES if left < 2 * minimum and seconds > max(_LONG_S, worth_s) else minimum
+            slow = seconds > max(_LONG_S, worth_s) and now - segment.runners[0].started_s >= _YOUNG_S
+            least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
             if left < 2 * least:
                 return None
             together = left * seconds * pace / (left + seconds * pace)

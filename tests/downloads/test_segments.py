@@ -255,6 +255,17 @@ def test_a_connection_is_as_fast_as_lately() -> None:
     assert ranges.split(10_000, worth_s=10.0) is not None
 
 
+def test_a_short_range_is_not_shared_before_its_speed_is_known() -> None:
+    """A small file would be asked for in scraps, all of which come at once."""
+    clock = Clock()
+    ranges = SegmentMap(200_000, clock=clock)
+    first = claimed(ranges)
+    assert ranges.split(150_000) is None
+    clock.now = 2.0
+    ranges.advance(first, 10_000)
+    assert ranges.split(150_000) is not None
+
+
 def test_connections_that_are_all_slow_are_left_alone() -> None:
     """Under a rate limit a second runner would only take from the first."""
     clock = Clock()
