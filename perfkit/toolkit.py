@@ -227,7 +227,9 @@ class Toolkit:
         )
         return scan(path, options)
 
-    def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
+    def hash_file(
+        self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True, lease: bool = False
+    ) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
 
         Raises:
@@ -237,7 +239,7 @@ class Toolkit:
         """
         from perfkit.filesystem.hashing.hash_file import hash_file
 
-        return hash_file(path, chunk_bytes=chunk_bytes, whole=whole)
+        return hash_file(path, chunk_bytes=chunk_bytes, whole=whole, lease=lease)
 
     def hash_tree(
         self, path: Path, *, include: Iterable[str] = (), exclude: Iterable[str] = (), without: Collection[str] = ()

@@ -24,6 +24,7 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
@@ -376,9 +377,11 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
-        stored = set()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            stored = {bytes.fromhex(name) for name in os.listdir(self._object("")) if len(name) == 64}
+        stored = DigestSet()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._object("")) as objects:
+            for entry in objects:
+                if len(entry.name) == 64:
+                    stored.add(bytes.fromhex(entry.name))
         plan = decide(
             after,
             local.existing(before, after),
