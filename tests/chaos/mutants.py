@@ -133,7 +133,7 @@ def main() -> None:
     survivors = 0
     with tempfile.TemporaryDirectory(dir="/dev/shm" if os.access("/dev/shm", os.W_OK) else None) as name:
         place = Path(name)
-        for part in ("perfkit", "tests", "docs", "pyproject.toml"):
+        for part in ("perfkit", "tests", "docs", "setup.cfg", "pyproject.toml"):
             (shutil.copytree if Path(part).is_dir() else shutil.copy)(part, place / part)
         tests = TESTS[given.module]
         assert run(place, tests), "the tests fail without a mutant"
