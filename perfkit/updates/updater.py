@@ -140,7 +140,8 @@ def _sync(
 
     left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
     source = open_source(fetcher, spec, installed)
-    if not installed.is_from(source.url) and Trust.read(tree.root).signers is None:
+    signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
+    if not signed and not installed.is_from(source.url):
         warn_if_unprotected(source.url)
     try:
         return sync_from(source)
@@ -517,7 +518,8 @@ class Sync:
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
         same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
-        return not same or source.record().get("selection") != installed.state.get("selection")
+        record = source.record()
+        return not same or any(record.get(name) != installed.state.get(name) for name in ("selection", "signers"))
 
     def _record(self, manifest: Manifest) -> bytes:
         source = self._source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -28,6 +29,8 @@ from perfkit.releases.format.zstd import compress, decompress, decompress_stream
 from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
+
+_log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
@@ -178,7 +181,10 @@ class Site:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(fresh)
             raise
-        _sync_directory(directory)
+        try:
+            _sync_directory(directory)
+        except OSError as error:  # which would say that nothing was published
+            _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
