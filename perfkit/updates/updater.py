@@ -484,7 +484,7 @@ class Sync:
         try:
             from perfkit.updates.check import run_check  # loads what only a check needs
 
-            run_check(self._options.check, self._root, plan, manifest, staging)
+            run_check(self._options.check, self._root, plan, manifest, staging, self._installed.manifest)
         except CheckFailedError as error:
             source = self._source
             hold = hold_on(HoldReason.CHECK, source.url, source.version, source.serial, error.reason)
