@@ -34,6 +34,7 @@ _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
+_OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
@@ -249,6 +250,8 @@ class Site:
     ) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
+        Files that have other names than perfkit gives are left alone.
+
         Args:
             retired: since when an object has been unused; one that isn't in it counts from when it was written.
             dry_run: only tell which they are.
@@ -258,7 +261,7 @@ class Site:
             signatures = hashlib.file_digest(file, "sha256").hexdigest()  # how the names of the current ones begin
         removed = []
         for item in os.scandir(self.objects):
-            if item.name in keep or item.name.startswith(signatures):
+            if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):
                 continue
             if retired.get(item.name, item.stat().st_mtime) > limit:
                 continue
