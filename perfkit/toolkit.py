@@ -22,6 +22,7 @@ from perfkit.releases.format import POINTER_NAME
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.downloads.http.semantics import Validator, Version
+    from perfkit.downloads.shared_limits import LimitStore
     from perfkit.filesystem.batch import BatchResult, CopyResult, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
@@ -58,6 +59,8 @@ class Toolkit:
         session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`,
             `cert`, `proxies`, `trust_env` and mounted adapters apply; or a callable that makes one for each thread.
         transport: creates a `Transport`; by default `default_transport`.
+        limits: where it leases its share of a rate and of the connections to each host, which several Toolkits keep
+            together; `Config.rate_limit` is not used then.
 
     Raises:
         ConfigError: an argument of the wrong type; `session` and `transport` together.
@@ -76,6 +79,7 @@ class Toolkit:
         progress: Progress | None = None,
         session: SessionSource | None = None,
         transport: Callable[[Config], Transport] | None = None,
+        limits: LimitStore | None = None,
     ) -> None:
         _check_arguments(config, progress, session, transport)
         self.config = config or Config()
@@ -84,7 +88,7 @@ class Toolkit:
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
         self._operation = OperationProgress(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation)
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation, limits=limits)
 
     def __enter__(self) -> Toolkit:
         return self

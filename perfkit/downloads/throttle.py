@@ -44,6 +44,8 @@ class Throttle:
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
         self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
+        self._refunded = 0.0
+        self._until_s = math.inf  # when the limit becomes 0
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
 
@@ -52,8 +54,16 @@ class Throttle:
         """Bytes per second, None for no limit."""
         return self._rate
 
-    def set_rate(self, rate: int | None) -> None:
+    @property
+    def spent(self) -> int:
+        """Bytes charged and not refunded, while there was a limit."""
+        return int(self._charged - self._refunded)
+
+    def set_rate(self, rate: int | None, *, until_s: float = math.inf) -> None:
         """Change the limit; threads already waiting see it within a tenth of a second.
+
+        Args:
+            until_s: the clock's time from which on nothing more is paid for, until the next change.
 
         Raises:
             ConfigError: the rate is not positive.
@@ -62,7 +72,7 @@ class Throttle:
             raise ConfigError(f"a rate limit must be more than 0 bytes per second, or None for no limit; got {rate!r}")
         with self._lock:
             self._settle()
-            self._rate = rate
+            self._rate, self._until_s = rate, until_s
 
     def quantum(self, most: int) -> int:
         """How many bytes to read at once, `most` at the most."""
@@ -99,6 +109,7 @@ class Throttle:
         with self._lock:
             if self._rate is not None:
                 self._settle()
+                self._refunded += count
                 self._paid = min(self._paid + count, self._charged + self._rate * _CREDIT_S)
 
     def charge(self, count: int, cancel: Cancel) -> None:
@@ -124,7 +135,7 @@ class Throttle:
         if self._rate is None:
             self._paid = self._charged
         else:
-            earned = self._rate * (now - self._paid_at_s)
+            earned = self._rate * max(0.0, min(now, self._until_s) - self._paid_at_s)
             self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
         self._paid_at_s = now
 
