@@ -2,23 +2,29 @@
 
 from __future__ import annotations
 
+import functools
 import itertools
 import math
 import os
+import tempfile
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import dask
-from distributed import Client, Future, as_completed
+from distributed import Client, Future, as_completed, get_worker
 
 from perfkit.config import Config
 from perfkit.contrib.dask.checkpoint import Checkpoint, identity_of
-from perfkit.contrib.dask.cluster import on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster import ShardCount, on_this_worker, state_of, toolkits
 from perfkit.contrib.dask.cluster_progress import ClusterProgress
+from perfkit.contrib.dask.objects import ObjectStore
 from perfkit.downloads.manager import Item
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import BatchError, CancelledError, ConfigError, TransferError
 from perfkit.progress.meter import Progress
+from perfkit.toolkit import Toolkit
 
 __all__ = ["download_many"]
 
@@ -26,6 +32,7 @@ _SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
 _RETRIES = 2  # of a shard whose task failed; one whose worker was lost is repeated as Dask's settings say
 _AHEAD = 2  # shards that the scheduler is given for each thread of the workers
 _POLL_S = 0.1
+_UPLOADS = 8  # at once, of a shard
 
 Shard = list[tuple[int, Item]]  # items with their indices in the input
 
@@ -49,6 +56,8 @@ def download_many(
     Args:
         client: the client of the cluster. perfkit must be installed on its workers.
         dest: a directory, as an absolute path that exists on every worker: shared storage, or each machine's own disk.
+            Or the URL of a place that fsspec can write to, such as `s3://bucket/prefix`; a file is downloaded to its
+            worker's disk first, and appears there at once.
         config: settings of the workers' Toolkits. `rate_limit` and `connections_per_host` are limits for all of them
             together, however many there are; what a host asks one of them to wait (`Retry-After`), all do.
         progress: displays the progress of all workers, such as `Bars()`; none by default.
@@ -63,10 +72,10 @@ def download_many(
         ConfigError: `dest` is relative, or the cluster has no workers.
         OSError: the scheduler was lost, or the checkpoint can't be written.
     """
-    dest = os.fspath(dest)
-    if not os.path.isabs(dest):
+    dest = os.fspath(dest).removeprefix("file://")
+    if not os.path.isabs(dest) and "://" not in dest:
         raise ConfigError(
-            f"dest must be an absolute path, since each worker has its own current directory; got {dest!r}"
+            f"dest must be an absolute path, since each worker has its own current directory, or a URL; got {dest!r}"
         )
     threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
     if threads == 0:
@@ -155,18 +164,51 @@ def _run(
 
 
 def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Download]:
-    """Runs on a worker: download the files of a shard."""
+    """Runs on a worker: download the files of a shard, and upload them if they are to be elsewhere."""
     worker = on_this_worker(name)
-    found: dict[int, Download] = {}
     with worker.shard(number) as shard:
-        for index, download in worker.kit.iter_downloads(batch, dest):
-            if isinstance(download.error, CancelledError):
-                raise download.error  # the worker is closing: another one has to do it
-            found[index] = download
-            shard.files += 1
-            shard.failed += download.error is not None
-            shard.bytes += download.bytes
-    return [found[index] for index in range(len(batch))]
+        if "://" not in dest:
+            return _download(worker.kit, shard, batch, dest)
+        place = tempfile.TemporaryDirectory(prefix="perfkit-", dir=get_worker().local_directory)
+        with place as stage, ThreadPoolExecutor(_UPLOADS) as pool:
+            put = functools.partial(_upload, ObjectStore(dest), stage)
+            return _download(worker.kit, shard, batch, stage, lambda each: pool.submit(put, each).result)
+
+
+def _download(
+    kit: Toolkit,
+    shard: ShardCount,
+    batch: Sequence[Item],
+    dest: str,
+    then: Callable[[Download], Callable[[], Download]] = lambda each: lambda: each,
+) -> list[Download]:
+    """The results of a shard, in input order.
+
+    Args:
+        then: begins what is to be done with each file, and gives a function that waits for the result.
+    """
+    found: dict[int, Callable[[], Download]] = {}
+    for index, download in kit.iter_downloads(batch, dest):
+        if isinstance(download.error, CancelledError):
+            raise download.error  # the worker is closing: another one has to do it
+        found[index] = then(download)
+        shard.files += 1
+        shard.failed += download.error is not None
+        shard.bytes += download.bytes
+    return [found[index]() for index in range(len(batch))]
+
+
+def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
+    """Move a file from the worker's disk to where it is to be."""
+    if download.error is not None:
+        return download
+    try:
+        url = store.put(download.path, os.path.relpath(download.path, stage))
+    except Exception as error:  # of whatever package fsspec uses
+        reason = f"it was downloaded, and could not be stored: {error}"
+        return replace(download, path="", error=TransferError(download.url, reason, transient=True))
+    os.unlink(download.path)
+    return replace(download, path=url)
 
 
 def _results(shard: Shard, future: Future[list[Download]]) -> list[Download]:

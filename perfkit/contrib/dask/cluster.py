@@ -23,13 +23,13 @@ from perfkit.downloads.shared_limits import Lease, SharedLimits, Use
 from perfkit.progress.meter import FileProgress, Snapshot
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ClusterState", "OnWorker", "Shard", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
+__all__ = ["ClusterState", "OnWorker", "ShardCount", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
 
 _ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
 
 
 @dataclass(slots=True)
-class Shard:
+class ShardCount:
     """How far a shard is: its files that ended, those that failed, and the bytes of the others."""
 
     files: int = 0
@@ -41,7 +41,7 @@ class Shard:
 class WorkerReport:
     """How far a worker is."""
 
-    shards: dict[int, Shard]
+    shards: dict[int, ShardCount]
     active: tuple[FileProgress, ...]
     bytes_per_s: float
 
@@ -75,10 +75,13 @@ def state_of(client: Client, name: str) -> ClusterState:
     Raises:
         ConnectionError: the scheduler was lost.
     """
+    lost = "the scheduler was lost; start it again, and repeat the call to go on"
+    if client.status != "running":
+        raise ConnectionError(lost)
     try:
         found = _ask(client, "perfkit_state", name=name)
     except OSError as error:
-        raise ConnectionError("the scheduler was lost; start it again, and repeat the call to go on") from error
+        raise ConnectionError(lost) from error
     return ClusterState(found["threads"], [pickle.loads(each) for each in found["reports"]])  # from Dask
 
 
@@ -152,7 +155,7 @@ class OnWorker(WorkerPlugin):
     def setup(self, worker: Worker) -> None:
         self._worker = worker
         self._lock = threading.Lock()
-        self._shards: dict[int, Shard] = {}
+        self._shards: dict[int, ShardCount] = {}
         self._report = WorkerReport({}, (), 0.0)
         self.kit = Toolkit(self._config, progress=self, limits=self)
         worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report().bytes_per_s  # columns of Dask's dashboard
@@ -164,9 +167,9 @@ class OnWorker(WorkerPlugin):
         await asyncio.to_thread(self.kit.close)  # waits for what the loop has to answer
 
     @contextlib.contextmanager
-    def shard(self, number: int) -> Iterator[Shard]:
+    def shard(self, number: int) -> Iterator[ShardCount]:
         """Count the files of a shard while it runs."""
-        shard = Shard()
+        shard = ShardCount()
         with self._lock:
             self._shards[number] = shard
         try:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Sequence
 
-from perfkit.contrib.dask.cluster import ClusterState, Shard
+from perfkit.contrib.dask.cluster import ClusterState, ShardCount
 from perfkit.downloads.request import Download
 from perfkit.progress.meter import FileProgress, Progress, Silent, Snapshot
 from perfkit.progress.pace import Pace
@@ -28,8 +28,8 @@ class ClusterProgress:
         self._files = len(sizes)
         self._known_bytes = sum(size or 0 for size in sizes)
         self._all_known = None not in sizes
-        self._running: dict[int, Shard] = {}
-        self._ended = Shard()
+        self._running: dict[int, ShardCount] = {}
+        self._ended = ShardCount()
         self._count(known)
         self._resumed = self._most = self._ended.bytes
         self._over: set[int] = set()  # shards that have ended, of which a worker's last report may still tell

@@ -75,6 +75,10 @@ except ConfigError:
 names = client.run(lambda dask_worker: [each for each in dask_worker.plugins if each.startswith("perfkit")])
 told["left"] = sorted(map(len, names.values()))
 told["calls"] = client.run_on_scheduler(lambda dask_scheduler: len(vars(dask_scheduler.plugins["perfkit"])["_calls"]))
+import fsspec
+told["stored"] = [each.path for each in download_many(client, items[:3], "memory://place")]
+stored = client.run(lambda: fsspec.filesystem("memory").du("/place", total=False))
+told["contents"] = dict(sum((list(each.items()) for each in stored.values()), []))
 print(json.dumps(told))
 """
     log = Log()
@@ -86,6 +90,8 @@ print(json.dumps(told))
     assert told["names"] == [str(number) for number in range(FILES)]
     assert told["errors"] == ["NoneType", "ConfigError", "HTTPStatusError", "TransferError"]
     assert (told["relative"], told["left"], told["calls"]) == (True, [0, 0], 0)
+    assert told["stored"] == [f"memory:///place/{number}" for number in range(3)]
+    assert told["contents"] == {f"/place/{number}": len(BODY) for number in range(3)}
     assert 1 < log.most <= 3
     assert seconds >= 0.9 * FILES * len(BODY) / 40_000
     *running, ended = told["shown"]
