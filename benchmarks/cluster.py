@@ -22,7 +22,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import median
 
@@ -174,16 +174,18 @@ def limit(scenarios: list[str]) -> None:
     }
     for scenario in scenarios:
         source = Source(24 << 20)
-        with tempfile.TemporaryDirectory(dir="/dev/shm") as name, cluster(Path(name) / "cluster", 4) as workers:
-            with workers.start(LIMITED, Path(name) / "out", source.url, "16", str(RATE)) as client:
-                while not source.sent:
-                    time.sleep(0.01)
-                began_s = source.sent[0][0] + 1.5
-                for at_s, act in acts[scenario]:
-                    time.sleep(max(0.0, began_s + at_s - time.monotonic()))
-                    act(workers)
-                time.sleep(max(0.0, began_s + 10.0 - time.monotonic()))
-                client.kill()
+        with contextlib.ExitStack() as stack:
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
+            workers = stack.enter_context(cluster(place / "cluster", 4))
+            client = stack.enter_context(workers.start(LIMITED, place / "out", source.url, "16", str(RATE)))
+            while not source.sent:
+                time.sleep(0.01)
+            began_s = source.sent[0][0] + 1.5
+            for at_s, act in acts[scenario]:
+                time.sleep(max(0.0, began_s + at_s - time.monotonic()))
+                act(workers)
+            time.sleep(max(0.0, began_s + 10.0 - time.monotonic()))
+            client.kill()
         tenths = [0] * 100
         for at_s, count in list(source.sent):
             if 0 <= (tenth := int((at_s - began_s) * 10)) < 100:
@@ -202,14 +204,15 @@ class Costs:
 
     file_s: float = 0.00055  # of a worker's processor for a small file
     byte_s: float = 1 / 900e6  # and for each byte
-    task_s: float = 0.001  # of the scheduler for a task, its result included
+    task_s: float = 0.004  # of the scheduler for a task, its result included
+    result_s: float = 0.00006  # and of the client for each file of it
     lease_s: float = 0.0004  # of the scheduler for a lease
     leases_per_s: float = 500.0  # of all workers together, at most; four for each
     host_bytes_per_s: float = 125e6  # 1 Gbit/s
     origin_bytes_per_s: float = 1.25e9  # 10 Gbit/s
     origin_file_s: float = 1 / 20_000  # of the origin for a request
     round_trip_s: float = 0.02
-    connections: int = 16  # of all workers to one host, unless the caller allows more
+    connections: int = 16  # of each worker: `connections_per_host` is as many times that as there are workers
 
 
 def simulate(hosts: int, files: int, size: int, shard: int, costs: Costs, *, cdn: bool) -> tuple[float, str]:
@@ -218,15 +221,13 @@ def simulate(hosts: int, files: int, size: int, shard: int, costs: Costs, *, cdn
     """
     leasing = min(0.9, min(costs.leases_per_s, 4 * hosts) * costs.lease_s)  # of the scheduler's time
     active = min(hosts, -(-files // shard))
-    connections = costs.connections * (active if cdn else 1)
-    origin_file_s = 0.0 if cdn else costs.origin_file_s
     share = costs.host_bytes_per_s if cdn else min(costs.host_bytes_per_s, costs.origin_bytes_per_s / active)
     per_file = {
         "worker": costs.file_s + size * costs.byte_s,
         "link of the host": size / costs.host_bytes_per_s,
         "link of the origin": 0.0 if cdn else size * active / costs.origin_bytes_per_s,
-        "requests at the origin": origin_file_s * active,
-        "connections": (costs.round_trip_s + size / share) * active / connections,
+        "requests at the origin": 0.0 if cdn else costs.origin_file_s * active,
+        "round trips": (costs.round_trip_s + size / share) / costs.connections,
     }
     slowest = max(per_file, key=lambda name: per_file[name])
     free = [0.0] * active  # when each worker is
@@ -236,12 +237,16 @@ def simulate(hosts: int, files: int, size: int, shard: int, costs: Costs, *, cdn
         count = min(shard, left)
         left -= count
         asked_s = heapq.heappop(free)
-        cost_s = costs.task_s / (1 - leasing)
+        cost_s = (costs.task_s + count * costs.result_s) / (1 - leasing)
         scheduler_s = max(scheduler_s, asked_s) + cost_s
         busy_s += cost_s
         heapq.heappush(free, scheduler_s + count * per_file[slowest])
     total_s = max(free)
-    return total_s, "scheduler" if busy_s > 0.5 * total_s else slowest
+    if busy_s > 0.5 * total_s:
+        slowest = "scheduler"
+    elif total_s > 1.5 * per_file[slowest] * files / hosts:
+        slowest = "last shards"
+    return total_s, slowest
 
 
 def model(measured: tuple[float, float] | None) -> None:
@@ -249,18 +254,21 @@ def model(measured: tuple[float, float] | None) -> None:
     costs = Costs()
     if measured is not None:
         print("20,000 files of 8 KiB on this machine, where two cores are shared with the server:")
-        local = Costs(round_trip_s=0.0002, host_bytes_per_s=3e9, origin_bytes_per_s=3e9)
+        local = replace(costs, round_trip_s=0.0002, host_bytes_per_s=3e9, origin_bytes_per_s=3e9)
         for hosts, seconds in zip((1, 2), measured, strict=True):
             found, why = simulate(hosts, 20_000, 8192, 256, local, cdn=False)
             print(f"  {hosts}: {found:.1f} s ({why}), measured {seconds:.1f} s")
     for cdn in (False, True):
-        print(f"a million files of 64 KiB from {'a CDN' if cdn else 'one origin of 10 Gbit/s'}")
+        print(
+            f"\na million files of 64 KiB from {'a CDN' if cdn else 'one origin of 10 Gbit/s'}, by files per shard:\n"
+        )
+        print("| hosts | 16 | 64 | 256 | 1,024 | 4,096 |\n| --- | --- | --- | --- | --- | --- |")
         for hosts in (1, 10, 100, 1_000, 10_000):
             row = []
             for shard in (16, 64, 256, 1024, 4096):
                 found, why = simulate(hosts, 10**6, 64 << 10, shard, costs, cdn=cdn)
-                row.append(f"{shard}: {found:.0f} s ({why})")
-            print(f"  {hosts:6} hosts, by shard size: " + "; ".join(row))
+                row.append(f"{found:.1f} s, {why}")
+            print(f"| {hosts:,} | {' | '.join(row)} |")
 
 
 def main() -> None:

@@ -423,6 +423,39 @@ class Toolkit:
             expires_s=expires_s,
         )
 
+    def promote(
+        self,
+        site: Path,
+        *,
+        channel: str,
+        version: str,
+        sign_key: Path | Iterable[Path] | None = None,
+        expires_s: float | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Have a channel of a site offer one of its releases, to those who sync with `channel=`.
+
+        Only one small file, `perfkit-CHANNEL.json`, is replaced. The release is kept as long as a channel offers it.
+
+        Args:
+            version: of the release, one of those that `releases` lists.
+            sign_key, expires_s, wait_s: as for `publish`.
+
+        Raises:
+            ConfigError: there is no site, or no such release; the name is invalid; a site that is signed needs a key.
+            ManifestError, LockedError, OSError: as `publish`.
+        """
+        from perfkit.releases.publish.upkeep import promote
+
+        promote(
+            local_path(site),
+            channel=channel,
+            version=version,
+            sign_keys=_secret_keys(sign_key),
+            expires_s=expires_s,
+            wait_s=wait_s,
+        )
+
     def check_site(self, site: Path) -> SiteReport:
         """Hash every object that the releases of a site need; only read permission is needed.
 
@@ -469,6 +502,7 @@ class Toolkit:
         checksums: Path | None = None,
         mirrors: Iterable[str] = (),
         release: str | None = None,
+        channel: str | None = None,
         public_keys: Iterable[AnyKey] = (),
         threshold: int = 1,
         allow_expired: bool = False,
@@ -488,6 +522,7 @@ class Toolkit:
             parse_source_type(type),
             selection,
             release=release,
+            channel=channel,
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),
@@ -507,6 +542,7 @@ class Toolkit:
         checksums: Path | None = None,
         mirrors: Iterable[str] = (),
         release: str | None = None,
+        channel: str | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -536,6 +572,7 @@ class Toolkit:
                 is new, and files come from any; one that is down or behind is no error.
             release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
                 the current one. A tree that was pinned stays at it.
+            channel: install what this channel of the site offers (see `promote`) rather than the current release.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -570,6 +607,7 @@ class Toolkit:
             parse_source_type(type),
             selection,
             release=release,
+            channel=channel,
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),

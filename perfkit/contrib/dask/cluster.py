@@ -122,8 +122,9 @@ class OnScheduler(SchedulerPlugin):
         self._calls[name] = _Call(client, SharedLimits(rate, connections))
 
     async def end(self, name: str) -> None:
-        if self._calls.pop(name, None) is not None and name in self._scheduler.worker_plugins:
+        if name in self._scheduler.worker_plugins:  # else another one is at it
             await self._scheduler.unregister_worker_plugin(comm=None, name=name)
+            del self._calls[name]
 
     async def lease(self, name: str, worker: str, holder: str, use: dict[str, Any], report: bytes) -> dict[str, Any]:
         call = self._calls[name]
