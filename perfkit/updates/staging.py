@@ -89,6 +89,10 @@ class Fetcher:
         self.bytes_received += len(found.first)
         return found
 
+    def warm(self, url: str, connections: int) -> None:
+        """Open connections for requests that will soon follow."""
+        self._downloads.warm(self._spread(Request(url)).url, connections)
+
     def get(
         self, requests: Sequence[Request], *, beside: Sequence[Request] = (), phase: str = "fetching"
     ) -> list[Download]:

@@ -75,6 +75,8 @@ def open_release(
     """
     site = SiteClient(fetcher, site_url(url), channel)
     before = Trust.read(installed.root)
+    if not installed.files and not dry_run:
+        site.expect_much()
     offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site))
     _refuse_future(site, offered.pointer)
     _refuse_outdated(site, offered.pointer, trust, demands)
