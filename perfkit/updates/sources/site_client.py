@@ -25,8 +25,7 @@ __all__ = ["SiteClient", "StagedRanges", "site_url"]
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 3  # opened besides the first, for a list of files, an index, and packs
-_WHOLE_BYTES = 1 << 20  # what is no larger comes by one connection: others would take as long to begin as it to end
-_FEW_BYTES = 2 << 20  # and what is no larger than this by those that are open
+_WHOLE_BYTES = 4 << 20  # what is no larger comes by one connection: others would take as long to begin as it to end
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
 
@@ -41,7 +40,7 @@ def _range_name(sha256: str, start: int, end: int) -> str:
 
 def _segments(size: int) -> int | None:
     """The maximum of connections for an object or a range; None: as configured."""
-    return 1 if size <= _WHOLE_BYTES else 1 + _CONNECTIONS if size <= _FEW_BYTES else None
+    return 1 if size <= _WHOLE_BYTES else None
 
 
 @dataclass(frozen=True, slots=True)
