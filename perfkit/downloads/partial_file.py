@@ -281,7 +281,7 @@ class PartialFile:
             return
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
-            os.fdatasync(self.descriptor)
+            getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
             self._durable = done
             self._synced_at_s = time.monotonic()
         journal = {

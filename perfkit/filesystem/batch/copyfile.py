@@ -55,7 +55,7 @@ def _fill(reading: int, writing: int, status: os.stat_result, clone: bool) -> st
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
-    if status.st_blocks * 512 < status.st_size:
+    if status.st_blocks * 512 < status.st_size and hasattr(os, "SEEK_DATA"):
         for start, end in _extents(reading, status.st_size):
             _copy_range(reading, writing, start, end)
         os.ftruncate(writing, status.st_size)
@@ -82,7 +82,7 @@ def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
     """Copy a range of bytes, up to the end of the source: inside the kernel, or through a buffer."""
     position = start
     try:
-        while position < end:
+        while position < end and hasattr(os, "copy_file_range"):  # Linux only
             count = os.copy_file_range(reading, writing, min(_STEP_BYTES, end - position), position, position)
             if count == 0:
                 break
