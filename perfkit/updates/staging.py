@@ -35,11 +35,13 @@ class Fetcher:
 
     Attributes:
         stage: the directory; a crash leaves its files there.
+        max_files: how many a release may have.
         requests, bytes_received: so far.
     """
 
-    def __init__(self, downloads: DownloadManager, stage: str) -> None:
+    def __init__(self, downloads: DownloadManager, stage: str, *, max_files: int) -> None:
         self.stage = stage
+        self.max_files = max_files
         self._downloads = downloads
         self._home, self._sites = "", list[str]()
         self.requests = self.bytes_received = 0

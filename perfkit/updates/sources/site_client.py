@@ -61,10 +61,12 @@ class SiteClient:
     Attributes:
         url: of the site, with a trailing slash.
         latency_s: how long the pointer took to fetch; a guess before that.
+        max_files: how many a release may have.
     """
 
     def __init__(self, fetcher: Fetcher, url: str) -> None:
         self.url = url
+        self.max_files = fetcher.max_files
         self.latency_s = 0.05
         self._fetcher = fetcher
 
