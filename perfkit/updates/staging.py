@@ -15,6 +15,7 @@ from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
+from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.progress.meter import Progress
@@ -105,12 +106,12 @@ class StagedBlobs:
     def __init__(self, path: Callable[[bytes], str]) -> None:
         self._path = path
         self._expected: BlobSet | None = None
-        self._others: set[bytes] = set()
+        self._others = DigestSet()
 
     def expect(self, index: BlobIndex) -> None:
         """Most blobs to come are of this index: a set of these takes less memory."""
         self._expected = BlobSet(index)
-        self._others = {digest for digest in self._others if not self._expected.add(digest)}
+        self._others = DigestSet(digest for digest in self._others if not self._expected.add(digest))
 
     def add(self, digest: bytes) -> None:
         """This blob is complete now."""

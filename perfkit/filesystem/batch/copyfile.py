@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from perfkit.filesystem.batch.run import try_unlink
-from perfkit.libc import set_mode
+from perfkit.libc import preadv, set_mode
 
 __all__ = ["copy_file"]
 
@@ -95,7 +95,7 @@ def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     # Files that are generated on reading, as in /proc, have size 0: read those to their end.
     while (end == 0 or position < end) and (
-        count := os.preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
+        count := preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
     ):
         done = 0
         while done < count:

@@ -20,6 +20,7 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.compact import DigestSet, pack_numbers
 from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
@@ -387,7 +388,7 @@ class ReleaseSource:
         """The deltas bring all blobs that the installed release does not have."""
         if not self._deltas or ("delta", "") in self._exhausted:
             return None
-        blobs = missing - frozenset(self._installed.manifest.digests())
+        blobs = missing - DigestSet(self._installed.manifest.digests())
         deltas = self._site.not_staged(self._deltas)
         size = sum(delta.bytes for delta in deltas)
         return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
@@ -397,7 +398,7 @@ class ReleaseSource:
 
         Of a file that the tree has in another version, only some small frames may be needed.
         """
-        entries = [at for at, digest in enumerate(manifest.digests()) if digest in missing]
+        entries = pack_numbers(at for at, digest in enumerate(manifest.digests()) if digest in missing)
         new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)
         total = max(1, manifest.total_bytes)
         new_share, share = new_bytes / total, sum(map(manifest.size, entries)) / total
