@@ -173,20 +173,22 @@ class StagingArea:
         self.expected = needed
         self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
-            names = {each.name: each.stat(follow_symlinks=False) for each in found if _BLOB.fullmatch(each.name)}
-        for name, status in names.items():
-            digest = bytes.fromhex(name.removeprefix(_PREFIX))
-            path = self._path(digest)
-            if digest in self.blobs:
-                continue
-            # Fetched for another version, by a sync that failed; or planted by others.
-            if digest not in needed or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                os.unlink(path)
-                continue
-            if hash_file(path).sha256 == digest.hex():
-                self.blobs.add(digest)
-            else:
-                os.unlink(path)
+            for each in found:
+                if _BLOB.fullmatch(each.name):
+                    self._take_over(bytes.fromhex(each.name.removeprefix(_PREFIX)))
+
+    def _take_over(self, digest: bytes) -> None:
+        """Use what an earlier run left of a blob, or delete it."""
+        if digest in self.blobs:
+            return
+        path = self._path(digest)
+        status = os.lstat(path)
+        # Fetched for another version, by a sync that failed; or planted by others.
+        own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        if own and hash_file(path).sha256 == digest.hex():
+            self.blobs.add(digest)
+        else:
+            os.unlink(path)
 
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
         """Those of the wanted blobs that are not complete yet."""
