@@ -43,7 +43,7 @@ from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import JournalOp, Previous
 from perfkit.transactions.tree import Tree
-from perfkit.updates.hold import HoldReason, hold_on, write_hold
+from perfkit.updates.hold import HoldReason, hold_on, write_holds
 from perfkit.updates.installed import encode_record, read_installed
 from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceType
@@ -216,7 +216,7 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         JournalOp("drop", "x", "", Previous("", 0, 5, 0o600, 6)),
     ])  # fmt: skip
     (own / "serials").write_bytes(json.dumps({"http://x/": 9}).encode())
-    write_hold(str(root), hold_on(HoldReason.PIN, "http://x/", "1", 7))
+    write_holds(str(root), [hold_on(HoldReason.PIN, "http://x/", "1", 7)])
     (own / "last-sync").write_bytes(b'{"checked_s": 1.5, "failed_s": 2.5, "error": "x"}')
     records = [(own / "history/1").read_bytes(), (own / "history/2").read_bytes()]
     read_record = in_place("history/2", read_history)

@@ -27,7 +27,7 @@ from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
-from perfkit.transactions.rollback_plan import plan_rollback
+from perfkit.transactions.rollback import rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
@@ -266,12 +266,7 @@ class Tree:
             LockedError, OSError, RecoveryError: as `transaction`.
         """
         self._begin()
-        with self._committer.preparing():
-            plan = plan_rollback(self._committer, to=to, edits=edits, unchecked=unchecked or {})
-            changes = plan.change_set.disk_changes()  # those between the generations, and the edited files it saves
-        self._committer.commit(plan.change_set, changes, plan.timeline)
-        plan.changes.sign(self._rootdir)
-        return Commit(plan.timeline.current, plan.changes, plan.saved_as, plan.overwritten, plan.restored_with_edits)
+        return rollback(self._committer, to=to, edits=edits, unchecked=unchecked or {})
 
     def history(self) -> list[Generation]:
         """The generations that `rollback` can reach, oldest first.

@@ -17,7 +17,7 @@ from perfkit.transactions.history import History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation
-from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
+from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
 from perfkit.updates.statcache import appended_rows, clock_ns, record_changes
@@ -60,17 +60,17 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
 
 def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None:
     """Have syncs pass over the version that was left, until the source offers another one; a pinned tree stays so."""
-    held = None
+    holds: tuple[Hold, ...] = ()
     try:
         with contextlib.suppress(UpdateError):  # a damaged record holds nothing
-            held = read_hold(root)
-        if held is not None and held.reason is HoldReason.PIN:
+            holds = read_holds(root)
+        if any(held.reason is HoldReason.PIN for held in holds):
             if after.version is not None:
-                write_hold(root, hold_on(HoldReason.PIN, after.source, after.version, after.serial))
-        elif left and before.version is not None and before.version != after.version:
-            write_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
-        elif held is None or held.version == after.version:
-            clear_hold(root)
+                write_holds(root, [hold_on(HoldReason.PIN, after.source, after.version, after.serial)])
+            return
+        write_holds(root, [held for held in holds if held.version != after.version])
+        if left and before.version is not None and before.version != after.version:
+            add_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
     except OSError as error:
         _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)
 

@@ -37,6 +37,7 @@ def verify(
     dest: str,
     repair: bool,
     *,
+    mirrors: tuple[str, ...] = (),
     wait_s: float = 0.0,
     progress: OperationProgress,
 ) -> VerifyReport:
@@ -55,7 +56,7 @@ def verify(
         options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
         fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
         installed = read_installed(tree.root)
-        source = reopen_source(fetcher, installed)
+        source = reopen_source(fetcher, installed, mirrors)
         repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
 

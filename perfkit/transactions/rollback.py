@@ -1,4 +1,4 @@
-"""A rollback, planned and staged: which files change, what happens to edited ones, and where the contents come from."""
+"""A rollback: which files change, what happens to edited ones, where the contents come from, and the commit."""
 
 from __future__ import annotations
 
@@ -8,76 +8,51 @@ import stat
 from array import array
 from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.compact import DigestSet, sort_numbers
 from perfkit.filesystem.paths import backup_name, fold_name
 from perfkit.libc import set_mode
-from perfkit.transactions.changeset import Changes, ChangeSet, StagedFile
+from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
-from perfkit.transactions.history import Timeline
 from perfkit.transactions.journal_ops import check_conflicts
 from perfkit.transactions.layout import object_path
 from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, link_or_copy, open_regular
 from perfkit.transactions.records import Content, Seen
+from perfkit.transactions.transaction import Commit
 
-__all__ = ["RollbackPlan", "plan_rollback"]
+__all__ = ["rollback"]
 
 _MAX_SHOWN = 5  # names in an error
 
 
-class RollbackPlan(NamedTuple):
-    """How to get to another generation.
+def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]) -> Commit:
+    """Commit what leads from the current generation to another; the cost depends on how much they differ.
 
-    `timeline` is that of the tree afterwards; `change_set` has everything that is done, `changes` only what differs
-    between the generations; for the others see `Commit`.
+    The change is already begun. See `Tree.rollback`, also for the arguments.
     """
-
-    timeline: Timeline
-    change_set: ChangeSet
-    changes: Changes
-    saved_as: dict[str, str]
-    overwritten: tuple[str, ...]
-    restored_with_edits: tuple[str, ...]
-
-
-def plan_rollback(
-    committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]
-) -> RollbackPlan:
-    """Decide, and stage, how to get from the current generation to another; the cost depends on how much they differ.
-
-    Args:
-        to, edits, unchecked: as `Tree.rollback` takes them.
-
-    Raises:
-        RollbackError: there is no such generation, objects that it needs are missing, or edited files are in the way.
-        UpdateError, UnsafePathError, OSError: something in the tree is in the way.
-    """
-    timeline = committer.history.timeline()
-    target = timeline.resolve(to)
-    numbers, undo = timeline.path(target)
-    change_set = committer.new_change_set()
-    with_edits = committer.history.changes_between(numbers, undo=undo, into=change_set)
-    edited, replaced = _compare(committer, change_set, unchecked)
-    if edited and edits == "refuse":
-        raise RollbackError(
-            f"{_shown([*map(change_set.name, edited)])}: changed since the last update; set local_changes to 'keep' "
-            "or 'overwrite' to roll back"
-        )
-    check_conflicts(committer.rootdir, change_set)
-    _Restorer(committer, replaced, unchecked).stage_all(change_set, target)
-    restored = change_set.disk_changes()
-    saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
-    return RollbackPlan(
-        timeline=timeline.at(target),
-        change_set=change_set,
-        changes=restored,
-        saved_as=saved_as,
-        overwritten=tuple(map(change_set.name, edited)) if edits == "overwrite" else (),
-        restored_with_edits=tuple(sorted(with_edits)),
-    )
+    with committer.preparing():
+        timeline = committer.history.timeline()
+        target = timeline.resolve(to)
+        numbers, undo = timeline.path(target)
+        change_set = committer.new_change_set()
+        with_edits = committer.history.changes_between(numbers, undo=undo, into=change_set)
+        edited, replaced = _compare(committer, change_set, unchecked)
+        if edited and edits == "refuse":
+            raise RollbackError(
+                f"{_shown([*map(change_set.name, edited)])}: changed since the last update; set local_changes to "
+                "'keep' or 'overwrite' to roll back"
+            )
+        check_conflicts(committer.rootdir, change_set)
+        _Restorer(committer, replaced, unchecked).stage_all(change_set, target)
+        restored = change_set.disk_changes()
+        saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
+        changes = change_set.disk_changes()  # those between the generations, and the edited files it saves
+    committer.commit(change_set, changes, timeline.at(target))
+    restored.sign(committer.rootdir)
+    overwritten = tuple(map(change_set.name, edited)) if edits == "overwrite" else ()
+    return Commit(target, restored, saved_as, overwritten, tuple(sorted(with_edits)))
 
 
 def _compare(
