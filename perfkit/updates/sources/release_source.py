@@ -264,7 +264,7 @@ class ReleaseSource:
             ManifestError: they are more than `Config.max_files`, which is found before memory is used.
         """
         if self._pointer.manifest.size > self._most_bytes:
-            self._refuse_size(f"a list of files of {self._pointer.manifest.size:,} bytes, more than for")
+            self._refuse_size(f"a list of files of {self._pointer.manifest.size:,} bytes, too long for")
         manifest = self._read_manifest(local, staging)
         if len(manifest) > self._site.max_files:
             self._refuse_size(f"{len(manifest):,} files, more than")
