@@ -205,7 +205,7 @@ def test_a_release_of_too_many_files(
     """One with more files than allowed, or with very long names, is refused in words that name the setting."""
     origin.publish({name: name.encode() for name in names}, "1")
     small = make_kit(max_files=min(2, len(names)))
-    with pytest.raises(ManifestError, match=r": 1 has .* (more than|too long for) max_files, which is .*PERFKIT_MAX_FILES"):
+    with pytest.raises(ManifestError, match=r"(more than|too long for) max_files, which is .*PERFKIT_MAX_FILES"):
         small.sync(origin.url, tmp_path / "tree")
     with pytest.raises(ManifestError, match="max_files"):
         small.plan(origin.url, tmp_path / "tree")
