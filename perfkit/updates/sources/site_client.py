@@ -66,10 +66,12 @@ class SiteClient:
         url: of the site, with a trailing slash.
         channel: whose release is offered; None: the current one is.
         latency_s: how long the pointer took to fetch; a guess before that.
+        max_files: how many a release may have.
     """
 
     def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
         self.url = url
+        self.max_files = fetcher.max_files
         self.channel = channel
         self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
         self.latency_s = 0.05
