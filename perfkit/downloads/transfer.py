@@ -445,11 +445,15 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked):
                 self._copy(task, response, answer, toll)
-                path = response.path()
-                lossy = path is not None and path.out_of_order and not network.controller.queues
-                if lossy and task.partial.map.is_slower(task.runner):
-                    # Packets were lost that no queue was too full for: another connection begins with a wider window.
-                    response.end_after(0)
+                if task.partial.ranges_seen:
+                    self._end_if_lossy(task, response)
+
+    def _end_if_lossy(self, task: RangeTask, response: Response) -> None:
+        """Packets were lost that no queue was too full for: another connection begins with a wider window."""
+        path = response.path()
+        lossy = path is not None and path.out_of_order and not self._context.network.controller.queues
+        if lossy and task.partial.map.is_slower(task.runner):
+            response.end_after(0)
 
     @property
     def _wanted(self) -> Wanted:
