@@ -46,7 +46,8 @@ def pieces(
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
         controller.waited(stall.last_s)
         stall.check(url, count)
-        toll.charge(count)
+        path = response.path() if toll.limited else None
+        toll.charge(count, path.unread if path is not None else None)
         view = memoryview(data)[skip:]
         skip = max(0, skip - count)
         yield view if left is None else view[:left], count
