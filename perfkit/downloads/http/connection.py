@@ -408,14 +408,15 @@ class _Answer(http.client.HTTPResponse):
                 break
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
+        first: dict[str, str] = {}  # of each name; the message compares all of them each time
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
             if not _is_unusable_cookie(name, value):
-                message[name] = value.strip()
-        self._frame(incoming)
+                message[name] = value = value.strip()
+                first.setdefault(name.lower(), value)
+        self._frame(incoming, first.get)
 
-    def _frame(self, incoming: _Incoming) -> None:
+    def _frame(self, incoming: _Incoming, get: Callable[[str], str | None]) -> None:
         """Find out where the body ends (section 6.3)."""
-        get = self.headers.get
         coding, declared = get("transfer-encoding"), get("content-length")
         options = (get("connection") or "").lower()
         self.will_close = "close" in options if self.version > 10 else "keep-alive" not in options
