@@ -60,6 +60,7 @@ def test_zip64_is_read() -> None:
         assert unpack(raw_zip(entries, zip64=True, prefix=prefix)) == files
 
 
+@pytest.mark.once
 def test_more_members_than_a_plain_end_record_can_count() -> None:
     """70,000 members need Zip64, as zipfile writes it."""
     out = io.BytesIO()

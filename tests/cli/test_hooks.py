@@ -72,6 +72,7 @@ def test_a_check_that_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture)
     assert tree_of(tmp_path / "tree") == TWO
 
 
+@pytest.mark.once
 def test_a_check_that_hangs_and_leaves_processes(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """It is ended, with all that it started."""
     code = """
@@ -88,6 +89,7 @@ time.sleep(600)
         time.sleep(0.02)
 
 
+@pytest.mark.once
 def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
     """The check ends with it, nothing is held, and the next sync goes on."""
     terminate = python(tmp_path, "open('pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(600)")
@@ -102,6 +104,7 @@ def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> No
     assert sync(cli_origin, "--exit-code") == 10
 
 
+@pytest.mark.once
 def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> None:
     """A check's is ended; that of --on-change may be a daemon."""
     leave = python(tmp_path, "open(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))")
@@ -217,6 +220,7 @@ def test_a_first_sync_that_fails_leaves_nothing(cli_origin: Origin, tmp_path: Pa
     assert [path.name for path in (tmp_path / "tree").rglob("*")] == []
 
 
+@pytest.mark.once
 def test_killed_between_the_change_and_the_command(cli_origin: Origin, tmp_path: Path) -> None:
     """The next run runs it."""
     kill = python(tmp_path, "os.kill(os.getppid(), 9)")

@@ -76,6 +76,7 @@ return told
         assert (tmp_path / "out" / name).read_bytes() == (tmp_path / "site" / name).read_bytes()
 
 
+@pytest.mark.once
 def test_a_lost_worker(tmp_path: Path, names: list[str]) -> None:
     """One of the two is killed in the middle: what it had to do is done by another."""
     body = """
