@@ -8,10 +8,11 @@ import os
 import time
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import read_record, replace_own
 from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
@@ -101,20 +102,16 @@ def read_hold(root: str) -> Hold | None:
     Raises:
         UpdateError: the record is damaged.
     """
-    path = os.path.join(root, layout.HOLD)
-    try:
-        with open(open_own(path), "rb") as file:
-            record = json.load(file)
-        for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
-            if not isinstance(record[name], kind):
-                raise ValueError(f"{name} is {record[name]!r:.40}")
-        if not is_time(record["since_s"]):
-            raise ValueError(f"since_s is {record['since_s']}")
-        return Hold(**{**record, "reason": HoldReason(record["reason"])})
-    except (FileNotFoundError, NotADirectoryError):
-        return None
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UpdateError(f"{path} is damaged ({error}); remove it to hold nothing") from error
+    return read_record(os.path.join(root, layout.HOLD), _hold, "remove it to hold nothing")
+
+
+def _hold(record: dict[str, Any]) -> Hold:
+    for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{name} is {record[name]!r:.40}")
+    if not is_time(record["since_s"]):
+        raise ValueError(f"since_s is {record['since_s']}")
+    return Hold(**{**record, "reason": HoldReason(record["reason"])})
 
 
 def is_time(seconds: float) -> bool:
