@@ -323,10 +323,7 @@ def main() -> int:
                     comparisons, figures = course.measure(contestants.ours(), peers, arguments.runs)
                 report.comparisons += comparisons
                 report.figures += figures
-    print(report.table())
-    for path in report.write(arguments.out, report.benchmark):
-        print(f"written: {path}")
-    return 1 if full and report.missed else 0
+    return report.finish(arguments.out)
 
 
 if __name__ == "__main__":
