@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
-from collections import Counter
+from array import array
+from bisect import bisect_left, bisect_right
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from typing import NamedTuple
 
 from perfkit.config import LocalChanges
 from perfkit.errors import RollbackError, UpdateError
+from perfkit.filesystem.compact import DigestSet, sort_numbers
 from perfkit.filesystem.paths import backup_name, fold_name
 from perfkit.libc import set_mode
 from perfkit.transactions.changeset import ChangeSet, StagedFile
@@ -18,7 +19,7 @@ from perfkit.transactions.commit import Committer
 from perfkit.transactions.journal_ops import check_conflicts
 from perfkit.transactions.layout import object_path
 from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, link_or_copy, open_regular
-from perfkit.transactions.records import Change, Content, Seen
+from perfkit.transactions.records import Content, Seen
 from perfkit.transactions.transaction import Commit
 
 __all__ = ["rollback"]
@@ -35,74 +36,76 @@ def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unche
         timeline = committer.history.timeline()
         target = timeline.resolve(to)
         numbers, undo = timeline.path(target)
-        recorded, with_edits = committer.history.changes_between(numbers, undo=undo)
-        differences = _compare(committer, recorded, unchecked)
-        edited = [change.name for change in differences.edited]
+        change_set = committer.new_change_set()
+        with_edits = committer.history.changes_between(numbers, undo=undo, into=change_set)
+        edited, replaced = _compare(committer, change_set, unchecked)
         if edited and edits == "refuse":
             raise RollbackError(
-                f"{_shown(edited)}: changed since the last update; set local_changes to 'keep' or 'overwrite' to roll "
-                "back"
+                f"{_shown([*map(change_set.name, edited)])}: changed since the last update; set local_changes to "
+                "'keep' or 'overwrite' to roll back"
             )
-        change_set = _stage(committer, differences, unchecked, target)
+        check_conflicts(committer.rootdir, change_set)
+        _Restorer(committer, replaced, unchecked).stage_all(change_set, target)
         restored = change_set.disk_changes()
-        saved_as = _save_edited(committer, change_set, differences.edited) if edits == "keep" else {}
+        saved_as = _save_edited(committer, change_set, edited) if edits == "keep" else {}
         changes = change_set.disk_changes()  # those between the generations, and the edited files it saves
     committer.commit(change_set, changes, timeline.at(target))
     restored.sign(committer.rootdir)
-    overwritten = tuple(edited) if edits == "overwrite" else ()
+    overwritten = tuple(map(change_set.name, edited)) if edits == "overwrite" else ()
     return Commit(target, restored, saved_as, overwritten, tuple(sorted(with_edits)))
 
 
-def _stage(committer: Committer, differences: _Differences, unchecked: Mapping[str, str], target: int) -> ChangeSet:
-    """Stage what is restored.
+def _compare(
+    committer: Committer, change_set: ChangeSet, unchecked: Mapping[str, str]
+) -> tuple[Sequence[int], _Inodes]:
+    """Compare the tree with what is wanted, and keep what is going to be replaced.
 
-    Raises:
-        UpdateError: something in the tree is in the way.
-        RollbackError: objects are missing or damaged.
+    Names that are as wanted are dropped from the change set. Returns the rows whose file is neither the current
+    generation's nor the wanted one, and the files of which names are replaced or removed.
     """
-    changes = differences.changes
-    check_conflicts(committer.rootdir, {change.name: change.after for change in changes})
-    sources = _Restorer(committer, differences.replaced_links, unchecked).stage_all(changes, target)
-    change_set = committer.new_change_set()
-    for change in changes:
-        change_set[change.name] = None if change.after is None else StagedFile(sources[change.name], change.after)
-        change_set.set_before(change_set.row(change.name), change.before, change.before)
-    return change_set
-
-
-class _Differences(NamedTuple):
-    changes: list[Change]  # from what is on disk to what is wanted, by name
-    edited: list[Change]  # those of them whose file is neither the current generation's nor the wanted one
-    replaced_links: Counter[int]  # by inode, how many of its names are replaced or removed
-
-
-def _compare(committer: Committer, recorded: Iterable[Change], unchecked: Mapping[str, str]) -> _Differences:
-    """Compare the tree with what is wanted, and keep what is going to be replaced."""
-    changes: list[Change] = []
-    edited: list[Change] = []
-    replaced_links: Counter[int] = Counter()
-    recorded = list(recorded)
+    edited, replaced = array("I"), _Inodes()
     renamed = set()  # where case is ignored: names that get another spelling
     if committer.rootdir.folds_case:
-        renamed = {fold_name(wanted.name) for wanted in recorded if wanted.after is None}
-    for wanted in recorded:
-        found = committer.rootdir.lstat(wanted.name)
-        if renamed and wanted.after is not None and fold_name(wanted.name) in renamed:
+        rows = change_set.rows()
+        renamed = {fold_name(change_set.name(row)) for row in rows if not change_set.is_written(row)}
+    for row in change_set.rows():
+        name, wanted = change_set.name(row), change_set.after(row)
+        found = committer.rootdir.lstat(name)
+        if renamed and wanted is not None and fold_name(name) in renamed:
             found = None
         before = None
         if found is not None and not stat.S_ISDIR(found.st_mode):
-            sha256 = unchecked.get(wanted.name)
+            sha256 = unchecked.get(name)
             seen = Seen(sha256, found.st_ino, found.st_size, found.st_mtime_ns) if sha256 else None
-            before = committer.store.keep(wanted.name, seen)
-            replaced_links[found.st_ino] += 1
-        if before == wanted.after or (not committer.holds_modes and before and _same_data(before, wanted.after)):
+            before = committer.store.keep(name, seen)
+            replaced.add(found.st_ino)
+        if before == wanted or (not committer.holds_modes and before and _same_data(before, wanted)):
+            del change_set[name]
             continue
-        change = Change(wanted.name, before, wanted.after)
-        if before is not None and not _same_data(before, wanted.before) and not _same_data(before, wanted.after):
-            edited.append(change)
-        changes.append(change)
-    changes.sort(key=lambda change: change.name)
-    return _Differences(changes, edited, replaced_links)
+        if before is not None and not _same_data(before, change_set.recorded(row)) and not _same_data(before, wanted):
+            edited.append(row)
+        change_set.set_before(row, before, before)
+    return edited, replaced
+
+
+class _Inodes:
+    """Counts inodes, in a few bytes each."""
+
+    def __init__(self) -> None:
+        self._inodes = array("Q")
+        self._sorted = True
+
+    def add(self, inode: int) -> None:
+        self._inodes.append(inode)
+        self._sorted = False
+
+    def count(self, inode: int) -> int:
+        """How often it was added."""
+        if not self._sorted:
+            added = self._inodes
+            self._inodes = array("Q", map(added.__getitem__, sort_numbers(range(len(added)), added.__getitem__)))
+            self._sorted = True
+        return bisect_right(self._inodes, inode) - bisect_left(self._inodes, inode)
 
 
 def _same_data(found: Content, content: Content | None) -> bool:
@@ -114,14 +117,15 @@ def _shown(names: Sequence[str]) -> str:
     return ", ".join(names[:_MAX_SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
-def _save_edited(committer: Committer, change_set: ChangeSet, edited: Iterable[Change]) -> dict[str, str]:
+def _save_edited(committer: Committer, change_set: ChangeSet, edited: Iterable[int]) -> dict[str, str]:
     """Add the edited files to the change set under backup names, which are returned."""
     saved_as: dict[str, str] = {}
-    for change in edited:
-        backup = backup_name(change.name, lambda name: name in change_set or committer.rootdir.lstat(name) is not None)
-        assert change.before is not None
-        change_set[backup] = StagedFile(_link(committer, change.name), change.before)
-        saved_as[change.name] = backup
+    for row in edited:
+        name, before = change_set.name(row), change_set.before(row)
+        backup = backup_name(name, lambda name: name in change_set or committer.rootdir.lstat(name) is not None)
+        assert before is not None
+        change_set[backup] = StagedFile(_link(committer, name), before)
+        saved_as[name] = backup
     return saved_as
 
 
@@ -139,31 +143,30 @@ def _link(committer: Committer, name: str) -> str:
 class _Restorer:
     """Stages stored objects, each verified first, except for those of `unchecked` names."""
 
-    def __init__(self, committer: Committer, replaced_links: Mapping[int, int], unchecked: Collection[str]) -> None:
+    def __init__(self, committer: Committer, replaced: _Inodes, unchecked: Collection[str]) -> None:
         self._committer = committer
         self._rootdir = committer.rootdir
-        self._replaced_links = replaced_links
+        self._replaced = replaced
         self._unchecked = unchecked
-        self._linked: set[str] = set()  # objects that were linked: for a second file they are copied
+        self._linked = DigestSet()  # objects that were linked: for a second file they are copied
 
-    def stage_all(self, changes: Sequence[Change], target: int) -> dict[str, str]:
-        """The staged file of each name that gets one.
+    def stage_all(self, change_set: ChangeSet, target: int) -> None:
+        """Set the staged file of each name that gets one.
 
         Raises:
             RollbackError: objects are missing or damaged; it names the files.
         """
-        sources: dict[str, str] = {}
         lost: dict[str, list[str]] = {}
-        for change in changes:
-            if change.after is not None:
+        for row in change_set.rows():
+            if (content := change_set.after(row)) is not None:
+                name = change_set.name(row)
                 try:
-                    sources[change.name] = self._stage(change.after, verify=change.name not in self._unchecked)
+                    change_set.set_source(row, self._stage(content, verify=name not in self._unchecked))
                 except _LostError as error:
-                    lost.setdefault(str(error), []).append(change.name)
+                    lost.setdefault(str(error), []).append(name)
         if lost:
             reasons = "; ".join(f"{_shown(names)}: {reason}" for reason, names in lost.items())
             raise RollbackError(f"{reasons}; generation {target} can't be restored, and nothing was changed")
-        return sources
 
     def _stage(self, content: Content, *, verify: bool) -> str:
         """Stage a content.
@@ -186,9 +189,8 @@ class _Restorer:
                 raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
             mode_fits = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
-            others = found.st_nlink - 1 - self._replaced_links.get(found.st_ino, 0)  # links besides the object's own
-            if mode_fits and content.sha256 not in self._linked and others <= 0:
-                self._linked.add(content.sha256)
+            only = found.st_nlink == 1 or found.st_nlink - 1 <= self._replaced.count(found.st_ino)  # link that stays
+            if mode_fits and only and self._linked.add(bytes.fromhex(content.sha256)):
                 set_mode(fd, content.mode)
                 source = self._committer.new_staged_name()
                 link_or_copy(self._rootdir, stored, fd, source)

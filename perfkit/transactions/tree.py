@@ -175,8 +175,8 @@ class Tree:
         """
         timeline = self._history.timeline()
         timeline.resolve(None)
-        changes, _ = self._history.changes_between([timeline.current], undo=True)
-        return any(change.name == name and change.after is None for change in changes)
+        added = [change.name == name and change.before is None for change in self._history.changes(timeline.current)]
+        return any(added)
 
     def changed_since(self, generation: int) -> list[str] | None:
         """The names of files that differ from an earlier or a later generation; None: it is not kept.
@@ -188,8 +188,9 @@ class Tree:
         if generation not in timeline.chain:
             return None
         numbers, undo = timeline.at(generation).path(timeline.current)
-        changes, _ = self._history.changes_between(numbers, undo=undo)
-        return [change.name for change in changes if not is_private(change.name)]
+        changes = self._committer.new_change_set()
+        self._history.changes_between(numbers, undo=undo, into=changes)
+        return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
 
     def check_free_space(self, size: int) -> None:
         """Check that so many bytes can still be written.
