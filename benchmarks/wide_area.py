@@ -361,14 +361,14 @@ def main() -> int:
                     comparisons, figures = course.measure(contestants.ours(), peers, arguments.runs)
                 report.comparisons += comparisons
                 report.figures += figures
-    print(report.table())
+    code = report.finish(arguments.out)
     if arguments.random:
         print(worst(report.comparisons, 20))
     best = dataclasses.replace(report, benchmark=f"{report.benchmark}-best", figures=[])  # for a plot that can be read
     best.comparisons = [each for each in report.comparisons if each.limit is not None]
-    for path in (*report.write(arguments.out, report.benchmark), *best.write(arguments.out, best.benchmark)):
+    for path in best.write(arguments.out, best.benchmark):
         print(f"written: {path}")
-    return 1 if full and report.missed else 0
+    return code
 
 
 if __name__ == "__main__":

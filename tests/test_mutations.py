@@ -57,6 +57,8 @@ from tests.support.release_client import Client
 from tests.support.signing import NEW, OLD
 from tests.support.trees import write_tree
 
+pytestmark = pytest.mark.once
+
 INPUTS = int(os.environ.get("PERFKIT_TEST_MUTATIONS", "300"))
 SEED = os.environ.get("PERFKIT_TEST_SEED", "1")
 SMALL = {"a/b.txt": b"one\n" * 3000, "c": b"two" * 50, "ünï": b"", "d/e/f": bytes(range(256)) * 20}

@@ -28,6 +28,8 @@ from tests.support.hostile import bounded, raw_manifest
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, write_tree
 
+pytestmark = pytest.mark.once
+
 OLD: Tree = {"a": b"the old content of a file, some of it kept\n" * 20, "b": b"another\n" * 50, "gone": b"x" * 99}
 NEW: Tree = {"a": OLD["a"] + b"and more", "b": OLD["b"], "dir/new": b"the old content of a file" * 9, "empty": b""}
 

@@ -69,6 +69,7 @@ def test_releases_in_a_row_come_by_blocks_and_by_deltas(tmp_path: Path) -> None:
     assert client.pointer.chain(manifest_of(trees[-2]).sha256.hex())[0].object.bytes < 5000  # 3,000 are new
 
 
+@pytest.mark.once
 def test_an_edit_of_a_large_file_adds_only_pieces_around_it(tmp_path: Path) -> None:
     """Pieces are cut by content, so the site keeps those that did not change, and so may a client."""
     content = bytearray(noise(3, 1_000_000))
@@ -140,6 +141,7 @@ def test_what_a_killed_publisher_was_writing_is_removed(tmp_path: Path) -> None:
     assert all(path.exists() for path in others)
 
 
+@pytest.mark.once
 def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
     """Two publishers get the same objects, in processes with different hash seeds."""
     second = edited(FIRST, 1)
@@ -208,6 +210,7 @@ def test_names_that_collide_are_refused(tmp_path: Path) -> None:
         publish(str(write_tree(tmp_path / "src", {"a/B": b"1", "a/b": b"2"})), str(tmp_path / "site"), version="1")
 
 
+@pytest.mark.once
 def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(place: Path) -> None:
     """At each rename, fsync and removal: the old release or the new one is whole, and publishing again works."""
     site, src = place / "site", write_tree(place / "src", FIRST)
@@ -251,6 +254,7 @@ def killed_publisher(src: Path, site: Path) -> Iterator[Callable[[int], bool]]:
         process.stdin.close()
 
 
+@pytest.mark.once
 def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one fails at once, and the first one's release is complete."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
@@ -319,6 +323,7 @@ def test_rubbish_of_a_killed_publisher_goes_after_its_grace(tmp_path: Path) -> N
     assert not old.exists()
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int) -> None:
     """Files are 0644 and directories 0755, whatever the umask; a directory that exists keeps its mode."""
@@ -335,6 +340,7 @@ def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
 
 
+@pytest.mark.once
 def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No delta is offered if it costs more than the new frames with their index and manifest."""
     publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
@@ -367,6 +373,7 @@ CONTENTS = st.one_of(
 )
 
 
+@pytest.mark.once
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(trees=st.lists(st.dictionaries(NAMES, CONTENTS, max_size=5), min_size=2, max_size=3))
 def test_any_trees_come_back_by_every_route(tmp_path_factory: pytest.TempPathFactory, trees: list[Tree]) -> None:

@@ -12,6 +12,8 @@ from perfkit.errors import UpdateError
 from perfkit.updates.planner import ExistingFile, Plan, decide
 from perfkit.updates.routes import Link, Offer, choose_routes
 
+pytestmark = pytest.mark.once
+
 Tree = dict[str, ExistingFile]
 
 

@@ -21,6 +21,8 @@ from tests.support.hostile import bounded, raw_manifest
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
+pytestmark = pytest.mark.once
+
 
 class Forge:
     """A site with two releases, a tree of the first, and the means to offer anything at all."""

@@ -10,9 +10,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from perfkit.archives.decompress import decode_frame
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column
-from perfkit.releases.format.zstd import decode
 
 try:
     import lzma
@@ -70,7 +70,7 @@ def restore(frame: Iterable[bytes], decoded: int, prediction: bytearray) -> Iter
         raise ManifestError("this delta needs CPython's lzma module, which this installation does not have")
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _DICT_BYTES}]
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
-    chunks = decode(decoder, frame, decoded, lzma.LZMAError)
+    chunks = decode_frame(decoder, frame, decoded, "a compressed frame")
     if decoded < len(prediction):
         chunks = _spread(b"".join(chunks), len(prediction))
     place = 0
