@@ -372,7 +372,7 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src),
             expires_s=expires_s,
             progress=self._progress,
         )
@@ -415,7 +415,7 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src),
             expires_s=expires_s,
         )
 
@@ -723,12 +723,16 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _secret_keys(given: Path | Iterable[Path] | None) -> tuple[SecretKey, ...]:
+def _secret_keys(given: Path | Iterable[Path] | None, src: Path) -> tuple[SecretKey, ...]:
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey
 
-    return tuple(map(SecretKey.read, [given] if isinstance(given, str | os.PathLike) else given))
+    paths = [given] if isinstance(given, str | os.PathLike) else [*given]
+    for path in map(os.path.realpath, paths):
+        if path.startswith(os.path.join(os.path.realpath(src), "")):
+            raise ConfigError(f"the secret key {path} lies in the tree {src} that is published; move it elsewhere")
+    return tuple(map(SecretKey.read, paths))
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

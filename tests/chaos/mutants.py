@@ -143,6 +143,7 @@ def main() -> None:
             if run(place, tests):
                 survivors += 1
                 print(f"{given.module}:{shown}", flush=True)
+            print(".", end="", file=sys.stderr, flush=True)
     print(f"{given.module}: {len(every)} possible, {len(chosen)} tried, {survivors} survived")
 
 
