@@ -536,16 +536,17 @@ class Toolkit:
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
             allow_expired: install a release although its publisher vouched for it only up to a time that has passed.
-            public_keys: who has to sign the release: public keys of `perfkit keygen` or `minisign -G`, each as its
-                base64 line or by the path of its file. The tree remembers them.
-            threshold: how many of these have to sign.
+            public_keys: who has to sign the release, plain file (or its fetched `checksums`) or archive: public keys of
+                `perfkit keygen` or `minisign -G`, each as its base64 line or by the path of its file. The tree
+                remembers them.
+            threshold: how many of these have to sign a release.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
-            SignatureError: the release is not signed as it has to be; the tree is as it was.
+            SignatureError: the source is not signed as it has to be; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
             StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
