@@ -239,7 +239,9 @@ class _Publisher:
         version = _versioned(version, number)
         record = ReleaseRecord(version, serial, sha256, packed, fine)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
-        records = records[-_KEPT_RELEASES:]
+        channels = {each.manifest_sha256 for each in self._site.channels()}
+        oldest = len(records) - _KEPT_RELEASES
+        records = [each for at, each in enumerate(records) if at >= oldest or each.manifest_sha256 in channels]
         known = {short_digest(each.manifest_sha256) for each in records}
         kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])

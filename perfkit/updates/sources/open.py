@@ -6,7 +6,7 @@ The modules of the types, and of their detection, are imported when they are nee
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -63,7 +63,9 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
+    if type is None and (
+        spec.release is not None or spec.channel is not None or location.endswith(("/", POINTER_NAME))
+    ):
         type = SourceType.RELEASE
     if type is None:
         type, probed = _detect_any(fetcher, spec)
@@ -76,16 +78,28 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
     if spec.checksums and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
-    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
-        raise ConfigError(
-            f"{location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since without "
-            "them nothing tells whether two servers have the same; a Metalink document has its own"
-        )
+    _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
-    if spec.release is not None:
-        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
+    if spec.release is not None or spec.channel is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones and channels")
     return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
+
+
+def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
+    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
+        raise ConfigError(
+            f"{spec.location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since "
+            "without them nothing tells whether two servers have the same; a Metalink document has its own"
+        )
+
+
+def _each_site(fetcher: Fetcher, source: str, mirrors: Iterable[str]) -> Iterator[str]:
+    """The URLs of a site and of its mirrors, each while the fetcher asks it before the others."""
+    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (source, *mirrors)]
+    for url in fetcher.failed_last(sites):
+        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+        yield url
 
 
 def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
@@ -98,16 +112,24 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+        only = open_release(
+            fetcher, spec.location, spec.demands, installed, release=spec.release, channel=spec.channel, dry_run=dry_run
+        )
         only.select(spec.selection)
         return only
-    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
     behind: Source | None = None
     failures: list[PerfkitError] = []
-    for url in sites:
-        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+    for url in _each_site(fetcher, spec.location, spec.mirrors):
         try:
-            found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+            found = open_release(
+                fetcher,
+                spec.location,
+                spec.demands,
+                installed,
+                release=spec.release,
+                channel=spec.channel,
+                dry_run=dry_run,
+            )
         except CancelledError:
             raise
         except PerfkitError as error:
@@ -115,7 +137,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
             _log.warning("%s: on to the next mirror: %s", redacted(url), error)
             continue
         found.select(spec.selection)
-        if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
+        if spec.release is not None or found.serial >= installed.highest_serial(found.url):
             return found
         behind = behind or found
     expired = [error for error in failures if isinstance(error, ExpiredError)]
@@ -273,26 +295,52 @@ def _remote_file(
     return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most), signers)
 
 
-def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
+def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...] = ()) -> Source:
     """The installed version of the source, to repair the tree from it.
 
+    Args:
+        mirrors: other URLs of the same source.
+
     Raises:
+        ConfigError: this type has no mirrors.
         UpdateError: the source has changed since.
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
     type = installed.type
     assert type is not None
+    promised = installed.state.get("origin", {}).get("checksum")
+    checksums = promised and str(parse_checksum(promised))
+    spec = SourceSpec(installed.source, type, checksums=checksums, mirrors=mirrors)
+    _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
-        from perfkit.updates.sources.release_source import reopen_release
-
-        return reopen_release(fetcher, installed)
+        return _reopen_release(fetcher, installed, mirrors)
     if type in _LISTS:
         from perfkit.updates.sources.list_source import reopen_list
 
         return reopen_list(fetcher, installed)
-    promised = installed.state.get("origin", {}).get("checksum")
-    spec = SourceSpec(installed.source, type, checksums=promised and str(parse_checksum(promised)))
     found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
     return found
+
+
+def _reopen_release(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...]) -> Source:
+    """The installed release, from the first site that responds.
+
+    Raises:
+        PerfkitError: none does; what was wrong with the first.
+    """
+    from perfkit.updates.sources.release_source import reopen_release
+
+    if not mirrors:
+        return reopen_release(fetcher, installed)
+    failures: list[PerfkitError] = []
+    for url in _each_site(fetcher, installed.source, mirrors):
+        try:
+            return reopen_release(fetcher, installed)
+        except CancelledError:
+            raise
+        except PerfkitError as error:
+            failures.append(error)
+            _log.warning("%s: on to the next mirror: %s", redacted(url), error)
+    raise failures[0]
