@@ -286,7 +286,7 @@ def test_a_journal_of_another_process(tmp_path: Path) -> None:
     """It appears at the moment of the commit: nothing is changed, and the journal is left to its owner."""
     journal = tmp_path / ".perfkit/journal"
     with Tree(tmp_path) as tree:
-        with pytest.raises(LockedError, match="is committing a change"), tree.transaction() as tx:
+        with pytest.raises(LockedError, match="is committing a change"), tree.transaction() as tx:  # noqa: PT012
             tx.write("a", b"ours")
             assert stat.S_IMODE(next(tmp_path.glob(".perfkit/stage-*")).stat().st_mode) == 0o700
             journal.write_bytes(b"theirs")
