@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -378,7 +379,7 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key, src),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
             progress=self._progress,
         )
@@ -421,7 +422,7 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key, src),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
         )
 
@@ -453,7 +454,7 @@ class Toolkit:
             local_path(site),
             channel=channel,
             version=version,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, site),
             expires_s=expires_s,
             wait_s=wait_s,
         )
@@ -777,15 +778,20 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _secret_keys(given: Path | Iterable[Path] | None, src: Path) -> tuple[SecretKey, ...]:
+def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
+    """The keys in these files, which must not be in a directory that is published.
+
+    Raises:
+        ConfigError: one is, or is not a key.
+    """
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey
 
     paths = [given] if isinstance(given, str | os.PathLike) else [*given]
-    for path in map(os.path.realpath, paths):
-        if path.startswith(os.path.join(os.path.realpath(src), "")):
-            raise ConfigError(f"the secret key {path} lies in the tree {src} that is published; move it elsewhere")
+    for path, directory in itertools.product(paths, public):
+        if os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
+            raise ConfigError(f"the secret key {path} lies in {directory}, which is published; move it elsewhere")
     return tuple(map(SecretKey.read, paths))
 
 

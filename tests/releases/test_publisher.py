@@ -212,9 +212,11 @@ def test_a_secret_key_is_not_published(tmp_path: Path) -> None:
     (src / "release.key").write_bytes(b"")
     (tmp_path / "link.key").symlink_to(src / "release.key")
     for key in (src / "release.key", tmp_path / "link.key", os.path.relpath(src / "release.key")):
-        with Toolkit() as kit, pytest.raises(ConfigError, match="lies in the tree"):
+        with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
             kit.publish(src, tmp_path / "site", version="1", sign_key=key)
     assert not (tmp_path / "site").exists()
+    with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
+        kit.promote(src, channel="stable", version="1", sign_key=src / "release.key")
 
 
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
