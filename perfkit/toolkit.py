@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -378,7 +379,7 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
             progress=self._progress,
         )
@@ -421,7 +422,7 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
         )
 
@@ -453,7 +454,7 @@ class Toolkit:
             local_path(site),
             channel=channel,
             version=version,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, site),
             expires_s=expires_s,
             wait_s=wait_s,
         )
@@ -579,16 +580,17 @@ class Toolkit:
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
             allow_expired: install a release although its publisher vouched for it only up to a time that has passed.
-            public_keys: who has to sign the release: public keys of `perfkit keygen` or `minisign -G`, each as its
-                base64 line or by the path of its file. The tree remembers them.
-            threshold: how many of these have to sign.
+            public_keys: who has to sign the release, plain file (or its fetched `checksums`) or archive: public keys of
+                `perfkit keygen` or `minisign -G`, each as its base64 line or by the path of its file. The tree
+                remembers them.
+            threshold: how many of these have to sign a release.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
-            SignatureError: the release is not signed as it has to be; the tree is as it was.
+            SignatureError: the source is not signed as it has to be; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
             StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
@@ -776,12 +778,21 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _secret_keys(given: Path | Iterable[Path] | None) -> tuple[SecretKey, ...]:
+def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
+    """The keys in these files, which must not be in a directory that is published.
+
+    Raises:
+        ConfigError: one is, or is not a key.
+    """
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey
 
-    return tuple(map(SecretKey.read, [given] if isinstance(given, str | os.PathLike) else given))
+    paths = [given] if isinstance(given, str | os.PathLike) else [*given]
+    for path, directory in itertools.product(paths, public):
+        if os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
+            raise ConfigError(f"the secret key {path} lies in {directory}, which is published; move it elsewhere")
+    return tuple(map(SecretKey.read, paths))
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

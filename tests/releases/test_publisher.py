@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -24,6 +25,7 @@ from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish import publisher
+from perfkit.releases.publish import site as site_module
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import BlobReader, History, Site
@@ -186,6 +188,37 @@ def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, mak
         publish(str(src), str(tmp_path / "site"), version="1")
     assert not (tmp_path / "site").exists()
     assert publish(str(src), str(tmp_path / "site"), version="1", exclude=["pkg/o*"]).files == len(FIRST)
+
+
+def test_nothing_fails_once_the_release_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the sync of the directory nor the removal of unused files: that would say that it is not published."""
+    src, real = write_tree(tmp_path / "src", FIRST), site_module._sync_directory
+
+    def sync_directory(path: str) -> None:
+        if (Path(path) / "perfkit.json").exists():
+            raise OSError(errno.EIO, "Input/output error", path)
+        real(path)
+
+    monkeypatch.setattr(site_module, "_sync_directory", sync_directory)
+    monkeypatch.setattr(Site, "prune", lambda site, *args, **options: sync_directory(site.root))
+    publish(str(src), str(tmp_path / "site"), version="1")
+    assert json.loads((tmp_path / "site/perfkit.json").read_bytes())["version"] == "1"
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def test_a_secret_key_is_not_published(tmp_path: Path) -> None:
+    """Nor read, whatever leads to it."""
+    src = write_tree(tmp_path / "src", FIRST)
+    (src / "release.key").write_bytes(b"")
+    (tmp_path / "link.key").symlink_to(src / "release.key")
+    for key in (src / "release.key", tmp_path / "link.key", os.path.relpath(src / "release.key")):
+        with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
+            kit.publish(src, tmp_path / "site", version="1", sign_key=key)
+    assert not (tmp_path / "site").exists()
+    with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
+        kit.promote(src, channel="stable", version="1", sign_key=src / "release.key")
 
 
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:

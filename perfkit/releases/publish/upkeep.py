@@ -115,7 +115,7 @@ def promote(
         for record in reversed(history.records):
             if record.version == version:
                 expires = int(time.time() + expires_s) if expires_s is not None else 0
-                pointer = replace(history.pointer_to(record, current.history), expires_s=expires)
+                pointer = replace(history.pointer_to(record, current.history), expires_s=expires, channel=channel)
                 site.replace_pointer(pointer, sign_keys, name=name)
                 return pointer
         known = ", ".join(printable(each.version) for each in reversed(history.records))

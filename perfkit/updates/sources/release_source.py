@@ -189,7 +189,11 @@ def _fetch_pointer(
     data, version = site.pointer((recorded.data, recorded.version) if recorded else None)
     try:
         trust = trust.verify(data, signers, site.url, site.signature)
-        return _Offered(data, Pointer.parse(data), version), trust
+        pointer = Pointer.parse(data)
+        if pointer.channel != (site.channel or ""):
+            wanted, found = (f"channel {each}" if each else "site" for each in (site.channel, pointer.channel))
+            raise ManifestError(f"{site.url}: the pointer of its {wanted} is that of the {found}; promote it again")
+        return _Offered(data, pointer, version), trust
     except (ManifestError, SignatureError):
         site.forget_pointer()
         raise
