@@ -11,12 +11,14 @@ from typing import TYPE_CHECKING
 from perfkit._version import __version__ as __version__
 
 if TYPE_CHECKING:
+    from perfkit.cli.named_trees import NamedTree, read_trees
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
     from perfkit.errors import (
         BatchError,
         CancelledError,
         CheckFailedError,
+        CommandFailedError,
         ConfigError,
         ExpiredError,
         FileChangedError,
@@ -54,6 +56,7 @@ __all__ = [
     "CallbackProgress",
     "CancelledError",
     "CheckFailedError",
+    "CommandFailedError",
     "Config",
     "ConfigError",
     "Download",
@@ -67,6 +70,7 @@ __all__ = [
     "JsonLines",
     "LockedError",
     "ManifestError",
+    "NamedTree",
     "OfferedRelease",
     "PerfkitError",
     "PlainLines",
@@ -89,6 +93,7 @@ __all__ = [
     "UnsafePathError",
     "UpdateError",
     "VerifyReport",
+    "read_trees",
 ]
 
 _HOMES = {  # the names that are not listed here are in perfkit.errors
@@ -98,6 +103,8 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
+    "NamedTree": "perfkit.cli.named_trees",
+    "read_trees": "perfkit.cli.named_trees",
     "Hold": "perfkit.updates.hold",
     "OfferedRelease": "perfkit.updates.sources.earlier_releases",
     "Plan": "perfkit.updates.planner",
