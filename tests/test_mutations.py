@@ -36,6 +36,7 @@ from perfkit.releases.format.zstd import decompress
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import History as SiteHistory
 from perfkit.releases.publish.site import Site
+from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.history import History
 from perfkit.transactions.journal import Journal
 from perfkit.transactions.layout import is_private
@@ -194,8 +195,9 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         with contextlib.closing(RootDir(str(root))) as rootdir:
             history = History(rootdir, ObjectStore(rootdir))
             history.generations()
-            changes, _ = history.changes_between([2, 1], undo=True)
-            assert all(is_private(change.name) or ".." not in change.name.split("/") for change in changes)
+            changes = ChangeSet("stage/", "fetch/")
+            history.changes_between([2, 1], undo=True, into=changes)
+            assert all(is_private(name) or ".." not in name.split("/") for name in changes)
             history.needed_objects(history.timeline())
 
     def read_state() -> object:

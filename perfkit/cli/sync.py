@@ -74,6 +74,7 @@ def add_sync(sync: Parser) -> None:
         default="refuse",
         help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
     )
+    sync.add_argument("--channel", metavar="NAME", help="what this channel of a site offers, not its current release")
     sync.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     what = "hash every file of the tree, even if its size and times are unchanged"
@@ -168,8 +169,9 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that say what to install, for `Toolkit.sync` and `Toolkit.plan`."""
-    same = ("type", "release", "mirrors", "checksums", "decompress", "public_keys", "threshold", "allow_expired")
-    return {"selection": _selection(arguments), **{name: getattr(arguments, name) for name in same}}
+    same = ("type", "release", "channel", "mirrors", "checksums", "decompress", "public_keys", "threshold")
+    chosen = {name: getattr(arguments, name) for name in (*same, "allow_expired")}
+    return {"selection": _selection(arguments), **chosen}
 
 
 def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:

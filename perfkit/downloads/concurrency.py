@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -33,16 +33,60 @@ class _Host:
     paused_until_s: float = 0.0
     limited_at_s: float = 0.0  # when the limit was last changed
     recovery_s: float = _RECOVERY_S
+    leased: int = 0  # the limit where several limiters share one
+    peak: int = 0  # of `active`, since `use` looked last
+    short: bool = False  # a place that was wanted was not leased
 
 
 class HostLimiter:
-    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3)."""
+    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3).
+
+    If several limiters share a limit, `use` tells what this one would use, and `lease` what it may.
+    """
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, _Host] = {}
+        self._leased_until_s = inf
+        self._wanted: Callable[[], None] | None = None  # set: the limit is shared
+        self._asked: dict[str, float] = {}  # seconds that hosts have asked to wait, since `use` looked last
+
+    def use(self) -> tuple[dict[str, int], dict[str, float]]:
+        """The places wanted at each host; the seconds for which hosts have asked not to be asked, since last time."""
+        with self._lock:
+            wanted = {host: self._limit if state.short else state.peak for host, state in self._hosts.items()}
+            for state in self._hosts.values():
+                state.peak, state.short = state.active, False
+            asked, self._asked = self._asked, {}
+            return {host: count for host, count in wanted.items() if count}, asked
+
+    def lease(
+        self, places: Mapping[str, int], paused_s: Mapping[str, float], *, until_s: float, wanted: Callable[[], None]
+    ) -> None:
+        """From now on, and until `until_s` by the clock, take at most so many places; none at a host that is missing.
+
+        Args:
+            paused_s: hosts that others were asked not to ask for so many seconds.
+            wanted: called when a place is wanted at a host that has none.
+        """
+        now = self._clock()
+        with self._lock:
+            self._leased_until_s, self._wanted = until_s, wanted
+            for host, state in self._hosts.items():
+                state.leased = places.get(host, 0)
+            for host, seconds in paused_s.items():
+                state = self._hosts.setdefault(host, _Host(self._limit))
+                state.paused_until_s = max(state.paused_until_s, now + seconds)
+
+    def _lacks_lease(self, state: _Host, now: float) -> bool:
+        if self._wanted is None or (state.active < state.leased and now < self._leased_until_s):
+            return False
+        state.short = True
+        if not state.leased:
+            self._wanted()
+        return True
 
     def enter(self, host: str) -> bool:
         """Take a place at the host; False if it is full or paused."""
@@ -51,9 +95,10 @@ class HostLimiter:
             state = self._hosts.setdefault(host, _Host(self._limit))
             if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
-            if state.active >= state.limit or now < state.paused_until_s:
+            if state.active >= state.limit or now < state.paused_until_s or self._lacks_lease(state, now):
                 return False
             state.active += 1
+            state.peak = max(state.peak, state.active)
             return True
 
     def wait(self, host: str, cancel: Cancel) -> bool:
@@ -78,6 +123,7 @@ class HostLimiter:
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
+            self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
     def refused(self, host: str) -> None:
         """The host has refused one of the requests under way: the others are as many as it takes."""
@@ -99,6 +145,10 @@ class AdaptiveController:
     tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
     allowance per finished file, since many small files move few bytes.
 
+    A server that limits each connection sends in bursts, often a large one first, so that what a short window shows is
+    chance. A stream that pays is kept as soon as that shows, but one that doesn't is given a long window; and a nearby
+    server that pauses in the middle of a body keeps the link idle, so that streams are added whatever they gain.
+
     Args:
         ceiling: the most streams ever.
         adaptive: False runs `ceiling` streams, always.
@@ -114,7 +164,7 @@ class AdaptiveController:
     far_streams = 4
     doubling_pays = 1.15  # the gain in goodput for which it is kept
     halving_costs = 0.95
-    patience_windows = 10  # after a step that did not pay
+    patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
     cpu_bound = 0.85  # of one core
     file_allowance_bytes = 32 << 10
 
@@ -131,6 +181,8 @@ class AdaptiveController:
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
         self._shrink_after = 0
+        self._patience = 1  # windows, when growing fails the next time
+        self._paused = False  # a body has, since the last step
         self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
@@ -156,6 +208,11 @@ class AdaptiveController:
             self.answer_s += (seconds - self.answer_s) / (1 if first else 8)
             if first and seconds >= self.far_s:
                 self._raise(min(self.far_streams, self._ceiling))
+
+    def waited(self, seconds: float) -> None:
+        """So long nothing came in the middle of a body."""
+        if seconds > max(self.far_s, 2 * self.answer_s):
+            self._paused = True
 
     def _raise(self, least: int) -> None:
         if self.target < least:
@@ -195,10 +252,12 @@ class AdaptiveController:
             if goodput <= 0 and window_s < self.steady_window_s:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
+            if window_s < self.steady_window_s and not cpu_bound and self._looks_useless(goodput):
+                return False
             before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
             judged = self.target > before and not self._path_known
             self._from_s = now + (answers_s / 2 if judged else 0.0)  # before that new streams have not begun
-            self._trip_s = inf
+            self._trip_s, self._paused = inf, False
             self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before
 
@@ -207,6 +266,14 @@ class AdaptiveController:
         """Whether there is a path on which queues can be told from distance."""
         return self.network_s <= self._least_trip_s and self._trip_s < inf
 
+    def _looks_useless(self, goodput: float) -> bool:
+        """Whether streams that were added on trial do not pay so far."""
+        trial = self._trial
+        return trial is not None and trial[0] < self.target and not self._paused and not self._pays(trial, goodput)
+
+    def _pays(self, trial: tuple[int, float], goodput: float) -> bool:
+        return goodput >= trial[1] * (self.halving_costs if self.target < trial[0] else self.doubling_pays)
+
     def _decide(self, goodput: float, cpu_bound: bool, idle: bool) -> int:
         trial, self._trial = self._trial, None
         if idle:
@@ -214,11 +281,12 @@ class AdaptiveController:
         if self._path_known and not cpu_bound:
             self.queues = self._trip_s > max(self._least_trip_s * self.queued, self._least_trip_s + self.queued_s)
             return self.target if self.queues else min(self._ceiling, self.target * 2)
-        worth = self.halving_costs if trial is not None and self.target < trial[0] else self.doubling_pays
-        if trial is not None and goodput < trial[1] * worth:
+        if self._paused and not cpu_bound:
+            return min(self._ceiling, self.target * 2)
+        if trial is not None and not self._pays(trial, goodput):
             self._ramping = False
             if trial[0] < self.target:
-                self._grow_after = self.patience_windows
+                self._grow_after, self._patience = self._patience, min(2 * self._patience, self.patience_windows)
             else:
                 self._shrink_after = self.patience_windows
             return trial[0]

@@ -585,7 +585,7 @@ class Transfer:
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
         partial, runner, url = task.partial, task.runner, task.url
-        for data, count in pieces(url, response, answer, runner, config=self._config, toll=toll):
+        for data, count in pieces(url, response, answer, runner, network=self._context.network, toll=toll):
             position = runner.position
             if runner.remaining is None:
                 self._check_size(url, position + len(data))

@@ -89,32 +89,40 @@ class Fetcher:
         self.bytes_received += len(found.first)
         return found
 
-    def get(self, requests: Sequence[Request], *, phase: str = "fetching") -> list[Download]:
+    def get(
+        self, requests: Sequence[Request], *, beside: Sequence[Request] = (), phase: str = "fetching"
+    ) -> list[Download]:
         """Make these downloads; returns them in the order of the requests, each of which must have a name.
 
         Args:
+            beside: downloads to make at the same time; whether they fail does not matter.
             phase: what progress displays call it.
 
         Raises:
             TransferError, OSError: the first failure, after all others have ended.
         """
-        found: dict[int, Download] = {}
+        found = dict(self.each([*requests, *beside], phase=phase))
+        for index in range(len(requests)):
+            if (error := found[index].error) is not None:
+                raise error
+        return [found[index] for index in range(len(requests))]
+
+    def each(self, requests: Sequence[Request], *, phase: str = "fetching") -> Iterator[tuple[int, Download]]:
+        """Make these downloads; yields the place of each among the requests, and what became of it, when it ends."""
+        if not requests:
+            return
         spread: list[Request] = []
 
         def prepare(request: Request) -> Request:  # when its turn comes: a site that has failed meantime comes last
             spread.append(self._spread(request))
             return spread[-1]
 
-        running = self._downloads.run(requests, self.stage, phase=phase, prepare=prepare) if requests else ()
-        for index, download in running:
-            self._note_failures(spread[index], download)
-            self.requests += download.requests
-            self.bytes_received += download.bytes_received
-            found[index] = download
-        for index in range(len(requests)):
-            if (error := found[index].error) is not None:
-                raise error
-        return [found[index] for index in range(len(requests))]
+        with contextlib.closing(self._downloads.run(requests, self.stage, phase=phase, prepare=prepare)) as running:
+            for index, download in running:
+                self._note_failures(spread[index], download)
+                self.requests += download.requests
+                self.bytes_received += download.bytes_received
+                yield index, download
 
 
 class StagedBlobs:

@@ -24,6 +24,7 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
@@ -139,7 +140,8 @@ def _sync(
 
     before = os.listdir(fetcher.stage)  # by an earlier sync, which failed
     source = open_source(fetcher, spec, installed)
-    if not installed.is_from(source.url) and Trust.read(tree.root).signers is None:
+    signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
+    if not signed and not installed.is_from(source.url):
         warn_if_unprotected(source.url)
     try:
         return sync_from(source)
@@ -382,9 +384,11 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
-        stored = set()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            stored = {bytes.fromhex(name) for name in os.listdir(self._object("")) if len(name) == 64}
+        stored = DigestSet()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._object("")) as objects:
+            for entry in objects:
+                if len(entry.name) == 64:
+                    stored.add(bytes.fromhex(entry.name))
         plan = decide(
             after,
             local.existing(before, after),
@@ -520,7 +524,8 @@ class Sync:
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
         same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
-        return not same or source.record().get("selection") != installed.state.get("selection")
+        record = source.record()
+        return not same or any(record.get(name) != installed.state.get(name) for name in ("selection", "signers"))
 
     def _record(self, manifest: Manifest) -> bytes:
         source = self._source

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -29,9 +30,12 @@ from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 
+_log = logging.getLogger(__name__)
+
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
+_CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
@@ -131,10 +135,15 @@ class Site:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(directory, name))
 
-    def pointer(self) -> Pointer | None:
-        """The current pointer; None: the site is new."""
+    def channels(self) -> list[Pointer]:
+        """The pointers to the releases of its channels."""
+        names = sorted(name for name in os.listdir(self.root) if _CHANNEL.fullmatch(name))
+        return [pointer for name in names if (pointer := self.pointer(name)) is not None]
+
+    def pointer(self, name: str = POINTER_NAME) -> Pointer | None:
+        """The current pointer, or that of a channel; None: the site is new."""
         try:
-            with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
+            with open(os.path.join(self.root, name), "rb") as file:
                 return Pointer.parse(file.read())
         except FileNotFoundError:
             return None
@@ -143,19 +152,22 @@ class Site:
         """Whether there are no objects."""
         return not os.listdir(self.objects)
 
-    def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = ()) -> None:
+    def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = (), *, name: str = POINTER_NAME) -> None:
         """Offer another release, all of whose objects are written; sign it before. Durable.
+
+        Args:
+            name: of the file, if it is a channel that is to offer it.
 
         Raises:
             ManifestError: it exceeds a limit of the format.
         """
         encoded = pointer.encode()
         Pointer.parse(encoded)  # so that no client refuses what is published
-        path, current = os.path.join(self.root, POINTER_NAME), None
+        path, current = os.path.join(self.root, name), None
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             current = file.read()
         site = printable(os.path.basename(os.path.realpath(self.root)))
-        about = f"file:{POINTER_NAME}\tsite:{site}\tversion:{pointer.version}\tserial:{pointer.serial}"
+        about = f"file:{name}\tsite:{site}\tversion:{pointer.version}\tserial:{pointer.serial}"
         for key in keys:
             signature = os.path.join(self.root, signature_path(hashlib.sha256(encoded).hexdigest(), key.public.name))
             if not os.path.exists(signature):
@@ -179,7 +191,10 @@ class Site:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(fresh)
             raise
-        _sync_directory(directory)
+        try:
+            _sync_directory(directory)
+        except OSError as error:  # which would say that nothing was published
+            _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
@@ -239,6 +254,19 @@ class Site:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
 
+    def is_signed(self) -> bool:
+        """Whether the current pointer or that of a channel is."""
+        return any(name.startswith(self._signed()) for name in os.listdir(self.objects) if name.endswith(".minisig"))
+
+    def _signed(self) -> tuple[str, ...]:
+        """How the names of the signatures begin that are needed: with the digests of the pointers."""
+        digests = []
+        for name in os.listdir(self.root):
+            if name == POINTER_NAME or _CHANNEL.fullmatch(name):
+                with open(os.path.join(self.root, name), "rb") as file:
+                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return tuple(digests)
+
     def prune(
         self, keep: set[str], retired: dict[str, int], *, grace_s: float, dry_run: bool = False
     ) -> list[ObjectRef]:
@@ -251,8 +279,7 @@ class Site:
             dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
-        with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
-            signatures = hashlib.file_digest(file, "sha256").hexdigest()  # how the names of the current ones begin
+        signatures = self._signed()
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):

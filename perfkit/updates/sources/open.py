@@ -19,13 +19,14 @@ from perfkit.errors import (
     ExpiredError,
     HTTPStatusError,
     PerfkitError,
+    SignatureError,
     TransferError,
     UpdateError,
 )
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
-from perfkit.updates.signers import Trust
+from perfkit.updates.signers import FileSigners, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)
 _LISTS = (SourceType.URLS, SourceType.METALINK)
+_SIGNED = (*_ARCHIVES, SourceType.FILE)  # as releases are
 _PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetched twice
     SourceType.ZIP: 1024,
     SourceType.TAR: 1024,
@@ -61,7 +63,9 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
+    if type is None and (
+        spec.release is not None or spec.channel is not None or location.endswith(("/", POINTER_NAME))
+    ):
         type = SourceType.RELEASE
     if type is None:
         type, probed = _detect_any(fetcher, spec)
@@ -77,10 +81,9 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
-    if spec.release is not None:
-        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
-    Trust.read(installed.root).refuse_unsigned(spec.demands.signers, location, type)
-    return _open(fetcher, spec, type, installed, probed)
+    if spec.release is not None or spec.channel is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones and channels")
+    return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
 
 
 def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
@@ -109,14 +112,24 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+        only = open_release(
+            fetcher, spec.location, spec.demands, installed, release=spec.release, channel=spec.channel, dry_run=dry_run
+        )
         only.select(spec.selection)
         return only
     behind: Source | None = None
     failures: list[PerfkitError] = []
     for url in _each_site(fetcher, spec.location, spec.mirrors):
         try:
-            found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+            found = open_release(
+                fetcher,
+                spec.location,
+                spec.demands,
+                installed,
+                release=spec.release,
+                channel=spec.channel,
+                dry_run=dry_run,
+            )
         except CancelledError:
             raise
         except PerfkitError as error:
@@ -199,26 +212,44 @@ def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
     return pointer.first != b"{"  # some servers answer a path below a file as the file
 
 
-def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Installed, probed: Probe | None) -> Source:
+def _open(
+    fetcher: Fetcher,
+    spec: SourceSpec,
+    type: SourceType,
+    installed: Installed,
+    probed: Probe | None,
+    *,
+    dry_run: bool = False,
+) -> Source:
     url = spec.location
+    if spec.demands.signers is not None and type not in _SIGNED:
+        raise ConfigError(
+            f"{redacted(url)} is of type {type}: signatures are those of releases, plain files and archives; "
+            "perfkit get --public-key verifies single files"
+        )
+    signers = Trust.read(installed.root).for_file(spec.demands.signers, url, type, remember=not dry_run)
+    if signers.keys and type not in _SIGNED:
+        raise SignatureError(url, f"this tree takes only what is signed, and a source of type {type} has no signature")
     if type in _LISTS:
         from perfkit.updates.sources.list_source import open_list
 
         return open_list(fetcher, url, type, installed)
     before = installed.state if installed.type == type and installed.is_from(url) else {}
+    if signers.are_new or before.get("signers", []) != signers.names:
+        before = {}  # what is installed was not verified by them
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
-        return ZsyncSource(_remote_file(fetcher, url, type, before, probed), fetcher, installed)
+        return ZsyncSource(_remote_file(fetcher, url, type, before, probed, signers), fetcher, installed)
     if type is SourceType.FILE:
-        return _open_file(fetcher, spec, before, probed)
+        return _open_file(fetcher, spec, before, probed, signers)
     from perfkit.archives.members import Selection
 
     recorded = Selection.of(before.get("selection", {}))
     selection = spec.selection or recorded
     if selection != recorded:
         before = {}
-    archive = _remote_file(fetcher, url, type, before, probed)
+    archive = _remote_file(fetcher, url, type, before, probed, signers)
     if type is SourceType.ZIP:
         from perfkit.updates.sources.zip_source import ZipSource
 
@@ -228,7 +259,9 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
     return TarSource(archive, selection)
 
 
-def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None) -> Source:
+def _open_file(
+    fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None, signers: FileSigners
+) -> Source:
     from perfkit.updates.sources.file_source import FileSource, PromisedFile, file_name, find_checksum
 
     recorded = bool(before.get("decompress"))
@@ -237,14 +270,19 @@ def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], pr
     known = before if decompress == recorded else {}
     file: RemoteFile | PromisedFile
     if spec.checksums is not None:
-        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec), known.get("origin", {}))
+        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec, signers), known.get("origin", {}), signers)
     else:
-        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed)
+        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed, signers)
     return FileSource(file, decompress=decompress)
 
 
 def _remote_file(
-    fetcher: Fetcher, url: str, type: SourceType, before: Mapping[str, Any], probed: Probe | None
+    fetcher: Fetcher,
+    url: str,
+    type: SourceType,
+    before: Mapping[str, Any],
+    probed: Probe | None,
+    signers: FileSigners,
 ) -> RemoteFile:
     """The file at a URL.
 
@@ -254,7 +292,7 @@ def _remote_file(
     most = _PROBE_BYTES[type]
     if probed is None:
         probed = fetcher.probe(url, most=most, known=known_version(before.get("origin", {})))
-    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most))
+    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most), signers)
 
 
 def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...] = ()) -> Source:
