@@ -15,12 +15,14 @@ if sys.platform == "win32":
     raise ImportError("perfkit runs on Linux and macOS; on Windows, use it in WSL, the Windows Subsystem for Linux")
 
 if TYPE_CHECKING:
+    from perfkit.cli.named_trees import NamedTree, read_trees
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
     from perfkit.errors import (
         BatchError,
         CancelledError,
         CheckFailedError,
+        CommandFailedError,
         ConfigError,
         ExpiredError,
         FileChangedError,
@@ -58,6 +60,7 @@ __all__ = [
     "CallbackProgress",
     "CancelledError",
     "CheckFailedError",
+    "CommandFailedError",
     "Config",
     "ConfigError",
     "Download",
@@ -71,6 +74,7 @@ __all__ = [
     "JsonLines",
     "LockedError",
     "ManifestError",
+    "NamedTree",
     "OfferedRelease",
     "PerfkitError",
     "PlainLines",
@@ -93,6 +97,7 @@ __all__ = [
     "UnsafePathError",
     "UpdateError",
     "VerifyReport",
+    "read_trees",
 ]
 
 _HOMES = {  # the names that are not listed here are in perfkit.errors
@@ -102,6 +107,8 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
+    "NamedTree": "perfkit.cli.named_trees",
+    "read_trees": "perfkit.cli.named_trees",
     "Hold": "perfkit.updates.hold",
     "OfferedRelease": "perfkit.updates.sources.earlier_releases",
     "Plan": "perfkit.updates.planner",
