@@ -70,7 +70,7 @@ seconds = time.monotonic() - began
 beyond = [after - idle[worker] for worker, after in client.run(peak).items()]
 leases = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.leases)
 tasks = client.run_on_scheduler(lambda dask_scheduler: sum(
-    prefix.state_counts["released"] + prefix.state_counts["forgotten"] + prefix.state_counts["memory"]
+    prefix.state_counts["memory"]
     for name, prefix in dask_scheduler.task_prefixes.items() if name.startswith("perfkit")))
 print(json.dumps({"seconds": seconds, "beyond_kib": max(beyond), "leases": leases, "tasks": tasks}))
 """
