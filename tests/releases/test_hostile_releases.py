@@ -335,12 +335,17 @@ def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
 
 
 @settings(max_examples=60, deadline=None, derandomize=True)
-@given(seed=st.integers(0, 99), edit=st.binary(max_size=50), at=st.integers(0, 299_999), text=st.booleans())
-def test_pieces_are_cut_by_content(seed: int, edit: bytes, at: int, text: bool) -> None:
-    """They join to the whole, keep to their sizes, and an edit changes few of them."""
+@given(
+    seed=st.integers(0, 99),
+    edit=st.binary(max_size=50),
+    at=st.integers(0, 299_999),
+    kind=st.sampled_from(("binary", "lines", "one line")),
+)
+def test_pieces_are_cut_by_content(seed: int, edit: bytes, at: int, kind: str) -> None:
+    """They join to the whole, keep to their sizes, and an edit changes few of them, with or without line feeds."""
     content = random.Random(seed).randbytes(300_000)
-    if text:
-        content = content.hex().encode().replace(b"0", b"\n")[:300_000]
+    if kind != "binary":
+        content = content.hex().encode().replace(b"0", b"\n" if kind == "lines" else b",")[:300_000]
     pieces = list(split_pieces(io.BytesIO(content)))
     assert b"".join(pieces) == content
     assert all(len(piece) <= 128 << 10 for piece in pieces)

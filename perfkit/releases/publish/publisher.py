@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -42,6 +43,8 @@ from perfkit.releases.publish.site import BlobReader, Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
 
 __all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
+
+_log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
@@ -247,7 +250,10 @@ class _Publisher:
         history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s)
         self._site.replace_pointer(pointer, options.sign_keys)
-        self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
+        try:
+            self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
+        except OSError as error:  # the release is published; the next one removes them
+            _log.warning("%s: files that are no longer used could not be removed: %s", self._site.root, error)
         return self._release(pointer, number, began_s)
 
     def _release(self, pointer: Pointer, number: int, began_s: float, *, unchanged: bool = False) -> Release:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -29,9 +30,12 @@ from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 
+_log = logging.getLogger(__name__)
+
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
+_OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
@@ -187,7 +191,10 @@ class Site:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(fresh)
             raise
-        _sync_directory(directory)
+        try:
+            _sync_directory(directory)
+        except OSError as error:  # which would say that nothing was published
+            _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
@@ -265,6 +272,8 @@ class Site:
     ) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
+        Files that have other names than perfkit gives are left alone.
+
         Args:
             retired: since when an object has been unused; one that isn't in it counts from when it was written.
             dry_run: only tell which they are.
@@ -273,7 +282,7 @@ class Site:
         signatures = self._signed()
         removed = []
         for item in os.scandir(self.objects):
-            if item.name in keep or item.name.startswith(signatures):
+            if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):
                 continue
             if retired.get(item.name, item.stat().st_mtime) > limit:
                 continue
