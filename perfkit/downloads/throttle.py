@@ -40,7 +40,7 @@ class _Pacer:
         self.charged = 0.0  # bytes charged so far
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
-        self._until_s = math.inf  # from when on nothing more is paid for
+        self._until_s = math.inf  # when the limit becomes 0
 
     def set_rate(self, rate: int | None, until_s: float) -> None:
         with self._lock:
@@ -109,14 +109,14 @@ class Throttle:
 
     @property
     def spent(self) -> int:
-        """Bytes that have come, while there was a limit."""
+        """Bytes charged while there was a limit."""
         return int(self._come.charged)
 
     def set_rate(self, rate: int | None, *, until_s: float = math.inf) -> None:
         """Change the limit; threads already waiting see it within a tenth of a second.
 
         Args:
-            until_s: the clock's time from which on the limit is 0, until the next change.
+            until_s: the clock's time from which on nothing more is paid for, until the next change.
 
         Raises:
             ConfigError: the rate is not positive.

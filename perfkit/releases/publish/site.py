@@ -34,8 +34,8 @@ _log = logging.getLogger(__name__)
 
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
-_CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
 _OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
+_CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 

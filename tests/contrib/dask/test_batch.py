@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from perfkit import Request
+from perfkit.contrib.dask.batch import cut_into_shards
 from tests.support.dask_cluster import Cluster, wait_until
 from tests.support.fakes import Exchange, MisbehavingServer
 
@@ -98,6 +100,21 @@ print(json.dumps(told))
     assert ended == [FILES, FILES * len(BODY), 1.0]
     assert any(0 < files < FILES for files, _, _ in running)
     assert all(earlier[2] <= later[2] for earlier, later in zip(running, told["shown"][1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "threads", "shards"),
+    [
+        (1000, None, 2, [256, 256, 256, 232]),
+        (10, None, 4, [3, 3, 3, 1]),
+        (5, 100 << 20, 1, [2, 2, 1]),
+        (0, None, 2, []),
+    ],
+)
+def test_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
+    """Of 256 files or 256 MiB at most; a small batch is spread over all threads."""
+    items = [(number, Request(f"https://example.org/{number}", size=size)) for number in range(files)]
+    assert [len(each) for each in cut_into_shards(items, threads)] == shards
 
 
 RESUMED = """
