@@ -259,11 +259,12 @@ def model(measured: tuple[float, float] | None) -> None:
     """A million files of 64 KiB."""
     costs = Costs()
     if measured is not None:
-        print("20,000 files of 8 KiB on this machine, where two cores are shared with the server:")
+        print("20,000 files of 8 KiB against one Toolkit, on a machine whose two cores server and client share:")
         local = replace(costs, round_trip_s=0.0002, host_bytes_per_s=3e9, origin_bytes_per_s=3e9, cores=2)
-        for hosts, seconds in zip((1, 2), measured, strict=True):
+        for hosts, ratio in zip((1, 2), measured, strict=True):
             found, why = simulate(hosts, 20_000, 8192, 256, local, cdn=False)
-            print(f"  {hosts}: {found:.1f} s ({why}), measured {seconds:.1f} s")
+            alone_s = 20_000 * costs.file_s
+            print(f"  {hosts} workers: {found / alone_s:.2f} ({why}), measured {ratio:.2f}")
     for cdn in (False, True):
         print(
             f"\na million files of 64 KiB from {'a CDN' if cdn else 'one origin of 10 Gbit/s'}, by files per shard:\n"
@@ -284,7 +285,7 @@ def main() -> None:
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["steady", "killed", "paused", "late"])
-    parser.add_argument("--measured", type=json.loads, help="seconds of one worker and of two, such as [12.1, 8.0]")
+    parser.add_argument("--measured", type=json.loads, help="of one worker and of two, by `overhead`: [1.21, 0.77]")
     arguments = parser.parse_args()
     if arguments.what == "overhead":
         overhead(arguments.files, arguments.pairs, arguments.workers)
