@@ -11,15 +11,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import heapq
 import json
 import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -153,12 +156,15 @@ class Source:
                     status = f"206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{self._size}"
                 head = f'HTTP/1.1 {status}\r\nETag: "zeros"\r\nContent-Length: {end - start}\r\n\r\n'
                 connection.sendall(head.encode())
+                held = 0  # of what was handed to the kernel, what the worker's has not acknowledged (tcp(7), SIOCOUTQ)
                 while start < end:
                     piece = min(PIECE, end - start)
                     connection.sendall(bytes(piece))
                     start += piece
+                    (queued,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
                     with self._lock:
-                        self.sent.append((time.monotonic(), piece))
+                        self.sent.append((time.monotonic(), piece + held - queued))
+                    held = queued
 
     def close(self) -> None:
         self._listener.close()
