@@ -1,6 +1,6 @@
 """A Dask cluster of processes on this machine: overhead against one Toolkit, messages, memory, and the shared limit.
 
-    python benchmarks/cluster.py overhead [--files 20000] [--pairs 3]
+    python benchmarks/cluster.py overhead [--files 20000] [--pairs 3] [--workers 2]
     python benchmarks/cluster.py limit [--only steady killed paused late]
     python benchmarks/cluster.py model
 
@@ -11,14 +11,18 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import fcntl
 import heapq
 import json
+import math
 import os
 import signal
 import socket
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -35,6 +39,7 @@ from tests.support.dask_cluster import Cluster
 MB = 10**6
 RATE = 20 << 20
 PIECE = 16 << 10
+_SERVER_FILE_S = 0.0001  # of nginx's processor for a small file
 
 ALONE = """
 import sys, time
@@ -50,11 +55,11 @@ print(time.monotonic() - began)
 # Its first call is not measured: it loads perfkit on the workers, and what is counted is there from then on.
 TOGETHER = """
 import time
-client.wait_for_workers(2)
+client.wait_for_workers(int(rest[1]))
 def rss(): return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmRSS")))
 def peak(): return int(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 idle = client.run(rss)
-download_many(client, [(f"{url}/0", f"first-{number}") for number in range(2)], dest)
+download_many(client, [(f"{url}/0", f"first-{number}") for number in range(int(rest[1]))], dest)
 def count(dask_scheduler):
     real = dask_scheduler.handlers["perfkit_lease"]
     async def lease(**message):
@@ -70,7 +75,7 @@ seconds = time.monotonic() - began
 beyond = [after - idle[worker] for worker, after in client.run(peak).items()]
 leases = client.run_on_scheduler(lambda dask_scheduler: dask_scheduler.leases)
 tasks = client.run_on_scheduler(lambda dask_scheduler: sum(
-    prefix.state_counts["released"] + prefix.state_counts["forgotten"] + prefix.state_counts["memory"]
+    prefix.state_counts["memory"]
     for name, prefix in dask_scheduler.task_prefixes.items() if name.startswith("perfkit")))
 print(json.dumps({"seconds": seconds, "beyond_kib": max(beyond), "leases": leases, "tasks": tasks}))
 """
@@ -83,8 +88,8 @@ with dask.config.set({"perfkit.shard-files": 1}):
 """
 
 
-def overhead(files: int, pairs: int) -> None:
-    """One Toolkit, and two workers, by turns."""
+def overhead(files: int, pairs: int, workers: int) -> None:
+    """One Toolkit, and some workers, by turns."""
     with contextlib.ExitStack() as stack:
         place = Path(stack.enter_context(tempfile.TemporaryDirectory(dir="/dev/shm")))
         (site := place / "site").mkdir()
@@ -96,12 +101,13 @@ def overhead(files: int, pairs: int) -> None:
             out = place / f"alone-{pair}"
             command = [sys.executable, "-c", ALONE, server.http, str(out), str(files)]
             alone_s = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
-            with cluster(place / f"cluster-{pair}", 2) as workers:
-                found = workers.run(TOGETHER, place / f"together-{pair}", server.http, str(files))
+            with cluster(place / f"cluster-{pair}", workers) as hosts:
+                found = hosts.run(TOGETHER, place / f"together-{pair}", server.http, str(files), str(workers))
             ratios.append(found["seconds"] / alone_s)
             print(
-                f"one Toolkit {alone_s:.2f} s, two workers {found['seconds']:.2f} s: {ratios[-1]:.2f}; "
-                f"{found['tasks'] - 2} tasks; {found['leases'] / found['seconds'] / 2:.1f} leases a second a worker; "
+                f"one Toolkit {alone_s:.2f} s, {workers} workers {found['seconds']:.2f} s: {ratios[-1]:.2f}; "
+                f"{found['tasks'] - workers} tasks; "
+                f"{found['leases'] / found['seconds'] / workers:.1f} leases a second a worker; "
                 f"{found['beyond_kib'] * 1024 / MB:.0f} MB beyond an idle worker",
                 flush=True,
             )
@@ -150,12 +156,15 @@ class Source:
                     status = f"206 Partial Content\r\nContent-Range: bytes {start}-{end - 1}/{self._size}"
                 head = f'HTTP/1.1 {status}\r\nETag: "zeros"\r\nContent-Length: {end - start}\r\n\r\n'
                 connection.sendall(head.encode())
+                held = 0  # of what was handed to the kernel, what the worker's has not acknowledged (tcp(7), SIOCOUTQ)
                 while start < end:
                     piece = min(PIECE, end - start)
                     connection.sendall(bytes(piece))
                     start += piece
+                    (queued,) = struct.unpack("i", fcntl.ioctl(connection, termios.TIOCOUTQ, bytes(4)))
                     with self._lock:
-                        self.sent.append((time.monotonic(), piece))
+                        self.sent.append((time.monotonic(), piece + held - queued))
+                    held = queued
 
     def close(self) -> None:
         self._listener.close()
@@ -202,7 +211,8 @@ def limit(scenarios: list[str]) -> None:
 class Costs:
     """What was measured on one core of this machine, and what is assumed of the network."""
 
-    file_s: float = 0.00055  # of a worker's processor for a small file
+    start_s: float = 0.8  # of a call, until the first request
+    file_s: float = 0.00069  # of a worker's processor for a small file: what one Toolkit takes
     byte_s: float = 1 / 900e6  # and for each byte
     task_s: float = 0.004  # of the scheduler for a task, its result included
     result_s: float = 0.00006  # and of the client for each file of it
@@ -212,6 +222,7 @@ class Costs:
     origin_bytes_per_s: float = 1.25e9  # 10 Gbit/s
     origin_file_s: float = 1 / 20_000  # of the origin for a request
     round_trip_s: float = 0.02
+    cores: float = math.inf  # of a machine that runs workers, server, scheduler and client, two for the measurement
     connections: int = 16  # of each worker: `connections_per_host` is as many times that as there are workers
 
 
@@ -227,6 +238,7 @@ def simulate(hosts: int, files: int, size: int, shard: int, costs: Costs, *, cdn
         "link of the host": size / costs.host_bytes_per_s,
         "link of the origin": 0.0 if cdn else size * active / costs.origin_bytes_per_s,
         "requests at the origin": 0.0 if cdn else costs.origin_file_s * active,
+        "processors": (costs.file_s + 2 * costs.result_s + _SERVER_FILE_S) * active / costs.cores,
         "round trips": (costs.round_trip_s + size / share) / costs.connections,
     }
     slowest = max(per_file, key=lambda name: per_file[name])
@@ -241,7 +253,7 @@ def simulate(hosts: int, files: int, size: int, shard: int, costs: Costs, *, cdn
         scheduler_s = max(scheduler_s, asked_s) + cost_s
         busy_s += cost_s
         heapq.heappush(free, scheduler_s + count * per_file[slowest])
-    total_s = max(free)
+    total_s = costs.start_s + max(free)
     if busy_s > 0.5 * total_s:
         slowest = "scheduler"
     elif total_s > 1.5 * per_file[slowest] * files / hosts:
@@ -253,11 +265,12 @@ def model(measured: tuple[float, float] | None) -> None:
     """A million files of 64 KiB."""
     costs = Costs()
     if measured is not None:
-        print("20,000 files of 8 KiB on this machine, where two cores are shared with the server:")
-        local = replace(costs, round_trip_s=0.0002, host_bytes_per_s=3e9, origin_bytes_per_s=3e9)
-        for hosts, seconds in zip((1, 2), measured, strict=True):
+        print("20,000 files of 8 KiB against one Toolkit, on a machine whose two cores server and client share:")
+        local = replace(costs, round_trip_s=0.0002, host_bytes_per_s=3e9, origin_bytes_per_s=3e9, cores=2)
+        for hosts, ratio in zip((1, 2), measured, strict=True):
             found, why = simulate(hosts, 20_000, 8192, 256, local, cdn=False)
-            print(f"  {hosts}: {found:.1f} s ({why}), measured {seconds:.1f} s")
+            alone_s = 20_000 * costs.file_s
+            print(f"  {hosts} workers: {found / alone_s:.2f} ({why}), measured {ratio:.2f}")
     for cdn in (False, True):
         print(
             f"\na million files of 64 KiB from {'a CDN' if cdn else 'one origin of 10 Gbit/s'}, by files per shard:\n"
@@ -276,11 +289,12 @@ def main() -> None:
     parser.add_argument("what", choices=("overhead", "limit", "model"))
     parser.add_argument("--files", type=int, default=20_000)
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--only", nargs="+", default=["steady", "killed", "paused", "late"])
-    parser.add_argument("--measured", type=json.loads, help="seconds of one worker and of two, such as [12.1, 8.0]")
+    parser.add_argument("--measured", type=json.loads, help="of one worker and of two, by `overhead`: [1.21, 0.77]")
     arguments = parser.parse_args()
     if arguments.what == "overhead":
-        overhead(arguments.files, arguments.pairs)
+        overhead(arguments.files, arguments.pairs, arguments.workers)
     elif arguments.what == "limit":
         limit(arguments.only)
     else:

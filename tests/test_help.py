@@ -23,6 +23,7 @@ OPTIONS = {
     "publish": ("SRC", "SITE", "--version", "--keep-deltas", "--exclude", "--links", "--serial", "--sign-key",
                 "--expires", "--wait", "--progress", "--verbose"),
     "releases": ("URL",),
+    "promote": ("SITE", "--channel", "--version", "--sign-key", "--expires", "--wait"),
     "check": ("SITE", "--progress"),
     "prune": ("DIR", "--keep", "--dry-run", "--wait"),
     "sync": ("SOURCE DEST", "--all", "--config", "--dry-run", "--check", "--public-key", "--threshold",

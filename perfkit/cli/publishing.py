@@ -132,7 +132,7 @@ def add_promote(promote: Parser) -> None:
     promote.add_argument("--version", required=True, metavar="V", help="the release, one of `perfkit releases`")
     add_sign_key(promote)
     add_wait(promote)
-    about = "Have a channel of a site offer one of its releases, to those who follow it with sync --channel."
+    about = "Have a channel of a site offer one of its releases; sync --channel follows it."
     define(promote, _promote, about, _PROMOTE_EXAMPLES)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import itertools
 import threading
 import time
 from collections.abc import Callable
@@ -154,13 +155,17 @@ def test_toolkits_share_connections_and_retry_after(tmp_path: Path) -> None:
 
 
 def test_a_store_that_stops_answering_ends_the_lease(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Nothing is received without a lease; the download goes on as soon as the store answers again."""
+    """Nothing is received without a lease; the download goes on as soon as the store answers again. It is asked five
+    times a second at most.
+    """
     limits = SharedLimits(None, 4)
+    asked_s: list[float] = []
 
     class Broken:
         answers = threading.Event()
 
         def lease(self, holder: str, use: Use) -> Lease:
+            asked_s.append(time.monotonic())
             if not self.answers.is_set():
                 raise OSError("out of reach")
             return limits.lease(holder, use)
@@ -176,3 +181,5 @@ def test_a_store_that_stops_answering_ends_the_lease(tmp_path: Path, caplog: pyt
         assert store.answers.is_set()
         timer.join()
     assert "did not answer" in caplog.text
+    assert len(asked_s) >= 3
+    assert all(later - earlier >= 0.2 for earlier, later in itertools.pairwise(asked_s))

@@ -16,7 +16,7 @@ _RECIPES = ("nginx proxy_cache", "Squid", "Varnish")
 
 @each((server for server in CACHES if server.name in _RECIPES), in_suite=True)
 def test_eight_hosts_cost_the_origin_one_copy(bench: Bench, out: Path) -> None:
-    """A first install and an update, by all of them at once: no object leaves the origin twice."""
+    """A first install and an update, by one host and then by seven at once: no object leaves the origin twice."""
     tree = {f"{number}.bin": noise(number, 100_000) for number in range(5)}
 
     def sync(host: int) -> str:
@@ -29,8 +29,9 @@ def test_eight_hosts_cost_the_origin_one_copy(bench: Bench, out: Path) -> None:
             kit.publish(write_tree(out / "src", tree), out / "site", version=version)
         bench.put_tree(out / "site", "fleet")
         bench.wait_until_served("fleet/perfkit.json", (out / "site" / "perfkit.json").read_bytes())
-        with ThreadPoolExecutor(8) as hosts:
-            assert set(hosts.map(sync, range(8))) == {version}
+        assert sync(0) == version
+        with ThreadPoolExecutor(7) as hosts:
+            assert set(hosts.map(sync, range(1, 8))) == {version}
         assert all(tree_of(out / f"host-{host}") == tree for host in range(8))
     for each_object in (out / "site" / "objects").iterdir():
         assert bench.sent_by_origin(f"fleet/objects/{each_object.name}") <= each_object.stat().st_size

@@ -26,7 +26,7 @@ from perfkit.errors import BatchError, CancelledError, ConfigError, TransferErro
 from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 
-__all__ = ["download_many"]
+__all__ = ["cut_into_shards", "download_many"]
 
 _SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
 _RETRIES = 2  # of a shard whose task failed; one whose worker was lost is repeated as Dask's settings say
@@ -83,7 +83,7 @@ def download_many(
     done = Checkpoint(None if checkpoint is None else os.fspath(checkpoint), dest)
     items = list(requests)
     results = _known(items, done)
-    shards = _shards([(index, item) for index, item in enumerate(items) if index not in results], threads)
+    shards = cut_into_shards([(index, item) for index, item in enumerate(items) if index not in results], threads)
     display = ClusterProgress(progress, [_size(item) for item in items], results.values())
     with toolkits(client, config or Config()) as name:
         for shard, ended in _run(client, name, shards, dest, display):
@@ -112,7 +112,7 @@ def _known(items: Sequence[Item], done: Checkpoint) -> dict[int, Download]:
     return results
 
 
-def _shards(items: Shard, threads: int) -> list[Shard]:
+def cut_into_shards(items: Shard, threads: int) -> list[Shard]:
     """Cut a batch so that each thread has something to do, and shards are of moderate size."""
     most_files = int(dask.config.get("perfkit.shard-files", _SHARD_FILES))
     most_bytes = int(dask.config.get("perfkit.shard-bytes", _SHARD_BYTES))

@@ -30,7 +30,7 @@ _ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
 
 @dataclass(slots=True)
 class ShardCount:
-    """How far a shard is: its files that ended, those that failed, and the bytes of the others."""
+    """How far a shard is: its files that have ended, how many of them failed, and their bytes."""
 
     files: int = 0
     failed: int = 0
@@ -185,7 +185,7 @@ class OnWorker(WorkerPlugin):
     # -- as the Toolkit's `Progress` --
 
     def update(self, snapshot: Snapshot) -> None:
-        with self._lock:  # files that have ended since are counted twice by no one
+        with self._lock:  # now: of files that end later, the snapshot has the bytes
             shards = {number: replace(shard) for number, shard in self._shards.items()}
         self._report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
 

@@ -7,7 +7,7 @@ import logging
 import os
 import re
 from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
@@ -206,6 +206,8 @@ class SiteClient:
     def _part(self, index: Index, each: PackRange, label: Callable[[PackRange], str]) -> Request:
         ref = index.packs[each.pack].object
         name, part = _range_name(ref.sha256, each.start, each.end), (each.start, each.end)
+        if part == (0, ref.bytes):  # not as a range, which some shared caches don't keep
+            return replace(self._request(ref, label(each)), name=name)
         return Request(
             self.url + ref.path, name, byte_range=part, segments=_segments(each.end - each.start), label=label(each)
         )

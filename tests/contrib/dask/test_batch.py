@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from perfkit import Request
+from perfkit.contrib.dask.batch import cut_into_shards
 from tests.support.dask_cluster import Cluster, wait_until
 from tests.support.fakes import Exchange, MisbehavingServer
 
@@ -57,13 +59,18 @@ def test_a_batch_is_that_of_one_toolkit(cluster: Cluster, out: Path) -> None:
 client.wait_for_workers(2)
 class Shown:
     shown = []
-    def update(self, snapshot): self.shown.append([snapshot.files_done, snapshot.received_bytes, snapshot.share])
-    def finish(self, snapshot): self.update(snapshot)
+    def update(self, snapshot):
+        if not self.shown:  # the dashboard shows a column for each
+            columns = client.run(lambda dask_worker: sorted(dask_worker.metrics)).values()
+            told["columns"] = [[each for each in names if each.startswith("perfkit")] for names in columns]
+        self.finish(snapshot)
+    def finish(self, snapshot): self.shown.append([snapshot.files_done, snapshot.received_bytes, snapshot.share])
+told = {}
 items = [f"{url}{number}" for number in range(40)]
 config = Config(retries=0, connections_per_host=3, rate_limit=40_000, adaptive=False)
 results = download_many(client, items, dest, config=config, progress=Shown())
-told = {"bytes": [each.bytes for each in results], "names": [os.path.basename(each.path) for each in results]}
-told["shown"] = Shown.shown
+told["bytes"], told["shown"] = [each.bytes for each in results], Shown.shown
+told["names"] = [os.path.basename(each.path) for each in results]
 try:
     download_many(client, [(url + "a", "a"), "nonsense", (url + "missing", "x"), (url + "b", "a")], dest, config=config)
 except BatchError as error:
@@ -89,6 +96,7 @@ print(json.dumps(told))
     assert told["bytes"] == [len(BODY)] * FILES
     assert told["names"] == [str(number) for number in range(FILES)]
     assert told["errors"] == ["NoneType", "ConfigError", "HTTPStatusError", "TransferError"]
+    assert told["columns"] == [["perfkit_bytes_per_s", "perfkit_files"]] * 2
     assert (told["relative"], told["left"], told["calls"]) == (True, [0, 0], 0)
     assert told["stored"] == [f"memory:///place/{number}" for number in range(3)]
     assert told["contents"] == {f"/place/{number}": len(BODY) for number in range(3)}
@@ -98,6 +106,21 @@ print(json.dumps(told))
     assert ended == [FILES, FILES * len(BODY), 1.0]
     assert any(0 < files < FILES for files, _, _ in running)
     assert all(earlier[2] <= later[2] for earlier, later in zip(running, told["shown"][1:], strict=True))
+
+
+@pytest.mark.parametrize(
+    ("files", "size", "threads", "shards"),
+    [
+        (1000, None, 2, [256, 256, 256, 232]),
+        (10, None, 4, [3, 3, 3, 1]),
+        (5, 100 << 20, 1, [2, 2, 1]),
+        (0, None, 2, []),
+    ],
+)
+def test_shards(files: int, size: int | None, threads: int, shards: list[int]) -> None:
+    """Of 256 files or 256 MiB at most; a small batch is spread over all threads."""
+    items = [(number, Request(f"https://example.org/{number}", size=size)) for number in range(files)]
+    assert [len(each) for each in cut_into_shards(items, threads)] == shards
 
 
 RESUMED = """
