@@ -7,8 +7,10 @@ of it. A blob that several entries share is listed once, for the first of them.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
@@ -18,7 +20,7 @@ from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigza
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
 
-__all__ = ["MAX_FRAME_BYTES", "Frame", "Index", "Pack", "PackRange", "Piece"]
+__all__ = ["MAX_FRAME_BYTES", "Index", "Pack", "PackRange", "Piece"]
 
 MAX_FRAME_BYTES = 16 << 20
 MAX_DICTIONARY_BYTES = 256 << 10
@@ -56,25 +58,6 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One zstd frame.
-
-    Attributes:
-        pack: index of the pack.
-        at: its offset in the pack.
-        bytes: its compressed size.
-        size: its decompressed size.
-        pieces: the parts of it that this release uses.
-    """
-
-    pack: int
-    at: int
-    bytes: int
-    size: int
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class PackRange:
     """Bytes to fetch: from `start` (inclusive) to `end` (exclusive) of a pack, for these frames."""
 
@@ -86,66 +69,67 @@ class PackRange:
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The frames of a release, ordered by pack and offset; a sequence of `Frame`.
+    """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns.
 
     Attributes:
         manifest_sha256: of the manifest that entries refer to.
         packs: that contain the frames.
+        packs_of: the pack of each frame.
+        at: its offset in the pack.
+        packed: its compressed size.
+        sizes: its decompressed size.
+        entries, offsets, starts, lengths: of each piece, as in `Piece`.
+        tags: of each piece; empty: the index has none.
     """
 
     manifest_sha256: bytes
     packs: tuple[Pack, ...]
-    _packs_of: array[int] = field(repr=False)
-    _at: array[int] = field(repr=False)
-    _bytes: array[int] = field(repr=False)
-    _sizes: array[int] = field(repr=False)
+    packs_of: array[int] = field(repr=False)
+    at: array[int] = field(repr=False)
+    packed: array[int] = field(repr=False)
+    sizes: array[int] = field(repr=False)
     _first: array[int] = field(repr=False)  # piece of each frame, and the number of pieces
-    _entries: array[int] = field(repr=False)
-    _offsets: array[int] = field(repr=False)
-    _starts: array[int] = field(repr=False)
-    _lengths: array[int] = field(repr=False)
-    _tags: array[int] = field(repr=False)
+    entries: array[int] = field(repr=False)
+    offsets: array[int] = field(repr=False)
+    starts: array[int] = field(repr=False)
+    lengths: array[int] = field(repr=False)
+    tags: array[int] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self._at)
-
-    def __getitem__(self, number: int) -> Frame:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        pieces = tuple(map(self.piece, range(self._first[number], self._first[number + 1])))
-        return Frame(self._packs_of[number], self._at[number], self._bytes[number], self._sizes[number], pieces)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return map(self.__getitem__, range(len(self)))
+        return len(self.at)
 
     def piece(self, number: int) -> Piece:
         """One piece; pieces are numbered through all frames."""
-        tag = self._tags[number] if self._tags else 0
-        return Piece(self._entries[number], self._offsets[number], self._starts[number], self._lengths[number], tag)
+        tag = self.tags[number] if self.tags else 0
+        return Piece(self.entries[number], self.offsets[number], self.starts[number], self.lengths[number], tag)
 
     def start_of(self, number: int) -> int:
         """The offset of a piece in its decompressed frame."""
-        return self._starts[number]
+        return self.starts[number]
 
     def place(self, number: int) -> tuple[int, int]:
         """The offset of a frame in its pack, and its compressed size."""
-        return self._at[number], self._bytes[number]
+        return self.at[number], self.packed[number]
 
     def pack_of(self, number: int) -> int:
         """The pack of a frame."""
-        return self._packs_of[number]
+        return self.packs_of[number]
 
     def content_bytes(self, number: int) -> int:
         """The decompressed size of a frame."""
-        return self._sizes[number]
+        return self.sizes[number]
 
     def pieces_of(self, number: int) -> range:
         """The numbers of a frame's pieces."""
         return range(self._first[number], self._first[number + 1])
 
+    def frame_of(self, number: int) -> int:
+        """The frame of a piece."""
+        return bisect_right(self._first, number) - 1
+
     def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
         """The numbers of all pieces of the wanted entries, in the order of frames."""
-        return pack_numbers(number for number, entry in enumerate(self._entries) if wanted(entry))
+        return pack_numbers(number for number, entry in enumerate(self.entries) if wanted(entry))
 
     def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
         """The ranges to fetch for these pieces.
@@ -160,7 +144,7 @@ class Index:
         for number in pieces:
             while self._first[frame + 1] <= number:
                 frame += 1
-            pack, start, end = self._packs_of[frame], self._at[frame], self._at[frame] + self._bytes[frame]
+            pack, start, end = self.packs_of[frame], self.at[frame], self.at[frame] + self.packed[frame]
             last = ranges[-1] if ranges else None
             if last is not None and last.frames[-1] == frame:
                 continue
@@ -213,36 +197,46 @@ class Index:
         return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)
 
     @staticmethod
-    def encode(manifest: Manifest, packs: Sequence[Pack], frames: Sequence[Frame], *, tags: bool) -> bytes:
-        """The bytes that `parse` reads, from frames in order; each blob must be listed once."""
-        per_pack = [0] * len(packs)
-        gaps, tails, ends = [], [], [0] * len(packs)
-        rows: list[tuple[int, int, int, int]] = []
-        tag_values = []
-        last_entry, expected = -1, {-1: 0}
-        for frame in frames:
-            per_pack[frame.pack] += 1
-            gaps.append(frame.at - ends[frame.pack])
-            ends[frame.pack] = frame.at + frame.bytes
+    def encode(
+        manifest: Manifest,
+        packs: Sequence[Pack],
+        frames: Sequence[tuple[int, int, int, int, int]],
+        pieces: Iterable[tuple[int, int, int, int, int]],
+        *,
+        tags: bool,
+    ) -> bytes:
+        """The bytes that `parse` reads.
+
+        Args:
+            frames: pack, offset in it, compressed size, decompressed size, and number of pieces; in order.
+            pieces: entry, offset, start, length and tag, as in `Piece`; frame by frame. Each blob must be listed once.
+        """
+        per_pack, ends = [0] * len(packs), [0] * len(packs)
+        gaps, tails, tag_values = array("Q"), array("I"), array("Q")
+        columns = array("I"), array("Q"), array("I"), array("I")
+        steps, jumps, moves, given = columns
+        sizes = [manifest.size(entry) for entry in range(len(manifest))]
+        expected = array("Q", bytes(8 * len(sizes)))
+        before, listed = -1, iter(pieces)
+        for pack, at, compressed, content, count in frames:
+            per_pack[pack] += 1
+            gaps.append(at - ends[pack])
+            ends[pack] = at + compressed
             end = used = 0
-            for piece in frame.pieces:
-                whole = piece.offset + piece.length == manifest.size(piece.entry)
-                rows.append(
-                    (
-                        zigzag(piece.entry - last_entry - 1),
-                        zigzag(piece.offset - expected.get(piece.entry, 0)),
-                        zigzag(piece.start - end),
-                        0 if whole else piece.length,
-                    )
-                )
-                if tags and (piece.offset or not whole):
-                    tag_values.append(piece.tag)
-                last_entry, expected[piece.entry] = piece.entry, piece.offset + piece.length
-                end = piece.start + piece.length
+            for entry, offset, start, length, tag in islice(listed, count):
+                part = offset + length != sizes[entry]
+                steps.append(zigzag(entry - before - 1))
+                jumps.append(zigzag(offset - expected[entry]))
+                moves.append(zigzag(start - end))
+                given.append(length if part else 0)
+                if tags and (offset or part):
+                    tag_values.append(tag)
+                before, expected[entry] = entry, offset + length
+                end = start + length
                 used = max(used, end)
-            tails.append(frame.size - used)
+            tails.append(content - used)
         shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
-        counts = (len(packs), len(frames), len(rows), len(tag_values))
+        counts = (len(packs), len(frames), len(steps), len(tag_values))
         return b"".join(
             (
                 _MAGIC,
@@ -255,10 +249,10 @@ class Index:
                 pack_column(4, (packed.size for packed in shared)),
                 pack_column(4, per_pack),
                 pack_column(8, gaps),
-                pack_column(4, (frame.bytes for frame in frames)),
+                pack_column(4, (frame[2] for frame in frames)),
                 pack_column(4, tails),
-                pack_column(4, (len(frame.pieces) for frame in frames)),
-                *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
+                pack_column(4, (frame[4] for frame in frames)),
+                *(pack_column(width, column) for width, column in zip((4, 8, 4, 4), columns, strict=True)),
                 pack_column(8, tag_values),
             )
         )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import os
 import re
@@ -11,7 +12,6 @@ import time
 from bisect import bisect_right
 from collections.abc import Iterable, Iterator
 from itertools import islice
-from operator import itemgetter
 
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own
@@ -32,6 +32,8 @@ __all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
+_RETIRED_NAME = ".perfkit-publish.retired"
+_LEAST_LINES = 100
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
@@ -238,49 +240,63 @@ class Site:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
 
-    def prune(
-        self, keep: set[str], retired: dict[str, int], *, grace_s: float, dry_run: bool = False
-    ) -> list[ObjectRef]:
+    def retire(self, names: Iterable[str]) -> None:
+        """Note that these objects are needed no more, once the pointer is replaced."""
+        with open(os.path.join(self.root, _RETIRED_NAME), "a", encoding="ascii") as log:
+            log.writelines(f"{name} {int(time.time())}\n" for name in sorted(names))
+
+    def prune(self, keep: set[str], *, grace_s: float, dry_run: bool = False) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
+        One that was never retired counts from when it was written.
+
         Args:
-            retired: since when an object has been unused; one that isn't in it counts from when it was written.
             dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
         with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
             signatures = hashlib.file_digest(file, "sha256").hexdigest()  # how the names of the current ones begin
+        retired, lines = self._read_retired()
+        left: dict[str, int] = {}
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or item.name.startswith(signatures):
                 continue
             if retired.get(item.name, item.stat().st_mtime) > limit:
+                if item.name in retired:
+                    left[item.name] = retired[item.name]
                 continue
             removed.append(ObjectRef(item.name, item.stat().st_size))
             if not dry_run:
                 os.unlink(item.path)
+        if lines > 2 * len(left) + _LEAST_LINES and not dry_run:
+            rows = (f"{name} {since}\n" for name, since in sorted(left.items()))
+            self._replace(os.path.join(self.root, _RETIRED_NAME), "".join(rows).encode())
         return removed
 
+    def _read_retired(self) -> tuple[dict[str, int], int]:
+        """Since when each object has been unused, and how many lines the log has; one that was cut short is ignored."""
+        lines: list[str] = []
+        path = os.path.join(self.root, _RETIRED_NAME)
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
+            lines = file.readlines()
+        rows = (line.split() for line in lines if line.endswith("\n"))
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}, len(lines)
 
-def referenced(site: Site, history: History, solid: PackedRef) -> Iterator[ObjectRef]:
+
+def referenced(history: History, solid: PackedRef) -> Iterator[ObjectRef]:
     """The objects that the releases of a history need, some of them more than once; but for the history itself.
 
     Args:
         solid: the index of large frames of the last one.
-
-    Raises:
-        ManifestError: one that lists others is missing or damaged. It has been returned before.
     """
     yield from (delta.object for delta in history.deltas)
-    for number, record in enumerate(history.records, 1):
+    yield solid.object
+    yield from history.solid_packs
+    for record in history.records:
         yield record.manifest.object
-        manifest = Manifest.parse(site.get_packed(record.manifest))
-        for packed in [record.fine, solid] if number == len(history.records) else [record.fine]:
-            yield packed.object
-            for pack in Index.parse(site.get_packed(packed), manifest).packs:
-                yield pack.object
-                if pack.dictionary:
-                    yield pack.dictionary.object
+        yield record.fine.object
+        yield from record.packs
 
 
 class BlobReader:
@@ -292,24 +308,31 @@ class BlobReader:
         self._site = site
         self._opening = threading.Lock()
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
-        self._pieces: dict[int, list[tuple[int, int, int]]] = {}  # entry: offset, frame, piece; in order of offsets
-        for frame in range(len(index)):
-            for number in index.pieces_of(frame):
-                piece = index.piece(number)
-                self._pieces.setdefault(piece.entry, []).append((piece.offset, frame, number))
-        for rows in self._pieces.values():
-            rows.sort()
-        self._first = {manifest.digest(entry): entry for entry in self._pieces}
 
-    def tags(self) -> dict[int, int]:
-        """Tags of the pieces that have a frame of their own, and the numbers of these frames."""
-        found = {}
-        for rows in self._pieces.values():
-            for _, frame, number in rows:
-                piece = self.index.piece(number)
-                if piece.tag and piece.length == self.index.content_bytes(frame):
-                    found[piece.tag] = frame
+    @functools.cached_property
+    def _pieces(self) -> dict[int, list[int]]:
+        """The pieces of each entry, in order of their offsets."""
+        found: dict[int, list[int]] = {}
+        for number, entry in enumerate(self.index.entries):
+            found.setdefault(entry, []).append(number)
+        for numbers in found.values():
+            numbers.sort(key=self.index.offsets.__getitem__)
         return found
+
+    @functools.cached_property
+    def _entries(self) -> dict[bytes, int]:
+        return {self.manifest.digest(entry): entry for entry in self._pieces}
+
+    def pieces(self, name: str) -> list[int]:
+        """The numbers of the pieces of the file with this name, in order; empty: there is no such file, or no tags."""
+        at = self.manifest.find(name) if self.index.tags else None
+        entry = None if at is None else self.entry(self.manifest.digest(at))
+        return [] if entry is None else self._pieces[entry]
+
+    @functools.cached_property
+    def tags(self) -> dict[int, int]:
+        """The piece with each tag."""
+        return {tag: number for number, tag in enumerate(self.index.tags) if tag}
 
     def close(self) -> None:
         """Close the packs."""
@@ -319,7 +342,7 @@ class BlobReader:
 
     def entry(self, digest: bytes) -> int | None:
         """The entry with this content; None: not found, or empty content."""
-        return self._first.get(digest)
+        return self._entries.get(digest)
 
     def entries(self) -> list[int]:
         """One entry for each blob that isn't empty, in order."""
@@ -328,13 +351,14 @@ class BlobReader:
     def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
         """Read one of `entries`, or a part of it."""
         length = self.manifest.size(entry) - offset if length is None else length
-        rows, end, parts = self._pieces[entry], offset + length, []
-        for _, frame, number in islice(rows, bisect_right(rows, offset, key=itemgetter(0)) - 1, None):
+        numbers, end, parts = self._pieces[entry], offset + length, []
+        first = bisect_right(numbers, offset, key=self.index.offsets.__getitem__) - 1
+        for number in islice(numbers, first, None):
             piece = self.index.piece(number)
             if piece.offset >= end:
                 break
-            at = piece.start - piece.offset
-            parts.append(self.frame(frame)[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
+            at, frame = piece.start - piece.offset, self.frame(self.index.frame_of(number))
+            parts.append(frame[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
         return b"".join(parts)
 
     def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
