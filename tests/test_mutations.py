@@ -47,7 +47,7 @@ from perfkit.updates.installed import encode_record, read_installed
 from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
-from perfkit.updates.statcache import StatCache
+from perfkit.releases.statcache import StatCache
 from perfkit.updates.status import status
 from perfkit.zsync.control import parse_control
 from tests.support.archive_tools import FILES, Ranges, make_tar, make_zip

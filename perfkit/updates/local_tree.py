@@ -16,7 +16,7 @@ from perfkit.transactions import layout
 from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
 from perfkit.updates.planner import ExistingFile, ExistingFiles
-from perfkit.updates.statcache import StatCache
+from perfkit.releases.statcache import StatCache
 
 __all__ = ["LocalTree", "scan_files"]
 

@@ -20,7 +20,7 @@ from perfkit.transactions.tree import Generation
 from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
-from perfkit.updates.statcache import Patch, append_rows, clock_ns, record_changes
+from perfkit.releases.statcache import Patch, append_rows, clock_ns, record_changes
 
 __all__ = ["changed_since", "history", "prune", "rollback"]
 

@@ -45,7 +45,7 @@ from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_changes
+from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.updates.status import remember_outcome
 
 if TYPE_CHECKING:
