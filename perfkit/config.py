@@ -118,7 +118,7 @@ class Config:
     min_segment_bytes: int = 256 << 10  # a range shorter than twice this is split only if its connection is slow
     connections_per_host: int = 16  # browsers make 6, or one for HTTP/2; aria2 at most 16
     adaptive: bool = True  # start with few connections and add more while that is faster
-    buffer_bytes: int = 1 << 20  # per worker
+    buffer_bytes: int = 1 << 20  # per worker; more than four share the memory of four
 
     # Bandwidth
     rate_limit: int | None = None  # bytes per second for all transfers together; None is unlimited

@@ -227,7 +227,9 @@ class Toolkit:
         )
         return scan(path, options)
 
-    def hash_file(self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True) -> FileHash:
+    def hash_file(
+        self, path: Path, *, chunk_bytes: int | None = None, whole: bool = True, lease: bool = False
+    ) -> FileHash:
         """SHA-256 of a file, of each chunk of it, or both; see `perfkit.filesystem.hashing.hash_file.hash_file`.
 
         Raises:
@@ -237,7 +239,7 @@ class Toolkit:
         """
         from perfkit.filesystem.hashing.hash_file import hash_file
 
-        return hash_file(path, chunk_bytes=chunk_bytes, whole=whole)
+        return hash_file(path, chunk_bytes=chunk_bytes, whole=whole, lease=lease)
 
     def hash_tree(
         self, path: Path, *, include: Iterable[str] = (), exclude: Iterable[str] = (), without: Collection[str] = ()
@@ -633,7 +635,7 @@ class Toolkit:
         pin(self.config, local_path(dest), wait_s=wait_s)
 
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
-        """Have `sync` pass over a version of the installed source, until `unhold`, or until it passes over another one.
+        """Have `sync` pass over a version of the installed source, until `unhold` or until it is asked for.
 
         Args:
             wait_s: as for `sync`.
@@ -647,7 +649,7 @@ class Toolkit:
         hold(self.config, local_path(dest), version, wait_s=wait_s)
 
     def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
-        """Have `sync` pass over no version any more; returns what was held.
+        """Have `sync` pass over no version any more; returns what was held, the latest if there were several.
 
         Args:
             wait_s: as for `sync`.
@@ -697,13 +699,16 @@ class Toolkit:
 
         return changed_since(self.config, local_path(dest), generation, wait_s=wait_s)
 
-    def verify(self, dest: Path, *, repair: bool = False, wait_s: float = 0.0) -> VerifyReport:
+    def verify(
+        self, dest: Path, *, repair: bool = False, mirrors: Iterable[str] = (), wait_s: float = 0.0
+    ) -> VerifyReport:
         """Hash every file of the installed release again; reports missing, changed and extra files.
 
         Without `repair`, neither the tree's lock nor write permission is needed.
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
+            mirrors: where else a repair gets them, as for `sync`.
             wait_s: as for `sync`, if `repair` is true.
 
         Raises:
@@ -715,7 +720,13 @@ class Toolkit:
 
         with self._operation.operation():
             return verify(
-                self.config, self._downloads, local_path(dest), repair, wait_s=wait_s, progress=self._operation
+                self.config,
+                self._downloads,
+                local_path(dest),
+                repair,
+                mirrors=tuple(mirrors),
+                wait_s=wait_s,
+                progress=self._operation,
             )
 
 

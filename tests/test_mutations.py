@@ -36,18 +36,19 @@ from perfkit.releases.format.zstd import decompress
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import History as SiteHistory
 from perfkit.releases.publish.site import Site
+from perfkit.releases.statcache import StatCache
+from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.history import History
 from perfkit.transactions.journal import Journal
 from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import JournalOp, Previous
 from perfkit.transactions.tree import Tree
-from perfkit.updates.hold import HoldReason, hold_on, write_hold
+from perfkit.updates.hold import HoldReason, hold_on, write_holds
 from perfkit.updates.installed import encode_record, read_installed
 from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
-from perfkit.releases.statcache import StatCache
 from perfkit.updates.status import status
 from perfkit.zsync.control import parse_control
 from tests.support.archive_tools import FILES, Ranges, make_tar, make_zip
@@ -194,8 +195,9 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         with contextlib.closing(RootDir(str(root))) as rootdir:
             history = History(rootdir, ObjectStore(rootdir))
             history.generations()
-            changes, _ = history.changes_between([2, 1], undo=True)
-            assert all(is_private(change.name) or ".." not in change.name.split("/") for change in changes)
+            changes = ChangeSet("stage/", "fetch/")
+            history.changes_between([2, 1], undo=True, into=changes)
+            assert all(is_private(name) or ".." not in name.split("/") for name in changes)
             history.needed_objects(history.timeline())
 
     def read_state() -> object:
@@ -214,7 +216,7 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
         JournalOp("drop", "x", "", Previous("", 0, 5, 0o600, 6)),
     ])  # fmt: skip
     (own / "serials").write_bytes(json.dumps({"http://x/": 9}).encode())
-    write_hold(str(root), hold_on(HoldReason.PIN, "http://x/", "1", 7))
+    write_holds(str(root), [hold_on(HoldReason.PIN, "http://x/", "1", 7)])
     (own / "last-sync").write_bytes(b'{"checked_s": 1.5, "failed_s": 2.5, "error": "x"}')
     records = [(own / "history/1").read_bytes(), (own / "history/2").read_bytes()]
     read_record = in_place("history/2", read_history)

@@ -7,7 +7,7 @@ import contextlib
 import json
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
@@ -126,32 +126,6 @@ def _listed(
     return RequestList(arguments.input, base=arguments.base, **options)
 
 
-def _checksums(source: str | None) -> Callable[[Request], Request]:
-    """A function that adds what `--checksums` says to a request that has no checksum.
-
-    Raises:
-        ConfigError: the file can't be read, or has no checksums; a URL is invalid.
-    """
-    from perfkit.downloads.http.urls import origin_of
-
-    if source is None:
-        return lambda request: request
-    if source.lower().startswith(("http://", "https://")):
-        origin_of(source)
-        found = None
-    else:
-        from perfkit.downloads.checksum_files import read_checksum_file
-
-        found = read_checksum_file(source)
-
-    def add(request: Request) -> Request:
-        if request.checksum is not None:
-            return request
-        return replace(request, checksum=source if found is None else str(found.find(request.url)))
-
-    return add
-
-
 def _downloads(
     kit: Toolkit,
     arguments: argparse.Namespace,
@@ -159,6 +133,7 @@ def _downloads(
     listed: RequestList | None,
 ) -> Generator[Download, None, None]:
     """The results in the order of completion, failures included."""
+    from perfkit.downloads.checksum_files import with_checksums
     from perfkit.downloads.request import Download, Request
 
     options = {
@@ -167,7 +142,7 @@ def _downloads(
         "key": arguments.key,
         **shared,
     }
-    add_checksum = _checksums(arguments.checksums)
+    add_checksum = with_checksums(arguments.checksums)
     requests = [add_checksum(Request(url, **options)) for url in arguments.urls]
     if arguments.output is not None:
         try:

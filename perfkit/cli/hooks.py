@@ -9,11 +9,14 @@ import shlex
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING
 
+from perfkit.cli import check_process
+from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
@@ -25,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["CommandError", "OnChange", "check_command"]
 
-_SHOWN_BYTES = 1000  # of the end of a command's output, in errors
-
 
 class CommandError(PerfkitError):
     """A command of the user's failed."""
@@ -36,7 +37,7 @@ def check_command(command: str, timeout_s: float) -> Check:
     """A check for `Toolkit.sync` that runs a command, in which `{}` stands for the tree as it will be.
 
     The command has the same path in `$PERFKIT_STAGED`, and the versions in `$PERFKIT_VERSION` and
-    `$PERFKIT_PREVIOUS_VERSION`. Processes that it leaves behind are killed.
+    `$PERFKIT_PREVIOUS_VERSION`. Processes that it leaves behind are killed, and root's can't write to the tree.
 
     Raises:
         ConfigError: there is no such program.
@@ -50,7 +51,7 @@ def check_command(command: str, timeout_s: float) -> Check:
             "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
         }
         try:
-            _run([word.replace("{}", staged.path) for word in words], variables, timeout_s=timeout_s)
+            _run_check([word.replace("{}", staged.path) for word in words], variables, staged.root, timeout_s)
         except OSError as error:  # which says nothing of the version
             raise ConfigError(f"--check: {words[0]} can't be run: {error.strerror}") from error
 
@@ -118,7 +119,7 @@ class OnChange:
             "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
         }
         try:
-            _run(self._words, variables, lines=(name + self._end for name in names))
+            _run(self._words, variables, (name + self._end for name in names))
         except OSError as error:
             raise CommandError(f"{self._words[0]} can't be run: {error.strerror}") from error
         self._announced = self._write(here.generation, here.version)
@@ -151,13 +152,60 @@ def _words(option: str, command: str) -> list[str]:
     return words
 
 
-def _run(
-    words: list[str], variables: Mapping[str, str], *, lines: Iterable[str] = (), timeout_s: float | None = None
-) -> None:
-    """Run a command to its end, without a shell. If it has a time limit, what it started and left running is killed.
+def _run_check(words: list[str], variables: Mapping[str, str], root: str, timeout_s: float) -> None:
+    """Run a command to its end, without a shell; then what it started and left running is killed.
+
+    Args:
+        root: where it can't write, if this process is root's and may create mounts.
 
     Raises:
         CommandError: it exited with another code than 0, was killed, or took too long.
+        OSError: it can't be run.
+    """
+    python = sys.executable or ""  # where Python is embedded, another program
+    python = python if os.path.basename(python).startswith("python") else "python3"
+    command = [python, "-I", "-S", check_process.__file__, root, str(timeout_s), *words]
+    with (
+        _terminable(),
+        subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            env={**os.environ, **variables},
+            start_new_session=True,
+        ) as process,
+    ):
+        assert process.stdout is not None
+        try:
+            first, _, said = process.stdout.read().partition(b"\n")
+        finally:
+            process.terminate()  # unless it has ended; so does the command
+    how = first.decode()
+    if how.startswith("errno"):
+        number = int(how.split()[1])
+        raise OSError(number, os.strerror(number))
+    if how == "timeout":
+        raise CommandError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(said)}")
+    _raise_for(words[0], int(how) if how else process.returncode, said)
+
+
+def _raise_for(program: str, code: int, said: bytes) -> None:
+    how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
+    if code != 0:
+        raise CommandError(f"{program} {how}{_quoted(said)}")
+
+
+def _quoted(said: bytes) -> str:
+    text = " ".join(said.decode(errors="replace").split())
+    return f": {text}" if text else ""
+
+
+def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
+    """Run a command to its end, without a shell, with these lines on standard input.
+
+    Raises:
+        CommandError: it exited with another code than 0, or was killed.
+        OSError: it can't be run.
     """
     with _terminable(), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
         given.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
@@ -170,21 +218,12 @@ def _run(
             env={**os.environ, **variables},
             start_new_session=True,
         )
-        code = None
         try:
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                code = process.wait(timeout_s)
+            process.wait()
         finally:
-            if code is None or timeout_s is not None:
+            if process.returncode is None:
                 with contextlib.suppress(ProcessLookupError, PermissionError):
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
-        said.seek(max(0, said.seek(0, os.SEEK_END) - _SHOWN_BYTES))
-        text = " ".join(said.read().decode(errors="replace").split())
-    if code != 0:
-        how = f"ended with exit code {code}"
-        if code is None:
-            how = f"took longer than {timeout_s:g} s"
-        elif code < 0:
-            how = f"was ended by signal {-code} ({signal.strsignal(-code)})"
-        raise CommandError(f"{words[0]} {how}{': ' if text else ''}{text}")
+        said.seek(max(0, said.seek(0, os.SEEK_END) - SHOWN_BYTES))
+        _raise_for(words[0], process.returncode, said.read())

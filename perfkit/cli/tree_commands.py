@@ -107,6 +107,8 @@ def add_verify(verify: Parser) -> None:
     verify.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
     add_all(verify)
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
+    what = "another URL of the tree's source, for --repair (can be repeated)"
+    verify.add_argument("--mirror", dest="mirrors", action="append", default=[], metavar="URL", help=what)
     add_wait(verify)
     add_progress(verify)
     about = "Hash every file of a tree again; exits with 1 unless all are as installed."
@@ -114,7 +116,8 @@ def add_verify(verify: Parser) -> None:
 
 
 def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
-    report = kit.verify(arguments.dest, repair=arguments.repair, wait_s=parse_seconds(arguments.wait))
+    wait_s = parse_seconds(arguments.wait)
+    report = kit.verify(arguments.dest, repair=arguments.repair, mirrors=arguments.mirrors, wait_s=wait_s)
     note = (
         f"{counted(report.files, 'file')}: "
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
@@ -156,9 +159,9 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
         rows.append(("failed", f"{_local(found.failed_s)}: {found.error}"))
     if found.not_before_s is not None:
         rows.append(("not before", f"{_local(found.not_before_s)}, as the source asks"))
-    if found.held is not None:
-        said = f": {found.held.message}" if found.held.message else ""
-        rows.append(("held", f"{found.held.version}, {found.held.reason}, since {_local(found.held.since_s)}{said}"))
+    for held in found.holds:
+        said = f": {held.message}" if held.message else ""
+        rows.append(("held", f"{held.version}, {held.reason}, since {_local(held.since_s)}{said}"))
     if found.interrupted:
         rows.append(("interrupted", "a change; the next use of the tree completes it"))
     return rows

@@ -6,6 +6,7 @@ import re
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import NamedTuple
 from urllib.parse import unquote
 
@@ -14,7 +15,8 @@ from perfkit.downloads.checksums import Checksum, parse_checksum
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.semantics import Verdict, judge
 from perfkit.downloads.http.transport import Get
-from perfkit.downloads.http.urls import split_url
+from perfkit.downloads.http.urls import origin_of, split_url
+from perfkit.downloads.request import Request
 from perfkit.downloads.retry import Network, refuse
 from perfkit.errors import ConfigError, TransferError, TransferTimeoutError
 from perfkit.minisign.public_keys import AnyKey
@@ -28,6 +30,7 @@ __all__ = [
     "fetch",
     "parse_line",
     "read_checksum_file",
+    "with_checksums",
 ]
 
 CHECKSUM_FILE_BYTES = 16 << 20  # of the largest that is read
@@ -158,6 +161,31 @@ class SharedChecksumFiles:
             if not files:
                 files.append(ChecksumFile(fetch().decode(errors="replace"), url))
             return files[0]
+
+
+def with_checksums(source: str | None) -> Callable[[Request], Request]:
+    """A function that has requests without a checksum find theirs in a file of checksums.
+
+    Args:
+        source: its URL or path; None: there is none.
+
+    Raises:
+        ConfigError: the file can't be read, or has no checksums; a URL is invalid.
+    """
+    if source is None:
+        return lambda request: request
+    found = None
+    if source.lower().startswith(("http://", "https://")):
+        origin_of(source)
+    else:
+        found = read_checksum_file(source)
+
+    def add(request: Request) -> Request:
+        if request.checksum is not None:
+            return request
+        return replace(request, checksum=source if found is None else str(found.find(request.url)))
+
+    return add
 
 
 def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:

@@ -99,6 +99,10 @@ class AdaptiveController:
     tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
     allowance per finished file, since many small files move few bytes.
 
+    A server that limits each connection sends in bursts, often a large one first, so that what a short window shows is
+    chance. A stream that pays is kept as soon as that shows, but one that doesn't is given a long window; and a nearby
+    server that pauses in the middle of a body keeps the link idle, so that streams are added whatever they gain.
+
     Args:
         ceiling: the most streams ever.
         adaptive: False runs `ceiling` streams, always.
@@ -114,7 +118,7 @@ class AdaptiveController:
     far_streams = 4
     doubling_pays = 1.15  # the gain in goodput for which it is kept
     halving_costs = 0.95
-    patience_windows = 10  # after a step that did not pay
+    patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
     cpu_bound = 0.85  # of one core
     file_allowance_bytes = 32 << 10
 
@@ -131,6 +135,8 @@ class AdaptiveController:
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
         self._shrink_after = 0
+        self._patience = 1  # windows, when growing fails the next time
+        self._paused = False  # a body has, since the last step
         self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
@@ -156,6 +162,11 @@ class AdaptiveController:
             self.answer_s += (seconds - self.answer_s) / (1 if first else 8)
             if first and seconds >= self.far_s:
                 self._raise(min(self.far_streams, self._ceiling))
+
+    def waited(self, seconds: float) -> None:
+        """So long nothing came in the middle of a body."""
+        if seconds > max(self.far_s, 2 * self.answer_s):
+            self._paused = True
 
     def _raise(self, least: int) -> None:
         if self.target < least:
@@ -195,10 +206,12 @@ class AdaptiveController:
             if goodput <= 0 and window_s < self.steady_window_s:
                 return False  # nothing yet; if that lasts, another stream may fare better
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
+            if window_s < self.steady_window_s and not cpu_bound and self._looks_useless(goodput):
+                return False
             before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
             judged = self.target > before and not self._path_known
             self._from_s = now + (answers_s / 2 if judged else 0.0)  # before that new streams have not begun
-            self._trip_s = inf
+            self._trip_s, self._paused = inf, False
             self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before
 
@@ -207,6 +220,14 @@ class AdaptiveController:
         """Whether there is a path on which queues can be told from distance."""
         return self.network_s <= self._least_trip_s and self._trip_s < inf
 
+    def _looks_useless(self, goodput: float) -> bool:
+        """Whether streams that were added on trial do not pay so far."""
+        trial = self._trial
+        return trial is not None and trial[0] < self.target and not self._paused and not self._pays(trial, goodput)
+
+    def _pays(self, trial: tuple[int, float], goodput: float) -> bool:
+        return goodput >= trial[1] * (self.halving_costs if self.target < trial[0] else self.doubling_pays)
+
     def _decide(self, goodput: float, cpu_bound: bool, idle: bool) -> int:
         trial, self._trial = self._trial, None
         if idle:
@@ -214,11 +235,12 @@ class AdaptiveController:
         if self._path_known and not cpu_bound:
             self.queues = self._trip_s > max(self._least_trip_s * self.queued, self._least_trip_s + self.queued_s)
             return self.target if self.queues else min(self._ceiling, self.target * 2)
-        worth = self.halving_costs if trial is not None and self.target < trial[0] else self.doubling_pays
-        if trial is not None and goodput < trial[1] * worth:
+        if self._paused and not cpu_bound:
+            return min(self._ceiling, self.target * 2)
+        if trial is not None and not self._pays(trial, goodput):
             self._ramping = False
             if trial[0] < self.target:
-                self._grow_after = self.patience_windows
+                self._grow_after, self._patience = self._patience, min(2 * self._patience, self.patience_windows)
             else:
                 self._shrink_after = self.patience_windows
             return trial[0]

@@ -14,6 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
+from typing import Any
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
@@ -184,7 +185,12 @@ class DownloadManager:
         return future.result()
 
     def run(
-        self, items: Iterable[Item | None], dest: str | None, *, phase: str = "download"
+        self,
+        items: Iterable[Item | None],
+        dest: str | None,
+        *,
+        phase: str = "download",
+        prepare: Callable[[Any], Item] = lambda item: item,
     ) -> Generator[tuple[int, Download], None, None]:
         """Download a stream of files into the directory `dest`; yields (index, result) as they end.
 
@@ -194,6 +200,7 @@ class DownloadManager:
 
         Args:
             phase: what progress displays call it.
+            prepare: called with each item when it is taken from the stream; returns what to download.
 
         Raises:
             ConfigError: the manager is closed.
@@ -203,7 +210,7 @@ class DownloadManager:
         sizes = None
         if isinstance(items, list | tuple):
             sizes = [item.expected_bytes if isinstance(item, Request) else None for item in items]
-        placed = (None if item is None else self._place(item, directory) for item in items)
+        placed = (None if item is None else self._place(prepare(item), directory) for item in items)
         return self._run(placed, total, phase=phase, sizes=sizes)
 
     def close(self) -> None:

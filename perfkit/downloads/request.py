@@ -61,6 +61,7 @@ class _Options(_WithoutSecrets):
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
     label: str | None = None  # what progress displays call the file; None: its name
     key: str | None = None  # what names the file, however its URL changes, such as by a signature; None: the URL
+    retries: int | None = None  # of each URL, if fewer than `Config.retries`
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -95,6 +96,8 @@ class Request(_Options):
             raise ConfigError(f"max_bytes must be 0 or more, or None; got {self.max_bytes!r}")
         if self.segments is not None and self.segments < 1:
             raise ConfigError(f"segments must be at least 1, or None; got {self.segments!r}")
+        if self.retries is not None and self.retries < 0:
+            raise ConfigError(f"retries must be 0 or more, or None; got {self.retries!r}")
         if self.size is not None and self.size < 0:
             raise ConfigError(f"size must be 0 or more, or None; got {self.size!r}")
         if self.byte_range is not None and not 0 <= self.byte_range[0] < self.byte_range[1]:
@@ -163,6 +166,7 @@ class Download(_WithoutSecrets):
     segments: int = 0  # most connections used at once
     requests: int = 0  # made for it, retries and segments included; redirects followed count as one with their cause
     retries: int = 0
+    mirror: int = 0  # the number of the mirror that was asked last; 0: the request's URL itself
     checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
     seconds: float = 0.0
     length_known: bool = True  # False: only the end of the connection marked the end of the file

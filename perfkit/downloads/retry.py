@@ -86,6 +86,7 @@ class Attempts:
 
     config: Config
     sources: tuple[str, ...]  # the file's URL, then its mirrors
+    most: int  # retries in a row, of each source
     source: int = 0  # the current one
     at: str | None = None  # where redirects of it led
     not_before_s: float = 0.0  # when the whole file may be requested; a missing range has a time of its own
@@ -131,7 +132,7 @@ class Attempts:
                 self._failures += 1
                 self._failed_at_s = now
             self._gained_at_failure = self._gained
-            if self._failures <= self.config.retries:
+            if self._failures <= self.most:
                 self.retries += 1
                 wait_s = backoff_s(self.config, self._failures)
                 _log.debug("again in %.2f s, after failure %d in a row: %s", wait_s, self._failures, error)

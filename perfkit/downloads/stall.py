@@ -8,15 +8,18 @@ from collections.abc import Iterator
 from perfkit.config import Config
 from perfkit.downloads.http.semantics import Answer
 from perfkit.downloads.http.transport import Response
+from perfkit.downloads.retry import Network
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.throttle import Toll
 from perfkit.errors import TransferError, TransferTimeoutError
 
 __all__ = ["pieces"]
 
+_FULL_BUFFERS = 4  # connections that read into a buffer of the configured size; more share the memory of so many
+
 
 def pieces(
-    url: str, response: Response, answer: Answer, runner: Runner, *, config: Config, toll: Toll
+    url: str, response: Response, answer: Answer, runner: Runner, *, network: Network, toll: Toll
 ) -> Iterator[tuple[memoryview, int]]:
     """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
 
@@ -27,21 +30,24 @@ def pieces(
         TransferError: the connection broke, or the body ended early.
         TransferTimeoutError: the peer is too slow.
     """
-    stall = _StallWatch(config)
+    controller, stall = network.controller, _StallWatch(network.config)
+    share = network.config.buffer_bytes * _FULL_BUFFERS
     skip = runner.position - answer.start
     toll.begin(None if answer.end is None else answer.end - answer.start)
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
         with stall:
-            data = response.read1(toll.quantum(config.buffer_bytes))
+            data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
         count = len(data)
         if count == 0:
             if left is None:
                 return
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
+        controller.waited(stall.last_s)
         stall.check(url, count)
-        toll.charge(count)
+        path = response.path() if toll.limited else None
+        toll.charge(count, path.unread if path is not None else None)
         view = memoryview(data)[skip:]
         skip = max(0, skip - count)
         yield view if left is None else view[:left], count
@@ -56,12 +62,14 @@ class _StallWatch:
         self._waited_s = 0.0
         self._bytes = 0
         self._since_s = 0.0
+        self.last_s = 0.0  # what the last read waited
 
     def __enter__(self) -> None:
         self._since_s = time.monotonic()
 
     def __exit__(self, *_: object) -> None:
-        self._waited_s += time.monotonic() - self._since_s
+        self.last_s = time.monotonic() - self._since_s
+        self._waited_s += self.last_s
 
     def check(self, url: str, count: int) -> None:
         self._bytes += count

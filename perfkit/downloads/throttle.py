@@ -16,9 +16,10 @@ _QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the f
 _CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
 _BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second
 _LEAST_BUFFER_BYTES = 8 << 10
-_FIRST_WINDOW_BYTES = 64 << 10  # of a new connection over a network
+_FIRST_WINDOW_BYTES = 96 << 10  # of a new connection over a network, and what it brings before that narrows
 _LOOK_EVERY_S = 0.25
 _NEARLY_ALL = 0.9
+_REBATE, _SURCHARGE = 16, 2  # of a read's bytes, one in so many may cost nothing, or twice as much
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
 
 
@@ -29,8 +30,63 @@ def receive_buffer(rate: int, ahead_s: float = 0.0) -> int:
     return max(_LEAST_BUFFER_BYTES, int(rate * (_BUFFER_S + ahead_s)))
 
 
+class _Pacer:
+    """The generic cell rate algorithm: who has charged too much waits until time has paid for it."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self.rate: int | None = None
+        self._lock = threading.Lock()
+        self._clock = clock
+        self.charged = 0.0  # bytes charged so far
+        self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
+        self._paid_at_s = clock()
+
+    def set_rate(self, rate: int | None) -> None:
+        with self._lock:
+            self._settle()
+            self.rate = rate
+
+    def refund(self, count: int) -> None:
+        """Bytes that were charged will not come."""
+        with self._lock:
+            if self.rate is not None:
+                self._settle()
+                self._paid = min(self._paid + count, self.charged + self.rate * _CREDIT_S)
+
+    def charge(self, count: int, cancel: Cancel, *, on_credit: bool = False) -> None:
+        """Charge bytes, and sleep until they are paid for, or `cancel` is set.
+
+        Args:
+            on_credit: sleep only until those before them are.
+        """
+        if self.rate is None:
+            return
+        with self._lock:
+            self._settle()
+            self.charged += count
+            ticket = self.charged - (count if on_credit else 0)
+        while (due_s := self._due_s(ticket)) > 0:
+            if cancel.wait(min(due_s, _RECHECK_S)):
+                return
+
+    def _due_s(self, ticket: float) -> float:
+        with self._lock:
+            self._settle()
+            return 0.0 if self.rate is None else (ticket - self._paid) / self.rate
+
+    def _settle(self) -> None:
+        """Let the time since the last look pay, up to the charges and a small credit."""
+        now = self._clock()
+        if self.rate is None:
+            self._paid = self.charged
+        else:
+            earned = self.rate * (now - self._paid_at_s)
+            self._paid = min(self._paid + earned, self.charged + self.rate * _CREDIT_S)
+        self._paid_at_s = now
+
+
 class Throttle:
-    """Bytes are charged after they are read; who has charged too much waits until they are paid for.
+    """Bytes are charged when they have come; who has charged too much waits until they are paid for.
 
     Args:
         rate: bytes per second, None for no limit.
@@ -39,10 +95,8 @@ class Throttle:
     def __init__(self, rate: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
         self._clock = clock
-        self._rate: int | None = None
-        self._charged = 0.0  # bytes charged so far
-        self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
-        self._paid_at_s = clock()
+        self._come = _Pacer(clock)
+        self._requests = _Pacer(clock)  # charged what each brings before it is read
         self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
@@ -50,7 +104,7 @@ class Throttle:
     @property
     def rate(self) -> int | None:
         """Bytes per second, None for no limit."""
-        return self._rate
+        return self._come.rate
 
     def set_rate(self, rate: int | None) -> None:
         """Change the limit; threads already waiting see it within a tenth of a second.
@@ -60,13 +114,26 @@ class Throttle:
         """
         if rate is not None and rate <= 0:
             raise ConfigError(f"a rate limit must be more than 0 bytes per second, or None for no limit; got {rate!r}")
-        with self._lock:
-            self._settle()
-            self._rate = rate
+        self._come.set_rate(rate)
+        self._requests.set_rate(rate)
+
+    def announce(self, count: int, cancel: Cancel) -> None:
+        """Wait until a request may be sent that brings so many bytes before any of them is read: until those of the
+        requests before it have had their time.
+        """
+        self._requests.charge(count, cancel, on_credit=True)
+
+    def withdraw(self, count: int) -> None:
+        """So many bytes that were announced do not come."""
+        self._requests.refund(count)
+
+    def charge(self, count: int, cancel: Cancel) -> None:
+        """Account for `count` bytes that have come, and sleep until they are paid for or `cancel` is set."""
+        self._come.charge(count, cancel)
 
     def quantum(self, most: int) -> int:
         """How many bytes to read at once, `most` at the most."""
-        rate = self._rate
+        rate = self.rate
         return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
 
     def ahead(self, *, near: bool = False) -> int:
@@ -75,107 +142,91 @@ class Throttle:
         Args:
             near: from this machine.
         """
-        if self._rate is None:
+        if self.rate is None:
             return 0
-        window = max(2 * receive_buffer(self._rate), 0 if near else _FIRST_WINDOW_BYTES)
-        return int(min(window, self._rate // 4, self._usual_size))
+        window = max(2 * receive_buffer(self.rate), 0 if near else _FIRST_WINDOW_BYTES)
+        return int(min(window, self.rate // 4, self._usual_size))
 
     def has_room(self) -> bool:
         """Whether clearly less has come lately than the limit allows: says so to one thread every quarter second."""
         with self._lock:
-            now, rate = self._clock(), self._rate
+            now, rate, charged = self._clock(), self.rate, self._come.charged
             if rate is None or now - self._seen_at_s < _LOOK_EVERY_S:
                 return False
-            room = self._charged - self._seen < _NEARLY_ALL * rate * (now - self._seen_at_s)
-            self._seen, self._seen_at_s = self._charged, now
+            room = charged - self._seen < _NEARLY_ALL * rate * (now - self._seen_at_s)
+            self._seen, self._seen_at_s = charged, now
             return room
 
     def expect(self, size: int) -> None:
         """Bodies of about that size will come."""
         self._usual_size = size if self._usual_size == math.inf else self._usual_size + (size - self._usual_size) / 4
 
-    def refund(self, count: int) -> None:
-        """Bytes that were charged will not come."""
-        with self._lock:
-            if self._rate is not None:
-                self._settle()
-                self._paid = min(self._paid + count, self._charged + self._rate * _CREDIT_S)
-
-    def charge(self, count: int, cancel: Cancel) -> None:
-        """Account for `count` bytes read, and sleep until they are paid for or `cancel` is set."""
-        if self._rate is None:
-            return
-        with self._lock:
-            self._settle()
-            self._charged += count
-            ticket = self._charged
-        while (due_s := self._due_s(ticket)) > 0:
-            if cancel.wait(min(due_s, _RECHECK_S)):
-                return
-
-    def _due_s(self, ticket: float) -> float:
-        with self._lock:
-            self._settle()
-            return 0.0 if self._rate is None else (ticket - self._paid) / self._rate
-
-    def _settle(self) -> None:
-        """Let the time since the last look pay, up to the charges and a small credit."""
-        now = self._clock()
-        if self._rate is None:
-            self._paid = self._charged
-        else:
-            earned = self._rate * (now - self._paid_at_s)
-            self._paid = min(self._paid + earned, self._charged + self._rate * _CREDIT_S)
-        self._paid_at_s = now
-
 
 class Toll:
     """What one request is charged by the throttles that it passes. A context manager around the request.
 
-    It pays for its first bytes before it is sent, and for its last ones not at all: the kernel takes that many from the
-    network before they are read, and requests that begin together would exceed the limit by as much.
+    The kernel takes bytes from the network before they are read. So a request is sent when there is room for them after
+    those of the requests before it, and bytes are paid for when they have come, read or not: a read costs more while
+    more comes than is read, and a little less while less does, so that the flow stays even, and none come for nothing
+    when many bodies end together.
     """
 
     def __init__(self, throttles: tuple[Throttle, ...], cancel: Cancel, *, near: bool = False) -> None:
         self._throttles = throttles
         self._near = near
         self._cancel = cancel
-        self._ahead = 0  # bytes that have been charged and may not come
-        self._due: int | None = None  # bytes that will come and have not been charged, if that is known
+        self._ahead = 0  # bytes that are likely to come before any is read
+        self._size: int | None = None
+        self._read = self._charged = 0
 
     def __enter__(self) -> Toll:
         self._ahead = min((each.ahead(near=self._near) for each in self._throttles if each.rate is not None), default=0)
-        self._pay(self._ahead)
+        for throttle in self._throttles:
+            throttle.announce(self._ahead, self._cancel)
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._give_back(self._ahead)
+        self._expect(self._charged)
+
+    @property
+    def limited(self) -> bool:
+        """Whether any of the throttles limits."""
+        return any(throttle.rate is not None for throttle in self._throttles)
 
     def begin(self, size: int | None) -> None:
         """The body has so many bytes; None: unknown."""
+        self._size = size
         if size is not None:
             for throttle in self._throttles:
                 throttle.expect(size)
-            self._due = max(0, size - self._ahead)
-            self._give_back(max(0, self._ahead - size))
-            self._ahead = 0
+            self._expect(size)
+
+    def _expect(self, count: int) -> None:
+        """No more than so many bytes will come."""
+        if count < self._ahead:
+            for throttle in self._throttles:
+                throttle.withdraw(self._ahead - count)
+            self._ahead = count
 
     def quantum(self, most: int) -> int:
         """How many bytes to read at once, `most` at the most."""
         return min(throttle.quantum(most) for throttle in self._throttles)
 
-    def charge(self, count: int) -> None:
-        """Account for `count` bytes read, and sleep until they are paid for."""
-        if self._due is not None:
-            count = min(self._due, count)
-            self._due -= count
-        if count:
-            self._pay(count)
+    def charge(self, count: int, unread: int | None = None) -> None:
+        """Account for `count` bytes read, and sleep until they are paid for.
 
-    def _pay(self, count: int) -> None:
-        for throttle in self._throttles:
-            throttle.charge(count, self._cancel)
-
-    def _give_back(self, count: int) -> None:
-        for throttle in self._throttles:
-            throttle.refund(count)
+        Args:
+            unread: bytes that have come, too; None: unknown, and taken to be what was expected.
+        """
+        self._read += count
+        if unread is None:
+            unread = 0 if self._size is None else self._ahead
+        come = max(self._read + unread, self._charged + count - count // _REBATE)
+        if self._charged:
+            come = min(come, self._charged + count + count // _SURCHARGE)
+        if self._size is not None:
+            come = min(come, max(self._size, self._read))
+        due, self._charged = come - self._charged, come
+        if due > 0:
+            for throttle in self._throttles:
+                throttle.charge(due, self._cancel)

@@ -153,7 +153,8 @@ class Transfer:
         self._lock = threading.Lock()  # guards what follows
         self._busy = 0  # workers inside
         self._hashing = False  # a helper hashes behind them
-        self._attempts = Attempts(self._config, (request.url, *request.mirrors))
+        most = self._config.retries if request.retries is None else min(request.retries, self._config.retries)
+        self._attempts = Attempts(self._config, (request.url, *request.mirrors), most)
         self._partial: PartialFile | None = None
         self._error: Exception | None = None
         self._unchanged = False
@@ -584,7 +585,7 @@ class Transfer:
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
         """The body, from the network into its place."""
         partial, runner, url = task.partial, task.runner, task.url
-        for data, count in pieces(url, response, answer, runner, config=self._config, toll=toll):
+        for data, count in pieces(url, response, answer, runner, network=self._context.network, toll=toll):
             position = runner.position
             if runner.remaining is None:
                 self._check_size(url, position + len(data))
@@ -661,12 +662,14 @@ class Transfer:
                 return
             if task.source != self._attempts.source:
                 return  # another worker has moved on to the next mirror already
+            retry_at_s: float | None = time.monotonic()
             if isinstance(error, GiveUpError):
-                self._error = error.error
-                return
-            began_s = None if runner is None else runner.started_s
-            kept = partial is not None and partial.resumable
-            retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic(), kept=kept)
+                error = error.error
+                retry_at_s = retry_at_s if self._attempts.next_mirror(error) else None
+            else:
+                began_s = None if runner is None else runner.started_s
+                kept = partial is not None and partial.resumable
+                retry_at_s = self._attempts.retry_at_s(error, began_s, time.monotonic(), kept=kept)
             if retry_at_s is None:
                 self._error = error
                 return
@@ -809,6 +812,7 @@ class Transfer:
                 segments=self._peak,
                 requests=attempts.requests,
                 retries=attempts.retries,
+                mirror=attempts.source,
                 checksum=str(verified) if verified and self._error is None else None,
                 seconds=time.monotonic() - self._started_s if self._started_s else 0.0,
                 length_known=self._length_known,

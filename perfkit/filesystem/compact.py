@@ -5,10 +5,10 @@ from __future__ import annotations
 import heapq
 import operator
 from array import array
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
-__all__ = ["Names", "pack_numbers", "sort_numbers"]
+__all__ = ["DigestSet", "Lookup", "Names", "pack_numbers", "sort_numbers"]
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
@@ -54,6 +54,71 @@ class Names:
         block = self._blocks[at // _BLOCK]
         begin = self._ends[at - 1] if at % _BLOCK else 0
         return self._shared[at // _BLOCK][: block[begin]] + block[begin + 1 : self._ends[at]]
+
+
+class Lookup:
+    """A hash table of row numbers; a dictionary of strings would take ten times the memory."""
+
+    def __init__(self, hash_of: Callable[[int], int]) -> None:
+        self._hash_of = hash_of
+        self._slots = array("I", bytes(4 * 64))  # row number plus one; 0: free
+        self._used = 0
+
+    def find(self, key: int, matches: Callable[[int], bool]) -> int | None:
+        """The row with this hash that matches."""
+        mask = len(self._slots) - 1
+        at = key & mask
+        while found := self._slots[at]:
+            if matches(found - 1):
+                return found - 1
+            at = (at + 1) & mask
+        return None
+
+    def add(self, row: int) -> None:
+        """Add a row."""
+        self._used += 1
+        if 3 * self._used > 2 * len(self._slots):
+            old, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
+            for each in filter(None, old):
+                self._insert(each)
+        self._insert(row + 1)
+
+    def _insert(self, entry: int) -> None:
+        mask = len(self._slots) - 1
+        at = self._hash_of(entry - 1) & mask
+        while self._slots[at]:
+            at = (at + 1) & mask
+        self._slots[at] = entry
+
+
+class DigestSet(Collection[bytes]):
+    """A set of SHA-256 digests, in about fifty bytes each."""
+
+    def __init__(self, digests: Iterable[bytes] = ()) -> None:
+        self._digests = bytearray()
+        self._rows = Lookup(lambda row: hash(self._at(row)))
+        for digest in digests:
+            self.add(digest)
+
+    def add(self, digest: bytes) -> bool:
+        """Add a digest; False if it is there already."""
+        if digest in self:
+            return False
+        self._digests += digest
+        self._rows.add(len(self) - 1)
+        return True
+
+    def _at(self, row: int) -> bytes:
+        return bytes(self._digests[32 * row : 32 * row + 32])
+
+    def __contains__(self, digest: object) -> bool:
+        return self._rows.find(hash(digest), lambda row: self._at(row) == digest) is not None
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self._at, range(len(self)))
+
+    def __len__(self) -> int:
+        return len(self._digests) // 32
 
 
 def sort_numbers(numbers: Sequence[int], key: Callable[[int], Any]) -> Iterator[int]:

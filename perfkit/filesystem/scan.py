@@ -12,12 +12,22 @@ from typing import NamedTuple
 
 from perfkit.filesystem.paths import name_matcher
 
-__all__ = ["DIRECTORY", "ScanEntry", "ScanOptions", "open_below", "scan", "scan_batches", "scan_in_order", "totals"]
+__all__ = [
+    "DIRECTORY",
+    "MAX_OPEN",
+    "ScanEntry",
+    "ScanOptions",
+    "open_below",
+    "scan",
+    "scan_batches",
+    "scan_in_order",
+    "totals",
+]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _BELOW = DIRECTORY | os.O_NOFOLLOW
 _BATCH = 1024
-_MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
+MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
 Path = str | os.PathLike[str]
@@ -176,8 +186,8 @@ class _Walk:
                 loop = OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                 self.out.append(_failed(level.prefix[:-1], loop))
                 continue
-            if len(levels) > _MAX_OPEN:
-                levels[-_MAX_OPEN].close()
+            if len(levels) > MAX_OPEN:
+                levels[-MAX_OPEN].close()
             return level
         return None
 
@@ -281,8 +291,8 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
                     below = _SortedLevel(os.open(leaf[:-1], _BELOW, dir_fd=level.descriptor), name)
                     levels.append(below)
                     below.list()
-                    if len(levels) > _MAX_OPEN:
-                        levels[-_MAX_OPEN].close()
+                    if len(levels) > MAX_OPEN:
+                        levels[-MAX_OPEN].close()
                     continue
                 status = os.stat(leaf, dir_fd=level.descriptor, follow_symlinks=False)
             except OSError as error:

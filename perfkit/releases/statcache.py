@@ -33,7 +33,7 @@ from perfkit.releases.format.manifest import Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
 
-__all__ = ["Patch", "RowWriter", "Stat", "StatCache", "append_rows", "clock_ns", "next_tick_ns", "record_changes"]
+__all__ = ["RowWriter", "Stat", "StatCache", "appended_rows", "clock_ns", "next_tick_ns", "record_changes"]
 
 _FORMAT = 2
 # What reading raises where the file is not as it was written.
@@ -108,19 +108,30 @@ def _is_stable(status: Stat, content_ns: int, seen_ns: int) -> bool:
     return status.mtime_ns < content_ns and status.ctime_ns < seen_ns
 
 
-class Patch:
-    """Rows to append to a cache without reading it."""
+@contextlib.contextmanager
+def appended_rows(path: str) -> Iterator[RowWriter]:
+    """Appends rows to the stored cache, whatever manifest it is of, without reading it.
 
-    def __init__(self) -> None:
-        self.rows: dict[str, tuple[str, int, int, int, int]] = {}
+    Raises:
+        OSError: it can't be written, or there is no stored cache.
+    """
+    with open(open_own(path, os.O_RDWR), "r+b") as log:
+        log.seek(0, os.SEEK_END)
+        yield _Appender(log)
+
+
+class _Appender:
+    def __init__(self, log: IO[bytes]) -> None:
+        self._log = log
 
     def record(self, name: str, status: Stat, sha256: str, *, content_ns: int, seen_ns: int) -> None:
+        """See `RowWriter`."""
         if _is_stable(status, content_ns, seen_ns):
-            mode = stat.S_IMODE(status.mode)
-            self.rows[name] = (sha256, status.mtime_ns, status.ctime_ns, status.inode, mode)
+            row = (sha256, status.mtime_ns, status.ctime_ns, status.inode, stat.S_IMODE(status.mode))
+            self._log.write(json.dumps({"rows": {name: row}}, separators=(",", ":")).encode() + b"\n")
 
     def forget(self, name: str) -> None:
-        self.rows.pop(name, None)
+        """See `RowWriter`: a file has no row yet."""
 
 
 class StatCache:
@@ -263,18 +274,6 @@ class StatCache:
             for column in self._columns:
                 file.write(column)
         self.dirty = False
-
-
-def append_rows(patch: Patch, path: str) -> None:
-    """Append rows to the stored cache, whatever manifest it is of, without reading it.
-
-    Raises:
-        OSError: it can't be written, or there is no stored cache.
-    """
-    if patch.rows:
-        with open(open_own(path, os.O_RDWR), "r+b") as log:
-            log.seek(0, os.SEEK_END)
-            log.write(json.dumps({"rows": patch.rows}, separators=(",", ":")).encode() + b"\n")
 
 
 class _Stat(NamedTuple):

@@ -5,11 +5,11 @@ from __future__ import annotations
 import contextlib
 import itertools
 from array import array
-from collections.abc import Callable, Collection, Iterator, MutableMapping, Sequence
+from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import Lookup, Names, pack_numbers, sort_numbers
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.records import Change, Content, signature
 
@@ -48,8 +48,8 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._other_sources: dict[int, str] = {}  # by row, those that are neither
         self._used: set[str] = set()  # other sources, including those that were replaced later
-        self._rows = _Lookup(lambda row: hash(self.name(row)))
-        self._fetched = _Lookup(lambda row: hash(self._sha256(row)))  # rows whose source is a fetched file
+        self._rows = Lookup(lambda row: hash(self.name(row)))
+        self._fetched = Lookup(lambda row: hash(self._sha256(row)))  # rows whose source is a fetched file
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
 
@@ -76,18 +76,30 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._other_sources.pop(row, None)
         self._sources[row] = 0
         if file is not None:
-            self._set_source(row, file)
+            self.set_source(row, file.source)
 
-    def _set_source(self, row: int, file: StagedFile) -> None:
+    def set_source(self, row: int, source: str) -> None:
+        """Set the staged file of a row that is written."""
         staged, fetched = self._prefixes
-        number = file.source.removeprefix(staged)
-        if number != file.source:
+        number = source.removeprefix(staged)
+        if number != source:
             self._sources[row] = int(number)
-        elif file.source == fetched + file.content.sha256:
+        elif source == fetched + self._sha256(row):
             self._fetched.add(row)
         else:
-            self._other_sources[row] = file.source
-            self._used.add(file.source)
+            self._other_sources[row] = source
+            self._used.add(source)
+
+    def follow(self, change: Change) -> None:
+        """Add a change after those that the name has: the first of them says what is recorded as previous content.
+
+        The staged file of what is written must be set later.
+        """
+        row = self.row(change.name)
+        if not self.is_key(row):
+            self._recorded[row] = self._contents.add(change.before)
+        self._set(change.name, _DELETE if change.after is None else _WRITE)
+        self._after[row] = self._contents.put(self._after[row], change.after)
 
     def uses_fetched(self, source: str) -> bool:
         """Whether this fetched file is already the source of a name."""
@@ -173,6 +185,14 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         """Record the previous content as it was found on disk, after all."""
         row = self.row(name)
         self._recorded[row] = self._before[row]
+
+    def after(self, row: int) -> Content | None:
+        """The content that the name gets."""
+        return self._contents[self._after[row]]
+
+    def recorded(self, row: int) -> Content | None:
+        """The previous content in the generation's record."""
+        return self._contents[self._recorded[row]]
 
     def before(self, row: int) -> Content | None:
         """The previous content on disk."""
@@ -275,6 +295,14 @@ class _Contents:
         self._modes.append(content.mode)
         return len(self._sizes) - 1
 
+    def put(self, number: int, content: Content | None) -> int:
+        """Replace a content that nothing else has; returns the number of the new one."""
+        if number == _NO_CONTENT or content is None:
+            return self.add(content)
+        self._digests[32 * number : 32 * number + 32] = bytes.fromhex(content.sha256)
+        self._sizes[number], self._modes[number] = content.size, content.mode
+        return number
+
     def __getitem__(self, number: int) -> Content | None:
         if number == _NO_CONTENT:
             return None
@@ -290,38 +318,3 @@ class _Contents:
             return one == other
         same_mode = not self._compare_modes or self._modes[one] == self._modes[other]
         return same_mode and self._sizes[one] == self._sizes[other] and self.sha256(one) == self.sha256(other)
-
-
-class _Lookup:
-    """A hash table of row numbers; a dictionary of strings would take ten times the memory."""
-
-    def __init__(self, hash_of: Callable[[int], int]) -> None:
-        self._hash_of = hash_of
-        self._slots = array("I", bytes(4 * 64))  # row number plus one; 0: free
-        self._used = 0
-
-    def find(self, key: int, matches: Callable[[int], bool]) -> int | None:
-        """The row with this hash that matches."""
-        mask = len(self._slots) - 1
-        at = key & mask
-        while found := self._slots[at]:
-            if matches(found - 1):
-                return found - 1
-            at = (at + 1) & mask
-        return None
-
-    def add(self, row: int) -> None:
-        """Add a row."""
-        self._used += 1
-        if 3 * self._used > 2 * len(self._slots):
-            old, self._slots = self._slots, array("I", bytes(8 * len(self._slots)))
-            for each in filter(None, old):
-                self._insert(each)
-        self._insert(row + 1)
-
-    def _insert(self, entry: int) -> None:
-        mask = len(self._slots) - 1
-        at = self._hash_of(entry - 1) & mask
-        while self._slots[at]:
-            at = (at + 1) & mask
-        self._slots[at] = entry

@@ -136,7 +136,7 @@ class Committer:
 
     def _delete_stage(self, stage: str) -> None:
         try:
-            for name in self.rootdir.listdir(stage):
+            for name in self.rootdir.iterdir(stage):
                 self.rootdir.unlink(f"{stage}/{name}")
             self.rootdir.rmdir(stage)
         except OSError as error:

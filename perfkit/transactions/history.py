@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import IO, Any
 
 from perfkit.errors import PerfkitError, RecoveryError, RollbackError
+from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import HISTORY, STATE, check_recorded_name, is_private, record_path
 from perfkit.transactions.object_store import ObjectStore, open_regular
 from perfkit.transactions.records import (
     FORMAT,
     MALFORMED,
     Change,
-    Content,
     is_count,
     pack,
     read_checked,
@@ -30,9 +32,8 @@ from perfkit.transactions.records import (
 __all__ = ["Generation", "History", "Pruned", "Timeline", "read_current", "record_lines", "state_lines"]
 
 _YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
-_DIGEST = re.compile(rb"[0-9a-f]{64}")
-_DIGESTS = re.compile(rb'\[(?:"[0-9a-f]{64}"(?:,"[0-9a-f]{64}")*+)?\]\n')
-
+_DIGEST = re.compile(rb'[\[,]"[0-9a-f]{64}"[,\]]')  # of a list, with what is around it
+_PIECE_BYTES = 64 << 10
 _HEAD_BYTES = 64 << 10
 
 _log = logging.getLogger(__name__)
@@ -116,11 +117,6 @@ class Timeline:
         return list(self.chain[here + 1 : there + 1]), False
 
 
-class _Record(NamedTuple):
-    changes: list[Change]
-    restored_with_edits: list[str]
-
-
 class History:
     """The generations of one tree."""
 
@@ -136,27 +132,26 @@ class History:
         """
         return _read_timeline(self._rootdir)
 
-    def changes_between(self, numbers: Sequence[int], *, undo: bool) -> tuple[list[Change], set[str]]:
-        """These records combined: `before` is what the tree should hold now, `after` what it is to hold.
+    def changes_between(self, numbers: Sequence[int], *, undo: bool, into: ChangeSet) -> set[str]:
+        """Add these records, combined, to an empty change set: what a name should hold now is what is recorded.
 
-        Also returns the names whose `after` is not what the generation should have, but how others had edited it.
+        Returns:
+            The names that are to get not what the generation should have, but how others had edited it.
 
         Raises:
             RollbackError: a record is damaged or missing.
         """
-        first: dict[str, Content | None] = {}
-        last: dict[str, Content | None] = {}
         with_edits: set[str] = set()
         for number in numbers:
-            record = self._record(number)
-            for change in record.changes:
-                before, after = (change.after, change.before) if undo else (change.before, change.after)
-                first.setdefault(change.name, before)
-                last[change.name] = after
+            for change in self.changes(number):
+                into.follow(change if not undo else Change(change.name, change.after, change.before))
                 with_edits.discard(change.name)
             if undo:
-                with_edits.update(record.restored_with_edits)
-        return [Change(name, before, last[name]) for name, before in first.items() if before != last[name]], with_edits
+                with_edits.update(self._head(number)["as_found"])
+        for row in into.rows():
+            if into.recorded(row) == into.after(row):
+                del into[into.name(row)]
+        return with_edits
 
     def generations(self) -> list[Generation]:
         """All reachable generations, oldest first.
@@ -171,12 +166,13 @@ class History:
             if number == 0:
                 found.append(Generation(0, current=timeline.current == 0))
                 continue
-            head, _ = self._head(number)
+            head = self._head(number)
             kept = 0
             if 0 < place <= here:
                 kept = head["bytes_before"]
             elif place > here:
-                kept = sum({c.after.sha256: c.after.size for c in self._record(number).changes if c.after}.values())
+                contents, seen = (change.after for change in self.changes(number)), DigestSet()
+                kept = sum(each.size for each in contents if each and seen.add(bytes.fromhex(each.sha256)))
             found.append(
                 Generation(
                     number,
@@ -206,15 +202,17 @@ class History:
             if entry not in kept:
                 self._rootdir.unlink(f"{HISTORY}/{entry}")
 
-    def needed_objects(self, timeline: Timeline) -> set[bytes]:
+    def needed_objects(self, timeline: Timeline) -> DigestSet:
         """The SHA-256 of all contents that are needed to undo what was done, and to redo what was undone."""
         here = timeline.chain.index(timeline.current)
-        needed: set[bytes] = set()
+        needed = DigestSet()
         for number in timeline.chain[1 : here + 1]:
-            needed |= self._head(number)[1]
+            for digest in self._objects_before(number):
+                needed.add(digest)
         for number in timeline.chain[here + 1 :]:
-            redone = (change.after for change in self._record(number).changes)
-            needed.update(bytes.fromhex(content.sha256) for content in redone if content is not None)
+            for change in self.changes(number):
+                if change.after is not None:
+                    needed.add(bytes.fromhex(change.after.sha256))
         return needed
 
     def freed_by(self, timeline: Timeline) -> Pruned:
@@ -226,30 +224,77 @@ class History:
         sizes = self._store.sizes_except(self.needed_objects(timeline))
         return Pruned(len(sizes), sum(sizes), len(self.timeline().chain) - len(timeline.chain))
 
-    def _head(self, number: int) -> tuple[dict[str, Any], set[bytes]]:
-        """Header and needed objects (SHA-256) of a record, without checking its checksum."""
-        try:
-            with open(open_regular(self._rootdir, record_path(number)), "rb") as file:
-                head, before = _checked_head(read_line(file.readline())), file.readline()
-            if _DIGESTS.fullmatch(before) is None:
-                raise ValueError("its list of objects is damaged")
-            return head, {bytes.fromhex(found[0].decode()) for found in _DIGEST.finditer(before)}
-        except (*MALFORMED, FileNotFoundError) as error:
-            raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+    def _head(self, number: int) -> dict[str, Any]:
+        """The header of a record, without checking its checksum.
 
-    def _record(self, number: int) -> _Record:
-        """The changes of a generation, and the names of which it found an edited file that was not its predecessor's.
+        Raises:
+            RollbackError: it is damaged, or the record is missing.
+        """
+        with self._open(number) as file:
+            return _checked_head(read_line(file.readline()))
+
+    def _objects_before(self, number: int) -> Iterator[bytes]:
+        """The SHA-256 of the objects that undoing a generation needs, without checking the checksum of its record.
 
         Raises:
             RollbackError: the record is damaged or missing.
         """
+        with self._open(number) as file:
+            _checked_head(read_line(file.readline()))
+            yield from _read_digests(file)
+
+    def changes(self, number: int) -> Iterator[Change]:
+        """What a generation changed. It is verified only once the iterator is exhausted.
+
+        Raises:
+            RollbackError: its record is damaged or missing.
+        """
+        with self._open(number) as file:
+            head = file.readline()
+            _checked_head(read_line(head))
+            for name, before, after in read_checked(file, itertools.chain([head], _pieces_of_line(file))):
+                yield Change(check_recorded_name(name), unpack(before), unpack(after))
+
+    @contextlib.contextmanager
+    def _open(self, number: int) -> Iterator[IO[bytes]]:
+        """The record of a generation, for reading.
+
+        Raises:
+            RollbackError: it is missing; or what is read in the block is not as perfkit writes it.
+        """
         try:
             with open(open_regular(self._rootdir, record_path(number)), "rb") as file:
-                head, _before, *rows = read_checked(file)
-            changes = [Change(check_recorded_name(name), unpack(before), unpack(after)) for name, before, after in rows]
-            return _Record(changes, _checked_head(head)["as_found"])
+                yield file
         except (*MALFORMED, FileNotFoundError) as error:
             raise RollbackError(f"the record of generation {number} can't be read: {error}") from error
+
+
+def _pieces_of_line(file: IO[bytes]) -> Iterator[bytes]:
+    """A line that may be megabytes long."""
+    while piece := file.readline(_PIECE_BYTES):
+        yield piece
+        if piece.endswith(b"\n"):
+            return
+
+
+def _read_digests(file: IO[bytes]) -> Iterator[bytes]:
+    """The second line of a record, a list of digests in hexadecimal.
+
+    Raises:
+        ValueError: it is not.
+    """
+    begin = file.read(3)
+    if begin == b"[]\n":
+        return
+    item = begin + file.read(65)
+    while _DIGEST.fullmatch(item):
+        yield bytes.fromhex(item[2:66].decode())
+        if item.endswith(b"]"):
+            if file.read(1) == b"\n":
+                return
+            break
+        item = b"," + file.read(67)
+    raise ValueError("its list of objects is damaged")
 
 
 def _checked_head(head: dict[str, Any]) -> dict[str, Any]:
@@ -317,11 +362,11 @@ def record_lines(
         changes: iterated twice.
         restored_with_edits: names of edited files whose original content is not stored: rollback restores the edits.
     """
-    before: dict[bytes, int] = {}  # size of each content
-    added = changed = removed = 0
+    before = DigestSet()
+    added = changed = removed = bytes_before = 0
     for change in changes:
-        if change.before is not None:
-            before[bytes.fromhex(change.before.sha256)] = change.before.size
+        if change.before is not None and before.add(bytes.fromhex(change.before.sha256)):
+            bytes_before += change.before.size
         if not is_private(change.name):
             added += change.before is None
             changed += change.before is not None and change.after is not None
@@ -334,8 +379,17 @@ def record_lines(
         "added": added,
         "changed": changed,
         "removed": removed,
-        "bytes_before": sum(before.values()),
+        "bytes_before": bytes_before,
         "as_found": list(restored_with_edits),
     }
     rows = ([change.name, pack(change.before), pack(change.after)] for change in changes)
-    return with_checksum(itertools.chain([head, [digest.hex() for digest in before]], rows))
+    return with_checksum(itertools.chain([head], _digest_line(before), rows))
+
+
+def _digest_line(digests: Iterable[bytes]) -> Iterator[bytes]:
+    """A list of digests as a line of JSON, in pieces."""
+    separator = b"["
+    for digest in digests:
+        yield b'%b"%b"' % (separator, digest.hex().encode())
+        separator = b","
+    yield b"]\n" if separator == b"," else b"[]\n"

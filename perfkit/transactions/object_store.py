@@ -12,7 +12,6 @@ import stat
 from collections.abc import Collection, Iterator
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.compact import Names
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
@@ -44,11 +43,11 @@ class ObjectStore:
 
     def __init__(self, rootdir: RootDir) -> None:
         self._rootdir = rootdir
-        self._added = Names()  # since `begin`
+        self._added = bytearray()  # the digests of objects, since `begin`
 
     def begin(self) -> None:
         """Begin a change: `revert` removes what is added from now on."""
-        self._added = Names()
+        self._added = bytearray()
 
     def inspect(self, name: str, seen: Seen | None = None) -> Content:
         """The content of a file, without keeping it.
@@ -77,21 +76,22 @@ class ObjectStore:
         try:
             content = content_of(fd, name, seen)
             if content.sha256 != EMPTY:
-                self._add(name, fd, object_path(content.sha256))
+                self._add(name, fd, content.sha256)
             return content
         finally:
             os.close(fd)
 
-    def _add(self, name: str, fd: int, target: str) -> None:
-        """Make the open file `name` the object `target`.
+    def _add(self, name: str, fd: int, sha256: str) -> None:
+        """Make the open file `name` the object of its content.
 
         An existing object may have been damaged by writing through one of its hard links. Verifying it takes longer
         than replacing it.
         """
+        target = object_path(sha256)
         found = self._rootdir.lstat(target)
         if found is None:
             self._rootdir.mkdir(OBJECTS, 0o700)
-            self._added.append(target)
+            self._added += bytes.fromhex(sha256)
             link_or_copy(self._rootdir, name, fd, target)
         elif found.st_ino != os.fstat(fd).st_ino:
             temporary = f"{target}~"
@@ -117,10 +117,10 @@ class ObjectStore:
 
     def revert(self) -> None:
         """Delete the objects that were added since `begin`."""
-        for target in self._added:
+        for at in range(0, len(self._added), 32):
             with contextlib.suppress(OSError):  # then the next `delete_except` does it
-                self._rootdir.unlink(target)
-        self._added = Names()
+                self._rootdir.unlink(object_path(self._added[at : at + 32].hex()))
+        self._added = bytearray()
 
     def delete_except(self, needed: Collection[bytes]) -> None:
         """Delete every object but these, given by SHA-256."""

@@ -101,22 +101,33 @@ def signature(found: os.stat_result) -> int:
 
 
 def with_checksum(rows: Iterable[object]) -> Iterator[bytes]:
-    """The rows as lines of JSON, then a line with the SHA-256 of all of them."""
+    """The rows as lines of JSON, then a line with the SHA-256 of all of them.
+
+    Args:
+        rows: bytes are written as they are: a line, or a piece of one that is too long to be kept whole.
+    """
     digest = hashlib.sha256()
     for row in rows:
-        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
+        line = row
+        if not isinstance(line, bytes):
+            line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode() + b"\n"
         digest.update(line)
         yield line
     yield digest.hexdigest().encode() + b"\n"
 
 
-def read_checked(file: IO[bytes]) -> Iterator[Any]:
+def read_checked(file: IO[bytes], before: Iterable[bytes] = ()) -> Iterator[Any]:
     """The rows that `with_checksum` wrote. They are verified only once the iterator is exhausted.
+
+    Args:
+        before: what was read of the file before, in pieces.
 
     Raises:
         ValueError: the file is truncated or damaged.
     """
     digest = hashlib.sha256()
+    for piece in before:
+        digest.update(piece)
     previous: bytes | None = None
     for line in file:
         if previous is not None:

@@ -27,7 +27,7 @@ from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.replaceable import check_replaceable
-from perfkit.transactions.rollback_plan import plan_rollback
+from perfkit.transactions.rollback import rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
 __all__ = ["Commit", "Generation", "Known", "Transaction", "Tree"]
@@ -175,8 +175,8 @@ class Tree:
         """
         timeline = self._history.timeline()
         timeline.resolve(None)
-        changes, _ = self._history.changes_between([timeline.current], undo=True)
-        return any(change.name == name and change.after is None for change in changes)
+        added = [change.name == name and change.before is None for change in self._history.changes(timeline.current)]
+        return any(added)
 
     def changed_since(self, generation: int) -> list[str] | None:
         """The names of files that differ from an earlier or a later generation; None: it is not kept.
@@ -188,8 +188,9 @@ class Tree:
         if generation not in timeline.chain:
             return None
         numbers, undo = timeline.at(generation).path(timeline.current)
-        changes, _ = self._history.changes_between(numbers, undo=undo)
-        return [change.name for change in changes if not is_private(change.name)]
+        changes = self._committer.new_change_set()
+        self._history.changes_between(numbers, undo=undo, into=changes)
+        return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
 
     def check_free_space(self, size: int) -> None:
         """Check that so many bytes can still be written.
@@ -265,12 +266,7 @@ class Tree:
             LockedError, OSError, RecoveryError: as `transaction`.
         """
         self._begin()
-        with self._committer.preparing():
-            plan = plan_rollback(self._committer, to=to, edits=edits, unchecked=unchecked or {})
-            changes = plan.change_set.disk_changes()  # those between the generations, and the edited files it saves
-        self._committer.commit(plan.change_set, changes, plan.timeline)
-        plan.changes.sign(self._rootdir)
-        return Commit(plan.timeline.current, plan.changes, plan.saved_as, plan.overwritten, plan.restored_with_edits)
+        return rollback(self._committer, to=to, edits=edits, unchecked=unchecked or {})
 
     def history(self) -> list[Generation]:
         """The generations that `rollback` can reach, oldest first.

@@ -5,12 +5,17 @@ from __future__ import annotations
 import contextlib
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from stat import S_ISREG
 
-from perfkit.errors import CheckFailedError, ConfigError
+from perfkit.errors import CheckFailedError, ConfigError, FileChangedError
+from perfkit.filesystem.hashing.hash_file import hash_file
+from perfkit.libc import holds_modes
+from perfkit.progress.text import printable
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.statcache import clock_ns
 from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
@@ -25,12 +30,14 @@ class StagedTree:
     Attributes:
         path: a directory that shows the tree as it will be, to be read only. Directories in which nothing changes, and
             files, are symbolic links.
+        root: the tree itself, as it is.
         version: to be installed.
         previous_version: installed now; None: nothing is.
         added, changed, removed: names of files.
     """
 
     path: str
+    root: str
     version: str
     previous_version: str | None
     added: Sequence[str]
@@ -41,18 +48,23 @@ class StagedTree:
 Check = Callable[[StagedTree], object]  # an exception refuses the change
 
 
-def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: StagingArea) -> None:
+def run_check(
+    check: Check, root: str, plan: Plan, manifest: Manifest, staging: StagingArea, installed: Manifest
+) -> None:
     """Call the check.
 
     Raises:
-        CheckFailedError: it raised an exception, or wrote to the new files.
+        CheckFailedError: it raised an exception, or wrote to the new files or those of the tree.
         ConfigError: it raised this one: the check itself is wrong.
         OSError: the view can't be created.
     """
-    with _view(root, _changed_names(root, plan, manifest, staging), manifest) as (path, new_files):
-        before = [_signature(each) for each in new_files]
+    changed = _changed_names(root, plan, manifest, staging)
+    with _view(root, changed, manifest) as (path, new_files):
+        before, began_ns = [_signature(each) for each in new_files], clock_ns(os.path.join(root, layout.CLOCK))
+        refusal: Exception | None = None
         staged = StagedTree(
             path=path,
+            root=root,
             version=plan.version,
             previous_version=plan.installed_version,
             added=tuple(plan.added),
@@ -64,14 +76,41 @@ def run_check(check: Check, root: str, plan: Plan, manifest: Manifest, staging: 
         except ConfigError:
             raise
         except Exception as error:
-            raise CheckFailedError(plan.version, str(error) or type(error).__name__) from error
+            refusal = error
         finally:
             written = [each for each, was in zip(new_files, before, strict=True) if _signature(each) != was]
             for each in written:
                 with contextlib.suppress(OSError):
                     os.unlink(each)
-        if written:
-            raise CheckFailedError(plan.version, "the check wrote to files of the release; it may only read them")
+    reason = str(refusal) or type(refusal).__name__ if refusal else ""
+    if damaged := _damaged(root, installed, changed, began_ns):
+        names = ", ".join(map(printable, damaged[:3])) + (f" and {len(damaged) - 3} others" if len(damaged) > 3 else "")
+        reason = f"it has changed the tree, or another program has meanwhile; verify and repair it: {names}"
+    elif written and not reason:
+        reason = "the check wrote to files of the release; it may only read them"
+    if reason:
+        raise CheckFailedError(plan.version, reason) from refusal
+
+
+def _damaged(root: str, installed: Manifest, changed: Container[str], began_ns: int) -> list[str]:
+    """The files that stay as they are installed, and were not left so since: what the file system's clock says of their
+    inodes costs a stat of each, and only if it says that they changed, reading.
+    """
+    modes, found = holds_modes(os.path.join(root, layout.LOCK)), []
+    for at, name in enumerate(installed.names()):
+        if name in changed:
+            continue
+        path = os.path.join(root, name)
+        try:
+            status = os.lstat(path)
+            differs = modes and bool(status.st_mode & 0o100) != installed.executable(at)
+            if status.st_ctime_ns >= began_ns and (
+                differs or not S_ISREG(status.st_mode) or hash_file(path).sha256 != installed.digest(at).hex()
+            ):
+                found.append(name)
+        except (OSError, FileChangedError):
+            found.append(name)
+    return found
 
 
 def _changed_names(root: str, plan: Plan, manifest: Manifest, staging: StagingArea) -> dict[str, str | None]:

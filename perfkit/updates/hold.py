@@ -1,4 +1,4 @@
-"""Which release a tree passes over, and why: rolled back from, refused by a check, or held by hand."""
+"""Which releases a tree passes over, and why: rolled back from, refused by a check, or held by hand."""
 
 from __future__ import annotations
 
@@ -6,8 +6,10 @@ import contextlib
 import json
 import os
 import time
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
+from typing import Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
@@ -16,7 +18,7 @@ from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
-__all__ = ["Hold", "HoldReason", "clear_hold", "hold", "hold_on", "is_time", "pin", "read_hold", "unhold", "write_hold"]
+__all__ = ["Hold", "HoldReason", "add_hold", "hold", "hold_on", "is_time", "pin", "read_holds", "unhold", "write_holds"]
 
 _YEAR_5000 = 95_617_584_000
 
@@ -69,7 +71,7 @@ def pin(config: Config, dest: str, *, wait_s: float = 0.0) -> None:
         installed = read_installed(tree.root)
         if installed.version is None:
             raise UpdateError(f"{dest}: nothing is installed; sync to it first")
-        write_hold(tree.root, hold_on(HoldReason.PIN, installed.source, installed.version, installed.serial))
+        write_holds(tree.root, [hold_on(HoldReason.PIN, installed.source, installed.version, installed.serial)])
 
 
 def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> None:
@@ -81,22 +83,21 @@ def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> Non
                 f"{version} is installed; roll back first" if installed.version else "nothing is installed; sync first"
             )
             raise UpdateError(f"{dest}: {what}")
-        held = read_hold(tree.root)
-        if held is not None and held.reason is HoldReason.PIN:
+        if any(held.reason is HoldReason.PIN for held in read_holds(tree.root)):
             raise UpdateError(f"{dest} is pinned, so that every version is passed over; unhold it first")
-        write_hold(tree.root, hold_on(HoldReason.HAND, installed.source, version, 0))
+        add_hold(tree.root, hold_on(HoldReason.HAND, installed.source, version, 0))
 
 
 def unhold(config: Config, dest: str, *, wait_s: float = 0.0) -> Hold | None:
     """See `Toolkit.unhold`."""
     with managed_tree(config, dest, wait_s=wait_s) as tree:
-        held = read_hold(tree.root)
-        clear_hold(tree.root)
-        return held
+        holds = read_holds(tree.root)
+        write_holds(tree.root, ())
+        return holds[-1] if holds else None
 
 
-def read_hold(root: str) -> Hold | None:
-    """What the tree at `root` passes over; None: nothing.
+def read_holds(root: str) -> tuple[Hold, ...]:
+    """What the tree at `root` passes over, the latest last.
 
     Raises:
         UpdateError: the record is damaged.
@@ -104,17 +105,20 @@ def read_hold(root: str) -> Hold | None:
     path = os.path.join(root, layout.HOLD)
     try:
         with open(open_own(path), "rb") as file:
-            record = json.load(file)
-        for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
-            if not isinstance(record[name], kind):
-                raise ValueError(f"{name} is {record[name]!r:.40}")
-        if not is_time(record["since_s"]):
-            raise ValueError(f"since_s is {record['since_s']}")
-        return Hold(**{**record, "reason": HoldReason(record["reason"])})
+            return tuple(map(_parse, json.load(file)["holds"]))
     except (FileNotFoundError, NotADirectoryError):
-        return None
+        return ()
     except (ValueError, TypeError, KeyError, RecursionError) as error:
         raise UpdateError(f"{path} is damaged ({error}); remove it to hold nothing") from error
+
+
+def _parse(record: dict[str, Any]) -> Hold:
+    for name, kind in (("source", str), ("version", str), ("serial", int), ("message", str), ("since_s", float)):
+        if not isinstance(record[name], kind):
+            raise ValueError(f"{name} is {record[name]!r:.40}")
+    if not is_time(record["since_s"]):
+        raise ValueError(f"since_s is {record['since_s']}")
+    return Hold(**{**record, "reason": HoldReason(record["reason"])})
 
 
 def is_time(seconds: float) -> bool:
@@ -122,21 +126,30 @@ def is_time(seconds: float) -> bool:
     return 0 <= seconds < _YEAR_5000
 
 
-def write_hold(root: str, hold: Hold) -> None:
+def add_hold(root: str, hold: Hold) -> None:
+    """Pass over a release, too: of two releases that were rolled back from, one after the other, neither comes back.
+    The caller has the tree's lock.
+
+    Raises:
+        UpdateError, OSError: the record is damaged, or can't be written.
+    """
+    others = [each for each in read_holds(root) if not each.covers(hold.source, hold.version, hold.serial)]
+    write_holds(root, [*others, hold])
+
+
+def write_holds(root: str, holds: Iterable[Hold]) -> None:
     """Replace what the tree passes over. The caller has the tree's lock.
 
     Raises:
         OSError: it can't be written.
     """
-    path = os.path.join(root, layout.HOLD)
+    path, records = os.path.join(root, layout.HOLD), [asdict(hold) for hold in holds]
+    if not records:
+        for each in (path, f"{path}~"):  # the second was left by a crash
+            with contextlib.suppress(FileNotFoundError):
+                os.unlink(each)
+        return
     with replace_own(path, 0o644) as file:
-        file.write(json.dumps(asdict(hold)).encode())
+        file.write(json.dumps({"holds": records}).encode())
         file.flush()
         os.fsync(file.fileno())
-
-
-def clear_hold(root: str) -> None:
-    """Pass over nothing."""
-    for path in (layout.HOLD, f"{layout.HOLD}~"):  # the second was left by a crash
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(os.path.join(root, path))

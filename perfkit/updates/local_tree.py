@@ -12,13 +12,13 @@ from perfkit.filesystem.scan import ScanEntry, scan_in_order
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import EntrySubset, Manifest
+from perfkit.releases.statcache import StatCache
 from perfkit.transactions import layout
 from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
 from perfkit.updates.planner import ExistingFile, ExistingFiles
-from perfkit.releases.statcache import StatCache
 
-__all__ = ["LocalTree", "scan_files"]
+__all__ = ["LocalTree", "scan_managed"]
 
 
 def scan_files(root: str) -> Iterator[ScanEntry]:
@@ -32,6 +32,16 @@ def scan_files(root: str) -> Iterator[ScanEntry]:
             yield entry
         elif not isinstance(entry.error, FileNotFoundError):
             raise entry.error
+
+
+def scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
+    """As `scan_files`, each with its index in the manifest; None: it is unmanaged."""
+    names = enumerate(manifest.names())
+    at, name = next(names, (None, None))
+    for entry in scan_files(root):
+        while name is not None and name < entry.name:
+            at, name = next(names, (None, None))
+        yield at if name == entry.name else None, entry
 
 
 class LocalTree(Mapping[str, ExistingFile]):
@@ -68,7 +78,7 @@ class LocalTree(Mapping[str, ExistingFile]):
         pending: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
 
         def unmatched() -> Iterator[ScanEntry]:
-            for at, entry in self._join():
+            for at, entry in scan_managed(self._root, self._installed):
                 if at is None:
                     self._unread[entry.name] = entry
                 elif entry.kind != "file":
@@ -89,15 +99,6 @@ class LocalTree(Mapping[str, ExistingFile]):
                 elif found.error is not None and not isinstance(found.error, FileNotFoundError):
                     raise found.error
                 shown.count(files=1, count_bytes=entry.size)
-
-    def _join(self) -> Iterator[tuple[int | None, ScanEntry]]:
-        """Everything in the tree, with its index in the manifest."""
-        names = enumerate(self._installed.names())
-        at, name = next(names, (None, None))
-        for entry in scan_files(self._root):
-            while name is not None and name < entry.name:
-                at, name = next(names, (None, None))
-            yield at if name == entry.name else None, entry
 
     def _add_hash(self, at: int, entry: ScanEntry, sha256: bytes, *, stable: bool) -> None:
         """Record the content of a managed file that was hashed."""

@@ -12,15 +12,15 @@ from typing import cast
 from perfkit.config import Config, LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.releases.statcache import appended_rows, clock_ns, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.history import History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation
-from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
+from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
-from perfkit.releases.statcache import Patch, append_rows, clock_ns, record_changes
 
 __all__ = ["changed_since", "history", "prune", "rollback"]
 
@@ -43,17 +43,16 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
             )
         commit = tree.rollback(to, edits=cast(LocalChanges, config.local_changes), unchecked=unchecked)
         after = _read_restored(tree.root)
-        with contextlib.suppress(OSError):  # without the cache, files are hashed again
-            patch = Patch()
+        stored = os.path.join(tree.root, layout.STATCACHE)
+        with contextlib.suppress(OSError), appended_rows(stored) as rows:  # without the cache, files are hashed again
             record_changes(
-                patch,
+                rows,
                 tree.root,
                 commit.changes,
                 skip=commit.saved_as.values(),
                 certain_ns=lambda name: began_ns,
                 clock=clock,
             )
-            append_rows(patch, os.path.join(tree.root, layout.STATCACHE))
         _hold(tree.root, before, after, left=hold and commit.generation < left)
         report = _rollback_report(commit, before, after)
         return replace(report, seconds=time.monotonic() - began_s)
@@ -61,35 +60,39 @@ def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wa
 
 def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None:
     """Have syncs pass over the version that was left, until the source offers another one; a pinned tree stays so."""
-    held = None
+    holds: tuple[Hold, ...] = ()
     try:
         with contextlib.suppress(UpdateError):  # a damaged record holds nothing
-            held = read_hold(root)
-        if held is not None and held.reason is HoldReason.PIN:
+            holds = read_holds(root)
+        if any(held.reason is HoldReason.PIN for held in holds):
             if after.version is not None:
-                write_hold(root, hold_on(HoldReason.PIN, after.source, after.version, after.serial))
-        elif left and before.version is not None and before.version != after.version:
-            write_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
-        elif held is None or held.version == after.version:
-            clear_hold(root)
+                write_holds(root, [hold_on(HoldReason.PIN, after.source, after.version, after.serial)])
+            return
+        write_holds(root, [held for held in holds if held.version != after.version])
+        if left and before.version is not None and before.version != after.version:
+            add_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
     except OSError as error:
         _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)
 
 
 def _rollback_report(commit: Commit, before: Installed, after: Installed) -> SyncReport:
-    changes = [change for change in commit.changes if not layout.is_private(change.name)]
-    added = sum(change.before is None for change in changes)
-    removed = sum(change.after is None for change in changes)
+    added = removed = changed = written = 0
+    for change in commit.changes:
+        if not layout.is_private(change.name):
+            added += change.before is None
+            removed += change.after is None
+            changed += change.before is not None and change.after is not None
+            written += change.after.size if change.after is not None else 0
     return SyncReport(
         version=after.version or "",
         generation=commit.generation,
         previous_version=before.version,
         route="rollback" if commit.changes else "none",
-        bytes_written=sum(change.after.size for change in changes if change.after is not None),
+        bytes_written=written,
         added=added,
         removed=removed,
-        changed=len(changes) - added - removed,
-        unchanged=max(0, after.files - len(changes) + removed),
+        changed=changed,
+        unchanged=max(0, after.files - added - changed),
         saved_as=commit.saved_as,
         overwritten=commit.overwritten,
         restored_with_edits=commit.restored_with_edits,

@@ -18,7 +18,7 @@ from perfkit.redact import redacted
 from perfkit.releases.format import signature_path
 from perfkit.transactions import layout
 
-__all__ = ["Demands", "Signers", "Trust", "warn_if_unprotected"]
+__all__ = ["Demands", "FileSigners", "Signers", "Trust", "warn_if_unprotected"]
 
 _log = logging.getLogger(__name__)
 
@@ -172,22 +172,51 @@ class Trust(NamedTuple):
             "key with --public-key"
         )
 
-    def refuse_unsigned(self, given: Signers | None, url: str, type: str) -> None:
-        """Refuse a source whose type has no signatures, where there have to be some.
+    def for_file(self, given: Signers | None, url: str, type: str, *, remember: bool) -> FileSigners:
+        """Who has to sign a plain file or an archive, whose one signature is beside it: a key that is among those that
+        the tree remembers, and among those that the caller gives, which are remembered once it is verified.
+
+        Args:
+            type: of the source, for the message.
+            remember: False: the tree is left as it is.
 
         Raises:
-            SignatureError: the tree has had signed releases.
-            ConfigError: the caller gives keys.
+            SignatureError: the tree has had signed releases, which no file must replace; or no key is among both.
+            ConfigError: several have to sign.
         """
-        if given is not None:
-            raise ConfigError(
-                f"{redacted(url)} is of type {type}, and signatures are those of releases; "
-                "perfkit get --public-key verifies a single file"
-            )
-        if self.signers is not None:
-            path = os.path.join(self.root, layout.TRUST)
+        path = os.path.join(self.root, layout.TRUST)
+        if self.signers is not None and self.serial:
             reason = f"this tree takes only releases that are signed by {self.signers}, and this is of type {type}"
             raise SignatureError(url, f"{reason}; sync it to another directory, or remove {path}")
+        required = [signers for signers in (self.signers, given) if signers is not None]
+        if any(signers.threshold > 1 for signers in required):
+            raise ConfigError(f"{redacted(url)} is of type {type}, which has one signature; only releases have several")
+        keys = tuple(key for key in required[0].keys if all(key in each.keys for each in required)) if required else ()
+        if required and not keys:
+            raise SignatureError(
+                url,
+                f"this tree takes what is signed by {self.signers}, and other keys were given. To change keys, give "
+                f"both until the file is signed by the new one; if the old one is lost, remove {path}",
+            )
+        known = self._replace(signers=given or self.signers)
+        names = [str(key) for key in known.signers.keys] if known.signers else []
+        return FileSigners(keys, names, known != self, (lambda: known.remember(self)) if remember else (lambda: None))
+
+
+class FileSigners(NamedTuple):
+    """Who has to sign a plain file or an archive.
+
+    Attributes:
+        keys: one of these; none: nobody.
+        names: those that the tree is to remember; recorded with a version that was verified by them.
+        are_new: whether the tree remembers others, or none.
+        remember: to be called once the file is verified.
+    """
+
+    keys: tuple[PublicKey, ...]
+    names: list[str]
+    are_new: bool
+    remember: Callable[[], None]
 
 
 def _failure(pointer: bytes, signature: bytes, key: PublicKey) -> str | None:

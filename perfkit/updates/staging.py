@@ -26,6 +26,7 @@ from perfkit.updates.digest_index import BlobIndex, BlobSet
 
 __all__ = ["Fetcher", "StagingArea"]
 
+_RETRIES_OF_ONE = 2  # of a site that has mirrors
 _PREFIX = layout.FETCHED_OBJECT.rpartition("/")[2]
 _BLOB = re.compile(re.escape(_PREFIX) + "[0-9a-f]{64}")
 
@@ -41,7 +42,7 @@ class Fetcher:
     def __init__(self, downloads: DownloadManager, stage: str) -> None:
         self.stage = stage
         self._downloads = downloads
-        self._home, self._sites = "", list[str]()
+        self._home, self._sites, self._failed = "", list[str](), set[str]()
         self.requests = self.bytes_received = 0
 
     def use_mirrors(self, home: str, sites: Sequence[str]) -> None:
@@ -50,13 +51,25 @@ class Fetcher:
         """
         self._home, self._sites = home, [*sites]
 
+    def failed_last(self, sites: Iterable[str]) -> list[str]:
+        """The same sites, but those of which a request has failed come last."""
+        return sorted(sites, key=self._failed.__contains__)
+
     def _spread(self, request: Request) -> Request:
         if not self._sites or not request.url.startswith(self._home):
             return request
-        first, *others = (site + request.url.removeprefix(self._home) for site in self._sites)
-        if request.checksum is None and request.byte_range is None:
-            others = []
-        return replace(request, url=first, mirrors=tuple(others), home=self._home, known=None)  # of another server
+        sites = self._sites[:1]
+        if request.checksum is not None or request.byte_range is not None:
+            sites = self.failed_last(self._sites)
+        first, *others = (site + request.url.removeprefix(self._home) for site in sites)
+        retries = _RETRIES_OF_ONE if len(self._sites) > 1 else None
+        # What is known is of another server.
+        return replace(request, url=first, mirrors=tuple(others), home=self._home, known=None, retries=retries)
+
+    def _note_failures(self, request: Request, download: Download) -> None:
+        asked = (request.url, *request.mirrors)
+        for url in asked if download.error is not None else asked[: download.mirror]:
+            self._failed.update(site for site in self._sites if url.startswith(site))
 
     def path(self, name: str) -> str:
         """Where a request of this name leaves its file."""
@@ -76,25 +89,40 @@ class Fetcher:
         self.bytes_received += len(found.first)
         return found
 
-    def get(self, requests: Sequence[Request], *, phase: str = "fetching") -> list[Download]:
+    def get(
+        self, requests: Sequence[Request], *, beside: Sequence[Request] = (), phase: str = "fetching"
+    ) -> list[Download]:
         """Make these downloads; returns them in the order of the requests, each of which must have a name.
 
         Args:
+            beside: downloads to make at the same time; whether they fail does not matter.
             phase: what progress displays call it.
 
         Raises:
             TransferError, OSError: the first failure, after all others have ended.
         """
-        found: dict[int, Download] = {}
-        spread = [self._spread(request) for request in requests]
-        for index, download in self._downloads.run(spread, self.stage, phase=phase) if spread else ():
-            self.requests += download.requests
-            self.bytes_received += download.bytes_received
-            found[index] = download
+        found = dict(self.each([*requests, *beside], phase=phase))
         for index in range(len(requests)):
             if (error := found[index].error) is not None:
                 raise error
         return [found[index] for index in range(len(requests))]
+
+    def each(self, requests: Sequence[Request], *, phase: str = "fetching") -> Iterator[tuple[int, Download]]:
+        """Make these downloads; yields the place of each among the requests, and what became of it, when it ends."""
+        if not requests:
+            return
+        spread: list[Request] = []
+
+        def prepare(request: Request) -> Request:  # when its turn comes: a site that has failed meantime comes last
+            spread.append(self._spread(request))
+            return spread[-1]
+
+        with contextlib.closing(self._downloads.run(requests, self.stage, phase=phase, prepare=prepare)) as running:
+            for index, download in running:
+                self._note_failures(spread[index], download)
+                self.requests += download.requests
+                self.bytes_received += download.bytes_received
+                yield index, download
 
 
 class StagedBlobs:

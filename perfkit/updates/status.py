@@ -17,7 +17,7 @@ from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current
 from perfkit.transactions.lock import is_held
-from perfkit.updates.hold import Hold, is_time, read_hold
+from perfkit.updates.hold import Hold, is_time, read_holds
 from perfkit.updates.installed import Installed, read_installed, require_managed
 
 __all__ = ["TreeStatus", "remember_outcome", "status"]
@@ -43,7 +43,8 @@ class TreeStatus:
         error: why it failed.
         failures: how many syncs have failed since, because of the source or the network.
         not_before_s: when the source asks to be asked again (`Retry-After`), at most a day after the failure.
-        held: what syncs pass over.
+        held: what syncs pass over; the latest, if several releases are on hold.
+        holds: all of them, the latest last.
         interrupted: whether a crash has left a change that the next use of the tree completes.
     """
 
@@ -59,6 +60,7 @@ class TreeStatus:
     failures: int = 0
     not_before_s: float | None = None
     held: Hold | None = None
+    holds: tuple[Hold, ...] = ()
     interrupted: bool = False
 
     def age_s(self) -> float:
@@ -90,7 +92,7 @@ def status(dest: str) -> TreeStatus:
     root = os.path.abspath(dest)
     with contextlib.closing(RootDir(root)) as rootdir:
         current, installed, interrupted = _settled(rootdir)
-    outcome = _read_outcome(root)
+    outcome, holds = _read_outcome(root), read_holds(root)
     return TreeStatus(
         version=installed.version,
         generation=current.number,
@@ -103,7 +105,8 @@ def status(dest: str) -> TreeStatus:
         error=outcome.get("error"),
         failures=outcome.get("failures", 0),
         not_before_s=outcome.get("not_before_s"),
-        held=read_hold(root),
+        held=holds[-1] if holds else None,
+        holds=holds,
         interrupted=interrupted,
     )
 

@@ -24,18 +24,20 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
 from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
-from perfkit.updates.hold import HoldReason, clear_hold, hold_on, read_hold, write_hold
+from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
 from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
@@ -45,7 +47,6 @@ from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.updates.status import remember_outcome
 
 if TYPE_CHECKING:
@@ -111,16 +112,16 @@ def _sync(
 ) -> SyncReport:
     """Sync from the source, and once more if it changed meantime, or if what was fetched before filled the disk."""
     installed = read_installed(tree.root)
-    held = read_hold(tree.root)
-    if held is not None and held.reason is HoldReason.PIN and spec.release is None:
-        return _passed_over(tree, installed, fetcher, held.version)
-
-    def covered(source: Source) -> bool:
-        return held is not None and held.covers(source.url, source.version, source.serial)
+    holds = read_holds(tree.root)
+    pinned = [held for held in holds if held.reason is HoldReason.PIN]
+    if pinned and spec.release is None:
+        return _passed_over(tree, installed, fetcher, pinned[0].version)
 
     def passes_over(source: Source) -> bool:
-        rejected = held is not None and held.reason is HoldReason.CHECK and options.retry_rejected
-        return covered(source) and not rejected and spec.release is None
+        holding = [held for held in holds if held.covers(source.url, source.version, source.serial)]
+        if options.retry_rejected:
+            holding = [held for held in holding if held.reason is not HoldReason.CHECK]
+        return bool(holding) and spec.release is None
 
     def sync_from(source: Source) -> SyncReport:
         if passes_over(source):
@@ -131,15 +132,16 @@ def _sync(
         report = update.run(tree, passes_over)
         if report.held is not None:
             return report
-        if held is not None and held.reason is HoldReason.PIN:  # the tree stays at what was asked for
-            write_hold(tree.root, hold_on(HoldReason.PIN, source.url, source.version, source.serial))
-        elif covered(source) or (held is not None and held.reason is not HoldReason.HAND and spec.release is None):
-            clear_hold(tree.root)
+        if pinned:  # the tree stays at what was asked for
+            write_holds(tree.root, [hold_on(HoldReason.PIN, source.url, source.version, source.serial)])
+        elif (left := _still_held(holds, source, newest=spec.release is None)) != holds:
+            write_holds(tree.root, left)
         return report
 
-    left = os.listdir(fetcher.stage)  # by an earlier sync, which failed
+    before = os.listdir(fetcher.stage)  # by an earlier sync, which failed
     source = open_source(fetcher, spec, installed)
-    if not installed.is_from(source.url) and Trust.read(tree.root).signers is None:
+    signed = spec.demands.signers is not None or Trust.read(tree.root).signers is not None
+    if not signed and not installed.is_from(source.url):
         warn_if_unprotected(source.url)
     try:
         return sync_from(source)
@@ -152,11 +154,17 @@ def _sync(
             raise
         _log.info("%s changed during the sync; starting over with %s", redacted(source.url), newer.version)
     except OSError as error:
-        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, left, keep=source.keep_staged):
+        if error.errno != errno.ENOSPC or not _remove_staged(fetcher.stage, before, keep=source.keep_staged):
             raise
         newer = open_source(fetcher, spec, installed)
         _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
     return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
+
+
+def _still_held(holds: tuple[Hold, ...], source: Source, *, newest: bool) -> tuple[Hold, ...]:
+    """What is on hold after this release was installed: if it is the newest, only what was held by hand."""
+    others = (held for held in holds if not held.covers(source.url, source.version, source.serial))
+    return tuple(held for held in others if held.reason is HoldReason.HAND or not newest)
 
 
 def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str | None) -> SyncReport:
@@ -376,9 +384,11 @@ class Sync:
         if manifest.sha256 == installed.manifest.sha256 and local.all_intact:
             return Plan(version=version, installed_version=installed.version, unchanged=len(manifest))
         before, after = _differing(installed.manifest, manifest, local)
-        stored = set()
-        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-            stored = {bytes.fromhex(name) for name in os.listdir(self._object("")) if len(name) == 64}
+        stored = DigestSet()
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError), os.scandir(self._object("")) as objects:
+            for entry in objects:
+                if len(entry.name) == 64:
+                    stored.add(bytes.fromhex(entry.name))
         plan = decide(
             after,
             local.existing(before, after),
@@ -478,11 +488,11 @@ class Sync:
         try:
             from perfkit.updates.check import run_check  # loads what only a check needs
 
-            run_check(self._options.check, self._root, plan, manifest, staging)
+            run_check(self._options.check, self._root, plan, manifest, staging, self._installed.manifest)
         except CheckFailedError as error:
             source = self._source
             hold = hold_on(HoldReason.CHECK, source.url, source.version, source.serial, error.reason)
-            write_hold(self._root, hold)
+            add_hold(self._root, hold)
             raise
 
     def apply(
@@ -514,7 +524,8 @@ class Sync:
         source, installed = self._source, self._installed
         offered = (source.type, as_recorded(source.url), source.version, manifest.sha256.hex())
         same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
-        return not same or source.record().get("selection") != installed.state.get("selection")
+        record = source.record()
+        return not same or any(record.get(name) != installed.state.get(name) for name in ("selection", "signers"))
 
     def _record(self, manifest: Manifest) -> bytes:
         source = self._source

@@ -19,7 +19,7 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.updates.installed import managed_tree, read_installed
-from perfkit.updates.local_tree import scan_files
+from perfkit.updates.local_tree import scan_managed
 from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
@@ -37,6 +37,7 @@ def verify(
     dest: str,
     repair: bool,
     *,
+    mirrors: tuple[str, ...] = (),
     wait_s: float = 0.0,
     progress: OperationProgress,
 ) -> VerifyReport:
@@ -54,7 +55,7 @@ def verify(
         local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
         options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
         fetcher, installed = Fetcher(downloads, tree.fetch_directory), read_installed(tree.root)
-        source = reopen_source(fetcher, installed)
+        source = reopen_source(fetcher, installed, mirrors)
         repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)
 
@@ -79,7 +80,9 @@ def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyRep
                 generation=before.generation,
                 files=len(installed.manifest),
                 bytes=found.hashed,
-                missing=tuple(sorted(found.missing)),
+                missing=tuple(
+                    name for name, seen in zip(installed.manifest.names(), found.seen, strict=True) if not seen
+                ),
                 changed=tuple(sorted(found.changed)),
                 extra=tuple(sorted(found.extra)),
                 seconds=time.monotonic() - began_s,
@@ -89,9 +92,9 @@ def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyRep
 
 @dataclass(slots=True)
 class _Compared:
-    """The names of the files that differ, and how many bytes were hashed."""
+    """What is there: 1 for each entry of the manifest; the names that differ; and how many bytes were hashed."""
 
-    missing: set[str]
+    seen: bytearray
     changed: list[str]
     extra: list[str]
     hashed: int = 0
@@ -99,14 +102,14 @@ class _Compared:
 
 def _compare(root: str, manifest: Manifest, progress: OperationProgress) -> _Compared:
     """Hash every file of the manifest."""
-    found = _Compared(set(manifest.names()), [], [])
-    seen: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
+    found = _Compared(bytearray(len(manifest)), [], [])
+    hashing: dict[str, tuple[int, ScanEntry]] = {}
     modes = holds_modes(os.path.join(root, layout.LOCK))
     with Stage(progress, "verifying", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
-        for read in hash_many(root, _regular(root, manifest, found, seen)):
-            at, entry = seen.pop(read.name)
+        for read in hash_many(root, _regular(root, manifest, found, hashing)):
+            at, entry = hashing.pop(read.name)
             if isinstance(read.error, FileNotFoundError):
-                found.missing.add(read.name)
+                found.seen[at] = 0
                 continue
             if read.error is not None:
                 raise read.error
@@ -119,17 +122,16 @@ def _compare(root: str, manifest: Manifest, progress: OperationProgress) -> _Com
 
 
 def _regular(
-    root: str, manifest: Manifest, found: _Compared, seen: dict[str, tuple[int, ScanEntry]]
+    root: str, manifest: Manifest, found: _Compared, hashing: dict[str, tuple[int, ScanEntry]]
 ) -> Iterator[ScanEntry]:
     """The files to hash; those of another type, and extra ones, go into `found` at once."""
-    for entry in scan_files(root):
-        at = manifest.find(entry.name)
+    for at, entry in scan_managed(root, manifest):
         if at is None:
             found.extra.append(entry.name)
             continue
-        found.missing.discard(entry.name)
+        found.seen[at] = 1
         if stat.S_ISREG(entry.mode):
-            seen[entry.name] = at, entry
+            hashing[entry.name] = at, entry
             yield entry
         else:
             found.changed.append(entry.name)

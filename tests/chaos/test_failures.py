@@ -169,7 +169,9 @@ def bench(module_place: Path, sources: Sources) -> Iterator[Bench]:
 
 
 def sweep(cases: Cases, bench: Bench, faults: Mapping[str, Fault], *, few: int, calls: int) -> None:
-    """Jobs with faults, which are given without `at`: every job at so many calls in the long form, or a few cases."""
+    """Jobs with faults, which are given without `at`, in the long form: every job at so many calls, and those that are
+    no transaction, publish and download, at every call. In the short one: a few cases.
+    """
     every = list(enumerate(itertools.product(bench.jobs.items(), faults.items())))
     if CASE is not None:
         every = [every[int(CASE) // 10_000]]
@@ -177,7 +179,8 @@ def sweep(cases: Cases, bench: Bench, faults: Mapping[str, Fault], *, few: int, 
         every = random.Random(f"{SEED} {cases.name}").sample(every, few)
     for first, ((name, job), (what, fault)) in every:
         most = bench.calls(job, fault.kinds)
-        for at in chosen(f"{SEED} {what} {name}", most, calls if LONG else 1):
+        wanted = 1 if not LONG else calls if " " in name else most
+        for at in chosen(f"{SEED} {what} {name}", most, wanted):
             with cases.case(first * 10_000 + at, f"{name}, {what}, at call {at} of {most}"):
                 end = bench.run(job, replace(fault, at=at))
                 bench.check(job, end.code)

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit.server.server import Server
+from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree as Managed
 from tests.chaos.seeds import LONG, TIMEOUT_S, Cases
 from tests.chaos.sources import PATHS, Sources, content, expected
@@ -46,7 +47,7 @@ class Story:
         work = self._chance.choice(WORK)
         installed = self._tree(kind)
         # A version that an archive or a list offers no more can't be fetched again.
-        if (work == "rollback" and not installed) or (
+        if (work == "rollback" and not self._has_earlier(kind)) or (
             work == "repair" and installed != expected(kind, self._latest[kind])
         ):
             work = "sync"
@@ -105,6 +106,14 @@ class Story:
 
     def _versions(self, kind: str) -> list[Tree]:
         return [expected(kind, version) for version in range(1, self._latest[kind] + 1)]
+
+    def _has_earlier(self, kind: str) -> bool:
+        """Whether a version was installed before the one that is."""
+        root = self._place / kind
+        if not (root / ".perfkit/release").exists():
+            return False
+        with Managed(root) as tree:
+            return not tree.step_back_removes(layout.RELEASE)
 
     def _tree(self, kind: str) -> Tree:
         """What is in a tree, as soon as it is opened."""

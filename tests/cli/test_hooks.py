@@ -88,11 +88,60 @@ time.sleep(600)
         time.sleep(0.02)
 
 
+def test_a_check_that_leaves_a_session_of_its_own(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """It is ended, too, and so is what that has started; what they hold open keeps nothing waiting."""
+    code = """
+child = subprocess.Popen(["sh", "-c", "sleep 600 & sleep 600"], start_new_session=True)
+open("pid", "w").write(str(child.pid))
+"""
+    assert sync(cli_origin, "--check", python(tmp_path, code)) == 0
+    pid = int((tmp_path / "pid").read_text())
+    assert not _runs(pid)
+    sessions = [each.read_text().rpartition(")")[2].split()[3] for each in Path("/proc").glob("[0-9]*/stat")]
+    assert str(pid) not in sessions
+
+
+def test_a_check_that_says_much(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """Only the end is kept, in memory and nowhere else."""
+    code = "for n in range(2000): print(f'{n:06d}' * 1000)\nsys.exit('the end')"
+    assert sync(cli_origin, "--check", python(tmp_path, code)) == 1
+    said = capsys.readouterr().err
+    assert len(said) < 2000
+    assert said.endswith("the end\n")
+
+
+def test_a_check_that_is_killed(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """It refuses the version. If it kills what runs it, too."""
+    for victim in ("os.getpid()", "os.getppid()"):
+        check = python(tmp_path, f"os.kill({victim}, 9); time.sleep(1)")
+        assert sync(cli_origin, "--retry-rejected", "--check", check) == 1
+        assert "was ended by signal 9" in capsys.readouterr().err
+    assert sync(cli_origin, "--retry-rejected", "--check", "true") == 0
+
+
+def test_a_check_that_writes_into_the_tree(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
+    """It can't, where there can be mounts of its own; else what it has done is told and can be repaired."""
+    assert sync(cli_origin) == 0
+    cli_origin.publish({**ONE, "new": b"new"}, "2")
+    code = "open(os.environ['PERFKIT_STAGED'] + '/README', 'a').write('more')"
+    assert sync(cli_origin, "--check", python(tmp_path, code)) == 1
+    said = capsys.readouterr().err
+    if "Read-only file system" not in said:
+        assert "has changed the tree" in said
+        assert "README" in said
+        assert main(["verify", "tree", "--repair"]) == 1
+        (tmp_path / "tree/README.perfkit-local").unlink()
+    assert tree_of(tmp_path / "tree") == ONE
+    assert sync(cli_origin, "--retry-rejected") == 0
+
+
 def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
     """The check ends with it, nothing is held, and the next sync goes on."""
-    terminate = python(tmp_path, "open('pid', 'w').write(str(os.getpid())); os.kill(os.getppid(), 15); time.sleep(600)")
+    code = "open('pid', 'w').write(str(os.getpid())); os.kill(int(os.environ['VICTIM']), 15); time.sleep(600)"
+    terminate = python(tmp_path, code)
     child = os.fork()
     if child == 0:
+        os.environ["VICTIM"] = str(os.getpid())
         with contextlib.suppress(SystemExit):
             sync(cli_origin, "--check", terminate)
         os._exit(43)

@@ -327,6 +327,25 @@ def test_download(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     assert "file  unchanged" in run("perfkit_download", f"{published.url}file")[0]
 
 
+def test_download_with_checksums(published: Site, tmp_path: Path) -> None:
+    """One on the command line, or those of a file or a URL, as with `perfkit get`."""
+    body = b"x" * 1000
+    (published.root / "site/file").write_bytes(body)
+    right, wrong = hashlib.sha256(body).hexdigest(), "0" * 64
+    (published.root / "site/SHA256SUMS").write_text(f"{right}  file\n")
+    (tmp_path / "WRONG").write_text(f"{wrong}  file\n")
+    url, to = f"{published.url}file", ["-d", str(tmp_path / "out")]
+    for bad in (["--checksum", f"sha256:{wrong}"], ["--checksums", str(tmp_path / "WRONG")]):
+        with pytest.raises(CommandError, match="sha256"):
+            run("perfkit_download", url, *to, *bad)
+    assert not (tmp_path / "out/file").exists()
+    assert "1000 bytes" in run("perfkit_download", url, *to, "--checksums", f"{published.url}SHA256SUMS")[0]
+    assert "unchanged" in run("perfkit_download", url, *to, "--checksum", f"sha256:{right}")[0]
+    with pytest.raises(CommandError, match="for a single URL") as caught:
+        run("perfkit_download", url, url, *to, "--checksum", f"sha256:{right}")
+    assert caught.value.returncode == 2
+
+
 def test_bars_are_for_terminals(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
     """None in a file unless lines are requested, none with --no-progress or --verbosity 0."""
     monkeypatch.delenv("CI", raising=False)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
+
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.http.path import Path
 
@@ -125,8 +127,49 @@ def test_it_starts_low_and_doubles_while_that_pays() -> None:
 
 
 def test_it_takes_back_a_step_that_did_not_pay() -> None:
-    """A link that four streams fill stays at four."""
-    assert Bench(lambda streams: 1e6 * min(streams, 4)).run(5) == [1, 2, 4, 8, 4]
+    """A link that four streams fill stays at four. The step is tried again, ever less often."""
+    bench = Bench(lambda streams: 1e6 * min(streams, 4))
+    assert bench.run(2) == [1, 2, 4, 8, 4]
+    assert bench.run(120).count(8) == 12
+
+
+class Bursts(Bench):
+    """A server that limits each connection to 8 MB/s, as nginx does: it sends 2 MB at once, and nothing for 0.25 s."""
+
+    def __init__(self, first_s: float) -> None:
+        super().__init__(self._arrived, ceiling=16)
+        self.next_s = [self.clock.now + first_s]
+
+    def _arrived(self, streams: int) -> float:
+        self.next_s += [self.clock.now] * (streams - len(self.next_s))
+        total = 0.0
+        for stream, due_s in enumerate(self.next_s):
+            if due_s < self.clock.now:
+                total += 2e6
+                self.next_s[stream] += 0.25
+                self.controller.waited(0.25)
+        return total / 0.1
+
+
+@pytest.mark.parametrize("first_s", [0.0, 0.02, 0.04, 0.06, 0.08, 0.1, 0.15, 0.2, 0.25])
+def test_bursts_of_a_server_that_limits_each_connection(first_s: float) -> None:
+    """They make the goodput of a short window chance: a step that seemed not to pay was not tried again for 10 s."""
+    assert Bursts(first_s).run(1.5) == [1, 2, 4, 8, 16]
+
+
+def test_a_large_burst_at_the_beginning() -> None:
+    """After which each stream has 1 MB/s: the first comparison says that others do not pay."""
+    bench = Bench(lambda streams: 50e6, ceiling=4)
+    bench.run(0.2)
+    bench.goodput = lambda streams: 1e6 * streams
+    assert bench.run(6) == [1, 2, 1, 2, 4]
+
+
+def test_pauses_that_the_distance_explains() -> None:
+    """A connection that begins over a distance pauses after each round, and that says nothing of the server."""
+    bench = Bench(lambda streams: bench.controller.waited(0.2) or 1e6, ceiling=16)
+    bench.controller.answered(0.2)
+    assert bench.run(3) == [4, 8, 4]
 
 
 def test_it_never_passes_its_ceiling() -> None:
@@ -165,7 +208,7 @@ def test_streams_are_not_added_while_packets_queue() -> None:
 def test_goodput_decides_where_there_is_no_distance() -> None:
     """On loopback and in a local network, the kernel's round trips say nothing of queues."""
     bench = Bench(lambda streams: 1e6 * min(streams, 2), path=lambda streams: Path(0.0005, 0.0001, 0))
-    assert bench.run(5) == [1, 2, 4, 2]
+    assert bench.run(2) == [1, 2, 4, 2]
 
 
 def test_the_first_answer_counts_in_full() -> None:

@@ -12,7 +12,8 @@ from typing import Any
 import pytest
 
 from perfkit import ConfigError, FileChangedError
-from perfkit.filesystem.hashing.hash_file import _Source, hash_file
+from perfkit.filesystem.hashing.hash_file import _Source, hash_file, hash_one
+from perfkit.filesystem.scan import ScanEntry
 from tests.support.files import sha
 
 MIB = 1 << 20
@@ -20,30 +21,63 @@ MIB = 1 << 20
 
 @pytest.mark.parametrize("leased", [True, False], ids=["mapped", "read"])
 @pytest.mark.parametrize("size", [0, 1, 4096, 8 * MIB, 9 * MIB + 123])
-def test_digests_are_right(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int, leased: bool) -> None:
+def test_digests_are_right(tmp_path: Path, size: int, leased: bool) -> None:
     """Whole and chunk digests, alone and together, at the edges and with chunks that fit no page."""
-    if not leased:
-        monkeypatch.setattr("perfkit.filesystem.hashing.hash_file._lease", lambda descriptor: False)
     data = os.urandom(size)
     path = tmp_path / "f"
     path.write_bytes(data)
     for chunk in (MIB, 3 * MIB + 17):
         expected = tuple(sha(data[start : start + chunk]) for start in range(0, size, chunk))
-        both = hash_file(path, chunk_bytes=chunk)
+        both = hash_file(path, chunk_bytes=chunk, lease=leased)
         assert (both.sha256, both.chunks) == (sha(data), expected)
-        alone = hash_file(path, chunk_bytes=chunk, whole=False)
+        alone = hash_file(path, chunk_bytes=chunk, whole=False, lease=leased)
         assert (alone.sha256, alone.chunks) == (None, expected)
-    assert hash_file(path).sha256 == sha(data)
+    assert hash_file(path, lease=leased).sha256 == sha(data)
+
+
+@pytest.mark.parametrize(
+    "name", ["/proc/sys/kernel/osrelease", "/sys/kernel/mm/transparent_hugepage/enabled", "/proc/filesystems"]
+)
+def test_files_of_the_kernel(name: str) -> None:
+    """Their stat says 0 or 4096 bytes; they are hashed to their end, as sha256sum does."""
+    if not os.access(name, os.R_OK):
+        pytest.skip(f"this kernel has no {name}")
+    content = Path(name).read_bytes()
+    both = hash_file(name, chunk_bytes=4)
+    assert (both.sha256, both.size) == (sha(content), len(content))
+    assert both.chunks == tuple(sha(content[at : at + 4]) for at in range(0, len(content), 4))
+    assert hash_file(name, chunk_bytes=4, whole=False).chunks == both.chunks
+    parent, _, leaf = name.rpartition("/")
+    assert hash_one(f"{parent}/", ScanEntry(leaf, 0, 0, 0, 0, 0, 0)).sha256 == sha(content)
+
+
+@pytest.mark.parametrize("lease", [False, True])
+def test_others_can_write_meanwhile(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lease: bool) -> None:
+    """An open for writing fails at once, if it does not wait, while a lease was asked for; without one it succeeds."""
+    path = tmp_path / "f"
+    path.write_bytes(bytes(9 * MIB))
+    original, refused = _Source.feed, []
+
+    def feed(self: Any, update: Any, start: int, end: int, buffer: memoryview) -> None:
+        try:
+            os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK))
+        except BlockingIOError:
+            refused.append(path)
+        original(self, update, start, end, buffer)
+
+    monkeypatch.setattr(_Source, "feed", feed)
+    assert hash_file(path, lease=lease).sha256 == sha(bytes(9 * MIB))
+    assert bool(refused) == lease
 
 
 def test_large_files_are_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A large file of ours is hashed from a mapping, under a lease that ends with it."""
+    """A large file of ours is hashed from a mapping, under a lease that was asked for and ends with it."""
     path = tmp_path / "f"
     path.write_bytes(bytes(9 * MIB))
     windows = []
     original = _Source._map
     monkeypatch.setattr(_Source, "_map", lambda *a: windows.append(original(*a)) or windows[-1])
-    hash_file(path)
+    hash_file(path, lease=True)
     assert len(windows) == 4  # and the last MiB is read
     assert None not in windows
     with path.open("r+b", buffering=0) as file:  # would wait for a lease
@@ -76,8 +110,8 @@ def test_truncation_is_an_error_and_no_sigbus(tmp_path: Path, how: str) -> None:
         "from perfkit import FileChangedError\n"
         "seen = set()\nend = time.monotonic() + 0.5\n"
         "while time.monotonic() < end or 'changed' not in seen:\n"
-        "    for chunk in (None, 1 << 20):\n"
-        "        try:\n            result = hash_file(sys.argv[1], chunk_bytes=chunk)\n"
+        "    for chunk, lease in ((None, False), (None, True), (1 << 20, False), (1 << 20, True)):\n"
+        "        try:\n            result = hash_file(sys.argv[1], chunk_bytes=chunk, lease=lease)\n"
         "        except FileChangedError:\n            seen.add('changed')\n"
         "        else:\n            assert result.size in (0, 4096) or result.sha256 == sys.argv[2], result\n"
         "            seen.add('same')\n"
@@ -166,7 +200,7 @@ def test_hashing_stays_below_50_mb(tmp_path: Path) -> None:
     code = (
         "import resource, sys\nfrom perfkit import Toolkit\n"
         "with Toolkit() as kit:\n    kit.hash_file(sys.argv[1], chunk_bytes=4 << 20)\n"
-        "    kit.hash_file(sys.argv[1], chunk_bytes=64 << 20, whole=False)\n"
+        "    kit.hash_file(sys.argv[1], chunk_bytes=64 << 20, whole=False, lease=True)\n"
         "print(open('/proc/self/status').read().split('VmHWM:')[1].split()[0])"
     )
     done = subprocess.run([sys.executable, "-c", code, tmp_path / "f"], capture_output=True, text=True, check=True)

@@ -17,7 +17,7 @@ from perfkit import Toolkit
 from perfkit.cli import main
 from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.releases.statcache import Patch, StatCache, append_rows, clock_ns, next_tick_ns
+from perfkit.releases.statcache import StatCache, appended_rows, clock_ns, next_tick_ns
 from tests.support.sites import Origin
 from tests.support.tools import unavailable
 
@@ -187,9 +187,8 @@ def test_after_a_rollback_its_rows_are_taken_over(tmp_path: Path) -> None:
     """A rollback only appends; the next reader puts that together with the rows of the release before."""
     path, newer, older = str(tmp_path / "cache"), manifest(a=b"1", b=b"n"), manifest(a=b"1", b=b"o")
     remember(StatCache(newer), a=1, b=2).save(path)
-    patch = Patch()
-    patch.record("b", Seen(3), hashlib.sha256(b"o").hexdigest(), content_ns=1000, seen_ns=1000)
-    append_rows(patch, path)
+    with appended_rows(path) as added:
+        added.record("b", Seen(3), hashlib.sha256(b"o").hexdigest(), content_ns=1000, seen_ns=1000)
     cache = StatCache.load(path, older, {newer.sha256.hex(): newer}.get)
     assert rows(cache) == [1, 3]
     assert rows(StatCache.load(path, newer, lambda digest: None)) == [1, 2]

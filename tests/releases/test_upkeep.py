@@ -142,12 +142,16 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
     stray = site / "objects" / ("0" * 64)
     stray.write_bytes(b"x" * 100)
     assert kit.prune(site).objects == 0
-    os.utime(stray, (time.time() - GRACE_S - 60,) * 2)
+    foreign = [site / "objects" / name for name in ("notes.txt", "0" * 63, "x" + "0" * 64)]
+    for path in (stray, *foreign):
+        path.touch()
+        os.utime(path, (time.time() - GRACE_S - 60,) * 2)
     for dry_run in (True, False):
         assert stray.exists()
         pruned = kit.prune(site, dry_run=dry_run)
         assert (pruned.objects, pruned.bytes) == (1, 100)
     assert not stray.exists()
+    assert all(path.exists() for path in foreign)
     assert kit.check_site(site).intact
 
 

@@ -22,11 +22,13 @@ class Origin:
     Attributes:
         sent: for each request its path and the body bytes that were handed to the network.
         stall_at: as soon as so many body bytes of objects have been sent, nothing more is, and `stalled` is set.
+        connections: the client's ports.
         before: called with the path of a request before it is answered.
     """
 
     root: Path
     sent: list[tuple[str, int]] = field(default_factory=list)
+    connections: set[int] = field(default_factory=set)
     stall_at: int | None = None
     before: Callable[[str], None] = lambda path: None
 
@@ -67,6 +69,7 @@ class Origin:
 
     def _answer(self, exchange: Exchange) -> None:
         path = exchange.asked.path.lstrip("/")
+        self.connections.add(exchange.connection.getpeername()[1])
         self.before(path)
         try:
             body = (self.site / path).read_bytes()

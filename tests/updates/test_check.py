@@ -173,6 +173,47 @@ def test_a_check_that_writes(kit: Toolkit, origin_v1: Origin, tmp_path: Path, na
     assert tree_of(tree) == TWO
 
 
+@pytest.mark.parametrize("change", ["write", "chmod", "remove", "replace"])
+def test_a_check_that_changes_the_tree(kit: Toolkit, origin_v1: Origin, tmp_path: Path, change: str) -> None:
+    """In files that the release leaves as they are. It is told, nothing else changes, and a repair restores them."""
+    tree = tmp_path / "tree"
+    kit.sync(origin_v1.url, tree)
+    kept = next(name for name in ONE if TWO.get(name) == ONE[name] and ONE[name])
+    origin_v1.publish(TWO, "2")
+    changes: dict[str, Callable[[Path], object]] = {
+        "write": lambda path: path.write_bytes(b"XXXX"),
+        "chmod": lambda path: path.chmod(0o755),
+        "remove": lambda path: Path(os.path.realpath(path)).unlink(),
+        "replace": lambda path: os.replace(tree / "extra", os.path.realpath(path)),
+    }
+    (tree / "extra").write_bytes(b"extra")
+
+    def harm(staged: StagedTree) -> None:
+        changes[change](Path(staged.path, kept))
+
+    with pytest.raises(CheckFailedError, match=f"has changed the tree.*{kept}"):
+        kit.sync(origin_v1.url, tree, check=harm)
+    (tree / "extra").unlink(missing_ok=True)
+    kit.verify(tree, repair=True)
+    (tree / f"{kept}.perfkit-local").unlink(missing_ok=True)
+    assert tree_of(tree) == ONE
+    assert kit.verify(tree).intact
+
+
+def test_what_others_do_to_the_tree_meanwhile(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
+    """A backup by hard links changes inodes, and no content; unmanaged files are no business of perfkit's."""
+    tree = tmp_path / "tree"
+    kit.sync(origin_v1.url, tree)
+    origin_v1.publish(TWO, "2")
+
+    def back_up(staged: StagedTree) -> None:
+        for number, name in enumerate(ONE):
+            os.link(tree / name, tmp_path / f"backup-{number}")
+        (tree / "log").write_bytes(b"a line\n")
+
+    assert kit.sync(origin_v1.url, tree, check=back_up).version == "2"
+
+
 def test_a_check_that_was_killed(
     kit: Toolkit, origin_v1: Origin, tmp_path: Path, make_kit: Callable[..., Toolkit]
 ) -> None:

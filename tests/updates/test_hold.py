@@ -33,6 +33,28 @@ def test_after_a_rollback(kit: Toolkit, origin_v1: Origin, rolled_back: Path) ->
     assert kit.sync(origin_v1.url, rolled_back).held is None
 
 
+def test_two_rollbacks(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
+    """Of two releases that were rolled back from, one after the other, neither comes back."""
+    kit.unhold(rolled_back)
+    kit.sync(origin_v1.url, rolled_back)
+    origin_v1.publish({**TWO, "more": b"more\n"}, "3")
+    kit.sync(origin_v1.url, rolled_back)
+    kit.hold(rolled_back, "4")
+    kit.rollback(rolled_back)
+    kit.rollback(rolled_back)
+    assert [held.version for held in kit.status(rolled_back).holds] == ["4", "3", "2"]
+    report = kit.sync(origin_v1.url, rolled_back)
+    assert (report.version, report.held) == ("1", "3")
+    kit.rollback(rolled_back, to=3)
+    assert [held.version for held in kit.status(rolled_back).holds] == ["4", "3"]
+    assert kit.sync(origin_v1.url, rolled_back).held == "3"
+    kit.sync(origin_v1.url, rolled_back, release="1")
+    assert [held.version for held in kit.status(rolled_back).holds] == ["4", "3"]
+    origin_v1.publish(ONE, "3.1")
+    assert kit.sync(origin_v1.url, rolled_back).version == "3.1"
+    assert [held.version for held in kit.status(rolled_back).holds] == ["4"]
+
+
 def test_only_a_look(kit: Toolkit, origin_v1: Origin, rolled_back: Path) -> None:
     assert kit.rollback(rolled_back, to=2).version == "2"
     assert kit.status(rolled_back).held is None

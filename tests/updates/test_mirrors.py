@@ -160,3 +160,77 @@ def test_the_type_of_a_dead_source(quick_kit: Toolkit, origin_v1: Origin, tmp_pa
     write_tree(origin_v1.site, {})
     with pytest.raises((HTTPStatusError, TransferError)):
         quick_kit.sync(f"{DEAD}rules", tmp_path / "other", mirrors=[origin_v1.url])
+
+
+def test_a_mirror_that_dies(
+    make_kit: Callable[..., Toolkit],
+    origin_v1: Origin,
+    misbehaving: Callable[..., MisbehavingServer],
+    tmp_path: Path,
+) -> None:
+    """It is tried again a few times for the pointer or for what is under way, and then no more than it has to be."""
+    origin_v1.publish({f"{number}.bin": noise(number, 3000) for number in range(200)}, "2")
+
+    def answer(exchange: Exchange) -> None:
+        if "perfkit.json" in exchange.asked.path and alive:
+            exchange.serve((origin_v1.site / "perfkit.json").read_bytes(), etag=None)
+        else:
+            exchange.respond("503 Service Unavailable")
+
+    kit, alive = make_kit(retries=5, connections_per_host=1, workers=1), [True]
+    server = misbehaving(answer)
+    kit.sync(f"{server.url}/", tmp_path / "tree", mirrors=[origin_v1.url])
+    asked = [each.path for each in server.requests]
+    assert len(asked) == 1 + 3, asked
+    alive.clear()
+    server.requests.clear()
+    assert kit.sync(f"{server.url}/", tmp_path / "other", mirrors=[origin_v1.url]).version == "2"
+    assert len(server.requests) == 3
+    assert tree_of(tmp_path / "other") == tree_of(tmp_path / "tree")
+
+
+def test_a_mirror_that_asks_to_wait(
+    quick_kit: Toolkit, origin_v1: Origin, misbehaving: Callable[..., MisbehavingServer], tmp_path: Path
+) -> None:
+    """For longer than it is worth: the next one is asked, also in the middle of a sync."""
+
+    def answer(exchange: Exchange) -> None:
+        if "perfkit.json" in exchange.asked.path:
+            exchange.serve((origin_v1.site / "perfkit.json").read_bytes(), etag=None)
+        else:
+            exchange.respond("503 Service Unavailable", Retry_After="86400")
+
+    server = misbehaving(answer)
+    quick_kit.sync(f"{server.url}/", tmp_path / "tree", mirrors=[origin_v1.url])
+    assert tree_of(tmp_path / "tree") == ONE
+
+
+def test_repair_from_a_mirror(quick_kit: Toolkit, origin_v1: Origin, mirror: Origin, tmp_path: Path) -> None:
+    """Of a tree whose source is gone, also if the mirror has a newer release by now."""
+    tree = tmp_path / "tree"
+    copy(origin_v1, mirror)
+    quick_kit.sync(DEAD, tree, mirrors=[mirror.url])
+    origin_v1.publish(TWO, "2")
+    copy(origin_v1, mirror)
+    (tree / "README").unlink()
+    with pytest.raises(TransferError, match=":1/"):
+        quick_kit.verify(tree, repair=True)
+    with pytest.raises(TransferError, match=":1/"):
+        quick_kit.verify(tree, repair=True, mirrors=[f"{mirror.url}/none/"])
+    assert quick_kit.verify(tree, repair=True, mirrors=[f"{mirror.url}/none/", mirror.url]).repaired
+    assert tree_of(tree) == ONE
+
+
+def test_repair_a_file_from_a_mirror(quick_kit: Toolkit, counting: Counting, site: Path, tmp_path: Path) -> None:
+    """If its checksum is known; else mirrors are refused."""
+    (site / "model.onnx").write_bytes(data := noise(1, 100_000))
+    promised, tree = f"sha256:{hashlib.sha256(data).hexdigest()}", tmp_path / "tree"
+    mirrors = [f"{counting.url}model.onnx"]
+    quick_kit.sync(f"{DEAD}model.onnx", tree, type="file", mirrors=mirrors, checksums=promised)
+    (tree / "model.onnx").unlink()
+    assert quick_kit.verify(tree, repair=True, mirrors=mirrors).repaired
+    assert tree_of(tree) == {"model.onnx": data}
+    quick_kit.sync(mirrors[0], tmp_path / "other", type="file")
+    (tmp_path / "other/model.onnx").unlink()
+    with pytest.raises(ConfigError, match="mirrors are for sites"):
+        quick_kit.verify(tmp_path / "other", repair=True, mirrors=mirrors)

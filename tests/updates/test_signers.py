@@ -326,16 +326,6 @@ def test_a_repair_is_verified(here: Place) -> None:
     assert tree_of(here.tree) == ONE
 
 
-@pytest.mark.parametrize("type", ["urls", "file"])
-def test_other_sources_have_no_signatures(here: Place, type: str) -> None:
-    """They are refused where keys are given, and in a tree that has had signed releases."""
-    url = "https://example.org/list.txt"
-    here.web.add(url, f"{URL}objects/x\n")
-    assert "signatures are those of releases" in here.refused(OLD, url=url, type=type, error=ConfigError)
-    here.sync(OLD)
-    assert "takes only releases that are signed by" in here.refused(url=url, type=type)
-
-
 def test_an_earlier_release(here: Place) -> None:
     """It follows from the current pointer, which is verified, and whose serial is remembered."""
     publish_signed(here.site, TWO, "2", OLD)

@@ -166,7 +166,7 @@ def verify(
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config, progress=progress) as kit:
-        return kit.verify(tree.dest, repair=repair, wait_s=wait_s)
+        return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors if repair else (), wait_s=wait_s)
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:

@@ -532,7 +532,7 @@ def _set_window(sock: Any, buffer_bytes: int) -> None:
     with contextlib.suppress(OSError):  # a sandbox's kernel may not know these
         sock.setsockopt(*_BUFFER, buffer_bytes)
         if sys.platform == "linux":
-            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, 2 * buffer_bytes)  # else the old one stays
+            sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, buffer_bytes)  # else the old one stays
 
 
 class _HttpConnection(_Abortable, HTTPConnection):  # type: ignore[misc]

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import math
 import socket
 import struct
+import termios
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,21 +25,26 @@ class Path:
         round_trip_s: how long packets take from it and back now.
         least_s: how long they take at least; the rest is time in queues.
         out_of_order: packets that came after one that was sent later: others had been lost before them.
+        unread: bytes that have come and were not read yet.
     """
 
     round_trip_s: float
     least_s: float
     out_of_order: int
+    unread: int = 0
 
 
 def measured(sock: Any) -> Path | None:
-    """The path that a connection's packets take; None if too few have come, or the kernel doesn't tell."""
+    """The path that a connection's packets take, `round_trip_s` infinite while too few have come; None if the kernel
+    doesn't tell.
+    """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
         now_us, least_us, late = (struct.unpack_from("I", info, at)[0] for at in (_ROUND_TRIP, _LEAST, _OUT_OF_ORDER))
-    except (OSError, AttributeError, struct.error):  # closed by now, another system, an old one
+        (unread,) = struct.unpack("i", fcntl.ioctl(sock, termios.FIONREAD, b"\0" * 4))
+    except (OSError, AttributeError, TypeError, ValueError, struct.error):  # closed, another system, an old one
         return None
-    return Path(now_us / 1e6, least_us / 1e6, late) if now_us else None
+    return Path(now_us / 1e6 or math.inf, least_us / 1e6, late, unread)
 
 
 def end_after(sock: Any, count: int) -> None:

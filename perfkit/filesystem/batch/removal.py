@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from itertools import chain, groupby
 
-from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path
-from perfkit.filesystem.scan import DIRECTORY, ScanOptions, open_below, scan_batches, totals
+from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path
+from perfkit.filesystem.scan import DIRECTORY, MAX_OPEN, ScanOptions, open_below, totals
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
 
+_BELOW = DIRECTORY | os.O_NOFOLLOW
+_REMOVED = BatchResult("", how="remove")  # the names of what was removed are not kept
+
 
 def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | None = None) -> int:
     """Remove a directory with its contents; returns how many names were removed. Symlinks are never followed.
+
+    One thread does it: two would wait for each other's directory.
 
     Args:
         on_error: `stop` at the first failure, or `continue` with the others.
@@ -24,68 +27,96 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
         OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
     """
     run = BatchRun(on_error, progress, "removing")
-    root = os.open(path, DIRECTORY | os.O_NOFOLLOW)
+    levels = [_Level(os.open(path, _BELOW), "")]
     try:
         if progress is not None:
             run.expect(totals(path, ScanOptions(directories=True))[0])
-        directories: list[str] = []
-        run.execute(lambda names: _unlink(root, names), _removals(path, directories, run))
-        while directories and not run.stopped:
-            name = directories.pop()
-            parent, _, last = name.rpartition("/")
-            try:
-                below = open_below(root, parent)
-                try:
-                    os.rmdir(last, dir_fd=below)
-                finally:
-                    os.close(below)
-                run.add(BatchResult(name, how="remove"))
-            except OSError as error:
-                run.add(BatchResult(name, error=error))
+        levels[0].unlink_files(run)
+        while not run.stopped:
+            _descend(levels, run)
+            if len(levels) == 1:
+                break
+            gone = levels.pop()
+            gone.close()
+            levels[-1].reopen(levels[0])
+            _remove_directory(levels[-1], gone.prefix, run)
         if not run.failed:
             os.rmdir(path)
     finally:
-        os.close(root)
+        for level in levels:
+            level.close()
     run.close()
     return run.files + 1
 
 
-def _removals(path: Path, directories: list[str], run: BatchRun) -> Iterator[list[str]]:
-    batch: list[str] = []
-    for entry in chain.from_iterable(scan_batches(path, ScanOptions(directories=True))):
-        if entry.kind == "directory":
-            directories.append(entry.name)
-        elif entry.error is None:
-            batch.append(entry.name)
-        elif not isinstance(entry.error, FileNotFoundError):
-            run.add(BatchResult(entry.name, error=entry.error))
-        if len(batch) >= BATCH_FILES:
-            yield batch
-            batch = []
-        if run.stopped:
-            return
-    if batch:
-        yield batch
-
-
-def _unlink(root: int, names: list[str]) -> list[BatchResult]:
-    results = []
-    for parent, group in groupby(names, key=lambda name: name.rpartition("/")[0]):
-        here = list(group)
+def _descend(levels: list[_Level], run: BatchRun) -> None:
+    """Go down until a directory has no more subdirectories, and remove the files on the way."""
+    while levels[-1].names and not run.stopped:
+        level = levels[-1]
+        name = level.prefix + level.names.pop()
         try:
-            below = open_below(root, parent)
-        except OSError as error:
-            results += [BatchResult(name, error=error) for name in here]
+            level.reopen(levels[0])
+            below = _Level(os.open(name.rpartition("/")[2], _BELOW, dir_fd=level.descriptor), f"{name}/")
+        except FileNotFoundError:
             continue
+        except OSError as error:
+            run.add(BatchResult(name, error=error))
+            continue
+        levels.append(below)
+        below.unlink_files(run)
+        if len(levels) > MAX_OPEN:
+            levels[-MAX_OPEN].close()
+
+
+def _remove_directory(parent: _Level, prefix: str, run: BatchRun) -> None:
+    try:
+        os.rmdir(prefix[len(parent.prefix) : -1], dir_fd=parent.descriptor)
+    except FileNotFoundError:
+        pass  # another process was faster
+    except OSError as error:
+        run.add(BatchResult(prefix[:-1], error=error))
+        return
+    run.add(_REMOVED)
+
+
+class _Level:
+    """An open directory, and the subdirectories that are still there."""
+
+    __slots__ = ("descriptor", "names", "prefix")
+
+    def __init__(self, descriptor: int, prefix: str) -> None:
+        self.descriptor = descriptor
+        self.prefix = prefix
+        self.names: list[str] = []
+
+    def unlink_files(self, run: BatchRun) -> None:
+        """Remove everything except subdirectories."""
+        descriptor, unlink, add = self.descriptor, os.unlink, run.add
         try:
-            for name in here:
-                try:
-                    os.unlink(name.rpartition("/")[2], dir_fd=below)
-                    results.append(BatchResult(name, how="remove"))
-                except FileNotFoundError:
-                    results.append(BatchResult(name, how="remove"))  # another process was faster
-                except OSError as error:
-                    results.append(BatchResult(name, error=error))
-        finally:
-            os.close(below)
-    return results
+            with os.scandir(descriptor) as found:
+                for entry in found:
+                    if entry.is_dir(follow_symlinks=False):
+                        self.names.append(entry.name)
+                        continue
+                    try:
+                        unlink(entry.name, dir_fd=descriptor)
+                    except FileNotFoundError:
+                        pass  # another process was faster
+                    except OSError as error:
+                        add(BatchResult(self.prefix + entry.name, error=error))
+                        if run.stopped:
+                            return
+                        continue
+                    add(_REMOVED)
+        except OSError as error:
+            add(BatchResult(self.prefix[:-1] or os.curdir, error=error))
+
+    def reopen(self, root: _Level) -> None:
+        """Open it again if it was closed because there were too many."""
+        if self.descriptor < 0:
+            self.descriptor = open_below(root.descriptor, self.prefix)
+
+    def close(self) -> None:
+        if self.descriptor >= 0:
+            os.close(self.descriptor)
+            self.descriptor = -1

@@ -41,16 +41,24 @@ class FileHash(NamedTuple):
 
 
 def hash_file(
-    path: str | os.PathLike[str], *, chunk_bytes: int | None = None, whole: bool = True, threads: int | None = None
+    path: str | os.PathLike[str],
+    *,
+    chunk_bytes: int | None = None,
+    whole: bool = True,
+    lease: bool = False,
+    threads: int | None = None,
 ) -> FileHash:
     """SHA-256 of one file, using a few MiB of memory whatever its size.
 
     The digest of the whole file is inherently serial. Chunk digests use all processors; where both are requested, they
-    are computed in one pass.
+    are computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
 
     Args:
         chunk_bytes: also hash each chunk of this size.
         whole: False for only the chunks.
+        lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
+            mapped (mmap(2)), not read. Whoever opens the file for writing or truncates it waits until the lease is
+            given up, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody waits.
         threads: by default one per processor, at most four.
 
     Raises:
@@ -63,7 +71,7 @@ def hash_file(
         raise ConfigError("hash_file: with whole=False, chunk_bytes must be given")
     if chunk_bytes is not None and chunk_bytes < 1:
         raise ConfigError(f"hash_file: chunk_bytes must be at least 1; got {chunk_bytes}")
-    with _Source(name, name) as source:
+    with _Source(name, name, lease=lease) as source:
         digest: str | None = None
         chunks: list[str] = []
         if chunk_bytes is None:
@@ -80,16 +88,20 @@ def hash_one(base: str, entry: ScanEntry) -> FileHash:
     if entry.error is not None:
         return FileHash(entry.name, error=entry.error)
     try:
-        with _Source(base + entry.name, entry.name, os.O_NOFOLLOW) as source:
+        with _Source(base + entry.name, entry.name, flags=os.O_NOFOLLOW) as source:
             return source.confirmed(_whole(source), None, ())
     except (OSError, FileChangedError) as error:
         return FileHash(entry.name, error=error)
 
 
 class _Source:
-    """An open file that is read in windows, which are mapped where that is safe."""
+    """An open file that is read in pieces, or mapped under a lease.
 
-    def __init__(self, path: str, name: str, flags: int = 0) -> None:
+    Attributes:
+        size: by its stat, until all of it was read.
+    """
+
+    def __init__(self, path: str, name: str, *, flags: int = 0, lease: bool = False) -> None:
         self.path = path
         self.name = name
         self._leased = False
@@ -100,7 +112,7 @@ class _Source:
                 code = errno.EISDIR if stat.S_ISDIR(self.status.st_mode) else errno.EINVAL
                 raise OSError(code, "not a regular file", path)
             self.size = self.status.st_size
-            if self.size >= _MAP_FROM_BYTES:
+            if lease:
                 self._leased = _lease(self.descriptor)
         except BaseException:
             os.close(self.descriptor)
@@ -120,7 +132,7 @@ class _Source:
             OSError: it can't be read.
         """
         while start < end:
-            mappable = self._leased and end - start >= _MAP_MIN_BYTES
+            mappable = self._leased and self.size >= _MAP_FROM_BYTES and end - start >= _MAP_MIN_BYTES
             window = self._map(start, min(end, start + _WINDOW_BYTES)) if mappable else None
             if window is not None:
                 mapped, skip = window
@@ -133,6 +145,16 @@ class _Source:
                 raise FileChangedError(self.path, f"the file was truncated to {start} bytes while it was read")
             update(buffer[:received])
             start += received
+
+    def feed_all(self, update: Callable[[memoryview], object], buffer: memoryview) -> None:
+        """Pass all bytes, as `feed` does; those of a small file to the end, whatever its stat says."""
+        if self.size >= READ_BYTES:
+            self.feed(update, 0, self.size, buffer)
+            return
+        self.size = 0
+        while received := os.preadv(self.descriptor, [buffer], self.size):
+            update(buffer[:received])
+            self.size += received
 
     def _map(self, start: int, end: int) -> tuple[mmap.mmap, int] | None:
         """A mapped window, and the offset of `start` in it; None where it has to be read instead.
@@ -198,7 +220,7 @@ def _lease(descriptor: int) -> bool:
 
 def _whole(source: _Source) -> str:
     digest = hashlib.sha256()
-    source.feed(digest.update, 0, source.size, memoryview(bytearray(READ_BYTES)))
+    source.feed_all(digest.update, memoryview(bytearray(READ_BYTES)))
     return digest.hexdigest()
 
 
@@ -212,7 +234,7 @@ def _both(source: _Source, chunk_bytes: int) -> tuple[str, list[str]]:
             digest.update(view)
             pending.result()
 
-        source.feed(update, 0, source.size, memoryview(bytearray(_WINDOW_BYTES)))
+        source.feed_all(update, memoryview(bytearray(_WINDOW_BYTES)))
     return digest.hexdigest(), chunks.finish()
 
 
@@ -247,6 +269,10 @@ class _Chunks:
 
 def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
     """Only the chunks: each thread takes the next one until none is left."""
+    if source.size < READ_BYTES:
+        chunks = _Chunks(chunk_bytes)
+        source.feed_all(chunks.update, memoryview(bytearray(READ_BYTES)))
+        return chunks.finish()
     total = -(-source.size // chunk_bytes)
     found = [""] * total
     numbers = count()  # its `next` is atomic

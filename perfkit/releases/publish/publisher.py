@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import heapq
 import itertools
+import logging
 import os
 import time
 from collections.abc import Collection, Iterable, Iterator
@@ -42,6 +43,8 @@ from perfkit.releases.publish.site import BlobReader, Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
 
 __all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
+
+_log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _KEPT_RELEASES = 16
@@ -253,7 +256,10 @@ class _Publisher:
             before = {previous.history.sha256, *(ref.sha256 for ref in referenced(self._history, previous.solid))}
             self._site.retire(before - needed)
         self._site.replace_pointer(pointer, options.sign_keys)
-        self._site.prune(needed, grace_s=GRACE_S)
+        try:
+            self._site.prune(needed, grace_s=GRACE_S)
+        except OSError as error:  # the release is published; the next one removes them
+            _log.warning("%s: files that are no longer used could not be removed: %s", self._site.root, error)
         return self._release(pointer, number, began_s)
 
     def _release(self, pointer: Pointer, number: int, began_s: float, *, unchanged: bool = False) -> Release:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import functools
 import hashlib
+import logging
 import os
 import re
 import threading
@@ -29,8 +30,11 @@ from perfkit.transactions.lock import Lock
 
 __all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
 
+_log = logging.getLogger(__name__)
+
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
+_OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _RETIRED_NAME = ".perfkit-publish.retired"
 _LEAST_LINES = 100
@@ -180,7 +184,10 @@ class Site:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(fresh)
             raise
-        _sync_directory(directory)
+        try:
+            _sync_directory(directory)
+        except OSError as error:  # which would say that nothing was published
+            _log.warning("%s: written, but it may be lost if the power fails now: %s", path, error)
 
     @contextlib.contextmanager
     def create(self) -> Iterator[ObjectWriter]:
@@ -248,7 +255,8 @@ class Site:
     def prune(self, keep: set[str], *, grace_s: float, dry_run: bool = False) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
-        One that was never retired counts from when it was written.
+        One that was never retired counts from when it was written. Files with names that perfkit does not give are
+        left alone.
 
         Args:
             dry_run: only tell which they are.
@@ -260,7 +268,7 @@ class Site:
         left: dict[str, int] = {}
         removed = []
         for item in os.scandir(self.objects):
-            if item.name in keep or item.name.startswith(signatures):
+            if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):
                 continue
             if retired.get(item.name, item.stat().st_mtime) > limit:
                 if item.name in retired:

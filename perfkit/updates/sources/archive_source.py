@@ -32,7 +32,8 @@ class ArchiveSource:
         return self._archive.unchanged
 
     def record(self) -> dict[str, object]:
-        return {"origin": self._archive.record(), "selection": self._selection.record()}
+        signers = self._archive.signers.names
+        return {"origin": self._archive.record(), "selection": self._selection.record(), "signers": signers}
 
     def offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> tuple[Offer, ...]:
         return ()

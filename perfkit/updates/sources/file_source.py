@@ -22,6 +22,7 @@ from perfkit.redact import redacted
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
+from perfkit.updates.signers import FileSigners
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources.detect import is_html
 from perfkit.updates.sources.remote_file import RemoteFile, version_label
@@ -71,7 +72,8 @@ class FileSource:
         return self._file.unchanged
 
     def record(self) -> dict[str, object]:
-        return {"origin": self._file.record(), "decompress": self._decompress}
+        signers = self._file.signers.names
+        return {"origin": self._file.record(), "decompress": self._decompress, "signers": signers}
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         digest, size = self._stage(staging)
@@ -118,14 +120,24 @@ class PromisedFile:
 
     Args:
         before: what `record` returned for the installed version; empty: it has to be fetched again.
+        signers: who has to sign it, unless they signed its checksum.
     """
 
-    def __init__(self, fetcher: Fetcher, spec: SourceSpec, checksum: Checksum, before: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        fetcher: Fetcher,
+        spec: SourceSpec,
+        checksum: Checksum,
+        before: Mapping[str, Any],
+        signers: FileSigners,
+    ) -> None:
         self.url = spec.location
         self.unchanged = before.get("checksum") == str(checksum)
         self._fetcher = fetcher
         self._mirrors = spec.mirrors
         self._checksum = checksum
+        self.signers = signers
+        self._keys = () if is_url(spec.checksums) else signers.keys
 
     @property
     def description(self) -> str:
@@ -141,24 +153,42 @@ class PromisedFile:
 
         Raises:
             IntegrityError: it has another one.
+            SignatureError: it is not signed as it has to be.
             TransferError: it can't be fetched.
         """
         label = version_label(self.url, Version())
         name, promised = f"file-{self._checksum.hex}", str(self._checksum)
-        request = Request(self.url, name, checksum=promised, mirrors=self._mirrors, home=self.url, label=label)
-        return self._fetcher.get([request])[0].path
+        request = Request(
+            self.url,
+            name,
+            checksum=promised,
+            mirrors=self._mirrors,
+            home=self.url,
+            label=label,
+            public_keys=self._keys,
+        )
+        (found,) = self._fetcher.get([request])
+        self.signers.remember()
+        return found.path
 
 
-def find_checksum(fetcher: Fetcher, spec: SourceSpec) -> Checksum:
+def is_url(checksums: str | None) -> bool:
+    """Whether checksums are fetched, so that they, and not the file, have to be signed."""
+    return (checksums or "").lower().startswith(("http://", "https://"))
+
+
+def find_checksum(fetcher: Fetcher, spec: SourceSpec, signers: FileSigners) -> Checksum:
     """The checksum of a source, from where the caller says that it is.
 
     Raises:
         ConfigError: the checksums have no entry for it.
+        SignatureError: they are fetched, and not signed as they have to be.
         TransferError: it can't be fetched.
     """
     where = spec.checksums or ""
-    if where.lower().startswith(("http://", "https://")):
-        request = Request(where, "checksums", max_bytes=CHECKSUM_FILE_BYTES, home=spec.location)
+    if is_url(where):
+        most, home = CHECKSUM_FILE_BYTES, spec.location
+        request = Request(where, "checksums", max_bytes=most, home=home, public_keys=signers.keys)
         path = fetcher.get([request], phase="reading the checksums")[0].path
         with open(path, "rb") as file:
             return ChecksumFile(file.read().decode(errors="replace"), where).find(spec.location)

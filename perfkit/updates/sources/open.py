@@ -6,7 +6,7 @@ The modules of the types, and of their detection, are imported when they are nee
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,13 +19,14 @@ from perfkit.errors import (
     ExpiredError,
     HTTPStatusError,
     PerfkitError,
+    SignatureError,
     TransferError,
     UpdateError,
 )
 from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
-from perfkit.updates.signers import Trust
+from perfkit.updates.signers import FileSigners, Trust
 from perfkit.updates.source_types import SourceSpec, SourceType
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
@@ -37,6 +38,7 @@ _log = logging.getLogger(__name__)
 
 _ARCHIVES = (SourceType.ZIP, SourceType.TAR)
 _LISTS = (SourceType.URLS, SourceType.METALINK)
+_SIGNED = (*_ARCHIVES, SourceType.FILE)  # as releases are
 _PROBE_BYTES = {  # where the type is known: what is probed beyond need is fetched twice
     SourceType.ZIP: 1024,
     SourceType.TAR: 1024,
@@ -74,17 +76,28 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
     if spec.checksums and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
-    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
-        raise ConfigError(
-            f"{location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since without "
-            "them nothing tells whether two servers have the same; a Metalink document has its own"
-        )
+    _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
     if spec.release is not None:
         raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
-    Trust.read(installed.root).refuse_unsigned(spec.demands.signers, location, type)
-    return _open(fetcher, spec, type, installed, probed)
+    return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
+
+
+def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
+    if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
+        raise ConfigError(
+            f"{spec.location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since "
+            "without them nothing tells whether two servers have the same; a Metalink document has its own"
+        )
+
+
+def _each_site(fetcher: Fetcher, source: str, mirrors: Iterable[str]) -> Iterator[str]:
+    """The URLs of a site and of its mirrors, each while the fetcher asks it before the others."""
+    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (source, *mirrors)]
+    for url in fetcher.failed_last(sites):
+        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+        yield url
 
 
 def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
@@ -100,11 +113,9 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
         only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         only.select(spec.selection)
         return only
-    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (spec.location, *spec.mirrors)]
     behind: Source | None = None
     failures: list[PerfkitError] = []
-    for url in sites:
-        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+    for url in _each_site(fetcher, spec.location, spec.mirrors):
         try:
             found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
         except CancelledError:
@@ -114,7 +125,7 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
             _log.warning("%s: on to the next mirror: %s", redacted(url), error)
             continue
         found.select(spec.selection)
-        if spec.release is not None or found.serial >= installed.highest_serial(sites[0]):
+        if spec.release is not None or found.serial >= installed.highest_serial(found.url):
             return found
         behind = behind or found
     expired = [error for error in failures if isinstance(error, ExpiredError)]
@@ -189,26 +200,44 @@ def _is_file(fetcher: Fetcher, probed: Probe) -> bool:
     return pointer.first != b"{"  # some servers answer a path below a file as the file
 
 
-def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Installed, probed: Probe | None) -> Source:
+def _open(
+    fetcher: Fetcher,
+    spec: SourceSpec,
+    type: SourceType,
+    installed: Installed,
+    probed: Probe | None,
+    *,
+    dry_run: bool = False,
+) -> Source:
     url = spec.location
+    if spec.demands.signers is not None and type not in _SIGNED:
+        raise ConfigError(
+            f"{redacted(url)} is of type {type}: signatures are those of releases, plain files and archives; "
+            "perfkit get --public-key verifies single files"
+        )
+    signers = Trust.read(installed.root).for_file(spec.demands.signers, url, type, remember=not dry_run)
+    if signers.keys and type not in _SIGNED:
+        raise SignatureError(url, f"this tree takes only what is signed, and a source of type {type} has no signature")
     if type in _LISTS:
         from perfkit.updates.sources.list_source import open_list
 
         return open_list(fetcher, url, type, installed)
     before = installed.state if installed.type == type and installed.is_from(url) else {}
+    if signers.are_new or before.get("signers", []) != signers.names:
+        before = {}  # what is installed was not verified by them
     if type is SourceType.ZSYNC:
         from perfkit.updates.sources.zsync_source import ZsyncSource
 
-        return ZsyncSource(_remote_file(fetcher, url, type, before, probed), fetcher, installed)
+        return ZsyncSource(_remote_file(fetcher, url, type, before, probed, signers), fetcher, installed)
     if type is SourceType.FILE:
-        return _open_file(fetcher, spec, before, probed)
+        return _open_file(fetcher, spec, before, probed, signers)
     from perfkit.archives.members import Selection
 
     recorded = Selection.of(before.get("selection", {}))
     selection = spec.selection or recorded
     if selection != recorded:
         before = {}
-    archive = _remote_file(fetcher, url, type, before, probed)
+    archive = _remote_file(fetcher, url, type, before, probed, signers)
     if type is SourceType.ZIP:
         from perfkit.updates.sources.zip_source import ZipSource
 
@@ -218,7 +247,9 @@ def _open(fetcher: Fetcher, spec: SourceSpec, type: SourceType, installed: Insta
     return TarSource(archive, selection)
 
 
-def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None) -> Source:
+def _open_file(
+    fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], probed: Probe | None, signers: FileSigners
+) -> Source:
     from perfkit.updates.sources.file_source import FileSource, PromisedFile, file_name, find_checksum
 
     recorded = bool(before.get("decompress"))
@@ -227,14 +258,19 @@ def _open_file(fetcher: Fetcher, spec: SourceSpec, before: Mapping[str, Any], pr
     known = before if decompress == recorded else {}
     file: RemoteFile | PromisedFile
     if spec.checksums is not None:
-        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec), known.get("origin", {}))
+        file = PromisedFile(fetcher, spec, find_checksum(fetcher, spec, signers), known.get("origin", {}), signers)
     else:
-        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed)
+        file = _remote_file(fetcher, spec.location, SourceType.FILE, known, probed, signers)
     return FileSource(file, decompress=decompress)
 
 
 def _remote_file(
-    fetcher: Fetcher, url: str, type: SourceType, before: Mapping[str, Any], probed: Probe | None
+    fetcher: Fetcher,
+    url: str,
+    type: SourceType,
+    before: Mapping[str, Any],
+    probed: Probe | None,
+    signers: FileSigners,
 ) -> RemoteFile:
     """The file at a URL.
 
@@ -244,29 +280,55 @@ def _remote_file(
     most = _PROBE_BYTES[type]
     if probed is None:
         probed = fetcher.probe(url, most=most, known=known_version(before.get("origin", {})))
-    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most))
+    return RemoteFile(fetcher, probed, lambda: fetcher.probe(url, most=most), signers)
 
 
-def reopen_source(fetcher: Fetcher, installed: Installed) -> Source:
+def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...] = ()) -> Source:
     """The installed version of the source, to repair the tree from it.
 
+    Args:
+        mirrors: other URLs of the same source.
+
     Raises:
+        ConfigError: this type has no mirrors.
         UpdateError: the source has changed since.
         ManifestError, TransferError, OSError: as the methods of `Source`.
     """
     type = installed.type
     assert type is not None
+    promised = installed.state.get("origin", {}).get("checksum")
+    checksums = promised and str(parse_checksum(promised))
+    spec = SourceSpec(installed.source, type, checksums=checksums, mirrors=mirrors)
+    _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
-        from perfkit.updates.sources.release_source import reopen_release
-
-        return reopen_release(fetcher, installed)
+        return _reopen_release(fetcher, installed, mirrors)
     if type in _LISTS:
         from perfkit.updates.sources.list_source import reopen_list
 
         return reopen_list(fetcher, installed)
-    promised = installed.state.get("origin", {}).get("checksum")
-    spec = SourceSpec(installed.source, type, checksums=promised and str(parse_checksum(promised)))
     found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
         raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
     return found
+
+
+def _reopen_release(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ...]) -> Source:
+    """The installed release, from the first site that responds.
+
+    Raises:
+        PerfkitError: none does; what was wrong with the first.
+    """
+    from perfkit.updates.sources.release_source import reopen_release
+
+    if not mirrors:
+        return reopen_release(fetcher, installed)
+    failures: list[PerfkitError] = []
+    for url in _each_site(fetcher, installed.source, mirrors):
+        try:
+            return reopen_release(fetcher, installed)
+        except CancelledError:
+            raise
+        except PerfkitError as error:
+            failures.append(error)
+            _log.warning("%s: on to the next mirror: %s", redacted(url), error)
+    raise failures[0]

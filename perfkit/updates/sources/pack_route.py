@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import os
+import time
+from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence, Set
+from functools import cache
 
 from perfkit.errors import ManifestError
 from perfkit.filesystem.compact import pack_numbers
@@ -15,13 +18,14 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Offer
-from perfkit.updates.sources.site_client import SiteClient, StagedRanges
+from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import StagingArea
 
 __all__ = ["PackRoute", "Seeds"]
 
-_RANGE_BYTES = 4 << 20  # of one request, at least where there are more bytes than that
+_RANGE_BYTES = 1 << 20  # of one request, at least where there are more bytes than that: a connection begins slowly
 _MAX_RANGES = 24  # of that size; where there is more to fetch, the ranges are larger
+_WAIT_S = 0.001  # a range for which we wait longer comes over a network that is slower than decoding
 
 
 class PackRoute:
@@ -93,24 +97,40 @@ class PackRoute:
     def _fetch(self, remote: Sequence[int], local: Collection[int], missing: Set[bytes], staging: StagingArea) -> None:
         """Fetch the remote pieces, and make the missing blobs from them and from the local ones."""
         ranges = self._ranges(remote)
+        waiting, failures = deque[PackRange](), list[ManifestError]()
         dictionaries = self._dictionaries(ranges)
-        shared = {number: self._site.get_packed(packed, "a dictionary") for number, packed in dictionaries.items()}
-        staged = self._site.fetch_ranges(self._index, ranges, self._label)
-        failure: ManifestError | None = None
-        size = staging.expected.index.bytes_of(missing)
-        with staging.show_progress(files=len(missing), total_bytes=size):
+        needed = [packed.object for packed in dictionaries.values()]
+        fetched = self._site.fetch_ranges(self._index, ranges, self._label, before=needed)
+
+        @cache
+        def dictionary_of(pack: int) -> bytes | None:
+            return self._site.get_packed(dictionaries[pack], "a dictionary") if pack in dictionaries else None
+
+        def decode() -> None:
+            each = waiting.popleft()
+            try:
+                self._decode(each, remote, staging, dictionary_of(each.pack))
+            except ManifestError as error:
+                failures.append(error)
+
+        with contextlib.closing(fetched):
+            asked_s = time.monotonic()
+            for each in fetched:
+                waiting.append(each)
+                if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode meanwhile
+                    decode()
+                asked_s = time.monotonic()
+        left = staging.missing(missing)
+        with staging.show_progress(files=len(left), total_bytes=staging.expected.index.bytes_of(left)):
             self._find_seeds(local).write(local, self._manifest, staging)
-            for each in ranges:
-                try:
-                    self._decode(each, staged, remote, staging, shared.get(each.pack))
-                except ManifestError as error:
-                    failure = error
+            while waiting:
+                decode()
         staging.discard_partial()
         trim_heap()
-        if failure is not None or staging.missing(missing):
-            self._delete(ranges, staged)
-        if failure is not None:
-            raise failure
+        if failures or staging.missing(missing):
+            self._delete(ranges)
+        if failures:
+            raise failures[-1]
 
     def _label(self, each: PackRange) -> str:
         """What progress displays call a range: the first of its files."""
@@ -125,18 +145,17 @@ class PackRoute:
         packs = {each.pack: self._index.packs[each.pack] for each in ranges}
         return {number: pack.dictionary for number, pack in packs.items() if pack.dictionary is not None}
 
-    def _decode(
-        self, each: PackRange, staged: StagedRanges, pieces: Sequence[int], staging: StagingArea, shared: bytes | None
-    ) -> None:
-        if (found := staged.find(self._index, each)) is None:
+    def _decode(self, each: PackRange, pieces: Sequence[int], staging: StagingArea, shared: bytes | None) -> None:
+        if (found := self._site.find_range(self._index, each)) is None:
             raise ManifestError("a range of a pack is missing from the staging area")
         path, start = found
         with open(path, "rb") as file:
             file.seek(each.start - start)
             decode_range(self._index, each, file, staging.writer(self._manifest), wanted=pieces, shared=shared)
 
-    def _delete(self, ranges: Collection[PackRange], staged: StagedRanges) -> None:
+    def _delete(self, ranges: Collection[PackRange]) -> None:
         """Delete all of these ranges: there is no telling which of them is damaged."""
+        staged = self._site.staged_ranges()
         for each in ranges:
             if (found := staged.find(self._index, each)) is not None:
                 with contextlib.suppress(OSError):

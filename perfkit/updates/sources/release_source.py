@@ -261,7 +261,10 @@ class ReleaseSource:
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
                 return self._apply_deltas(local, staging)
-        return Manifest.parse(self._site.get_packed(self._pointer.manifest, "the list of files"), sha256=sha256)
+        likely = self._pointer.fine if len(local) else self._pointer.solid  # of what `_indexes` will choose
+        beside = [] if staging is None else [likely.object]
+        raw = self._site.get_packed(self._pointer.manifest, "the list of files", beside=beside)
+        return Manifest.parse(raw, sha256=sha256)
 
     def _delta_is_best(self) -> bool:
         """Whether to take the delta route by the pointer alone.

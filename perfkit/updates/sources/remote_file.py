@@ -18,6 +18,7 @@ from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.own_files import replace_own
 from perfkit.redact import redacted
 from perfkit.updates.installed import as_recorded
+from perfkit.updates.signers import FileSigners
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["RemoteFile", "known_version", "version_label"]
@@ -48,9 +49,10 @@ class RemoteFile:
     Args:
         probed: the result of the first, conditional request.
         probe: makes the request again without the condition, since a 304 has less metadata.
+        signers: where somebody has to sign it, it is fetched whole, and verified.
     """
 
-    def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe]) -> None:
+    def __init__(self, fetcher: Fetcher, probed: Probe, probe: Callable[[], Probe], signers: FileSigners) -> None:
         self.url = probed.url
         self.version = probed.version
         self._lasting = probed.lasting
@@ -58,6 +60,7 @@ class RemoteFile:
         self._fetcher = fetcher
         self._probed = probed
         self._probe = probe
+        self.signers = signers
         self._checked = False  # the whole file in the staging area is of this run
 
     def probe(self) -> Probe:
@@ -90,6 +93,7 @@ class RemoteFile:
             probed.ranges
             and bool(probed.validator)
             and probed.size is not None
+            and not self.signers.keys
             and not os.path.exists(self._whole_path)
         )
 
@@ -172,21 +176,33 @@ class RemoteFile:
 
         Raises:
             RemoteChangedError: the file is no longer this version.
+            SignatureError: it is not signed as it has to be.
             TransferError: it can't be fetched.
         """
         probed = self.probe()
         path = self._whole_path
-        if os.path.exists(path) and (self._checked or self.version):
-            return path
-        self._checked = True
-        if probed.whole:
+        if not os.path.exists(path) or not (self._checked or self.version):
+            self._fetch_whole(probed, path)
+        if not self._checked:
+            self._checked = True
+            self.signers.remember()
+        return path
+
+    def _fetch_whole(self, probed: Probe, path: str) -> None:
+        if probed.whole and not self.signers.keys:
             _write(path, probed.first)
-            return path
-        request = Request(self.url, os.path.basename(path), only=probed.validator, size=probed.size, label=self._label)
+            return
+        request = Request(
+            self.url,
+            os.path.basename(path),
+            only=probed.validator,
+            size=probed.size,
+            label=self._label,
+            public_keys=self.signers.keys,
+        )
         (found,) = self._fetcher.get([request])
         self.version = found.version or self.version  # without a validator it may be a newer version
         self._lasting = found.version
-        return path
 
     @property
     def _label(self) -> str:
@@ -199,7 +215,8 @@ class RemoteFile:
     @property
     def _name(self) -> str:
         probed = self._probed
-        key = repr((as_recorded(self.url), probed.version.etag, probed.version.last_modified, probed.size))
+        version = probed.version.etag, probed.version.last_modified, probed.size
+        key = repr((as_recorded(self.url), *version, *self.signers.keys))  # what was not verified is not taken for it
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 

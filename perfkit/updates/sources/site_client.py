@@ -6,12 +6,12 @@ import contextlib
 import logging
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 
 from perfkit.downloads.http.semantics import RANGE_REFUSALS, Version
 from perfkit.downloads.request import Request
-from perfkit.errors import CancelledError, HTTPStatusError, TransferError
+from perfkit.errors import CancelledError, HTTPStatusError
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
 from perfkit.releases.format import POINTER_NAME
@@ -55,9 +55,6 @@ class StagedRanges:
 class SiteClient:
     """Fetches the pointer, objects and ranges of one site.
 
-    Objects and ranges are not split into segments: what a server has sent past a split point by then is lost, which on
-    a fast link was a fifth of all bytes.
-
     Attributes:
         url: of the site, with a trailing slash.
         latency_s: how long the pointer took to fetch; a guess before that.
@@ -97,31 +94,35 @@ class SiteClient:
         os.unlink(found.path)
         return data
 
-    def get(self, refs: Iterable[ObjectRef], label: str, *, phase: str = "fetching") -> list[str]:
+    def get(
+        self, refs: Iterable[ObjectRef], label: str, *, beside: Iterable[ObjectRef] = (), phase: str = "fetching"
+    ) -> list[str]:
         """The paths of these objects, fetched and verified.
 
         Args:
             label, phase: what progress displays call each of them, and the work.
+            beside: objects to stage at the same time, which are likely to be wanted next.
         """
         wanted = list(refs)
-        requests = [
-            Request(
-                self.url + ref.path,
-                ref.sha256,
-                checksum=f"sha256:{ref.sha256}",
-                max_bytes=ref.bytes,
-                segments=1,
-                size=ref.bytes,
-                label=label,
-            )
-            for ref in {ref.sha256: ref for ref in wanted}.values()
-        ]
-        self._fetcher.get(requests, phase=phase)
+        needed = {ref.sha256: ref for ref in wanted}
+        others = {ref.sha256: ref for ref in beside if ref.sha256 not in needed}
+        requests, optional = ([self._request(ref, label) for ref in each.values()] for each in (needed, others))
+        self._fetcher.get(requests, beside=optional, phase=phase)
         return [self._fetcher.path(ref.sha256) for ref in wanted]
 
-    def get_packed(self, packed: PackedRef, label: str) -> bytes:
-        """The decompressed bytes of an object, such as `the index`."""
-        (path,) = self.get([packed.object], label, phase=f"reading {label}")
+    def _request(self, ref: ObjectRef, label: str) -> Request:
+        return Request(
+            self.url + ref.path,
+            ref.sha256,
+            checksum=f"sha256:{ref.sha256}",
+            max_bytes=ref.bytes,
+            size=ref.bytes,
+            label=label,
+        )
+
+    def get_packed(self, packed: PackedRef, label: str, *, beside: Iterable[ObjectRef] = ()) -> bytes:
+        """The decompressed bytes of an object, such as `the index`; `beside` as in `get`."""
+        (path,) = self.get([packed.object], label, beside=beside, phase=f"reading {label}")
         with open(path, "rb") as file:
             return decompress(file.read(packed.object.bytes + 1), packed.size)
 
@@ -138,33 +139,74 @@ class SiteClient:
                 found.setdefault(match[1], []).append((int(match[2]), int(match[3])))
         return StagedRanges(self._fetcher.stage, found)
 
+    def find_range(self, index: Index, wanted: PackRange) -> tuple[str, int] | None:
+        """A staged file with the bytes of this range, and the offset in the pack of its first byte."""
+        name = _range_name(index.packs[wanted.pack].object.sha256, wanted.start, wanted.end)
+        if self._size(name) == wanted.end - wanted.start:
+            return self._fetcher.path(name), wanted.start
+        return self.staged_ranges().find(index, wanted)
+
     def fetch_ranges(
-        self, index: Index, ranges: Iterable[PackRange], label: Callable[[PackRange], str]
-    ) -> StagedRanges:
-        """Fetch these ranges, or whole packs where the server refuses ranges; their bytes are not verified yet.
+        self,
+        index: Index,
+        ranges: Iterable[PackRange],
+        label: Callable[[PackRange], str],
+        *,
+        before: Iterable[ObjectRef] = (),
+    ) -> Generator[PackRange, None, None]:
+        """Fetch these ranges, or whole packs where the server refuses ranges, all at the same time; yields each when it
+        is staged. Their bytes are not verified yet.
 
         Args:
             label: what progress displays call a range.
+            before: objects to fetch at the same time, which have to be there before any range is of use.
         """
         staged = self.staged_ranges()
-        requests, packs = [], {}
+        unstaged = {ref.sha256: ref for ref in self.not_staged(before)}
+        first = [self._request(ref, "a dictionary") for ref in unstaged.values()]
+        ready, wanted = list[PackRange](), list[PackRange]()
         for each in ranges:
-            if staged.find(index, each) is None:
-                ref = packs[each.pack] = index.packs[each.pack].object
-                name = _range_name(ref.sha256, each.start, each.end)
-                part = (each.start, each.end)
-                requests.append(Request(self.url + ref.path, name, byte_range=part, segments=1, label=label(each)))
-        try:
-            self._fetcher.get(requests)
-        except TransferError as error:
+            (ready if staged.find(index, each) else wanted).append(each)
+        failed: list[tuple[PackRange, Exception]] = []
+        awaited = len(first)
+        for number, download in self._fetcher.each([*first, *(self._part(index, each, label) for each in wanted)]):
+            if number < len(first):
+                awaited -= 1
+                if download.error is not None:
+                    raise download.error
+            elif download.error is not None:
+                failed.append((wanted[number - len(first)], download.error))
+            else:
+                ready.append(wanted[number - len(first)])
+            if not awaited:
+                yield from ready
+                ready.clear()
+        yield from ready
+        if failed:
+            self._fetch_packs(index, failed)
+            yield from (each for each, _ in failed)
+
+    def _part(self, index: Index, each: PackRange, label: Callable[[PackRange], str]) -> Request:
+        ref = index.packs[each.pack].object
+        name, part = _range_name(ref.sha256, each.start, each.end), (each.start, each.end)
+        return Request(self.url + ref.path, name, byte_range=part, label=label(each))
+
+    def _fetch_packs(self, index: Index, failed: Iterable[tuple[PackRange, Exception]]) -> None:
+        """Fetch the packs of ranges which the server refused.
+
+        Raises:
+            TransferError, OSError: one failed for another reason.
+        """
+        packs: dict[int, ObjectRef] = {}
+        for each, error in failed:
             status = error.status if isinstance(error, HTTPStatusError) else None
-            refused = status in {416, *RANGE_REFUSALS} or (status is None and not error.transient)
+            refused = status in {416, *RANGE_REFUSALS} or (status is None and not getattr(error, "transient", True))
             if isinstance(error, CancelledError) or not refused:
-                raise
+                raise error
             _log.warning("%s: falling back to whole packs: %s", redacted(self.url), error)
-            for ref, path in zip(packs.values(), self.get(packs.values(), "files of the release"), strict=True):
-                os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))
-        return self.staged_ranges()
+            packs[each.pack] = index.packs[each.pack].object
+        for ref, path in zip(packs.values(), self.get(packs.values(), "files of the release"), strict=True):
+            os.rename(path, self._fetcher.path(_range_name(ref.sha256, 0, ref.bytes)))
 
     def _size(self, name: str) -> int | None:
         with contextlib.suppress(FileNotFoundError):

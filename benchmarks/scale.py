@@ -1,0 +1,164 @@
+"""What every command costs as the number of files grows: processor time and peak memory of whole processes.
+
+    python benchmarks/scale.py                              # 10,000 to 400,000 files: an hour
+    python benchmarks/scale.py --files 25000 --only sync    # one size, and rows whose names begin like that
+
+Trees of files of some ten bytes in directories of a hundred, in memory. The second release changes every file, which is
+the most that an update and a rollback can have to do. The last columns are the growth exponents between the least and
+the greatest size: 1 is linear. Processor time, since wall time depends on what else the machine does.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import math
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from measure import MB, Bench, Contestant, Run, note
+
+_PER_DIRECTORY = 100
+_LIST_FILES = 100_000  # a list of more is not measured: a request each takes minutes
+_PYTHON = {
+    "scan": "sum(1 for _ in kit.scan(tree))",
+    "hash_tree": "sum(1 for _ in kit.hash_tree(tree))",
+    "copy_tree": "kit.copy_tree(tree, copy)",
+    "remove_tree": "kit.remove_tree(copy)",
+}
+_BARS_MB = {25_000: 50, 100_000: 58, 400_000: 100}  # of a client's command, up to so many files
+
+
+def write_tree(root: Path, count: int, release: int) -> None:
+    """Files whose content differs from file to file and from release to release."""
+    for number in range(count):
+        path = root / f"part-{number // 10_000:03}" / f"d{number // _PER_DIRECTORY:05}" / f"file-{number:07}.txt"
+        if number % _PER_DIRECTORY == 0:
+            path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(b"%d of %d\n" % (number, release))
+
+
+class Commands:
+    """The measured commands, in the order in which they must run; each is a row of the table."""
+
+    def __init__(self, root: Path, count: int, url: str) -> None:
+        self._root, self._count, self._url = root, count, url
+        self._site, self._dest = root / "site", root / "dest"
+
+    def rows(self) -> Iterator[tuple[str, tuple[str, ...]]]:
+        """Name and command line; the work that prepares a row is done just before it is yielded."""
+        first, second, copy = (self._root / name for name in ("tree-1", "tree-2", "copy"))
+        write_tree(first, self._count, 1)
+        for name, code in _PYTHON.items():
+            yield name, self._python(code, tree=str(first), copy=str(copy))
+        yield "publish", self._perfkit("publish", first, self._site, "--version", "1")
+        yield "sync, install", self._sync()
+        yield "sync, nothing to do", self._sync()
+        yield "sync --check-contents", self._sync("--check-contents")
+        write_tree(second, self._count, 2)
+        yield "publish, all changed", self._perfkit("publish", second, self._site, "--version", "2", "--keep-deltas=0")
+        shutil.rmtree(first)
+        yield "sync --dry-run", self._sync("--dry-run")
+        yield "sync, all changed", self._sync()
+        for command in ("verify", "history", "status", "rollback", "verify --repair"):
+            yield command, self._perfkit(*command.split(), self._dest)
+        yield "sync, after rollback", self._perfkit("unhold", self._dest)
+        yield "rollback --to 0", self._perfkit("rollback", self._dest, "--to", "0")
+        yield "check", self._perfkit("check", self._site)
+        if self._count <= _LIST_FILES:
+            yield from self._lists(second)
+
+    def _lists(self, tree: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
+        listed = self._root / "list"
+        names = (path.relative_to(tree) for path in tree.rglob("*.txt"))
+        listed.write_text("".join(f"{self._url}/{tree.name}/{name}\t{name}\n" for name in names))
+        for name, directory in (("get", "got"), ("download_many", "many")):
+            command = self._perfkit("get", "-i", listed, "-d", self._root / directory)
+            many = "kit.download_many([tuple(line.rstrip().split('\\t')) for line in open(listed)], dest)"
+            code = self._python(many, listed=str(listed), dest=str(self._root / directory))
+            yield f"{name} of URLs", command if name == "get" else code
+            shutil.rmtree(self._root / directory)
+        yield "sync of URLs", self._perfkit("sync", "--type", "urls", listed, self._root / "listed")
+        yield "sync of URLs, again", self._perfkit("sync", "--type", "urls", listed, self._root / "listed")
+
+    def _sync(self, *options: str) -> tuple[str, ...]:
+        return self._perfkit("sync", f"{self._url}/site", self._dest, *options)
+
+    def _perfkit(self, *arguments: object) -> tuple[str, ...]:
+        return (sys.executable, "-m", "perfkit", *map(str, arguments), *(() if "status" in arguments else ("--quiet",)))
+
+    def _python(self, code: str, **names: str) -> tuple[str, ...]:
+        setup = "".join(f"{name} = {value!r}; " for name, value in names.items())
+        return (sys.executable, "-c", f"from perfkit import Toolkit; {setup}kit = Toolkit(); {code}")
+
+
+@contextlib.contextmanager
+def serve(root: Path) -> Iterator[str]:
+    """perfkit's own server, for a directory; yields its URL."""
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    server = subprocess.Popen(
+        [sys.executable, "-m", "perfkit", "serve", root, "--port", str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    try:
+        while server.poll() is None:
+            with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+                break
+            time.sleep(0.05)
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        server.terminate()
+        server.wait()
+
+
+def measure(count: int, wanted: Callable[[str], bool]) -> dict[str, Run]:
+    """Every row with so many files. Those that are not wanted run too, since later ones need what they leave."""
+    found = {}
+    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
+        root = Path(directory)
+        with Bench(root) as bench, serve(root) as url:
+            for name, command in Commands(root, count, url).rows():
+                run = bench.run(Contestant(name=name, command=command))
+                note(f"{count:>9,}  {name:<24} {run.cpu_s:8.2f} s {run.peak_rss / MB:7.1f} MB\n")
+                if wanted(name):
+                    found[name] = run
+    return found
+
+
+def table(results: dict[int, dict[str, Run]]) -> str:
+    """A row for each command: seconds and megabytes for each size, and how both grow."""
+    sizes = sorted(results)
+    lines = [f"{'':<24}" + "".join(f"{size:>20,}" for size in sizes) + "   growth of time, memory"]
+    for name in results[sizes[0]]:
+        runs = [(size, results[size][name]) for size in sizes if name in results[size]]
+        line = f"{name:<24}" + "".join(f"{run.cpu_s:>10.2f} s{run.peak_rss / MB:>5.0f} MB" for _, run in runs)
+        line += " " * 20 * (len(sizes) - len(runs))
+        (least, first), (most, last) = runs[0], runs[-1]
+        if most > least:
+            time_growth, rss_growth = (
+                math.log(after / before) / math.log(most / least)
+                for before, after in ((first.cpu_s, last.cpu_s), (first.peak_rss, last.peak_rss))
+            )
+            line += f"{time_growth:>10.2f}{rss_growth:>8.2f}"
+        lines.append(line)
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--files", type=int, nargs="+", default=[10_000, 25_000, 100_000, 400_000])
+    parser.add_argument("--only", nargs="*", default=[""], help="rows whose names begin with one of these")
+    options = parser.parse_args()
+    print(table({count: measure(count, lambda name: name.startswith(tuple(options.only))) for count in options.files}))
+
+
+if __name__ == "__main__":
+    main()

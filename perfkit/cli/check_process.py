@@ -1,0 +1,118 @@
+"""The program that runs the command of `--check`: when that ends, or takes too long, so does all that it has started.
+
+`hooks` starts it as a process of its own. Whatever the command leaves behind, in whatever session, becomes a child of
+this process (PR_SET_CHILD_SUBREAPER, prctl(2)). So that it starts fast, it imports nothing of perfkit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import select
+import signal
+import sys
+import time
+
+__all__ = ["SHOWN_BYTES"]
+
+SHOWN_BYTES = 1000  # of the end of the command's output, all of which is read and no more is kept
+_READ_BYTES = 64 << 10
+_KILL_S = 5.0  # a process that can't be killed, such as another user's, is left after this
+_PDEATHSIG, _CHILD_SUBREAPER = 1, 36  # linux/prctl.h
+_NEW_MOUNTS = 0x20000  # linux/sched.h: CLONE_NEWNS
+_RDONLY, _REMOUNT, _BIND, _REC, _SLAVE = 0x1, 0x20, 0x1000, 0x4000, 0x80000  # linux/mount.h: MS_*
+_KEPT = 0x40E  # MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, which statvfs(3) has as the same bits
+
+
+def main(root: str, timeout_s: float, words: list[str]) -> None:
+    """Run the command, and write to standard output a line with its exit code and then the end of its output. In place
+    of the code: `timeout`; `errno` and its number, where the command can't be run.
+    """
+    libc = ctypes.CDLL(None)
+    libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
+    libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
+    _protect(libc, root)
+    said, output = os.pipe()
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_DUP2, output, 1),
+        (os.POSIX_SPAWN_DUP2, output, 2),
+    ]
+    try:
+        ignored = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
+        command = os.posix_spawnp(words[0], words, os.environ, file_actions=actions, setpgroup=0, setsigdef=ignored)
+    except OSError as error:
+        sys.stdout.write(f"errno {error.errno}\n")
+        return
+    os.close(output)
+    try:
+        code, end = _wait(command, said, time.monotonic() + timeout_s)
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has come, or comes too late
+        _end_all()
+    os.set_blocking(said, False)
+    with contextlib.suppress(BlockingIOError):  # what it has said last
+        end += os.read(said, 1 << 20)
+    sys.stdout.buffer.write(f"{code}\n".encode() + end[-SHOWN_BYTES:])
+
+
+def _protect(libc: ctypes.CDLL, root: str) -> None:
+    """Where it is permitted, as it is to root outside of most containers, have the tree read-only for this process and
+    those that it starts, by mounts of their own (unshare(2), mount(2)).
+    """
+    path, kept = os.fsencode(root), os.statvfs(root).f_flag & _KEPT
+    if (
+        libc.unshare(_NEW_MOUNTS) == 0
+        and libc.mount(b"none", b"/", None, _REC | _SLAVE, None) == 0
+        and libc.mount(path, path, None, _BIND | _REC, None) == 0
+    ):
+        libc.mount(None, path, None, _BIND | _REMOUNT | _RDONLY | kept, None)
+
+
+def _wait(command: int, said: int, deadline_s: float) -> tuple[int | str, bytes]:
+    """The exit code of the command, or `timeout`; and the end of what it has said so far."""
+    woken, wake = os.pipe()
+    os.set_blocking(wake, False)
+    signal.set_wakeup_fd(wake)
+    signal.signal(signal.SIGCHLD, lambda number, frame: None)
+    sources, end = [woken, said], b""
+    ended, status = os.waitpid(command, os.WNOHANG)  # it may have been before there was a handler
+    while ended != command:
+        ready, _, _ = select.select(sources, [], [], max(0.0, deadline_s - time.monotonic()))
+        if not ready:
+            return "timeout", end
+        if said in ready:
+            data = os.read(said, _READ_BYTES)
+            end = (end + data)[-SHOWN_BYTES:]
+            sources = sources if data else [woken]
+        if woken in ready:
+            os.read(woken, _READ_BYTES)
+            while (found := os.waitpid(-1, os.WNOHANG))[0] not in (0, command):
+                pass  # a process that was left behind
+            ended, status = found
+    return os.waitstatus_to_exitcode(status), end
+
+
+def _end_all() -> None:
+    """Kill every child; what one of them has started becomes one."""
+    until_s = time.monotonic() + _KILL_S
+    with contextlib.suppress(ChildProcessError):
+        while time.monotonic() < until_s:
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
+            for each in filter(str.isdecimal, os.listdir("/proc")):
+                with contextlib.suppress(OSError):
+                    if _parent(each) == os.getpid():
+                        os.kill(int(each), signal.SIGKILL)
+            time.sleep(0.001)
+
+
+def _parent(process: str) -> int:
+    with open(f"/proc/{process}/stat", "rb") as file:
+        return int(file.read().rpartition(b")")[2].split()[1])  # proc_pid_stat(5)
+
+
+if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+    main(sys.argv[1], float(sys.argv[2]), sys.argv[3:])

@@ -1,0 +1,124 @@
+"""How often a sync waits for an answer before it can go on, which is what takes time where the server is far away."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit import SyncReport, Toolkit
+from perfkit.transactions import layout
+from tests.support.command import wait_until
+from tests.support.kits import MakeKit
+from tests.support.sites import Origin
+from tests.support.trees import Tree, lines, noise, tree_of
+
+OLD: Tree = {f"part-{number}.bin": noise(number, 30_000) for number in range(9)}
+NEW: Tree = {**OLD, "part-1.bin": noise(11, 30_000)}
+NEWER: Tree = {**NEW, "part-2.bin": noise(12, 30_000)}
+
+
+@pytest.fixture
+def kit(make_kit: MakeKit) -> Toolkit:
+    return make_kit(segments=1, read_timeout_s=120.0, stall_window_s=120.0)  # longer than answers are held back
+
+
+class RoundTrips:
+    """Holds back the answers of each round until all of its requests have come: none waits for another's answer.
+
+    Args:
+        sizes: how many requests each round has.
+    """
+
+    def __init__(self, *sizes: int) -> None:
+        self._sizes = sizes
+        self._changed = threading.Condition()
+        self.count = 0  # of requests
+        self.late = False  # some came only when others had been answered
+
+    def __call__(self, path: str) -> None:
+        with self._changed:
+            self.count += 1
+            ends = [sum(self._sizes[: number + 1]) for number in range(len(self._sizes))]
+            end = next((end for end in ends if self.count <= end), self.count)
+            self._changed.notify_all()
+            self.late |= not self._changed.wait_for(lambda: self.count >= end, 30)
+
+    def of(self, origin: Origin, work: Callable[[], SyncReport]) -> SyncReport:
+        """Do the work, and see that it made its requests in these rounds."""
+        origin.before = self
+        report = work()
+        assert not self.late
+        assert self.count == sum(self._sizes)
+        return report
+
+
+def test_nothing_to_do_takes_one(kit: Toolkit, tmp_path: Path, origin_v1: Origin) -> None:
+    """The pointer is asked for, conditionally, on the connection that is there already."""
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    before = set(origin_v1.connections)
+    report = RoundTrips(1).of(origin_v1, lambda: kit.sync(origin_v1.url, tmp_path / "tree"))
+    assert report.route == "none"
+    assert origin_v1.connections == before
+
+
+def test_a_delta_takes_two(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """The pointer, and what it points to."""
+    origin.publish(OLD, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish(NEW, "2")
+    report = RoundTrips(1, 1).of(origin, lambda: kit.sync(origin.url, tmp_path / "tree"))
+    assert report.route == "delta"
+    assert tree_of(tmp_path / "tree") == NEW
+
+
+def test_several_deltas_take_three(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """The list of files and the index come together, where they show whether deltas are best."""
+    origin.publish(OLD, "1")
+    kit.sync(origin.url, tmp_path / "tree")
+    origin.publish(NEW, "2")
+    origin.publish(NEWER, "3")
+    report = RoundTrips(1, 2, 2).of(origin, lambda: kit.sync(origin.url, tmp_path / "tree"))
+    assert report.route == "delta"
+    assert tree_of(tmp_path / "tree") == NEWER
+
+
+def test_blocks_take_three(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """A dictionary comes together with the range that needs it."""
+    small = {f"small-{number}.py": lines(number, 200) for number in range(60)}
+    origin.publish(small, "1", keep_deltas=0)
+    kit.sync(origin.url, tmp_path / "tree")
+    changed = {**small, "small-7.py": lines(999, 200)}
+    origin.publish(changed, "2", keep_deltas=0)
+    report = RoundTrips(1, 2, 2).of(origin, lambda: kit.sync(origin.url, tmp_path / "tree"))
+    assert report.route == "blocks"
+    assert tree_of(tmp_path / "tree") == changed
+
+
+def test_a_first_install_takes_three(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """All packs are asked for at once, as soon as the list of files and the index are there."""
+    origin.publish(OLD, "1")
+    origin.publish(NEW, "2")  # a pack for each
+    report = RoundTrips(1, 2, 2).of(origin, lambda: kit.sync(f"{origin.url}/", tmp_path / "tree"))
+    assert report.route == "blocks"
+    assert tree_of(tmp_path / "tree") == NEW
+
+
+def test_what_has_come_is_decoded_while_more_comes(kit: Toolkit, tmp_path: Path, origin: Origin) -> None:
+    """The last pack is sent when files of another one are in the staging area."""
+    origin.publish(OLD, "1")
+    origin.publish(NEW, "2")
+    packs: list[str] = []
+
+    def hold_back(path: str) -> None:
+        if len(origin.sent) >= 3:  # pointer, list of files and index
+            packs.append(path)
+        if len(packs) == 2:
+            wait_until(lambda: list(tmp_path.glob(f"tree/{layout.FETCHED_OBJECT}*[0-9a-f]")))
+
+    origin.before = hold_back
+    kit.sync(f"{origin.url}/", tmp_path / "tree")
+    assert len(packs) == 2
+    assert tree_of(tmp_path / "tree") == NEW
