@@ -22,6 +22,7 @@ from perfkit.releases.format import POINTER_NAME
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
     from perfkit.downloads.http.semantics import Validator, Version
+    from perfkit.downloads.shared_limits import LimitStore
     from perfkit.filesystem.batch import BatchResult, CopyResult, OnError
     from perfkit.filesystem.hashing.hash_file import FileHash
     from perfkit.filesystem.scan import ScanEntry
@@ -58,6 +59,8 @@ class Toolkit:
         session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`,
             `cert`, `proxies`, `trust_env` and mounted adapters apply; or a callable that makes one for each thread.
         transport: creates a `Transport`; by default `default_transport`.
+        limits: where it leases its share of a rate and of the connections to each host, which several Toolkits keep
+            together; `Config.rate_limit` is not used then.
 
     Raises:
         ConfigError: an argument of the wrong type; `session` and `transport` together.
@@ -76,6 +79,7 @@ class Toolkit:
         progress: Progress | None = None,
         session: SessionSource | None = None,
         transport: Callable[[Config], Transport] | None = None,
+        limits: LimitStore | None = None,
     ) -> None:
         _check_arguments(config, progress, session, transport)
         self.config = config or Config()
@@ -84,7 +88,7 @@ class Toolkit:
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
         self._operation = OperationProgress(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation)
+        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation, limits=limits)
 
     def __enter__(self) -> Toolkit:
         return self
@@ -421,6 +425,39 @@ class Toolkit:
             expires_s=expires_s,
         )
 
+    def promote(
+        self,
+        site: Path,
+        *,
+        channel: str,
+        version: str,
+        sign_key: Path | Iterable[Path] | None = None,
+        expires_s: float | None = None,
+        wait_s: float = 0.0,
+    ) -> None:
+        """Have a channel of a site offer one of its releases, to those who sync with `channel=`.
+
+        Only one small file, `perfkit-CHANNEL.json`, is replaced. The release is kept as long as a channel offers it.
+
+        Args:
+            version: of the release, one of those that `releases` lists.
+            sign_key, expires_s, wait_s: as for `publish`.
+
+        Raises:
+            ConfigError: there is no site, or no such release; the name is invalid; a site that is signed needs a key.
+            ManifestError, LockedError, OSError: as `publish`.
+        """
+        from perfkit.releases.publish.upkeep import promote
+
+        promote(
+            local_path(site),
+            channel=channel,
+            version=version,
+            sign_keys=_secret_keys(sign_key),
+            expires_s=expires_s,
+            wait_s=wait_s,
+        )
+
     def check_site(self, site: Path) -> SiteReport:
         """Hash every object that the releases of a site need; only read permission is needed.
 
@@ -467,6 +504,7 @@ class Toolkit:
         checksums: Path | None = None,
         mirrors: Iterable[str] = (),
         release: str | None = None,
+        channel: str | None = None,
         public_keys: Iterable[AnyKey] = (),
         threshold: int = 1,
         allow_expired: bool = False,
@@ -486,6 +524,7 @@ class Toolkit:
             parse_source_type(type),
             selection,
             release=release,
+            channel=channel,
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),
@@ -505,6 +544,7 @@ class Toolkit:
         checksums: Path | None = None,
         mirrors: Iterable[str] = (),
         release: str | None = None,
+        channel: str | None = None,
         check: Check | None = None,
         retry_rejected: bool = False,
         allow_older: bool = False,
@@ -534,6 +574,7 @@ class Toolkit:
                 is new, and files come from any; one that is down or behind is no error.
             release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
                 the current one. A tree that was pinned stays at it.
+            channel: install what this channel of the site offers (see `promote`) rather than the current release.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
@@ -568,6 +609,7 @@ class Toolkit:
             parse_source_type(type),
             selection,
             release=release,
+            channel=channel,
             decompress=decompress,
             checksums=_text(checksums),
             mirrors=tuple(mirrors),

@@ -25,6 +25,7 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("publish", "publishing", "publish a directory"),
     ("releases", "publishing", "list the releases of a site"),
     ("check", "publishing", "check that a site is whole"),
+    ("promote", "publishing", "have a channel of a site offer a release"),
     ("prune", "publishing", "remove what a site or a tree does not need"),
     ("sync", "sync", "update a tree"),
     ("rollback", "tree_commands", "go back to an earlier generation of a tree"),

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from perfkit.releases.publish.publisher import Release
     from perfkit.toolkit import Toolkit
 
-__all__ = ["add_check", "add_prune", "add_publish", "add_releases"]
+__all__ = ["add_check", "add_promote", "add_prune", "add_publish", "add_releases"]
 
 _PUBLISH_EXAMPLES = """\
 examples:
@@ -35,6 +35,11 @@ _RELEASES_EXAMPLES = """\
 examples:
   perfkit releases https://example.org/rules
   perfkit releases https://example.org/rules --json
+"""
+_PROMOTE_EXAMPLES = """\
+examples:
+  perfkit promote site --channel canary --version 2026.12
+  perfkit promote site --channel stable --version 2026.11 --sign-key release.key
 """
 _CHECK_EXAMPLES = """\
 examples:
@@ -118,6 +123,30 @@ def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     found = kit.releases(arguments.url)
     text = "".join(f"{'*' if each.current else ' '} {printable(each.version)}\n" for each in found)
     return Outcome({"releases": [dataclasses.asdict(each) for each in found]}, "", text)
+
+
+def add_promote(promote: Parser) -> None:
+    """Add the options of `perfkit promote`."""
+    promote.add_argument("site", metavar="SITE", help="the site")
+    promote.add_argument("--channel", required=True, metavar="NAME", help="the channel, such as stable")
+    promote.add_argument("--version", required=True, metavar="V", help="the release, one of `perfkit releases`")
+    add_sign_key(promote)
+    add_wait(promote)
+    about = "Have a channel of a site offer one of its releases, to those who follow it with sync --channel."
+    define(promote, _promote, about, _PROMOTE_EXAMPLES)
+
+
+def _promote(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
+    kit.promote(
+        arguments.site,
+        channel=arguments.channel,
+        version=arguments.version,
+        sign_key=arguments.sign_key,
+        expires_s=None if arguments.expires is None else parse_seconds(arguments.expires),
+        wait_s=parse_seconds(arguments.wait),
+    )
+    note = f"channel {arguments.channel} offers {printable(arguments.version)}"
+    return Outcome({"channel": arguments.channel, "version": arguments.version}, note)
 
 
 def add_check(check: Parser) -> None:

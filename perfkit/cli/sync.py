@@ -74,6 +74,7 @@ def add_sync(sync: Parser) -> None:
         default="refuse",
         help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
     )
+    sync.add_argument("--channel", metavar="NAME", help="what this channel of a site offers, not its current release")
     sync.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     what = "hash every file of the tree, even if its size and times are unchanged"
@@ -104,6 +105,7 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         "type": arguments.type,
         "selection": _selection(arguments),
         "release": arguments.release,
+        "channel": arguments.channel,
         "mirrors": arguments.mirrors,
         "checksums": arguments.checksums,
         "decompress": arguments.decompress,

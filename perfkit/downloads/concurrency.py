@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from math import inf
 
@@ -33,16 +33,60 @@ class _Host:
     paused_until_s: float = 0.0
     limited_at_s: float = 0.0  # when the limit was last changed
     recovery_s: float = _RECOVERY_S
+    leased: int = 0  # the limit where several limiters share one
+    peak: int = 0  # of `active`, since `use` looked last
+    short: bool = False  # a place that was wanted was not leased
 
 
 class HostLimiter:
-    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3)."""
+    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3).
+
+    If several limiters share a limit, `use` tells what this one would use, and `lease` what it may.
+    """
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit = limit
         self._clock = clock
         self._lock = threading.Lock()
         self._hosts: dict[str, _Host] = {}
+        self._leased_until_s = inf
+        self._wanted: Callable[[], None] | None = None  # set: the limit is shared
+        self._asked: dict[str, float] = {}  # seconds that hosts have asked to wait, since `use` looked last
+
+    def use(self) -> tuple[dict[str, int], dict[str, float]]:
+        """The places wanted at each host; the seconds for which hosts have asked not to be asked, since last time."""
+        with self._lock:
+            wanted = {host: self._limit if state.short else state.peak for host, state in self._hosts.items()}
+            for state in self._hosts.values():
+                state.peak, state.short = state.active, False
+            asked, self._asked = self._asked, {}
+            return {host: count for host, count in wanted.items() if count}, asked
+
+    def lease(
+        self, places: Mapping[str, int], paused_s: Mapping[str, float], *, until_s: float, wanted: Callable[[], None]
+    ) -> None:
+        """From now on, and until `until_s` by the clock, take at most so many places; none at a host that is missing.
+
+        Args:
+            paused_s: hosts that others were asked not to ask for so many seconds.
+            wanted: called when a place is wanted at a host that has none.
+        """
+        now = self._clock()
+        with self._lock:
+            self._leased_until_s, self._wanted = until_s, wanted
+            for host, state in self._hosts.items():
+                state.leased = places.get(host, 0)
+            for host, seconds in paused_s.items():
+                state = self._hosts.setdefault(host, _Host(self._limit))
+                state.paused_until_s = max(state.paused_until_s, now + seconds)
+
+    def _lacks_lease(self, state: _Host, now: float) -> bool:
+        if self._wanted is None or (state.active < state.leased and now < self._leased_until_s):
+            return False
+        state.short = True
+        if not state.leased:
+            self._wanted()
+        return True
 
     def enter(self, host: str) -> bool:
         """Take a place at the host; False if it is full or paused."""
@@ -51,9 +95,10 @@ class HostLimiter:
             state = self._hosts.setdefault(host, _Host(self._limit))
             if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
-            if state.active >= state.limit or now < state.paused_until_s:
+            if state.active >= state.limit or now < state.paused_until_s or self._lacks_lease(state, now):
                 return False
             state.active += 1
+            state.peak = max(state.peak, state.active)
             return True
 
     def wait(self, host: str, cancel: Cancel) -> bool:
@@ -78,6 +123,7 @@ class HostLimiter:
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
+            self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
     def refused(self, host: str) -> None:
         """The host has refused one of the requests under way: the others are as many as it takes."""

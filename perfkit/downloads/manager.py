@@ -14,7 +14,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Sized
 from dataclasses import replace
 from itertools import islice
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.downloads.cancel import Cancel
@@ -31,6 +31,9 @@ from perfkit.downloads.transfer import Transfer, TransferContext
 from perfkit.errors import CancelledError, ConfigError, PerfkitError, TransferError, reason_of
 from perfkit.filesystem.paths import is_private, safe_basename, safe_join
 from perfkit.progress.meter import WAITING, Meter, Progress, Silent
+
+if TYPE_CHECKING:
+    from perfkit.downloads.shared_limits import LeaseKeeper, LimitStore
 
 __all__ = ["DownloadManager"]
 
@@ -88,6 +91,7 @@ class DownloadManager:
     Args:
         transport: makes the `Transport`; the default is `HttpTransport(config)`.
         progress: where progress is shown.
+        limits: where the rate and the connections are leased that it shares with others.
     """
 
     def __init__(
@@ -96,8 +100,10 @@ class DownloadManager:
         *,
         transport: Callable[[Config], Transport] = HttpTransport,
         progress: Progress | None = None,
+        limits: LimitStore | None = None,
     ) -> None:
         self._config = config
+        self._limits = limits
         self._make_transport = transport
         self._progress: Progress = progress or Silent()
         self._rate_limit = config.rate_limit
@@ -119,6 +125,11 @@ class DownloadManager:
         self._limiter = HostLimiter(config.connections_per_host)
         self._controller = AdaptiveController(config.most_streams, adaptive=config.adaptive)
         self._scheduler = Scheduler(config, self._limiter, self._controller)
+        self._leases: LeaseKeeper | None = None
+        if self._limits is not None:
+            from perfkit.downloads.shared_limits import LeaseKeeper
+
+            self._leases = LeaseKeeper(self._limits, self._throttle, self._limiter, self._scheduler.notify)
 
     # -- for callers ----------------------------------------------------------------------------------------------
 
@@ -220,6 +231,8 @@ class DownloadManager:
         self._scheduler.close()
         with self._lock:
             network, self._network = self._network, None
+        if self._leases is not None:
+            self._leases.close()
         if network is not None:
             network.transport.close()
 
@@ -323,6 +336,8 @@ class DownloadManager:
             if self._network is None:
                 transport = self._make_transport(self._config)
                 self._network = Network(self._config, transport, self._limiter, self._controller)
+                if self._leases is not None:
+                    self._leases.start()
             return self._network
 
     def _part(self, batch: _Batch) -> None:

@@ -40,11 +40,12 @@ class _Pacer:
         self.charged = 0.0  # bytes charged so far
         self._paid = 0.0  # bytes paid for at _paid_at_s; grows by the rate from there
         self._paid_at_s = clock()
+        self._until_s = math.inf  # when the limit becomes 0
 
-    def set_rate(self, rate: int | None) -> None:
+    def set_rate(self, rate: int | None, until_s: float) -> None:
         with self._lock:
             self._settle()
-            self.rate = rate
+            self.rate, self._until_s = rate, until_s
 
     def refund(self, count: int) -> None:
         """Bytes that were charged will not come."""
@@ -80,7 +81,7 @@ class _Pacer:
         if self.rate is None:
             self._paid = self.charged
         else:
-            earned = self.rate * (now - self._paid_at_s)
+            earned = self.rate * max(0.0, min(now, self._until_s) - self._paid_at_s)
             self._paid = min(self._paid + earned, self.charged + self.rate * _CREDIT_S)
         self._paid_at_s = now
 
@@ -106,16 +107,24 @@ class Throttle:
         """Bytes per second, None for no limit."""
         return self._come.rate
 
-    def set_rate(self, rate: int | None) -> None:
+    @property
+    def spent(self) -> int:
+        """Bytes charged while there was a limit."""
+        return int(self._come.charged)
+
+    def set_rate(self, rate: int | None, *, until_s: float = math.inf) -> None:
         """Change the limit; threads already waiting see it within a tenth of a second.
+
+        Args:
+            until_s: the clock's time from which on nothing more is paid for, until the next change.
 
         Raises:
             ConfigError: the rate is not positive.
         """
         if rate is not None and rate <= 0:
             raise ConfigError(f"a rate limit must be more than 0 bytes per second, or None for no limit; got {rate!r}")
-        self._come.set_rate(rate)
-        self._requests.set_rate(rate)
+        self._come.set_rate(rate, until_s)
+        self._requests.set_rate(rate, until_s)
 
     def announce(self, count: int, cancel: Cancel) -> None:
         """Wait until a request may be sent that brings so many bytes before any of them is read: until those of the

@@ -43,7 +43,8 @@ class SourceSpec:
         mirrors: other URLs of the same site or plain file.
         checksums: what has the checksum of a plain file: the URL or path of a file of them, or `algorithm:hex`.
         decompress: whether to decompress a plain file; None: as it was installed from this location before, else no.
-        release: the version of the wanted release of a site; None: the current one.
+        release: the version of the wanted release of a site; None: the current one,
+        channel: or that of a channel of the site.
         demands: what the release has to be, whatever it is offered by.
     """
 
@@ -54,6 +55,7 @@ class SourceSpec:
     checksums: str | None = None
     mirrors: tuple[str, ...] = ()
     release: str | None = None
+    channel: str | None = None
     demands: Demands = field(default_factory=Demands)
 
     def __post_init__(self) -> None:

@@ -306,17 +306,28 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: p
     assert publish(str(write_tree(src, trees[3])), str(site), version="5").number == 6
 
 
-def test_rubbish_of_a_killed_publisher_goes_after_its_grace(tmp_path: Path) -> None:
-    """Unfinished objects are left alone while they are young, and removed later."""
-    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
-    (site / "objects").mkdir(parents=True)
-    young, old = site / "objects/.new-young", site / "objects/.new-old"
-    young.write_bytes(b"x")
-    old.write_bytes(b"x")
-    os.utime(old, (1, 1))
-    publish(str(src), str(site), version="1")
-    assert young.exists()
-    assert not old.exists()
+def test_the_grace_counts_from_when_an_object_fell_out_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """However old it is then. The log has that time; it may end in the middle of a line, and does not grow for ever."""
+    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 1)
+    src, site = tmp_path / "src", tmp_path / "site"
+    log = site / ".perfkit-publish.retired"
+
+    def publish_content(number: int) -> set[str]:
+        publish(str(write_tree(src, {"file": noise(number, 5000)})), str(site), version=str(number))
+        return {path.name for path in (site / "objects").iterdir()}
+
+    first = publish_content(0)
+    for path in (site / "objects").iterdir():
+        os.utime(path, (1, 1))
+    assert first < publish_content(1)
+    with log.open("a") as file:
+        file.write("0" * 30)  # a publisher was killed here
+    assert first < publish_content(2)
+    rows = [line.split() for line in log.read_text().splitlines() if " " in line]
+    assert {name for name, _ in rows} >= first
+    log.write_text("".join(f"{name} 1\n" for name, _ in rows) + "1\n" * 200)  # a day passes, and many objects go
+    assert not first & publish_content(3)
+    assert len(log.read_text().splitlines()) < 50
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077])

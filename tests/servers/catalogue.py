@@ -173,7 +173,8 @@ CACHES = (
         "Squid", "apt:squid", "squid -N -f <home>/config",
         "http_port <host>:<port> accel defaultsite=origin no-vhost\n"
         "cache_peer <origin_host> parent <origin_port> 0 no-query originserver\n"
-        "http_access allow all\ncache_mem 64 MB\nmaximum_object_size 64 MB\nmaximum_object_size_in_memory 8 MB\n"
+        "http_access allow all\ncollapsed_forwarding on\ncache_mem 64 MB\nmaximum_object_size 64 MB\n"
+        "maximum_object_size_in_memory 8 MB\n"
         "pid_filename <home>/pid\naccess_log none\ncache_log <home>/log\ncoredump_dir <home>\n"
         "shutdown_lifetime 0 seconds\nnetdb_filename none\npinger_enable off\n",
         cache=True, in_suite=True, unprivileged=True,
@@ -188,7 +189,7 @@ CACHES = (
         _NGINX.replace("ACCESS", "access_log off; proxy_cache_path <home>/cache keys_zone=all:1m;").replace(
             "SERVER",
             "server { listen <host>:<port>; location / { proxy_pass http://<origin>; proxy_cache all;"
-            " proxy_cache_valid 1m; proxy_cache_revalidate on; } }",
+            " proxy_cache_valid 1m; proxy_cache_revalidate on; proxy_cache_lock on; } }",
         ),
         cache=True, unprivileged=True,
     ),

@@ -1,9 +1,24 @@
 """Read and write the files of a release, as docs/format.md specifies them."""
 
-__all__ = ["MAX_AHEAD_MS", "POINTER_NAME", "most_compressed", "most_content", "signature_path"]
+import re
+
+from perfkit.errors import ConfigError
+
+__all__ = ["MAX_AHEAD_MS", "POINTER_NAME", "channel_name", "most_compressed", "most_content", "signature_path"]
 
 POINTER_NAME = "perfkit.json"  # of the pointer; a site is recognised by it
 MAX_AHEAD_MS = 86_400_000  # how far the clock of a publisher, from which serials are, may be ahead of a client's
+
+
+def channel_name(channel: str) -> str:
+    """The name of the pointer to the release of a channel, beside the site's own.
+
+    Raises:
+        ConfigError: no channel can be called that.
+    """
+    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", channel):
+        raise ConfigError(f"{channel!r} is not the name of a channel: up to 64 letters, digits, '.', '_' and '-'")
+    return f"perfkit-{channel}.json"
 
 
 def signature_path(pointer_sha256: str, key_name: str) -> str:

@@ -11,13 +11,14 @@ import heapq
 import itertools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, get_args
 
-from perfkit.errors import ConfigError
+from perfkit.errors import ConfigError, ManifestError
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -41,12 +42,14 @@ from perfkit.releases.publish.packing import (
 )
 from perfkit.releases.publish.site import BlobReader, Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
+from perfkit.releases.statcache import StatCache
 
 __all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
 
 _log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
+_FILES_NAME = ".perfkit-publish.files"  # what the last publisher knew of the files of the tree
 _KEPT_RELEASES = 16
 _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
@@ -148,9 +151,43 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     check_places(src, site)
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
     began_s = time.monotonic()
-    tree.read_all(progress)
-    release = publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen, progress=progress)
+    clock_ns = _clock_ns(src, site)
+    tree.read_all(progress, _known_files(site) if clock_ns else None)
+    manifest = Manifest.of(tree.entries.values())
+    release = publish_manifest(src, site, manifest, chosen, progress=progress)
+    if clock_ns:
+        rows = StatCache(manifest)
+        tree.record(rows, content_ns=clock_ns)
+        try:
+            rows.save(os.path.join(site, _FILES_NAME))
+        except OSError as error:  # the release is published
+            _log.warning("%s: which files were read could not be written down: %s", site, error)
     return replace(release, seconds=time.monotonic() - began_s)
+
+
+def _clock_ns(src: str, site: str) -> int:
+    """The time of the file system; 0: the tree is not on that of the site, and its clock is not known."""
+    place = os.path.realpath(site)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=place) as file:
+        found = os.fstat(file.fileno())
+        return found.st_mtime_ns if found.st_dev == os.stat(src).st_dev else 0
+    return 0
+
+
+def _known_files(root: str) -> StatCache | None:
+    """What the last publisher knew of the files; None: nothing, and all are read."""
+    site = Site(root)
+    with contextlib.suppress(ManifestError, OSError):
+        if (pointer := site.pointer()) is not None:
+            manifest = _read_manifest(site, pointer.manifest, pointer.manifest_sha256)
+            return StatCache.load(os.path.join(root, _FILES_NAME), manifest, lambda _: None)
+    return None
+
+
+def _read_manifest(site: Site, packed: PackedRef, sha256: str) -> Manifest:
+    return Manifest.parse(site.get_packed(packed), sha256=bytes.fromhex(sha256), known=True)
 
 
 def check_places(src: str, site: str) -> None:
@@ -244,7 +281,9 @@ class _Publisher:
         version = _versioned(version, number)
         record = ReleaseRecord(version, serial, sha256, packed, fine, packs)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
-        records = records[-_KEPT_RELEASES:]
+        channels = {each.manifest_sha256 for each in self._site.channels()}
+        oldest = len(records) - _KEPT_RELEASES
+        records = [each for at, each in enumerate(records) if at >= oldest or each.manifest_sha256 in channels]
         known = {short_digest(each.manifest_sha256) for each in records}
         kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
@@ -282,9 +321,6 @@ class _Publisher:
         nofollow = 0 if self._follow else os.O_NOFOLLOW
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
 
-    def _manifest_of(self, packed: PackedRef) -> Manifest:
-        return Manifest.parse(self._site.get_packed(packed))
-
     def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
         """Reads packs until the end of publishing."""
         reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
@@ -294,7 +330,7 @@ class _Publisher:
         """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
         fine, solid, old, old_solid, copies = FrameTable(), FrameTable(), None, None, Copies()
         if self._previous is not None:
-            before = self._manifest_of(self._previous.manifest)
+            before = _read_manifest(self._site, self._previous.manifest, self._previous.manifest_sha256)
             copies = Copies.between(before, self._first)
             old, old_solid = (self._reader(each, before) for each in (self._previous.fine, self._previous.solid))
             fine = FrameTable.kept(old.index, copies)
@@ -355,7 +391,7 @@ class _Publisher:
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
-            old = self._reader(record.fine, self._manifest_of(record.manifest))
+            old = self._reader(record.fine, _read_manifest(self._site, record.manifest, record.manifest_sha256))
             size = self._size(new_blobs(old.manifest, self._manifest))
             with (
                 self._site.create() as writer,

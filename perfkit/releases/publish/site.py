@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator
 from itertools import islice
 
 from perfkit.errors import LockedError, ManifestError
-from perfkit.filesystem.own_files import create_own
+from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode, sync_directory
 from perfkit.minisign.secret_keys import SecretKey
@@ -35,6 +35,7 @@ _log = logging.getLogger(__name__)
 _READ_BYTES = 1 << 20
 _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
+_CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
 _RETIRED_NAME = ".perfkit-publish.retired"
 _LEAST_LINES = 100
@@ -136,10 +137,15 @@ class Site:
                     with contextlib.suppress(FileNotFoundError):
                         os.unlink(os.path.join(directory, name))
 
-    def pointer(self) -> Pointer | None:
-        """The current pointer; None: the site is new."""
+    def channels(self) -> list[Pointer]:
+        """The pointers to the releases of its channels."""
+        names = sorted(name for name in os.listdir(self.root) if _CHANNEL.fullmatch(name))
+        return [pointer for name in names if (pointer := self.pointer(name)) is not None]
+
+    def pointer(self, name: str = POINTER_NAME) -> Pointer | None:
+        """The current pointer, or that of a channel; None: the site is new."""
         try:
-            with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
+            with open(os.path.join(self.root, name), "rb") as file:
                 return Pointer.parse(file.read())
         except FileNotFoundError:
             return None
@@ -148,19 +154,22 @@ class Site:
         """Whether there are no objects."""
         return not os.listdir(self.objects)
 
-    def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = ()) -> None:
+    def replace_pointer(self, pointer: Pointer, keys: Iterable[SecretKey] = (), *, name: str = POINTER_NAME) -> None:
         """Offer another release, all of whose objects are written; sign it before. Durable.
+
+        Args:
+            name: of the file, if it is a channel that is to offer it.
 
         Raises:
             ManifestError: it exceeds a limit of the format.
         """
         encoded = pointer.encode()
         Pointer.parse(encoded)  # so that no client refuses what is published
-        path, current = os.path.join(self.root, POINTER_NAME), None
+        path, current = os.path.join(self.root, name), None
         with contextlib.suppress(FileNotFoundError), open(path, "rb") as file:
             current = file.read()
         site = printable(os.path.basename(os.path.realpath(self.root)))
-        about = f"file:{POINTER_NAME}\tsite:{site}\tversion:{pointer.version}\tserial:{pointer.serial}"
+        about = f"file:{name}\tsite:{site}\tversion:{pointer.version}\tserial:{pointer.serial}"
         for key in keys:
             signature = os.path.join(self.root, signature_path(hashlib.sha256(encoded).hexdigest(), key.public.name))
             if not os.path.exists(signature):
@@ -247,10 +256,27 @@ class Site:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
 
+    def is_signed(self) -> bool:
+        """Whether the current pointer or that of a channel is."""
+        return any(name.startswith(self._signed()) for name in os.listdir(self.objects) if name.endswith(".minisig"))
+
+    def _signed(self) -> tuple[str, ...]:
+        """How the names of the signatures begin that are needed: with the digests of the pointers."""
+        digests = []
+        for name in os.listdir(self.root):
+            if name == POINTER_NAME or _CHANNEL.fullmatch(name):
+                with open(os.path.join(self.root, name), "rb") as file:
+                    digests.append(hashlib.file_digest(file, "sha256").hexdigest())
+        return tuple(digests)
+
     def retire(self, names: Iterable[str]) -> None:
-        """Note that these objects are needed no more, once the pointer is replaced."""
-        with open(os.path.join(self.root, _RETIRED_NAME), "a", encoding="ascii") as log:
-            log.writelines(f"{name} {int(time.time())}\n" for name in sorted(names))
+        """Note that these objects are needed no more, once the pointer is replaced.
+
+        The log gets a line for each, after the end of a line that may have been cut short.
+        """
+        descriptor = open_own(os.path.join(self.root, _RETIRED_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        with open(descriptor, "w", encoding="ascii") as log:
+            log.write("".join(["\n", *(f"{name} {int(time.time())}\n" for name in sorted(names))]))
 
     def prune(self, keep: set[str], *, grace_s: float, dry_run: bool = False) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
@@ -262,10 +288,9 @@ class Site:
             dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
-        with open(os.path.join(self.root, POINTER_NAME), "rb") as file:
-            signatures = hashlib.file_digest(file, "sha256").hexdigest()  # how the names of the current ones begin
         retired, lines = self._read_retired()
         left: dict[str, int] = {}
+        signatures = self._signed()
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):

@@ -5,18 +5,21 @@ from __future__ import annotations
 import hashlib
 import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from perfkit.errors import ConfigError, ManifestError
+from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.progress.text import printable
+from perfkit.releases.format import channel_name
 from perfkit.releases.format.pointer import ObjectRef, Pointer
 from perfkit.releases.format.release_history import History
 from perfkit.releases.publish.publisher import GRACE_S
 from perfkit.releases.publish.site import Site, referenced
 from perfkit.transactions.history import Pruned
 
-__all__ = ["SiteReport", "check_site", "prune_site"]
+__all__ = ["SiteReport", "check_site", "promote", "prune_site"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +93,33 @@ def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Prun
         keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}
         removed: list[ObjectRef] = site.prune(keep, grace_s=GRACE_S, dry_run=dry_run)
     return Pruned(objects=len(removed), bytes=sum(ref.bytes for ref in removed))
+
+
+def promote(
+    path: str,
+    *,
+    channel: str,
+    version: str,
+    sign_keys: tuple[SecretKey, ...] = (),
+    expires_s: float | None = None,
+    wait_s: float = 0.0,
+) -> Pointer:
+    """Have a channel offer a release of a site. See `Toolkit.promote`."""
+    name = channel_name(channel)
+    _pointer(Site(path))  # before a lock is made in a directory that is no site
+    with Site(path, wait_s=wait_s) as site:
+        current = _pointer(site)
+        if not sign_keys and site.is_signed():
+            raise ConfigError(f"{path} is signed, and clients refuse a channel that is not: give its key (--sign-key)")
+        history = History.parse(site.get(current.history))
+        for record in reversed(history.records):
+            if record.version == version:
+                expires = int(time.time() + expires_s) if expires_s is not None else 0
+                pointer = replace(history.pointer_to(record, current.history), expires_s=expires)
+                site.replace_pointer(pointer, sign_keys, name=name)
+                return pointer
+        known = ", ".join(printable(each.version) for each in reversed(history.records))
+        raise ConfigError(f"{path} has no release {version!r}; it has {known}")
 
 
 def _pointer(site: Site) -> Pointer:

@@ -63,7 +63,9 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type = _local_type(location, type)
     elif type is None:
         type = _installed_type(location, installed)
-    if type is None and (spec.release is not None or location.endswith(("/", POINTER_NAME))):
+    if type is None and (
+        spec.release is not None or spec.channel is not None or location.endswith(("/", POINTER_NAME))
+    ):
         type = SourceType.RELEASE
     if type is None:
         type, probed = _detect_any(fetcher, spec)
@@ -79,8 +81,8 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
     _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
-    if spec.release is not None:
-        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones")
+    if spec.release is not None or spec.channel is not None:
+        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones and channels")
     return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
 
 
@@ -110,14 +112,24 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     from perfkit.updates.sources.release_source import open_release
 
     if not spec.mirrors:
-        only = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+        only = open_release(
+            fetcher, spec.location, spec.demands, installed, release=spec.release, channel=spec.channel, dry_run=dry_run
+        )
         only.select(spec.selection)
         return only
     behind: Source | None = None
     failures: list[PerfkitError] = []
     for url in _each_site(fetcher, spec.location, spec.mirrors):
         try:
-            found = open_release(fetcher, spec.location, spec.demands, installed, release=spec.release, dry_run=dry_run)
+            found = open_release(
+                fetcher,
+                spec.location,
+                spec.demands,
+                installed,
+                release=spec.release,
+                channel=spec.channel,
+                dry_run=dry_run,
+            )
         except CancelledError:
             raise
         except PerfkitError as error:

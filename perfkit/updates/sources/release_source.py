@@ -56,13 +56,15 @@ def open_release(
     installed: Installed,
     *,
     release: str | None = None,
+    channel: str | None = None,
     dry_run: bool = False,
 ) -> ReleaseSource:
     """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
         url: of the site, or of its pointer.
-        release: the version of the wanted release; None: the current one.
+        release: the version of the wanted release; None: the current one, or that of
+        channel: one of the site's channels.
         dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it; remember nothing.
 
     Raises:
@@ -71,9 +73,9 @@ def open_release(
         ManifestError, TransferError, OSError: there is no usable pointer.
         UpdateError: the site does not have the wanted release, or offers one from the future.
     """
-    site = SiteClient(fetcher, site_url(url))
+    site = SiteClient(fetcher, site_url(url), channel)
     before = Trust.read(installed.root)
-    offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site.url))
+    offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site))
     _refuse_future(site, offered.pointer)
     _refuse_outdated(site, offered.pointer, trust, demands)
     if not dry_run:
@@ -133,8 +135,8 @@ def reopen_release(fetcher: Fetcher, installed: Installed) -> ReleaseSource:
     Raises:
         ManifestError, TransferError, OSError: as `open_release`; the tree's record of the release is damaged.
     """
-    site = SiteClient(fetcher, installed.source)
-    recorded = _recorded(installed, site.url)
+    site = SiteClient(fetcher, installed.source, installed.state.get("channel"))
+    recorded = _recorded(installed, site)
     offered, _ = _fetch_pointer(site, Trust.read(installed.root), None, recorded)
     if offered.pointer.manifest_sha256 != installed.manifest_sha256:
         if recorded is None:
@@ -151,9 +153,9 @@ class _Offered(NamedTuple):
     version: Version
 
 
-def _recorded(installed: Installed, url: str) -> _Offered | None:
-    """The pointer of the installed release; None: it is not of this site, or can't be read."""
-    if not installed.is_from(url):
+def _recorded(installed: Installed, site: SiteClient) -> _Offered | None:
+    """The pointer of the installed release; None: it is not of this site and channel, or can't be read."""
+    if not installed.is_from(site.url) or installed.state.get("channel") != site.channel:
         return None
     try:
         data, origin = installed.state["pointer"].encode(), installed.state["origin"]
@@ -236,6 +238,8 @@ class ReleaseSource:
         version = self._offered.version
         origin = {"etag": version.etag, "last_modified": version.last_modified}
         record: dict[str, object] = {"pointer": self._offered.data.decode(), "origin": origin}
+        if self._site.channel is not None:
+            record["channel"] = self._site.channel
         if self._selection is not None:
             record |= {"selection": self._selection.record(), "release": self._pointer.manifest_sha256}
         return record

@@ -14,7 +14,7 @@ from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, HTTPStatusError
 from perfkit.minisign.public_keys import MAX_FILE_BYTES
 from perfkit.redact import redacted
-from perfkit.releases.format import POINTER_NAME
+from perfkit.releases.format import POINTER_NAME, channel_name
 from perfkit.releases.format.index import Index, PackRange
 from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, PackedRef
 from perfkit.releases.format.zstd import decompress
@@ -57,11 +57,14 @@ class SiteClient:
 
     Attributes:
         url: of the site, with a trailing slash.
+        channel: whose release is offered; None: the current one is.
         latency_s: how long the pointer took to fetch; a guess before that.
     """
 
-    def __init__(self, fetcher: Fetcher, url: str) -> None:
+    def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
         self.url = url
+        self.channel = channel
+        self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
         self.latency_s = 0.05
         self._fetcher = fetcher
 
@@ -72,7 +75,7 @@ class SiteClient:
             before: an earlier pointer and its validators, in case none is staged.
         """
         known = before[1] if before else None
-        request = Request(self.url + POINTER_NAME, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
+        request = Request(self.url + self._pointer_name, POINTER_NAME, max_bytes=MAX_POINTER_BYTES, known=known)
         (found,) = self._fetcher.get([request], phase="reading the release")
         self.latency_s = found.seconds
         if before is not None and found.unchanged and found.version == known:

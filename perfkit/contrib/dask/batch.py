@@ -1,0 +1,237 @@
+"""A batch of downloads on the workers of a cluster, in shards that Dask schedules, repeats and moves."""
+
+from __future__ import annotations
+
+import functools
+import itertools
+import math
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+
+import dask
+from distributed import Client, Future, as_completed, get_worker
+
+from perfkit.config import Config
+from perfkit.contrib.dask.checkpoint import Checkpoint, identity_of
+from perfkit.contrib.dask.cluster import ShardCount, on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster_progress import ClusterProgress
+from perfkit.contrib.dask.objects import ObjectStore
+from perfkit.downloads.manager import Item
+from perfkit.downloads.request import Download, Request
+from perfkit.errors import BatchError, CancelledError, ConfigError, TransferError
+from perfkit.progress.meter import Progress
+from perfkit.toolkit import Toolkit
+
+__all__ = ["download_many"]
+
+_SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
+_RETRIES = 2  # of a shard whose task failed; one whose worker was lost is repeated as Dask's settings say
+_AHEAD = 2  # shards that the scheduler is given for each thread of the workers
+_POLL_S = 0.1
+_UPLOADS = 8  # at once, of a shard
+
+Shard = list[tuple[int, Item]]  # items with their indices in the input
+
+
+def download_many(
+    client: Client,
+    requests: Iterable[Item],
+    dest: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    progress: Progress | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+) -> list[Download]:
+    """Download many files on the workers of a cluster; like `Toolkit.download_many`, on several machines.
+
+    The batch is cut into shards of up to 256 files or 256 MiB, as far as the requests tell sizes, and each is a task.
+    (Dask's settings `perfkit.shard-files` and `perfkit.shard-bytes` change that.) A shard whose worker is lost runs
+    again on another worker, which keeps the files that are complete, and resumes partial ones, if both see the same
+    directory.
+
+    Args:
+        client: the client of the cluster. perfkit must be installed on its workers.
+        dest: a directory, as an absolute path that exists on every worker: shared storage, or each machine's own disk.
+            Or the URL of a place that fsspec can write to, such as `s3://bucket/prefix`; a file is downloaded to its
+            worker's disk first, and appears there at once.
+        config: settings of the workers' Toolkits. `rate_limit` and `connections_per_host` are limits for all of them
+            together, however many there are; what a host asks one of them to wait (`Retry-After`), all do.
+        progress: displays the progress of all workers, such as `Bars()`; none by default.
+        checkpoint: a directory on the client's disk. What is done is written down there, and if the client or the
+            scheduler is lost, the same call goes on with the rest.
+
+    Returns:
+        One result per request, in input order.
+
+    Raises:
+        BatchError: some failed; the others are complete, and `results` has all of them, in input order.
+        ConfigError: `dest` is relative, or the cluster has no workers.
+        OSError: the scheduler was lost, or the checkpoint can't be written.
+    """
+    dest = os.fspath(dest).removeprefix("file://")
+    if not os.path.isabs(dest) and "://" not in dest:
+        raise ConfigError(
+            f"dest must be an absolute path, since each worker has its own current directory, or a URL; got {dest!r}"
+        )
+    threads = sum(client.nthreads().values())  # type: ignore[no-untyped-call]
+    if threads == 0:
+        raise ConfigError("the cluster has no workers; start some, or wait for them with client.wait_for_workers(1)")
+    done = Checkpoint(None if checkpoint is None else os.fspath(checkpoint), dest)
+    items = list(requests)
+    results = _known(items, done)
+    shards = _shards([(index, item) for index, item in enumerate(items) if index not in results], threads)
+    display = ClusterProgress(progress, [_size(item) for item in items], results.values())
+    with toolkits(client, config or Config()) as name:
+        for shard, ended in _run(client, name, shards, dest, display):
+            done.add((item, download) for (_, item), download in zip(shard, ended, strict=True))
+            results.update(zip((index for index, _ in shard), ended, strict=True))
+    display.finish()
+    ordered = [results[index] for index in range(len(items))]
+    if any(download.error is not None for download in ordered):
+        raise BatchError(ordered)
+    return ordered
+
+
+def _known(items: Sequence[Item], done: Checkpoint) -> dict[int, Download]:
+    """The results that are certain before anything is requested: what is done already, and names given twice."""
+    results: dict[int, Download] = {}
+    names: dict[str, str] = {}
+    for index, item in enumerate(items):
+        url, (_, name) = _url(item), identity_of(item)
+        if name is not None and name in names:
+            reason = f"{name!r} is the name of {names[name]} too; give each its own"
+            results[index] = Download(url=url, path="", error=TransferError(url, reason))
+        elif (download := done.find(item)) is not None:
+            results[index] = download
+        if name is not None:
+            names[name] = url
+    return results
+
+
+def _shards(items: Shard, threads: int) -> list[Shard]:
+    """Cut a batch so that each thread has something to do, and shards are of moderate size."""
+    most_files = int(dask.config.get("perfkit.shard-files", _SHARD_FILES))
+    most_bytes = int(dask.config.get("perfkit.shard-bytes", _SHARD_BYTES))
+    most_files = max(1, min(most_files, math.ceil(len(items) / threads)))
+    shards: list[Shard] = []
+    size = 0
+    for index, item in items:
+        expected = _size(item) or 0
+        if not shards or len(shards[-1]) == most_files or size + expected > most_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append((index, item))
+        size += expected
+    return shards
+
+
+def _run(
+    client: Client, name: str, shards: Sequence[Shard], dest: str, display: ClusterProgress
+) -> Iterator[tuple[Shard, list[Download]]]:
+    """Have all shards run; yields each with its results as it ends."""
+    waiting = iter(enumerate(shards))
+    running: dict[Future[list[Download]], int] = {}
+    completed = as_completed([], loop=client.loop)  # type: ignore[no-untyped-call]
+    try:
+        while True:
+            state = state_of(client, name)
+            display.update(state)
+            room = max(1, _AHEAD * sum(state.threads.values())) - len(running)
+            for number, shard in itertools.islice(waiting, max(0, room)):
+                key = f"perfkit-download-{name.rpartition('-')[2]}-{number}"
+                batch = [item for _, item in shard]
+                future = client.submit(_fetch, name, number, batch, dest, key=key, pure=False, retries=_RETRIES)
+                running[future] = number
+                completed.add(future)  # type: ignore[no-untyped-call]
+            if not running:
+                return
+            ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
+            for future in ended:
+                number = running.pop(future)
+                results = _results(shards[number], future)
+                display.ended(number, results)
+                future.release()
+                yield shards[number], results
+            if not ended:
+                time.sleep(_POLL_S)
+    finally:
+        if client.status == "running":
+            client.cancel(list(running))  # type: ignore[no-untyped-call]
+
+
+def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Download]:
+    """Runs on a worker: download the files of a shard, and upload them if they are to be elsewhere."""
+    worker = on_this_worker(name)
+    with worker.shard(number) as shard:
+        if "://" not in dest:
+            return _download(worker.kit, shard, batch, dest)
+        place = tempfile.TemporaryDirectory(prefix="perfkit-", dir=get_worker().local_directory)
+        with place as stage, ThreadPoolExecutor(_UPLOADS) as pool:
+            put = functools.partial(_upload, ObjectStore(dest), stage)
+            return _download(worker.kit, shard, batch, stage, lambda each: pool.submit(put, each).result)
+
+
+def _download(
+    kit: Toolkit,
+    shard: ShardCount,
+    batch: Sequence[Item],
+    dest: str,
+    then: Callable[[Download], Callable[[], Download]] = lambda each: lambda: each,
+) -> list[Download]:
+    """The results of a shard, in input order.
+
+    Args:
+        then: begins what is to be done with each file, and gives a function that waits for the result.
+    """
+    found: dict[int, Callable[[], Download]] = {}
+    for index, download in kit.iter_downloads(batch, dest):
+        if isinstance(download.error, CancelledError):
+            raise download.error  # the worker is closing: another one has to do it
+        found[index] = then(download)
+        shard.files += 1
+        shard.failed += download.error is not None
+        shard.bytes += download.bytes
+    return [found[index]() for index in range(len(batch))]
+
+
+def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
+    """Move a file from the worker's disk to where it is to be."""
+    if download.error is not None:
+        return download
+    try:
+        url = store.put(download.path, os.path.relpath(download.path, stage))
+    except Exception as error:  # of whatever package fsspec uses
+        reason = f"it was downloaded, and could not be stored: {error}"
+        return replace(download, path="", error=TransferError(download.url, reason, transient=True))
+    os.unlink(download.path)
+    return replace(download, path=url)
+
+
+def _results(shard: Shard, future: Future[list[Download]]) -> list[Download]:
+    """The results of a shard; if it failed as a whole, a failure for each of its files.
+
+    Raises:
+        ConnectionError: the scheduler was lost.
+    """
+    if future.status in ("cancelled", "lost"):
+        raise ConnectionError("the scheduler was lost; start it again, and repeat the call to go on")
+    failure = future.exception()  # type: ignore[no-untyped-call]
+    if failure is None:
+        return list(future.result())
+    reason = f"the Dask task failed: {failure}"
+    return [
+        Download(url=url, path="", error=TransferError(url, reason, transient=True))
+        for url in (_url(item) for _, item in shard)
+    ]
+
+
+def _url(item: Item) -> str:
+    return item.url if isinstance(item, Request) else item if isinstance(item, str) else item[0]
+
+
+def _size(item: Item) -> int | None:
+    return item.expected_bytes if isinstance(item, Request) else None

@@ -1,0 +1,211 @@
+"""What a call has on a cluster: a Toolkit on each worker; on the scheduler, the limits that they share.
+
+The Toolkits lease their shares in the messages that tell the scheduler how far they are. When the call ends, or its
+client is lost, the Toolkits are closed, and with them whatever they still do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import pickle
+import threading
+import uuid
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+from distributed import Client, Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_worker
+from distributed.utils import sync
+
+from perfkit.config import Config
+from perfkit.downloads.shared_limits import Lease, SharedLimits, Use
+from perfkit.progress.meter import FileProgress, Snapshot
+from perfkit.toolkit import Toolkit
+
+__all__ = ["ClusterState", "OnWorker", "ShardCount", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
+
+_ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
+
+
+@dataclass(slots=True)
+class ShardCount:
+    """How far a shard is: its files that ended, those that failed, and the bytes of the others."""
+
+    files: int = 0
+    failed: int = 0
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class WorkerReport:
+    """How far a worker is."""
+
+    shards: dict[int, ShardCount]
+    active: tuple[FileProgress, ...]
+    bytes_per_s: float
+
+
+@dataclass(frozen=True, slots=True)
+class ClusterState:
+    """The workers of a cluster, by address, with their numbers of threads; and what they last reported."""
+
+    threads: dict[str, int]
+    reports: list[WorkerReport]
+
+
+@contextlib.contextmanager
+def toolkits(client: Client, config: Config) -> Iterator[str]:
+    """A Toolkit on each worker of the cluster, also on those that join later; gives the name for `on_this_worker`."""
+    name = f"perfkit-{uuid.uuid4().hex}"
+    client.register_plugin(OnScheduler(), name="perfkit")
+    limits = {"rate": config.rate_limit, "connections": config.connections_per_host}
+    _ask(client, "perfkit_begin", name=name, client=client.id, **limits)
+    try:
+        client.register_plugin(OnWorker(name, config), name=name)
+        yield name
+    finally:
+        if client.status == "running":  # else the scheduler is lost
+            _ask(client, "perfkit_end", name=name)
+
+
+def state_of(client: Client, name: str) -> ClusterState:
+    """How far the work is.
+
+    Raises:
+        ConnectionError: the scheduler was lost.
+    """
+    lost = "the scheduler was lost; start it again, and repeat the call to go on"
+    if client.status != "running":
+        raise ConnectionError(lost)
+    try:
+        found = _ask(client, "perfkit_state", name=name)
+    except OSError as error:
+        raise ConnectionError(lost) from error
+    return ClusterState(found["threads"], [pickle.loads(each) for each in found["reports"]])  # from Dask
+
+
+def _ask(client: Client, handler: str, /, **arguments: Any) -> Any:
+    return client.sync(getattr(client.scheduler, handler), **arguments)  # type: ignore[no-untyped-call]
+
+
+def on_this_worker(name: str) -> OnWorker:
+    """What the call of that name has on the worker that runs this task."""
+    plugin = get_worker().plugins[name]
+    assert isinstance(plugin, OnWorker)
+    return plugin
+
+
+@dataclass
+class _Call:
+    """What the scheduler keeps for a call."""
+
+    client: str
+    limits: SharedLimits
+    holders: dict[str, str] = field(default_factory=dict)  # of leases, by their workers' addresses
+    reports: dict[str, bytes] = field(default_factory=dict)  # by address
+
+
+class OnScheduler(SchedulerPlugin):
+    """Divides the limits among the workers, and collects what they report: one for all calls."""
+
+    idempotent = True
+
+    async def start(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self._calls: dict[str, _Call] = {}
+        scheduler.handlers.update(
+            perfkit_begin=self.begin, perfkit_end=self.end, perfkit_lease=self.lease, perfkit_state=self.state
+        )
+
+    async def begin(self, name: str, client: str, rate: int | None, connections: int) -> None:
+        self._calls[name] = _Call(client, SharedLimits(rate, connections))
+
+    async def end(self, name: str) -> None:
+        if name in self._scheduler.worker_plugins:  # else another one is at it
+            await self._scheduler.unregister_worker_plugin(comm=None, name=name)
+            del self._calls[name]
+
+    async def lease(self, name: str, worker: str, holder: str, use: dict[str, Any], report: bytes) -> dict[str, Any]:
+        call = self._calls[name]
+        call.holders[worker], call.reports[worker] = holder, report
+        return asdict(call.limits.lease(holder, Use(**use)))
+
+    async def state(self, name: str) -> dict[str, Any]:
+        threads = {address: worker.nthreads for address, worker in self._scheduler.workers.items()}
+        return {"threads": threads, "reports": list(self._calls[name].reports.values())}
+
+    def remove_worker(self, scheduler: Scheduler, worker: str, **_: Any) -> None:
+        for call in self._calls.values():
+            call.reports.pop(worker, None)
+            if worker in call.holders:
+                call.limits.release(call.holders.pop(worker))
+
+    def remove_client(self, scheduler: Scheduler, client: str) -> None:
+        for name in [name for name, call in self._calls.items() if call.client == client]:
+            scheduler.loop.add_callback(self.end, name)
+
+
+class OnWorker(WorkerPlugin):
+    """A worker's Toolkit, shared by its tasks for the duration of a call; it leases its limits from the scheduler."""
+
+    def __init__(self, name: str, config: Config) -> None:
+        self._name = name
+        self._config = config
+
+    def setup(self, worker: Worker) -> None:
+        self._worker = worker
+        self._lock = threading.Lock()
+        self._shards: dict[int, ShardCount] = {}
+        self._report = WorkerReport({}, (), 0.0)
+        self.kit = Toolkit(self._config, progress=self, limits=self)
+        worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report().bytes_per_s  # columns of Dask's dashboard
+        worker.metrics["perfkit_files"] = lambda _: sum(each.files for each in self.report().shards.values())
+
+    async def teardown(self, worker: Worker) -> None:
+        for metric in ("perfkit_bytes_per_s", "perfkit_files"):
+            worker.metrics.pop(metric, None)
+        await asyncio.to_thread(self.kit.close)  # waits for what the loop has to answer
+
+    @contextlib.contextmanager
+    def shard(self, number: int) -> Iterator[ShardCount]:
+        """Count the files of a shard while it runs."""
+        shard = ShardCount()
+        with self._lock:
+            self._shards[number] = shard
+        try:
+            yield shard
+        finally:
+            with self._lock:
+                del self._shards[number]
+
+    def report(self) -> WorkerReport:
+        return self._report
+
+    # -- as the Toolkit's `Progress` --
+
+    def update(self, snapshot: Snapshot) -> None:
+        with self._lock:  # files that have ended since are counted twice by no one
+            shards = {number: replace(shard) for number, shard in self._shards.items()}
+        self._report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
+
+    def finish(self, snapshot: Snapshot) -> None:
+        self._report = WorkerReport({}, (), 0.0)
+
+    # -- as its `LimitStore` --
+
+    def lease(self, holder: str, use: Use) -> Lease:
+        found = sync(
+            self._worker.loop,
+            self._worker.scheduler.perfkit_lease,
+            callback_timeout=_ANSWER_S,
+            name=self._name,
+            worker=self._worker.address,
+            holder=holder,
+            use=asdict(use),
+            report=pickle.dumps(self.report()),
+        )
+        return Lease(**found)
+
+    def release(self, holder: str) -> None:
+        """The lease ends with the worker, or the call."""

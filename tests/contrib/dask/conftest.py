@@ -1,0 +1,18 @@
+"""One cluster for all tests that kill none of its processes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.support.dask_cluster import Cluster
+
+
+@pytest.fixture(scope="session")
+def cluster(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
+    """A scheduler and two workers, `one` and `two`."""
+    with Cluster(tmp_path_factory.mktemp("cluster")) as cluster:
+        cluster.add_worker("one", "--resources", "canary=1")
+        cluster.add_worker("two")
+        yield cluster

@@ -1,0 +1,161 @@
+"""Batches on real schedulers and workers: their results, their limits, and what is lost if one of them is killed."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections import Counter
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.support.dask_cluster import Cluster, wait_until
+from tests.support.fakes import Exchange, MisbehavingServer
+
+pytestmark = pytest.mark.once
+FILES = 40
+BODY = b"x" * 1000
+
+
+class Log:
+    """A server's answers: counts whole bodies by path, and how many there are at once."""
+
+    def __init__(self) -> None:
+        self.bodies: Counter[str] = Counter()
+        self.most = self._now = 0
+        self.lock = threading.Lock()
+        self.act: Callable[[], None] = lambda: None
+        self.act_at = -1  # bodies sent
+
+    def __call__(self, exchange: Exchange) -> None:
+        path = exchange.asked.path
+        with self.lock:
+            self._now += 1
+            self.most = max(self.most, self._now)
+            act = sum(self.bodies.values()) == self.act_at
+            if act:
+                self.act_at = -1
+            if '"v1"' not in exchange.asked.headers.get("if-none-match", "") and "missing" not in path:
+                self.bodies[path] += 1
+        if act:
+            self.act()
+        time.sleep(0.01)
+        if "missing" in path:
+            exchange.respond("404 Not Found")
+        elif '"v1"' in exchange.asked.headers.get("if-none-match", ""):
+            exchange.respond("304 Not Modified", ETag='"v1"')
+        else:
+            exchange.serve(BODY)
+        with self.lock:
+            self._now -= 1
+
+
+def test_a_batch_is_that_of_one_toolkit(cluster: Cluster, out: Path) -> None:
+    """Results in input order, failed ones among them; limits for all; progress; nothing is left on the workers."""
+    body = """
+client.wait_for_workers(2)
+class Shown:
+    shown = []
+    def update(self, snapshot): self.shown.append([snapshot.files_done, snapshot.received_bytes, snapshot.share])
+    def finish(self, snapshot): self.update(snapshot)
+items = [f"{url}{number}" for number in range(40)]
+config = Config(retries=0, connections_per_host=3, rate_limit=40_000, adaptive=False)
+results = download_many(client, items, dest, config=config, progress=Shown())
+told = {"bytes": [each.bytes for each in results], "names": [os.path.basename(each.path) for each in results]}
+told["shown"] = Shown.shown
+try:
+    download_many(client, [(url + "a", "a"), "nonsense", (url + "missing", "x"), (url + "b", "a")], dest, config=config)
+except BatchError as error:
+    told["errors"] = [type(each.error).__name__ for each in error.results]
+try:
+    download_many(client, items, "relative")
+except ConfigError:
+    told["relative"] = True
+names = client.run(lambda dask_worker: [each for each in dask_worker.plugins if each.startswith("perfkit")])
+told["left"] = sorted(map(len, names.values()))
+told["calls"] = client.run_on_scheduler(lambda dask_scheduler: len(vars(dask_scheduler.plugins["perfkit"])["_calls"]))
+import fsspec
+told["stored"] = [each.path for each in download_many(client, items[:3], "memory://place")]
+stored = client.run(lambda: fsspec.filesystem("memory").du("/place", total=False))
+told["contents"] = dict(sum((list(each.items()) for each in stored.values()), []))
+print(json.dumps(told))
+"""
+    log = Log()
+    with MisbehavingServer(log) as server:
+        began_s = time.monotonic()
+        told = cluster.run(body, out, f"{server.url}/")
+        seconds = time.monotonic() - began_s
+    assert told["bytes"] == [len(BODY)] * FILES
+    assert told["names"] == [str(number) for number in range(FILES)]
+    assert told["errors"] == ["NoneType", "ConfigError", "HTTPStatusError", "TransferError"]
+    assert (told["relative"], told["left"], told["calls"]) == (True, [0, 0], 0)
+    assert told["stored"] == [f"memory:///place/{number}" for number in range(3)]
+    assert told["contents"] == {f"/place/{number}": len(BODY) for number in range(3)}
+    assert 1 < log.most <= 3
+    assert seconds >= 0.9 * FILES * len(BODY) / 40_000
+    *running, ended = told["shown"]
+    assert ended == [FILES, FILES * len(BODY), 1.0]
+    assert any(0 < files < FILES for files, _, _ in running)
+    assert all(earlier[2] <= later[2] for earlier, later in zip(running, told["shown"][1:], strict=True))
+
+
+RESUMED = """
+client.wait_for_workers(int(rest[1]))
+with dask.config.set({"perfkit.shard-files": 4}):
+    items = [f"{url}{number}" for number in range(40)]
+    results = download_many(client, items, dest, config=Config(backoff_base_s=0.01), checkpoint=rest[0])
+print(json.dumps([each.bytes for each in results]))
+"""
+
+
+def test_a_killed_worker_loses_its_shard(tmp_path: Path, out: Path) -> None:
+    """The other one does it again, and keeps what is complete; one that joins gets the rest of the work."""
+    log = Log()
+    with Cluster(tmp_path) as cluster, MisbehavingServer(log) as server:
+        cluster.add_worker("lost")
+        cluster.add_worker("kept")
+
+        def replace() -> None:
+            cluster.kill("lost")
+            cluster.add_worker("late")
+
+        log.act, log.act_at = replace, 10
+        assert cluster.run(RESUMED, out, f"{server.url}/", str(tmp_path / "done"), "2") == [len(BODY)] * FILES
+    assert len(log.bodies) == FILES
+    twice = sum(count - 1 for count in log.bodies.values())
+    assert twice <= 4
+    assert len(list(out.iterdir())) == FILES
+
+
+def test_a_killed_client_and_a_killed_scheduler_resume(tmp_path: Path, out: Path) -> None:
+    """Three runs with one checkpoint: the first loses its client, the second its scheduler. Only what was in flight is
+    fetched again, also where the workers keep nothing.
+    """
+    log = Log()
+    done = tmp_path / "done"
+    with MisbehavingServer(log) as server:
+        for number, victim in enumerate(("client", "scheduler")):
+            (place := tmp_path / victim).mkdir()
+            reached = threading.Event()
+            log.act, log.act_at = reached.set, 12 * (number + 1)
+            with Cluster(place) as cluster:
+                cluster.add_worker("one")
+                with cluster.start(RESUMED, tmp_path / "out", f"{server.url}/", str(done), "1") as client:
+                    assert reached.wait(60)
+                    wait_until(lambda least=number: len(list(done.glob("*.json"))) > least)
+                    if victim == "client":
+                        client.kill()
+                    else:
+                        cluster.kill("scheduler")
+                    _, errors = client.communicate()
+                    assert client.returncode != 0, errors
+        kept = len(list(done.glob("*.json")))
+        assert kept >= 2
+        (place := tmp_path / "third").mkdir()
+        before = log.bodies.total()
+        with Cluster(place) as cluster:
+            cluster.add_worker("one")
+            assert cluster.run(RESUMED, out, f"{server.url}/", str(done), "1") == [len(BODY)] * FILES
+    assert log.bodies.total() - before <= FILES - 4 * kept
+    assert log.bodies.total() <= FILES + 2 * 4

@@ -1,0 +1,60 @@
+"""A tree on every host: waves, checks, rollback and a lost worker."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from tests.support.dask_cluster import Cluster
+from tests.support.sites import Origin
+
+pytestmark = pytest.mark.once
+
+SYNC = """
+client.wait_for_workers(int(rest[0]))
+def check(path):
+    if open(path + "/a").read() == rest[1]: raise ValueError("it does not start")
+def lose(path):
+    if path.endswith(rest[1]): os._exit(9)
+waves = Waves(sizes=("canary", "100%"))
+done = sync_fleet(client, url, dest + "/{host}", waves=waves, check=lose if rest[2:] else check, allow_older=True)
+known = status_fleet(client, dest + "/{host}")
+print(json.dumps([
+    [[each.host, each.wave, each.before, each.after, each.rolled_back, str(each.error or "")] for each in done],
+    {each.host: each.status and each.status.version for each in known},
+]))
+"""
+
+
+def test_waves_stop_at_a_failure(cluster: Cluster, origin: Origin, out: Path) -> None:
+    """All hosts get 1; 2 fails the check of the canary, which goes back to 1, and the other host is left alone; it is
+    passed over by the next sync, which 3 ends.
+    """
+    origin.publish({"a": b"good"}, "1")
+    told, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    assert told == [["one", 1, None, "1", False, ""], ["two", 2, None, "1", False, ""]]
+    assert known == {"one": "1", "two": "1"}
+    origin.publish({"a": b"bad"}, "2")
+    told, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    assert told == [["one", 1, "1", "1", True, "it does not start"], ["two", None, None, None, False, ""]]
+    assert known == {"one": "1", "two": "1"}
+    assert (out / "one" / "a").read_bytes() == b"good"
+    origin.publish({"a": b"better"}, "3")
+    _, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    assert known == {"one": "3", "two": "3"}
+
+
+def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Path) -> None:
+    """Its wave goes back, as far as it can be reached."""
+    origin.publish({"a": b"good"}, "1")
+    (tmp_path / "cluster").mkdir()
+    with Cluster(tmp_path / "cluster") as cluster:
+        for name in ("kept", "lost"):
+            cluster.add_worker(name)
+        told, known = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")
+    assert known == {"kept": None}
+    kept, lost = sorted(told)
+    assert kept == ["kept", 1, None, None, True, ""]
+    assert lost[:5] == ["lost", 1, None, None, False]
+    assert "the worker of lost was lost" in lost[5]

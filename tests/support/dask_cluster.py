@@ -1,0 +1,98 @@
+"""A Dask cluster of real processes, which tests can kill; and programs that use it, each in a process of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+_WAIT_S = 60.0
+_PROGRAM = """
+import json, os, sys
+import dask
+from distributed import Client
+from perfkit import BatchError, Config, ConfigError, Request
+from perfkit.contrib.dask import *
+
+if __name__ == "__main__":
+    dest, url, *rest = sys.argv[2:]
+    with Client(scheduler_file=sys.argv[1], timeout=20) as client:
+        %s
+"""
+
+
+class Cluster:
+    """A scheduler and workers, killed at the end of a `with` block.
+
+    Args:
+        place: a directory for the processes' files.
+    """
+
+    def __init__(self, place: Path) -> None:
+        self._place = place
+        self._file = place / "scheduler.json"
+        self._environment = {
+            **os.environ,
+            "DASK_DISTRIBUTED__COMM__TIMEOUTS__CONNECT": "5s",
+            "DASK_DISTRIBUTED__SCHEDULER__ALLOWED_FAILURES": "10",
+        }
+        self._processes: dict[str, subprocess.Popen[bytes]] = {}
+
+    def __enter__(self) -> Cluster:
+        self._start("scheduler", "scheduler", "--host", "127.0.0.1", "--port", "0", "--no-dashboard")
+        wait_until(self._file.exists)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for name in list(self._processes):
+            self.kill(name)
+
+    def _start(self, name: str, role: str, *options: str) -> None:
+        command = [sys.executable, "-m", "dask", role, "--scheduler-file", str(self._file), *options]
+        with open(self._place / f"{name}.log", "wb") as log:
+            self._processes[name] = subprocess.Popen(
+                command, stdout=log, stderr=log, cwd=self._place, env=self._environment
+            )
+
+    def add_worker(self, name: str, *options: str) -> None:
+        """A worker with one thread and without a nanny, which would start another if it is killed."""
+        self._start(
+            name, "worker", "--name", name, "--nthreads", "1", "--no-nanny", "--no-dashboard", "--host", "127.0.0.1",
+            "--local-directory", str(self._place), *options,
+        )  # fmt: skip
+
+    def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Send a signal to the scheduler or a worker."""
+        process = self._processes[name]
+        process.send_signal(number)
+        if number == signal.SIGKILL:
+            process.wait()
+            del self._processes[name]
+
+    def start(self, body: str, dest: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
+        """A program with a `client`, `dest`, `url` and the `rest` of the arguments."""
+        program = _PROGRAM % body.strip().replace("\n", "\n        ")
+        command = [sys.executable, "-c", program, str(self._file), str(dest), url, *arguments]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment, text=True
+        )
+
+    def run(self, body: str, dest: Path, url: str = "", *arguments: str) -> Any:
+        """What such a program printed, as JSON."""
+        with self.start(body, dest, url, *arguments) as process:
+            output, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+        return json.loads(output)
+
+
+def wait_until(holds: Any) -> None:
+    """Wait for a condition."""
+    deadline = time.monotonic() + _WAIT_S
+    while not holds():
+        assert time.monotonic() < deadline, "it never came to be"
+        time.sleep(0.02)
