@@ -197,6 +197,9 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             publish(str(src), str(site), version=version, keep_deltas=keep)
+    for option, value in (("level", 0), ("level", 23), ("keep_releases", 0), ("grace_s", -1.0)):
+        with pytest.raises(ConfigError, match=option):
+            publish(str(src), str(tmp_path / "s"), version="1", **{option: value})
     with pytest.raises(ConfigError):
         publish(str(tmp_path / "none"), str(tmp_path / "s"), version="1")
     assert not (tmp_path / "s").exists()
@@ -289,16 +292,14 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monk
     assert list((site / "objects").glob(".new-*")) == []
 
 
-def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path) -> None:
     """Not before their grace has passed since they fell out of use; the kept releases stay whole."""
-    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 2)
     src, site = tmp_path / "src", tmp_path / "site"
     trees = [{"noise": noise(number, 20_000), "name": b"%d" % number} for number in range(5)]
     for number, tree in enumerate(trees[:4]):
-        publish(str(write_tree(src, tree)), str(site), version=str(number))
+        publish(str(write_tree(src, tree)), str(site), version=str(number), keep_releases=2)
     held = {path.name for path in (site / "objects").iterdir()}
-    monkeypatch.setattr(publisher, "GRACE_S", 0.0)
-    publish(str(write_tree(src, trees[4])), str(site), version="4")
+    publish(str(write_tree(src, trees[4])), str(site), version="4", keep_releases=2, grace_s=0)
     left = {path.name for path in (site / "objects").iterdir()}
     assert held - left  # those of releases 0, 1 and 2
     client = Client(site)
@@ -306,14 +307,14 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: p
     assert publish(str(write_tree(src, trees[3])), str(site), version="5").number == 6
 
 
-def test_the_grace_counts_from_when_an_object_fell_out_of_use(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_grace_counts_from_when_an_object_fell_out_of_use(tmp_path: Path) -> None:
     """However old it is then. The log has that time; it may end in the middle of a line, and does not grow for ever."""
-    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 1)
     src, site = tmp_path / "src", tmp_path / "site"
     log = site / ".perfkit-publish.retired"
 
     def publish_content(number: int) -> set[str]:
-        publish(str(write_tree(src, {"file": noise(number, 5000)})), str(site), version=str(number))
+        tree = write_tree(src, {"file": noise(number, 5000)})
+        publish(str(tree), str(site), version=str(number), keep_releases=1)
         return {path.name for path in (site / "objects").iterdir()}
 
     first = publish_content(0)

@@ -6,11 +6,12 @@ of it. A blob that several entries share is listed once, for the first of them.
 
 from __future__ import annotations
 
+import operator
 from array import array
 from bisect import bisect_right
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import accumulate, islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
@@ -183,16 +184,12 @@ class Index:
         if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
         packs_of, at = _places(packs, per_pack, gaps, sizes)
-        first = array("I", (0,))
-        for count in per_frame:
-            first.append(first[-1] + count)
+        first = array("I", accumulate(per_frame, initial=0))
         pieces = _Pieces(manifest, columns, tags)
-        contents = array("I")
-        for frame in range(frame_count):
-            size = pieces.read(first[frame], first[frame + 1]) + tails[frame]
-            if not 0 < size <= MAX_FRAME_BYTES or sizes[frame] > most_compressed(size):
-                _refuse(f"a frame of {sizes[frame]} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
-            contents.append(size)
+        contents = array("I", map(operator.add, pieces.read(per_frame), tails))
+        for size, compressed in zip(contents, sizes, strict=True):
+            if not 0 < size <= MAX_FRAME_BYTES or compressed > most_compressed(size):
+                _refuse(f"a frame of {compressed} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
         pieces.check()
         return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)
 
@@ -265,49 +262,48 @@ class _Pieces:
         self._manifest = manifest
         self._coded = columns
         self._coded_tags = tags
-        self._tags_used = 0
-        self._entry = -1
-        self._expected = array("Q", bytes(8 * len(manifest)))
         longest = max((manifest.size(entry) for entry in range(len(manifest))), default=0)
         offsets = array("I" if longest < 1 << 32 else "Q")
         self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
 
-    def read(self, begin: int, end: int) -> int:
-        """Decode the pieces of one frame; returns the end of the last one in the frame."""
-        entries, offsets, starts, lengths, tags = self.columns
-        steps, jumps, moves, given = self._coded
-        place = used = 0
-        for number in range(begin, end):
-            self._entry += 1 + unzigzag(steps[number])
-            if not 0 <= self._entry < len(self._manifest):
-                _refuse("a piece of an entry that does not exist")
-            offset = self._expected[self._entry] + unzigzag(jumps[number])
-            start = place + unzigzag(moves[number])
-            left = self._manifest.size(self._entry) - offset
-            length = given[number] or left
-            if min(offset, start) < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
-                _refuse("a piece outside its file or frame")
-            place = start + length
-            self._expected[self._entry] = offset + length
-            used = max(used, place)
-            entries.append(self._entry)
-            offsets.append(offset)
-            starts.append(start)
-            lengths.append(length)
-            if self._coded_tags:
-                tags.append(self._tag() if offset or length != left else 0)
-        return used
+    def read(self, per_frame: Iterable[int]) -> Iterator[int]:
+        """Decode the pieces; yields the end of the last one in each frame.
 
-    def _tag(self) -> int:
-        if self._tags_used == len(self._coded_tags):
-            _refuse("too few tags")
-        self._tags_used += 1
-        return self._coded_tags[self._tags_used - 1]
+        Args:
+            per_frame: the number of pieces in each frame.
+        """
+        entries, offsets, starts, lengths, tags = self.columns
+        coded, coded_tags = zip(*self._coded, strict=True), iter(self._coded_tags)
+        size_of, entry, expected = self._manifest.size, -1, array("Q", bytes(8 * len(self._manifest)))
+        for count in per_frame:
+            place = used = 0
+            for step, jump, move, given in islice(coded, count):
+                entry += 1 + unzigzag(step)
+                if not 0 <= entry < len(expected):
+                    _refuse("a piece of an entry that does not exist")
+                offset, start = expected[entry] + unzigzag(jump), place + unzigzag(move)
+                left = size_of(entry) - offset
+                length = given or left
+                if offset < 0 or start < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
+                    _refuse("a piece outside its file or frame")
+                place = start + length
+                expected[entry] = offset + length
+                used = max(used, place)
+                entries.append(entry)
+                offsets.append(offset)
+                starts.append(start)
+                lengths.append(length)
+                if self._coded_tags:
+                    tag = next(coded_tags, None) if offset or length != left else 0
+                    if tag is None:
+                        _refuse("too few tags")
+                    tags.append(tag)
+            yield used
+        if next(coded_tags, None) is not None:
+            _refuse("too many tags")
 
     def check(self) -> None:
         """Check that the pieces cover every blob of the manifest, each byte once."""
-        if self._tags_used != len(self._coded_tags):
-            _refuse("too many tags")
         entries, offsets, _, lengths, _ = self.columns
         reached = array("Q", bytes(8 * len(self._manifest)))
         later = []

@@ -35,7 +35,6 @@ __all__ = [
     "write_solid",
 ]
 
-SOLID_LEVEL = 19
 FINE_LEVEL = 12
 SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
 _PACK_BYTES = 256 << 20  # approximate maximum of an object

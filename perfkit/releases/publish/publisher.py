@@ -31,7 +31,6 @@ from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new
 from perfkit.releases.publish.frame_table import Copies, FrameTable
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
-    SOLID_LEVEL,
     PackWriter,
     merge_packs,
     pool,
@@ -50,7 +49,8 @@ _log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
 _FILES_NAME = ".perfkit-publish.files"  # what the last publisher knew of the files of the tree
-_KEPT_RELEASES = 16
+_MAX_LEVEL = 22
+_MAX_RELEASES = 1000  # the history stays a few megabytes
 _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
 _LIVE_SHARE = 0.8  # of a large frame: below it, it is not used any more
@@ -71,6 +71,9 @@ class PublishOptions:
         links: what to do with symbolic links, as for `SourceTree`.
         serial: of the release; None: the time, or one more than that of the last release.
         wait_s: how long to wait for another process that publishes to this site.
+        level: of compression of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
+        keep_releases: how many releases, with this one, can be installed.
+        grace_s: for how long unused objects are kept, for clients that are in the middle of a sync.
         sign_keys: the keys that sign the pointer.
         expires_s: for how long the publisher vouches for the pointer; None: without end. Publishing again renews it.
 
@@ -84,6 +87,9 @@ class PublishOptions:
     links: Links = "refuse"
     serial: int | None = None
     wait_s: float = 0.0
+    level: int = 19
+    keep_releases: int = 16
+    grace_s: float = GRACE_S
     sign_keys: Collection[SecretKey] = ()
     expires_s: float | None = None
 
@@ -92,6 +98,12 @@ class PublishOptions:
             raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
         if self.keep_deltas < 0:
             raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
+        if not 1 <= self.level <= _MAX_LEVEL:
+            raise ConfigError(f"level must be from 1 to {_MAX_LEVEL}; got {self.level}")
+        if not 1 <= self.keep_releases <= _MAX_RELEASES:
+            raise ConfigError(f"keep_releases must be from 1 to {_MAX_RELEASES}; got {self.keep_releases}")
+        if not 0 <= self.grace_s < _LONGEST_S:
+            raise ConfigError(f"grace_s must be 0 or more seconds, and less than 100 years; got {self.grace_s}")
         if self.links not in get_args(Links):
             raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
         if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
@@ -268,7 +280,7 @@ class _Publisher:
             packs, solid_packs = self._history.records[-1].packs, self._history.solid_packs
         else:
             threads = self._stack.enter_context(pool())
-            large, small, blocks_bytes = self._pack(threads)
+            large, small, blocks_bytes = self._pack(threads, options.level)
             packed, solid, fine = (
                 self._site.put_packed(raw)
                 for raw in (manifest.raw, large.encode(manifest, tags=False), small.encode(manifest, tags=True))
@@ -282,7 +294,7 @@ class _Publisher:
         record = ReleaseRecord(version, serial, sha256, packed, fine, packs)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         channels = {each.manifest_sha256 for each in self._site.channels()}
-        oldest = len(records) - _KEPT_RELEASES
+        oldest = len(records) - options.keep_releases
         records = [each for at, each in enumerate(records) if at >= oldest or each.manifest_sha256 in channels]
         known = {short_digest(each.manifest_sha256) for each in records}
         kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
@@ -296,7 +308,7 @@ class _Publisher:
             self._site.retire(before - needed)
         self._site.replace_pointer(pointer, options.sign_keys)
         try:
-            self._site.prune(needed, grace_s=GRACE_S)
+            self._site.prune(needed, grace_s=options.grace_s)
         except OSError as error:  # the release is published; the next one removes them
             _log.warning("%s: files that are no longer used could not be removed: %s", self._site.root, error)
         return self._release(pointer, number, began_s)
@@ -326,7 +338,7 @@ class _Publisher:
         reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
         return self._stack.enter_context(contextlib.closing(reader))
 
-    def _pack(self, threads: ThreadPoolExecutor) -> tuple[FrameTable, FrameTable, int]:
+    def _pack(self, threads: ThreadPoolExecutor, level: int) -> tuple[FrameTable, FrameTable, int]:
         """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
         fine, solid, old, old_solid, copies = FrameTable(), FrameTable(), None, None, Copies()
         if self._previous is not None:
@@ -338,7 +350,7 @@ class _Publisher:
         known = set(fine.entries)
         fresh = [entry for entry in order if entry not in known]
         shared = self._dictionary(fine, fresh)
-        with self._writer(threads, fine, FINE_LEVEL, "packing", self._size(fresh), shared=shared) as writer:
+        with self._writer(threads, fine, min(level, FINE_LEVEL), "packing", self._size(fresh), shared=shared) as writer:
             write_fine(self._manifest, fresh, self._open, writer, copies, old)
             fine_bytes = writer.flush()
             if old is not None:
@@ -351,7 +363,7 @@ class _Publisher:
         size = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
         if size <= _SOLID_GAP * (size + sum(solid.lengths)):
             gaps, size = {}, 0
-        with self._writer(threads, solid, SOLID_LEVEL, "packing for first installs", size) as writer:
+        with self._writer(threads, solid, level, "packing for first installs", size) as writer:
             write_solid(self._manifest, gaps, self._open, writer)
             if old_solid is not None:
                 merge_packs(solid, old_solid, writer)

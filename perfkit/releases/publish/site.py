@@ -223,8 +223,8 @@ class Site:
         return ref
 
     def put_packed(self, data: bytes) -> PackedRef:
-        """As `put`, compressed."""
-        return PackedRef(self.put(compress(data)), len(data))
+        """As `put`, compressed. Higher levels would save 0.4 % of a large manifest, and take seconds."""
+        return PackedRef(self.put(compress(data, level=19 if len(data) <= _READ_BYTES else 12)), len(data))
 
     def has(self, ref: ObjectRef) -> bool:
         """Whether the object exists, with the right size."""
