@@ -37,7 +37,7 @@ def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
     return {
         str(path.relative_to(site)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
         for path in site.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     }
 
 

@@ -53,12 +53,13 @@ class Run(NamedTuple):
         )
 
 
-def new_blobs(old: Manifest, new: Manifest) -> list[int]:
-    """One entry of `new` for each blob that `old` does not have, in order of names."""
-    wanted = {new.digest(entry): entry for entry in reversed(range(len(new))) if new.size(entry)}
-    for digest in old.digests():
-        wanted.pop(digest, None)
-    return sorted(wanted.values())
+def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
+    """The entry of each blob that `old` does not have, in order of names.
+
+    Args:
+        first: the first entry of the new manifest with each blob.
+    """
+    return sorted(map(first.__getitem__, first.keys() - set(old.digests())))
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,12 +70,14 @@ class Comparison:
         old: the old release.
         new: the manifest of the new one.
         pieces: its small frames.
+        wanted: its entries to make, as from `new_blobs`.
         opened: opens the new file of an entry.
     """
 
     old: BlobReader
     new: Manifest
     pieces: FrameTable
+    wanted: list[int]
     opened: Callable[[int], BinaryIO]
 
 
@@ -97,8 +100,7 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
     """What makes each group and its frame: first those of large files, where equal ranges need no work; then others."""
     old, new, opened = between.old, between.new, between.opened
     similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
-    wanted = new_blobs(old.manifest, new)
-    runs = exact_runs(old, new, between.pieces, wanted)
+    runs = exact_runs(old, new, between.pieces, between.wanted)
 
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
         unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
@@ -122,7 +124,7 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
                 yield functools.partial(_as_it_was, source, Span(entry, run.offset + start, length))
             at = run.offset + run.length
     kinds: tuple[list[Span], list[Span]] = ([], [])
-    for entry in wanted:
+    for entry in between.wanted:
         if entry not in runs:
             kinds[_is_binary(opened, entry)].append(Span(entry, 0, new.size(entry)))
     yield from prefixed(kinds[0])

@@ -171,7 +171,8 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
         rows = StatCache(manifest)
         tree.record(rows, content_ns=clock_ns)
         try:
-            rows.save(os.path.join(site, _FILES_NAME))
+            rows.save(path := os.path.join(site, _FILES_NAME))
+            os.chmod(path, 0o644)  # as all files of a site
         except OSError as error:  # the release is published
             _log.warning("%s: which files were read could not be written down: %s", site, error)
     return replace(release, seconds=time.monotonic() - began_s)
@@ -250,10 +251,11 @@ class _Publisher:
         self._least_serial = pointer.serial + 1 if pointer else 1
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
         self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
+        self._readers: dict[PackedRef, BlobReader] = {}
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
-        for entry in reversed(range(len(manifest))):
+        for entry, digest in enumerate(manifest.digests()):
             if manifest.size(entry):
-                self._first[manifest.digest(entry)] = entry
+                self._first.setdefault(digest, entry)
 
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
@@ -335,8 +337,10 @@ class _Publisher:
 
     def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
         """Reads packs until the end of publishing."""
-        reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
-        return self._stack.enter_context(contextlib.closing(reader))
+        if packed not in self._readers:
+            reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
+            self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
+        return self._readers[packed]
 
     def _pack(self, threads: ThreadPoolExecutor, level: int) -> tuple[FrameTable, FrameTable, int]:
         """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
@@ -404,12 +408,13 @@ class _Publisher:
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
             old = self._reader(record.fine, _read_manifest(self._site, record.manifest, record.manifest_sha256))
-            size = self._size(new_blobs(old.manifest, self._manifest))
+            wanted = new_blobs(old.manifest, self._first)
+            size = self._size(wanted)
             with (
                 self._site.create() as writer,
                 Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown,
             ):
-                encode_delta(Comparison(old, self._manifest, fine, self._open), writer, threads, shown)
+                encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
                 if writer.bytes < most or not size:
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
 

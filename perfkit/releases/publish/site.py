@@ -343,24 +343,32 @@ class BlobReader:
         self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
 
     @functools.cached_property
-    def _pieces(self) -> dict[int, list[int]]:
-        """The pieces of each entry, in order of their offsets."""
+    def _whole(self) -> dict[int, int]:
+        """The piece of each entry that has one."""
+        return dict(zip(self.index.entries, range(len(self.index.entries)), strict=True))
+
+    @functools.cached_property
+    def _parts(self) -> dict[int, list[int]]:
+        """The pieces of each entry that has several, in order of their offsets; they have tags."""
         found: dict[int, list[int]] = {}
-        for number, entry in enumerate(self.index.entries):
-            found.setdefault(entry, []).append(number)
+        for number in self.tags.values():
+            found.setdefault(self.index.entries[number], []).append(number)
         for numbers in found.values():
             numbers.sort(key=self.index.offsets.__getitem__)
         return found
 
+    def _pieces_of(self, entry: int) -> list[int]:
+        return self._parts.get(entry) or [self._whole[entry]]
+
     @functools.cached_property
     def _entries(self) -> dict[bytes, int]:
-        return {self.manifest.digest(entry): entry for entry in self._pieces}
+        return {digest: entry for entry, digest in enumerate(self.manifest.digests()) if entry in self._whole}
 
     def pieces(self, name: str) -> list[int]:
         """The numbers of the pieces of the file with this name, in order; empty: there is no such file, or no tags."""
         at = self.manifest.find(name) if self.index.tags else None
         entry = None if at is None else self.entry(self.manifest.digest(at))
-        return [] if entry is None else self._pieces[entry]
+        return [] if entry is None else self._parts.get(entry, [])
 
     @functools.cached_property
     def tags(self) -> dict[int, int]:
@@ -379,12 +387,12 @@ class BlobReader:
 
     def entries(self) -> list[int]:
         """One entry for each blob that isn't empty, in order."""
-        return sorted(self._pieces)
+        return sorted(self._whole)
 
     def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
         """Read one of `entries`, or a part of it."""
         length = self.manifest.size(entry) - offset if length is None else length
-        numbers, end, parts = self._pieces[entry], offset + length, []
+        numbers, end, parts = self._pieces_of(entry), offset + length, []
         first = bisect_right(numbers, offset, key=self.index.offsets.__getitem__) - 1
         for number in islice(numbers, first, None):
             piece = self.index.piece(number)
