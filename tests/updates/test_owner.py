@@ -37,7 +37,7 @@ with Toolkit() as kit:
             kit.plan(url, root)
             kit.sync(url, root)
         elif call == "rollback":
-            kit.rollback(root)
+            kit.rollback(root, hold=False)
         elif call == "publish":
             kit.publish(elsewhere, root, version="2")
             continue
