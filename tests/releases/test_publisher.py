@@ -24,9 +24,10 @@ from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish import publisher
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
-from perfkit.releases.publish.site import BlobReader, History, Site
+from perfkit.releases.publish.site import History, Site
 from tests.support.release_client import Client, manifest_of
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import FIRST, Tree, edited, lines, noise, write_tree

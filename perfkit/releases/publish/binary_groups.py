@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.similarity import Block, SimilarityIndex
-from perfkit.releases.publish.site import BlobReader
 
 try:
     import hdiffpatch

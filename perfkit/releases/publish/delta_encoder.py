@@ -19,9 +19,10 @@ from perfkit.releases.format.differences import encode_differences, no_differenc
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, unknown_bytes
-from perfkit.releases.publish.site import BlobReader, ObjectWriter
+from perfkit.releases.publish.site import ObjectWriter
 
 __all__ = ["Comparison", "encode_delta", "new_blobs"]
 

@@ -21,8 +21,9 @@ from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import Copies, FrameTable
-from perfkit.releases.publish.site import BlobReader, ObjectWriter, Site
+from perfkit.releases.publish.site import ObjectWriter, Site
 
 __all__ = [
     "Open",

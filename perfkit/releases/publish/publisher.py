@@ -27,6 +27,7 @@ from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
 from perfkit.releases.format.release_history import History, ReleaseRecord
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new_blobs
 from perfkit.releases.publish.frame_table import Copies, FrameTable
 from perfkit.releases.publish.packing import (
@@ -39,7 +40,7 @@ from perfkit.releases.publish.packing import (
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import BlobReader, Site, referenced
+from perfkit.releases.publish.site import Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
 from perfkit.releases.statcache import StatCache
 
