@@ -102,6 +102,21 @@ def test_a_large_file_that_changes_is_not_written_again(again: Callable[..., int
     assert client.pointer.deltas[0].object.bytes < 2_000
 
 
+def test_a_large_file_that_repeats_itself(again: Callable[..., int], tmp_path: Path) -> None:
+    """Equal pieces have one tag, of which the one at the same place counts."""
+    content = b"".join(noise(1, 100_000) + noise(number, 40_000) for number in range(2, 26))
+    write_tree(tmp_path / "src", {"big": content, "zeros": bytes(MIB)})
+    again()
+    changed = content[:100_000] + b"something else" + content[100_000:]
+    write_tree(tmp_path / "src", {"big": changed, "zeros": bytes(MIB) + b"."})
+    again()
+    client = Client(tmp_path / "site")
+    before = {"big": content, "zeros": bytes(MIB)}
+    after = {"big": changed, "zeros": bytes(MIB) + b"."}
+    assert client.follow(before) == client.install(client.pointer.fine) == client.install(client.pointer.solid) == after
+    assert client.pointer.deltas[0].object.bytes < 2_000
+
+
 def test_what_does_not_compress_is_stored_once(again: Callable[..., int], tmp_path: Path) -> None:
     """Small frames serve first installs as well; large ones are made of the rest."""
     tree = {"noise": noise(1, 2 * MIB), "text": lines(1, 5000)}

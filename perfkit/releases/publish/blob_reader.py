@@ -7,7 +7,7 @@ import os
 import threading
 from bisect import bisect_right
 from collections.abc import Iterator
-from itertools import islice
+from itertools import islice, pairwise
 
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
@@ -38,8 +38,9 @@ class BlobReader:
     def _parts(self) -> dict[int, list[int]]:
         """The pieces of each entry that has several, in order of their offsets; they have tags."""
         found: dict[int, list[int]] = {}
-        for number in self.tags.values():
-            found.setdefault(self.index.entries[number], []).append(number)
+        for number, tag in enumerate(self.index.tags):
+            if tag:
+                found.setdefault(self.index.entries[number], []).append(number)
         for numbers in found.values():
             numbers.sort(key=self.index.offsets.__getitem__)
         return found
@@ -61,6 +62,11 @@ class BlobReader:
     def tags(self) -> dict[int, int]:
         """The piece with each tag."""
         return {tag: number for number, tag in enumerate(self.index.tags) if tag}
+
+    @functools.cached_property
+    def following(self) -> dict[int, int]:
+        """The piece after each piece of a file."""
+        return {one: other for numbers in self._parts.values() for one, other in pairwise(numbers)}
 
     def close(self) -> None:
         """Close the packs."""

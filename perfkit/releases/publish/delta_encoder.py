@@ -139,8 +139,15 @@ def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iter
         return {}
     found: dict[int, list[Run]] = {}
     rows = sorted((entry, pieces.offsets[at], at) for at, entry in enumerate(pieces.entries) if entry in large)
+    likely: int | None = None  # of several equal pieces, the one at the same place
+    last = -1
     for entry, offset, at in rows:
-        number = old.tags.get(pieces.tags[at])
+        if entry != last:
+            likely, last = next(iter(old.pieces(new.name(entry))), None), entry
+        same = likely is not None and old.index.tags[likely] == pieces.tags[at]
+        number = likely if same else old.tags.get(pieces.tags[at])
+        before = likely if number is None else number
+        likely = None if before is None else old.following.get(before)
         if number is None or old.index.lengths[number] != pieces.lengths[at]:
             continue
         run = Run(offset, pieces.lengths[at], old.index.entries[number], old.index.offsets[number])
