@@ -57,6 +57,7 @@ _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of delt
 _LIVE_SHARE = 0.8  # of a large frame: below it, it is not used any more
 _SOLID_GAP = 0.2  # of the tree, at most, comes in small frames in first installs, too
 _WORTH_RATIO = 0.75  # what compresses less in small frames gets no large ones
+_FEW_BYTES = 1 << 20  # where less has no large frames, another pack would cost a first install more than it saves
 _LONGEST_S = 100 * 365.25 * 86_400
 
 
@@ -364,7 +365,9 @@ class _Publisher:
             stand_in = {pack.object for pack in old.index.packs}
             solid = FrameTable.kept(old_solid.index, copies, share=_LIVE_SHARE, parts=True)
             solid.drop(lambda frame: solid.packs[solid.packs_of[frame]].object in stand_in)
-        gaps = fine.compressible(solid.gaps(self._manifest, order), _WORTH_RATIO)
+        gaps = solid.gaps(self._manifest, order)
+        if self._size(gaps) > _FEW_BYTES:
+            gaps = fine.compressible(gaps, _WORTH_RATIO)
         size = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
         if size <= _SOLID_GAP * (size + sum(solid.lengths)):
             gaps, size = {}, 0
