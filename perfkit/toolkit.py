@@ -342,6 +342,9 @@ class Toolkit:
         wait_s: float = 0.0,
         sign_key: Path | Iterable[Path] | None = None,
         expires_s: float | None = None,
+        level: int = 19,
+        keep_releases: int = 16,
+        grace_s: float = 86_400.0,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -358,6 +361,11 @@ class Toolkit:
             wait_s: how long to wait for another process that publishes to this site.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: for how long clients may install the release, in seconds; publishing again renews it.
+            level: of compression, from 1 to 22, for first installs; lower levels publish faster. Updates have 12 at
+                most, and deltas always the best.
+            keep_releases: how many of the last releases, with this one, can be listed and installed; at most 1,000.
+            grace_s: for how long objects that no release needs are kept, in seconds, for clients in the middle of a
+                sync.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
@@ -381,6 +389,9 @@ class Toolkit:
             wait_s=wait_s,
             sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
+            level=level,
+            keep_releases=keep_releases,
+            grace_s=grace_s,
             progress=self._progress,
         )
 
@@ -396,6 +407,9 @@ class Toolkit:
         wait_s: float = 0.0,
         sign_key: Path | Iterable[Path] | None = None,
         expires_s: float | None = None,
+        level: int = 19,
+        keep_releases: int = 16,
+        grace_s: float = 86_400.0,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -406,6 +420,7 @@ class Toolkit:
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
             links: as for `publish`; what they lead to is not watched.
+            level, keep_releases, grace_s: as for `publish`.
             expires_s: as for `publish`; a release is renewed when half of this time is over.
 
         Raises:
@@ -424,6 +439,9 @@ class Toolkit:
             wait_s=wait_s,
             sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
+            level=level,
+            keep_releases=keep_releases,
+            grace_s=grace_s,
         )
 
     def promote(

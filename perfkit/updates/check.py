@@ -15,10 +15,10 @@ from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.libc import holds_modes
 from perfkit.progress.text import printable
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.statcache import clock_ns
 from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
-from perfkit.updates.statcache import clock_ns
 
 __all__ = ["Check", "StagedTree", "run_check"]
 

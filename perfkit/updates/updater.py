@@ -30,6 +30,7 @@ from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit
@@ -46,7 +47,6 @@ from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.updates.status import remember_outcome
 
 if TYPE_CHECKING:

@@ -19,7 +19,9 @@ try:
 except ImportError:  # CPython was built without liblzma
     lzma = None  # type: ignore[assignment]
 
-__all__ = ["encode_differences", "restore"]
+__all__ = ["AVAILABLE", "encode_differences", "no_differences", "restore"]
+
+AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
 _CHUNK_BYTES = 128 << 10
@@ -35,15 +37,23 @@ def encode_differences(content: bytes, prediction: bytes | bytearray) -> tuple[b
     Args:
         prediction: as long as `content`.
     """
-    assert lzma is not None, "publishing differences needs CPython's lzma module"
     differences = _sums(content, prediction.translate(_NEGATED))
     forms = [differences]
     runs = _runs(differences)
     if len(runs) < len(differences):
         forms.append(runs)
+    return min(map(_frame, forms), key=lambda frame: len(frame[0]))
+
+
+def no_differences() -> tuple[bytes, int]:
+    """As `encode_differences`, for content that is as predicted."""
+    return _frame(_runs(b""))
+
+
+def _frame(form: bytes) -> tuple[bytes, int]:
+    assert lzma is not None, "publishing differences needs CPython's lzma module"
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICT_BYTES}]
-    frames = [(lzma.compress(form, format=lzma.FORMAT_RAW, filters=filters), len(form)) for form in forms]
-    return min(frames, key=lambda frame: len(frame[0]))
+    return lzma.compress(form, format=lzma.FORMAT_RAW, filters=filters), len(form)
 
 
 def _runs(differences: bytes) -> bytes:
