@@ -5,10 +5,14 @@ Names are imported on first use, so that `import perfkit` is almost free.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from perfkit._version import __version__ as __version__
+
+if sys.platform == "win32":
+    raise ImportError("perfkit runs on Linux and macOS; on Windows, use it in WSL, the Windows Subsystem for Linux")
 
 if TYPE_CHECKING:
     from perfkit.config import Config

@@ -27,7 +27,7 @@ from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import rename_to_new, set_mode, try_lock
+from perfkit.libc import rename_to_new, set_mode, sync_file, try_lock
 
 __all__ = ["ChangedError", "OccupiedError", "PartialFile", "check_replaceable", "part_path"]
 
@@ -281,7 +281,7 @@ class PartialFile:
             return
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
-            os.fdatasync(self.descriptor)
+            getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
             self._durable = done
             self._synced_at_s = time.monotonic()
         journal = {
@@ -361,7 +361,7 @@ class PartialFile:
         if self.origin is not None:
             write_origin(self.descriptor, self.origin)
         if durable:
-            os.fsync(self.descriptor)
+            sync_file(self.descriptor)
         try:
             (os.replace if replace else rename_to_new)(self.path, path)
         except OSError as error:
@@ -474,6 +474,6 @@ def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     finally:
         os.close(descriptor)

@@ -17,6 +17,7 @@ from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
 from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.file_origin import digest_of, read_origin
+from perfkit.downloads.http.path import Path, queued
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
@@ -70,7 +71,7 @@ _log = logging.getLogger(__name__)
 _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may have them go on
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_ANSWERS = 6  # a range that takes no longer than so many answers is not shared
+_ROUND_TRIPS = 3  # a range that takes no longer than so many is not shared
 _CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken off earlier: most keep nothing of it
 _POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
@@ -195,6 +196,12 @@ class Transfer:
         return not self._closing and (settled or not self._busy)
 
     @property
+    def may_claim(self) -> bool:
+        """Whether `claim` may have something; without a lock, since the scheduler asks each file that is under way."""
+        partial = self._partial
+        return not self._busy if partial is None or not partial.settled else partial.map.has_gaps
+
+    @property
     def idle(self) -> bool:
         """Whether no worker is in it."""
         return not self._busy
@@ -210,7 +217,7 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            worth_s = _ANSWERS * self._context.network.controller.answer_s
+            worth_s = _ROUND_TRIPS * self._context.network.controller.round_trip_s
             runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
@@ -446,11 +453,14 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked):
                 self._copy(task, response, answer, toll)
-                path = response.path()
-                lossy = path is not None and path.out_of_order and not network.controller.queues
-                if lossy and task.partial.map.is_slower(task.runner):
-                    # Packets were lost that no queue was too full for: another connection begins with a wider window.
-                    response.end_after(0)
+                if self._lost_by_chance(response.path()) and task.partial.map.is_slower(task.runner):
+                    response.end_after(0)  # another connection begins with a wider window
+
+    def _lost_by_chance(self, path: Path | None) -> bool:
+        """Whether packets were lost on the way, and not by a queue that was full."""
+        if path is None or not path.out_of_order or queued(path.round_trip_s, path.least_s):
+            return False
+        return not self._context.network.controller.congested
 
     @property
     def _wanted(self) -> Wanted:

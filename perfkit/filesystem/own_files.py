@@ -16,6 +16,8 @@ __all__ = ["create_own", "open_own", "read_record", "replace_own"]
 
 T = TypeVar("T")
 
+_PATH = getattr(os, "O_PATH", os.O_RDONLY)  # Linux only: a directory that may not be listed
+
 
 def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """A descriptor of a regular file, without waiting for a FIFO.
@@ -64,7 +66,7 @@ def create_own(path: str, mode: int = 0o600) -> int:
     Raises:
         OSError: as open(2) and unlink(2).
     """
-    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         leaf = os.path.basename(path)
         with contextlib.suppress(FileNotFoundError):

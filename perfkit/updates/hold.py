@@ -14,6 +14,7 @@ from typing import Any
 from perfkit.config import Config
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import read_record, replace_own
+from perfkit.libc import sync_file
 from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
@@ -149,4 +150,4 @@ def write_holds(root: str, holds: Iterable[Hold]) -> None:
     with replace_own(path, 0o644) as file:
         file.write(json.dumps({"holds": records}).encode())
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.errors import ConfigError, HTTPStatusError, IntegrityError, SignatureError
 from perfkit.filesystem.own_files import read_record, replace_own
+from perfkit.libc import sync_file
 from perfkit.minisign.public_keys import AnyKey, PublicKey, read_public_keys
 from perfkit.redact import redacted
 from perfkit.releases.format import signature_path
@@ -116,7 +117,7 @@ class Trust(NamedTuple):
         with replace_own(os.path.join(self.root, layout.TRUST)) as file:
             file.write(json.dumps(record).encode())
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
     def verify(self, pointer: bytes, given: Signers | None, url: str, fetch: Callable[[str], bytes]) -> Trust:
         """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.

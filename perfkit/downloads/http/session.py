@@ -182,6 +182,14 @@ class Sessions(Protocol):
         """
         ...
 
+    def warm(self, url: str, timeout_s: float) -> None:
+        """Open a connection to the origin of a URL for a later request, if that goes there directly.
+
+        Raises:
+            as `send`.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -221,6 +229,16 @@ class OwnSessions:
             verify=verify,
             cert=self._config.client_cert,
         )
+
+    def warm(self, url: str, timeout_s: float) -> None:
+        proxies, _ = self._way_to(url)
+        if are_replaced() or select_proxy(url, proxies):
+            return
+        request = requests.PreparedRequest()
+        request.url = url
+        verify = self._find_trust(needed=url.startswith("https:"))
+        pool = self._adapter.get_connection_with_tls_context(request, verify, proxies, self._config.client_cert)
+        pool.warm(timeout_s)
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -316,6 +334,9 @@ class CallersSessions:
         if hop.redirected and session.params:  # they are for the URL that was asked for; None takes one out
             options["params"] = dict.fromkeys(session.params)
         return self._by(ours, lambda: session.request("GET", url, **options))
+
+    def warm(self, url: str, timeout_s: float) -> None:
+        """Nothing: what the caller's session does on the way is not known."""
 
     def _is_ours(self, session: Any, url: str) -> bool:
         try:

@@ -81,7 +81,7 @@ class PackRange:
     pack: int
     start: int
     end: int
-    frames: tuple[int, ...]
+    frames: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,19 +156,22 @@ class Index:
             max_bytes: of one range, unless a single frame is larger; None: no limit.
         """
         ranges: list[PackRange] = []
+        frames = array("I")  # of the last range
         frame = 0
         for number in pieces:
             while self._first[frame + 1] <= number:
                 frame += 1
             pack, start, end = self._packs_of[frame], self._at[frame], self._at[frame] + self._bytes[frame]
-            last = ranges[-1] if ranges else None
-            if last is not None and last.frames[-1] == frame:
+            if frames and frames[-1] == frame:
                 continue
+            last = ranges[-1] if ranges else None
             fits = last is not None and (max_bytes is None or end - last.start <= max_bytes)
             if fits and last is not None and last.pack == pack and start - last.end <= max_gap:
-                ranges[-1] = PackRange(pack, last.start, end, (*last.frames, frame))
+                frames.append(frame)
+                ranges[-1] = PackRange(pack, last.start, end, frames)
             else:
-                ranges.append(PackRange(pack, start, end, (frame,)))
+                frames = array("I", (frame,))
+                ranges.append(PackRange(pack, start, end, frames))
         return ranges
 
     @classmethod

@@ -17,7 +17,7 @@ from operator import itemgetter
 from perfkit.errors import LockedError, ManifestError
 from perfkit.filesystem.own_files import create_own
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import set_mode, sync_directory
+from perfkit.libc import set_mode, sync_directory, sync_file
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.text import printable
 from perfkit.releases.format import POINTER_NAME, signature_path
@@ -69,7 +69,7 @@ class ObjectWriter:
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_file(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
         return ref
 
@@ -185,7 +185,7 @@ class Site:
                 file.write(data)
                 file.flush()
                 _date_after(file.fileno(), path)
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             os.replace(fresh, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
