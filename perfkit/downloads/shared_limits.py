@@ -25,7 +25,7 @@ _JOIN_S = 0.5
 _NEARLY_ALL = 0.9  # of a lease: who uses that much wants more
 _IDLE = 0.02  # of the rate, leased to all that use nothing, so that they can begin
 _CATCH_UP_S = 2.0  # in which bytes are made up for that were leased and not used, or used beyond the rate
-_MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, meanwhile
+_MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, while bytes are made up for
 _MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # of the rate, that are made up for
 
 

@@ -85,7 +85,7 @@ def run_check(
     reason = str(refusal) or type(refusal).__name__ if refusal else ""
     if damaged := _damaged(root, installed, changed, began_ns):
         names = ", ".join(map(printable, damaged[:3])) + (f" and {len(damaged) - 3} others" if len(damaged) > 3 else "")
-        reason = f"it has changed the tree, or another program has meanwhile; verify and repair it: {names}"
+        reason = f"it has changed the tree, or another program did at the same time; verify and repair it: {names}"
     elif written and not reason:
         reason = "the check wrote to files of the release; it may only read them"
     if reason:

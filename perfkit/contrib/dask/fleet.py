@@ -186,7 +186,7 @@ def _hosts(client: Client, dest: str, waves: Waves) -> list[_Host]:
 
 
 def _share(size: str) -> float:
-    """Of a percentage; 0: it is none."""
+    """Of a percentage; 0: it is not one."""
     with contextlib.suppress(ValueError):
         share = float(size.removesuffix("%")) / 100
         return share if 0 < share <= 1 else 0.0

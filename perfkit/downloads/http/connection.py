@@ -505,7 +505,7 @@ class _Abortable:
         self._established = True
 
     def warm(self: Any, timeout_s: float) -> None:
-        """Connect for a later request; from then on it is a kept connection, which may have died meanwhile."""
+        """Connect for a later request; from then on it is a kept connection, which may have died in between."""
         self.timeout = timeout_s
         self.connect()
         self._requests = 1

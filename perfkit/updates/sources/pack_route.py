@@ -117,7 +117,7 @@ class PackRoute:
             asked_s = time.monotonic()
             for each in fetched:
                 waiting.append(each)
-                if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode meanwhile
+                if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode while waiting
                     decode()
                 asked_s = time.monotonic()
         left = staging.missing(missing)
