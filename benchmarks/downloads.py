@@ -571,10 +571,7 @@ def main() -> int:
             )
             for name in arguments.only:
                 rows.rows[name](name)
-    print(report.table())
-    for path in report.write(arguments.out, report.benchmark):
-        print(f"written: {path}")
-    return 1 if full and report.missed else 0
+    return report.finish(arguments.out)
 
 
 if __name__ == "__main__":

@@ -116,6 +116,11 @@ class Lab:
             self._wan.stdin.flush()
             return self._wan.stdout.readline().decode().strip()
 
+    def serve(self, *command: str) -> None:
+        """Run a server at the far end, until the link is taken down."""
+        inside = ["nsenter", f"--net=/run/netns/{self._server}", *command]
+        self._stack.callback(_end, subprocess.Popen([*_PREFERRED, *inside], stdin=subprocess.DEVNULL))
+
     def received(self) -> int:
         """Bytes that came to the near end since the last `reset`, with all headers."""
         return int(json.loads(self.tell("stats"))["down"]["bytes"])

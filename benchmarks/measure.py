@@ -360,6 +360,15 @@ class Report:
             "notes": self.notes,
         }
 
+    def finish(self, directory: Path) -> int:
+        """Print the table and write the files, named like the benchmark; returns the exit code, 1 if a bar was missed
+        in a full run.
+        """
+        print(self.table())
+        for path in self.write(directory, self.benchmark):
+            print(f"written: {path}")
+        return 1 if self.missed and not self.benchmark.endswith("-smoke") else 0
+
     def write(self, directory: Path, name: str) -> list[Path]:
         """`name`.json and, if matplotlib is installed, `name`.png; returns the paths."""
         directory.mkdir(parents=True, exist_ok=True)

@@ -1,6 +1,6 @@
 """Benchmark releases against other update methods: bytes to fetch, requests, and the cost of publishing.
 
-    python benchmarks/releases.py [--only django lxml ansible] [--cache DIR] [--out DIR]
+    python benchmarks/releases.py [--only django lxml ansible again] [--cache DIR] [--out DIR]
 
 Trees are source distributions from PyPI, downloaded by pip into the cache. Our bytes are those of the objects and
 ranges that a client of `docs/format.md` fetches, plus HEADERS for each request; what a server counted is another
@@ -13,10 +13,13 @@ import argparse
 import contextlib
 import dataclasses
 import json
+import os
 import shutil
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
+import sites
 from corpora import (
     CORPORA,
     archive_bytes,
@@ -37,7 +40,9 @@ from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef, Pointer
 from perfkit.releases.format.zstd import decompress
+from perfkit.releases.publish.publisher import publish
 
+AGAIN = "again"  # synthetic trees of which little changes
 HEADERS = 600  # bytes of a request and its response headers, with nginx and perfkit
 
 
@@ -59,13 +64,13 @@ class Row:
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--only", nargs="+", choices=CORPORA, default=list(CORPORA))
+    parser.add_argument("--only", nargs="+", choices=[*CORPORA, AGAIN], default=[*CORPORA, AGAIN])
     parser.add_argument("--cache", type=Path, default=Path.home() / ".cache/perfkit-benchmarks")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     arguments = parser.parse_args()
     rows: list[Row] = []
     for name in arguments.only:
-        found = corpus_rows(name, arguments.cache)
+        found = again_rows(arguments.cache) if name == AGAIN else corpus_rows(name, arguments.cache)
         note("\n".join(table(found)))
         rows += found
     arguments.out.mkdir(parents=True, exist_ok=True)
@@ -115,6 +120,44 @@ def corpus_rows(name: str, cache: Path) -> list[Row]:
     for title, place in (("first install", fresh), ("first install, grown site", site)):
         rows.append(install_row(name, title, SiteClient(place), tars[1]))
     return rows
+
+
+def again_rows(cache: Path) -> list[Row]:
+    """What a further release costs: seconds to publish, and the growth of the site."""
+    work = cache / "work" / AGAIN
+    shutil.rmtree(work, ignore_errors=True)
+    rows = []
+
+    def second(title: str, tree: Path, change: Callable[[], object], bar: float) -> None:
+        command = [sys.executable, "-m", "perfkit", "publish", str(tree), str(tree.with_suffix(".site")), "--quiet"]
+        first_s, first_rss = timed([*command, "--version", "1"])
+        change()
+        again_s, rss = timed([*command, "--version", "2"])
+        others = {"first publish": first_s, "first, peak MB": first_rss / MB, "peak MB": rss / MB}
+        rows.append(Row(AGAIN, title, again_s, bar * first_s, others))
+
+    many, large, growing = (work / name for name in ("many", "large", "growing"))
+    many.mkdir(parents=True)
+    sites.entries(many, 100_000)
+    name = sites.spread(many, 3)[1]
+    second("1 of 100,000 files, s", many, lambda: (many / name).write_text("changed\n"), 0.15)
+    large.mkdir()
+    sites.large_file(large / "file", 1 << 30, edits=0)
+    second("2 KB of 1 GiB, s", large, lambda: overwrite(large / "file", 500 * MB, 2000), 0.3)
+    growing.mkdir()
+    sites.small_files(growing, 60, least=MB, most=MB)
+    for release in range(21):
+        publish(str(growing), f"{growing}.site", version=str(release))
+        overwrite(growing / f"{release:04}.bin", 1000 * release, 100_000)
+    size = sum(path.stat().st_size for path in Path(f"{growing}.site").rglob("*"))
+    rows.append(Row(AGAIN, "20 × 0.1 of 60 MB, site", size, 1.6 * 60 * MB, {}))
+    return rows
+
+
+def overwrite(path: Path, offset: int, size: int) -> None:
+    with path.open("r+b") as file:
+        file.seek(offset)
+        file.write(os.urandom(size))
 
 
 def publish_rows(name: str, trees: list[Path], site: Path) -> list[Row]:

@@ -25,14 +25,12 @@ from pathlib import Path
 from measure import MB, Bench, Contestant, Run, note
 
 _PER_DIRECTORY = 100
-_LIST_FILES = 100_000  # a list of more is not measured: a request each takes minutes
 _PYTHON = {
     "scan": "sum(1 for _ in kit.scan(tree))",
     "hash_tree": "sum(1 for _ in kit.hash_tree(tree))",
     "copy_tree": "kit.copy_tree(tree, copy)",
     "remove_tree": "kit.remove_tree(copy)",
 }
-_BARS_MB = {25_000: 50, 100_000: 58, 400_000: 100}  # of a client's command, up to so many files
 
 
 def write_tree(root: Path, count: int, release: int) -> None:
@@ -47,8 +45,8 @@ def write_tree(root: Path, count: int, release: int) -> None:
 class Commands:
     """The measured commands, in the order in which they must run; each is a row of the table."""
 
-    def __init__(self, root: Path, count: int, url: str) -> None:
-        self._root, self._count, self._url = root, count, url
+    def __init__(self, root: Path, count: int, url: str, *, lists: bool) -> None:
+        self._root, self._count, self._url, self._with_lists = root, count, url, lists
         self._site, self._dest = root / "site", root / "dest"
 
     def rows(self) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -71,7 +69,7 @@ class Commands:
         yield "sync, after rollback", self._perfkit("unhold", self._dest)
         yield "rollback --to 0", self._perfkit("rollback", self._dest, "--to", "0")
         yield "check", self._perfkit("check", self._site)
-        if self._count <= _LIST_FILES:
+        if self._with_lists:
             yield from self._lists(second)
 
     def _lists(self, tree: Path) -> Iterator[tuple[str, tuple[str, ...]]]:
@@ -99,7 +97,7 @@ class Commands:
 
 
 @contextlib.contextmanager
-def serve(root: Path) -> Iterator[str]:
+def serve(root: str) -> Iterator[str]:
     """perfkit's own server, for a directory; yields its URL."""
     with socket.create_server(("127.0.0.1", 0)) as free:
         port = free.getsockname()[1]
@@ -119,16 +117,21 @@ def serve(root: Path) -> Iterator[str]:
         server.wait()
 
 
-def measure(count: int, wanted: Callable[[str], bool]) -> dict[str, Run]:
+def measure(count: int, wanted: Callable[[str], bool], *, lists: bool) -> dict[str, Run]:
     """Every row with so many files. Those that are not wanted run too, since later ones need what they leave."""
     found = {}
-    with tempfile.TemporaryDirectory(dir="/dev/shm") as directory:
-        root = Path(directory)
-        with Bench(root) as bench, serve(root) as url:
-            for name, command in Commands(root, count, url).rows():
-                run = bench.run(Contestant(name=name, command=command))
-                note(f"{count:>9,}  {name:<24} {run.cpu_s:8.2f} s {run.peak_rss / MB:7.1f} MB\n")
-                if wanted(name):
+    with (
+        tempfile.TemporaryDirectory(dir="/dev/shm") as directory,
+        Bench(Path(directory)) as bench,
+        serve(directory) as url,
+    ):
+        for place, files in (("warm-up", 10), ("measured", count)):  # compiling modules takes 6 MB, the first time
+            root = Path(directory) / place
+            root.mkdir()
+            for name, command in Commands(root, files, f"{url}/{place}", lists=lists).rows():
+                run = bench.run(Contestant(name=name, command=command, env={"PERFKIT_MAX_FILES": "1000000"}))
+                if wanted(name) and files == count:
+                    note(f"{count:>9,}  {name:<24} {run.cpu_s:8.2f} s {run.peak_rss / MB:7.1f} MB\n")
                     found[name] = run
     return found
 
@@ -156,8 +159,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--files", type=int, nargs="+", default=[10_000, 25_000, 100_000, 400_000])
     parser.add_argument("--only", nargs="*", default=[""], help="rows whose names begin with one of these")
+    parser.add_argument("--lists", type=int, default=50_000, metavar="N", help="lists of URLs up to so many files")
     options = parser.parse_args()
-    print(table({count: measure(count, lambda name: name.startswith(tuple(options.only))) for count in options.files}))
+    only = tuple(options.only)
+    results = {
+        count: measure(count, lambda name: name.startswith(only), lists=count <= options.lists)
+        for count in options.files
+    }
+    print(table(results))
 
 
 if __name__ == "__main__":

@@ -8,6 +8,8 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import math
+import random
 import shutil
 import sys
 import tempfile
@@ -83,6 +85,25 @@ CELLS: dict[str, Cell] = {
 }
 
 
+def random_cells(count: int, seed: int) -> dict[str, Cell]:
+    """Links drawn at random, and files that take a few seconds over them; the same for the same seed."""
+    chance = random.Random(seed)
+
+    def between(least: float, most: float) -> float:
+        return round(math.exp(chance.uniform(math.log(least), math.log(most))), 1)
+
+    cells = {}
+    for number in range(count):
+        rtt_ms, rate_mbit, queue_ms = between(5, 400), between(5, 500), between(10, 300)
+        loss = between(0.1, 5) / 100 if chance.random() < 0.6 else 0.0
+        link = Link(rtt_ms, rate_mbit, loss_permille=1000 * loss, queue_ms=queue_ms, seed=number)
+        # What 16 streams bring (M. Mathis et al., The Macroscopic Behavior of the TCP Congestion Avoidance Algorithm).
+        lossy_rate = 16 * 1.2 * 1448 / (rtt_ms / 1000 * math.sqrt(loss)) if loss else math.inf
+        size = int(max(MB, min(50 * MB, 3 * min(rate_mbit * 1e6 / 8, lossy_rate))))
+        cells[f"random-{seed}-{number}"] = Cell(link, 1, size, 1.1, peers=("curl", "aria2c", "axel"))
+    return cells
+
+
 class Peers:
     """The commands of the contestants for one cell."""
 
@@ -108,7 +129,8 @@ class Peers:
                 note(f"{name} is not installed: not compared\n")
                 continue
             most = self._cell.most
-            for count in (most,) if self._many or self._cell.lossy else (1, 4, most):
+            counts = (most,) if self._many or self._cell.lossy else (1, 4, most)
+            for count in (1, most) if len(counts) > 1 and self._cell.peers else counts:
                 if command := self._command(name, count):
                     yield Contestant(name=f"{name}, {count}", command=command)
 
@@ -184,10 +206,11 @@ class Course:
             f", {link.loss_permille / 10:g} % loss" if link.loss_permille else ", bursts of loss" if link.burst else ""
         )
         jitter = f", jitter {link.jitter_ms:g} ms" if link.jitter_ms else ""
+        queue = "" if link.queue_ms == Link().queue_ms else f", queue {link.queue_ms:g} ms"
         what = f"{self.cell.size / MB:g} MB" if self.cell.size else "0.5 to 8 KiB"
         events = "".join(f", {text} s" for text in self.cell.at.values())
         count = f"{self.cell.count:,} × " if self.cell.count > 1 else ""
-        return f"{self.name}: {count}{what}, {link.rtt_ms:g} ms, {link.rate_mbit:g} Mbit/s{loss}{jitter}{events}"
+        return f"{self.name}: {count}{what}, {link.rtt_ms:g} ms, {link.rate_mbit:g} Mbit/s{queue}{loss}{jitter}{events}"
 
     def measure(
         self, ours: Contestant, peers: Sequence[Contestant], runs: int
@@ -286,6 +309,14 @@ class Course:
         return figures
 
 
+def worst(comparisons: Sequence[Comparison], count: int) -> str:
+    """The links on which the best peer is most ahead, or perfkit failed: one a line."""
+    judged = [each for each in comparisons if each.limit is not None or (each.error or "").startswith("OURS")]
+    judged.sort(key=lambda each: each.ratio if each.runs else math.inf, reverse=True)
+    lines = [f"  {each.ratio if each.runs else math.inf:6.2f} of {each.peer}: {each.title}" for each in judged[:count]]
+    return "\n".join(["worst links:", *lines])
+
+
 def files_of(cell: Cell, site: Site) -> list[Served]:
     if cell.size == 0:
         return site.small()[: cell.count]
@@ -301,20 +332,27 @@ def main() -> int:
     parser.add_argument(
         "--against", nargs="*", choices=ONE, metavar="PEER", help=f"only these, or none: {', '.join(ONE)}"
     )
+    parser.add_argument(
+        "--random", type=int, metavar="N", help="instead of the cells, N links at random, the worst 20 of them last"
+    )
+    parser.add_argument("--seed", type=int, default=1, metavar="S", help="of these links (default 1)")
     parser.add_argument("--scale", type=float, default=1.0, help="of all sizes and counts; less than 1 is a smoke test")
     parser.add_argument("--out", type=Path, default=HERE / "results", metavar="DIR", help="for the JSON and the plot")
     arguments = parser.parse_args()
     if absent := missing():
         parser.exit(1, f"an emulated link needs {', '.join(absent)}\n")
     full = arguments.scale == 1.0
-    settings = {"runs": arguments.runs, "scale": arguments.scale, "cells": arguments.cells}
-    report = Report("wide_area" if full else "wide_area-smoke", settings, measure.versions(VERSIONS, PACKAGES))
+    cells = random_cells(arguments.random, arguments.seed) if arguments.random else CELLS
+    names = list(cells) if arguments.random else arguments.cells
+    settings = {"runs": arguments.runs, "scale": arguments.scale, "cells": names}
+    kind = "-smoke" if not full else "-random" if arguments.random else ""
+    report = Report(f"wide_area{kind}", settings, measure.versions(VERSIONS, PACKAGES))
     with tempfile.TemporaryDirectory(prefix="perfkit-wide-", dir="/dev/shm") as temporary:
         directory = Path(temporary)
         site = Site(directory, arguments.scale)
         with Bench(directory, without=("PERFKIT_", "PARFIVE_")) as bench:
-            for name in arguments.cells:
-                cell = CELLS[name]
+            for name in names:
+                cell = cells[name]
                 files = files_of(cell, site)
                 with Lab(cell.link, site.root) as lab:
                     contestants = Peers(cell, files, directory, site.out)
@@ -323,10 +361,14 @@ def main() -> int:
                     comparisons, figures = course.measure(contestants.ours(), peers, arguments.runs)
                 report.comparisons += comparisons
                 report.figures += figures
-    print(report.table())
-    for path in report.write(arguments.out, report.benchmark):
+    code = report.finish(arguments.out)
+    if arguments.random:
+        print(worst(report.comparisons, 20))
+    best = dataclasses.replace(report, benchmark=f"{report.benchmark}-best", figures=[])  # for a plot that can be read
+    best.comparisons = [each for each in report.comparisons if each.limit is not None]
+    for path in best.write(arguments.out, best.benchmark):
         print(f"written: {path}")
-    return 1 if full and report.missed else 0
+    return code
 
 
 if __name__ == "__main__":

@@ -5,18 +5,24 @@ Names are imported on first use, so that `import perfkit` is almost free.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import TYPE_CHECKING
 
 from perfkit._version import __version__ as __version__
 
+if sys.platform == "win32":
+    raise ImportError("perfkit runs on Linux and macOS; on Windows, use it in WSL, the Windows Subsystem for Linux")
+
 if TYPE_CHECKING:
+    from perfkit.cli.named_trees import NamedTree, read_trees
     from perfkit.config import Config
     from perfkit.downloads.request import Download, Request
     from perfkit.errors import (
         BatchError,
         CancelledError,
         CheckFailedError,
+        CommandFailedError,
         ConfigError,
         ExpiredError,
         FileChangedError,
@@ -54,6 +60,7 @@ __all__ = [
     "CallbackProgress",
     "CancelledError",
     "CheckFailedError",
+    "CommandFailedError",
     "Config",
     "ConfigError",
     "Download",
@@ -67,6 +74,7 @@ __all__ = [
     "JsonLines",
     "LockedError",
     "ManifestError",
+    "NamedTree",
     "OfferedRelease",
     "PerfkitError",
     "PlainLines",
@@ -89,6 +97,7 @@ __all__ = [
     "UnsafePathError",
     "UpdateError",
     "VerifyReport",
+    "read_trees",
 ]
 
 _HOMES = {  # the names that are not listed here are in perfkit.errors
@@ -98,6 +107,8 @@ _HOMES = {  # the names that are not listed here are in perfkit.errors
     "Download": "perfkit.downloads.request",
     "FileProgress": "perfkit.progress.meter",
     "Generation": "perfkit.transactions.history",
+    "NamedTree": "perfkit.cli.named_trees",
+    "read_trees": "perfkit.cli.named_trees",
     "Hold": "perfkit.updates.hold",
     "OfferedRelease": "perfkit.updates.sources.earlier_releases",
     "Plan": "perfkit.updates.planner",

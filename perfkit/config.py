@@ -154,6 +154,7 @@ class Config:
     local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
     check_contents: bool = False  # hash every file of the tree in each sync, even if its size and times are unchanged
     keep_generations: int = 5  # before the current one, that `rollback` can restore
+    max_files: int = 100_000  # of a release, since memory grows with them
     trust_other_owners: bool = False  # use a tree whose .perfkit belongs to another user
 
     def __post_init__(self) -> None:
@@ -165,6 +166,7 @@ class Config:
             "connections_per_host",
             "buffer_bytes",
             "keep_generations",
+            "max_files",
         ):
             _require(getattr(self, name) >= 1, name, "at least 1", getattr(self, name))
         for name in ("connect_timeout_s", "read_timeout_s", "stall_window_s"):

@@ -16,6 +16,7 @@ __all__ = [
     "BatchError",
     "CancelledError",
     "CheckFailedError",
+    "CommandFailedError",
     "ConfigError",
     "ExpiredError",
     "FileChangedError",
@@ -198,6 +199,16 @@ class ExpiredError(UpdateError, TransferError):
     """The time up to which the publisher vouched for a release has passed: somebody may be holding back a newer one.
     The tree was not changed.
     """
+
+
+class CommandFailedError(PerfkitError):
+    """The tree is up to date, but the command that was to run after its change failed; the next sync runs it again.
+
+    Attributes:
+        report: the `SyncReport` of the sync.
+    """
+
+    report: object = None
 
 
 class CheckFailedError(UpdateError):

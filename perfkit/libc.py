@@ -9,6 +9,7 @@ import functools
 import os
 import stat
 import struct
+import sys
 from collections.abc import Callable
 
 __all__ = [
@@ -19,10 +20,13 @@ __all__ = [
     "file_attributes",
     "holds_modes",
     "is_being_written",
+    "link",
     "mmap_large_allocations",
+    "preadv",
     "rename_to_new",
     "set_mode",
     "sync_directory",
+    "sync_file",
     "syncfs",
     "trim_heap",
     "try_lock",
@@ -68,6 +72,20 @@ def _syncfs() -> Callable[[int], int] | None:
     return _function("syncfs")
 
 
+def sync_file(descriptor: int) -> None:
+    """Sync an open file: fsync(2), or F_FULLFSYNC (fcntl(2)) on macOS, whose fsync ends at the drive's cache.
+
+    Raises:
+        OSError: writing to the disk failed.
+    """
+    full_sync = getattr(fcntl, "F_FULLFSYNC", None)
+    if full_sync is not None:
+        with contextlib.suppress(OSError):  # not every file system has it
+            fcntl.fcntl(descriptor, full_sync)
+            return
+    os.fsync(descriptor)
+
+
 def sync_directory(descriptor: int) -> None:
     """Sync an open directory: fsync(2), which some network and FUSE file systems don't have for directories.
 
@@ -75,7 +93,7 @@ def sync_directory(descriptor: int) -> None:
         OSError: writing to the disk failed.
     """
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     except OSError as error:
         if error.errno not in _UNSUPPORTED:
             raise
@@ -123,6 +141,29 @@ def _holds_mode(descriptor: int) -> bool:
     return held
 
 
+def _preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
+    (buffer,) = buffers
+    data = os.pread(descriptor, len(buffer), offset)
+    buffer[: len(data)] = data
+    return len(data)
+
+
+# preadv(2) into one buffer: PyPy has it not.
+preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", _preadv)
+
+
+def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
+    """Make a hard link, to a symbolic link itself and not to where that leads: linkat(2).
+
+    Raises:
+        OSError: it can't be made.
+    """
+    if sys.implementation.name == "pypy":  # never follows links, and refuses to be told so (7.3.19)
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
+    else:
+        os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
+
+
 def rename_to_new(source: str, name: str) -> None:
     """Rename a file to a name that nothing has yet: renameat2(2), or a hard link where the file system has no such.
 
@@ -140,7 +181,7 @@ def rename_to_new(source: str, name: str) -> None:
         number = ctypes.get_errno()
     if number not in _UNSUPPORTED:
         raise OSError(number, os.strerror(number), name)
-    os.link(source, name, follow_symlinks=False)
+    link(source, name)
     os.unlink(source)
 
 
@@ -170,6 +211,8 @@ def is_being_written(descriptor: int) -> bool:
         fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default of a lease would end the process
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
+    except AttributeError:  # only Linux has leases
+        return False
     except OSError as error:
         return error.errno == errno.EAGAIN
     return False

@@ -20,6 +20,8 @@ def redacted(url: str) -> str:
 
     Any of them may be secret (signed links, `?token=`); scheme, host and path are enough to identify the URL.
     """
+    if "?" not in url and "//" not in url and "#" not in url:
+        return url
     shown, _, fragment = _USER.sub(r"\1//***@", url).partition("#")
     path, question, query = shown.partition("?")
     if not query:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
 from types import TracebackType
@@ -341,6 +342,9 @@ class Toolkit:
         wait_s: float = 0.0,
         sign_key: Path | Iterable[Path] | None = None,
         expires_s: float | None = None,
+        level: int = 19,
+        keep_releases: int = 16,
+        grace_s: float = 86_400.0,
     ) -> Release:
         """Publish a directory as the current release of a static site, which is created if it does not exist.
 
@@ -357,6 +361,11 @@ class Toolkit:
             wait_s: how long to wait for another process that publishes to this site.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
             expires_s: for how long clients may install the release, in seconds; publishing again renews it.
+            level: of compression, from 1 to 22, for first installs; lower levels publish faster. Updates have 12 at
+                most, and deltas always the best.
+            keep_releases: how many of the last releases, with this one, can be listed and installed; at most 1,000.
+            grace_s: for how long objects that no release needs are kept, in seconds, for clients in the middle of a
+                sync.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
@@ -378,8 +387,11 @@ class Toolkit:
             links=links,
             serial=serial,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
+            level=level,
+            keep_releases=keep_releases,
+            grace_s=grace_s,
             progress=self._progress,
         )
 
@@ -395,6 +407,9 @@ class Toolkit:
         wait_s: float = 0.0,
         sign_key: Path | Iterable[Path] | None = None,
         expires_s: float | None = None,
+        level: int = 19,
+        keep_releases: int = 16,
+        grace_s: float = 86_400.0,
     ) -> Generator[Release, None, None]:
         """Publish a tree now, and again whenever its files change; yields each release until the generator is closed.
 
@@ -405,6 +420,7 @@ class Toolkit:
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
             links: as for `publish`; what they lead to is not watched.
+            level, keep_releases, grace_s: as for `publish`.
             expires_s: as for `publish`; a release is renewed when half of this time is over.
 
         Raises:
@@ -421,8 +437,11 @@ class Toolkit:
             exclude=tuple(exclude),
             links=links,
             wait_s=wait_s,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, src, site),
             expires_s=expires_s,
+            level=level,
+            keep_releases=keep_releases,
+            grace_s=grace_s,
         )
 
     def promote(
@@ -453,7 +472,7 @@ class Toolkit:
             local_path(site),
             channel=channel,
             version=version,
-            sign_keys=_secret_keys(sign_key),
+            sign_keys=_secret_keys(sign_key, site),
             expires_s=expires_s,
             wait_s=wait_s,
         )
@@ -579,16 +598,17 @@ class Toolkit:
             retry_rejected: check a version again that was refused before.
             allow_older: install a release although a later one of the same site was installed before.
             allow_expired: install a release although its publisher vouched for it only up to a time that has passed.
-            public_keys: who has to sign the release: public keys of `perfkit keygen` or `minisign -G`, each as its
-                base64 line or by the path of its file. The tree remembers them.
-            threshold: how many of these have to sign.
+            public_keys: who has to sign the release, plain file (or its fetched `checksums`) or archive: public keys of
+                `perfkit keygen` or `minisign -G`, each as its base64 line or by the path of its file. The tree
+                remembers them.
+            threshold: how many of these have to sign a release.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
-            SignatureError: the release is not signed as it has to be; the tree is as it was.
+            SignatureError: the source is not signed as it has to be; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
             StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
@@ -776,12 +796,21 @@ def _text(path: Path | None) -> str | None:
     return None if path is None else os.fspath(path)
 
 
-def _secret_keys(given: Path | Iterable[Path] | None) -> tuple[SecretKey, ...]:
+def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
+    """The keys in these files, which must not be in a directory that is published.
+
+    Raises:
+        ConfigError: one is, or is not a key.
+    """
     if given is None:
         return ()
     from perfkit.minisign.secret_keys import SecretKey
 
-    return tuple(map(SecretKey.read, [given] if isinstance(given, str | os.PathLike) else given))
+    paths = [given] if isinstance(given, str | os.PathLike) else [*given]
+    for path, directory in itertools.product(paths, public):
+        if os.path.realpath(path).startswith(os.path.join(os.path.realpath(directory), "")):
+            raise ConfigError(f"the secret key {path} lies in {directory}, which is published; move it elsewhere")
+    return tuple(map(SecretKey.read, paths))
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:

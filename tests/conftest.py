@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -21,6 +23,8 @@ from tests.support.leaks import nothing_left
 from tests.support.sites import Origin
 from tests.support.tools import mounted
 
+_ONCE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.once\b", re.MULTILINE)
+
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # a shell does that to what it runs in the background
     signal.signal(signal.SIGINT, signal.default_int_handler)  # and children would inherit it
 
@@ -30,20 +34,35 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--once-on", metavar="PYTHON", help=text)
 
 
+def pytest_report_header(config: pytest.Config) -> str | None:
+    return f"once: {config.getoption('--once-on')} runs what is marked so" if leaves_out(config) else None
+
+
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """Don't even import a module that is marked `once` as a whole."""
+    if collection_path.suffix != ".py" or not leaves_out(config):
+        return None
+    return bool(_ONCE.search(collection_path.read_text(encoding="utf-8"))) or None
+
+
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     """Leave to one interpreter what depends on none."""
-    python = config.getoption("--once-on")
-    if python and runs(python):
+    if leaves_out(config):
         for item in items:
             if item.get_closest_marker("once"):
-                item.add_marker(pytest.mark.skip(f"doesn't depend on the interpreter: {python} runs it"))
+                item.add_marker(pytest.mark.skip("doesn't depend on the interpreter: another one runs it"))
 
 
+def leaves_out(config: pytest.Config) -> bool:
+    """Whether another interpreter runs what is marked `once`."""
+    return runs(config.getoption("--once-on") or "")
+
+
+@functools.cache
 def runs(python: str) -> bool:
     """Whether there is such an interpreter, and not only pyenv's stand-in for one."""
-    return (
-        bool(shutil.which(python)) and not subprocess.run([python, "-V"], capture_output=True, check=False).returncode
-    )
+    found = shutil.which(python) if python else None
+    return found is not None and not subprocess.run([found, "-V"], capture_output=True, check=False).returncode
 
 
 @pytest.fixture(autouse=True)

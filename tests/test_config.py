@@ -39,6 +39,7 @@ WRITTEN = {  # a way to write each field, and what it then is
     "local_changes": ("refuse", "refuse"),
     "check_contents": ("yes", True),
     "keep_generations": ("12", 12),
+    "max_files": ("1000000", 1_000_000),
     "trust_other_owners": ("on", True),
 }
 

@@ -135,6 +135,7 @@ def listed(tmp_path: Path) -> Path:
     return tmp_path
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)),
     ("perfkit pu", {"publish"}),
@@ -152,6 +153,7 @@ def test_bash(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
     assert bash_offers(script_for("bash", capsys), line, listed) == offers
 
 
+@pytest.mark.once
 @pytest.mark.parametrize(("line", "offers"), [
     ("perfkit ", set(COMMANDS)), ("perfkit sync --lim", {"--limit-rate"}), ("perfkit get -d ru", {"rules/"}),
 ])  # fmt: skip
@@ -172,6 +174,7 @@ def test_fish(line: str, offers: set[str], listed: Path, capsys: Capture) -> Non
     assert {each.split("\t")[0] for each in ended.stdout.splitlines()} == offers
 
 
+@pytest.mark.once
 def test_zsh(listed: Path, capsys: Capture) -> None:
     """Its completion system takes the script for perfkit's, and every function in it is defined."""
     need("zsh")

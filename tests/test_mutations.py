@@ -36,6 +36,7 @@ from perfkit.releases.format.zstd import decompress
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import History as SiteHistory
 from perfkit.releases.publish.site import Site
+from perfkit.releases.statcache import StatCache
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.history import History
 from perfkit.transactions.journal import Journal
@@ -48,7 +49,6 @@ from perfkit.updates.installed import encode_record, read_installed
 from perfkit.updates.signers import Signers, Trust
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
-from perfkit.updates.statcache import StatCache
 from perfkit.updates.status import status
 from perfkit.zsync.control import parse_control
 from tests.support.archive_tools import FILES, Ranges, make_tar, make_zip
@@ -56,6 +56,8 @@ from tests.support.mutations import mutated
 from tests.support.release_client import Client
 from tests.support.signing import NEW, OLD
 from tests.support.trees import write_tree
+
+pytestmark = pytest.mark.once
 
 INPUTS = int(os.environ.get("PERFKIT_TEST_MUTATIONS", "300"))
 SEED = os.environ.get("PERFKIT_TEST_SEED", "1")

@@ -19,6 +19,8 @@ from perfkit.cli.settings_file import read_trees
 from tests.support.sites import Origin
 from tests.support.tools import need
 
+pytestmark = pytest.mark.once
+
 FILES = Path(__file__).parent.parent / "examples/unattended"
 SETTINGS = "/etc/perfkit/perfkit.toml"
 

@@ -8,7 +8,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.support.tools import ENVIRONMENT, need, need_root, unavailable
+
+pytestmark = pytest.mark.once
 
 ROOT = Path(__file__).parents[1]
 CELLS = ("20ms", "20ms-2pct", "80ms-503")

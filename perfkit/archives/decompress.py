@@ -6,13 +6,28 @@ Memory is bounded whatever a stream claims: a chunk of input, a chunk of output,
 from __future__ import annotations
 
 import re
+import sys
 import zlib
-from typing import Any, Protocol
+from collections.abc import Iterable, Iterator
+from typing import Protocol
 
 from perfkit.archives.members import CHUNK_BYTES, Limits, Readable
 from perfkit.errors import ManifestError
 
-__all__ = ["Decoder", "DecompressedStream", "InflateDecoder", "decode", "detect_compression", "zstd_decoder"]
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+__all__ = [
+    "Decoder",
+    "DecompressedStream",
+    "InflateDecoder",
+    "decode_frame",
+    "detect_compression",
+    "zstd",
+    "zstd_decoder",
+]
 
 _MAGIC = {
     "gzip": re.compile(rb"\x1f\x8b\x08"),
@@ -21,6 +36,7 @@ _MAGIC = {
     "zstd": re.compile(rb"\x28\xb5\x2f\xfd|[\x50-\x5f]\x2a\x4d\x18"),  # RFC 8878 sections 3.1.1 and 3.1.2
 }
 _MAGIC_BYTES = 10
+_OUTPUT_BYTES = 128 << 10
 
 
 def detect_compression(first: bytes) -> str | None:
@@ -29,7 +45,7 @@ def detect_compression(first: bytes) -> str | None:
 
 
 class Decoder(Protocol):
-    """The interface that the decompressors of bz2, lzma and zstd share."""
+    """The interface that the decompressors of bz2, lzma and zstd share: one frame."""
 
     @property
     def eof(self) -> bool: ...
@@ -65,18 +81,8 @@ class InflateDecoder:
 
 def zstd_decoder(limits: Limits) -> Decoder:
     """A decoder of one zstd frame."""
-    zstd = _zstd()
     window_log = min(max(limits.window_bytes.bit_length() - 1, 10), 31)
-    decoder: Decoder = zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
-    return decoder
-
-
-def _zstd() -> Any:
-    try:
-        from compression import zstd  # type: ignore[import-not-found,unused-ignore]  # from Python 3.14 on
-    except ImportError:
-        from backports import zstd
-    return zstd
+    return zstd.ZstdDecompressor(options={zstd.DecompressionParameter.window_log_max: window_log})
 
 
 def _decoder(name: str, limits: Limits) -> Decoder:
@@ -93,14 +99,42 @@ def _decoder(name: str, limits: Limits) -> Decoder:
     return zstd_decoder(limits)
 
 
-def decode(decoder: Decoder, data: bytes, what: str) -> bytes:
-    """The next chunk of output, which may be empty.
+def decode_frame(decoder: Decoder, data: Iterable[bytes], size: int, what: str) -> Iterator[bytes]:
+    """The `size` bytes that `data`, one frame, decodes to, in chunks of at most 128 KiB; never more than `size`.
+
+    Args:
+        what: the frame, for messages.
 
     Raises:
-        ManifestError: `what`, such as "the gzip stream", is damaged.
+        ManifestError: damaged, truncated, followed by other bytes, or of another size; discard what was yielded before.
+        Anything that `data` raises.
     """
+    left = size
+    for chunk in data:
+        if decoder.eof:
+            raise ManifestError(f"{what} is followed by other bytes")
+        while True:
+            output = _decode(decoder, chunk, min(_OUTPUT_BYTES, left + 1), what)
+            chunk = b""
+            left -= len(output)
+            if left < 0:
+                raise ManifestError(f"{what} decompresses to more than {size} bytes")
+            if output:
+                yield output
+            if decoder.eof or decoder.needs_input:
+                break
+        if decoder.unused_data:
+            raise ManifestError(f"{what} is followed by other bytes")
+    if not decoder.eof:
+        raise ManifestError(f"{what} is truncated")
+    if left:
+        raise ManifestError(f"{what} decompresses to {size - left} bytes instead of {size}")
+
+
+def _decode(decoder: Decoder, data: bytes, limit: int, what: str) -> bytes:
+    """The next output, at most `limit` bytes, which may be none."""
     try:
-        return decoder.decompress(data, CHUNK_BYTES)
+        return decoder.decompress(data, limit)
     except Exception as error:  # zlib.error, LZMAError, ZstdError, EOFError, and OSError from bz2
         raise ManifestError(f"{what} is damaged, or needs too much memory: {error}") from error
 
@@ -143,7 +177,7 @@ class DecompressedStream:
                 if not self._rest:
                     raise ManifestError(f"{self._what} is truncated")
             data, self._rest = self._rest, b""
-            output = decode(self._decoder, data, self._what)
+            output = _decode(self._decoder, data, CHUNK_BYTES, self._what)
             if self._decoder.eof:
                 self._rest = self._decoder.unused_data
             if output:

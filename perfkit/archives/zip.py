@@ -12,7 +12,7 @@ from io import BytesIO
 from typing import BinaryIO, NoReturn
 
 from perfkit.archives.coalesce import coalesce
-from perfkit.archives.decompress import Decoder, InflateDecoder, decode, zstd_decoder
+from perfkit.archives.decompress import Decoder, InflateDecoder, decode_frame, zstd_decoder
 from perfkit.archives.members import CHUNK_BYTES, Limits, MemberNames, Readable, Selection
 from perfkit.archives.zip_directory import (
     DEFLATED,
@@ -150,22 +150,23 @@ class _Stream:
             data += self.read(count - len(data))
         return data
 
+    def chunks(self, count: int) -> Iterator[bytes]:
+        """The next `count` bytes."""
+        end = self._position + count
+        while self._position < end:
+            yield self.read(end - self._position)
+
     def skip_to(self, position: int) -> None:
-        while self._position < position:
-            self.read(position - self._position)
+        for _ in self.chunks(position - self._position):
+            pass
 
 
 def _read_content(member: ZipMember, stream: _Stream, limits: Limits) -> Generator[bytes, None, None]:
     _check_local_header(member, stream)
-    size = crc = 0
+    crc = 0
     for chunk in _decoded(member, stream, limits):
-        size += len(chunk)
-        if size > member.size:
-            _refuse(member, f"it unpacks to more than its {member.size} bytes")
         crc = zlib.crc32(chunk, crc)
         yield chunk
-    if size != member.size:
-        _refuse(member, f"it unpacks to {size} bytes instead of {member.size}")
     if crc != member.crc32:
         _refuse(member, f"its CRC-32 is {crc:08x} instead of {member.crc32:08x}")
 
@@ -191,24 +192,13 @@ def _check_local_header(member: ZipMember, stream: _Stream) -> None:
 
 
 def _decoded(member: ZipMember, stream: _Stream, limits: Limits) -> Iterator[bytes]:
-    left = member.packed
+    packed = stream.chunks(member.packed)
     if member.method == STORED:
-        while left:
-            chunk = stream.read(left)
-            left -= len(chunk)
-            yield chunk
-        return
+        return packed
     decoder: Decoder = InflateDecoder(-15) if member.method == DEFLATED else zstd_decoder(limits)
-    while not decoder.eof:
-        data = b""
-        if decoder.needs_input:
-            if not left:
-                _refuse(member, "its compressed data is truncated")
-            data = stream.read(left)
-            left -= len(data)
-        yield decode(decoder, data, f"member {member.name!r}")
-    if left or decoder.unused_data:
-        _refuse(member, "its compressed data is followed by other bytes")
+    return decode_frame(
+        decoder, packed, member.size, f"the compressed data of member {member.name!r} of the zip archive"
+    )
 
 
 def _refuse(member: ZipMember, reason: str) -> NoReturn:

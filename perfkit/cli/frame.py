@@ -26,7 +26,7 @@ from perfkit.errors import ConfigError, PerfkitError
 from perfkit.progress.text import printable
 
 if TYPE_CHECKING:
-    from perfkit.cli.settings_file import NamedTree
+    from perfkit.cli.settings_file import TreeEntry
     from perfkit.releases.publish.upkeep import SiteReport
     from perfkit.toolkit import Toolkit
     from perfkit.updates.report import VerifyReport
@@ -186,7 +186,7 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
     return [_for_tree(command, arguments, name, known.get(name)) for name in names]
 
 
-def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: NamedTree | None) -> argparse.Namespace:
+def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: TreeEntry | None) -> argparse.Namespace:
     """The arguments for one tree: those of the command line, and else those of the settings file."""
     found = argparse.Namespace(**vars(arguments))
     found.name, found.dest = name, name
@@ -197,20 +197,20 @@ def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: N
     return found
 
 
-def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, NamedTree]:
+def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, TreeEntry]:
     """The trees of the settings file, which is read only where it is given or a word may be a name from it."""
     path = arguments.config or _SETTINGS_FILE
     if arguments.config is None and not os.path.exists(path):
         if not words:
             raise ConfigError(f"there is no {path} in the current directory; give it with --config FILE")
         return {}
-    from perfkit.cli.settings_file import is_tree_name, read_trees
+    from perfkit.cli.settings_file import is_tree_name, read_entries
 
     if arguments.config is None and words and not any(map(is_tree_name, words)):
         return {}
-    return read_trees(path, arguments.parser.commands()["sync"].filled())
+    return read_entries(path, arguments.parser.commands()["sync"].filled())
 
 
-def _listed(arguments: argparse.Namespace, known: Mapping[str, NamedTree]) -> str:
+def _listed(arguments: argparse.Namespace, known: Mapping[str, TreeEntry]) -> str:
     path = arguments.config or _SETTINGS_FILE
     return f"{path} lists {', '.join(known)}" if known else f"no {path} lists any"

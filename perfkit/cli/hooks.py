@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
-from perfkit.errors import ConfigError, PerfkitError
+from perfkit.errors import CommandFailedError, ConfigError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
@@ -26,11 +26,7 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.updates.check import Check, StagedTree
 
-__all__ = ["CommandError", "OnChange", "check_command"]
-
-
-class CommandError(PerfkitError):
-    """A command of the user's failed."""
+__all__ = ["OnChange", "check_command"]
 
 
 def check_command(command: str, timeout_s: float) -> Check:
@@ -102,7 +98,7 @@ class OnChange:
         """Run the command if the tree has changed since it was last run.
 
         Raises:
-            CommandError: it failed; the next run tries again.
+            CommandFailedError: it failed; the next run tries again.
         """
         from perfkit.updates.installed import read_installed
 
@@ -121,7 +117,7 @@ class OnChange:
         try:
             _run(self._words, variables, (name + self._end for name in names))
         except OSError as error:
-            raise CommandError(f"{self._words[0]} can't be run: {error.strerror}") from error
+            raise CommandFailedError(f"{self._words[0]} can't be run: {error.strerror}") from error
         self._announced = self._write(here.generation, here.version)
 
 
@@ -159,7 +155,7 @@ def _run_check(words: list[str], variables: Mapping[str, str], root: str, timeou
         root: where it can't write, if this process is root's and may create mounts.
 
     Raises:
-        CommandError: it exited with another code than 0, was killed, or took too long.
+        CommandFailedError: it exited with another code than 0, was killed, or took too long.
         OSError: it can't be run.
     """
     python = sys.executable or ""  # where Python is embedded, another program
@@ -185,14 +181,14 @@ def _run_check(words: list[str], variables: Mapping[str, str], root: str, timeou
         number = int(how.split()[1])
         raise OSError(number, os.strerror(number))
     if how == "timeout":
-        raise CommandError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(said)}")
+        raise CommandFailedError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(said)}")
     _raise_for(words[0], int(how) if how else process.returncode, said)
 
 
 def _raise_for(program: str, code: int, said: bytes) -> None:
     how = f"was ended by signal {-code} ({signal.strsignal(-code)})" if code < 0 else f"ended with exit code {code}"
     if code != 0:
-        raise CommandError(f"{program} {how}{_quoted(said)}")
+        raise CommandFailedError(f"{program} {how}{_quoted(said)}")
 
 
 def _quoted(said: bytes) -> str:
@@ -204,7 +200,7 @@ def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -
     """Run a command to its end, without a shell, with these lines on standard input.
 
     Raises:
-        CommandError: it exited with another code than 0, or was killed.
+        CommandFailedError: it exited with another code than 0, or was killed.
         OSError: it can't be run.
     """
     with _terminable(), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:

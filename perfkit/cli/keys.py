@@ -8,6 +8,7 @@ import os
 from perfkit.cli.output import errors_as_json, print_result
 from perfkit.cli.parser import Parser, add_output
 from perfkit.errors import ConfigError
+from perfkit.libc import sync_file
 
 __all__ = ["add_keygen", "add_public_key", "add_sign_key"]
 
@@ -42,7 +43,7 @@ def _keygen(arguments: argparse.Namespace) -> int:
             with open(descriptor, "wb") as file:
                 file.write(content)
                 file.flush()
-                os.fsync(descriptor)
+                sync_file(descriptor)
     names = {"secret_key": arguments.file, "public_key": str(key.public), "id": key.public.name}
     note = f"{arguments.file} is the secret key, {arguments.file}.pub the public one: {key.public}"
     print_result(arguments, dict(names), note)

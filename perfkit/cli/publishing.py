@@ -64,6 +64,12 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument(
         "--keep-deltas", type=int, default=3, metavar="N", help="earlier releases with a direct delta (default 3)"
     )
+    what = "how many releases can be installed (default 16)"
+    publish.add_argument("--keep-releases", type=int, default=16, metavar="N", help=what)
+    what = "how long to keep objects that no release needs, for syncs under way, such as 6h (default 1d)"
+    publish.add_argument("--grace", default="1d", metavar="TIME", help=what)
+    what = "compression level for first installs, from 1 (fast) to 22 (small; default 19)"
+    publish.add_argument("--level", type=int, default=19, metavar="N", help=what)
     publish.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
     )
@@ -80,8 +86,10 @@ def add_publish(publish: Parser) -> None:
 def _publish(arguments: argparse.Namespace) -> int:
     if arguments.watch and arguments.serial is not None:
         raise ConfigError("--serial is for one release: leave it out with --watch")
-    options = {name: getattr(arguments, name) for name in ("version", "keep_deltas", "exclude", "links")}
+    names = ("version", "keep_deltas", "keep_releases", "level", "exclude", "links")
+    options = {name: getattr(arguments, name) for name in names}
     options |= {
+        "grace_s": parse_seconds(arguments.grace),
         "wait_s": parse_seconds(arguments.wait),
         "sign_key": arguments.sign_key,
         "expires_s": None if arguments.expires is None else parse_seconds(arguments.expires),

@@ -18,7 +18,7 @@ from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import is_key
 
-__all__ = ["NamedTree", "is_tree_name", "read_trees"]
+__all__ = ["TreeEntry", "is_tree_name", "read_entries"]
 
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
@@ -26,7 +26,7 @@ _FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "now", "places", "prog
 _OF_CONFIG = {"limit_rate"}
 
 
-class NamedTree(NamedTuple):
+class TreeEntry(NamedTuple):
     """One entry of the file.
 
     Attributes:
@@ -47,7 +47,7 @@ def is_tree_name(word: str) -> bool:
     return re.fullmatch(r"\w[\w.-]*", word) is not None
 
 
-def read_trees(path: str, sync: Parser) -> dict[str, NamedTree]:
+def read_entries(path: str, sync: Parser) -> dict[str, TreeEntry]:
     """The trees of a file, by name. Relative paths in it are relative to its directory.
 
     Args:
@@ -78,7 +78,7 @@ def _tree(
     entry: Mapping[str, object],
     inherited: Mapping[str, object],
     known: Mapping[str, argparse.Action],
-) -> NamedTree:
+) -> TreeEntry:
     where = f"{path}: trees.{name}"
     if not is_tree_name(name):
         raise ConfigError(f"{where}: a tree's name has letters, digits, dots, dashes and underscores only")
@@ -106,7 +106,7 @@ def _tree(
     keys = options.get("public_keys")
     if isinstance(keys, list):
         options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in keys]
-    return NamedTree(places["source"], os.path.join(base, places["dest"]), options, settings)
+    return TreeEntry(places["source"], os.path.join(base, places["dest"]), options, settings)
 
 
 def _setting(where: str, key: str, value: object, known: Collection[str]) -> object:
@@ -154,7 +154,7 @@ def _named(where: str) -> Iterator[None]:
         raise ConfigError(f"{where}: {error}") from error
 
 
-def _refuse_overlaps(path: str, trees: Mapping[str, NamedTree]) -> None:
+def _refuse_overlaps(path: str, trees: Mapping[str, TreeEntry]) -> None:
     """Refuse trees in the same directory or inside one another, which would overwrite each other."""
     places = sorted((os.path.join(os.path.realpath(tree.dest), ""), name) for name, tree in trees.items())
     for (outer, one), (inner, other) in itertools.pairwise(places):

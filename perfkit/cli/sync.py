@@ -9,7 +9,7 @@ import hashlib
 import os
 import socket
 from time import sleep
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perfkit.cli.frame import Outcome, add_all, define
 from perfkit.cli.keys import add_public_key
@@ -17,7 +17,7 @@ from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_rates, add_wait
 from perfkit.config import parse_seconds
-from perfkit.errors import LockedError, PerfkitError, UpdateError
+from perfkit.errors import CommandFailedError, LockedError, PerfkitError, UpdateError
 from perfkit.progress.text import amount, counted
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from perfkit.updates.planner import Plan
     from perfkit.updates.report import SyncReport
 
-__all__ = ["add_sync"]
+__all__ = ["Synced", "add_sync", "sync_tree"]
 
 _ON_CHANGE_FAILED = 3  # exit code
 
@@ -101,29 +101,54 @@ def add_sync(sync: Parser) -> None:
 
 
 def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
-    chosen: dict[str, Any] = {
-        "type": arguments.type,
-        "selection": _selection(arguments),
-        "release": arguments.release,
-        "channel": arguments.channel,
-        "mirrors": arguments.mirrors,
-        "checksums": arguments.checksums,
-        "decompress": arguments.decompress,
-        "public_keys": arguments.public_keys,
-        "threshold": arguments.threshold,
-        "allow_expired": arguments.allow_expired,
-    }
     if arguments.dry_run:
-        return _planned(kit.plan(arguments.source, arguments.dest, **chosen))
+        return _planned(kit.plan(arguments.source, arguments.dest, **_chosen(arguments)))
+    synced = sync_tree(kit, arguments)
+    report, note = synced.report, synced.not_due
+    if not note:
+        held = f"; {report.held} is on hold" if report.held else ""
+        note = (
+            f"{report.version}, generation {report.generation}: {report.added} "
+            f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
+            f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
+            f"{edits_of(report)}{held}{_selected(report, arguments)}"
+        )
+    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
+    if synced.failure is not None:
+        print_error(f"{synced.failure}; the next sync runs it again")
+        code = _ON_CHANGE_FAILED
+    return Outcome(dataclasses.asdict(report), note, code=code)
+
+
+class Synced(NamedTuple):
+    """What came of a sync.
+
+    Attributes:
+        report: of the sync, or of a tree that was left as it is.
+        not_due: why it was left so, if it was too early for a sync; else empty.
+        failure: why the command of `--on-change` has to be run again; None: it has not.
+    """
+
+    report: SyncReport
+    not_due: str
+    failure: PerfkitError | None
+
+
+def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
+    """Sync a tree if it is time, with all that the options say.
+
+    Raises:
+        as `Toolkit.sync`.
+    """
     from perfkit.cli.hooks import OnChange, check_command
 
+    chosen, on_change = _chosen(arguments), None
     if arguments.check is not None:
         chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
-    on_change = None
     if arguments.on_change is not None:
         on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null)
-    if (not_due := _not_due(kit, arguments)) is not None:
-        return not_due._replace(code=_announce(on_change, kit))
+    if (left := _not_due(kit, arguments)) is not None:
+        return Synced(*left, _announce(on_change, kit))
     if arguments.splay is not None:
         sleep(_splay_s(arguments))
     try:
@@ -139,33 +164,30 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         with contextlib.suppress(PerfkitError, OSError):  # what matters is why the sync failed
             _announce(on_change, kit)
         raise
-    code = CHANGED if arguments.exit_code and report.generation_is_new else 0
-    code = _announce(on_change, kit) or code
-    held = f"; {report.held} is on hold" if report.held else ""
-    note = (
-        f"{report.version}, generation {report.generation}: {report.added} "
-        f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
-        f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
-        f"{edits_of(report)}{held}{_selected(report, arguments)}"
-    )
-    return Outcome(dataclasses.asdict(report), note, code=code)
+    return Synced(report, "", _announce(on_change, kit))
 
 
-def _announce(on_change: OnChange | None, kit: Toolkit) -> int:
-    """Run the command of `--on-change` if the tree has changed since, in this run or an earlier one; the exit code."""
-    from perfkit.cli.hooks import CommandError
+def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
+    """The options that say what to install, for `Toolkit.sync` and `Toolkit.plan`."""
+    same = ("type", "release", "channel", "mirrors", "checksums", "decompress", "public_keys", "threshold")
+    chosen = {name: getattr(arguments, name) for name in (*same, "allow_expired")}
+    return {"selection": _selection(arguments), **chosen}
 
+
+def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:
+    """Run the command of `--on-change` if the tree has changed since, in this run or an earlier one; why it failed."""
     try:
         if on_change is not None:
             on_change.run(kit)
-    except (CommandError, LockedError) as error:
-        print_error(f"{error}; the next sync runs it again")
-        return _ON_CHANGE_FAILED
-    return 0
+    except (CommandFailedError, LockedError) as error:
+        return error
+    return None
 
 
-def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
-    """The outcome where it is too early for a sync; None: it is time for one, or the tree does not exist yet."""
+def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, str] | None:
+    """A report and why nothing was done, where it is too early for a sync; None: it is time for one, or the tree does
+    not exist yet.
+    """
     from perfkit.updates.report import SyncReport
 
     with contextlib.suppress(UpdateError):
@@ -185,7 +207,7 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> Outcome | None:
                 held=held,
                 unchanged=status.files,
             )
-            return Outcome(dataclasses.asdict(report), note)
+            return report, note
     return None
 
 

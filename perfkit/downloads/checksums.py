@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.errors import ConfigError
+from perfkit.libc import preadv
 
 __all__ = ["Checksum", "RunningDigest", "matches", "parse_checksum"]
 
@@ -96,7 +97,7 @@ class RunningDigest:
         buffer = memoryview(bytearray(_READ_BYTES))
         with self._lock:
             while self.position < end and not cancel.cancelled:
-                count = os.preadv(descriptor, [buffer[: min(_READ_BYTES, end - self.position)]], self.position)
+                count = preadv(descriptor, [buffer[: min(_READ_BYTES, end - self.position)]], self.position)
                 if count == 0:
                     return  # the file is shorter than it should be: the digest will not match
                 self._take(buffer[:count])

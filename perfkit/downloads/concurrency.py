@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.path import Path
+from perfkit.downloads.http.path import Path, queued
 from perfkit.downloads.http.urls import origin_of
 
 __all__ = ["AdaptiveController", "HostLimiter", "host_of"]
@@ -139,7 +139,7 @@ class HostLimiter:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one, with four where answers take long, and doubles while that pays: a stream more helps where the
+    It starts with one, with eight where answers take long, and doubles while that pays: a stream more helps where the
     delay or losses limit each, and only lengthens the queues where the link is full. While the processor limits, it
     tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken back, and
     tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
@@ -159,9 +159,8 @@ class AdaptiveController:
     answers_per_window = 4  # a shorter one would judge streams that have not had an answer, or begin slowly (RFC 5681)
     far_s = 0.02  # an answer that takes this long comes over a network,
     network_s = 0.002  # and so do packets that take this long
-    queued = 1.25  # of the least round trip: a longer one is spent in queues,
-    queued_s = 0.004  # if it is by more than the kernel's resolution
-    far_streams = 4
+    congested_s = 2.0  # that long after packets have queued
+    far_streams = 8
     doubling_pays = 1.15  # the gain in goodput for which it is kept
     halving_costs = 0.95
     patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
@@ -175,7 +174,7 @@ class AdaptiveController:
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
         self.answer_s = 0.0  # how long an answer takes, on average
-        self.queues = True  # whether packets wait for each other, or that is unknown
+        self._queued_at_s = clock()  # when packets waited for each other, or that was unknown
         self._least = 1  # streams, however busy the processor is
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
@@ -241,7 +240,7 @@ class AdaptiveController:
                 self._trip_s = min(self._trip_s, path.round_trip_s)
                 self._least_trip_s = min(self._least_trip_s, path.round_trip_s, path.least_s)
             work = received_bytes + files_done * self.file_allowance_bytes
-            answers_s = (1 if self._path_known else self.answers_per_window) * self.answer_s
+            answers_s = self._least_trip_s if self._path_known else self.answers_per_window * self.answer_s
             if self._from_s is None or now < self._from_s:
                 self._from_s, self._work_before, self._cpu_before_s = self._from_s or now, work, cpu_s
                 return False
@@ -266,6 +265,16 @@ class AdaptiveController:
         """Whether there is a path on which queues can be told from distance."""
         return self.network_s <= self._least_trip_s and self._trip_s < inf
 
+    @property
+    def round_trip_s(self) -> float:
+        """How long a request takes at least, on a connection that is there."""
+        return self._least_trip_s if self.network_s <= self._least_trip_s < inf else self.answer_s
+
+    @property
+    def congested(self) -> bool:
+        """Whether packets have lately waited for each other, so that losses may be those of a full queue."""
+        return self._clock() - self._queued_at_s < self.congested_s
+
     def _looks_useless(self, goodput: float) -> bool:
         """Whether streams that were added on trial do not pay so far."""
         trial = self._trial
@@ -279,8 +288,10 @@ class AdaptiveController:
         if idle:
             return self.target
         if self._path_known and not cpu_bound:
-            self.queues = self._trip_s > max(self._least_trip_s * self.queued, self._least_trip_s + self.queued_s)
-            return self.target if self.queues else min(self._ceiling, self.target * 2)
+            if not queued(self._trip_s, self._least_trip_s):
+                return min(self._ceiling, self.target * 2)
+            self._queued_at_s = self._clock()
+            return self.target
         if self._paused and not cpu_bound:
             return min(self._ceiling, self.target * 2)
         if trial is not None and not self._pays(trial, goodput):

@@ -22,6 +22,7 @@ from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter, host_of
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.http.transport import HttpTransport, Transport
+from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.downloads.probe import Probe, probe
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Network
@@ -194,6 +195,17 @@ class DownloadManager:
                     self._progress.finish(waiting.snapshot())
         self._throttle.charge(len(future.result().first), self._root)
         return future.result()
+
+    def warm(self, url: str, connections: int) -> None:
+        """Open connections for requests that will soon follow, if the server is not this machine: each takes a round
+        trip, or two with TLS. Nothing waits for them. Under a limit, they would bring more than is good.
+        """
+        warm = getattr(self._start().transport, "warm", None)
+        if warm is None or self._throttle.rate is not None or is_loopback(origin_of(url)[1]):
+            return
+        with contextlib.suppress(OSError):  # no threads: it takes longer
+            for _ in range(connections):
+                self._scheduler.submit(warm, url, self._root)
 
     def run(
         self,

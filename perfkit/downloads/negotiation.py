@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import datetime
 import enum
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
@@ -23,12 +25,25 @@ from perfkit.downloads.http.semantics import (
     validator_of,
     version_of,
 )
-from perfkit.downloads.http.transport import Response
+from perfkit.downloads.http.transport import Get, Response
+from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.partial_file import ChangedError, PartialFile
+from perfkit.downloads.request import Request
 from perfkit.downloads.segments import Runner
+from perfkit.downloads.throttle import Throttle
 from perfkit.errors import HTTPStatusError, TransferError
 
-__all__ = ["ByteRange", "Step", "Wanted", "adopt", "asked_range", "interpret", "next_step", "request_headers"]
+__all__ = [
+    "ByteRange",
+    "Step",
+    "Wanted",
+    "adopt",
+    "asked_range",
+    "interpret",
+    "make_get",
+    "next_step",
+    "request_headers",
+]
 
 
 ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the resource; None: to its end
@@ -76,6 +91,32 @@ def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
     if not partial.ranges or partial.descriptor < 0:
         return None
     return start, None if end == partial.map.size else end
+
+
+def make_get(
+    request: Request,
+    url: str,
+    headers: Mapping[str, str],
+    throttles: tuple[Throttle, ...],
+    *,
+    at: str | None = None,
+) -> Get:
+    """A request for a URL, with the caller's secrets if they may go there.
+
+    Args:
+        at: where a redirect of the URL led before.
+    """
+    own = may_share(origin_of(request.home or request.url), origin_of(url))
+    return Get(
+        url=url,
+        at=at,
+        headers=headers,
+        private_headers=request.headers if own else {},
+        auth=request.auth if own else None,
+        trusted=own,
+        named=own or request.home is None,
+        limit=min(throttles, key=lambda each: each.rate or math.inf),
+    )
 
 
 def request_headers(partial: PartialFile, asked: ByteRange | None, wanted: Wanted) -> dict[str, str]:

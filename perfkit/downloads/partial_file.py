@@ -27,7 +27,7 @@ from perfkit.downloads.http.semantics import Validator, Version
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
-from perfkit.libc import rename_to_new, set_mode, try_lock
+from perfkit.libc import rename_to_new, set_mode, sync_file, try_lock
 
 __all__ = ["ChangedError", "OccupiedError", "PartialFile", "check_replaceable", "part_path"]
 
@@ -49,7 +49,7 @@ def part_path(dest: str) -> str:
     """The path of a destination's partial file; a name too long for a suffix is replaced by its digest."""
     directory, name = os.path.split(dest)
     part = f"{name}.perfkit-part"
-    if len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
+    if 4 * len(part) > _NAME_MAX and len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
         part = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.perfkit-part"
     return os.path.join(directory, part)
 
@@ -82,7 +82,7 @@ class PartialFile:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
         self.source = digest_of(url, key)  # what stands for it on disk
-        self.expires = key is not None or is_signed(url)  # a later URL may go on where this one is refused
+        self._key = key
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
@@ -107,6 +107,11 @@ class PartialFile:
         self._has_journal: bool | None = None  # None: unknown
         self._durable: list[Range] = []
         self._saved_at_s = self._synced_at_s = time.monotonic()
+
+    @property
+    def expires(self) -> bool:
+        """Whether a later URL may go on where this one is refused."""
+        return self._key is not None or is_signed(self.url)
 
     def resume(self) -> bool:
         """Continue what an earlier run left, if anything of it can be used; the rest is removed.
@@ -281,7 +286,7 @@ class PartialFile:
             return
         done = self.map.done()
         if time.monotonic() - self._synced_at_s >= _SYNC_EVERY_S:
-            os.fdatasync(self.descriptor)
+            getattr(os, "fdatasync", os.fsync)(self.descriptor)  # macOS has only fsync
             self._durable = done
             self._synced_at_s = time.monotonic()
         journal = {
@@ -361,7 +366,7 @@ class PartialFile:
         if self.origin is not None:
             write_origin(self.descriptor, self.origin)
         if durable:
-            os.fsync(self.descriptor)
+            sync_file(self.descriptor)
         try:
             (os.replace if replace else rename_to_new)(self.path, path)
         except OSError as error:
@@ -474,6 +479,6 @@ def _are_ranges(ranges: Iterable[Range], size: int) -> bool:
 def _sync_directory(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        os.fsync(descriptor)
+        sync_file(descriptor)
     finally:
         os.close(descriptor)

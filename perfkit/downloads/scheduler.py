@@ -206,12 +206,13 @@ class Scheduler:
         now = time.monotonic()
         for transfer in self._active:
             wanted = transfer.idle or self.busy < self._controller.target
-            if wanted and (found := self._within_limit(transfer, lambda each: each.claim(now))):
+            if wanted and transfer.may_claim and (found := self._within_limit(transfer, lambda each: each.claim(now))):
                 return found
         if self._may_begin(now) and (found := self._begin(now)):
             return found
         if self.busy < self._controller.target:
-            for transfer in sorted(self._active, key=Transfer.missing_bytes, reverse=True):
+            unfinished = filter(Transfer.missing_bytes, self._active)
+            for transfer in sorted(unfinished, key=Transfer.missing_bytes, reverse=True):
                 if found := self._within_limit(transfer, Transfer.share):
                     return found
         return None

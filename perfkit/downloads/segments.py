@@ -16,7 +16,9 @@ Range = tuple[int, int]  # start, end (exclusive)
 _RANGE_S = 2.0  # a range is about as long as what a connection fetches in this time,
 _RANGES = 32  # and at first no shorter than so many that are missing: each costs a round trip
 _SLOW_S = 2.0
+_LONG_S = 0.5  # a short range that takes longer is split all the same, if that is worth the round trips
 _YOUNG_S = 1.0
+_RECENT_S = 0.5  # a runner is as fast as it was for this long, or twice as long
 _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
 
 
@@ -39,6 +41,19 @@ class Runner:
     cancel: Cancel
     started_s: float
     start: int = 0
+    marks: list[tuple[float, int]] = field(default_factory=list)  # when it was where: some time ago, and later
+
+    def pass_mark(self, now: float) -> None:
+        """Remember when it was where, if it is time to."""
+        if not self.marks:
+            self.marks = [(self.started_s, self.start)] * 2
+        if now - self.marks[1][0] >= _RECENT_S:
+            self.marks = [self.marks[1], (now, self.position)]
+
+    def speed(self, now: float) -> float:
+        """Bytes per second, lately."""
+        since_s, position = self.marks[0] if self.marks else (self.started_s, self.start)
+        return (self.position - position) / max(1e-3, now - since_s)
 
     @property
     def remaining(self) -> int | None:
@@ -73,6 +88,11 @@ class SegmentMap:
     @property
     def size(self) -> int | None:
         return self._size
+
+    @property
+    def has_gaps(self) -> bool:
+        """Whether ranges are missing that nobody is on; without the lock, which it is a hint for."""
+        return bool(self._gaps)
 
     @property
     def complete(self) -> bool:
@@ -152,7 +172,8 @@ class SegmentMap:
             if segment is None or segment.end is None:
                 return None
             left = _left(segment)
-            least = _LEAST_BYTES if left < 2 * minimum and seconds > _SLOW_S else minimum
+            slow = seconds > max(_LONG_S, worth_s) and now - segment.runners[0].started_s >= _YOUNG_S
+            least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
             if left < 2 * least:
                 return None
             together = left * seconds * pace / (left + seconds * pace)
@@ -192,8 +213,7 @@ class SegmentMap:
         for segment in self._active:
             if len(segment.runners) == 1 and _left(segment) >= least:
                 runner = segment.runners[0]
-                took_s = now - runner.started_s
-                speed = pace if took_s < _YOUNG_S else (runner.position - runner.start) / took_s
+                speed = pace if now - runner.started_s < _YOUNG_S else runner.speed(now)
                 if (seconds := _left(segment) / max(1.0, speed)) > most_s:
                     slowest, most_s = segment, seconds
         return slowest, most_s
@@ -209,6 +229,7 @@ class SegmentMap:
         losers: list[Runner] = []
         with self._lock:
             runner.position += count
+            runner.pass_mark(self._clock())
             reached = runner.position if segment.end is None else min(runner.position, segment.end)
             gained = max(0, reached - segment.position)
             segment.position += gained

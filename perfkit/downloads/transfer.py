@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import io
 import logging
-import math
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, BinaryIO
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.checksum_files import SharedChecksumFiles, fetch
+from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum, matches
-from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.file_origin import digest_of, read_origin
+from perfkit.downloads.http.path import Path, queued
 from perfkit.downloads.http.semantics import (
     Answer,
     Validator,
@@ -25,7 +22,7 @@ from perfkit.downloads.http.semantics import (
     may_be_filling_a_cache,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import is_loopback, may_share, origin_of, signature_url
+from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -33,11 +30,12 @@ from perfkit.downloads.negotiation import (
     adopt,
     asked_range,
     interpret,
+    make_get,
     next_step,
     request_headers,
 )
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
-from perfkit.downloads.probe import read_small_file
+from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
 from perfkit.downloads.segments import Runner
@@ -45,7 +43,6 @@ from perfkit.downloads.stall import pieces
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,
-    ConfigError,
     HTTPStatusError,
     IntegrityError,
     PerfkitError,
@@ -55,13 +52,9 @@ from perfkit.errors import (
     reason_of,
 )
 from perfkit.filesystem.paths import safe_basename
-from perfkit.minisign.public_keys import MAX_FILE_BYTES, read_public_keys
 from perfkit.progress.meter import FileMeter
 from perfkit.progress.text import counted
 from perfkit.redact import redacted
-
-if TYPE_CHECKING:
-    from perfkit.minisign.signatures import Signature
 
 __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
@@ -70,7 +63,7 @@ _log = logging.getLogger(__name__)
 _EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may have them go on
 _LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
 _SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_ANSWERS = 6  # a range that takes no longer than so many answers is not shared
+_ROUND_TRIPS = 3  # a range that takes no longer than so many is not shared
 _CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken off earlier: most keep nothing of it
 _POLL_S = 0.2  # for another process to end its download
 _LARGE_BYTES = 4 << 20
@@ -146,7 +139,7 @@ class Transfer:
         self._started_s = 0.0
         self._begun = False  # it has been looked at what is there
         self._version = Version()
-        self._signature: Signature | None = None  # of the current source, if there has to be one
+        self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, cancel)
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
 
@@ -195,6 +188,12 @@ class Transfer:
         return not self._closing and (settled or not self._busy)
 
     @property
+    def may_claim(self) -> bool:
+        """Whether `claim` may have something; without a lock, since the scheduler asks each file that is under way."""
+        partial = self._partial
+        return not self._busy if partial is None or not partial.settled else partial.map.has_gaps
+
+    @property
     def idle(self) -> bool:
         """Whether no worker is in it."""
         return not self._busy
@@ -210,7 +209,7 @@ class Transfer:
             partial = self._widenable()
             if partial is None:
                 return None
-            worth_s = _ANSWERS * self._context.network.controller.answer_s
+            worth_s = _ROUND_TRIPS * self._context.network.controller.round_trip_s
             runner = partial.map.split(self._config.min_segment_bytes, worth_s) or partial.map.hedge()
             return self._enter(partial, runner) if runner else None
 
@@ -284,9 +283,8 @@ class Transfer:
             self._started_s = time.monotonic()
             self._meter.start(None, host=self.host)
         if self.request.checksum is not None and self._checksum is None:
-            self._checksum = self.request.promised or self._look_up(self.request.checksum)
-        if self._is_signed and self._signature is None:
-            self._signature = self._fetch_signature(task.url)  # first: without it, the file is of no use
+            self._checksum = self._proofs.find_checksum()
+        self._proofs.fetch_signature(task.url)  # first: without it, the file is of no use
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
@@ -307,29 +305,6 @@ class Transfer:
             self._partial = partial
         return RangeTask(task.host, task.source, task.url, task.at, partial, runner)
 
-    def _look_up(self, url: str) -> Checksum:
-        """The checksum that the file of them at a URL has for this one.
-
-        Raises:
-            SignatureError: it is not signed as the caller wants.
-            TransferError: it has none.
-            as `fetch`.
-        """
-        signers = self.request.public_keys
-
-        def read() -> bytes:
-            with self._lock:
-                self._attempts.requests += 1
-            data = fetch(self._make_get(url, {"Cache-Control": "max-age=0"}), self._context.network, self.cancel)
-            if signers:
-                self._verify(io.BytesIO(data), self._fetch_signature(url))
-            return data
-
-        try:
-            return self._context.checksum_files.get(url, signers, read).find(self.request.url)
-        except ConfigError as error:
-            raise TransferError(self.request.url, str(error)) from None
-
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
         return PartialFile(self.dest, source, self._checksum, part, self._key(source))
 
@@ -348,7 +323,8 @@ class Transfer:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
         asked = asked_range(partial, runner)
-        get = self._make_get(task.url, request_headers(partial, asked, self._wanted), at=task.at)
+        headers = request_headers(partial, asked, self._wanted)
+        get = make_get(self.request, task.url, headers, self._throttles, at=task.at)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
@@ -357,82 +333,6 @@ class Transfer:
                 self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
-
-    def _make_get(self, url: str, headers: Mapping[str, str], *, at: str | None = None) -> Get:
-        """A request with the secrets that may go to this URL."""
-        own = may_share(origin_of(self.request.home or self.request.url), origin_of(url))
-        return Get(
-            url=url,
-            at=at,
-            headers=headers,
-            private_headers=self.request.headers if own else {},
-            auth=self.request.auth if own else None,
-            trusted=own,
-            named=own or self.request.home is None,
-            limit=min(self._throttles, key=lambda each: each.rate or math.inf),
-        )
-
-    @property
-    def _is_signed(self) -> bool:
-        """Whether the file has to have a signature of its own; where its checksum is in a file, that has to have it."""
-        return bool(self.request.public_keys) and not self.request.checksum_url
-
-    def _fetch_signature(self, signed_url: str) -> Signature:
-        """The signature of the file at a URL, not verified yet.
-
-        Raises:
-            SignatureError: the server has no signature for it.
-            TransferError: it can't be fetched.
-            ConfigError: the package cryptography is missing.
-        """
-        from perfkit.minisign.signatures import BadSignatureError, Signature, load_ed25519  # seldom needed
-
-        load_ed25519()
-        url = signature_url(signed_url)
-        get = self._make_get(url, {"Cache-Control": "max-age=0"})
-        with self._lock:
-            self._attempts.requests += 1
-        try:
-            network = self._context.network
-            data = read_small_file(network, get, most=MAX_FILE_BYTES + 1, host=host_of(url), cancel=self.cancel)
-            with self._lock:
-                self._attempts.arrived(len(data), 0)
-            return Signature.parse(data)
-        except BadSignatureError as error:
-            raise SignatureError(url, str(error)) from error
-        except HTTPStatusError as error:
-            if error.transient:
-                raise
-            reason = f"it is not signed: {redacted(url)}: {error.reason}"
-            raise SignatureError(self.request.url, reason) from error
-
-    def _verify_signature(self, path: str | int) -> None:
-        """See that the file, given by its path or a descriptor, is signed as the caller wants.
-
-        Raises:
-            SignatureError: it is not.
-        """
-        assert self._signature is not None
-        self._meter.verifying()
-        with open(path, "rb") as file:
-            file.seek(0)
-            self._verify(file, self._signature)
-
-    def _verify(self, file: BinaryIO, signature: Signature) -> None:
-        """See that a signature is one of this content by a key of the caller's.
-
-        Raises:
-            SignatureError: it is not.
-        """
-        from perfkit.minisign.signatures import BadSignatureError, verify
-
-        keys = read_public_keys(self.request.public_keys)
-        try:
-            verify(file, signature, keys, stopped=lambda: self.cancel.cancelled)
-        except BadSignatureError as error:
-            if self.cancel.cancelled:
-                raise CancelledError(self.request.url, "cancelled") from error
-            raise SignatureError(self.request.url, str(error)) from error
 
     def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel
@@ -446,11 +346,15 @@ class Transfer:
             answer = interpret(response, task.url, task.partial, asked)
             if self._accept(task, response, answer, asked):
                 self._copy(task, response, answer, toll)
-                path = response.path()
-                lossy = path is not None and path.out_of_order and not network.controller.queues
-                if lossy and task.partial.map.is_slower(task.runner):
-                    # Packets were lost that no queue was too full for: another connection begins with a wider window.
-                    response.end_after(0)
+                slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
+                if slower and self._lost_by_chance(response.path()):
+                    response.end_after(0)  # another connection begins with a wider window
+
+    def _lost_by_chance(self, path: Path | None) -> bool:
+        """Whether packets were lost on the way, and not by a queue that was full."""
+        if path is None or not path.out_of_order or queued(path.round_trip_s, path.least_s):
+            return False
+        return not self._context.network.controller.congested
 
     @property
     def _wanted(self) -> Wanted:
@@ -758,15 +662,16 @@ class Transfer:
     def _finish(self, partial: PartialFile | None) -> None:
         """Verify the file, and give it its name if it is new."""
         if self._unchanged:
-            if self._is_signed:
-                self._verify_signature(self.path)
+            if self._proofs.needs_signature:
+                self._meter.verifying()
+                self._proofs.verify_signature(self.path)
             return
         assert partial is not None
-        if partial.digest is not None:
+        if partial.digest is not None or self._proofs.needs_signature:
             self._meter.verifying()
             partial.verify(self.cancel)
-        if self._is_signed:
-            self._verify_signature(os.dup(partial.descriptor))
+        if self._proofs.needs_signature:
+            self._proofs.verify_signature(os.dup(partial.descriptor))
         self._publish(partial)
 
     def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
@@ -778,19 +683,20 @@ class Transfer:
             elif not self._attempts.next_mirror(error):
                 return False
             self._ended = False
-            self._signature = None
+            self._proofs.forget_signature()
         _log.info("%s: starts over: %s", redacted(self.request.url), error)
         self._replace(partial, None)
         partial.retire()
         return True
 
     def _report(self, partial: PartialFile | None, *, kept: bool = False) -> None:
-        attempts = self._attempts
+        attempts, proofs = self._attempts, self._proofs
         if self._error is None:
             self._meter.done(unchanged=self._unchanged)
         else:
             cancelled = isinstance(self._error, CancelledError)
             self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
+        requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes
         verified = partial.digest.checksums[0] if partial and partial.digest else self._checksum
         size = (partial.map.size if partial else 0) or 0
         version = self._version
@@ -798,8 +704,7 @@ class Transfer:
             size = os.path.getsize(self.path) if os.path.exists(self.path) else 0
             version = self._known
         if _log.isEnabledFor(logging.DEBUG):
-            requests = counted(attempts.requests, "request")
-            done = "left alone" if self._unchanged else f"{attempts.received} bytes in {requests}"
+            done = "left alone" if self._unchanged else f"{received} bytes in {counted(requests, 'request')}"
             _log.debug("%s: %s", redacted(self.request.url), done if self._error is None else f"gave up: {self._error}")
         self.on_end(
             self,
@@ -807,10 +712,10 @@ class Transfer:
                 url=self.request.url,
                 path=self.path,
                 bytes=size if self._error is None else 0,
-                bytes_received=attempts.received,
+                bytes_received=received,
                 resumed_from=partial.resumed_bytes if partial else 0,
                 segments=self._peak,
-                requests=attempts.requests,
+                requests=requests,
                 retries=attempts.retries,
                 mirror=attempts.source,
                 checksum=str(verified) if verified and self._error is None else None,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import heapq
 import operator
 from array import array
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
 __all__ = ["DigestSet", "Lookup", "Names", "pack_numbers", "sort_numbers"]
@@ -91,7 +91,7 @@ class Lookup:
         self._slots[at] = entry
 
 
-class DigestSet(Collection[bytes]):
+class DigestSet(Set[bytes]):
     """A set of SHA-256 digests, in about fifty bytes each."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:

@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import stat
-from collections.abc import Iterator
-from typing import IO
+from collections.abc import Callable, Iterator
+from typing import IO, Any, TypeVar
 
-__all__ = ["create_own", "open_own", "replace_own"]
+from perfkit.errors import UpdateError
+
+__all__ = ["create_own", "open_own", "read_record", "replace_own"]
+
+T = TypeVar("T")
+
+_PATH = getattr(os, "O_PATH", os.O_RDONLY)  # Linux only: a directory that may not be listed
 
 
 def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
@@ -32,6 +39,26 @@ def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     return fd
 
 
+def read_record(path: str, parse: Callable[[Any], T], remedy: str) -> T | None:
+    """What `parse` makes of a JSON file; None: there is no such file.
+
+    Args:
+        parse: a ValueError, or what comes of values of other types than it expects, means that the file is damaged.
+        remedy: what to do then; the end of the error's message.
+
+    Raises:
+        UpdateError: the file is damaged.
+        OSError: as `open_own`.
+    """
+    try:
+        with open(open_own(path), "rb") as file:
+            return parse(json.load(file))
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+        raise UpdateError(f"{path} is damaged ({error}); {remedy}") from error
+
+
 def create_own(path: str, mode: int = 0o600) -> int:
     """A descriptor of a new file, which replaces whatever has this name. It belongs to the owner of its directory, also
     if root creates it.
@@ -39,7 +66,7 @@ def create_own(path: str, mode: int = 0o600) -> int:
     Raises:
         OSError: as open(2) and unlink(2).
     """
-    directory = os.open(os.path.dirname(path) or ".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    directory = os.open(os.path.dirname(path) or ".", _PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         leaf = os.path.basename(path)
         with contextlib.suppress(FileNotFoundError):

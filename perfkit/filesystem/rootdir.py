@@ -12,7 +12,7 @@ from functools import cached_property
 
 from perfkit.errors import UnsafePathError
 from perfkit.filesystem.paths import PRIVATE_DIR
-from perfkit.libc import syncfs
+from perfkit.libc import link, syncfs
 
 __all__ = ["RootDir"]
 
@@ -224,7 +224,7 @@ class RootDir:
 
     def link(self, source: str, target: str) -> None:
         (source_fd, source_leaf), (target_fd, target_leaf) = self._parents(source, target)
-        os.link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd, follow_symlinks=False)
+        link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
     def unlink(self, name: str) -> bool:
         """Remove a file; False if it does not exist."""

@@ -10,6 +10,7 @@ import os
 import re
 import secrets
 import stat
+import sys
 import threading
 import time
 import warnings
@@ -264,8 +265,10 @@ def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
 
     Raises:
         OSError: it can't be watched.
-        ConfigError: watchdog is too old.
+        ConfigError: watchdog is too old, or the system has no inotify(7).
     """
+    if sys.platform != "linux":
+        raise ConfigError("watching a directory needs inotify(7), which only Linux has; call scan or sync regularly")
     from watchdog.observers.api import BaseObserver
     from watchdog.version import VERSION_INFO, VERSION_STRING
 

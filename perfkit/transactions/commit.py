@@ -18,7 +18,7 @@ from itertools import chain, groupby, islice
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import holds_modes, sync_directory, syncfs
+from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
 from perfkit.transactions.journal import Journal
@@ -323,7 +323,7 @@ class Committer:
         for name in chain(few, files):
             fd = self.rootdir.open(name)
             try:
-                os.fsync(fd)
+                sync_file(fd)
             finally:
                 os.close(fd)
             directories.add(os.path.dirname(name))

@@ -12,6 +12,7 @@ from itertools import chain, takewhile
 from perfkit.errors import FileChangedError, UpdateError
 from perfkit.filesystem.paths import fold_name
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.layout import OBJECTS, PRIVATE_DIR, object_path
 from perfkit.transactions.object_store import CANNOT_LINK, EMPTY, copy_file, open_regular
@@ -246,7 +247,7 @@ def _restore(rootdir: RootDir, op: JournalOp) -> None:
         if not _link_restored(rootdir, previous, stored):
             copy = copy_file(rootdir, stored, _RESTORED, mode=previous.mode, mtime_ns=previous.mtime_ns)
             try:
-                os.fsync(copy)
+                sync_file(copy)
             finally:
                 os.close(copy)
     finally:

@@ -15,10 +15,10 @@ from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.libc import holds_modes
 from perfkit.progress.text import printable
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.statcache import clock_ns
 from perfkit.transactions import layout
 from perfkit.updates.planner import Plan
 from perfkit.updates.staging import StagingArea
-from perfkit.updates.statcache import clock_ns
 
 __all__ = ["Check", "StagedTree", "run_check"]
 
@@ -96,11 +96,11 @@ def _damaged(root: str, installed: Manifest, changed: Container[str], began_ns: 
     """The files that stay as they are installed, and were not left so since: what the file system's clock says of their
     inodes costs a stat of each, and only if it says that they changed, reading.
     """
-    modes, found = holds_modes(os.path.join(root, layout.LOCK)), []
+    modes, found, below = holds_modes(os.path.join(root, layout.LOCK)), list[str](), os.path.join(root, "")
     for at, name in enumerate(installed.names()):
         if name in changed:
             continue
-        path = os.path.join(root, name)
+        path = below + name  # os.path.join takes twice as long as the stat
         try:
             status = os.lstat(path)
             differs = modes and bool(status.st_mode & 0o100) != installed.executable(at)

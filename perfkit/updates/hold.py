@@ -13,7 +13,8 @@ from typing import Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import read_record, replace_own
+from perfkit.libc import sync_file
 from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
@@ -102,14 +103,11 @@ def read_holds(root: str) -> tuple[Hold, ...]:
     Raises:
         UpdateError: the record is damaged.
     """
-    path = os.path.join(root, layout.HOLD)
-    try:
-        with open(open_own(path), "rb") as file:
-            return tuple(map(_parse, json.load(file)["holds"]))
-    except (FileNotFoundError, NotADirectoryError):
-        return ()
-    except (ValueError, TypeError, KeyError, RecursionError) as error:
-        raise UpdateError(f"{path} is damaged ({error}); remove it to hold nothing") from error
+
+    def parse(record: dict[str, Any]) -> tuple[Hold, ...]:
+        return tuple(map(_parse, record["holds"]))
+
+    return read_record(os.path.join(root, layout.HOLD), parse, "remove it to hold nothing") or ()
 
 
 def _parse(record: dict[str, Any]) -> Hold:
@@ -152,4 +150,4 @@ def write_holds(root: str, holds: Iterable[Hold]) -> None:
     with replace_own(path, 0o644) as file:
         file.write(json.dumps({"holds": records}).encode())
         file.flush()
-        os.fsync(file.fileno())
+        sync_file(file.fileno())

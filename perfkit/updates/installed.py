@@ -13,7 +13,7 @@ from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
 from perfkit.downloads.http.urls import unsigned
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import open_own, read_record, replace_own
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
@@ -147,13 +147,12 @@ def read_installed(root: str) -> Installed:
     Raises:
         UpdateError: the record of the release or of the serials is damaged.
     """
-    serials = _read_serials(os.path.join(root, layout.SERIALS))
-    path = os.path.join(root, layout.RELEASE)
-    try:
-        with open(open_own(path), "rb") as file:
-            record = json.load(file)
+    remedy = "remove it to accept any release once; without it, downgrades can't be refused"
+    serials = read_record(os.path.join(root, layout.SERIALS), _serials, remedy) or {}
+
+    def parse(record: dict[str, Any]) -> Installed | None:
         if not os.path.exists(os.path.join(root, layout.MANIFEST)):
-            return Installed(root, serials=serials)  # a tree without its manifest counts as not installed
+            return None  # a tree without its manifest counts as not installed
         state = dict(record["state"])
         if not all(isinstance(state.get(part, {}), dict) for part in ("origin", "selection")):
             raise ValueError("its state has other types")
@@ -168,10 +167,13 @@ def read_installed(root: str) -> Installed:
             state,
             serials,
         )
-    except (FileNotFoundError, NotADirectoryError):
-        return Installed(root, serials=serials)
-    except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
-        raise UpdateError(f"{path} is damaged ({error}); remove it, and the next sync checks every file") from error
+
+    remedy = "remove it, and the next sync checks every file"
+    return read_record(os.path.join(root, layout.RELEASE), parse, remedy) or Installed(root, serials=serials)
+
+
+def _serials(record: dict[str, Any]) -> dict[str, int]:
+    return {_key(source): int(serial) for source, serial in record.items()}
 
 
 def encode_record(
@@ -188,14 +190,3 @@ def encode_record(
         "state": state,
     }
     return json.dumps(record).encode()
-
-
-def _read_serials(path: str) -> dict[str, int]:
-    try:
-        with open(open_own(path), encoding="utf-8") as file:
-            return {_key(str(source)): int(serial) for source, serial in json.load(file).items()}
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    except (ValueError, TypeError, AttributeError, OverflowError, RecursionError) as error:
-        reason = "damaged, and without it downgrades can't be refused; remove it to accept any release once"
-        raise UpdateError(f"{path} is {reason}") from error

@@ -12,11 +12,11 @@ from perfkit.filesystem.scan import ScanEntry, scan_in_order
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import EntrySubset, Manifest
+from perfkit.releases.statcache import StatCache
 from perfkit.transactions import layout
 from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
 from perfkit.updates.planner import ExistingFile, ExistingFiles
-from perfkit.updates.statcache import StatCache
 
 __all__ = ["LocalTree", "scan_managed"]
 

@@ -12,6 +12,7 @@ from typing import cast
 from perfkit.config import Config, LocalChanges
 from perfkit.errors import RollbackError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.releases.statcache import appended_rows, clock_ns, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.history import History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
@@ -20,7 +21,6 @@ from perfkit.transactions.tree import Generation
 from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
-from perfkit.updates.statcache import appended_rows, clock_ns, record_changes
 
 __all__ = ["changed_since", "history", "prune", "rollback"]
 

@@ -8,11 +8,12 @@ import json
 import logging
 import os
 from collections.abc import Callable, Iterable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perfkit.downloads.http.urls import is_loopback, origin_of
-from perfkit.errors import ConfigError, HTTPStatusError, IntegrityError, SignatureError, UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.errors import ConfigError, HTTPStatusError, IntegrityError, SignatureError
+from perfkit.filesystem.own_files import read_record, replace_own
+from perfkit.libc import sync_file
 from perfkit.minisign.public_keys import AnyKey, PublicKey, read_public_keys
 from perfkit.redact import redacted
 from perfkit.releases.format import signature_path
@@ -89,19 +90,15 @@ class Trust(NamedTuple):
         Raises:
             UpdateError: the record is damaged.
         """
-        path = os.path.join(root, layout.TRUST)
-        try:
-            with open(open_own(path), "rb") as file:
-                record = json.load(file)
+
+        def parse(record: dict[str, Any]) -> Trust:
             keys = tuple(map(PublicKey.parse, record["keys"]))
             if not all(isinstance(record[name], int) for name in ("threshold", "serial")) or record["threshold"] < 1:
                 raise ValueError("its numbers are not valid")
             return cls(root, Signers(keys, record["threshold"]), str(record["pointer"]), record["serial"])
-        except (FileNotFoundError, NotADirectoryError):
-            return cls(root)
-        except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            reason = f"{path} is damaged ({error}), and has the keys that the tree trusts"
-            raise UpdateError(f"{reason}; remove it, and give the keys with --public-key") from error
+
+        remedy = "it has the keys that the tree trusts: remove it, and give the keys with --public-key"
+        return read_record(os.path.join(root, layout.TRUST), parse, remedy) or cls(root)
 
     def remember(self, before: Trust) -> None:
         """Write it into the tree, if it has changed.
@@ -120,7 +117,7 @@ class Trust(NamedTuple):
         with replace_own(os.path.join(self.root, layout.TRUST)) as file:
             file.write(json.dumps(record).encode())
             file.flush()
-            os.fsync(file.fileno())
+            sync_file(file.fileno())
 
     def verify(self, pointer: bytes, given: Signers | None, url: str, fetch: Callable[[str], bytes]) -> Trust:
         """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.

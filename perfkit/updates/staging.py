@@ -15,6 +15,7 @@ from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import DownloadManager
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Download, Request
+from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.progress.meter import Progress
@@ -36,11 +37,13 @@ class Fetcher:
 
     Attributes:
         stage: the directory; a crash leaves its files there.
+        max_files: how many a release may have.
         requests, bytes_received: so far.
     """
 
-    def __init__(self, downloads: DownloadManager, stage: str) -> None:
+    def __init__(self, downloads: DownloadManager, stage: str, *, max_files: int) -> None:
         self.stage = stage
+        self.max_files = max_files
         self._downloads = downloads
         self._home, self._sites, self._failed = "", list[str](), set[str]()
         self.requests = self.bytes_received = 0
@@ -89,6 +92,10 @@ class Fetcher:
         self.bytes_received += len(found.first)
         return found
 
+    def warm(self, url: str, connections: int) -> None:
+        """Open connections for requests that will soon follow."""
+        self._downloads.warm(self._spread(Request(url)).url, connections)
+
     def get(
         self, requests: Sequence[Request], *, beside: Sequence[Request] = (), phase: str = "fetching"
     ) -> list[Download]:
@@ -131,12 +138,12 @@ class StagedBlobs:
     def __init__(self, path: Callable[[bytes], str]) -> None:
         self._path = path
         self._expected: BlobSet | None = None
-        self._others: set[bytes] = set()
+        self._others = DigestSet()
 
     def expect(self, index: BlobIndex) -> None:
         """Most blobs to come are of this index: a set of these takes less memory."""
         self._expected = BlobSet(index)
-        self._others = {digest for digest in self._others if not self._expected.add(digest)}
+        self._others = DigestSet(digest for digest in self._others if not self._expected.add(digest))
 
     def add(self, digest: bytes) -> None:
         """This blob is complete now."""
@@ -198,20 +205,22 @@ class StagingArea:
         self.expected = needed
         self.blobs.expect(needed.index)
         with os.scandir(self._stage) as found:
-            names = {each.name: each.stat(follow_symlinks=False) for each in found if _BLOB.fullmatch(each.name)}
-        for name, status in names.items():
-            digest = bytes.fromhex(name.removeprefix(_PREFIX))
-            path = self._path(digest)
-            if digest in self.blobs:
-                continue
-            # Fetched for another version, by a sync that failed; or planted by others.
-            if digest not in needed or not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-                os.unlink(path)
-                continue
-            if hash_file(path).sha256 == digest.hex():
-                self.blobs.add(digest)
-            else:
-                os.unlink(path)
+            for each in found:
+                if _BLOB.fullmatch(each.name):
+                    self._take_over(bytes.fromhex(each.name.removeprefix(_PREFIX)))
+
+    def _take_over(self, digest: bytes) -> None:
+        """Use what an earlier run left of a blob, or delete it."""
+        if digest in self.blobs:
+            return
+        path = self._path(digest)
+        status = os.lstat(path)
+        # Fetched for another version, by a sync that failed; or planted by others.
+        own = digest in self.expected and stat.S_ISREG(status.st_mode) and status.st_nlink == 1
+        if own and hash_file(path).sha256 == digest.hex():
+            self.blobs.add(digest)
+        else:
+            os.unlink(path)
 
     def missing(self, wanted: Set[bytes]) -> Set[bytes]:
         """Those of the wanted blobs that are not complete yet."""

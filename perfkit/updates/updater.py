@@ -30,6 +30,7 @@ from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
+from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
 from perfkit.transactions.transaction import Commit
@@ -46,7 +47,6 @@ from perfkit.updates.source_types import SourceSpec
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.open import open_source
 from perfkit.updates.staging import Fetcher, StagingArea
-from perfkit.updates.statcache import StatCache, clock_ns, next_tick_ns, record_changes
 from perfkit.updates.status import remember_outcome
 
 if TYPE_CHECKING:
@@ -96,7 +96,7 @@ def sync(
     began_s = time.monotonic()
     opened = managed_tree(config, dest, wait_s=options.wait_s, create=True)
     with opened as tree, remember_outcome(tree.root):
-        fetcher = Fetcher(downloads, tree.fetch_directory)
+        fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
         try:
             report = _sync(tree, fetcher, spec, options, progress)
         except StaleSourceError as error:
@@ -209,7 +209,7 @@ def plan(
     root = os.path.abspath(dest)
     with _temporary_directory(root) as stage:
         installed = read_installed(root)
-        fetcher = Fetcher(downloads, stage)
+        fetcher = Fetcher(downloads, stage, max_files=config.max_files)
         source = open_source(fetcher, spec, installed, dry_run=True)
         local_changes = cast(LocalChanges, config.local_changes)
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)

@@ -54,7 +54,8 @@ def verify(
             return found
         local_changes: LocalChanges = "overwrite" if config.local_changes == "overwrite" else "keep"
         options = SyncOptions(local_changes=local_changes, check_contents=True)  # damage may not show in stat
-        fetcher, installed = Fetcher(downloads, tree.fetch_directory), read_installed(tree.root)
+        fetcher = Fetcher(downloads, tree.fetch_directory, max_files=config.max_files)
+        installed = read_installed(tree.root)
         source = reopen_source(fetcher, installed, mirrors)
         repaired = Sync(tree.root, fetcher, source, installed, options, progress).run(tree)
         return replace(found, repaired=repaired, generation=tree.generation, seconds=time.monotonic() - began_s)

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from perfkit.libc import preadv
 from perfkit.zsync.block_sums import BlockSums, md4, rsum
 
 if TYPE_CHECKING:
@@ -75,7 +76,7 @@ def find_blocks(descriptor: int, wanted: BlockSums, *, strict: bool = False) -> 
 def _read(descriptor: int, buffer: _U8, position: int) -> None:
     filled = 0
     view = buffer.data
-    while filled < len(buffer) and (count := os.preadv(descriptor, [view[filled:]], position + filled)):
+    while filled < len(buffer) and (count := preadv(descriptor, [view[filled:]], position + filled)):
         filled += count
     buffer[filled:] = 0
 

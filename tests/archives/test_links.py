@@ -24,6 +24,8 @@ from tests.support.archive_tools import add, raw_zip, unpack_zip
 from tests.support.tools import need
 from tests.support.trees import tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 FILES = {"pkg/v1/lib.so.1": b"one" * 3000, "pkg/v1/run.sh": b"#!/bin/sh\n", "pkg/README": b"read me"}
 LINKS = {  # inside pkg
     "current": "v1",  # a directory

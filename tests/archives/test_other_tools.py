@@ -18,6 +18,8 @@ from tests.support.archive_tools import unpack_zip as unpack
 from tests.support.tools import need
 from tests.support.trees import tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 NAMES = {"pkg/naïve 中文.txt": b"1\n", "pkg/sub/plain.txt": b"2" * 5000}
 C_LOCALE = {**os.environ, "LC_ALL": "C"}  # in which tools store the bytes of names, and do not say what they are
 

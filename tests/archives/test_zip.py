@@ -60,6 +60,7 @@ def test_zip64_is_read() -> None:
         assert unpack(raw_zip(entries, zip64=True, prefix=prefix)) == files
 
 
+@pytest.mark.once
 def test_more_members_than_a_plain_end_record_can_count() -> None:
     """70,000 members need Zip64, as zipfile writes it."""
     out = io.BytesIO()
@@ -204,12 +205,12 @@ def test_names_that_collide_elsewhere_are_refused(pair: tuple[str, str]) -> None
         ([{"name": "a", "offset": 5000}], "overlaps"),
         ([{"name": "a", "csize": 500, "size": 500}], "overlaps"),
         ([{"name": "a", "size": 9}], "two sizes"),
-        ([{"name": "a", "method": 8, "size": 3}], "more than its 3 bytes"),
+        ([{"name": "a", "method": 8, "size": 3}], "more than 3 bytes"),
         ([{"name": "a", "method": 8, "size": 5}], "to 4 bytes instead of 5"),
         ([{"name": "a", "crc": 1}], "CRC-32"),
         ([{"name": "a", "local_name": b"b"}], "disagree"),
         ([{"name": "a", "method": 8, "packed": b"\xff\xff"}], "damaged"),
-        ([{"name": "a", "method": 8, "packed": b"\x00"}], "compressed data is truncated"),
+        ([{"name": "a", "method": 8, "packed": b"\x00"}], "the compressed data of member .a. .* is truncated"),
         ([{"name": "a", "method": 93, "packed": b"\x00" * 20}], "damaged"),
         ([{"name": "/".join("d" * 70)}], "deep"),
         ([{"name": "link", "mode": 0o120777}, {"name": "link/file"}], "symbolic link"),
@@ -237,7 +238,7 @@ def test_bombs_are_refused() -> None:
         unpack(make_zip({"zeros": zeros}), limits=limits)
     with pytest.raises(ManifestError, match="more than 50 members"):
         unpack(make_zip({f"f{number}": b"" for number in range(51)}), limits=limits)
-    with pytest.raises(ManifestError, match="more than its 10 bytes"):
+    with pytest.raises(ManifestError, match="more than 10 bytes"):
         unpack(raw_zip([{"name": "a", "method": 8, "data": zeros, "size": 10}]), limits=limits)
 
 

@@ -23,7 +23,7 @@ from typing import Any
 PYTHON = [sys.executable]
 TRANSACTIONS = ["tests/transactions/test_transaction.py", "tests/transactions/test_rollback.py",
                 "tests/transactions/test_refused.py", "tests/transactions/test_foreign.py",
-                "tests/updates/test_updater_edges.py"]  # fmt: skip
+                "tests/updates/test_updater_edges.py", "tests/transactions/test_power_cut.py"]  # fmt: skip
 TESTS = {  # those that fail soonest come first
     "perfkit/updates/planner.py": ["tests/updates/test_planner.py", "tests/updates/test_updater.py"],
     "perfkit/transactions/transaction.py": TRANSACTIONS,
@@ -143,6 +143,7 @@ def main() -> None:
             if run(place, tests):
                 survivors += 1
                 print(f"{given.module}:{shown}", flush=True)
+            print(".", end="", file=sys.stderr, flush=True)
     print(f"{given.module}: {len(every)} possible, {len(chosen)} tried, {survivors} survived")
 
 

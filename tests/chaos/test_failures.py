@@ -26,7 +26,7 @@ from tests.support.kits import QUICK
 from tests.support.release_client import Client
 from tests.support.trees import Tree, tree_of, write_tree
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 Command = tuple[object, ...]
 Kinds = Mapping[str, int | None]

@@ -20,7 +20,7 @@ from tests.support.fault_worker import DONE, Worker
 from tests.support.release_client import Client
 from tests.support.trees import Tree, edit, tree_of, write_tree
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 WORK = ["sync"] * 6 + ["rollback", "repair", "publish", "download"]
 KINDS = list(PATHS) if LONG else ["release", "zsync"]

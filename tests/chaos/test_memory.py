@@ -24,7 +24,7 @@ from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.hostile import raw_manifest
 from tests.support.trees import ONE, TWO, write_tree
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 BOUND_MB = 80  # with any release, and whatever a server answers
 BOUND_OF_LARGE_MB = 200  # of lists and `.zsync` files of 64 MiB, which are in memory, and of a million files

@@ -28,7 +28,7 @@ from tests.support.kits import QUICK
 from tests.support.leaks import nothing_left
 from tests.support.trees import tree_of
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 IMPATIENT = {**QUICK, "connect_timeout_s": 1.0, "read_timeout_s": 0.4, "stall_window_s": 0.5, "retries": 3}
 BOUND_S = 60.0  # far more than any case takes: the machine may be busy

@@ -20,6 +20,7 @@ from tests.support.tools import unavailable
 from tests.support.trees import tree_of
 
 pytestmark = [
+    pytest.mark.once,
     pytest.mark.timeout(TIMEOUT_S),
     pytest.mark.skipif(not LONG, reason="takes minutes; PERFKIT_TEST_CHAOS=long runs it"),
 ]

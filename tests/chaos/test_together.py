@@ -26,7 +26,7 @@ from tests.support.kits import QUICK
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import tree_of, write_tree
 
-pytestmark = pytest.mark.timeout(TIMEOUT_S)
+pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 ROUNDS = 40 if LONG else 3
 WORK = """if True:

@@ -243,6 +243,7 @@ def test_nobody_reads_the_results(misbehaving: Start) -> None:
     assert b"standard output: Broken pipe" in err
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("arguments", [["get", "--json", "--quiet", "http://127.0.0.1:1/f"], ["--help"], ["--version"]])
 @pytest.mark.parametrize("out", ["/dev/full", "closed"])
 def test_standard_output_that_takes_nothing(arguments: list[str], out: str) -> None:

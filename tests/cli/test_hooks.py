@@ -72,6 +72,7 @@ def test_a_check_that_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture)
     assert tree_of(tmp_path / "tree") == TWO
 
 
+@pytest.mark.once
 def test_a_check_that_hangs_and_leaves_processes(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """It is ended, with all that it started."""
     code = """
@@ -88,6 +89,7 @@ time.sleep(600)
         time.sleep(0.02)
 
 
+@pytest.mark.once
 def test_a_check_that_leaves_a_session_of_its_own(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """It is ended, too, and so is what that has started; what they hold open keeps nothing waiting."""
     code = """
@@ -101,6 +103,7 @@ open("pid", "w").write(str(child.pid))
     assert str(pid) not in sessions
 
 
+@pytest.mark.once
 def test_a_check_that_says_much(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """Only the end is kept, in memory and nowhere else."""
     code = "for n in range(2000): print(f'{n:06d}' * 1000)\nsys.exit('the end')"
@@ -110,6 +113,7 @@ def test_a_check_that_says_much(cli_origin: Origin, tmp_path: Path, capsys: Capt
     assert said.endswith("the end\n")
 
 
+@pytest.mark.once
 def test_a_check_that_is_killed(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """It refuses the version. If it kills what runs it, too."""
     for victim in ("os.getpid()", "os.getppid()"):
@@ -119,6 +123,7 @@ def test_a_check_that_is_killed(cli_origin: Origin, tmp_path: Path, capsys: Capt
     assert sync(cli_origin, "--retry-rejected", "--check", "true") == 0
 
 
+@pytest.mark.once
 def test_a_check_that_writes_into_the_tree(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
     """It can't, where there can be mounts of its own; else what it has done is told and can be repaired."""
     assert sync(cli_origin) == 0
@@ -135,6 +140,7 @@ def test_a_check_that_writes_into_the_tree(cli_origin: Origin, tmp_path: Path, c
     assert sync(cli_origin, "--retry-rejected") == 0
 
 
+@pytest.mark.once
 def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> None:
     """The check ends with it, nothing is held, and the next sync goes on."""
     code = "open('pid', 'w').write(str(os.getpid())); os.kill(int(os.environ['VICTIM']), 15); time.sleep(600)"
@@ -151,6 +157,7 @@ def test_terminated_while_a_check_runs(cli_origin: Origin, tmp_path: Path) -> No
     assert sync(cli_origin, "--exit-code") == 10
 
 
+@pytest.mark.once
 def test_what_a_command_leaves_running(cli_origin: Origin, tmp_path: Path) -> None:
     """A check's is ended; that of --on-change may be a daemon."""
     leave = python(tmp_path, "open(sys.argv[1], 'w').write(str(subprocess.Popen(['sleep', '600']).pid))")
@@ -266,6 +273,7 @@ def test_a_first_sync_that_fails_leaves_nothing(cli_origin: Origin, tmp_path: Pa
     assert [path.name for path in (tmp_path / "tree").rglob("*")] == []
 
 
+@pytest.mark.once
 def test_killed_between_the_change_and_the_command(cli_origin: Origin, tmp_path: Path) -> None:
     """The next run runs it."""
     kill = python(tmp_path, "os.kill(os.getppid(), 9)")

@@ -19,6 +19,8 @@ from tests.support.command import BODY, Capture, complaints, get, interrupt, rea
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Origin
 
+pytestmark = pytest.mark.once
+
 Start = Callable[..., MisbehavingServer]
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from perfkit import CheckFailedError, CommandFailedError, ConfigError, SyncReport, read_trees
 from perfkit.cli import main
 from tests.support.command import the_object
 from tests.support.signing import NEW, OLD, change_pointer
@@ -213,3 +214,29 @@ def test_a_broken_file_that_nothing_needs(trees: Path, cli_origin: Origin, capsy
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     assert main(["status", "./tree", "--quiet"]) == 0
     assert main(["status", "tree", "--quiet"]) == 2
+
+
+def test_from_python(trees: Path, cli_origin: Origin, tmp_path: Path) -> None:
+    """The same file does the same: settings, check, the least interval, and on_change until it succeeds."""
+    (tmp_path / "code").write_text("1")
+    changed_to(trees, f'[trees.three]\nsource = "{cli_origin.url}/"\ndest = "third"\nlocal_changes = "refuse"\n'
+        """check = "test -f {}/README"\non_change = "sh -c 'exit $(cat code)'"\nmin_interval = "1h"\n""")  # fmt: skip
+    tree = read_trees(trees)["three"]
+    assert cli_origin.url not in repr(tree)
+    with pytest.raises(CommandFailedError, match="exit code 1") as caught:
+        tree.sync()
+    assert isinstance(caught.value.report, SyncReport)
+    assert (caught.value.report.version, tree.status().version) == ("1", "1")
+    (tmp_path / "code").write_text("0")
+    asked = len(cli_origin.sent)
+    assert (tree.sync().requests, len(cli_origin.sent)) == (0, asked)
+    assert tree.sync(now=True).requests == 1
+    cli_origin.publish({"other": b"x"}, "2")
+    with pytest.raises(CheckFailedError):
+        tree.sync(now=True)
+    assert tree.sync(now=True).held == "2"
+    with tree.toolkit() as kit:
+        assert kit.config.local_changes == "refuse"
+    changed_to(trees, '[trees.four]\nchekc = "true"')
+    with pytest.raises(ConfigError, match="did you mean check"):
+        read_trees()

@@ -22,6 +22,7 @@ import pytest
 from perfkit import Toolkit
 from perfkit.server.server import Server
 from tests.support.partial_files import held
+from tests.support.tools import first_everywhere
 from tests.support.trees import Tree, tree_of, write_tree
 
 ROOT = Path(__file__).parents[2]
@@ -99,7 +100,7 @@ def ask(url: str) -> dict[str, Any]:
         return dict(json.load(error))
 
 
-@pytest.mark.parametrize("kind", ["sync", "gthread", "gevent"])
+@pytest.mark.parametrize("kind", first_everywhere("gthread", "sync", "gevent"))
 def test_gunicorn(project: Project, kind: str) -> None:
     """Three workers, forked after a Toolkit was used: all sync at once, one of them changes the tree, and once."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
@@ -182,6 +183,7 @@ Toolkit().download("http://127.0.0.1:9/", "file")
     assert "perfkit.errors.ConfigError: gevent patched this process after perfkit was imported" in ended.stderr
 
 
+@pytest.mark.once
 def test_killed_before_the_receivers_were_done(project: Project) -> None:
     """SIGKILL within a receiver: the tree is whole, and the next sync calls the receivers again, once."""
     program = """
@@ -201,6 +203,7 @@ trees.sync("rules")
     assert project.told() == ["1", "1"]
 
 
+@pytest.mark.once
 def test_ctrl_c(project: Project) -> None:
     """Ends a command with 130 and a line, and the same command again goes on from there."""
     (project.root / "site/large").write_bytes(os.urandom(2 << 20))

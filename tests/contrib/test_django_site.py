@@ -49,6 +49,7 @@ class Manage:
         return ended.stderr if code else ended.stdout
 
 
+@pytest.mark.once
 def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: Path) -> None:
     """Files are in step and rules in force; a bad release leaves the rules, and a rollback takes the files back too."""
     kit.publish(example / "origin/2026.10", tmp_path / "origin", version="2026.10")

@@ -114,6 +114,7 @@ def test_what_is_no_files(tmp_path: Path) -> None:
         read_checksum_file(str(tmp_path))
 
 
+@pytest.mark.once
 @settings(max_examples=100, deadline=None)
 @given(st.text(), st.sampled_from(["", f"{SHA256}  ", "SHA256 (", f"\\{SHA256} *"]))
 def test_fuzzed_lines(text: str, start: str) -> None:

@@ -18,6 +18,8 @@ from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import mounted, need, need_root, unavailable
 
+pytestmark = pytest.mark.once
+
 BODY = random.Random(21).randbytes(3 << 20)
 
 Start = Callable[..., MisbehavingServer]

@@ -20,6 +20,7 @@ from perfkit import (
 from tests.support.fakes import Exchange, MisbehavingServer, http_date
 from tests.support.kits import SHORT_TIMEOUTS
 from tests.support.misbehaviour import BODY, assert_fails, assert_right, fetch
+from tests.support.tools import first_everywhere
 
 pytestmark = pytest.mark.usefixtures("bounded_time")
 
@@ -30,7 +31,7 @@ Start = Callable[..., MisbehavingServer]
 # -- statuses ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("status", ["429 Too Many Requests", "503 Service Unavailable"])
+@pytest.mark.parametrize("status", first_everywhere("429 Too Many Requests", "503 Service Unavailable"))
 @pytest.mark.parametrize("form", ["seconds", "date"])
 def test_retry_after(kit: Toolkit, misbehaving: Start, tmp_path: Path, status: str, form: str) -> None:
     """Both forms are obeyed: the next request comes no sooner."""
@@ -255,7 +256,7 @@ def test_headers_that_take_long_to_read(kit: Toolkit, misbehaving: Start, tmp_pa
     assert time.process_time() - began_s < 2.0
 
 
-@pytest.mark.parametrize("what", [b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 100 Continue\r\n\r\n"])
+@pytest.mark.parametrize("what", first_everywhere(b"HTTP/1.1 200 OK\r\nX-Slow: ", b"HTTP/1.1 100 Continue\r\n\r\n"))
 def test_headers_that_never_end(
     make_kit: Callable[..., Toolkit], misbehaving: Start, tmp_path: Path, what: bytes
 ) -> None:

@@ -83,6 +83,7 @@ def kill_when(url: str, dest: Path, least: int) -> int:
     return held(dest)
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("share", [0.1, 0.4])
 def test_kill_9_in_the_middle(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, share: float) -> None:
     """Only what the journal does not have is fetched, and the result is right."""
@@ -100,6 +101,7 @@ def test_kill_9_in_the_middle(make_kit: MakeKit, misbehaving: Start, tmp_path: P
     assert os.listdir(tmp_path) == ["file"]
 
 
+@pytest.mark.once
 def test_killed_twice(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
     """The second run adds to what the first left."""
     origin, dest = Origin(), tmp_path / "file"

@@ -241,6 +241,31 @@ def test_a_slow_connection_is_relieved_of_all_it_has() -> None:
     assert ranges.complete
 
 
+def test_a_connection_is_as_fast_as_lately() -> None:
+    """One that was fast and is slow now, as after losses, does not hold up the end for all that it has left."""
+    clock = Clock()
+    ranges = SegmentMap(2_000_000, clock=clock)
+    first = claimed(ranges)
+    for _ in range(10):
+        clock.now += 0.5
+        ranges.advance(first, 150_000)  # 300,000 bytes per second, for five seconds
+    for _ in range(4):
+        clock.now += 0.5
+        ranges.advance(first, 5_000)  # and then 10,000: the rest would take 48 s
+    assert ranges.split(10_000, worth_s=10.0) is not None
+
+
+def test_a_short_range_is_not_shared_before_its_speed_is_known() -> None:
+    """A small file would be asked for in scraps, all of which come at once."""
+    clock = Clock()
+    ranges = SegmentMap(200_000, clock=clock)
+    first = claimed(ranges)
+    assert ranges.split(150_000) is None
+    clock.now = 2.0
+    ranges.advance(first, 10_000)
+    assert ranges.split(150_000) is not None
+
+
 def test_connections_that_are_all_slow_are_left_alone() -> None:
     """Under a rate limit a second runner would only take from the first."""
     clock = Clock()

@@ -9,7 +9,7 @@ import hypothesis.strategies as st
 import pytest
 from hypothesis import given
 
-from perfkit.filesystem.compact import Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import DigestSet, Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import Journal
@@ -34,6 +34,39 @@ def test_names(names: list[str]) -> None:
     assert list(kept) == names
     assert len(kept) == len(names)
     assert [kept.encoded(at) for at in range(len(names))] == [name.encode() for name in names]
+
+
+@given(st.lists(st.integers(0, 400)))
+def test_digest_set(numbers: list[int]) -> None:
+    """As a set says, and in the order in which they were added first."""
+    digests = [hashlib.sha256(b"%d" % number).digest() for number in numbers]
+    kept, model = DigestSet(), dict[bytes, None]()
+    for digest in digests:
+        assert kept.add(digest) == (digest not in model)
+        model[digest] = None
+    assert list(kept) == list(model)
+    assert kept == set(model)
+    assert set(model) - kept == set()
+    assert bytes(32) not in kept
+
+
+def test_changes_that_follow_each_other() -> None:
+    """The first previous content of a name stays, and the last new one counts, as in an undo of several generations."""
+    changes = ChangeSet(staged="stage/", fetched="fetch/")
+    for change in (
+        Change("a", content("1"), content("2")),
+        Change("b", None, content("3")),
+        Change("a", content("2"), content("4")),
+        Change("b", content("3"), None),
+        Change("c", content("5"), None),
+    ):
+        changes.follow(change)
+    found = {changes.name(row): (changes.recorded(row), changes.after(row)) for row in changes.rows()}
+    assert found == {"a": (content("1"), content("4")), "b": (None, None), "c": (content("5"), None)}
+    changes.set_source(changes.row("a"), "stage/7")
+    assert changes["a"] == StagedFile("stage/7", content("4"))
+    del changes["b"]
+    assert sorted(changes) == ["a", "c"]
 
 
 @given(st.lists(st.tuples(st.sampled_from("abcdefgh"), st.sampled_from(KINDS))))

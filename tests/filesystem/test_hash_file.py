@@ -99,6 +99,7 @@ while True:
 """
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("how", ["truncate", "open"])
 def test_truncation_is_an_error_and_no_sigbus(tmp_path: Path, how: str) -> None:
     """A real process cuts the file again and again while another hashes it: errors or true digests, never a signal."""
@@ -173,6 +174,7 @@ def test_sparse_and_special_files(tmp_path: Path) -> None:
         hash_file(path, chunk_bytes=0)
 
 
+@pytest.mark.once
 def test_a_file_larger_than_memory(tmp_path: Path) -> None:
     """A process that may have 160 MiB in all, its code included, hashes a sparse file of 256 MiB, also in a tree."""
     with (tmp_path / "sparse").open("wb") as file:
@@ -193,6 +195,7 @@ def test_a_file_larger_than_memory(tmp_path: Path) -> None:
     assert done.stdout.split() == [expected] * 2, done.stderr
 
 
+@pytest.mark.once
 def test_hashing_stays_below_50_mb(tmp_path: Path) -> None:
     """A process that hashes a file of 256 MiB and its chunks holds less than 50 MB, mapped pages counted."""
     with (tmp_path / "f").open("wb") as file:

@@ -250,6 +250,7 @@ while True:
 """
 
 
+@pytest.mark.once
 def test_files_that_change_during_the_scan_never_get_a_wrong_digest(tmp_path: Path, started: list[HashProcess]) -> None:
     """Another process changes the first and then the last byte of files, as they are read: no digest mixes the two.
 

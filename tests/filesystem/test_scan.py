@@ -61,6 +61,7 @@ def low_limits() -> Iterator[int]:
     sys.setrecursionlimit(recursion)
 
 
+@pytest.mark.once
 def test_scan_is_iterative_below_path_max(tmp_path: Path, low_limits: int) -> None:
     """A tree deeper than recursion, open files and PATH_MAX allow is scanned, and removed."""
     root, down = tmp_path / "deep", "down" * 5

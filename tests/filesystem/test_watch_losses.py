@@ -20,6 +20,8 @@ from tests.support.files import make
 from tests.support.tools import ENVIRONMENT, mounted, need_root, unavailable
 from tests.support.watched import LONG_S, taken
 
+pytestmark = pytest.mark.once
+
 
 def rename(root: Path) -> None:
     root.rename(root.with_name("old"))

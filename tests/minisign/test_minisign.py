@@ -150,6 +150,13 @@ def test_a_legacy_signature_of_a_large_file(monkeypatch: pytest.MonkeyPatch) -> 
         verify(io.BytesIO(CONTENT), Signature.parse(data), [NEW.public])
 
 
+def test_the_digest_of_a_signed_file() -> None:
+    """Its bytes are signed, too, if the signature of the file is said to be of the legacy form: they are refused."""
+    digest = hashlib.blake2b(CONTENT).digest()
+    with pytest.raises(BadSignatureError, match="as its digest"):
+        verify(io.BytesIO(digest), Signature.parse(damaged(lambda found: replace(found, hashed=False))), [NEW.public])
+
+
 @pytest.mark.parametrize("given", ["RW", "nothing-there", KEY[:-1], "RW" + "!" * 54, 7])
 def test_what_is_no_public_key(given: object) -> None:
     with pytest.raises(ConfigError, match="public key"):

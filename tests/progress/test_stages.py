@@ -23,6 +23,8 @@ from perfkit.server.server import Server
 from tests.support.sites import publish
 from tests.support.trees import FIRST, edited
 
+pytestmark = pytest.mark.once
+
 SECOND = edited(FIRST, 1)
 
 

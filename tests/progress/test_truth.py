@@ -20,6 +20,8 @@ from tests.support.steady import SteadyLink, Watched, paced
 from tests.support.terminal import Terminal
 from tests.support.trees import Tree, noise, write_tree
 
+pytestmark = pytest.mark.once
+
 REAL_BYTES_PER_S = 4e6
 MB = 1_000_000
 WIDE: dict[str, Any] = {"workers": 8, "connections_per_host": 8, "min_segment_bytes": 100 * MB}

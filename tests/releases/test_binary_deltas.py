@@ -21,6 +21,8 @@ from perfkit.releases.publish.publisher import publish
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, write_tree
 
+pytestmark = pytest.mark.once
+
 FUNCTIONS = 3000
 
 

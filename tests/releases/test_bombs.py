@@ -14,7 +14,7 @@ from perfkit import ManifestError, UnsafePathError
 from perfkit.filesystem.paths import check_name, check_names
 from perfkit.releases.format.columns import pack_column
 from perfkit.releases.format.delta import MAX_GROUP_SPANS, Delta
-from perfkit.releases.format.index import Frame, Index, Pack, Piece
+from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.zstd import compress
@@ -113,8 +113,8 @@ def test_frames_longer_than_their_content() -> None:
     """An index whose frames would fill the disk with a gigabyte for each byte."""
     manifest = Manifest.of([Entry("a", 1, hashlib.sha256(b"x").digest())])
     for size, fits in ((1000, True), (1 << 30, False)):
-        frames = [Frame(0, 0, size, 1, (Piece(0, 0, 0, 1),))]
-        raw = Index.encode(manifest, [Pack(ObjectRef("ab" * 32, 1 << 31))], frames, tags=False)
+        packs = [Pack(ObjectRef("ab" * 32, 1 << 31))]
+        raw = Index.encode(manifest, packs, [(0, 0, size, 1, 1)], [(0, 0, 0, 1, 0)], tags=False)
         if fits:
             assert len(Index.parse(raw, manifest)) == 1
         else:

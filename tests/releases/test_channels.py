@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 
-from perfkit import Toolkit
+from perfkit import ManifestError, Toolkit
 from perfkit.cli import main
 from perfkit.errors import ConfigError, SignatureError, StaleSourceError, UpdateError
-from perfkit.releases.publish import publisher, upkeep
+from perfkit.releases.publish import upkeep
 from perfkit.releases.publish.upkeep import promote
 from tests.support.signing import NEW, OLD, public, publish_signed
 from tests.support.sites import Origin
@@ -41,11 +41,9 @@ def test_a_channel_is_followed_until_it_moves(kit: Toolkit, origin: Origin, out:
 
 def test_a_release_of_a_channel_stays(kit: Toolkit, origin: Origin, out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Those that no channel offers leave the history, and their objects the site."""
-    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 2)
-    monkeypatch.setattr(publisher, "GRACE_S", -5.0)
     monkeypatch.setattr(upkeep, "GRACE_S", -5.0)
     for version in "12345":
-        origin.publish({"a": version.encode() * 1000}, version, keep_deltas=0)
+        origin.publish({"a": version.encode() * 1000}, version, keep_deltas=0, keep_releases=2, grace_s=0)
         if version == "1":
             kit.promote(origin.site, channel="stable", version="1")
     kit.prune(origin.site)
@@ -71,6 +69,25 @@ def test_a_channel_of_a_signed_site_is_signed(kit: Toolkit, origin: Origin, out:
     promote(str(origin.site), channel="stable", version="1", sign_keys=(OLD,))
     with pytest.raises(StaleSourceError):  # as if somebody had kept an old pointer
         kit.sync(origin.url, out, channel="stable")
+
+
+@pytest.mark.parametrize("names", [("stable", "canary"), ("stable", None), (None, "canary")])
+def test_no_pointer_stands_in_for_another(
+    kit: Toolkit, origin: Origin, out: Path, names: tuple[str | None, ...]
+) -> None:
+    """A mirror that shows those who follow one channel what another offers, validly signed: nothing is installed."""
+    publish_signed(origin.site, {"a": b"1"}, "1", OLD)
+    for channel in ("stable", "canary"):
+        promote(str(origin.site), channel=channel, version="1", sign_keys=(OLD,))
+    kit.sync(origin.url, out, channel=names[0], public_keys=public(OLD))
+    publish_signed(origin.site, {"a": b"2"}, "2", OLD)
+    promote(str(origin.site), channel="canary", version="2", sign_keys=(OLD,))
+    asked, shown = (origin.site / (f"perfkit-{name}.json" if name else "perfkit.json") for name in names)
+    shown.replace(asked)
+    with pytest.raises(ManifestError, match="promote it again"):
+        kit.sync(origin.url, out, channel=names[0])
+    assert (out / "a").read_bytes() == b"1"
+    assert kit.status(out).version == "1"
 
 
 @pytest.mark.parametrize(("channel", "version"), [("a/b", "1"), ("", "1"), ("stable", "9")])

@@ -19,7 +19,7 @@ from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
-from perfkit.releases.format.index import Frame, Index, Pack, Piece
+from perfkit.releases.format.index import Index, Pack, Piece
 from perfkit.releases.format.manifest import Entry, Manifest
 from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, zstd
@@ -27,6 +27,8 @@ from perfkit.releases.publish.publisher import publish
 from tests.support.hostile import bounded, raw_manifest
 from tests.support.release_client import Client, manifest_of
 from tests.support.trees import Tree, write_tree
+
+pytestmark = pytest.mark.once
 
 OLD: Tree = {"a": b"the old content of a file, some of it kept\n" * 20, "b": b"another\n" * 50, "gone": b"x" * 99}
 NEW: Tree = {"a": OLD["a"] + b"and more", "b": OLD["b"], "dir/new": b"the old content of a file" * 9, "empty": b""}
@@ -186,9 +188,10 @@ def test_a_damaged_index_gives_no_other_error(client: Client) -> None:
             continue
         with contextlib.suppress(ManifestError):
             index = Index.parse(bad, client.manifest)
-            for frame in index:
-                assert frame.at + frame.bytes <= index.packs[frame.pack].object.bytes
-                assert all(piece.start >= 0 and piece.start + piece.length <= frame.size for piece in frame.pieces)
+            for frame in range(len(index)):
+                assert sum(index.place(frame)) <= index.packs[index.pack_of(frame)].object.bytes
+                for piece in map(index.piece, index.pieces_of(frame)):
+                    assert 0 <= piece.start < piece.start + piece.length <= index.content_bytes(frame)
 
 
 def test_indexes_that_lie_are_refused() -> None:
@@ -197,17 +200,18 @@ def test_indexes_that_lie_are_refused() -> None:
     pack = Pack(ObjectRef("1" * 64, 80))
     whole = (Piece(0, 0, 0, 100), Piece(1, 0, 100, 50))
 
-    def index(*frames: Frame) -> bytes:
-        return Index.encode(manifest, [pack], frames, tags=False)
+    def index(compressed: int, size: int, pieces: tuple[Piece, ...]) -> bytes:
+        rows = [(each.entry, each.offset, each.start, each.length, 0) for each in pieces]
+        return Index.encode(manifest, [pack], [(0, 0, compressed, size, len(rows))], rows, tags=False)
 
-    good = index(Frame(0, 0, 80, 150, whole))
-    assert next(iter(Index.parse(good, manifest))).pieces == whole
+    good = index(80, 150, whole)
+    assert tuple(map(Index.parse(good, manifest).piece, (0, 1))) == whole
     wrong = [
-        index(Frame(0, 0, 80, 100, whole[:1])),
-        index(Frame(0, 0, 81, 150, whole)),
-        index(Frame(0, 0, 80, 17 << 20, whole)),
-        index(Frame(0, 0, 80, 150, (Piece(0, 0, 0, 60), Piece(0, 50, 60, 50), whole[1]))),
-        index(Frame(0, 0, 80, 150, (Piece(0, 0, 0, 60), Piece(0, 70, 60, 30), whole[1]))),
+        index(80, 100, whole[:1]),
+        index(81, 150, whole),
+        index(80, 17 << 20, whole),
+        index(80, 150, (Piece(0, 0, 0, 60), Piece(0, 50, 60, 50), whole[1])),
+        index(80, 150, (Piece(0, 0, 0, 60), Piece(0, 70, 60, 30), whole[1])),
         good[:48] + b"\xff\xff\xff\xff" * 4 + good[64:],
         good.replace(manifest.sha256, bytes(32)),
         good.replace(b"index 1", b"index 9"),

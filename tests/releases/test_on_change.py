@@ -28,6 +28,8 @@ from tests.support.files import make
 from tests.support.signing import OLD
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 _opened: list[str] | None = None
 
 

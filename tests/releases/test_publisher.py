@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import errno
 import json
 import os
 import signal
@@ -24,9 +25,11 @@ from perfkit.errors import ConfigError
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish import publisher
+from perfkit.releases.publish import site as site_module
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.packing import PackWriter
 from perfkit.releases.publish.publisher import publish
-from perfkit.releases.publish.site import BlobReader, History, Site
+from perfkit.releases.publish.site import History, Site
 from tests.support.release_client import Client, manifest_of
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import FIRST, Tree, edited, lines, noise, write_tree
@@ -37,7 +40,7 @@ def files_of(site: Path) -> dict[str, tuple[int, int, bytes]]:
     return {
         str(path.relative_to(site)): (path.stat().st_ino, path.stat().st_mtime_ns, path.read_bytes())
         for path in site.rglob("*")
-        if path.is_file()
+        if path.is_file() and not path.name.startswith(".")
     }
 
 
@@ -69,6 +72,7 @@ def test_releases_in_a_row_come_by_blocks_and_by_deltas(tmp_path: Path) -> None:
     assert client.pointer.chain(manifest_of(trees[-2]).sha256.hex())[0].object.bytes < 5000  # 3,000 are new
 
 
+@pytest.mark.once
 def test_an_edit_of_a_large_file_adds_only_pieces_around_it(tmp_path: Path) -> None:
     """Pieces are cut by content, so the site keeps those that did not change, and so may a client."""
     content = bytearray(noise(3, 1_000_000))
@@ -78,8 +82,8 @@ def test_an_edit_of_a_large_file_adds_only_pieces_around_it(tmp_path: Path) -> N
     client = Client(tmp_path / "site")
     assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == {"big": bytes(content)}
     index = Index.parse(client.packed(client.pointer.fine), client.manifest)
-    fresh = [frame for frame in index if frame.pack == len(index.packs) - 1]
-    assert sum(frame.size for frame in fresh) < 300_000
+    fresh = [frame for frame in range(len(index)) if index.pack_of(frame) == len(index.packs) - 1]
+    assert sum(map(index.content_bytes, fresh)) < 300_000
 
 
 def test_publishing_the_same_tree_again_changes_nothing(tmp_path: Path) -> None:
@@ -140,6 +144,7 @@ def test_what_a_killed_publisher_was_writing_is_removed(tmp_path: Path) -> None:
     assert all(path.exists() for path in others)
 
 
+@pytest.mark.once
 def test_the_same_input_makes_the_same_site(tmp_path: Path) -> None:
     """Two publishers get the same objects, in processes with different hash seeds."""
     second = edited(FIRST, 1)
@@ -186,6 +191,37 @@ def test_links_and_special_files_are_refused_unless_excluded(tmp_path: Path, mak
     assert publish(str(src), str(tmp_path / "site"), version="1", exclude=["pkg/o*"]).files == len(FIRST)
 
 
+def test_nothing_fails_once_the_release_is_offered(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Neither the sync of the directory nor the removal of unused files: that would say that it is not published."""
+    src, real = write_tree(tmp_path / "src", FIRST), site_module._sync_directory
+
+    def sync_directory(path: str) -> None:
+        if (Path(path) / "perfkit.json").exists():
+            raise OSError(errno.EIO, "Input/output error", path)
+        real(path)
+
+    monkeypatch.setattr(site_module, "_sync_directory", sync_directory)
+    monkeypatch.setattr(Site, "prune", lambda site, *args, **options: sync_directory(site.root))
+    publish(str(src), str(tmp_path / "site"), version="1")
+    assert json.loads((tmp_path / "site/perfkit.json").read_bytes())["version"] == "1"
+    assert [record.levelname for record in caplog.records] == ["WARNING"] * 2
+
+
+def test_a_secret_key_is_not_published(tmp_path: Path) -> None:
+    """Nor read, whatever leads to it."""
+    src = write_tree(tmp_path / "src", FIRST)
+    (src / "release.key").write_bytes(b"")
+    (tmp_path / "link.key").symlink_to(src / "release.key")
+    for key in (src / "release.key", tmp_path / "link.key", os.path.relpath(src / "release.key")):
+        with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
+            kit.publish(src, tmp_path / "site", version="1", sign_key=key)
+    assert not (tmp_path / "site").exists()
+    with Toolkit() as kit, pytest.raises(ConfigError, match="which is published"):
+        kit.promote(src, channel="stable", version="1", sign_key=src / "release.key")
+
+
 def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
     """Before anything is written."""
     src = write_tree(tmp_path / "src", FIRST)
@@ -197,6 +233,9 @@ def test_arguments_that_cannot_be_are_refused(tmp_path: Path) -> None:
     ):
         with pytest.raises(ConfigError):
             publish(str(src), str(site), version=version, keep_deltas=keep)
+    for option, value in (("level", 0), ("level", 23), ("keep_releases", 0), ("grace_s", -1.0)):
+        with pytest.raises(ConfigError, match=option):
+            publish(str(src), str(tmp_path / "s"), version="1", **{option: value})
     with pytest.raises(ConfigError):
         publish(str(tmp_path / "none"), str(tmp_path / "s"), version="1")
     assert not (tmp_path / "s").exists()
@@ -208,6 +247,7 @@ def test_names_that_collide_are_refused(tmp_path: Path) -> None:
         publish(str(write_tree(tmp_path / "src", {"a/B": b"1", "a/b": b"2"})), str(tmp_path / "site"), version="1")
 
 
+@pytest.mark.once
 def test_a_publisher_killed_at_any_step_leaves_the_site_as_it_was(place: Path) -> None:
     """At each rename, fsync and removal: the old release or the new one is whole, and publishing again works."""
     site, src = place / "site", write_tree(place / "src", FIRST)
@@ -251,6 +291,7 @@ def killed_publisher(src: Path, site: Path) -> Iterator[Callable[[int], bool]]:
         process.stdin.close()
 
 
+@pytest.mark.once
 def test_two_publishers_do_not_mix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The second one fails at once, and the first one's release is complete."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
@@ -289,16 +330,14 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monk
     assert list((site / "objects").glob(".new-*")) == []
 
 
-def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path) -> None:
     """Not before their grace has passed since they fell out of use; the kept releases stay whole."""
-    monkeypatch.setattr(publisher, "_KEPT_RELEASES", 2)
     src, site = tmp_path / "src", tmp_path / "site"
     trees = [{"noise": noise(number, 20_000), "name": b"%d" % number} for number in range(5)]
     for number, tree in enumerate(trees[:4]):
-        publish(str(write_tree(src, tree)), str(site), version=str(number))
+        publish(str(write_tree(src, tree)), str(site), version=str(number), keep_releases=2)
     held = {path.name for path in (site / "objects").iterdir()}
-    monkeypatch.setattr(publisher, "GRACE_S", 0.0)
-    publish(str(write_tree(src, trees[4])), str(site), version="4")
+    publish(str(write_tree(src, trees[4])), str(site), version="4", keep_releases=2, grace_s=0)
     left = {path.name for path in (site / "objects").iterdir()}
     assert held - left  # those of releases 0, 1 and 2
     client = Client(site)
@@ -306,19 +345,31 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path, monkeypatch: p
     assert publish(str(write_tree(src, trees[3])), str(site), version="5").number == 6
 
 
-def test_rubbish_of_a_killed_publisher_goes_after_its_grace(tmp_path: Path) -> None:
-    """Unfinished objects are left alone while they are young, and removed later."""
-    src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
-    (site / "objects").mkdir(parents=True)
-    young, old = site / "objects/.new-young", site / "objects/.new-old"
-    young.write_bytes(b"x")
-    old.write_bytes(b"x")
-    os.utime(old, (1, 1))
-    publish(str(src), str(site), version="1")
-    assert young.exists()
-    assert not old.exists()
+def test_the_grace_counts_from_when_an_object_fell_out_of_use(tmp_path: Path) -> None:
+    """However old it is then. The log has that time; it may end in the middle of a line, and does not grow for ever."""
+    src, site = tmp_path / "src", tmp_path / "site"
+    log = site / ".perfkit-publish.retired"
+
+    def publish_content(number: int) -> set[str]:
+        tree = write_tree(src, {"file": noise(number, 5000)})
+        publish(str(tree), str(site), version=str(number), keep_releases=1)
+        return {path.name for path in (site / "objects").iterdir()}
+
+    first = publish_content(0)
+    for path in (site / "objects").iterdir():
+        os.utime(path, (1, 1))
+    assert first < publish_content(1)
+    with log.open("a") as file:
+        file.write("0" * 30)  # a publisher was killed here
+    assert first < publish_content(2)
+    rows = [line.split() for line in log.read_text().splitlines() if " " in line]
+    assert {name for name, _ in rows} >= first
+    log.write_text("".join(f"{name} 1\n" for name, _ in rows) + "1\n" * 200)  # a day passes, and many objects go
+    assert not first & publish_content(3)
+    assert len(log.read_text().splitlines()) < 50
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("umask", [0o022, 0o077])
 def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int) -> None:
     """Files are 0644 and directories 0755, whatever the umask; a directory that exists keeps its mode."""
@@ -335,12 +386,13 @@ def test_site_can_be_read_by_a_server_of_another_user(tmp_path: Path, umask: int
     assert stat.S_IMODE((tmp_path / "private").stat().st_mode) == 0o700
 
 
+@pytest.mark.once
 def test_a_delta_that_blocks_beat_is_not_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No delta is offered if it costs more than the new frames with their index and manifest."""
     publish(str(write_tree(tmp_path / "src", FIRST)), str(tmp_path / "site"), version="1")
 
     def padded(*arguments: object) -> None:
-        arguments[3].write(bytes(1_000_000))  # type: ignore[attr-defined]
+        arguments[1].write(bytes(1_000_000))  # type: ignore[attr-defined]
 
     monkeypatch.setattr(publisher, "encode_delta", padded)
     publish(str(write_tree(tmp_path / "src", edited(FIRST, 1))), str(tmp_path / "site"), version="2")
@@ -367,6 +419,7 @@ CONTENTS = st.one_of(
 )
 
 
+@pytest.mark.once
 @settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], derandomize=True)
 @given(trees=st.lists(st.dictionaries(NAMES, CONTENTS, max_size=5), min_size=2, max_size=3))
 def test_any_trees_come_back_by_every_route(tmp_path_factory: pytest.TempPathFactory, trees: list[Tree]) -> None:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
+from typing import Any
 
 from perfkit import Release, SyncReport, Toolkit
 from perfkit.server.server import Server
@@ -54,12 +55,12 @@ class Origin:
         """All body bytes sent so far."""
         return sum(size for _, size in self.sent)
 
-    def publish(self, tree: Tree, version: str, *, executable: tuple[str, ...] = (), keep_deltas: int = 3) -> Release:
+    def publish(self, tree: Tree, version: str, *, executable: tuple[str, ...] = (), **options: Any) -> Release:
         source = write_tree(self.root / "src", tree)
         for name in executable:
             (source / name).chmod(0o755)
         with Toolkit() as kit:
-            return kit.publish(source, self.site, version=version, keep_deltas=keep_deltas)
+            return kit.publish(source, self.site, version=version, **options)
 
     def counted(self, work: Callable[[], SyncReport]) -> tuple[SyncReport, int]:
         """What came of a sync, and the body bytes that it cost."""

@@ -21,7 +21,9 @@ from perfkit.transactions.tree import Tree
 from tests.support import crash_server
 from tests.support.crash_cases import FULL, MUTATING, check_whole, copy, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
-from tests.support.tools import ENVIRONMENT, first_everywhere, need
+from tests.support.tools import ENVIRONMENT, need
+
+pytestmark = pytest.mark.once
 
 SAMPLE = 3  # cases per system call and action
 WHEN = 400  # more calls of a kind than any child makes; opening files is also what imports do
@@ -132,7 +134,6 @@ def sample(count: int) -> list[int]:
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.once
 @pytest.mark.parametrize("gone", [True, False], ids=["cause gone", "cause still there"])
 def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], gone: bool) -> None:
     """A kill at every call of a commit that is refused in the middle and undone: the old tree, or the new one."""
@@ -163,7 +164,7 @@ def test_killed_while_undoing(place: Path, serve: Callable[[str, str], Server], 
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.parametrize("action", first_everywhere("change", "back", "prune", "recover"))
+@pytest.mark.parametrize("action", ["change", "back", "prune", "recover"])
 def test_killed_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
     """A kill at every mutating call: afterwards the tree is the old or the new one, whole, and without litter."""
     case = Case(place, action)
@@ -188,7 +189,6 @@ FAILURES = {
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.once
 @pytest.mark.parametrize("action", ["change", "back"])
 def test_fails_at_any_call(place: Path, serve: Callable[[str, str], Server], action: str) -> None:
     """A failing call: after an OSError the tree is at once as it was, after a RecoveryError reopening completes it."""

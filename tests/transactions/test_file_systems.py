@@ -18,8 +18,10 @@ from tests.support import crash_server
 from tests.support.faults import Crash, dying
 from tests.support.files import make
 from tests.support.sites import Origin
-from tests.support.tools import first_everywhere, mounted, mounted_image, need, need_root
+from tests.support.tools import mounted, mounted_image, need, need_root
 from tests.support.trees import tree_of
+
+pytestmark = pytest.mark.once
 
 Mount = Callable[[Path], contextlib.AbstractContextManager[Path]]
 
@@ -108,7 +110,7 @@ KINDS: dict[str, Mount] = {
 }
 
 
-@pytest.fixture(params=first_everywhere(*KINDS))
+@pytest.fixture(params=KINDS)
 def there(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Path]:
     with KINDS[request.param](tmp_path) as path:
         yield path
@@ -156,7 +158,7 @@ def test_publish_there(kit: Toolkit, there: Path, tmp_path: Path) -> None:
 RENAMES_DIRECTORIES = [kind for kind in KINDS if kind != "FAT"]  # by fusefat
 
 
-@pytest.mark.parametrize("there", first_everywhere(*RENAMES_DIRECTORIES), indirect=True)
+@pytest.mark.parametrize("there", RENAMES_DIRECTORIES, indirect=True)
 def test_copy_there(kit: Toolkit, there: Path, tmp_path: Path) -> None:
     """A copy of a tree."""
     make(tmp_path / "src", {"d/f": b"f" * 3000})

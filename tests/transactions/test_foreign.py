@@ -23,6 +23,8 @@ from tests.support.signing import OLD, change_pointer, public
 from tests.support.sites import Origin
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 SHA = "ab" * 32
 CONTENT = [SHA, 3, 0o644]
 PREVIOUS = ["", 9, 1, 0o644, 1]

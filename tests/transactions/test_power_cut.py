@@ -16,7 +16,8 @@ from perfkit.errors import UpdateError
 from tests.support import crash_server
 from tests.support.crash_cases import FULL, check_whole, copy, snapshot
 from tests.support.faults import watched
-from tests.support.tools import first_everywhere
+
+pytestmark = pytest.mark.once
 
 CUTS = 4000 if FULL else 160
 
@@ -144,7 +145,7 @@ class Disk:
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.parametrize("syncing", first_everywhere("syncfs", "fsync"))
+@pytest.mark.parametrize("syncing", ["syncfs", "fsync"])
 @pytest.mark.parametrize("action", ["change", "back", "prune", "refused"])
 def test_power_cut(place: Path, monkeypatch: pytest.MonkeyPatch, action: str, syncing: str) -> None:
     """Whenever the power goes and whatever unsynced part is lost, opening the tree gives the old one or the new one."""

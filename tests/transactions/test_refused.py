@@ -20,6 +20,8 @@ from tests.support.crash_cases import check_whole, snapshot
 from tests.support.sites import Origin
 from tests.support.tools import mounted, need, need_root, unavailable
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture(autouse=True)
 def as_root() -> None:

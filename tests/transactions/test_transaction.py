@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import fcntl
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -278,6 +279,20 @@ def test_lock_without_flock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
                 with pytest.raises(LockedError):
                     ours.write("b", b"ours")
     assert tree_of(tmp_path) == {"a": b"theirs"}
+    assert not litter(tmp_path)
+
+
+def test_a_journal_of_another_process(tmp_path: Path) -> None:
+    """It appears at the moment of the commit: nothing is changed, and the journal is left to its owner."""
+    journal = tmp_path / ".perfkit/journal"
+    with Tree(tmp_path) as tree:
+        with pytest.raises(LockedError, match="is committing a change"), tree.transaction() as tx:  # noqa: PT012
+            tx.write("a", b"ours")
+            assert stat.S_IMODE(next(tmp_path.glob(".perfkit/stage-*")).stat().st_mode) == 0o700
+            journal.write_bytes(b"theirs")
+        assert journal.read_bytes() == b"theirs"
+        journal.unlink()
+    assert tree_of(tmp_path) == {}
     assert not litter(tmp_path)
 
 

@@ -7,6 +7,7 @@ import shutil
 import tempfile
 from pathlib import Path
 
+import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
@@ -14,6 +15,8 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 from perfkit.errors import RollbackError
 from perfkit.transactions.tree import Transaction, Tree
 from tests.support.faults import Crash, dying
+
+pytestmark = pytest.mark.once
 
 NAMES = ["a", "b", "d/a", "d/b", "d/e/a", "f"]
 Files = dict[str, bytes]

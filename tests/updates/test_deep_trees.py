@@ -12,6 +12,8 @@ from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
 
+pytestmark = pytest.mark.once
+
 DEEP, OTHER = "/".join("d" * 1100), "/".join("e" * 200)
 
 

@@ -19,6 +19,8 @@ from tests.support.sites import Origin
 from tests.support.tools import mounted_image, need
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 MIB = 1 << 20
 
 

@@ -18,6 +18,8 @@ from tests.support.archive_tools import add, make_tar, make_zip, raw_zip
 from tests.support.sites import replace
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 GOOD = {"a": b"good", "pkg/b": b"also good" * 100}
 HOSTILE_NAMES = ["/etc/passwd", "../up", "a/../../up", "a\\b", "c:/x", "nul", "a//b", ".perfkit/x", "new\nline"]
 COLLIDING = [("x", "X"), ("é", "e\u0301"), ("x", "x/b")]

@@ -15,6 +15,8 @@ from perfkit import Toolkit
 from tests.support.sites import Origin
 from tests.support.trees import FIRST, tree_of
 
+pytestmark = pytest.mark.once
+
 _STEP = 11  # every call would take minutes
 
 

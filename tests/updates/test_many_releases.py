@@ -14,6 +14,8 @@ from perfkit.releases.publish.site import Site
 from tests.support.sites import Origin
 from tests.support.trees import Tree, text, tree_of
 
+pytestmark = pytest.mark.once
+
 RELEASES = 24
 
 

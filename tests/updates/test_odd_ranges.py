@@ -18,6 +18,8 @@ from tests.support.sites import publish
 from tests.support.tools import need
 from tests.support.trees import Tree, tree_of
 
+pytestmark = pytest.mark.once
+
 Start = Callable[..., MisbehavingServer]
 Files = dict[str, bytes]  # by path on the server
 RNG = random.Random(9)

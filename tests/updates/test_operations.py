@@ -12,6 +12,8 @@ from perfkit import RollbackError, Toolkit, UpdateError
 from perfkit.errors import RecoveryError
 from perfkit.testing import FakeOrigin
 
+pytestmark = pytest.mark.once
+
 URL = "https://example.org/rules/"
 FILES = {f"{number}.rules": f"alert {number}\n" * 20 for number in range(30)}
 CHANGED = {**FILES, "7.rules": "drop 7\n"}

@@ -16,6 +16,8 @@ from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import need
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 Start = Callable[..., MisbehavingServer]
 OLD = hashlib.shake_128(b"old").digest(200_000)
 NEW = OLD[:90_000] + b"new" * 500 + OLD[90_000:]

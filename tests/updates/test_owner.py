@@ -16,6 +16,8 @@ from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, need_root
 from tests.support.trees import tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 OWNER = 65534
 ONE = {"a": b"1", "d/b": b"1" * 5000, "gone/c": b"1"}
 TWO = {"a": b"2", "d/b": b"1" * 5000, "new/e/f": b"2", "d/copy": b"1" * 5000}

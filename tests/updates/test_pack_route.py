@@ -14,6 +14,8 @@ from perfkit.updates.sources.pack_route import Seeds
 from tests.support.sites import publish
 from tests.support.trees import lines, noise, tree_of
 
+pytestmark = pytest.mark.once
+
 LARGE = noise(1, 200_000) + lines(7, 20_000) + noise(2, 1_000_000)
 FILES = {"large.bin": LARGE, "small.txt": b"small\n"}
 

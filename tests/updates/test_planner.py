@@ -9,8 +9,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perfkit.errors import UpdateError
-from perfkit.updates.planner import ExistingFile, Plan, decide
+from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
+from perfkit.updates.planner import ExistingFile, ExistingFiles, Plan, decide
 from perfkit.updates.routes import Link, Offer, choose_routes
+
+pytestmark = pytest.mark.once
 
 Tree = dict[str, ExistingFile]
 
@@ -157,6 +160,28 @@ def test_an_edit_to_the_wanted_content_is_not_an_edit() -> None:
     found = plan(tree(a="1", b="3"), tree(a="2", b="4"), tree(a="2", b="3"), local_changes="refuse")
     assert found.keep == ("a",)
     assert found.fetch == ("b",)
+    assert found.already_applied == ("a",)
+    assert plan(tree(a="1", b="2"), tree(b="3"), tree(b="mine")).already_applied == ("a",)
+    assert plan(tree(a="1", b="1"), tree(a="1!", b="1"), tree(a="1!", b="1")).already_applied == ("a",)
+
+
+def test_files_as_the_updater_has_them() -> None:
+    """Those that are as the manifest has them, and the others: as one mapping."""
+    digests = {name: name.encode() * 32 for name in "abcd"}
+    manifest = Manifest.of(Entry(name, 1, digest) for name, digest in digests.items())
+    intact = EntrySubset(manifest)
+    for place in (0, 2):
+        intact.add(place)
+    others = {"b": ExistingFile(b"x" * 32, 1), "z": ExistingFile(digests["d"], 1)}
+    files = ExistingFiles(intact, others)
+    assert dict(files) == {"a": manifest[0], "c": manifest[2], **others}
+    assert [*files.names] == ["a", "c", "b", "z"]
+    assert [*files.files] == [manifest[0], manifest[2], *others.values()]
+    assert (len(files), "b" in files, "d" in files) == (4, True, False)
+    wanted = {name: manifest[at] for at, name in enumerate(digests)}
+    found, same = decide(wanted, files, wanted), decide(wanted, dict(files), wanted)
+    assert (found, found.fetch, found.saved_as) == (same, same.fetch, same.saved_as)
+    assert [(each.name, each.source) for each in found.local] == [("d", "z")]
 
 
 def test_an_unmanaged_file_in_the_way() -> None:

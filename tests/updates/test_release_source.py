@@ -67,6 +67,7 @@ def second(made: Path, tmp_path: Path) -> Path:
     return shutil.copytree(made / "site", tmp_path / "site")
 
 
+@pytest.mark.once
 def test_one_edited_file_does_not_end_the_delta(kit: Toolkit, tmp_path: Path) -> None:
     """What needs the old content comes by blocks, all else by the delta, and the edit is kept."""
     first: Tree = {"a": noise(1, 3 << 18), "b": noise(2, 3 << 18)}  # too large to share a frame
@@ -83,6 +84,7 @@ def test_one_edited_file_does_not_end_the_delta(kit: Toolkit, tmp_path: Path) ->
     assert 3 << 18 < report.bytes_received < 5 << 18
 
 
+@pytest.mark.once
 @pytest.mark.parametrize("start", ["installed", "nothing"])
 def test_every_object_gone_in_turn(make_kit: Callable[..., Toolkit], tmp_path: Path, second: Path, start: str) -> None:
     """A route without its object is followed by the next; where none is left, the error says so and nothing is done."""
@@ -241,6 +243,7 @@ def test_what_an_interrupted_sync_fetched_is_not_fetched_again(
     assert tree_of(tmp_path / "fresh") == SECOND
 
 
+@pytest.mark.once
 def test_a_chain_that_costs_more_than_blocks_is_not_taken(kit: Toolkit, tmp_path: Path) -> None:
     """Three deltas of one large file, each time new: blocks bring the last, by the plan and by the sync."""
     trees: list[Tree] = [{"a": lines(1, 3000), "large": noise(number, 300_000)} for number in range(4)]

@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from perfkit import SyncReport, Toolkit
+from perfkit.downloads import manager
+from perfkit.downloads.http.transport import HttpTransport
 from perfkit.transactions import layout
 from tests.support.command import wait_until
 from tests.support.kits import MakeKit
@@ -122,3 +124,18 @@ def test_what_has_come_is_decoded_while_more_comes(kit: Toolkit, tmp_path: Path,
     kit.sync(f"{origin.url}/", tmp_path / "tree")
     assert len(packs) == 2
     assert tree_of(tmp_path / "tree") == NEW
+
+
+def test_a_first_install_opens_connections_ahead(
+    kit: Toolkit, tmp_path: Path, origin_v1: Origin, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """While it asks for the pointer, if the server is not this machine; nothing else does."""
+    asked: list[str] = []
+    monkeypatch.setattr(HttpTransport, "warm", lambda self, url, cancel: asked.append(url))
+    kit.sync(origin_v1.url, tmp_path / "near")
+    assert asked == []
+    monkeypatch.setattr(manager, "is_loopback", lambda host: False)
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    wait_until(lambda: asked == [f"{origin_v1.url}/"] * 3)
+    kit.sync(origin_v1.url, tmp_path / "tree")
+    assert len(asked) == 3

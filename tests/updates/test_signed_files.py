@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -118,6 +119,22 @@ def test_a_rollback_to_what_was_not_signed(here: Place) -> None:
     assert "not signed" in here.refused("old.zip")
     here.sync("pack.zip")
     assert tree_of(here.tree) == TWO
+
+
+def test_a_forged_crc(here: Place) -> None:
+    """What was installed, or lay there, before the key was given, is not taken for a member with the same CRC-32."""
+    good, bad = b"plumless", b"buckeroo"
+    assert zlib.crc32(good) == zlib.crc32(bad)
+    here.offer("pack.zip", packed("zip", {"a": bad}), None)
+    here.sync("pack.zip")
+    here.offer("pack.zip", packed("zip", {"a": good}))
+    here.sync("pack.zip", OLD)
+    assert tree_of(here.tree) == {"a": good}
+    here.tree = here.tree.with_name("other")
+    here.tree.mkdir()
+    (here.tree / "a").write_bytes(bad)
+    here.sync("pack.zip", OLD)
+    assert (here.tree / "a").read_bytes() == good
 
 
 def test_a_new_key(here: Place) -> None:

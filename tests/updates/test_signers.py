@@ -394,13 +394,12 @@ def test_without_cryptography(here: Place, monkeypatch: pytest.MonkeyPatch) -> N
     assert here.sync(OLD).route == "none"
 
 
-def test_signatures_of_earlier_pointers_go_with_them(here: Place, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_signatures_of_earlier_pointers_go_with_them(here: Place) -> None:
     """After the grace of other unused objects; those of the current pointer stay, whoever made them."""
     first = signature_file(here.site, OLD)
     publish_signed(here.site, TWO, "2", OLD)
     assert first.exists()
-    monkeypatch.setattr("perfkit.releases.publish.publisher.GRACE_S", -1.0)
-    publish_signed(here.site, ONE, "3", OLD)
+    publish_signed(here.site, ONE, "3", OLD, grace_s=0)
     assert not first.exists()
     assert [path.name for path in here.site.glob("objects/*.minisig")] == [signature_file(here.site, OLD).name]
 

@@ -211,6 +211,7 @@ def test_local_edits(make_kit: Callable[..., Toolkit], tmp_path: Path, policy: s
     assert tree_of(tmp_path / "tree") == {**FIRST, "notes": b"unmanaged\n", **kept}
 
 
+@pytest.mark.once
 def test_every_object_corrupted_in_turn(make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
     """Either the right tree, by another route, or a typed error and the old tree."""
     kit = make_kit()

@@ -24,8 +24,10 @@ from perfkit.transactions.tree import Tree
 from tests.support.crash_cases import FULL, MUTATING, OWN, copy, reachable, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT, first_everywhere, need
+from tests.support.tools import ENVIRONMENT, need
 from tests.support.trees import ONE, TWO, edit, text, tree_of
+
+pytestmark = pytest.mark.once
 
 Counts = dict[str, tuple[int, int]]
 
@@ -184,7 +186,7 @@ def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.parametrize("action", first_everywhere("rollback", "install", "update"))
+@pytest.mark.parametrize("action", ["rollback", "install", "update"])
 def test_killed_at_any_call(case: Callable[[str], Case], action: str) -> None:
     """A kill at every mutating call: the tree is the old or the new one, and the next run brings the new one."""
     this = case(action)
@@ -206,7 +208,6 @@ FAILURES = {
 
 
 @pytest.mark.timeout(1800 if FULL else 300)
-@pytest.mark.once
 @pytest.mark.parametrize("action", ["install", "update", "rollback"])
 def test_fails_at_any_call(case: Callable[[str], Case], action: str) -> None:
     """A failing disk: the tree is at once as it was, or the change is done, or the next run completes it."""

@@ -16,6 +16,8 @@ from tests.support.sites import Origin
 from tests.support.tools import need_root
 from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
+pytestmark = pytest.mark.once
+
 MINE = {"mine": b"mine\n", "pkg/mine": b"mine too\n"}
 
 

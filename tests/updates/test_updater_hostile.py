@@ -6,7 +6,7 @@ import dataclasses
 import hashlib
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -20,6 +20,8 @@ from perfkit.releases.format.zstd import compress, decompress
 from tests.support.hostile import bounded, raw_manifest
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
+
+pytestmark = pytest.mark.once
 
 
 class Forge:
@@ -196,3 +198,30 @@ def test_any_part_forged(forge: Forge, part: str, how: tuple[str, int, int], sta
     else:
         forge.offer(dataclasses.replace(pointer, **{part: forge.pack(damaged(forge.raw(old), how) or b"x")}, deltas=()))
     forge.sync(start)
+
+
+@pytest.mark.parametrize("names", [["a", "b", "c"], ["x" * 250]])
+def test_a_release_of_too_many_files(
+    make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path, names: list[str]
+) -> None:
+    """One with more files than allowed, or with very long names, is refused in words that name the setting."""
+    origin.publish({name: name.encode() for name in names}, "1")
+    small = make_kit(max_files=min(2, len(names)))
+    with pytest.raises(ManifestError, match=r"(more than|too long for) max_files, which is .*PERFKIT_MAX_FILES"):
+        small.sync(origin.url, tmp_path / "tree")
+    with pytest.raises(ManifestError, match="max_files"):
+        small.plan(origin.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == {}
+    make_kit(max_files=3).sync(origin.url, tmp_path / "tree")
+    assert sorted(tree_of(tmp_path / "tree")) == names
+
+
+def test_a_delta_to_too_many_files(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
+    """It is refused, too, and the tree stays."""
+    origin.publish({"a": b"1\n" * 500}, "1")
+    small = make_kit(max_files=2)
+    small.sync(origin.url, tmp_path / "tree")
+    origin.publish(dict.fromkeys("abc", b"2\n" * 500), "2")
+    with pytest.raises(ManifestError, match="max_files"):
+        small.sync(origin.url, tmp_path / "tree")
+    assert tree_of(tmp_path / "tree") == {"a": b"1\n" * 500}

@@ -8,10 +8,14 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import pytest
+
 from perfkit import Toolkit
 from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT
 from tests.support.trees import Tree, noise, tree_of
+
+pytestmark = pytest.mark.once
 
 LARGE: Tree = {f"part-{number}": noise(number, 150_000) for number in range(5)} | {"README": b"hello\n"}
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"

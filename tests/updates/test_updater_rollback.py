@@ -16,6 +16,8 @@ from perfkit.transactions import object_store
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
 
+pytestmark = pytest.mark.once
+
 LOCAL = "README.perfkit-local"
 
 

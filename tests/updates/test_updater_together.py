@@ -25,6 +25,8 @@ from tests.support.sites import Origin
 from tests.support.tools import ENVIRONMENT, mounted
 from tests.support.trees import ONE, TWO, edit, text, tree_of
 
+pytestmark = pytest.mark.once
+
 THREE = {**TWO, "README": b"hello 3\n", "pkg/a.py": text(7), "more.py": text(8)}
 SYNC = "import sys; from perfkit import Toolkit; Toolkit().sync(*sys.argv[1:])"
 

@@ -14,6 +14,7 @@ from perfkit.downloads.manager import Item
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
 from perfkit.filesystem.own_files import replace_own
+from perfkit.libc import sync_file
 
 __all__ = ["Checkpoint", "identity_of"]
 
@@ -64,7 +65,7 @@ class Checkpoint:
             with replace_own(os.path.join(self._directory, f"{uuid.uuid4().hex}{_SUFFIX}")) as file:
                 file.write(json.dumps(done).encode())
                 file.flush()
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
 
     def _key(self, item: Item) -> str:
         options: tuple[object, ...] = ()

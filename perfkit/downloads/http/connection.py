@@ -408,14 +408,15 @@ class _Answer(http.client.HTTPResponse):
                 break
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = http.client.HTTPMessage()
+        first: dict[str, str] = {}  # of each name; the message compares all of them each time
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
             if not _is_unusable_cookie(name, value):
-                message[name] = value.strip()
-        self._frame(incoming)
+                message[name] = value = value.strip()
+                first.setdefault(name.lower(), value)
+        self._frame(incoming, first.get)
 
-    def _frame(self, incoming: _Incoming) -> None:
+    def _frame(self, incoming: _Incoming, get: Callable[[str], str | None]) -> None:
         """Find out where the body ends (section 6.3)."""
-        get = self.headers.get
         coding, declared = get("transfer-encoding"), get("content-length")
         options = (get("connection") or "").lower()
         self.will_close = "close" in options if self.version > 10 else "keep-alive" not in options
@@ -503,6 +504,12 @@ class _Abortable:
             self.sock.suppress_ragged_eofs = False  # RFC 9112 section 9.8: only close_notify ends a body over TLS
         self._established = True
 
+    def warm(self: Any, timeout_s: float) -> None:
+        """Connect for a later request; from then on it is a kept connection, which may have died meanwhile."""
+        self.timeout = timeout_s
+        self.connect()
+        self._requests = 1
+
     def request(self: Any, method: str, url: str, *args: Any, **options: Any) -> None:
         exchange = exchange_here()
         if exchange is not None:
@@ -540,7 +547,24 @@ class _HttpConnection(_Abortable, HTTPConnection):  # type: ignore[misc]
 
 
 class _HttpsConnection(_Abortable, HTTPSConnection):  # type: ignore[misc]
-    pass
+    @property
+    def is_connected(self) -> bool:
+        """Whether nothing has come: but for session tickets, which a server sends when the handshake is over (RFC 8446
+        section 4.6.1), and which urllib3 takes for the end of a connection that carried no request.
+        """
+        if super().is_connected or self.sock is None:
+            return self.sock is not None
+        timeout_s = self.sock.gettimeout()
+        try:
+            self.sock.settimeout(0.0)
+            self.sock.recv(1)
+        except ssl.SSLWantReadError:
+            return True
+        except (OSError, ValueError):
+            return False
+        finally:
+            self.sock.settimeout(timeout_s)
+        return False
 
 
 _USUAL = (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls)
@@ -551,13 +575,33 @@ def are_replaced() -> bool:
     return (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls) != _USUAL
 
 
-class _HttpPool(HTTPConnectionPool):
+class _Warming:
+    """What is ours in a pool."""
+
+    def warm(self: Any, timeout_s: float) -> None:
+        """Open a connection that a later request will find, if none is idle.
+
+        Raises:
+            HTTPError, OSError: it can't be opened.
+        """
+        connection = self._get_conn()
+        try:
+            if connection.is_closed:
+                connection.warm(timeout_s)
+        except BaseException:
+            connection.close()
+            raise
+        finally:
+            self._put_conn(connection)
+
+
+class _HttpPool(_Warming, HTTPConnectionPool):
     @property
     def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPConnectionPool.ConnectionCls if are_replaced() else _HttpConnection
 
 
-class _HttpsPool(HTTPSConnectionPool):
+class _HttpsPool(_Warming, HTTPSConnectionPool):
     @property
     def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPSConnectionPool.ConnectionCls if are_replaced() else _HttpsConnection

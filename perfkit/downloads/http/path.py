@@ -11,8 +11,9 @@ import termios
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Path", "end_after", "measured"]
+__all__ = ["Path", "end_after", "measured", "queued"]
 
+_QUEUED, _RESOLUTION_S = 1.25, 0.004  # times the least round trip, and more than the kernel measures
 _BYTES = 228  # of struct tcp_info, up to tcpi_rcv_ooopack (Linux 5.4)
 _ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tcpi_min_rtt and that
 
@@ -32,6 +33,11 @@ class Path:
     least_s: float
     out_of_order: int
     unread: int = 0
+
+
+def queued(round_trip_s: float, least_s: float) -> bool:
+    """Whether packets wait for each other on their way: a part of the round trip is spent in queues."""
+    return round_trip_s > max(_QUEUED * least_s, least_s + _RESOLUTION_S)
 
 
 def measured(sock: Any) -> Path | None:

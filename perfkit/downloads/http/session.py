@@ -48,6 +48,7 @@ class Adapter(HTTPAdapter):
 
     def __init__(self, *, keep: int, lean: bool) -> None:
         self._lean = lean
+        self._blank = vars(requests.Response())  # to make another jar for each takes longer than the rest of it
         self._lock = threading.Lock()  # guards what follows
         self._contexts: dict[object, Any] = {}
         self._pools: dict[object, Any] = {}
@@ -155,7 +156,8 @@ class Adapter(HTTPAdapter):
     def build_response(self, req: Any, resp: Any) -> requests.Response:
         if not self._lean:
             return super().build_response(req, resp)
-        response = requests.Response()
+        response = requests.Response.__new__(requests.Response)
+        vars(response).update(self._blank, history=[])
         response.status_code, response.reason, response.headers = resp.status, resp.reason, resp.headers
         response.raw, response.url, response.request = resp, req.url, req
         response.connection = self
@@ -182,6 +184,14 @@ class Sessions(Protocol):
         """
         ...
 
+    def warm(self, url: str, timeout_s: float) -> None:
+        """Open a connection to the origin of a URL for a later request, if that goes there directly.
+
+        Raises:
+            as `send`.
+        """
+        ...
+
     def close(self) -> None: ...
 
 
@@ -194,7 +204,8 @@ class OwnSessions:
         self._config = config
         self._adapter = adapter
         self._local = threading.local()
-        self._cookies = RequestsCookieJar(CookiePolicy())  # shared by all threads; it has a lock
+        self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
+        self._timeout: Any = urllib3.Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
@@ -216,11 +227,21 @@ class OwnSessions:
             request,
             stream=True,
             allow_redirects=False,
-            timeout=hop.timeout,
+            timeout=self._timeout,
             proxies=proxies,
             verify=verify,
             cert=self._config.client_cert,
         )
+
+    def warm(self, url: str, timeout_s: float) -> None:
+        proxies, _ = self._way_to(url)
+        if are_replaced() or select_proxy(url, proxies):
+            return
+        request = requests.PreparedRequest()
+        request.url = url
+        verify = self._find_trust(needed=url.startswith("https:"))
+        pool = self._adapter.get_connection_with_tls_context(request, verify, proxies, self._config.client_cert)
+        pool.warm(timeout_s)
 
     def _session(self) -> requests.Session:
         session: requests.Session | None = getattr(self._local, "session", None)
@@ -264,6 +285,14 @@ class OwnSessions:
 
     def close(self) -> None:
         self._adapter.close()
+
+
+class _Cookies(RequestsCookieJar):
+    """Looks for cookies where there are some: most answers have none, and to find that out takes 20 calls."""
+
+    def extract_cookies(self, response: Any, request: Any) -> None:
+        if "Set-Cookie" in response.info():
+            super().extract_cookies(response, request)
 
 
 class CookiePolicy(DefaultCookiePolicy):
@@ -316,6 +345,9 @@ class CallersSessions:
         if hop.redirected and session.params:  # they are for the URL that was asked for; None takes one out
             options["params"] = dict.fromkeys(session.params)
         return self._by(ours, lambda: session.request("GET", url, **options))
+
+    def warm(self, url: str, timeout_s: float) -> None:
+        """Nothing: what the caller's session does on the way is not known."""
 
     def _is_ours(self, session: Any, url: str) -> bool:
         try:

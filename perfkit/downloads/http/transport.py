@@ -205,6 +205,20 @@ class HttpTransport:
                 raise TransferError(request.url, f"more than {most} redirects, the last to {redacted(location[:99])}")
             at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
 
+    def warm(self, url: str, cancel: Cancel) -> None:
+        """Open a connection that a later request to this origin will find; if it can't be, that one will say why."""
+        sessions, _ = self._started()
+        connect_s = self._timeout[0]
+        exchange = self._make_exchange(time.monotonic() + connect_s)
+        self._waiting.add(exchange)
+        cancel.add(exchange.abort)
+        try:
+            with exchange, contextlib.suppress(Exception):
+                sessions.warm(as_sent(url), connect_s)
+        finally:
+            self._waiting.discard(exchange)
+            _give_up(exchange, cancel)
+
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
         """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
         sessions, failures = self._started()

@@ -97,6 +97,7 @@ def may_share(home: Origin, there: Origin) -> bool:
     return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
+@functools.lru_cache(maxsize=64)
 def is_loopback(host: str) -> bool:
     """Whether a name or address is this machine's (RFC 6761 section 6.3, RFC 6890)."""
     try:
@@ -105,6 +106,7 @@ def is_loopback(host: str) -> bool:
         return False
 
 
+@functools.lru_cache(maxsize=64)  # a request asks several times for the same
 def as_sent(url: str) -> str:
     """The URL as it is sent, without its fragment. Its target is as it was spelt if it is valid (RFC 3986), since a
     signed link breaks when its `%7e` or its empty `?` is normalized; else quoted as requests does.
@@ -121,6 +123,7 @@ def as_sent(url: str) -> str:
     return f"{scheme}://{login}{place}{'' if port is None else f':{port}'}{target}"
 
 
+@functools.lru_cache(maxsize=64)
 def split_url(url: str) -> tuple[str, str, str]:
     """Scheme, authority, and the target of a request for the URL (RFC 9112 section 3.2.1).
 

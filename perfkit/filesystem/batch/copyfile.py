@@ -9,7 +9,7 @@ import stat
 from collections.abc import Iterator
 
 from perfkit.filesystem.batch.run import try_unlink
-from perfkit.libc import set_mode
+from perfkit.libc import preadv, set_mode
 
 __all__ = ["copy_file"]
 
@@ -55,7 +55,7 @@ def _fill(reading: int, writing: int, status: os.stat_result, clone: bool) -> st
         except OSError as error:
             if error.errno not in _NO_CLONE:
                 raise
-    if status.st_blocks * 512 < status.st_size:
+    if status.st_blocks * 512 < status.st_size and hasattr(os, "SEEK_DATA"):
         for start, end in _extents(reading, status.st_size):
             _copy_range(reading, writing, start, end)
         os.ftruncate(writing, status.st_size)
@@ -82,7 +82,7 @@ def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
     """Copy a range of bytes, up to the end of the source: inside the kernel, or through a buffer."""
     position = start
     try:
-        while position < end:
+        while position < end and hasattr(os, "copy_file_range"):  # Linux only
             count = os.copy_file_range(reading, writing, min(_STEP_BYTES, end - position), position, position)
             if count == 0:
                 break
@@ -95,7 +95,7 @@ def _copy_range(reading: int, writing: int, start: int, end: int) -> None:
     buffer = memoryview(bytearray(_BUFFER_BYTES))
     # Files that are generated on reading, as in /proc, have size 0: read those to their end.
     while (end == 0 or position < end) and (
-        count := os.preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
+        count := preadv(reading, [buffer if end == 0 else buffer[: end - position]], position)
     ):
         done = 0
         while done < count:

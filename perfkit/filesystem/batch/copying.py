@@ -15,6 +15,7 @@ from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
 from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
 from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
+from perfkit.libc import link
 from perfkit.progress.meter import Progress
 
 __all__ = ["CopyResult", "copy_tree", "link_tree"]
@@ -195,7 +196,7 @@ class _Copier:
             raise OSError(errno.EINVAL, "not a file, directory or symlink", source)
         if self._link and entry.size:
             try:
-                os.link(source, path, follow_symlinks=False)
+                link(source, path)
                 return "link"
             except OSError as error:
                 if error.errno not in _NO_LINK:

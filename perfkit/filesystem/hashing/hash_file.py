@@ -17,6 +17,7 @@ from perfkit.errors import ConfigError, FileChangedError
 from perfkit.filesystem.hashing.small_files import LARGE_BYTES, READ_BYTES
 from perfkit.filesystem.scan import ScanEntry
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads, usable_cpus
+from perfkit.libc import preadv
 
 __all__ = ["FileHash", "hash_file", "hash_one"]
 
@@ -140,7 +141,7 @@ class _Source:
                     update(view)
                     start += len(view)
                 continue
-            received = os.preadv(self.descriptor, [buffer[: end - start]], start)
+            received = preadv(self.descriptor, [buffer[: end - start]], start)
             if received == 0:
                 raise FileChangedError(self.path, f"the file was truncated to {start} bytes while it was read")
             update(buffer[:received])
@@ -152,7 +153,7 @@ class _Source:
             self.feed(update, 0, self.size, buffer)
             return
         self.size = 0
-        while received := os.preadv(self.descriptor, [buffer], self.size):
+        while received := preadv(self.descriptor, [buffer], self.size):
             update(buffer[:received])
             self.size += received
 

@@ -26,6 +26,7 @@ _IDLE_S = 60  # after that it exits by itself
 _SILENCE_S = 20  # without an answer, when there is nothing else to do, or without reading: it is stopped, or hangs
 _SIGKILL = 9  # importing the module `signal` takes longer than hashing a thousand files
 _RECEIVE = 1 << 16
+_NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # macOS has none; Python ignores SIGPIPE unless the program undid that
 
 
 class HashProcess:
@@ -45,6 +46,8 @@ class HashProcess:
         # Where Python is embedded or frozen, the executable is another program, or this program itself.
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or not os.path.basename(executable).startswith("python"):
+            return None
+        if not hasattr(os, "POSIX_SPAWN_DUP2"):  # PyPy
             return None
         command = [executable, "-I", "-S", small_files.__file__]
         try:
@@ -90,7 +93,7 @@ class HashProcess:
         self._pending.append(portion)
         names = os.fsencode("\0".join([entry.name for entry in portion]))
         try:
-            self._socket.sendall(len(names).to_bytes(4, "little") + names, socket.MSG_NOSIGNAL)
+            self._socket.sendall(len(names).to_bytes(4, "little") + names, _NO_SIGNAL)
         except OSError:
             self._ended = True
 

@@ -14,6 +14,16 @@ try:
 except ImportError:
     from hashlib import sha256
 
+try:
+    from os import readv
+except ImportError:  # PyPy
+
+    def readv(descriptor: int, buffers: list[memoryview], /) -> int:  # type: ignore[misc]
+        data = os.read(descriptor, len(buffers[0]))
+        buffers[0][: len(data)] = data
+        return len(data)
+
+
 __all__ = ["DIRECTORY", "LARGE_BYTES", "READ_BYTES", "SOCKET", "Digest", "hash_small_files"]
 
 Digest = tuple[int, int, int, str]  # size, mtime_ns, ctime_ns, SHA-256 in hexadecimal
@@ -44,10 +54,10 @@ def hash_small_files(root: int, names: list[str] | list[bytes], buffer: memoryvi
             try:
                 before = os.fstat(file)
                 if stat.S_ISREG(before.st_mode) and before.st_size < LARGE_BYTES:
-                    count = size = os.readv(file, into)
+                    count = size = readv(file, into)
                     content = sha256(buffer[:count])
                     while count == len(buffer) and size <= LARGE_BYTES:
-                        count = os.readv(file, into)
+                        count = readv(file, into)
                         content.update(buffer[:count])
                         size += count
                     after = os.fstat(file)

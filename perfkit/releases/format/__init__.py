@@ -4,10 +4,23 @@ import re
 
 from perfkit.errors import ConfigError
 
-__all__ = ["MAX_AHEAD_MS", "POINTER_NAME", "channel_name", "most_compressed", "most_content", "signature_path"]
+__all__ = [
+    "MAX_AHEAD_MS",
+    "POINTER_NAME",
+    "channel_name",
+    "is_channel",
+    "most_compressed",
+    "most_content",
+    "signature_path",
+]
 
 POINTER_NAME = "perfkit.json"  # of the pointer; a site is recognised by it
 MAX_AHEAD_MS = 86_400_000  # how far the clock of a publisher, from which serials are, may be ahead of a client's
+
+
+def is_channel(name: str) -> bool:
+    """Whether a channel can be called that."""
+    return re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", name) is not None
 
 
 def channel_name(channel: str) -> str:
@@ -16,7 +29,7 @@ def channel_name(channel: str) -> str:
     Raises:
         ConfigError: no channel can be called that.
     """
-    if not re.fullmatch("[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}", channel):
+    if not is_channel(channel):
         raise ConfigError(f"{channel!r} is not the name of a channel: up to 64 letters, digits, '.', '_' and '-'")
     return f"perfkit-{channel}.json"
 

@@ -121,11 +121,12 @@ class Delta:
             _refuse("its table exceeds the limit")
         return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), gaps=not first))
 
-    def new_manifest(self, old: Manifest) -> Manifest:
+    def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES) -> Manifest:
         """The manifest that the delta produces; call it once, before `groups`.
 
         Args:
             old: the manifest that it applies to.
+            most_bytes: that the new one may have.
 
         Raises:
             ManifestError: `old` is another one, or the delta is damaged.
@@ -134,7 +135,7 @@ class Delta:
         if old.sha256 != self.origin_sha256:
             _refuse(f"it applies to manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
         made, raw = BytesIO(), memoryview(old.raw)
-        if sum(self._table.slices[0]) > min(MAX_MANIFEST_BYTES, most_content(self._bytes) + 2 * len(raw)):
+        if sum(self._table.slices[0]) > min(most_bytes, most_content(self._bytes) + 2 * len(raw)):
             _refuse("its manifest exceeds the limit")
         for length, start, source, size in zip(*self._table.slices, strict=True):
             if start + source > len(old.raw):

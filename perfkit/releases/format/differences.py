@@ -10,16 +10,18 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+from perfkit.archives.decompress import decode_frame
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column
-from perfkit.releases.format.zstd import decode
 
 try:
     import lzma
 except ImportError:  # CPython was built without liblzma
     lzma = None  # type: ignore[assignment]
 
-__all__ = ["encode_differences", "restore"]
+__all__ = ["AVAILABLE", "encode_differences", "no_differences", "restore"]
+
+AVAILABLE = lzma is not None
 
 _DICT_BYTES = 4 << 20
 _CHUNK_BYTES = 128 << 10
@@ -35,15 +37,23 @@ def encode_differences(content: bytes, prediction: bytes | bytearray) -> tuple[b
     Args:
         prediction: as long as `content`.
     """
-    assert lzma is not None, "publishing differences needs CPython's lzma module"
     differences = _sums(content, prediction.translate(_NEGATED))
     forms = [differences]
     runs = _runs(differences)
     if len(runs) < len(differences):
         forms.append(runs)
+    return min(map(_frame, forms), key=lambda frame: len(frame[0]))
+
+
+def no_differences() -> tuple[bytes, int]:
+    """As `encode_differences`, for content that is as predicted."""
+    return _frame(_runs(b""))
+
+
+def _frame(form: bytes) -> tuple[bytes, int]:
+    assert lzma is not None, "publishing differences needs CPython's lzma module"
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICT_BYTES}]
-    frames = [(lzma.compress(form, format=lzma.FORMAT_RAW, filters=filters), len(form)) for form in forms]
-    return min(frames, key=lambda frame: len(frame[0]))
+    return lzma.compress(form, format=lzma.FORMAT_RAW, filters=filters), len(form)
 
 
 def _runs(differences: bytes) -> bytes:
@@ -70,7 +80,7 @@ def restore(frame: Iterable[bytes], decoded: int, prediction: bytearray) -> Iter
         raise ManifestError("this delta needs CPython's lzma module, which this installation does not have")
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _DICT_BYTES}]
     decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
-    chunks = decode(decoder, frame, decoded, lzma.LZMAError)
+    chunks = decode_frame(decoder, frame, decoded, "a compressed frame")
     if decoded < len(prediction):
         chunks = _spread(b"".join(chunks), len(prediction))
     place = 0

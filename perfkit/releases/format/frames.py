@@ -69,17 +69,21 @@ def _unpack_frame(
     in_order = all(one <= other for one, other in pairwise(map(index.start_of, wanted)))
     later = iter(wanted if in_order else sorted(wanted, key=index.start_of))
     following = next(later, None)
-    begun: list[Piece] = []
+    begun: list[Piece] = []  # that reach into the next chunk
     position = 0
     for chunk in decompress_stream(data, index.content_bytes(number), shared):
         view, end = memoryview(chunk), position + len(chunk)
-        while following is not None and index.start_of(following) < end:
-            begun.append(index.piece(following))
-            following = next(later, None)
-        for piece in begun:
+        left, begun = iter(begun), []
+        while True:
+            piece = next(left, None)
+            if piece is None:
+                if following is None or index.start_of(following) >= end:
+                    break
+                piece, following = index.piece(following), next(later, None)
             start, stop = max(piece.start, position), min(piece.start + piece.length, end)
             write(piece.entry, piece.offset + start - piece.start, view[start - position : stop - position])
-        begun = [piece for piece in begun if piece.start + piece.length > end]
+            if piece.start + piece.length > end:
+                begun.append(piece)
         position = end
 
 

@@ -6,9 +6,12 @@ of it. A blob that several entries share is listed once, for the first of them.
 
 from __future__ import annotations
 
+import operator
 from array import array
-from collections.abc import Callable, Iterator, Sequence
+from bisect import bisect_right
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate, islice
 from typing import NoReturn
 
 from perfkit.errors import ManifestError
@@ -18,7 +21,7 @@ from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigza
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef
 
-__all__ = ["MAX_FRAME_BYTES", "Frame", "Index", "Pack", "PackRange", "Piece"]
+__all__ = ["MAX_FRAME_BYTES", "Index", "Pack", "PackRange", "Piece"]
 
 MAX_FRAME_BYTES = 16 << 20
 MAX_DICTIONARY_BYTES = 256 << 10
@@ -56,96 +59,78 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True)
-class Frame:
-    """One zstd frame.
-
-    Attributes:
-        pack: index of the pack.
-        at: its offset in the pack.
-        bytes: its compressed size.
-        size: its decompressed size.
-        pieces: the parts of it that this release uses.
-    """
-
-    pack: int
-    at: int
-    bytes: int
-    size: int
-    pieces: tuple[Piece, ...]
-
-
-@dataclass(frozen=True, slots=True)
 class PackRange:
     """Bytes to fetch: from `start` (inclusive) to `end` (exclusive) of a pack, for these frames."""
 
     pack: int
     start: int
     end: int
-    frames: tuple[int, ...]
+    frames: Sequence[int]
 
 
 @dataclass(frozen=True, slots=True)
 class Index:
-    """The frames of a release, ordered by pack and offset; a sequence of `Frame`.
+    """The frames of a release, ordered by pack and offset, and their pieces, ordered by frame; in columns.
 
     Attributes:
         manifest_sha256: of the manifest that entries refer to.
         packs: that contain the frames.
+        packs_of: the pack of each frame.
+        at: its offset in the pack.
+        packed: its compressed size.
+        sizes: its decompressed size.
+        entries, offsets, starts, lengths: of each piece, as in `Piece`.
+        tags: of each piece; empty: the index has none.
     """
 
     manifest_sha256: bytes
     packs: tuple[Pack, ...]
-    _packs_of: array[int] = field(repr=False)
-    _at: array[int] = field(repr=False)
-    _bytes: array[int] = field(repr=False)
-    _sizes: array[int] = field(repr=False)
+    packs_of: array[int] = field(repr=False)
+    at: array[int] = field(repr=False)
+    packed: array[int] = field(repr=False)
+    sizes: array[int] = field(repr=False)
     _first: array[int] = field(repr=False)  # piece of each frame, and the number of pieces
-    _entries: array[int] = field(repr=False)
-    _offsets: array[int] = field(repr=False)
-    _starts: array[int] = field(repr=False)
-    _lengths: array[int] = field(repr=False)
-    _tags: array[int] = field(repr=False)
+    entries: array[int] = field(repr=False)
+    offsets: array[int] = field(repr=False)
+    starts: array[int] = field(repr=False)
+    lengths: array[int] = field(repr=False)
+    tags: array[int] = field(repr=False)
 
     def __len__(self) -> int:
-        return len(self._at)
-
-    def __getitem__(self, number: int) -> Frame:
-        if not 0 <= number < len(self):
-            raise IndexError(number)
-        pieces = tuple(map(self.piece, range(self._first[number], self._first[number + 1])))
-        return Frame(self._packs_of[number], self._at[number], self._bytes[number], self._sizes[number], pieces)
-
-    def __iter__(self) -> Iterator[Frame]:
-        return map(self.__getitem__, range(len(self)))
+        return len(self.at)
 
     def piece(self, number: int) -> Piece:
         """One piece; pieces are numbered through all frames."""
-        tag = self._tags[number] if self._tags else 0
-        return Piece(self._entries[number], self._offsets[number], self._starts[number], self._lengths[number], tag)
+        tag = self.tags[number] if self.tags else 0
+        return Piece(self.entries[number], self.offsets[number], self.starts[number], self.lengths[number], tag)
 
     def start_of(self, number: int) -> int:
         """The offset of a piece in its decompressed frame."""
-        return self._starts[number]
+        return self.starts[number]
 
     def place(self, number: int) -> tuple[int, int]:
         """The offset of a frame in its pack, and its compressed size."""
-        return self._at[number], self._bytes[number]
+        return self.at[number], self.packed[number]
 
     def pack_of(self, number: int) -> int:
         """The pack of a frame."""
-        return self._packs_of[number]
+        return self.packs_of[number]
 
     def content_bytes(self, number: int) -> int:
         """The decompressed size of a frame."""
-        return self._sizes[number]
+        return self.sizes[number]
 
     def pieces_of(self, number: int) -> range:
         """The numbers of a frame's pieces."""
         return range(self._first[number], self._first[number + 1])
 
+    def frame_of(self, number: int) -> int:
+        """The frame of a piece."""
+        return bisect_right(self._first, number) - 1
+
     def pieces(self, wanted: Callable[[int], bool]) -> Sequence[int]:
         """The numbers of all pieces of the wanted entries, in the order of frames."""
-        return pack_numbers(number for number, entry in enumerate(self._entries) if wanted(entry))
+        return pack_numbers(number for number, entry in enumerate(self.entries) if wanted(entry))
 
     def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
         """The ranges to fetch for these pieces.
@@ -156,19 +141,22 @@ class Index:
             max_bytes: of one range, unless a single frame is larger; None: no limit.
         """
         ranges: list[PackRange] = []
+        frames = array("I")  # of the last range
         frame = 0
         for number in pieces:
             while self._first[frame + 1] <= number:
                 frame += 1
-            pack, start, end = self._packs_of[frame], self._at[frame], self._at[frame] + self._bytes[frame]
-            last = ranges[-1] if ranges else None
-            if last is not None and last.frames[-1] == frame:
+            pack, start, end = self.packs_of[frame], self.at[frame], self.at[frame] + self.packed[frame]
+            if frames and frames[-1] == frame:
                 continue
+            last = ranges[-1] if ranges else None
             fits = last is not None and (max_bytes is None or end - last.start <= max_bytes)
             if fits and last is not None and last.pack == pack and start - last.end <= max_gap:
-                ranges[-1] = PackRange(pack, last.start, end, (*last.frames, frame))
+                frames.append(frame)
+                ranges[-1] = PackRange(pack, last.start, end, frames)
             else:
-                ranges.append(PackRange(pack, start, end, (frame,)))
+                frames = array("I", (frame,))
+                ranges.append(PackRange(pack, start, end, frames))
         return ranges
 
     @classmethod
@@ -199,50 +187,56 @@ class Index:
         if sum(per_pack) != frame_count or sum(per_frame) != piece_count:
             _refuse("its counts are inconsistent")
         packs_of, at = _places(packs, per_pack, gaps, sizes)
-        first = array("I", (0,))
-        for count in per_frame:
-            first.append(first[-1] + count)
+        first = array("I", accumulate(per_frame, initial=0))
         pieces = _Pieces(manifest, columns, tags)
-        contents = array("I")
-        for frame in range(frame_count):
-            size = pieces.read(first[frame], first[frame + 1]) + tails[frame]
-            if not 0 < size <= MAX_FRAME_BYTES or sizes[frame] > most_compressed(size):
-                _refuse(f"a frame of {sizes[frame]} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
-            contents.append(size)
+        contents = array("I", map(operator.add, pieces.read(per_frame), tails))
+        for size, compressed in zip(contents, sizes, strict=True):
+            if not 0 < size <= MAX_FRAME_BYTES or compressed > most_compressed(size):
+                _refuse(f"a frame of {compressed} bytes with {size}; at most {MAX_FRAME_BYTES} are allowed")
         pieces.check()
         return cls(of, packs, packs_of, at, sizes, contents, first, *pieces.columns)
 
     @staticmethod
-    def encode(manifest: Manifest, packs: Sequence[Pack], frames: Sequence[Frame], *, tags: bool) -> bytes:
-        """The bytes that `parse` reads, from frames in order; each blob must be listed once."""
-        per_pack = [0] * len(packs)
-        gaps, tails, ends = [], [], [0] * len(packs)
-        rows: list[tuple[int, int, int, int]] = []
-        tag_values = []
-        last_entry, expected = -1, {-1: 0}
-        for frame in frames:
-            per_pack[frame.pack] += 1
-            gaps.append(frame.at - ends[frame.pack])
-            ends[frame.pack] = frame.at + frame.bytes
+    def encode(
+        manifest: Manifest,
+        packs: Sequence[Pack],
+        frames: Sequence[tuple[int, int, int, int, int]],
+        pieces: Iterable[tuple[int, int, int, int, int]],
+        *,
+        tags: bool,
+    ) -> bytes:
+        """The bytes that `parse` reads.
+
+        Args:
+            frames: pack, offset in it, compressed size, decompressed size, and number of pieces; in order.
+            pieces: entry, offset, start, length and tag, as in `Piece`; frame by frame. Each blob must be listed once.
+        """
+        per_pack, ends = [0] * len(packs), [0] * len(packs)
+        gaps, tails, tag_values = array("Q"), array("I"), array("Q")
+        columns = array("I"), array("Q"), array("I"), array("I")
+        steps, jumps, moves, given = columns
+        sizes = [manifest.size(entry) for entry in range(len(manifest))]
+        expected = array("Q", bytes(8 * len(sizes)))
+        before, listed = -1, iter(pieces)
+        for pack, at, compressed, content, count in frames:
+            per_pack[pack] += 1
+            gaps.append(at - ends[pack])
+            ends[pack] = at + compressed
             end = used = 0
-            for piece in frame.pieces:
-                whole = piece.offset + piece.length == manifest.size(piece.entry)
-                rows.append(
-                    (
-                        zigzag(piece.entry - last_entry - 1),
-                        zigzag(piece.offset - expected.get(piece.entry, 0)),
-                        zigzag(piece.start - end),
-                        0 if whole else piece.length,
-                    )
-                )
-                if tags and (piece.offset or not whole):
-                    tag_values.append(piece.tag)
-                last_entry, expected[piece.entry] = piece.entry, piece.offset + piece.length
-                end = piece.start + piece.length
+            for entry, offset, start, length, tag in islice(listed, count):
+                part = offset + length != sizes[entry]
+                steps.append(zigzag(entry - before - 1))
+                jumps.append(zigzag(offset - expected[entry]))
+                moves.append(zigzag(start - end))
+                given.append(length if part else 0)
+                if tags and (offset or part):
+                    tag_values.append(tag)
+                before, expected[entry] = entry, offset + length
+                end = start + length
                 used = max(used, end)
-            tails.append(frame.size - used)
+            tails.append(content - used)
         shared = [pack.dictionary or PackedRef(ObjectRef("00" * 32, 0), 0) for pack in packs]
-        counts = (len(packs), len(frames), len(rows), len(tag_values))
+        counts = (len(packs), len(frames), len(steps), len(tag_values))
         return b"".join(
             (
                 _MAGIC,
@@ -255,10 +249,10 @@ class Index:
                 pack_column(4, (packed.size for packed in shared)),
                 pack_column(4, per_pack),
                 pack_column(8, gaps),
-                pack_column(4, (frame.bytes for frame in frames)),
+                pack_column(4, (frame[2] for frame in frames)),
                 pack_column(4, tails),
-                pack_column(4, (len(frame.pieces) for frame in frames)),
-                *(pack_column(width, (row[at] for row in rows)) for at, width in enumerate((4, 8, 4, 4))),
+                pack_column(4, (frame[4] for frame in frames)),
+                *(pack_column(width, column) for width, column in zip((4, 8, 4, 4), columns, strict=True)),
                 pack_column(8, tag_values),
             )
         )
@@ -271,49 +265,48 @@ class _Pieces:
         self._manifest = manifest
         self._coded = columns
         self._coded_tags = tags
-        self._tags_used = 0
-        self._entry = -1
-        self._expected = array("Q", bytes(8 * len(manifest)))
         longest = max((manifest.size(entry) for entry in range(len(manifest))), default=0)
         offsets = array("I" if longest < 1 << 32 else "Q")
         self.columns = (array("I"), offsets, array("I"), array("I"), array("Q"))
 
-    def read(self, begin: int, end: int) -> int:
-        """Decode the pieces of one frame; returns the end of the last one in the frame."""
-        entries, offsets, starts, lengths, tags = self.columns
-        steps, jumps, moves, given = self._coded
-        place = used = 0
-        for number in range(begin, end):
-            self._entry += 1 + unzigzag(steps[number])
-            if not 0 <= self._entry < len(self._manifest):
-                _refuse("a piece of an entry that does not exist")
-            offset = self._expected[self._entry] + unzigzag(jumps[number])
-            start = place + unzigzag(moves[number])
-            left = self._manifest.size(self._entry) - offset
-            length = given[number] or left
-            if min(offset, start) < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
-                _refuse("a piece outside its file or frame")
-            place = start + length
-            self._expected[self._entry] = offset + length
-            used = max(used, place)
-            entries.append(self._entry)
-            offsets.append(offset)
-            starts.append(start)
-            lengths.append(length)
-            if self._coded_tags:
-                tags.append(self._tag() if offset or length != left else 0)
-        return used
+    def read(self, per_frame: Iterable[int]) -> Iterator[int]:
+        """Decode the pieces; yields the end of the last one in each frame.
 
-    def _tag(self) -> int:
-        if self._tags_used == len(self._coded_tags):
-            _refuse("too few tags")
-        self._tags_used += 1
-        return self._coded_tags[self._tags_used - 1]
+        Args:
+            per_frame: the number of pieces in each frame.
+        """
+        entries, offsets, starts, lengths, tags = self.columns
+        coded, coded_tags = zip(*self._coded, strict=True), iter(self._coded_tags)
+        size_of, entry, expected = self._manifest.size, -1, array("Q", bytes(8 * len(self._manifest)))
+        for count in per_frame:
+            place = used = 0
+            for step, jump, move, given in islice(coded, count):
+                entry += 1 + unzigzag(step)
+                if not 0 <= entry < len(expected):
+                    _refuse("a piece of an entry that does not exist")
+                offset, start = expected[entry] + unzigzag(jump), place + unzigzag(move)
+                left = size_of(entry) - offset
+                length = given or left
+                if offset < 0 or start < 0 or not 0 < length <= left or start + length > MAX_FRAME_BYTES:
+                    _refuse("a piece outside its file or frame")
+                place = start + length
+                expected[entry] = offset + length
+                used = max(used, place)
+                entries.append(entry)
+                offsets.append(offset)
+                starts.append(start)
+                lengths.append(length)
+                if self._coded_tags:
+                    tag = next(coded_tags, None) if offset or length != left else 0
+                    if tag is None:
+                        _refuse("too few tags")
+                    tags.append(tag)
+            yield used
+        if next(coded_tags, None) is not None:
+            _refuse("too many tags")
 
     def check(self) -> None:
         """Check that the pieces cover every blob of the manifest, each byte once."""
-        if self._tags_used != len(self._coded_tags):
-            _refuse("too many tags")
         entries, offsets, _, lengths, _ = self.columns
         reached = array("Q", bytes(8 * len(self._manifest)))
         later = []

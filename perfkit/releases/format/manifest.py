@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, TypeVar, overload
 
-from perfkit.errors import ManifestError
+from perfkit.errors import ManifestError, UnsafePathError
 from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.paths import check_name, check_names, fold_name, most_directories
 from perfkit.releases.format.columns import Reader, pack_column
@@ -82,23 +82,26 @@ class Manifest:
             UnsafePathError: an unsafe name, or two that collide.
         """
         listed = sorted(entries, key=lambda entry: entry.name.encode(errors="surrogatepass"))
-        check_names(entry.name for entry in listed)
         if wrong := next((e for e in listed if len(e.sha256) != 32 or not 0 <= e.size <= MAX_FILE_BYTES), None):
             raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
-        names = "".join(f"{entry.name}\n" for entry in listed).encode()
-        return cls.parse(
-            b"".join(
-                (
-                    _MAGIC,
-                    len(listed).to_bytes(4, "little"),
-                    len(names).to_bytes(4, "little"),
-                    pack_column(8, (entry.size for entry in listed)),
-                    bytes(entry.executable for entry in listed),
-                    b"".join(entry.sha256 for entry in listed),
-                    names,
+        try:
+            names = "".join(f"{entry.name}\n" for entry in listed).encode()
+            return cls.parse(
+                b"".join(
+                    (
+                        _MAGIC,
+                        len(listed).to_bytes(4, "little"),
+                        len(names).to_bytes(4, "little"),
+                        pack_column(8, (entry.size for entry in listed)),
+                        bytes(entry.executable for entry in listed),
+                        b"".join(entry.sha256 for entry in listed),
+                        names,
+                    )
                 )
             )
-        )
+        except (ManifestError, UnsafePathError, UnicodeEncodeError):
+            check_names(entry.name for entry in listed)  # says which name it is
+            raise
 
     @classmethod
     def parse(cls, raw: bytes, *, sha256: bytes | None = None, known: bool = False) -> Manifest:

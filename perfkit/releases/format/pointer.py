@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any, NoReturn
 
 from perfkit.errors import ManifestError
-from perfkit.releases.format import POINTER_NAME, most_compressed, most_content
+from perfkit.releases.format import POINTER_NAME, is_channel, most_compressed, most_content
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
 __all__ = [
@@ -95,6 +95,7 @@ class Pointer:
         history: the publisher's own record; clients ignore it.
         deltas: at most one for each earlier release, which leads nearer to this release.
         expires_s: until when the publisher vouches for it, in seconds since 1970; 0: without end.
+        channel: whose pointer it is; empty: the site's own. So a signed pointer can't be shown in place of another.
     """
 
     version: str
@@ -106,6 +107,7 @@ class Pointer:
     history: ObjectRef
     deltas: tuple[DeltaRef, ...] = ()
     expires_s: int = 0
+    channel: str = ""
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
@@ -140,6 +142,7 @@ class Pointer:
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
             expires_s=_number(record, "expires", 1, (1 << 53) - 1) if "expires" in record else 0,
+            channel=_channel(record.get("channel", "")),
         )
         for delta in pointer.deltas:
             pointer.chain(delta.origin)
@@ -159,6 +162,8 @@ class Pointer:
         }
         if self.expires_s:
             record["expires"] = self.expires_s
+        if self.channel:
+            record["channel"] = self.channel
         return json.dumps(record, separators=(",", ":"), ensure_ascii=False).encode() + b"\n"
 
     def chain(self, manifest_sha256: str) -> tuple[DeltaRef, ...]:
@@ -230,6 +235,12 @@ def _number(record: dict[str, Any], name: str, low: int, high: int) -> int:
     value = record.get(name)
     if not isinstance(value, int) or isinstance(value, bool) or not low <= value <= high:
         _refuse(f"{name} is not an integer from {low} to {high}")
+    return value
+
+
+def _channel(value: Any) -> str:
+    if not isinstance(value, str) or (value and not is_channel(value)):
+        _refuse(f"{value!r:.80} is not the name of a channel")
     return value
 
 

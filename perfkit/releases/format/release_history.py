@@ -19,13 +19,18 @@ MAX_HISTORY_BYTES = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class ReleaseRecord:
-    """A release, as the history records it."""
+    """A release, as the history records it.
+
+    Attributes:
+        packs: those of the index of small frames, and their dictionaries.
+    """
 
     version: str
     serial: int
     manifest_sha256: str
     manifest: PackedRef
     fine: PackedRef
+    packs: tuple[ObjectRef, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,13 +41,13 @@ class History:
     Attributes:
         records: the latest releases, oldest first.
         deltas: all deltas between them.
-        retired: unused objects, and the Unix time since when.
+        solid_packs: those of the pointer's index of large frames, and their dictionaries.
         first: the serial of the last release, less the number of releases before it.
     """
 
     records: tuple[ReleaseRecord, ...] = ()
     deltas: tuple[DeltaRef, ...] = ()
-    retired: tuple[tuple[str, int], ...] = ()
+    solid_packs: tuple[ObjectRef, ...] = ()
     first: int = 1
 
     def encode(self) -> bytes:
@@ -57,13 +62,14 @@ class History:
                         record.manifest_sha256,
                         *_flat(record.manifest),
                         *_flat(record.fine),
+                        _listed(record.packs),
                     ]
                     for record in self.records
                 ],
                 "deltas": [
                     [delta.origin, delta.target, delta.object.sha256, delta.object.bytes] for delta in self.deltas
                 ],
-                "retired": self.retired,
+                "solid": _listed(self.solid_packs),
                 "first": self.first,
             },
             separators=(",", ":"),
@@ -81,10 +87,11 @@ class History:
             if found["format"] != FORMAT:
                 raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
             records = tuple(
-                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9])) for row in found["releases"]
+                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9]), _objects(row[9]))
+                for row in found["releases"]
             )
             deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
-            return cls(records, deltas, tuple((name, at) for name, at in found["retired"]), found.get("first", 1))
+            return cls(records, deltas, _objects(found["solid"]), found["first"])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
             raise ManifestError(f"history: damaged: {error}") from error
 
@@ -112,6 +119,14 @@ class History:
             deltas=tuple(deltas),
         )
         return Pointer.parse(made.encode())
+
+
+def _listed(objects: tuple[ObjectRef, ...]) -> list[tuple[str, int]]:
+    return [(each.sha256, each.bytes) for each in objects]
+
+
+def _objects(rows: list[Any]) -> tuple[ObjectRef, ...]:
+    return tuple(ObjectRef(name, size) for name, size in rows)
 
 
 def _flat(packed: PackedRef) -> tuple[str, int, int]:

@@ -1,29 +1,21 @@
-"""The only module that imports zstd for releases: frames of known size, decoded with bounded memory.
+"""The frames of releases: zstd of known size, decoded with bounded memory.
 
 The size in a frame's header is never trusted: the caller gives the size, and any other is a `ManifestError`.
 """
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator
 from io import BytesIO
-from typing import Protocol
 
+from perfkit.archives.decompress import decode_frame, zstd
 from perfkit.errors import ManifestError
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 __all__ = [
     "MAX_WINDOW_LOG",
     "Base",
-    "Decoder",
     "compress",
     "compress_many",
-    "decode",
     "decompress",
     "decompress_stream",
     "dictionary",
@@ -33,21 +25,8 @@ __all__ = [
 ]
 
 MAX_WINDOW_LOG = 23  # 8 MiB: the maximum for frames of a release
-_CHUNK_BYTES = 128 << 10
 _LEAST_PREFIX_BYTES = 8  # minimum dictionary of libzstd
 Base = zstd.ZstdDict | tuple[zstd.ZstdDict, int] | None
-
-
-class Decoder(Protocol):
-    """An incremental decoder of the standard library, of zstd or LZMA."""
-
-    @property
-    def eof(self) -> bool: ...
-    @property
-    def needs_input(self) -> bool: ...
-    @property
-    def unused_data(self) -> bytes: ...
-    def decompress(self, data: bytes, /, max_length: int = -1) -> bytes: ...
 
 
 _OPTIONS: dict[int, int] = {zstd.DecompressionParameter.window_log_max: MAX_WINDOW_LOG}
@@ -77,41 +56,7 @@ def decompress_stream(data: Iterable[bytes], size: int, base: Base = None) -> It
         ManifestError: as `decompress`; discard what was yielded before.
     """
     decoder = zstd.ZstdDecompressor(zstd_dict=base, options=_OPTIONS)
-    return decode(decoder, data, size, zstd.ZstdError)
-
-
-def decode(decoder: Decoder, data: Iterable[bytes], size: int, damage: type[Exception]) -> Iterator[bytes]:
-    """What `decoder` makes of one frame, as `decompress_stream` describes.
-
-    Args:
-        damage: what the decoder raises where the frame is damaged.
-
-    Raises:
-        ManifestError: as `decompress_stream`.
-    """
-    left = size
-    try:
-        for chunk in data:
-            if decoder.eof:
-                raise ManifestError("a compressed frame is followed by other bytes")
-            while True:
-                output = decoder.decompress(chunk, max_length=min(_CHUNK_BYTES, left + 1))
-                chunk = b""
-                left -= len(output)
-                if left < 0:
-                    raise ManifestError(f"a compressed frame has more than {size} bytes")
-                if output:
-                    yield output
-                if decoder.eof or decoder.needs_input:
-                    break
-            if decoder.unused_data:
-                raise ManifestError("a compressed frame is followed by other bytes")
-    except damage as error:
-        raise ManifestError(f"a compressed frame is damaged: {error}") from error
-    if not decoder.eof:
-        raise ManifestError("a compressed frame is truncated")
-    if left:
-        raise ManifestError(f"a compressed frame has {size - left} bytes instead of {size}")
+    return decode_frame(decoder, data, size, "a compressed frame")
 
 
 def prefix_dictionary(prefix: bytes | bytearray | memoryview) -> Base:

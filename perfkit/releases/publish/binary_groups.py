@@ -13,8 +13,8 @@ from typing import BinaryIO, NamedTuple
 
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.similarity import Block, SimilarityIndex
-from perfkit.releases.publish.site import BlobReader
 
 try:
     import hdiffpatch
@@ -54,17 +54,18 @@ def predicted_groups(
     old: BlobReader,
     new: Manifest,
     opened: Callable[[int], BinaryIO],
-    entries: Iterable[int],
+    spans: Iterable[Span],
     similar: Callable[[], SimilarityIndex],
 ) -> Iterator[PredictedGroup]:
-    """The groups of these entries of `new`, in order. `encode_delta` has the arguments."""
+    """The groups of these spans of `new`, in order. `Comparison` has the other arguments."""
     outputs: list[Span] = []
     blocks: set[Block] = set()
     contents: list[bytes] = []
-    for entry in entries:
+    for span in spans:
+        entry, offset, end = span.entry, span.offset, span.offset + span.length
         with opened(entry) as file:
-            offset = 0
-            while content := file.read(_BATCH_BYTES):
+            file.seek(offset)
+            while content := file.read(min(_BATCH_BYTES, end - offset)):
                 if outputs and sum(map(len, contents)) + len(content) > _BATCH_BYTES:
                     yield from _matched(old, _joined(blocks), b"".join(contents), outputs)
                     outputs, blocks, contents = [], set(), []

@@ -7,63 +7,162 @@ in the other way where that is smaller.
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import BinaryIO
+from dataclasses import astuple, dataclass
+from typing import BinaryIO, NamedTuple
 
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Slice, Span, write_delta
-from perfkit.releases.format.differences import encode_differences
+from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENCES
+from perfkit.releases.format.differences import encode_differences, no_differences
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
-from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex
-from perfkit.releases.publish.site import BlobReader, ObjectWriter
+from perfkit.releases.publish.blob_reader import BlobReader
+from perfkit.releases.publish.frame_table import FrameTable
+from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, unknown_bytes
+from perfkit.releases.publish.site import ObjectWriter
 
-__all__ = ["encode_delta", "new_blobs"]
+__all__ = ["Comparison", "encode_delta", "new_blobs"]
+
+_Task = Callable[[], tuple[Group, bytes]]
 
 _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content
 _SLICE_BYTES = 1 << 20
 _LEVEL = 19
+_QUICK_LEVEL = 9
+_FEW = 200  # a part of a manifest that is this many times larger than its frame has few changes: that is good enough
+_LEAST_RUN_BYTES = 1 << 20  # shorter ranges that are equal are left to the compressors
+_WORTH_LOOKING = 2048  # the share of the tree that must be new before all of it is searched for similar content
 _POOR_SHARE = 1 / 8  # of a binary's content: a frame of differences that is larger is tried the other way too
 
 
-def new_blobs(old: Manifest, new: Manifest) -> list[int]:
-    """One entry of `new` for each blob that `old` does not have, in order of names."""
-    wanted = {new.digest(entry): entry for entry in reversed(range(len(new))) if new.size(entry)}
-    for digest in old.digests():
-        wanted.pop(digest, None)
-    return sorted(wanted.values())
+class Run(NamedTuple):
+    """A range of a new content that is a range of an old one."""
+
+    offset: int
+    length: int
+    old_entry: int
+    old_offset: int
+
+    def goes_on_with(self, other: Run) -> bool:
+        return (
+            self.offset + self.length == other.offset
+            and self.old_entry == other.old_entry
+            and self.old_offset + self.length == other.old_offset
+        )
 
 
-def encode_delta(
-    old: BlobReader,
-    new: Manifest,
-    opened: Callable[[int], BinaryIO],
-    writer: ObjectWriter,
-    threads: ThreadPoolExecutor,
-    shown: Stage,
-) -> None:
-    """Write the delta from an old release to `new`.
+def new_blobs(old: Manifest, first: dict[bytes, int]) -> list[int]:
+    """The entry of each blob that `old` does not have, in order of names.
 
     Args:
+        first: the first entry of the new manifest with each blob.
+    """
+    return sorted(map(first.__getitem__, first.keys() - set(old.digests())))
+
+
+@dataclass(frozen=True, slots=True)
+class Comparison:
+    """What a delta is made from.
+
+    Attributes:
+        old: the old release.
+        new: the manifest of the new one.
+        pieces: its small frames.
+        wanted: its entries to make, as from `new_blobs`.
         opened: opens the new file of an entry.
+    """
+
+    old: BlobReader
+    new: Manifest
+    pieces: FrameTable
+    wanted: list[int]
+    opened: Callable[[int], BinaryIO]
+
+
+def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolExecutor, shown: Stage) -> None:
+    """Write a delta.
+
+    Args:
         shown: counts the bytes of the new files.
     """
-    texts, binaries = _sorted_out(new, opened, new_blobs(old.manifest, new))
-    similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
-    prefixed = list(_grouped(old, new, opened, texts, similar))
-    predicted = list(predicted_groups(old, new, opened, binaries, similar))
     groups, frames = [], []
-    for group, frame in itertools.chain(
-        threads.map(lambda group: _against_prefix(old, opened, *group), prefixed),
-        threads.map(lambda group: _against_prediction(old, opened, group), predicted),
-    ):
+    for group, frame in threads.map(lambda make: make(), list(_tasks(between))):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    write_delta(writer.write, old.manifest, new, list(_slices(old.manifest, new)), groups, frames)
+    slices = list(threads.map(lambda make: make(), _slices(between.old.manifest, between.new)))
+    write_delta(writer.write, between.old.manifest, between.new, slices, groups, frames)
+
+
+def _tasks(between: Comparison) -> Iterator[_Task]:
+    """What makes each group and its frame: first those of large files, where equal ranges need no work; then others."""
+    old, new, opened = between.old, between.new, between.opened
+    similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
+    runs = exact_runs(old, new, between.pieces, between.wanted)
+
+    def prefixed(spans: list[Span]) -> Iterator[_Task]:
+        unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
+        found = similar if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
+        for sources, outputs in _grouped(old, new, opened, spans, found):
+            yield functools.partial(_against_prefix, old, opened, sources, outputs)
+
+    def predicted(spans: list[Span]) -> Iterator[_Task]:
+        for group in predicted_groups(old, new, opened, spans, similar):
+            yield functools.partial(_against_prediction, old, opened, group)
+
+    for entry, copied in runs.items():
+        kind = (prefixed, predicted)[_is_binary(opened, entry)]
+        at = 0
+        for run in (*copied, Run(new.size(entry), 0, 0, 0)):
+            if run.offset > at:
+                yield from kind([Span(entry, at, run.offset - at)])
+            for start in range(0, run.length, MAX_GROUP_BYTES):
+                length = min(MAX_GROUP_BYTES, run.length - start)
+                source = Span(run.old_entry, run.old_offset + start, length)
+                yield functools.partial(_as_it_was, source, Span(entry, run.offset + start, length))
+            at = run.offset + run.length
+    kinds: tuple[list[Span], list[Span]] = ([], [])
+    for entry in between.wanted:
+        if entry not in runs:
+            kinds[_is_binary(opened, entry)].append(Span(entry, 0, new.size(entry)))
+    yield from prefixed(kinds[0])
+    yield from predicted(kinds[1])
+
+
+def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iterable[int]) -> dict[int, list[Run]]:
+    """Long ranges of new contents that are ranges of old ones, by the tags of pieces; in order."""
+    large = {entry for entry in entries if new.size(entry) >= _LEAST_RUN_BYTES and AVAILABLE_DIFFERENCES}
+    if not large:
+        return {}
+    found: dict[int, list[Run]] = {}
+    rows = sorted((entry, pieces.offsets[at], at) for at, entry in enumerate(pieces.entries) if entry in large)
+    likely: int | None = None  # of several equal pieces, the one at the same place
+    last = -1
+    for entry, offset, at in rows:
+        if entry != last:
+            likely, last = next(iter(old.pieces(new.name(entry))), None), entry
+        same = likely is not None and old.index.tags[likely] == pieces.tags[at]
+        number = likely if same else old.tags.get(pieces.tags[at])
+        before = likely if number is None else number
+        likely = None if before is None else old.following.get(before)
+        if number is None or old.index.lengths[number] != pieces.lengths[at]:
+            continue
+        run = Run(offset, pieces.lengths[at], old.index.entries[number], old.index.offsets[number])
+        runs = found.setdefault(entry, [])
+        if runs and runs[-1].goes_on_with(run):
+            runs[-1] = runs[-1]._replace(length=runs[-1].length + run.length)
+        else:
+            runs.append(run)
+    long = {entry: [run for run in runs if run.length >= _LEAST_RUN_BYTES] for entry, runs in found.items()}
+    return {entry: runs for entry, runs in long.items() if runs}
+
+
+def _as_it_was(source: Span, output: Span) -> tuple[Group, bytes]:
+    frame, differences = no_differences()
+    return Group((source,), (output,), len(frame), differences, (0,)), frame
 
 
 def _indexed(old: BlobReader) -> SimilarityIndex:
@@ -74,15 +173,18 @@ def _indexed(old: BlobReader) -> SimilarityIndex:
     return similar
 
 
-def _sorted_out(
-    new: Manifest, opened: Callable[[int], BinaryIO], entries: Iterable[int]
-) -> tuple[list[int], list[int]]:
-    """The entries that are text, and those that are binary."""
-    kinds: tuple[list[int], list[int]] = ([], [])
-    for entry in entries:
-        with opened(entry) as file:
-            kinds[AVAILABLE and is_binary(file)].append(entry)
-    return kinds
+def _is_binary(opened: Callable[[int], BinaryIO], entry: int) -> bool:
+    with opened(entry) as file:
+        return AVAILABLE and is_binary(file)
+
+
+def _unknown_bytes(old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], span: Span) -> int:
+    """How much of a file isn't in the old file of the same name."""
+    before = old.manifest.find(new.name(span.entry))
+    entry = None if before is None else old.entry(old.manifest.digest(before))
+    if entry is None or max(old.manifest.size(entry), span.length) > MAX_GROUP_BYTES:
+        return span.length
+    return unknown_bytes(old.read(entry), _read([span], opened))
 
 
 def _read(spans: Iterable[Span], opened: Callable[[int], BinaryIO]) -> bytes:
@@ -121,18 +223,19 @@ def _grouped(
     old: BlobReader,
     new: Manifest,
     opened: Callable[[int], BinaryIO],
-    entries: Iterable[int],
-    similar: Callable[[], SimilarityIndex],
+    spans: Iterable[Span],
+    similar: Callable[[], SimilarityIndex] | None,
 ) -> Iterator[tuple[list[Span], list[Span]]]:
     """Sources and outputs of each group: as many adjacent files as the limits allow."""
     blocks: set[Block] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
-    for entry in entries:
+    for entry, offset, length in map(astuple, spans):
         with opened(entry) as file:
-            offset = 0
-            while content := file.read(_PART_BYTES):
-                mine = _sources(similar(), old, new, entry, offset, content)
+            file.seek(offset)
+            end = offset + length
+            while content := file.read(min(_PART_BYTES, end - offset)):
+                mine = _sources(similar and similar(), old, new, entry, offset, content)
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
@@ -150,7 +253,7 @@ def _grouped(
 
 
 def _sources(
-    similar: SimilarityIndex, old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes
+    similar: SimilarityIndex | None, old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes
 ) -> set[Block]:
     """The old content to compress a part of a new file against: the same place in the old file, and similar blocks."""
     blocks: set[Block] = set()
@@ -164,7 +267,7 @@ def _sources(
         for at in range(start, min(size, offset + len(content) + BLOCK_BYTES), BLOCK_BYTES):
             blocks.add(Block(before, at, min(BLOCK_BYTES, size - at)))
     left = limit - sum(block.length for block in blocks)
-    for block in similar.find(content, limit=limit):
+    for block in similar.find(content, limit=limit) if similar else ():
         if block not in blocks and block.length <= left:
             blocks.add(block)
             left -= block.length
@@ -182,11 +285,17 @@ def _merged(blocks: set[Block]) -> list[Span]:
     return spans
 
 
-def _slices(old: Manifest, new: Manifest) -> Iterator[Slice]:
+def _slices(old: Manifest, new: Manifest) -> Iterator[Callable[[], Slice]]:
     """The new manifest in parts, each compressed against the part of the old one at the same relative position."""
     for start in range(0, len(new.raw), _SLICE_BYTES):
-        part = new.raw[start : start + _SLICE_BYTES]
         middle = start * len(old.raw) // len(new.raw)
         first = max(0, min(middle - _SLICE_BYTES, len(old.raw) - 3 * _SLICE_BYTES))
         prefix = old.raw[first : first + 3 * _SLICE_BYTES]
-        yield Slice(len(part), first, len(prefix), compress(part, level=_LEVEL, prefix=prefix))
+        yield functools.partial(_slice, new.raw[start : start + _SLICE_BYTES], first, prefix)
+
+
+def _slice(part: bytes, first: int, prefix: bytes) -> Slice:
+    frame = compress(part, level=_QUICK_LEVEL, prefix=prefix)
+    if len(frame) > len(part) // _FEW:
+        frame = compress(part, level=_LEVEL, prefix=prefix)
+    return Slice(len(part), first, len(prefix), frame)

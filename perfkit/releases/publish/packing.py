@@ -12,31 +12,30 @@ import os
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
 from perfkit.filesystem.thread_map import WorkerPool
-from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces
-from perfkit.releases.format.index import Frame, Index, Pack, Piece
+from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces, tag
+from perfkit.releases.format.index import Pack, Piece
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import PackedRef
 from perfkit.releases.format.zstd import compress, compress_many, dictionary, train, zstd
-from perfkit.releases.publish.site import BlobReader, ObjectWriter, Site
+from perfkit.releases.publish.blob_reader import BlobReader
+from perfkit.releases.publish.frame_table import Copies, FrameTable
+from perfkit.releases.publish.site import ObjectWriter, Site
 
 __all__ = [
     "Open",
     "PackWriter",
-    "ReusedFrames",
+    "merge_packs",
     "pool",
-    "reusable_frames",
     "solid_order",
     "train_dictionary",
     "write_fine",
     "write_solid",
 ]
 
-SOLID_LEVEL = 19
 FINE_LEVEL = 12
 SOLID_BYTES = 16 << 20  # of a frame's content: twice the window; larger frames save little, and are reused less
 _PACK_BYTES = 256 << 20  # approximate maximum of an object
@@ -86,23 +85,31 @@ def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator
         raise FileChangedError(manifest.name(entry), "it changed while it was being published; publish again")
 
 
-def write_solid(manifest: Manifest, entries: Iterable[int], opened: Open, writer: PackWriter) -> None:
-    """Write files into large frames, one after the other; a frame may end in the middle of a file."""
+def write_solid(manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], opened: Open, writer: PackWriter) -> None:
+    """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
+
+    Args:
+        gaps: beginnings and ends for each entry.
+    """
     buffer = bytearray()
     pieces: list[Piece] = []
-    for entry in entries:
+    for entry, ranges in gaps.items():
         with opened(entry) as file:
-            for offset, data in _checked(manifest, entry, iter(lambda: file.read(_READ_BYTES), b"")):
-                if len(buffer) + len(data) > SOLID_BYTES:
-                    writer.add(bytes(buffer), tuple(pieces))
-                    buffer.clear()
-                    pieces.clear()
-                if pieces and pieces[-1].entry == entry:
-                    last = pieces.pop()
-                    pieces.append(Piece(entry, last.offset, last.start, last.length + len(data)))
-                else:
-                    pieces.append(Piece(entry, offset, len(buffer), len(data)))
-                buffer += data
+            for at, data in _checked(manifest, entry, iter(lambda: file.read(_READ_BYTES), b"")):
+                for begin, end in ranges:
+                    low, high = max(begin, at), min(end, at + len(data))
+                    if low >= high:
+                        continue
+                    if len(buffer) + high - low > SOLID_BYTES:
+                        writer.add(bytes(buffer), tuple(pieces))
+                        buffer.clear()
+                        pieces.clear()
+                    last = pieces[-1] if pieces else None
+                    if last is not None and last.entry == entry and last.offset + last.length == low:
+                        pieces[-1] = Piece(entry, last.offset, last.start, last.length + high - low)
+                    else:
+                        pieces.append(Piece(entry, low, len(buffer), high - low))
+                    buffer += data[low - at : high - at]
     if buffer:
         writer.add(bytes(buffer), tuple(pieces))
 
@@ -112,16 +119,15 @@ def write_fine(
     entries: Iterable[int],
     opened: Open,
     writer: PackWriter,
-    reused: ReusedFrames,
+    copies: Copies,
     old: BlobReader | None,
 ) -> None:
     """Write files into small frames: one for each file, or for each piece of a large one. Existing frames are reused.
 
     Args:
-        reused: gets the pieces that frames of the earlier release have.
-        old: the earlier release.
+        copies: gets the ranges that the last release has, too.
+        old: the last release.
     """
-    frame_by_tag = {} if old is None else old.tags()
     fresh: dict[bytes, int] = {}
     for entry in entries:
         with opened(entry) as file:
@@ -129,16 +135,51 @@ def write_fine(
                 for _, data in _checked(manifest, entry, iter((file.read(),))):
                     writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 continue
-            for offset, data in _checked(manifest, entry, split_pieces(file)):
+            for offset, data in _checked(manifest, entry, _pieces(file, manifest.name(entry), old)):
                 digest = hashlib.sha256(data).digest()
-                tag = int.from_bytes(digest[:8], "little")
-                piece = Piece(entry, offset, 0, len(data), tag)
+                piece = Piece(entry, offset, 0, len(data), int.from_bytes(digest[:8], "little"))
                 if digest in fresh:
                     writer.share(fresh[digest], piece)
-                elif old is not None and tag in frame_by_tag and old.frame(frame_by_tag[tag]) == data:
-                    reused.pieces.setdefault(frame_by_tag[tag], []).append(piece)
-                else:
+                elif old is None or not _reuse(old, piece, data, writer, copies):
                     fresh[digest] = writer.add(data, (piece,))
+
+
+def _reuse(old: BlobReader, piece: Piece, data: bytes, writer: PackWriter, copies: Copies) -> bool:
+    """Use the frame of an old piece again, if there is one with these bytes."""
+    number = old.tags.get(piece.tag)
+    if number is None:
+        return False
+    same, frame = old.index.piece(number), old.index.frame_of(number)
+    if same.length != old.index.content_bytes(frame) or old.frame(frame) != data:
+        return False
+    writer.share(frame, piece)
+    copies.add(same.entry, same.offset, same.length, piece.entry, piece.offset)
+    return True
+
+
+def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[bytes]:
+    """As `split_pieces`, which is only done again where a file differs from the last release: hashing is faster."""
+    known = {} if old is None else {old.index.tags[number]: at for at, number in enumerate(old.pieces(name))}
+    numbers = [] if old is None else old.pieces(name)[:-1]  # the last one may go on now
+    at = place = 0
+    while True:
+        while old is not None and at < len(numbers):
+            data = file.read(old.index.lengths[numbers[at]])
+            if tag(data) != old.index.tags[numbers[at]]:
+                break
+            yield data
+            place, at = place + len(data), at + 1
+        file.seek(place)
+        at = len(numbers)
+        for data in split_pieces(file):
+            yield data
+            place += len(data)
+            if known and (found := known.get(tag(data))) is not None:
+                at = found + 1
+                break
+        else:
+            return
+        file.seek(place)
 
 
 def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> bytes | None:
@@ -151,192 +192,131 @@ def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> by
     return train(samples, _DICTIONARY_BYTES) if len(samples) >= 50 else None
 
 
-@dataclass(slots=True)
-class ReusedFrames:
-    """The frames of an earlier release that the new one reuses.
+def merge_packs(table: FrameTable, old: BlobReader, writer: PackWriter) -> None:
+    """Move the frames of small packs, and of packs of which most is unused, to the new packs.
 
-    Attributes:
-        index: the earlier index; None: there is no earlier release.
-        pieces: by number of the frame, the pieces of the new release in it.
-        entries: the new entries that the frames cover completely.
-    """
-
-    index: Index | None = None
-    pieces: dict[int, list[Piece]] = field(default_factory=dict)
-    entries: set[int] = field(default_factory=set)
-
-    def joined(self, writer: PackWriter) -> tuple[list[Pack], list[Frame]]:
-        """The reused packs and frames, then the new ones, numbered as in the new index."""
-        packs: list[Pack] = []
-        frames: list[Frame] = []
-        places: dict[int, int] = {}
-        for number, pieces in sorted(self.pieces.items()):
-            assert self.index is not None
-            frame = self.index[number]
-            if frame.pack not in places:
-                places[frame.pack] = len(packs)
-                packs.append(self.index.packs[frame.pack])
-            frames.append(replace(frame, pack=places[frame.pack], pieces=tuple(pieces)))
-        frames += [replace(frame, pack=frame.pack + len(packs)) for frame in writer.frames]
-        return [*packs, *writer.packs], frames
-
-    def merge_small(self, writer: PackWriter, old: BlobReader) -> None:
-        """Move the frames of small packs, and of packs of which most is unused, to the new packs.
-
-        Each pack that stays is larger than all smaller ones and the new frames together. So there are few of them,
-        however many releases there were, and a frame is copied a few times in its life.
-
-        Args:
-            old: the earlier release.
-        """
-        if self.index is None:
-            return
-        frames: dict[int, list[int]] = {}
-        for number in sorted(self.pieces):
-            frames.setdefault(self.index.pack_of(number), []).append(number)
-        live = {pack: sum(self.index.place(number)[1] for number in numbers) for pack, numbers in frames.items()}
-        total = writer.flush()
-        for pack in sorted(live, key=lambda number: live[number]):
-            wasteful = live[pack] < _LIVE_SHARE * self.index.packs[pack].object.bytes
-            if self.index.packs[pack].dictionary == writer.shared and (wasteful or live[pack] <= total):
-                for number in frames[pack]:
-                    pieces = tuple(self.pieces.pop(number))
-                    writer.copy(old.compressed(number), self.index.content_bytes(number), pieces)
-                total += live[pack]
-
-    def dictionary(self) -> PackedRef | None:
-        """The latest dictionary."""
-        packs = self.index.packs if self.index else ()
-        return next((pack.dictionary for pack in reversed(packs) if pack.dictionary), None)
-
-
-def reusable_frames(
-    index: Index, old: Manifest, first: dict[bytes, int], *, share: float, packs: int | None
-) -> ReusedFrames:
-    """Select the frames of an earlier release that the new one reuses.
+    Each pack that stays is larger than all smaller ones and the new frames together. So there are few of them, however
+    many releases there were, and a frame is copied a few times in its life.
 
     Args:
-        first: the first entry of the new manifest with each blob.
-        share: the minimum share of a frame's content that the new release must use.
-        packs: the maximum number of packs, of which those with most used content are chosen; None: no limit.
+        old: the last release, whose frames have the same numbers as in the table.
     """
-    frames = list(index)
-    moved = [first.get(digest, -1) for digest in old.digests()]
-    live = [sum(piece.length for piece in frame.pieces if moved[piece.entry] >= 0) for frame in frames]
-    good = [size > 0 and size >= share * frame.size for frame, size in zip(frames, live, strict=True)]
-    per_pack = [0] * len(index.packs)
-    for frame, size, use in zip(frames, live, good, strict=True):
-        per_pack[frame.pack] += size if use else 0
-    ranked = sorted(range(len(per_pack)), key=lambda number: -per_pack[number])
-    chosen = set(ranked[:packs])
-    lost = {  # entries that would not be complete
-        piece.entry
-        for frame, use in zip(frames, good, strict=True)
-        if not use or frame.pack not in chosen
-        for piece in frame.pieces
-    }
-    reused = ReusedFrames(index)
-    for number, frame in enumerate(frames):
-        for piece in frame.pieces:
-            if moved[piece.entry] >= 0 and piece.entry not in lost:
-                reused.pieces.setdefault(number, []).append(replace(piece, entry=moved[piece.entry]))
-                reused.entries.add(moved[piece.entry])
-    return reused
+    total = writer.flush()
+    used = {pack: frames for pack, frames in table.used().items() if pack < len(old.index.packs)}
+    live = {pack: sum(table.packed[frame] for frame in frames) for pack, frames in used.items()}
+    for pack in sorted(used, key=live.__getitem__):
+        wasteful = live[pack] < _LIVE_SHARE * table.packs[pack].object.bytes
+        same = table.packs[pack].dictionary == writer.shared
+        if wasteful or (same and live[pack] <= total):
+            for frame in used[pack]:
+                writer.move(frame, old.compressed(frame) if same else writer.compress(old.frame(frame)))
+            total += live[pack]
 
 
 class PackWriter:
-    """Writes frames to new packs, numbered from 0: call `add` for each frame, then `finish`.
+    """Writes frames to new packs, and lists them in a table: call `add` for each frame, then `finish`.
 
     Attributes:
         shared: the dictionary of all its frames.
+        bytes: of the frames that were added and written.
+        packed: called with the bytes of content that were packed.
     """
 
-    def __init__(self, site: Site, threads: ThreadPoolExecutor, *, level: int, shared: PackedRef | None = None) -> None:
-        self.packs: list[Pack] = []
-        self.frames: list[Frame] = []
+    def __init__(
+        self,
+        site: Site,
+        threads: ThreadPoolExecutor,
+        table: FrameTable,
+        *,
+        level: int,
+        shared: PackedRef | None = None,
+    ) -> None:
+        self.shared = shared
+        self.packed: Callable[[int], object] = lambda size: None
+        self.bytes = 0
         self._site = site
         self._threads = threads
+        self._table = table
         self._level = level
-        self.shared = shared
         self._dictionary: zstd.ZstdDict | None = dictionary(site.get_packed(shared)) if shared else None
-        self._batch: list[tuple[bytes, tuple[Piece, ...]]] = []
-        self._batch_bytes = self._added = 0
-        self._pending: deque[tuple[Future[list[bytes]], list[tuple[int, tuple[Piece, ...]]]]] = deque()
-        self._more: dict[int, list[Piece]] = {}
+        self._batch: list[bytes] = []
+        self._batch_bytes = 0
+        self._next = len(table)
+        self._pending: deque[tuple[Future[list[bytes]], list[int]]] = deque()
         self._writer: ObjectWriter | None = None
-        self.packed: Callable[[int], object] = lambda size: None  # called with the bytes that were packed
 
-    def add(self, content: bytes, pieces: tuple[Piece, ...]) -> int:
-        """Queue one frame; returns its number among the new frames."""
-        number, self._added = self._added, self._added + 1
-        self._batch.append((content, pieces))
+    def add(self, content: bytes, pieces: Iterable[Piece]) -> int:
+        """Queue one frame; returns its number."""
+        number, self._next = self._next, self._next + 1
+        for piece in pieces:
+            self.share(number, piece)
+        self._batch.append(content)
         self._batch_bytes += len(content)
         if self._batch_bytes >= _BATCH_BYTES:
             self._submit()
         return number
 
     def share(self, number: int, piece: Piece) -> None:
-        """Add another piece to a frame that was added."""
-        self._more.setdefault(number, []).append(piece)
+        """Add another piece to a frame."""
+        self._table.add_piece(number, piece.entry, piece.offset, piece.start, piece.length, piece.tag)
+
+    def compress(self, content: bytes) -> bytes:
+        """A frame like those of `add`."""
+        return compress_many((content,), level=self._level, shared=self._dictionary)[0]
 
     def _submit(self) -> None:
-        contents = [content for content, _ in self._batch]
-        rows = [(len(content), pieces) for content, pieces in self._batch]
+        contents, sizes = self._batch, list(map(len, self._batch))
         work = _compress_each if self._dictionary is None and len(contents) == 1 else compress_many
-        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._dictionary), rows))
+        self._pending.append((self._threads.submit(work, contents, level=self._level, shared=self._dictionary), sizes))
         self._batch, self._batch_bytes = [], 0
         while len(self._pending) > 3:
             self._write(*self._pending.popleft())
 
-    def _write(self, work: Future[list[bytes]], rows: list[tuple[int, tuple[Piece, ...]]]) -> None:
-        for frame, (size, pieces) in zip(work.result(), rows, strict=True):
-            self._append(frame, size, pieces)
+    def _write(self, work: Future[list[bytes]], sizes: list[int]) -> None:
+        for frame, size in zip(work.result(), sizes, strict=True):
+            pack, at = self._append(frame)
+            self._table.add_frame(pack, at, len(frame), size)
+            self.bytes += len(frame)
             self.packed(size)
+            self._close_if_full()
 
-    def _append(self, frame: bytes, size: int, pieces: tuple[Piece, ...]) -> None:
+    def _append(self, frame: bytes) -> tuple[int, int]:
+        """Write a frame; returns its pack and its offset there."""
         if self._writer is None:
             self._writer = ObjectWriter(self._site.objects)
-        self.frames.append(Frame(len(self.packs), self._writer.bytes, len(frame), size, pieces))
+        at = self._writer.bytes
         self._writer.write(frame)
-        if self._writer.bytes >= _PACK_BYTES:
-            self._close()
+        return len(self._table.packs), at
 
     def flush(self) -> int:
-        """Compress and write all queued frames; returns the bytes of all frames so far."""
-        self._drain()
-        return sum(frame.bytes for frame in self.frames)
-
-    def _drain(self) -> None:
+        """Compress and write all queued frames; returns `bytes`."""
         if self._batch:
             self._submit()
         while self._pending:
             self._write(*self._pending.popleft())
+        return self.bytes
 
-    def copy(self, frame: bytes, size: int, pieces: tuple[Piece, ...]) -> None:
-        """Add a frame that was compressed before, with the same dictionary.
+    def move(self, number: int, frame: bytes) -> None:
+        """Write a frame of the table to a new pack; call `flush` before."""
+        self._table.packs_of[number], self._table.at[number] = self._append(frame)
+        self._table.packed[number] = len(frame)
+        self._close_if_full()
 
-        Args:
-            size: of its content, in bytes.
-        """
-        self._drain()
-        self._added += 1
-        self._append(frame, size, pieces)
+    def _close_if_full(self) -> None:
+        if self._writer is not None and self._writer.bytes >= _PACK_BYTES:
+            self._close()
 
     def _close(self) -> None:
         if self._writer is not None:
-            self.packs.append(Pack(self._site.finish(self._writer), self.shared))
+            self._table.packs.append(Pack(self._site.finish(self._writer), self.shared))
             self._writer = None
 
     def finish(self) -> None:
-        """Compress and write all queued frames; `packs` and `frames` are then complete."""
-        self._drain()
+        """Compress and write all queued frames; the table is then complete."""
+        self.flush()
         self._close()
-        for number, pieces in self._more.items():
-            frame = self.frames[number]
-            self.frames[number] = replace(frame, pieces=(*frame.pieces, *pieces))
-        self._more.clear()
 
-    def discard(self) -> None:
+    def close(self) -> None:
         """Discard what is not finished."""
         for work, _ in self._pending:
             work.cancel()

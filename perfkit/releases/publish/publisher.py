@@ -11,13 +11,14 @@ import heapq
 import itertools
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import Any, BinaryIO, get_args
 
-from perfkit.errors import ConfigError
+from perfkit.errors import ConfigError, ManifestError
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
@@ -26,34 +27,38 @@ from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
 from perfkit.releases.format.release_history import History, ReleaseRecord
-from perfkit.releases.publish.delta_encoder import encode_delta, new_blobs
+from perfkit.releases.publish.blob_reader import BlobReader
+from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new_blobs
+from perfkit.releases.publish.frame_table import Copies, FrameTable
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
-    SOLID_LEVEL,
     PackWriter,
-    ReusedFrames,
+    merge_packs,
     pool,
-    reusable_frames,
     solid_order,
     train_dictionary,
     write_fine,
     write_solid,
 )
-from perfkit.releases.publish.site import BlobReader, Site, referenced
+from perfkit.releases.publish.site import Site, referenced
 from perfkit.releases.publish.source_tree import Links, SourceTree
+from perfkit.releases.statcache import StatCache
 
 __all__ = ["GRACE_S", "PublishOptions", "Release", "check_places", "publish", "publish_manifest"]
 
 _log = logging.getLogger(__name__)
 
 GRACE_S = 86_400.0  # unused objects are kept this long, for clients that are in the middle of a sync
-_KEPT_RELEASES = 16
+_FILES_NAME = ".perfkit-publish.files"  # what the last publisher knew of the files of the tree
+_MAX_LEVEL = 22
+_MAX_RELEASES = 1000  # the history stays a few megabytes
 _OFFERED = 10  # maximum of earlier releases with a delta in the pointer
 _DELTA_REQUEST_BYTES = 2048  # the cost of one more request, when chains of deltas are compared
-_LIVE_SHARE = 0.8  # of a large frame: below it, the content is packed again
-_SOLID_WORK = 0.87  # of packing goes into solid packs, the rest into fine ones; for progress
+_LIVE_SHARE = 0.8  # of a large frame: below it, it is not used any more
+_SOLID_GAP = 0.2  # of the tree, at most, comes in small frames in first installs, too
+_WORTH_RATIO = 0.75  # what compresses less in small frames gets no large ones
+_FEW_BYTES = 1 << 20  # where less has no large frames, another pack would cost a first install more than it saves
 _LONGEST_S = 100 * 365.25 * 86_400
-_SOLID_PACKS = 12  # a first install makes a request for each
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -68,6 +73,9 @@ class PublishOptions:
         links: what to do with symbolic links, as for `SourceTree`.
         serial: of the release; None: the time, or one more than that of the last release.
         wait_s: how long to wait for another process that publishes to this site.
+        level: of compression of what first installs fetch, from 1 to 22. What updates fetch has 12 at most.
+        keep_releases: how many releases, with this one, can be installed.
+        grace_s: for how long unused objects are kept, for clients that are in the middle of a sync.
         sign_keys: the keys that sign the pointer.
         expires_s: for how long the publisher vouches for the pointer; None: without end. Publishing again renews it.
 
@@ -81,6 +89,9 @@ class PublishOptions:
     links: Links = "refuse"
     serial: int | None = None
     wait_s: float = 0.0
+    level: int = 19
+    keep_releases: int = 16
+    grace_s: float = GRACE_S
     sign_keys: Collection[SecretKey] = ()
     expires_s: float | None = None
 
@@ -89,6 +100,12 @@ class PublishOptions:
             raise ConfigError(f"version {self.version!r} is not one line of 1 to 200 characters")
         if self.keep_deltas < 0:
             raise ConfigError(f"keep_deltas must be 0 or more; got {self.keep_deltas}")
+        if not 1 <= self.level <= _MAX_LEVEL:
+            raise ConfigError(f"level must be from 1 to {_MAX_LEVEL}; got {self.level}")
+        if not 1 <= self.keep_releases <= _MAX_RELEASES:
+            raise ConfigError(f"keep_releases must be from 1 to {_MAX_RELEASES}; got {self.keep_releases}")
+        if not 0 <= self.grace_s < _LONGEST_S:
+            raise ConfigError(f"grace_s must be 0 or more seconds, and less than 100 years; got {self.grace_s}")
         if self.links not in get_args(Links):
             raise ConfigError(f"links must be one of {', '.join(get_args(Links))}; got {self.links!r}")
         if self.serial is not None and not 1 <= self.serial <= MAX_SERIAL:
@@ -148,9 +165,44 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     check_places(src, site)
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
     began_s = time.monotonic()
-    tree.read_all(progress)
-    release = publish_manifest(src, site, Manifest.of(tree.entries.values()), chosen, progress=progress)
+    clock_ns = _clock_ns(src, site)
+    tree.read_all(progress, _known_files(site) if clock_ns else None)
+    manifest = Manifest.of(tree.entries.values())
+    release = publish_manifest(src, site, manifest, chosen, progress=progress)
+    if clock_ns:
+        rows = StatCache(manifest)
+        tree.record(rows, content_ns=clock_ns)
+        try:
+            rows.save(path := os.path.join(site, _FILES_NAME))
+            os.chmod(path, 0o644)  # as all files of a site
+        except OSError as error:  # the release is published
+            _log.warning("%s: which files were read could not be written down: %s", site, error)
     return replace(release, seconds=time.monotonic() - began_s)
+
+
+def _clock_ns(src: str, site: str) -> int:
+    """The time of the file system; 0: the tree is not on that of the site, and its clock is not known."""
+    place = os.path.realpath(site)
+    while not os.path.isdir(place):
+        place = os.path.dirname(place)
+    with contextlib.suppress(OSError), tempfile.TemporaryFile(dir=place) as file:
+        found = os.fstat(file.fileno())
+        return found.st_mtime_ns if found.st_dev == os.stat(src).st_dev else 0
+    return 0
+
+
+def _known_files(root: str) -> StatCache | None:
+    """What the last publisher knew of the files; None: nothing, and all are read."""
+    site = Site(root)
+    with contextlib.suppress(ManifestError, OSError):
+        if (pointer := site.pointer()) is not None:
+            manifest = _read_manifest(site, pointer.manifest, pointer.manifest_sha256)
+            return StatCache.load(os.path.join(root, _FILES_NAME), manifest, lambda _: None)
+    return None
+
+
+def _read_manifest(site: Site, packed: PackedRef, sha256: str) -> Manifest:
+    return Manifest.parse(site.get_packed(packed), sha256=bytes.fromhex(sha256), known=True)
 
 
 def check_places(src: str, site: str) -> None:
@@ -201,10 +253,11 @@ class _Publisher:
         self._least_serial = pointer.serial + 1 if pointer else 1
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
         self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
+        self._readers: dict[PackedRef, BlobReader] = {}
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
-        for entry in reversed(range(len(manifest))):
+        for entry, digest in enumerate(manifest.digests()):
             if manifest.size(entry):
-                self._first[manifest.digest(entry)] = entry
+                self._first.setdefault(digest, entry)
 
     def run(self, options: PublishOptions, began_s: float) -> Release:
         previous, manifest, version = self._previous, self._manifest, options.version
@@ -228,30 +281,38 @@ class _Publisher:
                 self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
                 return self._release(previous, number - 1, began_s, unchanged=True)
             packed, solid, fine = previous.manifest, previous.solid, previous.fine
+            packs, solid_packs = self._history.records[-1].packs, self._history.solid_packs
         else:
             threads = self._stack.enter_context(pool())
-            packed = self._site.put_packed(manifest.raw)
-            solid, fine, blocks_bytes = self._pack(threads)
-            largest = blocks_bytes + packed.object.bytes + fine.object.bytes
-            for delta in self._deltas(options.keep_deltas, threads, largest):
+            large, small, blocks_bytes = self._pack(threads, options.level)
+            packed, solid, fine = (
+                self._site.put_packed(raw)
+                for raw in (manifest.raw, large.encode(manifest, tags=False), small.encode(manifest, tags=True))
+            )
+            packs, solid_packs = small.objects(), large.objects()
+            most = blocks_bytes + packed.object.bytes + fine.object.bytes
+            for delta in self._deltas(options.keep_deltas, threads, small, most):
                 deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, number)
-        record = ReleaseRecord(version, serial, sha256, packed, fine)
+        record = ReleaseRecord(version, serial, sha256, packed, fine, packs)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         channels = {each.manifest_sha256 for each in self._site.channels()}
-        oldest = len(records) - _KEPT_RELEASES
+        oldest = len(records) - options.keep_releases
         records = [each for at, each in enumerate(records) if at >= oldest or each.manifest_sha256 in channels]
         known = {short_digest(each.manifest_sha256) for each in records}
         kept = tuple(delta for ends, delta in sorted(deltas.items()) if known.issuperset(ends))
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
-        used = {ref.sha256 for ref in referenced(self._site, History(tuple(records), kept), solid)}
-        retired = self._retired(used)
-        history = self._site.put(History(tuple(records), kept, tuple(sorted(retired.items())), first).encode())
+        listed = History(tuple(records), kept, solid_packs, first)
+        history = self._site.put(listed.encode())
         pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s)
+        needed = {history.sha256, *(ref.sha256 for ref in referenced(listed, solid))}
+        if previous is not None:
+            before = {previous.history.sha256, *(ref.sha256 for ref in referenced(self._history, previous.solid))}
+            self._site.retire(before - needed)
         self._site.replace_pointer(pointer, options.sign_keys)
         try:
-            self._site.prune(used | {history.sha256}, retired, grace_s=GRACE_S)
+            self._site.prune(needed, grace_s=options.grace_s)
         except OSError as error:  # the release is published; the next one removes them
             _log.warning("%s: files that are no longer used could not be removed: %s", self._site.root, error)
         return self._release(pointer, number, began_s)
@@ -276,46 +337,68 @@ class _Publisher:
         nofollow = 0 if self._follow else os.O_NOFOLLOW
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
 
-    def _index(self, packed: PackedRef, manifest: Manifest) -> Index:
-        return Index.parse(self._site.get_packed(packed), manifest)
+    def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
+        """Reads packs until the end of publishing."""
+        if packed not in self._readers:
+            reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
+            self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
+        return self._readers[packed]
 
-    def _pack(self, threads: ThreadPoolExecutor) -> tuple[PackedRef, PackedRef, int]:
-        """Write new packs and both indexes; returns solid and fine index, and the bytes of new small frames."""
-        solid, fine, old = ReusedFrames(), ReusedFrames(), None
+    def _pack(self, threads: ThreadPoolExecutor, level: int) -> tuple[FrameTable, FrameTable, int]:
+        """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
+        fine, solid, old, old_solid, copies = FrameTable(), FrameTable(), None, None, Copies()
         if self._previous is not None:
-            before = Manifest.parse(self._site.get_packed(self._previous.manifest))
-            fine_index = self._index(self._previous.fine, before)
-            old = self._stack.enter_context(contextlib.closing(BlobReader(self._site, before, fine_index)))
-            solid_index = self._index(self._previous.solid, before)
-            solid = reusable_frames(solid_index, before, self._first, share=_LIVE_SHARE, packs=_SOLID_PACKS - 1)
-            fine = reusable_frames(fine_index, before, self._first, share=0.0, packs=None)
+            before = _read_manifest(self._site, self._previous.manifest, self._previous.manifest_sha256)
+            copies = Copies.between(before, self._first)
+            old, old_solid = (self._reader(each, before) for each in (self._previous.fine, self._previous.solid))
+            fine = FrameTable.kept(old.index, copies)
         order = solid_order(self._manifest, self._first.values())
-        fresh = [entry for entry in order if entry not in fine.entries]
-        solid_writer = PackWriter(self._site, threads, level=SOLID_LEVEL)
-        fine_writer = PackWriter(self._site, threads, level=FINE_LEVEL, shared=self._dictionary(fine, fresh))
-        self._stack.callback(solid_writer.discard)
-        self._stack.callback(fine_writer.discard)
-        unpacked = [entry for entry in order if entry not in solid.entries]
-        solid_work, fine_work = _SOLID_WORK * self._size(unpacked), (1 - _SOLID_WORK) * self._size(fresh)
-        with Stage(self._progress, "packing", total_bytes=int(solid_work + fine_work)) as shown:
-            solid_writer.packed = lambda size: shown.count(count_bytes=int(_SOLID_WORK * size))
-            fine_writer.packed = lambda size: shown.count(count_bytes=int((1 - _SOLID_WORK) * size))
-            write_solid(self._manifest, unpacked, self._open, solid_writer)
-            write_fine(self._manifest, fresh, self._open, fine_writer, fine, old)
-            solid_writer.finish()
-            fine_bytes = fine_writer.flush()
+        known = set(fine.entries)
+        fresh = [entry for entry in order if entry not in known]
+        shared = self._dictionary(fine, fresh)
+        with self._writer(threads, fine, min(level, FINE_LEVEL), "packing", self._size(fresh), shared=shared) as writer:
+            write_fine(self._manifest, fresh, self._open, writer, copies, old)
+            fine_bytes = writer.flush()
             if old is not None:
-                fine.merge_small(fine_writer, old)
-            fine_writer.finish()
-        indexes = []
-        for kept, writer, tags in ((solid, solid_writer, False), (fine, fine_writer, True)):
-            indexes.append(self._site.put_packed(Index.encode(self._manifest, *kept.joined(writer), tags=tags)))
-        return indexes[0], indexes[1], fine_bytes
+                merge_packs(fine, old, writer)
+        if old is not None and old_solid is not None:
+            stand_in = {pack.object for pack in old.index.packs}
+            solid = FrameTable.kept(old_solid.index, copies, share=_LIVE_SHARE, parts=True)
+            solid.drop(lambda frame: solid.packs[solid.packs_of[frame]].object in stand_in)
+        gaps = solid.gaps(self._manifest, order)
+        if self._size(gaps) > _FEW_BYTES:
+            gaps = fine.compressible(gaps, _WORTH_RATIO)
+        size = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
+        if size <= _SOLID_GAP * (size + sum(solid.lengths)):
+            gaps, size = {}, 0
+        with self._writer(threads, solid, level, "packing for first installs", size) as writer:
+            write_solid(self._manifest, gaps, self._open, writer)
+            if old_solid is not None:
+                merge_packs(solid, old_solid, writer)
+        solid.add_from(fine, solid.gaps(self._manifest, order))
+        return solid, fine, fine_bytes
+
+    @contextlib.contextmanager
+    def _writer(
+        self,
+        threads: ThreadPoolExecutor,
+        table: FrameTable,
+        level: int,
+        phase: str,
+        size: int,
+        shared: PackedRef | None = None,
+    ) -> Iterator[PackWriter]:
+        with Stage(self._progress, phase, total_bytes=size) as shown:
+            writer = PackWriter(self._site, threads, table, level=level, shared=shared)
+            writer.packed = lambda done: shown.count(count_bytes=done)
+            with contextlib.closing(writer):
+                yield writer
+                writer.finish()
 
     def _size(self, entries: Iterable[int]) -> int:
         return sum(map(self._manifest.size, entries))
 
-    def _dictionary(self, kept: ReusedFrames, fresh: list[int]) -> PackedRef | None:
+    def _dictionary(self, kept: FrameTable, fresh: list[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""
         latest = kept.dictionary()
         if latest is not None and len(fresh) < len(self._first) // 2:
@@ -323,26 +406,21 @@ class _Publisher:
         content = train_dictionary(self._manifest, fresh, self._open)
         return self._site.put_packed(content) if content else latest
 
-    def _deltas(self, keep: int, threads: ThreadPoolExecutor, blocks_bytes: int) -> Iterator[DeltaRef]:
-        """Deltas from the last releases, each only if it is smaller than the new blocks."""
+    def _deltas(self, keep: int, threads: ThreadPoolExecutor, fine: FrameTable, most: int) -> Iterator[DeltaRef]:
+        """Deltas from the last releases, each only if it is smaller than `most` bytes: what comes by blocks."""
+        target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
-            old = Manifest.parse(self._site.get_packed(record.manifest))
-            index = self._index(record.fine, old)
-            with contextlib.closing(BlobReader(self._site, old, index)) as contents, self._site.create() as writer:
-                size = self._size(new_blobs(old, self._manifest))
-                with Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown:
-                    encode_delta(contents, self._manifest, self._open, writer, threads, shown)
-                if writer.bytes < blocks_bytes or not new_blobs(old, self._manifest):
-                    target = short_digest(self._manifest.sha256.hex())
+            old = self._reader(record.fine, _read_manifest(self._site, record.manifest, record.manifest_sha256))
+            wanted = new_blobs(old.manifest, self._first)
+            size = self._size(wanted)
+            with (
+                self._site.create() as writer,
+                Stage(self._progress, f"comparing with {record.version}", total_bytes=size) as shown,
+            ):
+                encode_delta(Comparison(old, self._manifest, fine, wanted, self._open), writer, threads, shown)
+                if writer.bytes < most or not size:
                     yield DeltaRef(short_digest(record.manifest_sha256), target, self._site.finish(writer))
-
-    def _retired(self, used: set[str]) -> dict[str, int]:
-        """The unused objects, and since when: now, unless the history has an earlier time."""
-        before = dict(self._history.retired)
-        now = int(time.time())
-        names = {item.name for item in os.scandir(self._site.objects) if not item.name.startswith(".")}
-        return {name: before.get(name, now) for name in names - used}
 
 
 def _offer(deltas: Iterable[DeltaRef], releases: list[str]) -> tuple[DeltaRef, ...]:

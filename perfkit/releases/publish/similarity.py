@@ -11,7 +11,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex"]
+__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex", "unknown_bytes"]
 
 BLOCK_BYTES = 64 << 10
 _LINES_PER_INDEX = 500_000
@@ -58,11 +58,7 @@ class SimilarityIndex:
 
     def _marks(self, content: bytes) -> dict[int, int]:
         """The sampled lines: checksum and length."""
-        lines = content.split(b"\n")
-        if len(content) > _LONG_BYTES * len(lines):
-            lines = [part for line in lines for part in _cut_long(line)]
-        rate = self._rate
-        marks = {zlib.crc32(line): len(line) for line in lines if len(line) >= _SHORT_BYTES}
+        rate, marks = self._rate, _line_marks(content)
         return marks if rate == 1 else {mark: size for mark, size in marks.items() if mark % rate == 0}
 
     def find(self, content: bytes, *, limit: int) -> list[Block]:
@@ -85,6 +81,19 @@ class SimilarityIndex:
             chosen.append(block)
             taken += block.length
         return chosen
+
+
+def unknown_bytes(old: bytes, new: bytes) -> int:
+    """The bytes of new lines that the old content does not have."""
+    marks = _line_marks(new)
+    return sum(map(marks.__getitem__, marks.keys() - _line_marks(old).keys()))
+
+
+def _line_marks(content: bytes) -> dict[int, int]:
+    lines = content.split(b"\n")
+    if len(content) > _LONG_BYTES * len(lines):
+        lines = [part for line in lines for part in _cut_long(line)]
+    return {zlib.crc32(line): len(line) for line in lines if len(line) >= _SHORT_BYTES}
 
 
 def _cut_long(line: bytes) -> Iterable[bytes]:

@@ -7,28 +7,22 @@ import hashlib
 import logging
 import os
 import re
-import threading
 import time
-from bisect import bisect_right
 from collections.abc import Iterable, Iterator
-from itertools import islice
-from operator import itemgetter
 
 from perfkit.errors import LockedError, ManifestError
-from perfkit.filesystem.own_files import create_own
+from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.filesystem.rootdir import RootDir
-from perfkit.libc import set_mode, sync_directory
+from perfkit.libc import set_mode, sync_directory, sync_file
 from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.text import printable
 from perfkit.releases.format import POINTER_NAME, signature_path
-from perfkit.releases.format.index import Index
-from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.pointer import ObjectRef, PackedRef, Pointer
 from perfkit.releases.format.release_history import History
-from perfkit.releases.format.zstd import compress, decompress, decompress_stream, dictionary, zstd
+from perfkit.releases.format.zstd import compress, decompress
 from perfkit.transactions.lock import Lock
 
-__all__ = ["BlobReader", "ObjectWriter", "Site", "referenced"]
+__all__ = ["ObjectWriter", "Site", "referenced"]
 
 _log = logging.getLogger(__name__)
 
@@ -37,6 +31,8 @@ _UNFINISHED = re.compile(r"\.new-[0-9a-f]{16}")  # as `_new_file` names them
 _OBJECT = re.compile(r"[0-9a-f]{64}(-[0-9A-F]+\.minisig)?")  # an object, or the signature of a pointer
 _CHANNEL = re.compile(r"perfkit-[A-Za-z0-9_][A-Za-z0-9_.-]{0,63}\.json")  # as `channel_name` names them
 _ANEW = f"publish to a new directory, which goes on counting if it has a copy of {POINTER_NAME}"
+_RETIRED_NAME = ".perfkit-publish.retired"
+_LEAST_LINES = 100
 _LOCK_NAME, _OWNER_NAME = ".perfkit-publish.lock", ".perfkit-publish.owner"
 
 
@@ -69,7 +65,7 @@ class ObjectWriter:
         ref = ObjectRef(self._digest.hexdigest(), self.bytes)
         with self._file:
             self._file.flush()
-            os.fsync(self._file.fileno())
+            sync_file(self._file.fileno())
         os.replace(self._path, os.path.join(self._directory, ref.sha256))
         return ref
 
@@ -185,7 +181,7 @@ class Site:
                 file.write(data)
                 file.flush()
                 _date_after(file.fileno(), path)
-                os.fsync(file.fileno())
+                sync_file(file.fileno())
             os.replace(fresh, path)
         except BaseException:
             with contextlib.suppress(FileNotFoundError):
@@ -221,8 +217,8 @@ class Site:
         return ref
 
     def put_packed(self, data: bytes) -> PackedRef:
-        """As `put`, compressed."""
-        return PackedRef(self.put(compress(data)), len(data))
+        """As `put`, compressed. Higher levels would save 0.4 % of a large manifest, and take seconds."""
+        return PackedRef(self.put(compress(data, level=19 if len(data) <= _READ_BYTES else 12)), len(data))
 
     def has(self, ref: ObjectRef) -> bool:
         """Whether the object exists, with the right size."""
@@ -267,130 +263,67 @@ class Site:
                     digests.append(hashlib.file_digest(file, "sha256").hexdigest())
         return tuple(digests)
 
-    def prune(
-        self, keep: set[str], retired: dict[str, int], *, grace_s: float, dry_run: bool = False
-    ) -> list[ObjectRef]:
+    def retire(self, names: Iterable[str]) -> None:
+        """Note that these objects are needed no more, once the pointer is replaced.
+
+        The log gets a line for each, after the end of a line that may have been cut short.
+        """
+        descriptor = open_own(os.path.join(self.root, _RETIRED_NAME), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+        with open(descriptor, "w", encoding="ascii") as log:
+            log.write("".join(["\n", *(f"{name} {int(time.time())}\n" for name in sorted(names))]))
+
+    def prune(self, keep: set[str], *, grace_s: float, dry_run: bool = False) -> list[ObjectRef]:
         """Remove objects that are not in `keep` and have been unused for longer than the grace; returns them.
 
-        Files that have other names than perfkit gives are left alone.
+        One that was never retired counts from when it was written. Files with names that perfkit does not give are
+        left alone.
 
         Args:
-            retired: since when an object has been unused; one that isn't in it counts from when it was written.
             dry_run: only tell which they are.
         """
         limit = time.time() - grace_s
+        retired, lines = self._read_retired()
+        left: dict[str, int] = {}
         signatures = self._signed()
         removed = []
         for item in os.scandir(self.objects):
             if item.name in keep or item.name.startswith(signatures) or not _OBJECT.fullmatch(item.name):
                 continue
             if retired.get(item.name, item.stat().st_mtime) > limit:
+                if item.name in retired:
+                    left[item.name] = retired[item.name]
                 continue
             removed.append(ObjectRef(item.name, item.stat().st_size))
             if not dry_run:
                 os.unlink(item.path)
+        if lines > 2 * len(left) + _LEAST_LINES and not dry_run:
+            rows = (f"{name} {since}\n" for name, since in sorted(left.items()))
+            self._replace(os.path.join(self.root, _RETIRED_NAME), "".join(rows).encode())
         return removed
 
+    def _read_retired(self) -> tuple[dict[str, int], int]:
+        """Since when each object has been unused, and how many lines the log has; one that was cut short is ignored."""
+        lines: list[str] = []
+        path = os.path.join(self.root, _RETIRED_NAME)
+        with contextlib.suppress(FileNotFoundError), open(path, encoding="ascii", errors="replace") as file:
+            lines = file.readlines()
+        rows = (line.split() for line in lines if line.endswith("\n"))
+        return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdecimal()}, len(lines)
 
-def referenced(site: Site, history: History, solid: PackedRef) -> Iterator[ObjectRef]:
+
+def referenced(history: History, solid: PackedRef) -> Iterator[ObjectRef]:
     """The objects that the releases of a history need, some of them more than once; but for the history itself.
 
     Args:
         solid: the index of large frames of the last one.
-
-    Raises:
-        ManifestError: one that lists others is missing or damaged. It has been returned before.
     """
     yield from (delta.object for delta in history.deltas)
-    for number, record in enumerate(history.records, 1):
+    yield solid.object
+    yield from history.solid_packs
+    for record in history.records:
         yield record.manifest.object
-        manifest = Manifest.parse(site.get_packed(record.manifest))
-        for packed in [record.fine, solid] if number == len(history.records) else [record.fine]:
-            yield packed.object
-            for pack in Index.parse(site.get_packed(packed), manifest).packs:
-                yield pack.object
-                if pack.dictionary:
-                    yield pack.dictionary.object
-
-
-class BlobReader:
-    """Reads the blobs of an earlier release from the site's packs of small frames. Thread-safe."""
-
-    def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
-        self.manifest = manifest
-        self.index = index
-        self._site = site
-        self._opening = threading.Lock()
-        self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
-        self._pieces: dict[int, list[tuple[int, int, int]]] = {}  # entry: offset, frame, piece; in order of offsets
-        for frame in range(len(index)):
-            for number in index.pieces_of(frame):
-                piece = index.piece(number)
-                self._pieces.setdefault(piece.entry, []).append((piece.offset, frame, number))
-        for rows in self._pieces.values():
-            rows.sort()
-        self._first = {manifest.digest(entry): entry for entry in self._pieces}
-
-    def tags(self) -> dict[int, int]:
-        """Tags of the pieces that have a frame of their own, and the numbers of these frames."""
-        found = {}
-        for rows in self._pieces.values():
-            for _, frame, number in rows:
-                piece = self.index.piece(number)
-                if piece.tag and piece.length == self.index.content_bytes(frame):
-                    found[piece.tag] = frame
-        return found
-
-    def close(self) -> None:
-        """Close the packs."""
-        for descriptor, _ in self._packs.values():
-            os.close(descriptor)
-        self._packs.clear()
-
-    def entry(self, digest: bytes) -> int | None:
-        """The entry with this content; None: not found, or empty content."""
-        return self._first.get(digest)
-
-    def entries(self) -> list[int]:
-        """One entry for each blob that isn't empty, in order."""
-        return sorted(self._pieces)
-
-    def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
-        """Read one of `entries`, or a part of it."""
-        length = self.manifest.size(entry) - offset if length is None else length
-        rows, end, parts = self._pieces[entry], offset + length, []
-        for _, frame, number in islice(rows, bisect_right(rows, offset, key=itemgetter(0)) - 1, None):
-            piece = self.index.piece(number)
-            if piece.offset >= end:
-                break
-            at = piece.start - piece.offset
-            parts.append(self.frame(frame)[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
-        return b"".join(parts)
-
-    def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
-        """Read one of `entries` in blocks of `size` bytes, but for the last one; yields offsets and blocks."""
-        step = size * max(1, _READ_BYTES // size)
-        for start in range(0, self.manifest.size(entry), step):
-            part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
-            yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
-
-    def compressed(self, number: int) -> bytes:
-        """The bytes of one frame, as they are in its pack."""
-        at, size = self.index.place(number)
-        return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
-
-    def frame(self, number: int) -> bytes:
-        """The decompressed bytes of one frame."""
-        _, shared = self._pack(self.index.pack_of(number))
-        return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
-
-    def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
-        with self._opening:
-            if number not in self._packs:
-                pack = self.index.packs[number]
-                shared = dictionary(self._site.get_packed(pack.dictionary)) if pack.dictionary else None
-                self._packs[number] = os.open(self._site.path(pack.object), os.O_RDONLY | os.O_CLOEXEC), shared
-            return self._packs[number]
+        yield record.fine.object
+        yield from record.packs
 
 
 def _date_after(descriptor: int, path: str) -> None:

@@ -6,7 +6,9 @@ import contextlib
 import hashlib
 import os
 import stat
-from collections.abc import Collection, Iterator
+from array import array
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from typing import BinaryIO, Literal
 
 from perfkit.errors import UnsafePathError
@@ -15,6 +17,7 @@ from perfkit.libc import is_being_written
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry
+from perfkit.releases.statcache import FileStat, StatCache
 from perfkit.transactions.layout import PRIVATE_DIR
 
 __all__ = ["Links", "SourceTree"]
@@ -22,7 +25,6 @@ __all__ = ["Links", "SourceTree"]
 Links = Literal["refuse", "skip", "follow"]
 _READ_BYTES = 1 << 20
 _SHOWN = 20  # names in an error
-_Found = tuple[str, os.stat_result]  # name and status
 
 
 class SourceTree:
@@ -43,40 +45,45 @@ class SourceTree:
         self._links = links
         self._closed_only = closed_only
         self.entries: dict[str, Entry] = {}
+        self.found: _Found | None = None
 
-    def read_all(self, progress: Progress | None = None) -> None:
-        """Hash every file.
+    def read_all(self, progress: Progress | None = None, rows: StatCache | None = None) -> None:
+        """Hash every file, but for those that are known.
 
         Args:
             progress: displays the work.
+            rows: of files that were published before; a file with the same row is not read.
 
         Raises:
             UnsafePathError: names that are not valid on every client, symbolic links or special files; all of them.
             OSError: something can't be read.
         """
-        sizes = self._checked_sizes()
-        with Stage(progress, "checking files", files=len(sizes), total_bytes=sum(sizes)) as shown:
-            found = self._below("")
-            self.entries = {entry.name: entry for each in found for entry in self._entry(*each, shown)}
+        found = _Found.of(self._below(""))
+        self._check(found, rows)
+        known = [-1 if rows is None else _known(rows, found, at) for at in range(len(found.names))]
+        unknown = [at for at, entry in enumerate(known) if entry < 0]
+        total = sum(map(found.sizes.__getitem__, unknown))
+        entries: dict[str, Entry] = {}
+        with Stage(progress, "checking files", files=len(unknown), total_bytes=total) as shown:
+            for at, (name, entry) in enumerate(zip(found.names, known, strict=True)):
+                if entry >= 0 and rows is not None:
+                    entries[name] = rows.manifest[entry]
+                else:
+                    entries.update((each.name, each) for each in self._entry(name, found.modes[at], shown))
+        self.entries = entries
+        self.found = found
 
-    def _checked_sizes(self) -> list[int]:
-        """The sizes of all files, if all can be published.
+    def _check(self, found: _Found, rows: StatCache | None) -> None:
+        """Check types and names; the latter not again, if the last release had them all and no others.
 
         Raises:
-            UnsafePathError: some can't be; it has all of them.
+            UnsafePathError: some can't be published; it has all of them.
         """
-        sizes: list[int] = []
-        errors: list[UnsafePathError] = []
-
-        def names() -> Iterator[str]:
-            for name, status in self._below(""):
-                sizes.append(status.st_size)
-                if (error := _type_error(name, status)) is not None:
-                    errors.append(error)
-                else:
-                    yield name
-
-        errors += name_errors(names())
+        types = map(_type_error, found.names, found.modes)
+        errors = [error for error in types if error is not None]
+        wrong = {error.name for error in errors}
+        if rows is None or wrong or sorted(found.names) != list(rows.manifest.names()):
+            errors += name_errors(name for name in found.names if name not in wrong)
         if len(errors) == 1:
             raise errors[0]
         if errors:
@@ -85,7 +92,18 @@ class SourceTree:
             raise UnsafePathError(
                 errors[0].name, f"it and others, {len(errors)} in all, can't be published: {shown}{more}"
             )
-        return sizes
+
+    def record(self, rows: StatCache, *, content_ns: int) -> None:
+        """Fill in the rows of a manifest of these entries, as `read_all` found the files.
+
+        Args:
+            content_ns: the file system's time before that.
+        """
+        assert self.found is not None
+        for at, name in enumerate(self.found.names):
+            entry = rows.manifest.find(name)
+            if entry is not None:
+                rows.record_at(entry, self.found.status(at), content_ns=content_ns, seen_ns=content_ns)
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
@@ -96,13 +114,13 @@ class SourceTree:
         names = {name for name in names if not any(parent in names for parent in _parents(name))}
         with Stage(None, "") as shown:
             places = (each for name in sorted(names) for each in self._at(name))
-            found = {entry.name: entry for each in places for entry in self._entry(*each, shown)}
+            found = {entry.name: entry for name, status in places for entry in self._entry(name, status.st_mode, shown)}
         gone = [name for name in self.entries if name in names or any(parent in names for parent in _parents(name))]
         for name in gone:
             del self.entries[name]
         self.entries.update(found)
 
-    def _at(self, name: str) -> Iterator[_Found]:
+    def _at(self, name: str) -> Iterator[tuple[str, os.stat_result]]:
         if any(self._excluded(each) for each in (name, *_parents(name))):
             return
         try:
@@ -124,7 +142,7 @@ class SourceTree:
                 return os.stat(path)
         return os.lstat(path)
 
-    def _below(self, directory: str) -> Iterator[_Found]:
+    def _below(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
         """Everything but directories; a directory that links lead back to is refused as a link."""
         left: list[tuple[str, tuple[tuple[int, int], ...]]] = [(directory, ())]
         while left:
@@ -151,8 +169,8 @@ class SourceTree:
         """Also excludes the private directory of a tree that is itself synced."""
         return name == PRIVATE_DIR or (self._matches is not None and self._matches(name))
 
-    def _entry(self, name: str, status: os.stat_result, shown: Stage) -> Iterator[Entry]:
-        if (error := _type_error(name, status)) is not None:
+    def _entry(self, name: str, mode: int, shown: Stage) -> Iterator[Entry]:
+        if (error := _type_error(name, mode)) is not None:
             raise error
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(self._src, name), "rb") as file:
@@ -164,7 +182,7 @@ class SourceTree:
             written = written or self._is_being_written(file)
         shown.count(files=1)
         if not written:
-            yield Entry(name, size, digest.digest(), bool(status.st_mode & 0o111))
+            yield Entry(name, size, digest.digest(), bool(mode & 0o111))
         elif name in self.entries:
             yield self.entries[name]
 
@@ -172,11 +190,44 @@ class SourceTree:
         return self._closed_only and is_being_written(file.fileno())
 
 
-def _type_error(name: str, status: os.stat_result) -> UnsafePathError | None:
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What is in a tree, in columns."""
+
+    names: list[str]
+    sizes: array[int]
+    mtimes: array[int]
+    ctimes: array[int]
+    inodes: array[int]
+    modes: array[int]
+
+    @classmethod
+    def of(cls, items: Iterable[tuple[str, os.stat_result]]) -> _Found:
+        found = cls([], array("q"), array("q"), array("q"), array("Q"), array("I"))
+        for name, status in items:
+            found.names.append(name)
+            found.sizes.append(status.st_size)
+            found.mtimes.append(status.st_mtime_ns)
+            found.ctimes.append(status.st_ctime_ns)
+            found.inodes.append(status.st_ino)
+            found.modes.append(status.st_mode)
+        return found
+
+    def status(self, at: int) -> FileStat:
+        return FileStat(self.sizes[at], self.mtimes[at], self.ctimes[at], self.inodes[at], self.modes[at])
+
+
+def _known(rows: StatCache, found: _Found, at: int) -> int:
+    """The entry of the last release that a file is as, by its row; -1: it has to be read."""
+    entry = rows.manifest.find(found.names[at])
+    return entry if entry is not None and rows.matches(entry, found.status(at)) else -1
+
+
+def _type_error(name: str, mode: int) -> UnsafePathError | None:
     """What is wrong with anything but a regular file."""
-    if stat.S_ISREG(status.st_mode):
+    if stat.S_ISREG(mode):
         return None
-    kind = "a symbolic link" if stat.S_ISLNK(status.st_mode) else "a special file"
+    kind = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
     return UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
 
 

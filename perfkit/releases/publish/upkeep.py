@@ -58,7 +58,7 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
     try:
         history = History.parse(site.get(pointer.history))
         releases = len(history.records)
-        for ref in referenced(site, history, pointer.solid):
+        for ref in referenced(history, pointer.solid):
             needed[ref.sha256] = ref
     except ManifestError:
         pass  # what it lies in is among those needed, and found below
@@ -90,8 +90,8 @@ def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Prun
     with Site(path, wait_s=wait_s) as site:
         pointer = _pointer(site)
         history = History.parse(site.get(pointer.history))
-        keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(site, history, pointer.solid))}
-        removed: list[ObjectRef] = site.prune(keep, dict(history.retired), grace_s=GRACE_S, dry_run=dry_run)
+        keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}
+        removed: list[ObjectRef] = site.prune(keep, grace_s=GRACE_S, dry_run=dry_run)
     return Pruned(objects=len(removed), bytes=sum(ref.bytes for ref in removed))
 
 
@@ -115,7 +115,7 @@ def promote(
         for record in reversed(history.records):
             if record.version == version:
                 expires = int(time.time() + expires_s) if expires_s is not None else 0
-                pointer = replace(history.pointer_to(record, current.history), expires_s=expires)
+                pointer = replace(history.pointer_to(record, current.history), expires_s=expires, channel=channel)
                 site.replace_pointer(pointer, sign_keys, name=name)
                 return pointer
         known = ", ".join(printable(each.version) for each in reversed(history.records))

@@ -18,12 +18,15 @@ __all__ = ["apply_deltas"]
 _log = logging.getLogger(__name__)
 
 
-def apply_deltas(paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea) -> Manifest:
+def apply_deltas(
+    paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea, *, most_bytes: int
+) -> Manifest:
     """Apply deltas, and return the manifest that they lead to. Blobs that can't be made are left out.
 
     Args:
         paths: of the deltas, which are verified.
         old: the manifest that the first one applies to.
+        most_bytes: of each manifest that they lead to.
 
     Raises:
         ManifestError: the new manifest of a delta is damaged.
@@ -31,11 +34,15 @@ def apply_deltas(paths: Iterable[str], old: Manifest, local: LocalTree, staging:
     chain = list(paths)
     for number, path in enumerate(chain, 1):
         phase = "unpacking" if len(chain) == 1 else f"unpacking change {number} of {len(chain)}"
-        old = _apply(path, old, local, staging, phase=phase)
+        with open(path, "rb") as file:
+            delta = Delta.open(file)
+            new = delta.new_manifest(old, most_bytes=most_bytes)
+            _apply(delta, old, new, local, staging, phase=phase)
+        old = new
     return old
 
 
-def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea, *, phase: str) -> Manifest:
+def _apply(delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str) -> None:
     def read(span: Span) -> bytes | None:
         digest = old.digest(span.entry)
         source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
@@ -47,18 +54,14 @@ def _apply(path: str, old: Manifest, local: LocalTree, staging: StagingArea, *, 
         except FileNotFoundError:
             return None
 
-    with open(path, "rb") as file:
-        delta = Delta.open(file)
-        new = delta.new_manifest(old)
-        groups = delta.groups(old, new)
-        try:
-            with staging.show_progress(phase, total_bytes=sum(group.size for group in groups)):
-                skipped = delta.apply(groups, read, staging.writer(new))
-            if skipped:
-                _log.info("%s: skipped %d of %d groups whose old files are gone", path, skipped, len(groups))
-        except ManifestError as error:
-            _log.warning("%s: applied only in part: %s", path, error)
-        finally:
-            staging.discard_partial()
-            trim_heap()
-    return new
+    groups = delta.groups(old, new)
+    try:
+        with staging.show_progress(phase, total_bytes=sum(group.size for group in groups)):
+            skipped = delta.apply(groups, read, staging.writer(new))
+        if skipped:
+            _log.info("%s: skipped %d of %d groups whose old files are gone", phase, skipped, len(groups))
+    except ManifestError as error:
+        _log.warning("%s: applied only in part: %s", phase, error)
+    finally:
+        staging.discard_partial()
+        trim_heap()

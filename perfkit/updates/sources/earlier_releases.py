@@ -37,7 +37,7 @@ def list_releases(downloads: DownloadManager, url: str, stage: str) -> list[Offe
     Args:
         stage: a directory for temporary files.
     """
-    site = SiteClient(Fetcher(downloads, stage), site_url(url))
+    site = SiteClient(Fetcher(downloads, stage, max_files=0), site_url(url))  # no list of files is read
     current = Pointer.parse(site.pointer()[0])
     found = (OfferedRelease(each.version, each.serial, each.serial == current.serial) for each in _all(site, current))
     return sorted(found, key=lambda each: -each.serial)

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import time
 from collections.abc import Iterator, Mapping, Set
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.errors import (
@@ -20,7 +20,9 @@ from perfkit.errors import (
     TransferError,
     UpdateError,
 )
+from perfkit.filesystem.compact import DigestSet, pack_numbers
 from perfkit.libc import mmap_large_allocations
+from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
 from perfkit.releases.format.manifest import Manifest
@@ -46,6 +48,7 @@ _FINE, _SOLID = "fine", "solid"  # small frames and large ones
 _INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
 _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
 _CLOCK_IS_SET_MS = 1_760_000_000_000  # an earlier time, of a machine without a battery, limits nothing
+_LISTED_BYTES = 128  # of a list of files, for each file at most on average: 41 and its name
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
@@ -75,6 +78,8 @@ def open_release(
     """
     site = SiteClient(fetcher, site_url(url), channel)
     before = Trust.read(installed.root)
+    if not installed.files and not dry_run:
+        site.expect_much()
     offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site))
     _refuse_future(site, offered.pointer)
     _refuse_outdated(site, offered.pointer, trust, demands)
@@ -184,7 +189,11 @@ def _fetch_pointer(
     data, version = site.pointer((recorded.data, recorded.version) if recorded else None)
     try:
         trust = trust.verify(data, signers, site.url, site.signature)
-        return _Offered(data, Pointer.parse(data), version), trust
+        pointer = Pointer.parse(data)
+        if pointer.channel != (site.channel or ""):
+            wanted, found = (f"channel {each}" if each else "site" for each in (site.channel, pointer.channel))
+            raise ManifestError(f"{site.url}: the pointer of its {wanted} is that of the {found}; promote it again")
+        return _Offered(data, pointer, version), trust
     except (ManifestError, SignatureError):
         site.forget_pointer()
         raise
@@ -256,7 +265,28 @@ class ReleaseSource:
 
         Args:
             staging: takes the new blobs of a delta; None: no delta is needed.
+
+        Raises:
+            ManifestError: they are more than `Config.max_files`, which is found before memory is used.
         """
+        if self._pointer.manifest.size > self._most_bytes:
+            self._refuse_size(f"a list of files of {self._pointer.manifest.size:,} bytes, too long for")
+        manifest = self._read_manifest(local, staging)
+        if len(manifest) > self._site.max_files:
+            self._refuse_size(f"{len(manifest):,} files, more than")
+        return manifest
+
+    @property
+    def _most_bytes(self) -> int:
+        return _LISTED_BYTES * self._site.max_files
+
+    def _refuse_size(self, what: str) -> NoReturn:
+        raise ManifestError(
+            f"{redacted(self.url)}: {printable(self.version)} has {what} max_files, which is {self._site.max_files:,}. "
+            "If it is meant to be so large, raise that (PERFKIT_MAX_FILES): a sync takes 50 MB for each 100,000 files"
+        )
+
+    def _read_manifest(self, local: LocalTree, staging: StagingArea | None) -> Manifest:
         mmap_large_allocations()
         sha256 = bytes.fromhex(self._pointer.manifest_sha256)
         if (path := local.path_of_blob(sha256)) is not None:  # after a rollback the history has it
@@ -285,7 +315,7 @@ class ReleaseSource:
         """The release's manifest, and its new blobs, by the deltas from the installed release."""
         self._exhausted.add(("delta", ""))
         paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
-        manifest = apply_deltas(paths, self._installed.manifest, local, staging)
+        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
         if manifest.sha256.hex() != self._pointer.manifest_sha256:
             raise ManifestError("delta: it does not lead to this release")
         self._taken.append("delta")
@@ -371,7 +401,7 @@ class ReleaseSource:
         """The deltas bring all blobs that the installed release does not have."""
         if not self._deltas or ("delta", "") in self._exhausted:
             return None
-        blobs = missing - frozenset(self._installed.manifest.digests())
+        blobs = missing - DigestSet(self._installed.manifest.digests())
         deltas = self._site.not_staged(self._deltas)
         size = sum(delta.bytes for delta in deltas)
         return Offer("delta", blobs, bytes=size, requests=len(deltas)) if blobs else None
@@ -381,7 +411,7 @@ class ReleaseSource:
 
         Of a file that the tree has in another version, only some small frames may be needed.
         """
-        entries = [at for at, digest in enumerate(manifest.digests()) if digest in missing]
+        entries = pack_numbers(at for at, digest in enumerate(manifest.digests()) if digest in missing)
         new_bytes = sum(manifest.size(at) for at in entries if local.path_of(manifest.name(at)) is None)
         total = max(1, manifest.total_bytes)
         new_share, share = new_bytes / total, sum(map(manifest.size, entries)) / total

@@ -24,6 +24,8 @@ __all__ = ["SiteClient", "StagedRanges", "site_url"]
 
 _log = logging.getLogger(__name__)
 
+_CONNECTIONS = 3  # opened besides the first, for a list of files, an index, and packs
+_WHOLE_BYTES = 4 << 20  # what is no larger comes by one connection: others would take as long to begin as it to end
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
 
 
@@ -34,6 +36,11 @@ def site_url(url: str) -> str:
 
 def _range_name(sha256: str, start: int, end: int) -> str:
     return f"{sha256}.{start}-{end}"  # what _RANGE matches
+
+
+def _segments(size: int) -> int | None:
+    """The maximum of connections for an object or a range; None: as configured."""
+    return 1 if size <= _WHOLE_BYTES else None
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,10 +66,12 @@ class SiteClient:
         url: of the site, with a trailing slash.
         channel: whose release is offered; None: the current one is.
         latency_s: how long the pointer took to fetch; a guess before that.
+        max_files: how many a release may have.
     """
 
     def __init__(self, fetcher: Fetcher, url: str, channel: str | None = None) -> None:
         self.url = url
+        self.max_files = fetcher.max_files
         self.channel = channel
         self._pointer_name = POINTER_NAME if channel is None else channel_name(channel)
         self.latency_s = 0.05
@@ -82,6 +91,10 @@ class SiteClient:
             return before
         with open(found.path, "rb") as file:
             return file.read(MAX_POINTER_BYTES + 1), found.version
+
+    def expect_much(self) -> None:
+        """The pointer will be followed by the list of files, an index and packs."""
+        self._fetcher.warm(self.url, _CONNECTIONS)
 
     def forget_pointer(self) -> None:
         """Have the next sync fetch the pointer again, whatever its validators are."""
@@ -119,6 +132,7 @@ class SiteClient:
             ref.sha256,
             checksum=f"sha256:{ref.sha256}",
             max_bytes=ref.bytes,
+            segments=_segments(ref.bytes),
             size=ref.bytes,
             label=label,
         )
@@ -194,7 +208,9 @@ class SiteClient:
         name, part = _range_name(ref.sha256, each.start, each.end), (each.start, each.end)
         if part == (0, ref.bytes):  # not as a range, which some shared caches don't keep
             return replace(self._request(ref, label(each)), name=name)
-        return Request(self.url + ref.path, name, byte_range=part, label=label(each))
+        return Request(
+            self.url + ref.path, name, byte_range=part, segments=_segments(each.end - each.start), label=label(each)
+        )
 
     def _fetch_packs(self, index: Index, failed: Iterable[tuple[PackRange, Exception]]) -> None:
         """Fetch the packs of ranges which the server refused.

@@ -28,7 +28,8 @@ class ZipSource(ArchiveSource):
     """One version of a zip archive. See `Source` for the methods.
 
     The CRC-32 of each installed file is recorded in the tree, in the order of the manifest: together with the size it
-    tells which members are installed already, without reading a file.
+    tells which members are installed already, without reading a file. A CRC-32 can be forged: it counts only if what is
+    installed was verified by the same keys, or if none are needed.
     """
 
     type = SourceType.ZIP
@@ -39,17 +40,20 @@ class ZipSource(ArchiveSource):
         self._directory: dict[str, ZipMember] | None = None
         self._checksums = str(installed.state.get("crc32", "")) if archive.unchanged else ""
         self._routes: list[str] = []
+        self._by_crc = installed.state.get("signers", []) == archive.signers.names
 
     def record(self) -> dict[str, object]:
         return {**super().record(), "crc32": self._checksums}
 
     def resolve(self, local: LocalTree, staging: StagingArea) -> Manifest:
         members = self._members()
-        installed = self._installed_digests()
+        installed = self._installed_digests() if self._by_crc else {}
         digests: dict[str, bytes] = {}
         missing = []
         for name, member in members.items():
-            digest = installed.get((member.size, member.crc32)) or _existing_digest(member, local)
+            digest = installed.get((member.size, member.crc32))
+            if digest is None and self._by_crc:
+                digest = _existing_digest(member, local)
             if digest is None:
                 missing.append(member)
             else:

@@ -132,6 +132,7 @@ print(json.dumps([each.bytes for each in results]))
 """
 
 
+@pytest.mark.once
 def test_a_killed_worker_loses_its_shard(tmp_path: Path, out: Path) -> None:
     """The other one does it again, and keeps what is complete; one that joins gets the rest of the work."""
     log = Log()
@@ -151,6 +152,7 @@ def test_a_killed_worker_loses_its_shard(tmp_path: Path, out: Path) -> None:
     assert len(list(out.iterdir())) == FILES
 
 
+@pytest.mark.once
 def test_a_killed_client_and_a_killed_scheduler_resume(tmp_path: Path, out: Path) -> None:
     """Three runs with one checkpoint: the first loses its client, the second its scheduler. Only what was in flight is
     fetched again, also where the workers keep nothing.

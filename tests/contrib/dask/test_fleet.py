@@ -45,6 +45,7 @@ def test_waves_stop_at_a_failure(cluster: Cluster, origin: Origin, out: Path) ->
     assert known == {"one": "3", "two": "3"}
 
 
+@pytest.mark.once
 def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Path) -> None:
     """Its wave goes back, as far as it can be reached."""
     origin.publish({"a": b"good"}, "1")

@@ -17,7 +17,7 @@ from perfkit import Toolkit
 from perfkit.cli import main
 from perfkit.filesystem.scan import ScanEntry, scan
 from perfkit.releases.format.manifest import Entry, Manifest
-from perfkit.updates.statcache import StatCache, appended_rows, clock_ns, next_tick_ns
+from perfkit.releases.statcache import StatCache, appended_rows, clock_ns, next_tick_ns
 from tests.support.sites import Origin
 from tests.support.tools import unavailable
 

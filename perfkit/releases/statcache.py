@@ -33,7 +33,7 @@ from perfkit.releases.format.manifest import Manifest, pair_entries
 from perfkit.transactions import layout
 from perfkit.transactions.records import Change, signature
 
-__all__ = ["RowWriter", "Stat", "StatCache", "appended_rows", "clock_ns", "next_tick_ns", "record_changes"]
+__all__ = ["FileStat", "RowWriter", "Stat", "StatCache", "appended_rows", "clock_ns", "next_tick_ns", "record_changes"]
 
 _FORMAT = 2
 # What reading raises where the file is not as it was written.
@@ -276,7 +276,9 @@ class StatCache:
         self.dirty = False
 
 
-class _Stat(NamedTuple):
+class FileStat(NamedTuple):
+    """A `Stat` of plain numbers."""
+
     size: int
     mtime_ns: int
     ctime_ns: int
@@ -313,7 +315,7 @@ def record_changes(
         if change.after is None or found is None or signature(found) != change.signature or change.name in skip:
             rows.forget(change.name)
         else:
-            status = _Stat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
+            status = FileStat(found.st_size, found.st_mtime_ns, found.st_ctime_ns, found.st_ino, found.st_mode)
             rows.record(change.name, status, change.after.sha256, content_ns=certain_ns(change.name), seen_ns=seen_ns)
 
 

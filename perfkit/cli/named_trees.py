@@ -1,0 +1,107 @@
+"""`perfkit.toml` from Python: its trees by name, with the code of the command line."""
+
+from __future__ import annotations
+
+import argparse
+import os
+from dataclasses import dataclass, field
+
+from perfkit.cli.parser import Parser
+from perfkit.cli.settings import config_for
+from perfkit.cli.settings_file import read_entries
+from perfkit.cli.sync import add_sync, sync_tree
+from perfkit.errors import CommandFailedError
+from perfkit.progress.meter import Progress
+from perfkit.toolkit import Toolkit
+from perfkit.updates.report import SyncReport
+from perfkit.updates.status import TreeStatus
+
+__all__ = ["NamedTree", "read_trees"]
+
+
+@dataclass(frozen=True)
+class NamedTree:
+    """A tree that a settings file lists.
+
+    Attributes:
+        name: its name there.
+        source: a URL, or the absolute path of a list.
+        dest: an absolute path.
+    """
+
+    name: str
+    source: str = field(repr=False)
+    dest: str
+    _options: argparse.Namespace = field(repr=False, compare=False)
+
+    def toolkit(self, progress: Progress | None = None) -> Toolkit:
+        """A Toolkit with the settings of the tree, for what is not below, such as `kit.rollback(tree.dest)`; close it.
+
+        `PERFKIT_*` variables come before the file.
+        """
+        return Toolkit(config_for(self._options), progress=progress)
+
+    def sync(
+        self,
+        *,
+        release: str | None = None,
+        now: bool = False,
+        retry_rejected: bool = False,
+        progress: Progress | None = None,
+    ) -> SyncReport:
+        """Do what `perfkit sync NAME` does: nothing if it is not due yet; the check before, and `on_change` afterwards.
+
+        Args:
+            release, retry_rejected: as for `Toolkit.sync`.
+            now: ask the source even if no sync is due yet.
+            progress: displays progress; none by default.
+
+        Returns:
+            The report; with no requests if it was not due.
+
+        Raises:
+            CommandFailedError: the tree is up to date, but `on_change` failed; the next sync runs it again.
+            LockedError: another process changes the tree; or did when `on_change` was to be run.
+            as `Toolkit.sync`.
+        """
+        given = {"release": release, "now": now, "retry_rejected": retry_rejected}
+        chosen = argparse.Namespace(**{**vars(self._options), **{name: to for name, to in given.items() if to}})
+        with self.toolkit(progress) as kit:
+            synced = sync_tree(kit, chosen)
+        if isinstance(synced.failure, CommandFailedError):
+            synced.failure.report = synced.report
+        if synced.failure is not None:
+            raise synced.failure
+        return synced.report
+
+    def status(self) -> TreeStatus:
+        """How the tree stands, as `Toolkit.status`.
+
+        Raises:
+            as `Toolkit.status`.
+        """
+        with self.toolkit() as kit:
+            return kit.status(self.dest)
+
+
+def read_trees(path: str | os.PathLike[str] = "perfkit.toml") -> dict[str, NamedTree]:
+    """The trees that a settings file lists, by name, in its order. Relative paths in it are relative to its directory.
+
+    Raises:
+        ConfigError: the file is not TOML, has an unknown key or an invalid value; two trees overlap.
+        OSError: it can't be read.
+    """
+    found = {}
+    for name, entry in read_entries(os.fspath(path), _parser()).items():
+        options = _parser()
+        options.set_defaults(**entry.options)
+        chosen = options.parse_args([])
+        chosen.name, chosen.source, chosen.dest, chosen.settings = name, entry.source, entry.dest, entry.settings
+        found[name] = NamedTree(name, entry.source, entry.dest, chosen)
+    return found
+
+
+def _parser() -> Parser:
+    parser = Parser(prog="perfkit sync")
+    add_sync(parser)
+    return parser

@@ -1,0 +1,121 @@
+"""Reads the contents of earlier releases, by the index of their small frames."""
+
+from __future__ import annotations
+
+import functools
+import os
+import threading
+from bisect import bisect_right
+from collections.abc import Iterator
+from itertools import islice, pairwise
+
+from perfkit.releases.format.index import Index
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.zstd import decompress_stream, dictionary, zstd
+from perfkit.releases.publish.site import Site
+
+__all__ = ["BlobReader"]
+
+_READ_BYTES = 1 << 20
+
+
+class BlobReader:
+    """Reads the blobs of an earlier release from the site's packs of small frames. Thread-safe."""
+
+    def __init__(self, site: Site, manifest: Manifest, index: Index) -> None:
+        self.manifest = manifest
+        self.index = index
+        self._site = site
+        self._opening = threading.Lock()
+        self._packs: dict[int, tuple[int, zstd.ZstdDict | None]] = {}
+
+    @functools.cached_property
+    def _whole(self) -> dict[int, int]:
+        """The piece of each entry that has one."""
+        return dict(zip(self.index.entries, range(len(self.index.entries)), strict=True))
+
+    @functools.cached_property
+    def _parts(self) -> dict[int, list[int]]:
+        """The pieces of each entry that has several, in order of their offsets; they have tags."""
+        found: dict[int, list[int]] = {}
+        for number, tag in enumerate(self.index.tags):
+            if tag:
+                found.setdefault(self.index.entries[number], []).append(number)
+        for numbers in found.values():
+            numbers.sort(key=self.index.offsets.__getitem__)
+        return found
+
+    def _pieces_of(self, entry: int) -> list[int]:
+        return self._parts.get(entry) or [self._whole[entry]]
+
+    @functools.cached_property
+    def _entries(self) -> dict[bytes, int]:
+        return {digest: entry for entry, digest in enumerate(self.manifest.digests()) if entry in self._whole}
+
+    def pieces(self, name: str) -> list[int]:
+        """The numbers of the pieces of the file with this name, in order; empty: there is no such file, or no tags."""
+        at = self.manifest.find(name) if self.index.tags else None
+        entry = None if at is None else self.entry(self.manifest.digest(at))
+        return [] if entry is None else self._parts.get(entry, [])
+
+    @functools.cached_property
+    def tags(self) -> dict[int, int]:
+        """The piece with each tag."""
+        return {tag: number for number, tag in enumerate(self.index.tags) if tag}
+
+    @functools.cached_property
+    def following(self) -> dict[int, int]:
+        """The piece after each piece of a file."""
+        return {one: other for numbers in self._parts.values() for one, other in pairwise(numbers)}
+
+    def close(self) -> None:
+        """Close the packs."""
+        for descriptor, _ in self._packs.values():
+            os.close(descriptor)
+        self._packs.clear()
+
+    def entry(self, digest: bytes) -> int | None:
+        """The entry with this content; None: not found, or empty content."""
+        return self._entries.get(digest)
+
+    def entries(self) -> list[int]:
+        """One entry for each blob that isn't empty, in order."""
+        return sorted(self._whole)
+
+    def read(self, entry: int, offset: int = 0, length: int | None = None) -> bytes:
+        """Read one of `entries`, or a part of it."""
+        length = self.manifest.size(entry) - offset if length is None else length
+        numbers, end, parts = self._pieces_of(entry), offset + length, []
+        first = bisect_right(numbers, offset, key=self.index.offsets.__getitem__) - 1
+        for number in islice(numbers, first, None):
+            piece = self.index.piece(number)
+            if piece.offset >= end:
+                break
+            at, frame = piece.start - piece.offset, self.frame(self.index.frame_of(number))
+            parts.append(frame[max(offset, piece.offset) + at : min(end, piece.offset + piece.length) + at])
+        return b"".join(parts)
+
+    def blocks(self, entry: int, size: int) -> Iterator[tuple[int, bytes]]:
+        """Read one of `entries` in blocks of `size` bytes, but for the last one; yields offsets and blocks."""
+        step = size * max(1, _READ_BYTES // size)
+        for start in range(0, self.manifest.size(entry), step):
+            part = self.read(entry, start, min(step, self.manifest.size(entry) - start))
+            yield from ((start + at, part[at : at + size]) for at in range(0, len(part), size))
+
+    def compressed(self, number: int) -> bytes:
+        """The bytes of one frame, as they are in its pack."""
+        at, size = self.index.place(number)
+        return os.pread(self._pack(self.index.pack_of(number))[0], size, at)
+
+    def frame(self, number: int) -> bytes:
+        """The decompressed bytes of one frame."""
+        _, shared = self._pack(self.index.pack_of(number))
+        return b"".join(decompress_stream((self.compressed(number),), self.index.content_bytes(number), shared))
+
+    def _pack(self, number: int) -> tuple[int, zstd.ZstdDict | None]:
+        with self._opening:
+            if number not in self._packs:
+                pack = self.index.packs[number]
+                shared = dictionary(self._site.get_packed(pack.dictionary)) if pack.dictionary else None
+                self._packs[number] = os.open(self._site.path(pack.object), os.O_RDONLY | os.O_CLOEXEC), shared
+            return self._packs[number]

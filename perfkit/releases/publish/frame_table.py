@@ -1,0 +1,224 @@
+"""The frames of an index in the making: those of the last release that stay, and new ones."""
+
+from __future__ import annotations
+
+from array import array
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import chain, compress, repeat
+
+from perfkit.releases.format.index import Index, Pack
+from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.format.pointer import ObjectRef, PackedRef
+
+__all__ = ["Copies", "FrameTable"]
+
+
+_SMALL_BYTES = 4096  # a content of which it can't be said by itself whether it compresses
+
+
+class Copies:
+    """Which ranges of new contents are ranges of old ones.
+
+    Attributes:
+        moved: for each old entry, the first new one with the same content, or -1.
+        parts: for old entries that are not whole in the new release: old offset, length, new entry, new offset.
+    """
+
+    def __init__(self, moved: Iterable[int] = ()) -> None:
+        self.moved = array("q", moved)
+        self.parts: dict[int, list[tuple[int, int, int, int]]] = defaultdict(list)
+
+    @classmethod
+    def between(cls, old: Manifest, first: dict[bytes, int]) -> Copies:
+        """What two releases have in common.
+
+        Args:
+            first: the first entry of the new one with each content.
+        """
+        return cls(first.get(digest, -1) for digest in old.digests())
+
+    def add(self, old_entry: int, old_offset: int, length: int, entry: int, offset: int) -> None:
+        """Add a range; it extends the one before where it follows that in both contents."""
+        parts = self.parts[old_entry]
+        if parts:
+            at, size, other, there = parts[-1]
+            if other == entry and at + size == old_offset and there + size == offset:
+                parts[-1] = (at, size + length, entry, there)
+                return
+        parts.append((old_offset, length, entry, offset))
+
+
+class FrameTable:
+    """Frames and pieces in columns, as in `Index`, but in any order. A frame without pieces is not used.
+
+    Attributes:
+        packs: that contain the frames.
+        frames: the frame of each piece.
+    """
+
+    def __init__(self) -> None:
+        self.packs: list[Pack] = []
+        self.packs_of, self.at, self.packed, self.sizes = array("I"), array("Q"), array("I"), array("I")
+        self.frames, self.entries, self.offsets = array("I"), array("I"), array("Q")
+        self.starts, self.lengths, self.tags = array("I"), array("I"), array("Q")
+
+    @classmethod
+    def kept(cls, index: Index, copies: Copies, *, share: float = 0.0, parts: bool = False) -> FrameTable:
+        """The frames of the last release, with the pieces that the new one has.
+
+        Args:
+            share: the least share of a frame's content that the new release must use.
+            parts: whether to take the ranges of changed contents as well.
+        """
+        table = cls()
+        table.packs = list(index.packs)
+        table.packs_of, table.at = array("I", index.packs_of), array("Q", index.at)
+        table.packed, table.sizes = array("I", index.packed), array("I", index.sizes)
+        frames = array(
+            "I", chain.from_iterable(map(repeat, range(len(index)), map(len, map(index.pieces_of, range(len(index))))))
+        )
+        moved = list(map(copies.moved.__getitem__, index.entries))
+        live = [entry >= 0 for entry in moved]
+        table.frames.extend(compress(frames, live))
+        table.entries.extend(compress(moved, live))
+        table.offsets.extend(compress(index.offsets, live))
+        table.starts.extend(compress(index.starts, live))
+        table.lengths.extend(compress(index.lengths, live))
+        table.tags.extend(compress(index.tags, live) if index.tags else repeat(0, len(table.entries)))
+        if parts and copies.parts:
+            for number, entry in enumerate(index.entries):
+                if entry in copies.parts:
+                    table._add_parts(frames[number], index, number, copies.parts[entry])
+        if share:
+            used = array("Q", bytes(8 * len(index)))
+            for frame, length in zip(table.frames, table.lengths, strict=True):
+                used[frame] += length
+            table.drop(lambda frame: used[frame] < share * table.sizes[frame])
+        return table
+
+    def _add_parts(self, frame: int, index: Index, number: int, parts: list[tuple[int, int, int, int]]) -> None:
+        offset, start, length = index.offsets[number], index.starts[number], index.lengths[number]
+        for old_offset, size, entry, there in parts:
+            begin, end = max(offset, old_offset), min(offset + length, old_offset + size)
+            if begin < end:
+                self.add_piece(frame, entry, there + begin - old_offset, start + begin - offset, end - begin)
+
+    def __len__(self) -> int:
+        return len(self.at)
+
+    def add_frame(self, pack: int, at: int, compressed: int, size: int) -> None:
+        """Add a frame; it is numbered in the order of these calls."""
+        self.packs_of.append(pack)
+        self.at.append(at)
+        self.packed.append(compressed)
+        self.sizes.append(size)
+
+    def add_piece(self, frame: int, entry: int, offset: int, start: int, length: int, tag: int = 0) -> None:
+        """Add a piece of a frame, which may be added later."""
+        self.frames.append(frame)
+        self.entries.append(entry)
+        self.offsets.append(offset)
+        self.starts.append(start)
+        self.lengths.append(length)
+        self.tags.append(tag)
+
+    def drop(self, unwanted: Callable[[int], bool]) -> None:
+        """Remove all pieces of the frames with these numbers."""
+        keep = [not unwanted(frame) for frame in self.frames]
+        for name in ("frames", "entries", "offsets", "starts", "lengths", "tags"):
+            column = getattr(self, name)
+            setattr(self, name, array(column.typecode, compress(column, keep)))
+
+    def used(self) -> dict[int, list[int]]:
+        """The frames with pieces, by pack, each in order of their offsets."""
+        found: dict[int, list[int]] = defaultdict(list)
+        for frame in set(self.frames):
+            found[self.packs_of[frame]].append(frame)
+        for frames in found.values():
+            frames.sort(key=self.at.__getitem__)
+        return dict(found)
+
+    def gaps(self, manifest: Manifest, entries: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+        """The ranges of contents that no piece has: for each of these entries, beginnings and ends; none is empty."""
+        single = array("Q", bytes(8 * len(manifest)))  # bytes from the beginning
+        several: dict[int, list[tuple[int, int]]] = defaultdict(list)
+        for entry, offset, length in zip(self.entries, self.offsets, self.lengths, strict=True):
+            if offset == single[entry]:
+                single[entry] += length
+            else:
+                several[entry].append((offset, offset + length))
+        found: dict[int, list[tuple[int, int]]] = {}
+        for entry in entries:
+            size, reached = manifest.size(entry), single[entry]
+            for begin, end in (*sorted(several.get(entry, ())), (size, size)):
+                if begin > reached:
+                    found.setdefault(entry, []).append((reached, begin))
+                reached = max(reached, end)
+        return found
+
+    def compressible(self, gaps: dict[int, list[tuple[int, int]]], ratio: float) -> dict[int, list[tuple[int, int]]]:
+        """Those gaps in entries that this table compresses to less than `ratio`, or that are small."""
+        packed: dict[int, float] = defaultdict(float)
+        sizes: dict[int, int] = defaultdict(int)
+        for frame, entry, length in zip(self.frames, self.entries, self.lengths, strict=True):
+            if entry in gaps:
+                packed[entry] += length * self.packed[frame] / self.sizes[frame]
+                sizes[entry] += length
+        return {
+            entry: ranges
+            for entry, ranges in gaps.items()
+            if sizes[entry] < _SMALL_BYTES or packed[entry] <= ratio * sizes[entry]
+        }
+
+    def add_from(self, other: FrameTable, gaps: dict[int, list[tuple[int, int]]]) -> None:
+        """Add the frames of another table that fill these gaps."""
+        if not gaps:
+            return
+        first = len(self.packs)
+        self.packs += other.packs
+        places: dict[int, int] = {}
+        for number, entry in enumerate(other.entries):
+            for begin, end in gaps.get(entry, ()):
+                offset = other.offsets[number]
+                low, high = max(begin, offset), min(end, offset + other.lengths[number])
+                if low < high:
+                    frame = other.frames[number]
+                    if frame not in places:
+                        places[frame] = len(self)
+                        self.add_frame(
+                            first + other.packs_of[frame], other.at[frame], other.packed[frame], other.sizes[frame]
+                        )
+                    self.add_piece(places[frame], entry, low, other.starts[number] + low - offset, high - low)
+
+    def dictionary(self) -> PackedRef | None:
+        """The latest dictionary."""
+        return next((pack.dictionary for pack in reversed(self.packs) if pack.dictionary), None)
+
+    def objects(self) -> tuple[ObjectRef, ...]:
+        """The packs in use, and their dictionaries."""
+        packs = [self.packs[pack] for pack in sorted(self.used())]
+        return tuple(
+            {ref: None for pack in packs for ref in (pack.object, pack.dictionary and pack.dictionary.object) if ref}
+        )
+
+    def encode(self, manifest: Manifest, *, tags: bool) -> bytes:
+        """The bytes of the index; frames in the order of packs and offsets."""
+        used = self.used()
+        packs = sorted(used)
+        rank = array("I", bytes(4 * len(self)))
+        counts = array("I", bytes(4 * len(self)))
+        for frame in self.frames:
+            counts[frame] += 1
+        rows: list[tuple[int, int, int, int, int]] = []
+        for number, pack in enumerate(packs):
+            for frame in used[pack]:
+                rank[frame] = len(rows)
+                rows.append((number, self.at[frame], self.packed[frame], self.sizes[frame], counts[frame]))
+        ranks = array("I", map(rank.__getitem__, self.frames))
+        order = array("I", sorted(range(len(ranks)), key=ranks.__getitem__))
+        columns = (self.entries, self.offsets, self.starts, self.lengths, self.tags)
+        pieces: Iterator[tuple[int, int, int, int, int]] = zip(
+            *(map(column.__getitem__, order) for column in columns), strict=True
+        )
+        return Index.encode(manifest, [self.packs[pack] for pack in packs], rows, pieces, tags=tags)

@@ -1,0 +1,138 @@
+"""The cost of a further release follows what has changed: what is read, written, and stored twice."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from perfkit.releases.publish import publisher
+from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.source_tree import SourceTree
+from tests.support.release_client import Client
+from tests.support.trees import lines, noise, write_tree
+
+MIB = 1 << 20
+
+
+@pytest.fixture
+def again(tmp_path: Path) -> Callable[..., int]:
+    """Publishes the same directory as the next version; returns the bytes written."""
+    versions = iter(range(1, 100))
+    return lambda **options: (
+        publish(str(tmp_path / "src"), str(tmp_path / "site"), version=str(next(versions)), **options).bytes_written
+    )
+
+
+def read_names(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of files that are hashed from now on."""
+    names: list[str] = []
+    hashed = SourceTree._entry
+
+    def noted(self: SourceTree, name: str, *arguments: object) -> object:
+        names.append(name)
+        return hashed(self, name, *arguments)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(SourceTree, "_entry", noted)
+    return names
+
+
+def test_unchanged_files_are_not_read_again(
+    again: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One with the size and mtime that it had is, since its ctime differs; without the rows, or with damaged ones, all
+    are. One that has just been written has no row."""
+    tree = {f"{number}": b"%04d" % number for number in range(20)}
+    src = write_tree(tmp_path / "src", tree)
+    wait_for_tick(src)
+    again()
+    names = read_names(monkeypatch)
+    before = (src / "3").stat()
+    (src / "3").write_bytes(b"abcd")
+    os.utime(src / "3", ns=(before.st_atime_ns, before.st_mtime_ns))
+    again()
+    assert names == ["3"]
+    again()
+    assert set(names) == {"3"}
+    rows = tmp_path / "site/.perfkit-publish.files"
+    for damaged in (b"", rows.read_bytes()[:100], b"{}\n" + bytes(1000)):
+        rows.write_bytes(damaged)
+        names.clear()
+        again(expires_s=100)
+        assert len(names) == 20
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.fine) == tree | {"3": b"abcd"}
+
+
+def wait_for_tick(directory: Path) -> None:
+    """Until the file system gives a later time than its files have."""
+    latest = max(path.stat().st_ctime_ns for path in directory.iterdir())
+    clock = directory.parent / "clock"
+    while not clock.exists() or clock.stat().st_mtime_ns <= latest:
+        clock.write_bytes(b"")
+
+
+def test_files_of_another_file_system_are_read(
+    again: Callable[..., int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its clock is not known, so that no row can be trusted."""
+    write_tree(tmp_path / "src", {"a": b"1"})
+    monkeypatch.setattr(publisher, "_clock_ns", lambda src, site: 0)
+    again()
+    names = read_names(monkeypatch)
+    again()
+    assert names == ["a"]
+    assert not (tmp_path / "site/.perfkit-publish.files").exists()
+
+
+def test_a_large_file_that_changes_is_not_written_again(again: Callable[..., int], tmp_path: Path) -> None:
+    """By either index, and by a delta whose equal ranges take no bytes."""
+    content = lines(1, 60_000)
+    assert len(content) > 1.5 * MIB
+    write_tree(tmp_path / "src", {"big": content})
+    again()
+    changed = content[: 5 * MIB // 4] + b"something else\n" + content[5 * MIB // 4 :]
+    write_tree(tmp_path / "src", {"big": changed})
+    assert again() < 100_000
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.fine) == client.install(client.pointer.solid) == {"big": changed}
+    assert client.follow({"big": content}) == {"big": changed}
+    assert client.pointer.deltas[0].object.bytes < 2_000
+
+
+def test_a_large_file_that_repeats_itself(again: Callable[..., int], tmp_path: Path) -> None:
+    """Equal pieces have one tag, of which the one at the same place counts."""
+    content = b"".join(noise(1, 100_000) + noise(number, 40_000) for number in range(2, 26))
+    write_tree(tmp_path / "src", {"big": content, "zeros": bytes(MIB)})
+    again()
+    changed = content[:100_000] + b"something else" + content[100_000:]
+    write_tree(tmp_path / "src", {"big": changed, "zeros": bytes(MIB) + b"."})
+    again()
+    client = Client(tmp_path / "site")
+    before = {"big": content, "zeros": bytes(MIB)}
+    after = {"big": changed, "zeros": bytes(MIB) + b"."}
+    assert client.follow(before) == client.install(client.pointer.fine) == client.install(client.pointer.solid) == after
+    assert client.pointer.deltas[0].object.bytes < 2_000
+
+
+def test_what_does_not_compress_is_stored_once(again: Callable[..., int], tmp_path: Path) -> None:
+    """Small frames serve first installs as well; large ones are made of the rest."""
+    tree = {"noise": noise(1, 2 * MIB), "text": lines(1, 5000)}
+    write_tree(tmp_path / "src", tree)
+    assert again() < 2.2 * MIB
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == tree
+
+
+def test_a_site_does_not_grow_by_its_tree(again: Callable[..., int], tmp_path: Path) -> None:
+    """Releases that change a little of a large file, with all that is kept for clients of the last day."""
+    content = bytearray(noise(2, 8 * MIB))
+    for number in range(12):
+        content[number * 500_000 : number * 500_000 + 10_000] = noise(number + 10, 10_000)
+        write_tree(tmp_path / "src", {"big": bytes(content)})
+        again(keep_deltas=0)
+    assert sum(path.stat().st_size for path in (tmp_path / "site/objects").iterdir()) < 1.6 * len(content)
+    client = Client(tmp_path / "site")
+    assert client.install(client.pointer.solid) == client.install(client.pointer.fine) == {"big": bytes(content)}

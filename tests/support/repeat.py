@@ -1,0 +1,12 @@
+"""A plugin, `pytest -p tests.support.repeat`: runs each test PERFKIT_TEST_REPEAT times, 200 by default."""
+
+from __future__ import annotations
+
+import os
+
+import pytest
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    metafunc.fixturenames.append("run_number")
+    metafunc.parametrize("run_number", range(int(os.environ.get("PERFKIT_TEST_REPEAT", "200"))))

@@ -1,0 +1,97 @@
+"""Without the system calls that only Linux or CPython has, everything works or says why not."""
+
+from __future__ import annotations
+
+import os
+import runpy
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import perfkit
+from perfkit import Config, ConfigError, Toolkit
+from perfkit.filesystem.batch.copyfile import copy_file
+from tests.support.sites import Origin
+from tests.support.trees import tree_of
+
+FILES = {f"d{number % 3}/{number}": b"%d " % number * 300 for number in range(300)}  # enough for a second process
+LATER = {**FILES, "d0/0": b"changed"}
+
+# What macOS lacks, as typeshed has it (mypy --platform darwin), and PyPy: names of modules, which are taken away.
+_WITHOUT = """
+import fcntl, gc, mmap, os, socket, sys
+for module, names in {
+    os: "O_PATH copy_file_range fdatasync getxattr setxattr listxattr sched_getaffinity posix_spawn POSIX_SPAWN_DUP2 "
+        "POSIX_SPAWN_OPEN SEEK_DATA SEEK_HOLE posix_fadvise posix_fallocate memfd_create pidfd_open splice",
+    fcntl: "F_SETLEASE F_GETLEASE F_SETSIG F_GETSIG F_NOTIFY F_SETPIPE_SZ",
+    socket: "MSG_NOSIGNAL TCP_INFO TCP_WINDOW_CLAMP TCP_USER_TIMEOUT TCP_QUICKACK TCP_KEEPIDLE AF_NETLINK",
+    gc: "get_threshold set_threshold callbacks freeze",
+    mmap: "MAP_POPULATE",
+}.items():
+    for name in names.split():
+        if hasattr(module, name):
+            delattr(module, name)
+from perfkit import libc
+libc._function = lambda name: None  # renameat2, statx, syncfs, malloc_trim
+libc._syncfs = lambda: None
+import runpy
+sys.argv[0] = "perfkit"
+runpy.run_module("perfkit", run_name="__main__")
+"""
+
+
+@pytest.mark.once
+def test_without_what_only_linux_has(origin: Origin, tmp_path: Path) -> None:
+    """Publish, sync, update, roll back, verify and get."""
+
+    def run(*arguments: object) -> None:
+        command = [sys.executable, "-c", _WITHOUT, *map(str, arguments), "--quiet"]
+        done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=120)
+        assert (done.returncode, done.stderr) == (0, ""), done.stderr
+
+    tree, source = tmp_path / "tree", tmp_path / "source"
+    for version, files in (("1", FILES), ("2", LATER)):
+        for name, data in files.items():
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes(data)
+        run("publish", source, origin.site, "--version", version)
+        run("sync", origin.url, tree)
+        assert tree_of(tree) == files
+    run("rollback", tree)
+    assert tree_of(tree) == FILES
+    run("verify", tree)
+    run("get", "-d", tmp_path / "got", f"{origin.url}/perfkit.json")
+    assert (tmp_path / "got/perfkit.json").read_bytes() == (origin.site / "perfkit.json").read_bytes()
+
+
+@pytest.mark.parametrize("size", [0, 300, 3_000_000])
+def test_copies_without_a_call_of_the_kernel(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int) -> None:
+    """Through a buffer, holes included."""
+    for name in ("copy_file_range", "SEEK_DATA"):
+        monkeypatch.delattr(os, name)
+    with (tmp_path / "f").open("wb") as file:
+        file.write(b"begin"[:size])
+        file.truncate(size)
+    assert copy_file(str(tmp_path / "f"), str(tmp_path / "copy")) in ("copy", "reflink")
+    assert (tmp_path / "copy").read_bytes() == (tmp_path / "f").read_bytes()
+
+
+def test_watching_needs_inotify(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The error says what to do instead."""
+    monkeypatch.setattr(sys, "platform", "darwin")
+    with (
+        Toolkit(Config()) as kit,
+        pytest.raises(ConfigError, match=r"inotify.*only Linux.*scan or sync"),
+        kit.watch(tmp_path),
+    ):
+        pass
+
+
+def test_windows_is_refused_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """At the import, before one of a module that Windows lacks."""
+    monkeypatch.setattr(sys, "platform", "win32")
+    assert perfkit.__file__ is not None
+    with pytest.raises(ImportError, match=r"^perfkit runs on Linux and macOS; on Windows, use it in WSL"):
+        runpy.run_path(perfkit.__file__)
