@@ -122,8 +122,8 @@ def _read_all(content: IO[bytes]) -> bytes:
     if len(data) > _MAX_UNHASHED_BYTES:
         reason = f"its signature is of the legacy form, which is for at most {_MAX_UNHASHED_BYTES >> 20} MiB"
         raise BadSignatureError(f"{reason}; sign it again with minisign -SH")
-    if len(data) == hashlib.blake2b().digest_size:  # a signature of a file, renamed to the legacy form, is one of this
-        reason = "its signature is of the legacy form, and so would be one of another file, which has it as its digest"
+    if len(data) == hashlib.blake2b().digest_size:  # as long as what the current form signs
+        reason = f"its signature is of the legacy form, which is not accepted for a file of {len(data)} bytes"
         raise BadSignatureError(f"{reason}; sign it again with minisign -SH")
     return data
 

@@ -150,11 +150,15 @@ def test_a_legacy_signature_of_a_large_file(monkeypatch: pytest.MonkeyPatch) -> 
         verify(io.BytesIO(CONTENT), Signature.parse(data), [NEW.public])
 
 
-def test_the_digest_of_a_signed_file() -> None:
-    """Its bytes are signed, too, if the signature of the file is said to be of the legacy form: they are refused."""
-    digest = hashlib.blake2b(CONTENT).digest()
-    with pytest.raises(BadSignatureError, match="as its digest"):
-        verify(io.BytesIO(digest), Signature.parse(damaged(lambda found: replace(found, hashed=False))), [NEW.public])
+def test_the_legacy_form_for_64_bytes(signed: Path) -> None:
+    """It is refused, even where it is right: the current form signs exactly as many."""
+    signed.write_bytes(bytes(64))
+    minisign("-S", "-l", "-s", signed.with_name("key"), "-m", signed)
+    signature = Signature.parse(signed.with_name("file.minisig").read_bytes())
+    with pytest.raises(
+        BadSignatureError, match=r"not accepted for a file of 64 bytes; sign it again with minisign -SH"
+    ):
+        verify(io.BytesIO(bytes(64)), signature, [NEW.public])
 
 
 @pytest.mark.parametrize("given", ["RW", "nothing-there", KEY[:-1], "RW" + "!" * 54, 7])
