@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from perfkit.cli import command_parser, main
-from perfkit.cli.settings_file import read_trees
+from perfkit.cli.named_trees import read_trees
 from tests.support.sites import Origin
 from tests.support.tools import need
 
@@ -48,8 +48,7 @@ def test_commands() -> None:
 
 
 def test_settings() -> None:
-    sync = command_parser().commands()["sync"].filled()
-    trees = read_trees(str(FILES / "perfkit.toml"), sync)
+    trees = read_trees(FILES / "perfkit.toml")
     assert set(trees) == {"rules", "lists"}
     assert all(tree.dest.startswith("/var/lib/perfkit/") for tree in trees.values())
 

@@ -113,19 +113,21 @@ class PackRoute:
             except ManifestError as error:
                 failures.append(error)
 
-        with contextlib.closing(fetched):
-            asked_s = time.monotonic()
-            for each in fetched:
-                waiting.append(each)
-                if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode while waiting
-                    decode()
+        try:
+            with contextlib.closing(fetched):
                 asked_s = time.monotonic()
-        left = staging.missing(missing)
-        with staging.show_progress(files=len(left), total_bytes=staging.expected.index.bytes_of(left)):
-            self._find_seeds(local).write(local, self._manifest, staging)
-            while waiting:
-                decode()
-        staging.discard_partial()
+                for each in fetched:
+                    waiting.append(each)
+                    if time.monotonic() - asked_s >= _WAIT_S:  # the network is what takes time: decode while waiting
+                        decode()
+                    asked_s = time.monotonic()
+            left = staging.missing(missing)
+            with staging.show_progress(files=len(left), total_bytes=staging.expected.index.bytes_of(left)):
+                self._find_seeds(local).write(local, self._manifest, staging)
+                while waiting:
+                    decode()
+        finally:
+            staging.discard_partial()
         trim_heap()
         if failures or staging.missing(missing):
             self._delete(ranges)
