@@ -26,8 +26,9 @@ _KEPT = 0x40E  # MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, which statvfs(3) ha
 
 
 def main(root: str, timeout_s: float, words: list[str]) -> None:
-    """Run the command, and write to standard output a line with its exit code and then the end of its output. In place
-    of the code: `timeout`; `errno` and its number, where the command can't be run.
+    """Run the command with the standard input of this process, and write to standard output a line with its exit code
+    and then the end of its output. In place of the code: `timeout`; `errno` and its number, where the command can't be
+    run.
     """
     libc = ctypes.CDLL(None)
     libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -35,7 +36,6 @@ def main(root: str, timeout_s: float, words: list[str]) -> None:
     _protect(libc, root)
     said, output = os.pipe()
     actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
         (os.POSIX_SPAWN_DUP2, output, 1),
         (os.POSIX_SPAWN_DUP2, output, 2),
     ]

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
@@ -29,16 +29,20 @@ if TYPE_CHECKING:
 __all__ = ["OnChange", "check_command"]
 
 
-def check_command(command: str, timeout_s: float) -> Check:
+def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
     """A check for `Toolkit.sync` that runs a command, in which `{}` stands for the tree as it will be.
 
-    The command has the same path in `$PERFKIT_STAGED`, and the versions in `$PERFKIT_VERSION` and
-    `$PERFKIT_PREVIOUS_VERSION`. Processes that it leaves behind are killed, and root's can't write to the tree.
+    The command has the same path in `$PERFKIT_STAGED`, the versions in `$PERFKIT_VERSION` and
+    `$PERFKIT_PREVIOUS_VERSION`, and the names that change on standard input. Processes that it leaves behind are
+    killed, and root's can't write to the tree.
+
+    Args:
+        null: end names with NUL instead of a line feed.
 
     Raises:
         ConfigError: there is no such program.
     """
-    words = _words("--check", command)
+    words, end = _words("--check", command), "\0" if null else "\n"
 
     def check(staged: StagedTree) -> None:
         variables = {
@@ -46,8 +50,9 @@ def check_command(command: str, timeout_s: float) -> Check:
             "PERFKIT_VERSION": staged.version,
             "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
         }
+        lines = (name + end for name in sorted({*staged.added, *staged.changed, *staged.removed}))
         try:
-            _run_check([word.replace("{}", staged.path) for word in words], variables, staged.root, timeout_s)
+            _run_check([word.replace("{}", staged.path) for word in words], variables, lines, staged.root, timeout_s)
         except OSError as error:  # which says nothing of the version
             raise ConfigError(f"--check: {words[0]} can't be run: {error.strerror}") from error
 
@@ -148,8 +153,11 @@ def _words(option: str, command: str) -> list[str]:
     return words
 
 
-def _run_check(words: list[str], variables: Mapping[str, str], root: str, timeout_s: float) -> None:
-    """Run a command to its end, without a shell; then what it started and left running is killed.
+def _run_check(
+    words: list[str], variables: Mapping[str, str], lines: Iterable[str], root: str, timeout_s: float
+) -> None:
+    """Run a command to its end, without a shell, with these lines on standard input; then what it started and left
+    running is killed.
 
     Args:
         root: where it can't write, if this process is root's and may create mounts.
@@ -163,9 +171,10 @@ def _run_check(words: list[str], variables: Mapping[str, str], root: str, timeou
     command = [python, "-I", "-S", check_process.__file__, root, str(timeout_s), *words]
     with (
         _terminable(),
+        _file_of(lines) as given,
         subprocess.Popen(
             command,
-            stdin=subprocess.DEVNULL,
+            stdin=given,
             stdout=subprocess.PIPE,
             env={**os.environ, **variables},
             start_new_session=True,
@@ -196,6 +205,15 @@ def _quoted(said: bytes) -> str:
     return f": {text}" if text else ""
 
 
+@contextlib.contextmanager
+def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
+    """A file for standard input: unlike a pipe, it blocks nobody where the command does not read it."""
+    with tempfile.TemporaryFile() as file:
+        file.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
+        file.seek(0)
+        yield file
+
+
 def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -> None:
     """Run a command to its end, without a shell, with these lines on standard input.
 
@@ -203,9 +221,7 @@ def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -
         CommandFailedError: it exited with another code than 0, or was killed.
         OSError: it can't be run.
     """
-    with _terminable(), tempfile.TemporaryFile() as given, tempfile.TemporaryFile() as said:
-        given.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
-        given.seek(0)
+    with _terminable(), _file_of(lines) as given, tempfile.TemporaryFile() as said:
         process = subprocess.Popen(
             words,
             stdin=given,

@@ -79,7 +79,8 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     what = "hash every file of the tree, even if its size and times are unchanged"
     sync.add_argument("--check-contents", action="store_true", help=what)
-    sync.add_argument("--check", metavar="CMD", help="run before anything changes; {} is the tree as it will be")
+    what = "run before anything changes; {} is the tree as it will be; has the changed names on standard input"
+    sync.add_argument("--check", metavar="CMD", help=what)
     sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
     sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
@@ -87,7 +88,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
     sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
     sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
-    sync.add_argument("--null", action="store_true", help="end these names with NUL instead of a line feed")
+    sync.add_argument("--null", action="store_true", help="end the names with NUL instead of a line feed")
     interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
     sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
     sync.add_argument("--now", action="store_true", help="ask before that, and before the time that a server has set")
@@ -144,7 +145,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
 
     chosen, on_change = _chosen(arguments), None
     if arguments.check is not None:
-        chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout))
+        chosen["check"] = check_command(arguments.check, parse_seconds(arguments.check_timeout), null=arguments.null)
     if arguments.on_change is not None:
         on_change = OnChange(arguments.on_change, arguments.dest, null=arguments.null)
     if (left := _not_due(kit, arguments)) is not None:

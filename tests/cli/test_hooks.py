@@ -43,16 +43,19 @@ def test_exit_code(cli_origin: Origin) -> None:
 
 
 def test_a_check_that_passes(cli_origin: Origin, tmp_path: Path) -> None:
-    """It has the tree in an argument and in the environment, and both versions."""
+    """It has the tree in an argument and in the environment, both versions, and the names that change."""
     code = """
 assert open(f"{sys.argv[1]}/README").read() == open(os.environ["PERFKIT_STAGED"] + "/README").read()
-print(os.environ["PERFKIT_PREVIOUS_VERSION"], os.environ["PERFKIT_VERSION"], file=open("seen", "a"))
+versions = os.environ["PERFKIT_PREVIOUS_VERSION"], os.environ["PERFKIT_VERSION"]
+print(*versions, repr(sys.stdin.read()), file=open("seen", "a"))
 """
     check = python(tmp_path, code) + " {}"
     assert sync(cli_origin, "--check", check) == 0
     cli_origin.publish(TWO, "2")
-    assert sync(cli_origin, "--check", check) == 0
-    assert (tmp_path / "seen").read_text() == " 1\n1 2\n"
+    assert sync(cli_origin, "--check", check, "--null") == 0
+    all_names = "".join(f"{name}\n" for name in sorted(ONE))
+    different = "".join(f"{name}\0" for name in sorted({*ONE, *TWO}) if ONE.get(name) != TWO.get(name))
+    assert (tmp_path / "seen").read_text() == f" 1 {all_names!r}\n1 2 {different!r}\n"
 
 
 def test_a_check_that_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
