@@ -1,4 +1,7 @@
-"""The body of an answer as it comes: watched for stalls, throttled, and cut to the range that was requested."""
+"""The body of an answer as it comes: watched for stalls, throttled, and cut to the range that was requested.
+
+A stall is too little in a while; a server that is silent altogether meets the read time-out, which `http.session` sets.
+"""
 
 from __future__ import annotations
 

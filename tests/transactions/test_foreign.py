@@ -142,6 +142,15 @@ def test_journal_that_removes_directories_outside(foreign: Path) -> None:
     assert (foreign.parent / "empty").is_dir()
 
 
+def test_journal_that_removes_a_directory_with_a_name_that_no_file_may_have(foreign: Path) -> None:
+    """It was there before the tree was managed, and a commit emptied it."""
+    (foreign / "a.").mkdir()
+    plant_journal(foreign, "rmdir", "a.", "", None)
+    with Tree(foreign):
+        pass
+    assert not (foreign / "a.").exists()
+
+
 def test_states(foreign: Path) -> None:
     """Generations are ascending whole numbers: they become names of files."""
     for state in (
