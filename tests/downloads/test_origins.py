@@ -15,6 +15,7 @@ from perfkit import (
     Request,
     Toolkit,
 )
+from perfkit.downloads.http.semantics import Version
 from tests.support.fakes import Exchange, Start
 from tests.support.kits import MakeKit
 from tests.support.network import BODY, SHA256, serve_body
@@ -28,9 +29,11 @@ def test_mirrors_in_order(kit: Toolkit, misbehaving: Start, out: Path) -> None:
         dead = f"http://127.0.0.1:{listener.getsockname()[1]}/f"
     refusing, good = misbehaving(lambda x: x.respond("404 Not Found")), misbehaving(serve_body)
     mirrors = [f"{refusing.url}/f", f"{good.url}/f"]
-    kit.download(dead, out / "f", mirrors=mirrors, checksum=SHA256)
+    download = kit.download(dead, out / "f", mirrors=mirrors, checksum=SHA256)
     assert (out / "f").read_bytes() == BODY
     assert len(refusing.requests) == 1
+    assert download.version == Version()  # no other server's, which would mean something else at the first
+    assert kit.download(f"{good.url}/f", out / "g").version != Version()
 
 
 def test_a_mirror_finishes_what_the_origin_began(kit: Toolkit, misbehaving: Start, out: Path) -> None:
