@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
+from typing import Protocol
 
 from perfkit.contrib.dask.cluster import ClusterState, ShardCount
-from perfkit.downloads.request import Download
 from perfkit.progress.meter import FileProgress, Progress, Silent, Snapshot
 from perfkit.progress.pace import Pace
 
@@ -15,15 +15,24 @@ __all__ = ["ClusterProgress"]
 _ACTIVE = 8  # files that are shown
 
 
+class Result(Protocol):
+    """What became of a file, or of a host."""
+
+    @property
+    def error(self) -> Exception | None: ...
+    @property
+    def bytes(self) -> int: ...
+
+
 class ClusterProgress:
     """Adds up the shards that have ended and what the workers report of those that run.
 
     Args:
-        sizes: of all files, None for those that are unknown.
+        sizes: of all files, or hosts; None for those that are unknown.
         known: results that there are already.
     """
 
-    def __init__(self, progress: Progress | None, sizes: Sequence[int | None], known: Iterable[Download]) -> None:
+    def __init__(self, progress: Progress | None, sizes: Sequence[int | None], known: Iterable[Result]) -> None:
         self._progress = progress or Silent()
         self._files = len(sizes)
         self._known_bytes = sum(size or 0 for size in sizes)
@@ -36,13 +45,13 @@ class ClusterProgress:
         self._began_s = time.monotonic()
         self._pace = Pace(self._began_s)
 
-    def _count(self, results: Iterable[Download]) -> None:
+    def _count(self, results: Iterable[Result]) -> None:
         for each in results:
             self._ended.files += 1
             self._ended.failed += each.error is not None
             self._ended.bytes += each.bytes
 
-    def ended(self, number: int, results: Sequence[Download]) -> None:
+    def ended(self, number: int, results: Sequence[Result]) -> None:
         """A shard has ended, whatever its worker reported of it."""
         self._running.pop(number, None)
         self._over.add(number)
@@ -72,12 +81,12 @@ class ClusterProgress:
             files_total=self._files,
             files_done=files - failed,
             files_failed=failed,
-            received_bytes=received,
+            received_bytes=self._most,
             total_bytes=total,
             known_bytes=self._known_bytes,
             resumed_bytes=self._resumed,
             speed_bytes_per_s=speed,
-            eta_s=self._pace.eta_s(None if total is None else max(0, total - received)),
+            eta_s=self._pace.eta_s(None if total is None else max(0, total - self._most)),
             elapsed_s=now - self._began_s,
             active=tuple(active[:_ACTIVE]),
             finished=(),

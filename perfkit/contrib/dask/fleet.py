@@ -13,8 +13,10 @@ from typing import Any
 from distributed import Client, Future, as_completed
 
 from perfkit.config import Config
-from perfkit.contrib.dask.cluster import on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster import ClusterState, on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster_progress import ClusterProgress
 from perfkit.errors import ConfigError, PerfkitError, UpdateError
+from perfkit.progress.meter import Progress
 from perfkit.toolkit import Toolkit
 from perfkit.updates.status import TreeStatus
 
@@ -93,6 +95,7 @@ class _Host:
     address: str
     dest: str
     labels: Collection[str] = field(default=())
+    number: int = 0
 
 
 def sync_fleet(
@@ -103,6 +106,7 @@ def sync_fleet(
     waves: Waves | None = None,
     check: Callable[[str], object] | None = None,
     config: Config | None = None,
+    progress: Progress | None = None,
     **options: Any,
 ) -> list[HostReport]:
     """Bring a tree up to date on every worker of a cluster: run one worker on each host.
@@ -115,6 +119,8 @@ def sync_fleet(
         waves: by default all hosts at once, of which none may fail.
         check: called on each host, with the path of the tree, after its sync; an exception is a failure of the host.
         config: settings of the workers' Toolkits; `rate_limit` and `connections_per_host` are limits for all together.
+        progress: displays how many hosts are done, their bytes, and the files that are under way on all of them, such
+            as `Bars()`; none by default.
         options: as for `Toolkit.sync`, such as `release` and `public_keys`.
 
     Returns:
@@ -128,16 +134,18 @@ def sync_fleet(
     hosts = _hosts(client, os.fspath(dest), waves)
     reports = {host.name: HostReport(host=host.name) for host in hosts}
     order: list[str] = []
+    display = ClusterProgress(progress, [None] * len(hosts), ())
     with toolkits(client, config or Config()) as name:
         for number, wave in enumerate(_cut(hosts, waves.sizes), 1):
             if number > 1:
                 time.sleep(waves.pause_s)
             generations: dict[str, int] = {}
-            for host, outcome in _on_each(client, name, wave, _sync, source, check, options):
+            for host, outcome in _on_each(client, name, wave, _sync, source, check, options, seen=display.update):
                 report, generations[host.name] = (
                     (HostReport(host=host.name, error=outcome), 0) if isinstance(outcome, Exception) else outcome
                 )
                 reports[host.name] = replace(report, host=host.name, wave=number)
+                display.ended(host.number, [reports[host.name]])
                 order.append(host.name)
             failed = sum(reports[host.name].error is not None for host in wave)
             if failed > waves.most_failed * len(wave):
@@ -145,6 +153,7 @@ def sync_fleet(
                 for host, outcome in _on_each(client, name, changed, _roll_back, generations):
                     reports[host.name] = _rolled_back(reports[host.name], outcome)
                 break
+    display.finish()
     return [reports[each] for each in (*order, *sorted(reports.keys() - set(order)))]
 
 
@@ -182,7 +191,7 @@ def _hosts(client: Client, dest: str, waves: Waves) -> list[_Host]:
         name = str(worker["name"])
         labels = worker["resources"] if waves.labels is None else waves.labels.get(name, ())
         hosts.append(_Host(name, address, dest.replace("{host}", name), tuple(labels)))
-    return sorted(hosts, key=lambda host: host.name)
+    return [replace(host, number=number) for number, host in enumerate(sorted(hosts, key=lambda host: host.name))]
 
 
 def _share(size: str) -> float:
@@ -209,9 +218,18 @@ def _cut(hosts: Sequence[_Host], sizes: Sequence[int | str]) -> list[list[_Host]
 
 
 def _on_each(
-    client: Client, name: str, hosts: Sequence[_Host], function: Callable[..., Any], *arguments: Any
+    client: Client,
+    name: str,
+    hosts: Sequence[_Host],
+    function: Callable[..., Any],
+    *arguments: Any,
+    seen: Callable[[ClusterState], None] = lambda state: None,
 ) -> Iterator[tuple[_Host, Any]]:
-    """Run `function(name, host, *arguments)` on each host; yields what each returned or raised, as they end."""
+    """Run `function(name, host, *arguments)` on each host; yields what each returned or raised, as they end.
+
+    Args:
+        seen: called, now and then, with what the workers report.
+    """
     running: dict[Future[Any], _Host] = {}
     for host in hosts:
         key = f"perfkit{function.__name__}-{name.rpartition('-')[2]}-{host.name}"
@@ -220,12 +238,13 @@ def _on_each(
     completed = as_completed(list(running), loop=client.loop)  # type: ignore[no-untyped-call]
     try:
         while running:
-            present = state_of(client, name).threads
+            state = state_of(client, name)
+            seen(state)
             ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
             for future in ended:
                 if future in running:
                     yield running.pop(future), future.exception() or future.result()
-            for future in [future for future, host in running.items() if host.address not in present]:
+            for future in [future for future, host in running.items() if host.address not in state.threads]:
                 host = running.pop(future)
                 future.cancel()  # type: ignore[no-untyped-call]
                 yield host, UpdateError(f"the worker of {host.name} was lost; see to it, and repeat the call")
@@ -244,7 +263,7 @@ def _sync(
     before = _standing(worker.kit, host.dest)
     report = HostReport(host=host.name, before=before.version, after=before.version)
     began_s = time.monotonic()
-    with worker.shard(0):
+    with worker.shard(host.number):
         try:
             done = worker.kit.sync(source, host.dest, **options)
             report = replace(report, after=done.version, bytes=done.bytes_received)

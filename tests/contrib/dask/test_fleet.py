@@ -17,12 +17,18 @@ def check(path):
     if open(path + "/a").read() == rest[1]: raise ValueError("it does not start")
 def lose(path):
     if path.endswith(rest[1]): os._exit(9)
-waves = Waves(sizes=("canary", "100%"))
-done = sync_fleet(client, url, dest + "/{host}", waves=waves, check=lose if rest[2:] else check, allow_older=True)
+class Shown:
+    def update(self, snapshot): pass
+    def finish(self, snapshot):
+        self.last = [snapshot.files_total, snapshot.files_done, snapshot.files_failed, snapshot.received_bytes > 0]
+shown, waves = Shown(), Waves(sizes=("canary", "100%"))
+options = {"check": lose if rest[2:] else check, "progress": shown, "allow_older": True}
+done = sync_fleet(client, url, dest + "/{host}", waves=waves, **options)
 known = status_fleet(client, dest + "/{host}")
 print(json.dumps([
     [[each.host, each.wave, each.before, each.after, each.rolled_back, str(each.error or "")] for each in done],
     {each.host: each.status and each.status.version for each in known},
+    shown.last,
 ]))
 """
 
@@ -32,16 +38,18 @@ def test_waves_stop_at_a_failure(cluster: Cluster, origin: Origin, out: Path) ->
     passed over by the next sync, which 3 ends.
     """
     origin.publish({"a": b"good"}, "1")
-    told, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    told, known, shown = cluster.run(SYNC, out, origin.url, "2", "bad")
     assert told == [["one", 1, None, "1", False, ""], ["two", 2, None, "1", False, ""]]
     assert known == {"one": "1", "two": "1"}
+    assert shown == [2, 2, 0, True]
     origin.publish({"a": b"bad"}, "2")
-    told, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    told, known, shown = cluster.run(SYNC, out, origin.url, "2", "bad")
+    assert shown == [2, 0, 1, True]
     assert told == [["one", 1, "1", "1", True, "it does not start"], ["two", None, None, None, False, ""]]
     assert known == {"one": "1", "two": "1"}
     assert (out / "one" / "a").read_bytes() == b"good"
     origin.publish({"a": b"better"}, "3")
-    _, known = cluster.run(SYNC, out, origin.url, "2", "bad")
+    _, known, _ = cluster.run(SYNC, out, origin.url, "2", "bad")
     assert known == {"one": "3", "two": "3"}
 
 
@@ -53,7 +61,7 @@ def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Pat
     with Cluster(tmp_path / "cluster") as cluster:
         for name in ("kept", "lost"):
             cluster.add_worker(name)
-        told, known = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")
+        told, known, _ = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")
     assert known == {"kept": None}
     kept, lost = sorted(told)
     assert kept == ["kept", 1, None, None, True, ""]
