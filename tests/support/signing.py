@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+
+import pytest
 
 from perfkit.minisign.public_keys import PublicKey
 from perfkit.minisign.secret_keys import SecretKey
@@ -14,7 +17,7 @@ from perfkit.minisign.signatures import load_ed25519
 from perfkit.releases.format import signature_path
 from perfkit.releases.publish.publisher import publish
 from perfkit.releases.publish.site import Site
-from tests.support.trees import Tree, write_tree
+from tests.support.trees import Tree, tree_of, write_tree
 
 
 def make_key(number: int) -> SecretKey:
@@ -49,3 +52,14 @@ def signature_file(site: Path, key: SecretKey) -> Path:
     """Where the signature of the current pointer by this key is, or would be."""
     sha256 = hashlib.sha256((site / "perfkit.json").read_bytes()).hexdigest()
     return site / signature_path(sha256, key.public.name)
+
+
+@contextlib.contextmanager
+def refused(tree: Path, error: type[Exception]) -> Iterator[pytest.ExceptionInfo[Exception]]:
+    """Inside, something fails, which leaves the tree and what it remembers of signers as they were."""
+    before, trust = tree_of(tree), tree / ".perfkit/trust"
+    record = trust.read_bytes() if trust.exists() else None
+    with pytest.raises(error) as failure:
+        yield failure
+    assert tree_of(tree) == before
+    assert (trust.read_bytes() if trust.exists() else None) == record
