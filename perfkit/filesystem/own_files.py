@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterator
 from typing import IO, Any, TypeVar
 
 from perfkit.errors import UpdateError
+from perfkit.libc import sync_file
 
-__all__ = ["create_own", "open_own", "read_record", "replace_own"]
+__all__ = ["create_own", "open_own", "read_record", "replace_own", "write_record"]
 
 T = TypeVar("T")
 
@@ -57,6 +58,18 @@ def read_record(path: str, parse: Callable[[Any], T], remedy: str) -> T | None:
         return None
     except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
         raise UpdateError(f"{path} is damaged ({error}); {remedy}") from error
+
+
+def write_record(path: str, record: Any, mode: int = 0o600) -> None:
+    """Replace a JSON file that `read_record` reads; when this returns, it is on disk.
+
+    Raises:
+        OSError: as `replace_own`.
+    """
+    with replace_own(path, mode) as file:
+        file.write(json.dumps(record).encode())
+        file.flush()
+        sync_file(file.fileno())
 
 
 def create_own(path: str, mode: int = 0o600) -> int:

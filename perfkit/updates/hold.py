@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import time
 from collections.abc import Iterable
@@ -13,13 +12,24 @@ from typing import Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import read_record, replace_own
-from perfkit.libc import sync_file
+from perfkit.filesystem.own_files import read_record, write_record
 from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
-__all__ = ["Hold", "HoldReason", "add_hold", "hold", "hold_on", "is_time", "pin", "read_holds", "unhold", "write_holds"]
+__all__ = [
+    "Hold",
+    "HoldReason",
+    "add_hold",
+    "hold",
+    "hold_on",
+    "is_time",
+    "pin",
+    "read_holds",
+    "unhold",
+    "with_hold",
+    "write_holds",
+]
 
 _YEAR_5000 = 95_617_584_000
 
@@ -125,14 +135,17 @@ def is_time(seconds: float) -> bool:
 
 
 def add_hold(root: str, hold: Hold) -> None:
-    """Pass over a release, too: of two releases that were rolled back from, one after the other, neither comes back.
-    The caller has the tree's lock.
+    """Pass over a release, too. The caller has the tree's lock.
 
     Raises:
         UpdateError, OSError: the record is damaged, or can't be written.
     """
-    others = [each for each in read_holds(root) if not each.covers(hold.source, hold.version, hold.serial)]
-    write_holds(root, [*others, hold])
+    write_holds(root, with_hold(read_holds(root), hold))
+
+
+def with_hold(holds: Iterable[Hold], hold: Hold) -> list[Hold]:
+    """These and another one: of two releases that were rolled back from, one after the other, neither comes back."""
+    return [*(each for each in holds if not each.covers(hold.source, hold.version, hold.serial)), hold]
 
 
 def write_holds(root: str, holds: Iterable[Hold]) -> None:
@@ -147,7 +160,4 @@ def write_holds(root: str, holds: Iterable[Hold]) -> None:
             with contextlib.suppress(FileNotFoundError):
                 os.unlink(each)
         return
-    with replace_own(path, 0o644) as file:
-        file.write(json.dumps({"holds": records}).encode())
-        file.flush()
-        sync_file(file.fileno())
+    write_record(path, {"holds": records}, 0o644)

@@ -18,7 +18,7 @@ from perfkit.transactions.history import History, Pruned, read_current
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Generation
-from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
+from perfkit.updates.hold import Hold, HoldReason, hold_on, read_holds, with_hold, write_holds
 from perfkit.updates.installed import Installed, managed_tree, read_installed, require_managed
 from perfkit.updates.report import SyncReport
 
@@ -68,9 +68,10 @@ def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None
             if after.version is not None:
                 write_holds(root, [hold_on(HoldReason.PIN, after.source, after.version, after.serial)])
             return
-        write_holds(root, [held for held in holds if held.version != after.version])
+        kept = [held for held in holds if held.version != after.version]
         if left and before.version is not None and before.version != after.version:
-            add_hold(root, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
+            kept = with_hold(kept, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
+        write_holds(root, kept)
     except OSError as error:
         _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import io
-import json
 import logging
 import os
 from collections.abc import Callable, Iterable
@@ -12,8 +11,7 @@ from typing import Any, NamedTuple
 
 from perfkit.downloads.http.urls import is_loopback, origin_of
 from perfkit.errors import ConfigError, HTTPStatusError, IntegrityError, SignatureError
-from perfkit.filesystem.own_files import read_record, replace_own
-from perfkit.libc import sync_file
+from perfkit.filesystem.own_files import read_record, write_record
 from perfkit.minisign.public_keys import AnyKey, PublicKey, read_public_keys
 from perfkit.redact import redacted
 from perfkit.releases.format import signature_path
@@ -114,10 +112,7 @@ class Trust(NamedTuple):
             "pointer": self.pointer,
             "serial": self.serial,
         }
-        with replace_own(os.path.join(self.root, layout.TRUST)) as file:
-            file.write(json.dumps(record).encode())
-            file.flush()
-            sync_file(file.fileno())
+        write_record(os.path.join(self.root, layout.TRUST), record)
 
     def verify(self, pointer: bytes, given: Signers | None, url: str, fetch: Callable[[str], bytes]) -> Trust:
         """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.

@@ -13,8 +13,7 @@ from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import Item
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import ConfigError
-from perfkit.filesystem.own_files import replace_own
-from perfkit.libc import sync_file
+from perfkit.filesystem.own_files import write_record
 
 __all__ = ["Checkpoint", "identity_of"]
 
@@ -62,10 +61,7 @@ class Checkpoint:
             return
         done = {self._key(item): asdict(each) for item, each in results if each.error is None}
         if done:
-            with replace_own(os.path.join(self._directory, f"{uuid.uuid4().hex}{_SUFFIX}")) as file:
-                file.write(json.dumps(done).encode())
-                file.flush()
-                sync_file(file.fileno())
+            write_record(os.path.join(self._directory, f"{uuid.uuid4().hex}{_SUFFIX}"), done)
 
     def _key(self, item: Item) -> str:
         options: tuple[object, ...] = ()
