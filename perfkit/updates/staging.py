@@ -309,6 +309,10 @@ class StagingArea:
             os.close(self._writing.descriptor)
             self._writing = None
 
+    def path_so_far(self, digest: bytes) -> str:
+        """The file of a blob that `writer` has begun to write, or has written."""
+        return self._path(digest) + ("~" if digest in self._left else "")
+
     def discard_partial(self) -> None:
         """Discard incomplete blobs: a route has ended, and the next one writes them from their beginning."""
         self._close()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from perfkit import Toolkit
 from perfkit.errors import ManifestError
 from perfkit.releases.format import differences
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
@@ -18,8 +19,9 @@ from perfkit.releases.format.differences import encode_differences, restore
 from perfkit.releases.format.zstd import compress, decompress
 from perfkit.releases.publish import delta_encoder
 from perfkit.releases.publish.publisher import publish
+from perfkit.server.server import Server
 from tests.support.release_client import Client, manifest_of
-from tests.support.trees import Tree, write_tree
+from tests.support.trees import Tree, tree_of, write_tree
 
 pytestmark = pytest.mark.once
 
@@ -82,18 +84,30 @@ def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     assert not any(group.differences for group in groups_of(client))
 
 
+def restored(frame: bytes, decoded: int, size: int, sources: Sequence[bytes], gaps: Sequence[int]) -> bytearray:
+    """What a client makes of a frame that comes in parts."""
+    parts = (frame[start : start + 1000] for start in range(0, len(frame), 1000))
+    pieces = zip(gaps, map(len, sources), strict=True)
+    return restore(parts, decoded, size - sum(map(len, sources)), bytearray(b"".join(sources)), pieces)
+
+
 @settings(max_examples=200, deadline=None, derandomize=True)
 @given(
     prediction=st.binary(max_size=2000),
     edits=st.lists(st.tuples(st.integers(0, 1999), st.binary(max_size=30)), max_size=20),
+    gap=st.integers(0, 100),
 )
-def test_any_differences_come_back(prediction: bytes, edits: list[tuple[int, bytes]]) -> None:
+def test_any_differences_come_back(prediction: bytes, edits: list[tuple[int, bytes]], gap: int) -> None:
+    """With bytes in a gap and at the end that no source has."""
     content = bytearray(prediction)
     for place, data in edits:
         content[place : place + len(data)] = data[: max(0, len(content) - place)]
-    frame, decoded = encode_differences(bytes(content), prediction)
+    half = len(prediction) // 2
+    gaps = (0, min(gap, half))
+    sources = (prediction[: half - gaps[1]], prediction[half:-5])
+    frame, decoded = encode_differences(bytes(content), sources, gaps)
     assert decoded <= len(prediction)
-    assert b"".join(restore(iter((frame,)), decoded, bytearray(prediction))) == content
+    assert restored(frame, decoded, len(content), sources, gaps) == content
 
 
 @pytest.mark.parametrize(("step", "in_runs"), [(90_001, True), (3, False)])
@@ -102,10 +116,20 @@ def test_few_and_many_differences_over_several_chunks(step: int, in_runs: bool) 
     prediction = random.Random(step).randbytes(400_000)
     content = bytearray(prediction)
     content[::step] = bytes(byte + 1 & 0xFF for byte in content[::step])
-    frame, decoded = encode_differences(bytes(content), prediction)
+    frame, decoded = encode_differences(bytes(content), [prediction], [0])
     assert (decoded < len(content)) == in_runs
-    parts = (frame[start : start + 1000] for start in range(0, len(frame), 1000))
-    assert b"".join(restore(parts, decoded, bytearray(prediction))) == content
+    assert restored(frame, decoded, len(content), [prediction], [0]) == content
+
+
+def test_each_coder_where_it_is_smaller() -> None:
+    """bzip2 for scattered small numbers, LZMA2 for what repeats at a distance."""
+    noise = random.Random(4)
+    sparse = bytearray(500_000)
+    for place in noise.choices(range(len(sparse)), k=40_000):
+        sparse[place] = noise.choice(b"\1\2\3\4\5\6\7")
+    block = noise.randbytes(950_000)
+    frames = [encode_differences(content, [bytes(len(content))], [0])[0] for content in (bytes(sparse), block * 2)]
+    assert [frame.startswith(b"BZh") for frame in frames] == [True, False]
 
 
 def mutated(frame: bytes) -> Iterator[bytes]:
@@ -119,21 +143,25 @@ def mutated(frame: bytes) -> Iterator[bytes]:
     yield frame + b"x"
 
 
+@pytest.mark.parametrize("coder", ["lzma", "bz2"])
 @pytest.mark.parametrize("content", [b"\0" * 900 + b"changed" + b"\0" * 900, bytes(range(256)) * 2])
-def test_damaged_differences(content: bytes) -> None:
+def test_damaged_differences(content: bytes, coder: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """They give other content of the right size, or a typed error."""
-    frame, decoded = encode_differences(content, bytes(len(content)))
+    monkeypatch.setattr(getattr(differences, coder), "compress", lambda *_, **__: bytes(1 << 20))  # the other one wins
+    sources, gaps = [bytes(300), bytes(len(content) - 400)], [50, 10]
+    frame, decoded = encode_differences(content, sources, gaps)
+    assert frame.startswith(b"BZh") == (coder == "lzma")
     for bad in mutated(frame):
         try:
-            assert sum(map(len, restore(iter((bad,)), decoded, bytearray(len(content))))) == len(content)
+            assert len(restored(bad, decoded, len(content), sources, gaps)) == len(content)
         except ManifestError:
             continue
 
 
 def test_a_python_without_lzma(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(differences, "lzma", None)
-    with pytest.raises(ManifestError, match="needs CPython's lzma module"):
-        list(restore(iter((b"",)), 1, bytearray(1)))
+    with pytest.raises(ManifestError, match="needs CPython's bz2 and lzma modules"):
+        restore(iter((b"",)), 1, 0, bytearray(1), [(0, 1)])
 
 
 def delta_of(group: Group, frame: bytes) -> Delta:
@@ -147,9 +175,11 @@ def delta_of(group: Group, frame: bytes) -> Delta:
 @pytest.mark.parametrize(
     ("group", "message"),
     [
-        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 301, (0,)), "longer than what they belong to"),
-        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 300, (1,)), "longer than what they belong to"),
-        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 300, (1 << 31,)), "more than"),
+        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 301, (0,)), "longer or shorter than what they belong to"),
+        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 300, (1,)), "longer or shorter than what they belong to"),
+        (Group((Span(0, 0, 300),), (Span(0, 0, 300),), 9, 300, (1 << 31,)), "longer or shorter"),
+        (Group((Span(0, 0, 200),), (Span(0, 0, 300),), 9, 99, (50,)), "longer or shorter"),
+        (Group((Span(1, 0, 1),), (Span(0, 0, 300),), 9), "new content that comes later"),
     ],
 )
 def test_differences_that_lie_are_refused(group: Group, message: str) -> None:
@@ -163,10 +193,10 @@ def test_runs_that_lie_are_refused() -> None:
     one = (1).to_bytes(4, "little")
     for gap, length, rest in ((90, 20, b"x" * 20), (0, 1, b"xy"), (0, 5, b"x")):
         runs = one + gap.to_bytes(4, "little") + length.to_bytes(4, "little") + rest
-        frame, decoded = encode_differences(runs, bytes(len(runs)))
+        frame, decoded = encode_differences(runs, [], [])
         assert decoded == len(runs)
         with pytest.raises(ManifestError):
-            list(restore(iter((frame,)), decoded, bytearray(100)))
+            restored(frame, decoded, 100, [bytes(100)], [0])
 
 
 def test_a_delta_of_version_1_is_read() -> None:
@@ -183,9 +213,38 @@ def test_a_delta_of_version_1_is_read() -> None:
     before_sources = 16 + 20 + 12  # counts, one slice, one group
     first = table[:before_sources] + table[before_sources + 4 : before_sources + 20] + table[before_sources + 24 :]
     smaller = compress(first)
-    head = data[:80].replace(b"delta 2", b"delta 1") + len(smaller).to_bytes(4, "little")
+    head = data[:80].replace(b"delta 3", b"delta 1") + len(smaller).to_bytes(4, "little")
     delta = Delta.open(io.BytesIO(head + len(first).to_bytes(4, "little") + smaller + data[88 + packed :]))
     assert delta.new_manifest(old).raw == new.raw
     made = bytearray()
     delta.apply(delta.groups(old, new), lambda span: b"old" * 100, lambda entry, offset, data: made.extend(data))
     assert made == b"new" * 100
+
+
+def test_a_delta_of_another_version_is_refused() -> None:
+    with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 3"):
+        Delta.open(io.BytesIO(b"perfkit delta 2\n" + bytes(100)))
+
+
+def test_what_is_new_in_several_files_is_in_the_delta_once(
+    kit: Toolkit, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A bundle and a module of it, in several groups: the sources of the later ones are new files."""
+    monkeypatch.setattr(delta_encoder, "MAX_GROUP_BYTES", 128 << 10)
+    monkeypatch.setattr(delta_encoder, "_PART_BYTES", 48 << 10)
+    noise = random.Random(9)
+    old = [f"const old{number} = {noise.random()};\n" for number in range(3000)]
+    added = "".join(f"const new{number} = {noise.random()};\n" for number in range(800))
+    before, after = "".join(old[:2000]), "".join(old[2000:])
+    trees: list[Tree] = [
+        {"bundle.js": (before + after).encode(), "module.js": b"// empty\n"},
+        {"bundle.js": (before + added + after).encode(), "module.js": added.encode()},
+    ]
+    (tmp_path / "site").mkdir()
+    with Server(tmp_path / "site") as server:
+        for version, tree in enumerate(trees):
+            kit.publish(write_tree(tmp_path / str(version), tree), tmp_path / "site", version=str(version))
+            report = kit.sync(server.url, tmp_path / "tree")
+    assert report.route == "delta"
+    assert Client(tmp_path / "site").follow(trees[0]) == trees[1] == tree_of(tmp_path / "tree")
+    assert report.bytes_received < 1.2 * len(compress(added.encode(), level=19)) + 2000

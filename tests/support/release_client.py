@@ -51,7 +51,9 @@ class Client:
         """Where one delta leads from a tree."""
 
         def read(span: Span) -> bytes:
-            return tree[old.name(span.entry)][span.offset : span.offset + span.length]
+            number = span.entry - len(old)
+            content = contents[number] if number >= 0 else tree[old.name(span.entry)]
+            return bytes(content[span.offset : span.offset + span.length])
 
         contents: dict[int, bytearray] = {}
         with open(self.site / delta.object.path, "rb") as file:

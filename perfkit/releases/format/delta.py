@@ -26,15 +26,18 @@ __all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Sl
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 MAX_GROUP_SPANS = 1 << 16  # limit of the parts of files that either consists of
 _MAX_TABLE_BYTES = 64 << 20
-_MAGIC = b"perfkit delta 2\n"
-_MAGIC_1 = b"perfkit delta 1\n"  # has no differences, and is still read
+_MAGIC = b"perfkit delta 3\n"
+_MAGIC_1 = b"perfkit delta 1\n"  # has no differences, and is still read; no release had version 2
 _HEAD_BYTES = len(_MAGIC) + 64 + 8
 _READ_BYTES = 64 << 10
 
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest."""
+    """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest.
+
+    As a source, it may also be of a new file: then `entry` is the number of old entries and that of the new one.
+    """
 
     entry: int
     offset: int
@@ -46,12 +49,12 @@ class Group:
     """One frame.
 
     Attributes:
-        sources: spans of the old tree; concatenated, the prefix that the frame was compressed against, or with gaps
-            the prediction that the frame has the differences from.
+        sources: spans of the old tree, or of what groups before this one make; concatenated, the prefix that the frame
+            was compressed against, or what the frame has the differences from.
         outputs: spans of the new tree; concatenated, the content of the group.
         bytes: the frame's size.
         differences: the bytes that a frame of differences decodes to; 0: it was compressed against a prefix.
-        gaps: the zeros before each source in a prediction; a prefix has none.
+        gaps: for differences, the bytes of new content before each source; a prefix has none.
     """
 
     sources: tuple[Span, ...]
@@ -66,9 +69,9 @@ class Group:
         return sum(span.length for span in self.outputs)
 
     @property
-    def used(self) -> int:
-        """Bytes of the prefix, or of the prediction up to the end of its last source."""
-        return sum(span.length for span in self.sources) + sum(self.gaps)
+    def source_bytes(self) -> int:
+        """Bytes of the sources."""
+        return sum(span.length for span in self.sources)
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +122,7 @@ class Delta:
         packed, size = head.number(), head.number()
         if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):
             _refuse("its table exceeds the limit")
-        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), gaps=not first))
+        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), first=first))
 
     def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES) -> Manifest:
         """The manifest that the delta produces; call it once, before `groups`.
@@ -163,8 +166,8 @@ class Delta:
 
         Args:
             groups: all of `groups`.
-            read: returns the bytes of a span of the old tree, or None if they are missing; the caller makes sure that
-                they are the old content.
+            read: returns the bytes of a source, or None if they are missing; the caller makes sure that they are the
+                old content, or those that were written.
             write: called with parts of the new blobs, in order for each file.
 
         Returns:
@@ -201,24 +204,23 @@ def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | N
         del old  # `base` has a copy
         content = decompress_stream(frame, group.size, base)
     else:
-        content = restore(frame, group.differences, old)
+        pieces = ((gap, span.length) for gap, span in zip(group.gaps, group.sources, strict=True))
+        literals = group.size - len(old)
+        content = iter((restore(frame, group.differences, literals, old, pieces),))
     _scatter(group.outputs, content, write)
     return True
 
 
 def _old_content(group: Group, read: Callable[[Span], bytes | None]) -> bytearray | None:
-    """The sources of a group, concatenated, with its gaps; None: one is missing."""
-    content = bytearray(group.size if group.differences else group.used)
-    place = 0
-    for span, gap in zip(group.sources, group.gaps or bytes(len(group.sources)), strict=True):
+    """The sources of a group, concatenated; None: one is missing."""
+    content = bytearray()
+    for span in group.sources:
         data = read(span)
         if data is None:
             return None
         if len(data) != span.length:
             _refuse("an old file is shorter than in the manifest")
-        place += gap
-        content[place : place + span.length] = data
-        place += span.length
+        content += data
     return content
 
 
@@ -239,15 +241,16 @@ def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -
 class _Table:
     """The table of a delta: columns, to be resolved against manifests."""
 
-    def __init__(self, raw: bytes, *, gaps: bool) -> None:
+    def __init__(self, raw: bytes, *, first: bool) -> None:
         reader = Reader(raw, "delta table", b"")
         slices, groups, sources, outputs = (reader.number() for _ in range(4))
         columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
         self.slices = columns  # length, offset and length in the old manifest, size of the frame
         self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
-        self.differences = reader.column(4, groups) if gaps else array("I", bytes(4 * groups))
+        self.first_version = first
+        self.differences = array("I", bytes(4 * groups)) if first else reader.column(4, groups)
         self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
-        self.gaps = reader.column(4, sources) if gaps else array("I", bytes(4 * sources))
+        self.gaps = array("I", bytes(4 * sources)) if first else reader.column(4, sources)
         self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
         reader.end()
         if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
@@ -260,15 +263,19 @@ class _Table:
 
     def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
         """The groups, with their bounds checked."""
-        sources, outputs, gaps = _spans(self.sources, old), _spans(self.outputs, new), iter(self.gaps)
+        from_manifests = (old,) if self.first_version else (old, new)
+        sources = _spans(self.sources, from_manifests, absolute=self.first_version)
+        outputs = _spans(self.outputs, (new,), absolute=self.first_version)
+        gaps = iter(self.gaps)
         columns = (self.sources_of, self.outputs_of, self.bytes, self.differences)
         for from_count, to_count, size, differences in zip(*columns, strict=True):
             spans = tuple(islice(sources, from_count)), tuple(islice(outputs, to_count))
             group = Group(*spans, size, differences, tuple(islice(gaps, from_count)))
-            if max(group.size, group.used) > MAX_GROUP_BYTES or _too_long(size, group.size):
+            if max(group.size, group.source_bytes) > MAX_GROUP_BYTES or _too_long(size, group.size):
                 _refuse(f"a group of more than {MAX_GROUP_BYTES} bytes")
-            if differences and max(differences, group.used) > group.size:
-                _refuse("its differences are longer than what they belong to")
+            literals = group.size - group.source_bytes
+            if differences and not sum(group.gaps) <= literals <= differences <= group.size:
+                _refuse("its differences are longer or shorter than what they belong to")
             yield group
 
 
@@ -287,22 +294,41 @@ class Groups:
         return self._table.groups(self._old, self._new)
 
 
-def _spans(columns: Sequence[array[int]], manifest: Manifest) -> Iterator[Span]:
-    """Decode spans from columns: steps between entries, offsets, and lengths, where 0 is the rest of the file."""
-    entry = -1
+def _spans(columns: Sequence[array[int]], manifests: Sequence[Manifest], *, absolute: bool) -> Iterator[Span]:
+    """Decode spans from columns: steps between entries, offsets, and lengths, where 0 is the rest of the file.
+
+    Args:
+        manifests: whose entries are counted, one after the other.
+        absolute: whether offsets are from the file's beginning, or else from the end of a span before of the same file.
+    """
+    last, end = -1, 0
     for step, offset, length in zip(*columns, strict=True):
-        entry += 1 + unzigzag(step)
-        if not 0 <= entry < len(manifest):
-            _refuse("it refers to an entry that does not exist")
-        length = length or max(0, manifest.size(entry) - offset)
-        if not 0 < length <= manifest.size(entry) - offset:
-            _refuse(f"it refers beyond the end of {manifest.name(entry)}")
+        entry = last + 1 + unzigzag(step)
+        manifest, number = _entry_of(manifests, entry)
+        size = manifest.size(number)
+        if not absolute:
+            offset = unzigzag(offset) + (end if entry == last else 0)
+        length = length or max(0, size - offset)
+        if not 0 < length <= size - offset <= size:
+            _refuse(f"it refers beyond the end of {manifest.name(number)}")
+        last, end = entry, offset + length
         yield Span(entry, offset, length)
+
+
+def _entry_of(manifests: Sequence[Manifest], entry: int) -> tuple[Manifest, int]:
+    starts = zip(manifests, (0, len(manifests[0])), strict=False)
+    found = next(((each, entry - start) for each, start in starts if 0 <= entry - start < len(each)), None)
+    if found is None:
+        _refuse("it refers to an entry that does not exist")
+    return found
 
 
 def _check_outputs(groups: Iterable[Group], old: Manifest, new: Manifest) -> None:
     reached = array("Q", bytes(8 * len(new)))
     for group in groups:
+        for span in group.sources:
+            if span.entry >= len(old) and span.offset + span.length > reached[span.entry - len(old)]:
+                _refuse("it refers to new content that comes later")
         for span in group.outputs:
             if span.offset != reached[span.entry]:
                 _refuse(f"the parts of {new.name(span.entry)} are not in order")
@@ -357,9 +383,9 @@ def write_delta(
             pack_column(4, (len(group.outputs) for group in groups)),
             pack_column(4, (group.bytes for group in groups)),
             pack_column(4, (group.differences for group in groups)),
-            *_columns(sources, old),
+            *_columns(sources, (old, new)),
             pack_column(4, (gap for group in groups for gap in group.gaps or bytes(len(group.sources)))),
-            *_columns(outputs, new),
+            *_columns(outputs, (new,)),
         )
     )
     table = compress(raw)
@@ -371,11 +397,16 @@ def write_delta(
         write(frame)
 
 
-def _columns(spans: Sequence[Span], manifest: Manifest) -> tuple[bytes, bytes, bytes]:
-    before = [-1, *(span.entry for span in spans)]
-    steps = (zigzag(span.entry - last - 1) for span, last in zip(spans, before, strict=False))
-    rest = (0 if span.offset + span.length == manifest.size(span.entry) else span.length for span in spans)
-    return pack_column(4, steps), pack_column(8, (span.offset for span in spans)), pack_column(4, rest)
+def _columns(spans: Sequence[Span], manifests: Sequence[Manifest]) -> tuple[bytes, bytes, bytes]:
+    steps, offsets, lengths = [], [], []
+    last, end = -1, 0
+    for span in spans:
+        steps.append(zigzag(span.entry - last - 1))
+        offsets.append(zigzag(span.offset - (end if span.entry == last else 0)))
+        last, end = span.entry, span.offset + span.length
+        manifest, number = _entry_of(manifests, span.entry)
+        lengths.append(0 if end == manifest.size(number) else span.length)
+    return pack_column(4, steps), pack_column(8, offsets), pack_column(4, lengths)
 
 
 def _largest(column: array[int]) -> int:

@@ -1,22 +1,24 @@
-"""Differences between content and a prediction of it, byte by byte: mostly zeros where code or tables have shifted.
+"""Differences between content and old content that is nearly the same, byte by byte: mostly zeros.
 
 In a new build of a program, nearly all bytes are those of the old one at another place, but addresses differ by a
-constant here and there, so that exact matches are short. Predicted by copies of old content, the rest is zeros and
-small numbers, which LZMA codes in 10 to 15 % less than zstd (docs/adr/0004-releases.md).
+constant here and there, so that exact matches are short. Predicted by old content, the rest is zeros and small numbers,
+which LZMA codes in 10 to 15 % less than zstd, and bzip2 in less where they are few (docs/adr/0004-releases.md).
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
 
-from perfkit.archives.decompress import decode_frame
+from perfkit.archives.decompress import Decoder, decode_frame
 from perfkit.errors import ManifestError
 from perfkit.releases.format.columns import Reader, pack_column
 
 try:
+    import bz2
     import lzma
-except ImportError:  # CPython was built without liblzma
+except ImportError:  # CPython was built without these libraries
     lzma = None  # type: ignore[assignment]
 
 __all__ = ["AVAILABLE", "encode_differences", "no_differences", "restore"]
@@ -27,33 +29,41 @@ _DICT_BYTES = 4 << 20
 _CHUNK_BYTES = 128 << 10
 _NEGATED = bytes(-byte & 0xFF for byte in range(256))
 _RUN = re.compile(rb"[^\0]+(?:\0{1,3}[^\0]+)*")  # of differences; a few zeros cost less than another run
+_BZIP2 = b"BZh"  # at the beginning of a frame; no frame of LZMA2 begins so
 
 
-def encode_differences(content: bytes, prediction: bytes | bytearray) -> tuple[bytes, int]:
-    """A frame from which `restore` makes `content` with the same prediction, and the bytes that it decodes to.
+def encode_differences(content: bytes, sources: Sequence[bytes], gaps: Sequence[int]) -> tuple[bytes, int]:
+    """A frame from which `restore` makes `content` with the same sources and gaps, and the bytes that it decodes to.
 
-    It has all differences, or only those that are not 0 where that is smaller.
+    It has the bytes of the gaps, and then all differences or only those that are not 0, where that is smaller.
 
     Args:
-        prediction: as long as `content`.
+        sources: the old content that predicts the new one.
+        gaps: the bytes of new content before each source.
     """
-    differences = _sums(content, prediction.translate(_NEGATED))
-    forms = [differences]
+    literals, predicted, place = [], [], 0
+    for gap, source in zip(gaps, sources, strict=True):
+        literals.append(content[place : place + gap])
+        predicted.append(content[place + gap : place + gap + len(source)])
+        place += gap + len(source)
+    extra = b"".join((*literals, content[place:]))
+    differences = _sums(b"".join(predicted), b"".join(sources).translate(_NEGATED))
+    forms = [extra + differences]
     runs = _runs(differences)
     if len(runs) < len(differences):
-        forms.append(runs)
-    return min(map(_frame, forms), key=lambda frame: len(frame[0]))
+        forms.append(extra + runs)
+    return min(map(_smallest, forms), key=lambda frame: len(frame[0]))
 
 
 def no_differences() -> tuple[bytes, int]:
     """As `encode_differences`, for content that is as predicted."""
-    return _frame(_runs(b""))
+    return _smallest(_runs(b""))
 
 
-def _frame(form: bytes) -> tuple[bytes, int]:
-    assert lzma is not None, "publishing differences needs CPython's lzma module"
+def _smallest(form: bytes) -> tuple[bytes, int]:
+    assert lzma is not None, "publishing differences needs CPython's bz2 and lzma modules"
     filters = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME, "dict_size": _DICT_BYTES}]
-    return lzma.compress(form, format=lzma.FORMAT_RAW, filters=filters), len(form)
+    return min(lzma.compress(form, lzma.FORMAT_RAW, filters=filters), bz2.compress(form), key=len), len(form)
 
 
 def _runs(differences: bytes) -> bytes:
@@ -65,34 +75,56 @@ def _runs(differences: bytes) -> bytes:
     return b"".join((len(found).to_bytes(4, "little"), gaps, lengths, *(differences[slice(*run)] for run in found)))
 
 
-def restore(frame: Iterable[bytes], decoded: int, prediction: bytearray) -> Iterator[bytes]:
-    """The content of a frame, in chunks of at most 128 KiB.
+def restore(
+    frame: Iterator[bytes], decoded: int, literals: int, sources: bytearray, pieces: Iterable[tuple[int, int]]
+) -> bytearray:
+    """The content of a frame.
 
     Args:
         frame: its bytes, in chunks.
-        decoded: the bytes that it decodes to: as many as the prediction has, or fewer where it has runs.
-        prediction: as long as the content.
+        decoded: the bytes that it decodes to, at least `literals`.
+        literals: how many bytes of the content are in no source.
+        sources: the old content, concatenated; it is overwritten.
+        pieces: the gap before each source, and the source's length.
 
     Raises:
-        ManifestError: the frame is damaged or has another size, or this CPython has no lzma module.
+        ManifestError: the frame is damaged or has another size, or this CPython has no bz2 or lzma module.
     """
+    data = bytearray()
+    first = next(frame, b"")
+    for chunk in decode_frame(_decoder(first), chain((first,), frame), decoded, "a compressed frame"):
+        data += chunk
+    differences = data[literals:]
+    del data[literals:]
+    if len(differences) < len(sources):
+        differences = _spread(differences, len(sources))
+    for start in range(0, len(sources), _CHUNK_BYTES):
+        chunk = slice(start, start + _CHUNK_BYTES)
+        sources[chunk] = _sums(differences[chunk], sources[chunk])
+    del differences
+    content = bytearray()
+    literal = place = 0
+    for gap, length in pieces:
+        content += data[literal : literal + gap]
+        content += sources[place : place + length]
+        literal += gap
+        place += length
+    content += data[literal:]
+    return content
+
+
+def _decoder(first: bytes) -> Decoder:
     if lzma is None:
-        raise ManifestError("this delta needs CPython's lzma module, which this installation does not have")
+        raise ManifestError("this delta needs CPython's bz2 and lzma modules, which this installation does not have")
+    if first.startswith(_BZIP2):
+        return bz2.BZ2Decompressor()
     filters = [{"id": lzma.FILTER_LZMA2, "dict_size": _DICT_BYTES}]
-    decoder = lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
-    chunks = decode_frame(decoder, frame, decoded, "a compressed frame")
-    if decoded < len(prediction):
-        chunks = _spread(b"".join(chunks), len(prediction))
-    place = 0
-    for differences in chunks:
-        end = place + len(differences)
-        yield _sums(differences, prediction[place:end])
-        place = end
+    return lzma.LZMADecompressor(format=lzma.FORMAT_RAW, filters=filters)
 
 
-def _spread(runs: bytes, size: int) -> Iterator[bytes]:
-    """The inverse of `_runs`, in chunks."""
-    reader = Reader(runs, "delta", b"")
+def _spread(runs: bytes | bytearray, size: int) -> bytearray:
+    """The inverse of `_runs`."""
+    reader = Reader(bytes(runs), "delta", b"")
     count = reader.number()
     gaps, lengths = reader.column(4, count), reader.column(4, count)
     if sum(gaps) + sum(lengths) > size:
@@ -104,11 +136,10 @@ def _spread(runs: bytes, size: int) -> Iterator[bytes]:
         differences[place : place + length] = reader.take(length)
         place += length
     reader.end()
-    for start in range(0, size, _CHUNK_BYTES):
-        yield bytes(differences[start : start + _CHUNK_BYTES])
+    return differences
 
 
-def _sums(left: bytes, right: bytes | bytearray) -> bytes:
+def _sums(left: bytes | bytearray, right: bytes | bytearray) -> bytes:
     """The sum of each pair of bytes, modulo 256: seven bits are added at once, and the eighth without carry."""
     size = len(left)
     if left.count(0) == size:

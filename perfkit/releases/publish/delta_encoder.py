@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from typing import BinaryIO, NamedTuple
 
 from perfkit.progress.stage import Stage
@@ -21,7 +21,7 @@ from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
-from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, unknown_bytes
+from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, line_marks, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
 
 __all__ = ["Comparison", "encode_delta", "new_blobs"]
@@ -35,6 +35,7 @@ _QUICK_LEVEL = 9
 _FEW = 200  # a part of a manifest that is this many times larger than its frame has few changes: that is good enough
 _LEAST_RUN_BYTES = 1 << 20  # shorter ranges that are equal are left to the compressors
 _WORTH_LOOKING = 2048  # the share of the tree that must be new before all of it is searched for similar content
+_MADE_BYTES = 8 << 10  # what is new in several files is found in blocks of this size
 _POOR_SHARE = 1 / 8  # of a binary's content: a frame of differences that is larger is tried the other way too
 
 
@@ -106,7 +107,8 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
         unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
         found = similar if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
-        for sources, outputs in _grouped(old, new, opened, spans, found):
+        finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
+        for sources, outputs in _grouped(opened, spans, finder):
             yield functools.partial(_against_prefix, old, opened, sources, outputs)
 
     def predicted(spans: list[Span]) -> Iterator[_Task]:
@@ -199,7 +201,10 @@ def _read(spans: Iterable[Span], opened: Callable[[int], BinaryIO]) -> bytes:
 def _against_prefix(
     old: BlobReader, opened: Callable[[int], BinaryIO], sources: list[Span], outputs: list[Span]
 ) -> tuple[Group, bytes]:
-    prefix = b"".join(old.read(span.entry, span.offset, span.length) for span in sources)
+    count = len(old.manifest)
+    repeated = [replace(span, entry=span.entry - count) for span in sources if span.entry >= count]
+    before = [old.read(span.entry, span.offset, span.length) for span in sources if span.entry < count]
+    prefix = b"".join((*before, _read(repeated, opened)))
     frame = compress(_read(outputs, opened), level=_LEVEL, prefix=prefix)
     return Group(tuple(sources), tuple(outputs), len(frame)), frame
 
@@ -209,8 +214,7 @@ def _against_prediction(
 ) -> tuple[Group, bytes]:
     content = _read(predicted.outputs, opened)
     sources = [old.read(span.entry, span.offset, span.length) for span in predicted.sources]
-    prediction = b"".join(bytes(gap) + source for gap, source in zip(predicted.gaps, sources, strict=True))
-    frame, differences = encode_differences(content, prediction.ljust(len(content), b"\0"))
+    frame, differences = encode_differences(content, sources, predicted.gaps)
     spans = tuple(predicted.sources), tuple(predicted.outputs)
     if len(frame) > _POOR_SHARE * len(content):
         other = compress(content, level=_LEVEL, prefix=b"".join(sources))
@@ -220,11 +224,7 @@ def _against_prediction(
 
 
 def _grouped(
-    old: BlobReader,
-    new: Manifest,
-    opened: Callable[[int], BinaryIO],
-    spans: Iterable[Span],
-    similar: Callable[[], SimilarityIndex] | None,
+    opened: Callable[[int], BinaryIO], spans: Iterable[Span], finder: _SourceFinder
 ) -> Iterator[tuple[list[Span], list[Span]]]:
     """Sources and outputs of each group: as many adjacent files as the limits allow."""
     blocks: set[Block] = set()
@@ -235,12 +235,12 @@ def _grouped(
             file.seek(offset)
             end = offset + length
             while content := file.read(min(_PART_BYTES, end - offset)):
-                mine = _sources(similar and similar(), old, new, entry, offset, content)
+                mine = finder.find(entry, offset, content)
                 fresh = mine - blocks
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
                 if outputs and (full or max(len(outputs), len(blocks | mine)) >= MAX_GROUP_SPANS):
-                    yield _merged(blocks), outputs
+                    yield _merged(finder.without_own(blocks, outputs[0])), outputs
                     blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)
                 blocks |= fresh
@@ -249,29 +249,59 @@ def _grouped(
                 size += len(content)
                 offset += len(content)
     if outputs:
-        yield _merged(blocks), outputs
+        yield _merged(finder.without_own(blocks, outputs[0])), outputs
 
 
-def _sources(
-    similar: SimilarityIndex | None, old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes
-) -> set[Block]:
-    """The old content to compress a part of a new file against: the same place in the old file, and similar blocks."""
-    blocks: set[Block] = set()
-    before = old.manifest.find(new.name(entry))
-    limit = min(MAX_GROUP_BYTES, 2 * len(content) + (64 << 10))
-    if before is not None:
-        before = old.entry(old.manifest.digest(before))
-    if before is not None:
-        size = old.manifest.size(before)
-        start = max(0, offset - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
-        for at in range(start, min(size, offset + len(content) + BLOCK_BYTES), BLOCK_BYTES):
-            blocks.add(Block(before, at, min(BLOCK_BYTES, size - at)))
-    left = limit - sum(block.length for block in blocks)
-    for block in similar.find(content, limit=limit) if similar else ():
-        if block not in blocks and block.length <= left:
-            blocks.add(block)
-            left -= block.length
-    return blocks
+class _SourceFinder:
+    """Finds what to compress each part of a new file against; asked in the order in which they are produced.
+
+    Args:
+        similar: the old blocks, if they are worth a search.
+        total_bytes: of all parts.
+    """
+
+    def __init__(
+        self, old: BlobReader, new: Manifest, similar: Callable[[], SimilarityIndex] | None, total_bytes: int
+    ) -> None:
+        self._old = old
+        self._new = new
+        self._similar = similar
+        self._count = len(old.manifest)
+        self._made = SimilarityIndex(total_bytes)
+
+    def find(self, entry: int, offset: int, content: bytes) -> set[Block]:
+        """The same place in the old file; and for other lines new blocks that come before, and similar old ones.
+
+        What is new in modules and in bundles that are made of them is so compressed once.
+        """
+        blocks = set(self._same_place(entry, offset, len(content)))
+        known: set[int] = set()
+        for block in blocks:
+            known.update(line_marks(self._old.read(block.entry, block.offset, block.length)))
+        left = min(MAX_GROUP_BYTES, 2 * len(content) + (64 << 10)) - sum(block.length for block in blocks)
+        made = self._made.find(content, limit=left, known=known)
+        left -= sum(block.length for block in made)
+        blocks.update(made)
+        for block in self._similar().find(content, limit=left, known=known) if self._similar else ():
+            if block not in blocks and block.length <= left:
+                blocks.add(block)
+                left -= block.length
+        for at in range(0, len(content), _MADE_BYTES):
+            self._made.add(self._count + entry, offset + at, content[at : at + _MADE_BYTES])
+        return blocks
+
+    def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Block]:
+        named = self._old.manifest.find(self._new.name(entry))
+        before = None if named is None else self._old.entry(self._old.manifest.digest(named))
+        if before is not None:
+            size = self._old.manifest.size(before)
+            start = max(0, offset - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
+            for at in range(start, min(size, offset + length + BLOCK_BYTES), BLOCK_BYTES):
+                yield Block(before, at, min(BLOCK_BYTES, size - at))
+
+    def without_own(self, blocks: set[Block], first: Span) -> set[Block]:
+        """The blocks, without those of the group that begins with `first`."""
+        return {block for block in blocks if (block.entry, block.offset) < (self._count + first.entry, first.offset)}
 
 
 def _merged(blocks: set[Block]) -> list[Span]:

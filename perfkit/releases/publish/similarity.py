@@ -1,4 +1,4 @@
-"""Find old content that is similar to new content, by the lines that they share. Pure.
+"""Find content that is similar to new content, by the lines that they share. Pure.
 
 Lines are content-defined chunks that can be split at C speed. This finds content that was edited, moved, or copied and
 adapted, in text and in most binary formats.
@@ -8,22 +8,23 @@ from __future__ import annotations
 
 import zlib
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from dataclasses import dataclass
 
-__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex", "unknown_bytes"]
+__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex", "line_marks", "unknown_bytes"]
 
 BLOCK_BYTES = 64 << 10
 _LINES_PER_INDEX = 500_000
 _LINE_BYTES = 40  # of a typical line of text
 _SHORT_BYTES = 6  # shorter lines are ignored
 _LONG_BYTES = 1 << 12
+_WORTH_TAKING = 200  # the share of the block, or of what is searched for, that they must have in common
 _OWNERS = 4  # the first blocks with a line share its weight; further ones are ignored
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Block:
-    """A range of an old file."""
+    """A range of a file."""
 
     entry: int
     offset: int
@@ -43,7 +44,7 @@ class SimilarityIndex:
         self._owners: dict[int, int | tuple[int, ...]] = {}
 
     def add(self, entry: int, offset: int, content: bytes) -> None:
-        """Index a block of an old file."""
+        """Index a block of a file."""
         number = len(self._blocks)
         self._blocks.append(Block(entry, offset, len(content)))
         owners = self._owners
@@ -58,13 +59,18 @@ class SimilarityIndex:
 
     def _marks(self, content: bytes) -> dict[int, int]:
         """The sampled lines: checksum and length."""
-        rate, marks = self._rate, _line_marks(content)
+        rate, marks = self._rate, line_marks(content)
         return marks if rate == 1 else {mark: size for mark, size in marks.items() if mark % rate == 0}
 
-    def find(self, content: bytes, *, limit: int) -> list[Block]:
-        """The old blocks that share most with this content, best first, of at most `limit` bytes in total."""
+    def find(self, content: bytes, *, limit: int, known: Container[int] = ()) -> list[Block]:
+        """The blocks that share most with this content, best first, of at most `limit` bytes in total.
+
+        Args:
+            known: the `line_marks` of lines that need not be found.
+        """
         votes: dict[int, int] = defaultdict(int)
-        for mark, size in self._marks(content).items():
+        marks = {mark: size for mark, size in self._marks(content).items() if mark not in known}
+        for mark, size in marks.items():
             found = self._owners.get(mark)
             if isinstance(found, int):
                 votes[found] += 4 * size
@@ -73,25 +79,27 @@ class SimilarityIndex:
                     votes[number] += 4 * size // len(found)
         chosen: list[Block] = []
         taken = 0
-        least = 4 * len(content) // self._rate // 200
+        least = 4 * sum(marks.values()) // _WORTH_TAKING
         for number in sorted(votes, key=lambda number: (-votes[number], number)):
             block = self._blocks[number]
-            if votes[number] < least or taken + block.length > limit:
+            if taken + block.length > limit:
                 break
-            chosen.append(block)
-            taken += block.length
+            if votes[number] >= min(least, 4 * block.length // _WORTH_TAKING // self._rate):
+                chosen.append(block)
+                taken += block.length
         return chosen
 
 
 def unknown_bytes(old: bytes, new: bytes) -> int:
     """The bytes of new lines that the old content does not have."""
-    marks = _line_marks(new)
-    return sum(map(marks.__getitem__, marks.keys() - _line_marks(old).keys()))
+    marks = line_marks(new)
+    return sum(map(marks.__getitem__, marks.keys() - line_marks(old).keys()))
 
 
-def _line_marks(content: bytes) -> dict[int, int]:
+def line_marks(content: bytes) -> dict[int, int]:
+    """The checksum of each line that isn't short, and its length."""
     lines = content.split(b"\n")
-    if len(content) > _LONG_BYTES * len(lines):
+    if max(map(len, lines)) > _LONG_BYTES:
         lines = [part for line in lines for part in _cut_long(line)]
     return {zlib.crc32(line): len(line) for line in lines if len(line) >= _SHORT_BYTES}
 

@@ -44,8 +44,11 @@ def apply_deltas(
 
 def _apply(delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str) -> None:
     def read(span: Span) -> bytes | None:
-        digest = old.digest(span.entry)
-        source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
+        if span.entry < len(old):
+            digest = old.digest(span.entry)
+            source = staging.blobs[digest] if digest in staging.blobs else local.path_of_blob(digest)
+        else:
+            source = staging.path_so_far(new.digest(span.entry - len(old)))
         if source is None:
             return None
         try:
