@@ -1,42 +1,40 @@
-"""Benchmark deltas of binaries against zstd, xdelta3, bsdiff and HDiffPatch on the tars of the same trees.
+"""Benchmark deltas against zstd, xdelta3, bsdiff and HDiffPatch on the tars of the same trees.
 
-    python benchmarks/binaries.py [--cache DIR] [--wheel PROJECT OLD NEW ...] [--trees OLD NEW ...]
+    python benchmarks/binaries.py [--cache DIR] [--trees OLD NEW] [PAIR ...]
 
-Wheels come from PyPI by pip. Prints a table: our delta object, the least bytes of any peer, and the ratio. bsdiff4 and
-hdiffpatch are Python packages (`pip install bsdiff4 'perfkit[publish]'`); zstd and xdelta3 are programs.
+The pairs are those of `binary_pairs.py`. Prints a table: our delta object, the least bytes of any peer, and the ratio.
+bsdiff4, hdiffpatch, numpy and pyarrow are Python packages (`pip install bsdiff4 numpy pyarrow 'perfkit[publish]'`); zstd
+and xdelta3 are programs.
 """
 
 from __future__ import annotations
 
 import argparse
 import shutil
-import sys
 import time
-import zipfile
 from collections.abc import Callable
 from pathlib import Path
 
 import bsdiff4
 import hdiffpatch
+from binary_pairs import MADE, PACKAGES, made_pair, package
 from corpora import make_tar, patch_bytes, run
-from measure import note
 
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.publisher import publish
 
-WHEELS = [["numpy", "2.4.5", "2.4.6"], ["cryptography", "46.0.6", "46.0.7"], ["lxml", "6.0.1", "6.0.2"]]
 CODERS = ("lzma2", "zstd", "bzip2")  # of HDiffPatch
 
 
 def main() -> None:
     options = argparse.ArgumentParser(description=__doc__)
     options.add_argument("--cache", type=Path, default=Path("/tmp/perfkit-bench"))
-    options.add_argument("--wheel", nargs=3, action="append", metavar=("PROJECT", "OLD", "NEW"))
+    options.add_argument("pairs", nargs="*", metavar="PAIR", help="default: all")
     options.add_argument("--trees", nargs=2, action="append", type=Path, metavar=("OLD", "NEW"), default=[])
     chosen = options.parse_args()
     pairs = {f"{old.name} → {new.name}": (old, new) for old, new in chosen.trees}
-    for project, *releases in chosen.wheel or ([] if pairs else WHEELS):
-        pairs[f"{project} {' → '.join(releases)}"] = tuple(wheel(chosen.cache, project, each) for each in releases)
+    for name in chosen.pairs or ([] if pairs else [*PACKAGES, *MADE]):
+        pairs[name] = made_pair(chosen.cache, name) if name in MADE else packages(chosen.cache, name)
     columns = "pair", "perfkit", "best peer", "ratio", "second publish, s", "HDiffPatch, s"
     print("| " + " | ".join(columns) + " |" + "\n|" + " --- |" * len(columns))
     for name, (old, new) in pairs.items():
@@ -48,16 +46,10 @@ def main() -> None:
         print(f"| {name} | {figures} |")
 
 
-def wheel(cache: Path, project: str, release: str) -> Path:
-    """The unpacked files of a wheel for this interpreter."""
-    tree = cache / "wheels" / f"{project}-{release}"
-    if not tree.is_dir():
-        note(f"downloading {project} {release}")
-        archives = cache / "wheels" / "archives" / tree.name
-        run([sys.executable, "-m", "pip", "download", "-q", "--no-deps", "-d", str(archives), f"{project}=={release}"])
-        with zipfile.ZipFile(next(archives.glob("*.whl"))) as archive:
-            archive.extractall(tree)
-    return tree
+def packages(cache: Path, name: str) -> tuple[Path, Path]:
+    """The trees of one of `PACKAGES`."""
+    client, project, old, new = PACKAGES[name]
+    return package(cache, client, project, old), package(cache, client, project, new)
 
 
 def delta_bytes(old: Path, new: Path, site: Path) -> tuple[int, float]:

@@ -199,6 +199,7 @@ def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | N
     old = _old_content(group, read)
     if old is None:
         return False
+    content: Iterable[bytes | bytearray]
     if not group.differences:
         base = prefix_dictionary(old)
         del old  # `base` has a copy
@@ -206,7 +207,7 @@ def _make(group: Group, frame: Iterator[bytes], read: Callable[[Span], bytes | N
     else:
         pieces = ((gap, span.length) for gap, span in zip(group.gaps, group.sources, strict=True))
         literals = group.size - len(old)
-        content = iter((restore(frame, group.differences, literals, old, pieces),))
+        content = (restore(frame, group.differences, literals, old, pieces),)
     _scatter(group.outputs, content, write)
     return True
 
@@ -224,7 +225,7 @@ def _old_content(group: Group, read: Callable[[Span], bytes | None]) -> bytearra
     return content
 
 
-def _scatter(outputs: tuple[Span, ...], chunks: Iterator[bytes], write: Write) -> None:
+def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes | bytearray], write: Write) -> None:
     spans = iter(outputs)
     span, done = next(spans), 0
     for chunk in chunks:

@@ -99,8 +99,8 @@ def restore(
     if len(differences) < len(sources):
         differences = _spread(differences, len(sources))
     for start in range(0, len(sources), _CHUNK_BYTES):
-        chunk = slice(start, start + _CHUNK_BYTES)
-        sources[chunk] = _sums(differences[chunk], sources[chunk])
+        part = slice(start, start + _CHUNK_BYTES)
+        sources[part] = _sums(differences[part], sources[part])
     del differences
     content = bytearray()
     literal = place = 0

@@ -18,7 +18,6 @@ _LINES_PER_INDEX = 500_000
 _LINE_BYTES = 40  # of a typical line of text
 _SHORT_BYTES = 6  # shorter lines are ignored
 _LONG_BYTES = 1 << 12
-_WORTH_TAKING = 200  # the share of the block, or of what is searched for, that they must have in common
 _OWNERS = 4  # the first blocks with a line share its weight; further ones are ignored
 
 
@@ -79,14 +78,13 @@ class SimilarityIndex:
                     votes[number] += 4 * size // len(found)
         chosen: list[Block] = []
         taken = 0
-        least = 4 * sum(marks.values()) // _WORTH_TAKING
+        least = 4 * sum(marks.values()) // 200
         for number in sorted(votes, key=lambda number: (-votes[number], number)):
             block = self._blocks[number]
-            if taken + block.length > limit:
+            if votes[number] < least or taken + block.length > limit:
                 break
-            if votes[number] >= min(least, 4 * block.length // _WORTH_TAKING // self._rate):
-                chosen.append(block)
-                taken += block.length
+            chosen.append(block)
+            taken += block.length
         return chosen
 
 
