@@ -157,6 +157,8 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
     ]
     if found.failed_s is not None:
         rows.append(("failed", f"{_local(found.failed_s)}: {found.error}"))
+    if found.on_change_error is not None:
+        rows.append(("on change", f"failed, and the next sync runs it again: {found.on_change_error}"))
     if found.not_before_s is not None:
         rows.append(("not before", f"{_local(found.not_before_s)}, as the source asks"))
     for held in found.holds:
@@ -180,6 +182,7 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
         "perfkit_tree_changed_timestamp_seconds": lambda found: found["changed_s"] or 0,
         "perfkit_tree_failed": lambda found: int(found["failed_s"] is not None),
         "perfkit_tree_failures": lambda found: found["failures"],
+        "perfkit_tree_on_change_failed": lambda found: int(found["on_change_error"] is not None),
         "perfkit_tree_held": lambda found: int(found["held"] is not None),
         "perfkit_tree_generation": lambda found: found["generation"],
         "perfkit_tree_files": lambda found: found["files"],

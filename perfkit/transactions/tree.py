@@ -137,7 +137,7 @@ class Tree:
 
     def _remove_unused(self) -> None:
         """Remove what a first change that failed has created, unless it fetched something worth going on with; nothing
-        of a tree that has changed before.
+        of a tree that has changed before. What is remembered of the failure stays.
 
         The directory itself stays: others may be waiting for its lock.
         """
@@ -149,7 +149,7 @@ class Tree:
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
         if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
-        for name in (*fetched, ANNOUNCED, CLOCK, LAST_SYNC, OWNER):
+        for name in (*fetched, ANNOUNCED, CLOCK, OWNER):
             self._rootdir.unlink(name)
         self._rootdir.rmdir(FETCH)
         self._rootdir.rmdir(OBJECTS)
