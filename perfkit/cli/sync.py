@@ -15,7 +15,7 @@ from perfkit.cli.frame import Outcome, add_all, define
 from perfkit.cli.keys import add_public_key
 from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
-from perfkit.cli.settings import add_rates, add_wait
+from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds
 from perfkit.errors import CommandFailedError, LockedError, PerfkitError, UpdateError
 from perfkit.progress.text import amount, counted
@@ -95,6 +95,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
+    add_credentials(sync)
     add_rates(sync)
     add_progress(sync)
     about = "Update a tree from a release, an archive or a list; only differences are fetched."

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perfkit.cli.frame import Outcome, add_all, add_tree, define, of_a_check
 from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
-from perfkit.cli.settings import add_wait
+from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
 from perfkit.progress.text import amount, counted, printable
 
@@ -109,6 +109,7 @@ def add_verify(verify: Parser) -> None:
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
     what = "another URL of the tree's source, for --repair (can be repeated)"
     verify.add_argument("--mirror", dest="mirrors", action="append", default=[], metavar="URL", help=what)
+    add_credentials(verify)
     add_wait(verify)
     add_progress(verify)
     about = "Hash every file of a tree again; exits with 1 unless all are as installed."
