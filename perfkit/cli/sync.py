@@ -110,7 +110,7 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     if not note:
         held = f"; {report.held} is on hold" if report.held else ""
         note = (
-            f"{report.version}, generation {report.generation}: {report.added} "
+            f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
             f"{edits_of(report)}{held}{_selected(report, arguments)}"

@@ -276,27 +276,21 @@ class Tree:
         """
         return self._history.generations()
 
-    def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
+    def prune(self, keep: int) -> Pruned:
         """Keep only so many generations before the current one, and delete what only the others need.
-
-        Args:
-            dry_run: only tell what that is.
 
         Raises:
             UpdateError: a negative number.
             RollbackError: a record is damaged.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
-        if keep < 0:
-            raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
         timeline = self._history.timeline().prune(keep)
         pruned = self._history.freed_by(timeline)
-        if not dry_run:
-            self._begin()
-            with self._committer.preparing():
-                nothing = self._committer.new_change_set()
-                changes = nothing.disk_changes()
-            self._committer.commit(nothing, changes, timeline)
+        self._begin()
+        with self._committer.preparing():
+            nothing = self._committer.new_change_set()
+            changes = nothing.disk_changes()
+        self._committer.commit(nothing, changes, timeline)
         return pruned
 
     def _begin(self) -> None:

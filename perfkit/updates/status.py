@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError
+from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError, described
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.redact import redacted
@@ -144,7 +144,7 @@ def remember_outcome(root: str) -> Iterator[None]:
         raise
     except (PerfkitError, OSError) as error:
         before, now = _read_outcome(root), time.time()
-        failure = {"failed_s": now, "error": str(error)[:1000], "failures": before.get("failures", 0)}
+        failure = {"failed_s": now, "error": described(error)[:1000], "failures": before.get("failures", 0)}
         if isinstance(error, TransferError):
             failure["failures"] += 1
         if isinstance(error, HTTPStatusError) and error.retry_after_s is not None:

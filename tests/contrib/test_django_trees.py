@@ -43,6 +43,13 @@ def test_verify(published: Site) -> None:
     assert set(tree_of(published.dest)) == {*FIRST, "own"}
 
 
+def test_nothing_stays(published: Site) -> None:
+    """After a rollback to before the first install."""
+    run("perfkit_sync", "rules")
+    assert run("perfkit_rollback", "rules", "--to", "0")[0].startswith("rules: the tree before the first sync")
+    assert run("perfkit_sync", "rules")[0] == "rules: nothing is installed: 1 is on hold\n"
+
+
 def test_hold(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_hold", "rules")[0] == "rules: stays at 1\n"

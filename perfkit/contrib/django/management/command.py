@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from perfkit.config import Config, convert
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
-from perfkit.errors import BatchError, ConfigError, PerfkitError
+from perfkit.errors import BatchError, ConfigError, PerfkitError, described
 from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
 from perfkit.progress.text import printable
@@ -115,7 +115,7 @@ def as_command_errors() -> Iterator[None]:
 
 def command_error(error: Exception) -> CommandError:
     """The CommandError for an error: one line, or one for each failure of a batch; with its return code."""
-    message = str(error)
+    message = described(error)
     if isinstance(error, BatchError):
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
         message = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])

@@ -66,7 +66,8 @@ class Command(TreesCommand, ToolkitCommand):
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
         version, warning = printable(report.version), self.style.WARNING
         if report.held is not None:
-            return [(1, warning(f"{name}: {version} stays: {printable(report.held)} is on hold"))]
+            stays = f"{version} stays" if version else "nothing is installed"
+            return [(1, warning(f"{name}: {stays}: {printable(report.held)} is on hold"))]
         if report.route == "none":
             return [(1, f"{name}: {version} is installed already (generation {report.generation})")]
         counts = f"{report.added} added, {report.changed} changed, {report.removed} removed"
