@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
-import os
-import socket
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -143,6 +140,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
         as `Toolkit.sync`.
     """
     from perfkit.cli.hooks import OnChange, check_command
+    from perfkit.updates.status import splay_s
 
     chosen, on_change = _chosen(arguments), None
     if arguments.check is not None:
@@ -152,7 +150,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
     if (left := _not_due(kit, arguments)) is not None:
         return Synced(*left, _announce(on_change, kit))
     if arguments.splay is not None:
-        sleep(_splay_s(arguments))
+        sleep(splay_s(arguments.dest, parse_seconds(arguments.splay)))
     try:
         report = kit.sync(
             arguments.source,
@@ -211,12 +209,6 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
             )
             return report, note
     return None
-
-
-def _splay_s(arguments: argparse.Namespace) -> float:
-    """A time of the host's and the tree's own, less than `--splay`, so that a fleet does not ask at once."""
-    digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(arguments.dest)}".encode()).digest()
-    return parse_seconds(arguments.splay) * int.from_bytes(digest[:4]) / 2**32
 
 
 def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -20,7 +22,7 @@ from perfkit.transactions.lock import is_held
 from perfkit.updates.hold import Hold, is_time, read_holds
 from perfkit.updates.installed import Installed, read_installed, require_managed
 
-__all__ = ["TreeStatus", "read_json", "remember_outcome", "status"]
+__all__ = ["TreeStatus", "read_json", "remember_outcome", "splay_s", "status"]
 
 _COMMIT_S = 2.0
 _BACKOFF_S = 60.0
@@ -86,6 +88,14 @@ class TreeStatus:
             asked_s = (self.not_before_s or 0.0) - last_s
             wait_s = max(min(min_interval_s, backoff_s), min(asked_s, _MOST_RETRY_AFTER_S))
         return max(0.0, last_s + wait_s - now)
+
+
+def splay_s(dest: str, most_s: float) -> float:
+    """A time less than this, in seconds, that is always the same for a host and a tree, so that a fleet does not ask at
+    once.
+    """
+    digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(dest)}".encode()).digest()
+    return most_s * int.from_bytes(digest[:4]) / 2**32
 
 
 def status(dest: str) -> TreeStatus:
