@@ -5,7 +5,7 @@ from __future__ import annotations
 from array import array
 from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from itertools import accumulate, chain, compress, repeat
 
 from perfkit.releases.format.index import Index, Pack
@@ -152,7 +152,7 @@ class FrameTable:
             frames.sort(key=self.at.__getitem__)
         return dict(found)
 
-    def gaps(self, manifest: Manifest, entries: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    def gaps(self, manifest: Manifest, entries: Iterable[int]) -> dict[int, list[tuple[int, int]]]:
         """The ranges of contents that no piece has: for each of these entries, beginnings and ends; none is empty."""
         single = array("Q", bytes(8 * len(manifest)))  # bytes from the beginning
         several: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -164,6 +164,8 @@ class FrameTable:
         found: dict[int, list[tuple[int, int]]] = {}
         for entry in entries:
             size, reached = manifest.size(entry), single[entry]
+            if reached == size:
+                continue
             for begin, end in (*sorted(several.get(entry, ())), (size, size)):
                 if begin > reached:
                     found.setdefault(entry, []).append((reached, begin))

@@ -87,19 +87,22 @@ def _checked(
         raise FileChangedError(manifest.name(entry), "it changed while it was being published; publish again")
 
 
-def write_solid(manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], opened: Open, writer: PackWriter) -> None:
+def write_solid(
+    manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], order: list[int], opened: Open, writer: PackWriter
+) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
     Args:
         gaps: beginnings and ends for each entry.
+        order: of the entries.
     """
     buffer = bytearray()
     pieces: list[Piece] = []
-    for entry, ranges in gaps.items():
+    for entry in order:
         with opened(entry) as file:
             whole = ((data, None) for data in iter(lambda: file.read(_READ_BYTES), b""))
             for at, data, _ in _checked(manifest, entry, whole):
-                for begin, end in ranges:
+                for begin, end in gaps[entry]:
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
                         continue
