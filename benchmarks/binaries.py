@@ -3,8 +3,8 @@
     python benchmarks/binaries.py [--cache DIR] [--trees OLD NEW] [PAIR ...]
 
 The pairs are those of `binary_pairs.py`. Prints a table: our delta object, the least bytes of any peer, and the ratio.
-bsdiff4, hdiffpatch, numpy and pyarrow are Python packages (`pip install bsdiff4 numpy pyarrow 'perfkit[publish]'`); zstd
-and xdelta3 are programs.
+bsdiff4, hdiffpatch, numpy and pyarrow are Python packages (`pip install bsdiff4 numpy pyarrow 'perfkit[publish]'`);
+zstd and xdelta3 are programs.
 """
 
 from __future__ import annotations

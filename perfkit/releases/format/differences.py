@@ -94,22 +94,22 @@ def restore(
     first = next(frame, b"")
     for chunk in decode_frame(_decoder(first), chain((first,), frame), decoded, "a compressed frame"):
         data += chunk
-    differences = data[literals:]
-    del data[literals:]
-    if len(differences) < len(sources):
-        differences = _spread(differences, len(sources))
+    extra = data[:literals]
+    del data[:literals]
+    if len(data) < len(sources):
+        data = _spread(data, len(sources))
     for start in range(0, len(sources), _CHUNK_BYTES):
         part = slice(start, start + _CHUNK_BYTES)
-        sources[part] = _sums(differences[part], sources[part])
-    del differences
+        sources[part] = _sums(data[part], sources[part])
+    del data
     content = bytearray()
     literal = place = 0
     for gap, length in pieces:
-        content += data[literal : literal + gap]
+        content += extra[literal : literal + gap]
         content += sources[place : place + length]
         literal += gap
         place += length
-    content += data[literal:]
+    content += extra[literal:]
     return content
 
 
