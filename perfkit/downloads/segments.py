@@ -271,8 +271,9 @@ class SegmentMap:
         """
         with self._lock:
             segment = runner.segment
-            if segment.end is not None and segment.end - runner.position < min(within, end - runner.position):
-                segment.keeps_cut = True
+            if segment.end is None or segment.end >= end:
+                return False
+            segment.keeps_cut = segment.keeps_cut or segment.end - runner.position < within
             return segment.keeps_cut
 
     def end_here(self, runner: Runner) -> None:

@@ -319,6 +319,21 @@ def test_connections_that_are_all_slow_are_left_alone() -> None:
     assert ranges.hedge() is None
 
 
+def test_only_an_answer_that_was_cut_is_ended() -> None:
+    """A second runner has asked for no more than what was left to fetch: its connection is of use afterwards."""
+    clock = Clock()
+    ranges = SegmentMap(200_000, clock=clock)
+    first, taken = claimed(ranges), shared(ranges, 1000)
+    ranges.advance(taken, taken.remaining or 0)
+    cut = first.segment.end or 0
+    ranges.advance(first, cut - 2_000)
+    clock.now = 3.0
+    second = ranges.hedge()
+    assert second is not None
+    assert ranges.keeps_cut(first, 200_000, within=5_000)
+    assert not ranges.keeps_cut(second, cut, within=5_000)
+
+
 @pytest.mark.parametrize("told", [False, True])
 def test_what_was_taken_is_given_back_until_a_server_was_told(told: bool) -> None:
     """Its window has been closed at the cut then, and what came back would never be sent."""
