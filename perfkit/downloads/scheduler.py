@@ -19,7 +19,7 @@ __all__ = ["Queue", "Scheduler"]
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
 _BRIEF_S = 0.02  # how long a task counts as one that has just begun
-_LONG_S = 3.0  # a file that takes longer is shared before another begins: that costs the connection which is cut short
+_LONG_S = 1.0  # a file that takes longer is not a small one
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
 P = ParamSpec("P")
