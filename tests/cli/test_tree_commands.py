@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from perfkit.cli import main
-from perfkit.errors import described
+from perfkit.progress.text import described
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
 
