@@ -77,6 +77,13 @@ def reason_of(error: Exception) -> str:
     return redacted_text(error.reason) if isinstance(error, TransferError) else str(error)
 
 
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error that becomes a result: each would keep a response and its buffers, some 20 KB."""
+    at: BaseException | None = error
+    while at is not None:
+        at.__traceback__, at = None, at.__context__
+
+
 class HTTPStatusError(TransferError):
     """The server answered with a status that ends the transfer.
 

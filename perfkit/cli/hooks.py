@@ -20,6 +20,7 @@ from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
 from perfkit.filesystem.own_files import replace_own
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.progress.text import printable
 from perfkit.redact import redacted_text
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
@@ -28,6 +29,8 @@ if TYPE_CHECKING:
     from perfkit.updates.check import Check, StagedTree
 
 __all__ = ["OnChange", "check_command"]
+
+_VERSION_CHARACTERS = 1000
 
 
 def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
@@ -48,8 +51,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
     def check(staged: StagedTree) -> None:
         variables = {
             "PERFKIT_STAGED": staged.path,
-            "PERFKIT_VERSION": staged.version,
-            "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
+            **_versions(staged.version, staged.previous_version),
         }
         lines = (name + end for name in sorted({*staged.added, *staged.changed, *staged.removed}))
         try:
@@ -115,8 +117,7 @@ class OnChange:
             names = read_installed(os.path.abspath(self._dest)).manifest.names()
         variables = {
             "PERFKIT_DEST": os.path.abspath(self._dest),
-            "PERFKIT_VERSION": here.version or "",
-            "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
+            **_versions(here.version, str(self._announced["version"])),
         }
         try:
             _run(self._words, variables, (name + self._end for name in names))
@@ -126,6 +127,12 @@ class OnChange:
                 self._write({**self._announced, "error": redacted_text(why)})
             raise CommandFailedError(why) from error
         self._announced = self._write({"generation": here.generation, "version": here.version or ""})
+
+
+def _versions(version: str | None, previous: str | None) -> dict[str, str]:
+    """For the environment, which has no NULs and is of limited length (execve(2)), whatever damaged records say."""
+    found = {"PERFKIT_VERSION": version, "PERFKIT_PREVIOUS_VERSION": previous}
+    return {name: printable(text or "")[:_VERSION_CHARACTERS] for name, text in found.items()}
 
 
 @contextlib.contextmanager

@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
-import os
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -14,6 +13,7 @@ from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
+from perfkit.filesystem.own_files import replace_own
 from perfkit.progress.text import amount, counted, printable
 
 if TYPE_CHECKING:
@@ -188,13 +188,12 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
         "perfkit_tree_generation": lambda found: found["generation"],
         "perfkit_tree_files": lambda found: found["files"],
     }
-    with open(f"{arguments.metrics}~", "w", encoding="utf-8") as file:
+    with replace_own(arguments.metrics, 0o644) as file:
         for name, value in values.items():
-            file.write(f"# TYPE {name} gauge\n")
+            file.write(f"# TYPE {name} gauge\n".encode())
             for dest, outcome in outcomes.items():
                 label = dest.replace("\\", r"\\").replace('"', r"\"").replace("\n", r"\n")
-                file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n')
-    os.replace(f"{arguments.metrics}~", arguments.metrics)
+                file.write(f'{name}{{dest="{label}"}} {value(outcome.record)}\n'.encode(errors="replace"))
 
 
 def add_hold(hold: Parser) -> None:

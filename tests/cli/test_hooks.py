@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import contextlib
 import json
 import os
@@ -361,6 +362,17 @@ def test_a_damaged_record_of_on_change(cli_origin: Origin, tmp_path: Path, damag
     cli_origin.publish(TWO, "2")
     assert sync(cli_origin, "--on-change", command) == 0
     assert (tmp_path / "seen").read_text() == "x"
+
+
+@pytest.mark.parametrize("version", ["1\0", "\ud800", "1" * 200_000, "\x9b31m"])
+def test_a_version_that_no_environment_can_have(cli_origin: Origin, tmp_path: Path, version: str) -> None:
+    """The command runs all the same, with as much of it as one can have."""
+    assert sync(cli_origin) == 0
+    (tmp_path / "tree/.perfkit/on-change").write_text(json.dumps({"generation": 0, "version": version}))
+    command = python(tmp_path, "open('seen', 'w').write(ascii(os.environ['PERFKIT_PREVIOUS_VERSION']))")
+    assert sync(cli_origin, "--on-change", command) == 0
+    seen = ast.literal_eval((tmp_path / "seen").read_text())
+    assert seen == "".join(each if each.isprintable() else "?" for each in version)[:1000]
 
 
 @pytest.mark.parametrize("name", ["on-change", "on-change~"])

@@ -6,6 +6,7 @@ import errno
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
@@ -56,6 +57,18 @@ def test_metrics(cli_origin: Origin, tmp_path: Path) -> None:
         values[match[1]] = float(match[3])
     assert values["perfkit_tree_files"] == len(ONE)
     assert values["perfkit_tree_failed"] == values["perfkit_tree_held"] == 0
+
+
+def test_metrics_where_others_can_write(cli_origin: Origin, tmp_path: Path) -> None:
+    """A link that they planted is not followed."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "other").write_text("kept")
+    for name in ("tree.prom", "tree.prom~"):
+        (tmp_path / name).symlink_to(tmp_path / "other")
+    assert main(["status", "tree", "--metrics", "tree.prom", "--quiet"]) == 0
+    assert (tmp_path / "other").read_text() == "kept"
+    assert not (tmp_path / "tree.prom").is_symlink()
+    assert stat.S_IMODE((tmp_path / "tree.prom").stat().st_mode) == 0o644
 
 
 def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:

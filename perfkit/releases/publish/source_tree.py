@@ -67,10 +67,11 @@ class SourceTree:
         entries: dict[str, Entry] = {}
         with Stage(progress, "checking files", files=len(unknown), total_bytes=total) as shown:
             for at, (name, entry) in enumerate(zip(found.names, known, strict=True)):
+                mode = found.modes[at]
                 if entry >= 0 and rows is not None:
-                    entries[name] = rows.manifest[entry]
+                    entries[name] = Entry(name, found.sizes[at], rows.manifest.digest(entry), bool(mode & 0o111))
                 else:
-                    entries.update((each.name, each) for each in self._entry(name, found.modes[at], shown))
+                    entries.update((each.name, each) for each in self._entry(name, mode, shown))
         self.entries = entries
         self.found = found
 
