@@ -13,6 +13,7 @@ from perfkit.errors import UpdateError
 from perfkit.progress.operation import OperationProgress
 from perfkit.transactions import layout
 from perfkit.updates.digest_index import BlobSet
+from perfkit.updates.hold import is_held, read_holds
 from perfkit.updates.installed import read_installed
 from perfkit.updates.planner import Plan
 from perfkit.updates.source_types import SourceSpec
@@ -32,6 +33,11 @@ def plan(
         installed = read_installed(root)
         fetcher = Fetcher(downloads, stage, max_files=config.max_files)
         source = open_source(fetcher, spec, installed, dry_run=True)
+        if spec.release is None and is_held(read_holds(root), source, retry_rejected=False):
+            version = installed.version
+            return Plan(
+                version=version or "", installed_version=version, held=source.version, unchanged=installed.files
+            )
         local_changes = cast(LocalChanges, config.local_changes)
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)

@@ -93,6 +93,9 @@ def test_hold(cli_origin: Origin, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out) == {"held": "2"}
     assert main(["status", "tree"]) == 0
     assert "2, hand, since" in capsys.readouterr().out
+    cli_origin.publish(TWO, "2")
+    assert main(["sync", cli_origin.url, "tree", "--dry-run"]) == 0
+    assert "; 2 is on hold" in capsys.readouterr().err
 
 
 def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:
