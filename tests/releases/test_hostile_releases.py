@@ -264,7 +264,8 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
         contents[entry] += part
 
     def read(span: Span) -> bytes:
-        content = tree[old.name(span.entry)]
+        number = span.entry - len(old)
+        content = bytes(contents[number]) if number >= 0 else tree[old.name(span.entry)]
         assert 0 <= span.offset < span.offset + span.length <= len(content)
         return content[span.offset : span.offset + span.length]
 
@@ -316,7 +317,7 @@ def test_deltas_that_lie_are_refused() -> None:
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=5),)),
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=1 << 23),)),
         lambda: good + b"x",
-        lambda: good.replace(b"delta 2", b"delta 3"),
+        lambda: good.replace(b"delta 3", b"delta 4"),
         lambda: good[:80] + b"\xff\xff\xff\xff\xff\xff\xff\xff" + good[88:],
     ]
     for bad in wrong:
@@ -331,7 +332,7 @@ def test_deltas_that_lie_are_refused() -> None:
 def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
-    data = b"perfkit delta 2\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
+    data = b"perfkit delta 3\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
     old = manifest_of(OLD)
     with contextlib.suppress(PerfkitError):
         apply(data.replace(head, old.sha256 + head[32:], 1), old, OLD)
