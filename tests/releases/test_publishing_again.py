@@ -14,6 +14,8 @@ from perfkit.releases.publish.source_tree import SourceTree
 from tests.support.release_client import Client
 from tests.support.trees import lines, noise, write_tree
 
+pytestmark = pytest.mark.once
+
 MIB = 1 << 20
 
 
