@@ -182,10 +182,12 @@ class DownloadManager:
         with self._root.child() as cancel:
             future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
+            answered = False
             try:
-                while not future.done():
-                    with contextlib.suppress(Empty):  # as in `_Batch.wait`
+                while not answered:
+                    with contextlib.suppress(Empty):  # as in `_Batch.wait`; `future.done()` locks a Condition, too
                         done.get(timeout=_TICK_S)
+                        answered = True
                     network.transport.expire()
                     with self._tick_lock:
                         self._progress.update(waiting.snapshot())
