@@ -567,6 +567,8 @@ class Transfer:
                 return
             if task.source != self._attempts.source:
                 return  # another worker has moved on to the next mirror already
+            if runner is not None and len(runner.segment.runners) > 1:
+                return  # another runner is still at it
             retry_at_s: float | None = time.monotonic()
             if isinstance(error, GiveUpError):
                 error = error.error

@@ -74,7 +74,8 @@ class AbortHandle:
             self._owner = exchange
         exchange.add(self)
 
-    def abort(self, exchange: Exchange) -> None:
+    def abort(self, exchange: Exchange | None) -> None:
+        """End the connection if it works for this exchange; None: if it works for none."""
         with self._lock:
             if self._owner is exchange and self._sock is not None:
                 with contextlib.suppress(OSError):
@@ -183,7 +184,10 @@ class _Incoming:
         return measured(self.sock)
 
     def end_after(self, count: int) -> None:
-        end_after(self.sock, count)
+        if not self._raw.closed:
+            end_after(self.sock, count)
+        elif not count and self._handle is not None:
+            self._handle.abort(None)  # the connection is back in its pool, or works for another request by now
 
     def interrupt(self) -> None:
         """Fail what is waited for, which will not come."""

@@ -87,6 +87,27 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, mi
     assert len(server._threads) == 2, "not the same connection: nothing was tested"
 
 
+def test_a_connection_that_is_given_up_late(transport: HttpTransport, misbehaving: Start) -> None:
+    """Between the end of a body and that of its request: it is left alone while it carries another, or ended."""
+    go_on = threading.Event()
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY, pause=(lambda: go_on.wait(30)) if x.number == 2 else None)
+
+    server = misbehaving(handler)
+    with transport.open(Get(url=f"{server.url}/1"), Cancel()) as one:
+        assert read_all(one) == BODY
+        with transport.open(Get(url=f"{server.url}/2"), Cancel()) as two:
+            begun = bytes(two.read1(1 << 16))
+            one.end_after(0)
+            go_on.set()
+            assert begun + read_all(two) == BODY
+            assert len(server._threads) == 2, "not the same connection: nothing was tested"
+            two.end_after(0)
+    assert get(transport, server.url)[1] == BODY
+    assert len(server._threads) == 3, "the same connection: it was not ended"
+
+
 def test_an_abort_ends_its_own_request(transport: HttpTransport, misbehaving: Start) -> None:
     """On a connection that was used before, too."""
     server = misbehaving(lambda x: x.serve(BODY, pause=x.stall if x.number == 2 else None))
