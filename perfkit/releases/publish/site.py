@@ -322,6 +322,8 @@ def referenced(history: History, solid: PackedRef) -> Iterator[ObjectRef]:
     yield from history.solid_packs
     for record in history.records:
         yield record.manifest.object
+        if record.base is not None:
+            yield record.base.packed.object
         yield record.fine.object
         yield from record.packs
 
