@@ -143,7 +143,8 @@ def test_pointers_that_cannot_be_are_refused(client: Client) -> None:
     record = json.loads(client.pointer.encode())
     changes: list[dict[str, object]] = [
         {"format": 2}, {"format": 3}, {"format": "1"}, {"format": True}, {"format": 1.0}, {"version": ""},
-        {"version": "a\nb"}, {"version": 3}, {"serial": 0}, {"serial": -1}, {"serial": 1.5}, {"serial": 1 << 60}, {"serial": True},
+        {"version": "a\nb"}, {"version": 3}, {"serial": 0}, {"serial": -1}, {"serial": 1.5}, {"serial": 1 << 60},
+        {"serial": True},
         {"manifest": None}, {"manifest": {}}, {"manifest": {**record["manifest"], "size": 1 << 40}},
         {"manifest": {**record["manifest"], "object": "../../etc/passwd"}}, {"solid": []}, {"fine": 7},
         {"manifest": {**record["manifest"], "sha256": record["manifest"]["sha256"].upper()}},
