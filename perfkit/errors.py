@@ -7,6 +7,7 @@ no passwords and no tokens from URLs; its fields have the URLs as given.
 
 from __future__ import annotations
 
+import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -34,7 +35,28 @@ __all__ = [
     "TransferTimeoutError",
     "UnsafePathError",
     "UpdateError",
+    "described",
 ]
+
+_REMEDIES = {
+    errno.EACCES: "run it as the owner, or change the permissions",
+    errno.EPERM: "run it as the owner, or change the permissions",
+    errno.EEXIST: "remove or rename what is there",
+    errno.EROFS: "mount it writable",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "the device may be failing: see the kernel's log",
+}
+
+
+def described(error: BaseException) -> str:
+    """What failed, on what, and for errors of the system also what to do, where that is known."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{text}; {remedy}" if remedy else text
 
 
 class PerfkitError(Exception):
@@ -75,6 +97,13 @@ def reason_of(error: Exception) -> str:
     if isinstance(error, OSError) and not isinstance(error, PerfkitError):
         return error.strerror or str(error)
     return redacted_text(error.reason) if isinstance(error, TransferError) else str(error)
+
+
+def forget_frames(error: BaseException) -> None:
+    """Drop the tracebacks of an error that becomes a result: each would keep a response and its buffers, some 20 KB."""
+    at: BaseException | None = error
+    while at is not None:
+        at.__traceback__, at = None, at.__context__
 
 
 class HTTPStatusError(TransferError):

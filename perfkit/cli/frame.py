@@ -22,7 +22,7 @@ from perfkit.cli.output import (
 )
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
-from perfkit.errors import ConfigError, PerfkitError
+from perfkit.errors import ConfigError, PerfkitError, described
 from perfkit.progress.text import printable
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _run_for_all(
             with _toolkit(tree) as kit:
                 outcome = work(kit, tree)
         except (PerfkitError, OSError) as error:
-            print_error(f"{tree.name}: {error}")
+            print_error(f"{tree.name}: {described(error)}")
             records[tree.name] = {"error": error_as_json(error)}
             codes.append(exit_code_of(error))
             continue
@@ -175,6 +175,8 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
     names = list(dict.fromkeys(words or known))
     if not names:
         raise ConfigError(f"{arguments.config or _SETTINGS_FILE} lists no trees: add a table [trees.NAME]")
+    if arguments.config is None and not known.keys().isdisjoint(names):
+        _refuse_other_owner()
     if "places" in given and not any(name in known for name in names):
         if len(words) != 2:
             raise ConfigError(f"give a SOURCE and a DEST, or names of trees; {_listed(arguments, known)}")
@@ -209,6 +211,14 @@ def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, T
     if arguments.config is None and words and not any(map(is_tree_name, words)):
         return {}
     return read_entries(path, arguments.parser.commands()["sync"].filled())
+
+
+def _refuse_other_owner() -> None:
+    if os.lstat(_SETTINGS_FILE).st_uid not in (os.geteuid(), 0):
+        raise ConfigError(
+            f"{_SETTINGS_FILE} belongs to another user, and may name commands; if you trust it, "
+            f"give it with --config {_SETTINGS_FILE}"
+        )
 
 
 def _listed(arguments: argparse.Namespace, known: Mapping[str, TreeEntry]) -> str:

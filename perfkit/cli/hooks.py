@@ -18,8 +18,10 @@ from typing import IO, TYPE_CHECKING
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import replace_own
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.progress.text import printable
+from perfkit.redact import redacted_text
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
 if TYPE_CHECKING:
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     from perfkit.updates.check import Check, StagedTree
 
 __all__ = ["OnChange", "check_command"]
+
+_VERSION_CHARACTERS = 1000
 
 
 def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
@@ -47,8 +51,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
     def check(staged: StagedTree) -> None:
         variables = {
             "PERFKIT_STAGED": staged.path,
-            "PERFKIT_VERSION": staged.version,
-            "PERFKIT_PREVIOUS_VERSION": staged.previous_version or "",
+            **_versions(staged.version, staged.previous_version),
         }
         lines = (name + end for name in sorted({*staged.added, *staged.changed, *staged.removed}))
         try:
@@ -81,21 +84,19 @@ class OnChange:
 
     def _read(self) -> dict[str, object]:
         """The generation that the command was last run for; the current one if it has not run yet."""
-        from perfkit.updates.status import status
+        from perfkit.updates.status import read_json, status
 
-        with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(self._path), "rb") as file:
-            found = json.load(file)
-            if isinstance(found, dict) and [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
-                return found
+        found = read_json(self._path)
+        if [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
+            return found
         os.makedirs(self._dest, exist_ok=True)
         with contextlib.closing(RootDir(self._dest)) as rootdir:
             rootdir.mkdir(PRIVATE_DIR)
         here = status(self._dest)
-        return self._write(here.generation, here.version)
+        return self._write({"generation": here.generation, "version": here.version or ""})
 
-    def _write(self, generation: int, version: str | None) -> dict[str, object]:
-        announced: dict[str, object] = {"generation": generation, "version": version or ""}
-        with replace_own(self._path) as file:
+    def _write(self, announced: dict[str, object]) -> dict[str, object]:
+        with replace_own(self._path, 0o644) as file:  # `status` reads it
             file.write(json.dumps(announced).encode())
         return announced
 
@@ -116,14 +117,22 @@ class OnChange:
             names = read_installed(os.path.abspath(self._dest)).manifest.names()
         variables = {
             "PERFKIT_DEST": os.path.abspath(self._dest),
-            "PERFKIT_VERSION": here.version or "",
-            "PERFKIT_PREVIOUS_VERSION": str(self._announced["version"]),
+            **_versions(here.version, str(self._announced["version"])),
         }
         try:
             _run(self._words, variables, (name + self._end for name in names))
-        except OSError as error:
-            raise CommandFailedError(f"{self._words[0]} can't be run: {error.strerror}") from error
-        self._announced = self._write(here.generation, here.version)
+        except (CommandFailedError, OSError) as error:
+            why = f"{self._words[0]} can't be run: {error.strerror}" if isinstance(error, OSError) else str(error)
+            with contextlib.suppress(OSError):
+                self._write({**self._announced, "error": redacted_text(why)})
+            raise CommandFailedError(why) from error
+        self._announced = self._write({"generation": here.generation, "version": here.version or ""})
+
+
+def _versions(version: str | None, previous: str | None) -> dict[str, str]:
+    """For the environment, which has no NULs and is of limited length (execve(2)), whatever damaged records say."""
+    found = {"PERFKIT_VERSION": version, "PERFKIT_PREVIOUS_VERSION": previous}
+    return {name: printable(text or "")[:_VERSION_CHARACTERS] for name, text in found.items()}
 
 
 @contextlib.contextmanager

@@ -123,7 +123,8 @@ class SharedLimits:
             self._holders[holder] = own
             for host, wait_s in use.paused_s.items():
                 self._paused[host] = max(self._paused.get(host, 0.0), now + wait_s)
-            paused = {host: until_s - now for host, until_s in self._paused.items() if until_s > now}
+            self._paused = {host: until_s for host, until_s in self._paused.items() if until_s > now}
+            paused = {host: until_s - now for host, until_s in self._paused.items()}
             rate = None if self._rate is None else max(1, int(own.rate))
             return Lease(rate, _PERIODS * renew_s, renew_s, own.connections, paused)
 

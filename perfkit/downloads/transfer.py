@@ -49,6 +49,7 @@ from perfkit.errors import (
     RemoteChangedError,
     SignatureError,
     TransferError,
+    forget_frames,
     reason_of,
 )
 from perfkit.filesystem.paths import safe_basename
@@ -694,6 +695,7 @@ class Transfer:
         if self._error is None:
             self._meter.done(unchanged=self._unchanged)
         else:
+            forget_frames(self._error)
             cancelled = isinstance(self._error, CancelledError)
             self._meter.failed(reason_of(self._error), kept=kept, cancelled=cancelled)
         requests, received = attempts.requests + proofs.requests, attempts.received + proofs.received_bytes

@@ -30,6 +30,7 @@ pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 Command = tuple[object, ...]
 Kinds = Mapping[str, int | None]
+OF_PUBLISHER = ("lock", "owner", "files", "retired")
 HERE = "HERE"  # stands for the directory that a case works in
 
 
@@ -149,7 +150,7 @@ class Bench:
     def _check_litter(self, job: Job) -> None:
         names = {path.name for path in self._root.iterdir()}
         if job.command[0] == "publish":
-            assert names <= {"perfkit.json", "objects", ".perfkit-publish.lock", ".perfkit-publish.owner"}
+            assert names <= {"perfkit.json", "objects", *(f".perfkit-publish.{each}" for each in OF_PUBLISHER)}
             assert all(len(path.name) == 64 for path in (self._root / "objects").iterdir())
         elif job.command[0] == "download":
             assert names == {"file"}

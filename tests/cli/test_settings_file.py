@@ -15,6 +15,7 @@ from perfkit.cli import main
 from tests.support.command import the_object
 from tests.support.signing import NEW, OLD, change_pointer
 from tests.support.sites import Origin
+from tests.support.tools import need_root
 from tests.support.trees import ONE, TWO, tree_of
 
 Capture = pytest.CaptureFixture[str]
@@ -200,6 +201,20 @@ def test_public_keys(trees: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     changed_to(trees, "allow_expired = true")
     assert main(["sync", "two", "--config", "../perfkit.toml", "--now"]) == 0
     assert tree_of(tmp_path / "second") == ONE
+
+
+def test_of_another_owner(trees: Path, capsys: Capture) -> None:
+    """Who may write to the current directory could have commands run: only a file that is named is trusted."""
+    need_root("to give a file to another user")
+    os.lchown(trees, 12345, 12345)
+    for words in (["--all"], ["one"]):
+        assert main(["sync", *words]) == 2
+        assert "perfkit.toml belongs to another user, and may name commands" in capsys.readouterr().err
+    assert tree_of(trees.parent / "first") == {}
+    assert main(["status", "first"]) == 1  # which it does not name
+    assert "is not managed by perfkit" in capsys.readouterr().err
+    assert main(["sync", "one", "--config", "perfkit.toml", "--quiet"]) == 0
+    assert tree_of(trees.parent / "first") == ONE
 
 
 def test_no_trees(trees: Path, capsys: Capture) -> None:

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
+import stat
 from pathlib import Path
 
 import pytest
 
 from perfkit.cli import main
+from perfkit.errors import described
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
 
@@ -56,6 +59,18 @@ def test_metrics(cli_origin: Origin, tmp_path: Path) -> None:
     assert values["perfkit_tree_failed"] == values["perfkit_tree_held"] == 0
 
 
+def test_metrics_where_others_can_write(cli_origin: Origin, tmp_path: Path) -> None:
+    """A link that they planted is not followed."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "other").write_text("kept")
+    for name in ("tree.prom", "tree.prom~"):
+        (tmp_path / name).symlink_to(tmp_path / "other")
+    assert main(["status", "tree", "--metrics", "tree.prom", "--quiet"]) == 0
+    assert (tmp_path / "other").read_text() == "kept"
+    assert not (tmp_path / "tree.prom").is_symlink()
+    assert stat.S_IMODE((tmp_path / "tree.prom").stat().st_mode) == 0o644
+
+
 def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
     assert main(["pin", "tree", "--json"]) == 0
@@ -93,3 +108,27 @@ def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:
 def test_no_tree(command: str, tmp_path: Path, capsys: Capture) -> None:
     assert main([command, "nothing"]) == 1
     assert "nothing is not managed by perfkit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["rollback", "verify --repair", "prune", "hold 7", "pin", "unhold", "sync"])
+def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys: Capture, command: str) -> None:
+    """And what is in the way; in JSON, too."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "tree/.perfkit/lock").unlink()
+    (tmp_path / "tree/.perfkit/lock").mkdir()
+    name, *options = command.split()
+    source = [cli_origin.url] if command == "sync" else []
+    assert main([name, *source, "tree", *options, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"perfkit: error: {tmp_path}/tree/.perfkit/lock: Is a directory\n"
+    message = f"{tmp_path}/tree/.perfkit/lock: Is a directory"
+    assert json.loads(printed.out) == {"error": {"type": "IsADirectoryError", "message": message}}
+
+
+@pytest.mark.parametrize(("code", "remedy"), [
+    (errno.EACCES, "run it as the owner"), (errno.EROFS, "mount it writable"), (errno.ENOSPC, "free some space"),
+    (errno.EEXIST, "remove or rename what is there"),
+])  # fmt: skip
+def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
+    assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")
+    assert described(OSError("said otherwise")) == "said otherwise"

@@ -40,18 +40,21 @@ def test_many_files_in_input_order(kit: Toolkit, site: Path, out: Path) -> None:
     assert left == []
 
 
-def test_a_file_that_is_done_leaves_nothing_to_collect(kit: Toolkit, misbehaving: Start, out: Path) -> None:
-    """A list of 50,000 files takes no more memory for waiting until cycles are looked for."""
-    server = misbehaving(lambda x: x.respond("200 OK", b"small"))
+@pytest.mark.parametrize("status", ["200 OK", "404 Not Found"])
+def test_a_file_that_is_done_leaves_nothing_to_collect(
+    kit: Toolkit, misbehaving: Start, out: Path, status: str
+) -> None:
+    """A list of 50,000 files takes no more memory for waiting until cycles are looked for, nor for errors."""
+    server = misbehaving(lambda x: x.respond(status, b"small"))
     gc.collect()
     gc.disable()
     try:
-        for _ in kit.iter_downloads([(f"{server.url}/{n}", f"{n}") for n in range(60)], out):
-            pass
+        results = list(kit.iter_downloads([(f"{server.url}/{n}", f"{n}") for n in range(60)], out))
         left = sum(isinstance(each, Transfer) for each in gc.get_objects())
     finally:
         gc.enable()
     assert left <= 16, "at most the last one of each worker"
+    assert all((result.error is None) == status.startswith("200") for _, result in results)
 
 
 def test_one_failure_does_not_stop_the_others(kit: Toolkit, site: Path, out: Path) -> None:

@@ -66,6 +66,10 @@ class Cluster:
             "--local-directory", str(self._place), *options,
         )  # fmt: skip
 
+    def log(self, name: str) -> str:
+        """What the scheduler or a worker has logged."""
+        return (self._place / f"{name}.log").read_text(encoding="utf-8", errors="replace")
+
     def kill(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
         """Send a signal to the scheduler or a worker."""
         process = self._processes[name]

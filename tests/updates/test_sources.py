@@ -24,6 +24,9 @@ from perfkit import (
     UpdateError,
 )
 from perfkit.archives.members import Selection
+from perfkit.downloads.http.semantics import Version
+from perfkit.updates.sources.remote_file import version_label
+from tests.chaos.sources import PATHS, Sources
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Counting, replace
@@ -356,6 +359,33 @@ def test_zsync_of_a_gzip_file_is_a_whole_download(kit: Toolkit, counting: Counti
         subprocess.run(command, check=True, cwd=site, capture_output=True)
         report = kit.sync(f"{counting.url}{number}.zsync", tmp_path / str(number))
         assert (report.route, tree_of(tmp_path / str(number))) == ("whole", expected)
+
+
+# -- versions ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", [*PATHS, "file"])
+def test_what_others_can_read_has_no_secrets(
+    kit: Toolkit, counting: Counting, site: Path, tmp_path: Path, kind: str
+) -> None:
+    """Neither the version, which is shown and kept for years, nor any other record that is not the owner's alone."""
+    sources = Sources(site, counting.url)
+    url = sources.urls.get(kind, f"{counting.url}large.bin").replace("//", "//me:s3cret@", 1)
+    for number in (1, 2):
+        sources.offer("zsync" if kind == "file" else kind, number)
+        report = kit.sync(url if kind == "release" else f"{url}?token=s3cret", tmp_path / "tree", type=kind)
+        assert "s3cret" not in report.version
+    records = [path for path in (tmp_path / "tree/.perfkit").rglob("*") if path.is_file()]
+    assert len(records) > 4
+    assert not [each for each in records if each.stat().st_mode & 0o077 and b"s3cret" in each.read_bytes()]
+
+
+def test_a_version_without_a_name() -> None:
+    """It has no more of the URL than may be shown, and no control characters of a server's ETag or of a name."""
+    assert (
+        version_label("https://me:s3cret@example.org/?token=s3cret", Version()) == "https://***@example.org/?token=***"
+    )
+    assert version_label("https://example.org/a%1b%5d0;b%00%0a", Version('"\x9b31mX"')) == "a?]0;b?? ?31mX"
 
 
 # -- lists ------------------------------------------------------------------------------------------------------------

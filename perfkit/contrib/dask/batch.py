@@ -70,6 +70,7 @@ def download_many(
     Raises:
         BatchError: some failed; the others are complete, and `results` has all of them, in input order.
         ConfigError: `dest` is relative, or the cluster has no workers.
+        UpdateError: the checkpoint is damaged.
         OSError: the scheduler was lost, or the checkpoint can't be written.
     """
     dest = os.fspath(dest).removeprefix("file://")
@@ -106,7 +107,7 @@ def _known(items: Sequence[Item], done: Checkpoint) -> dict[int, Download]:
             reason = f"{name!r} is the name of {names[name]} too; give each its own"
             results[index] = Download(url=url, path="", error=TransferError(url, reason))
         elif (download := done.find(item)) is not None:
-            results[index] = download
+            results[index] = replace(download, url=url)
         if name is not None:
             names[name] = url
     return results
@@ -143,8 +144,8 @@ def _run(
             room = max(1, _AHEAD * sum(state.threads.values())) - len(running)
             for number, shard in itertools.islice(waiting, max(0, room)):
                 key = f"perfkit-download-{name.rpartition('-')[2]}-{number}"
-                batch = [item for _, item in shard]
-                future = client.submit(_fetch, name, number, batch, dest, key=key, pure=False, retries=_RETRIES)
+                fetch = functools.partial(_fetch, name, number, [item for _, item in shard], dest)  # see `OnWorker`
+                future = client.submit(fetch, key=key, pure=False, retries=_RETRIES)
                 running[future] = number
                 completed.add(future)  # type: ignore[no-untyped-call]
             if not running:

@@ -6,14 +6,14 @@ import hashlib
 import json
 import os
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict
+from typing import Any
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.manager import Item
 from perfkit.downloads.request import Download, Request
-from perfkit.errors import ConfigError
-from perfkit.filesystem.own_files import write_record
+from perfkit.filesystem.own_files import read_record, write_record
 
 __all__ = ["Checkpoint", "identity_of"]
 
@@ -23,13 +23,14 @@ _SUFFIX = ".done.json"
 class Checkpoint:
     """The files of a batch that were downloaded, also by earlier runs with the same directory.
 
-    A file is known by its URL, or the `key` of its request, with its name, checksum and the batch's destination.
+    A file is known by a digest of its URL, or the `key` of its request, with its name, checksum and the batch's
+    destination. No URLs are written down, since they may have secrets.
 
     Args:
         directory: where it is kept; created if it does not exist. None: nowhere.
 
     Raises:
-        ConfigError: a file in the directory is not of a checkpoint.
+        UpdateError: a file in the directory is damaged, or not of a checkpoint.
         OSError: the directory can't be created, read or written.
     """
 
@@ -41,25 +42,18 @@ class Checkpoint:
             os.makedirs(directory, exist_ok=True)
             for entry in os.scandir(directory):
                 if entry.name.endswith(_SUFFIX):
-                    self._read(entry.path)
-
-    def _read(self, path: str) -> None:
-        with open(path, "rb") as file:
-            try:
-                for key, each in json.load(file).items():
-                    self._done[key] = Download(**{**each, "version": Version(**each["version"])})
-            except (ValueError, TypeError, KeyError, AttributeError) as error:
-                raise ConfigError(f"{path} is not a checkpoint of perfkit; remove it, or name another one") from error
+                    remedy = "remove it, or name another directory for the checkpoint"
+                    self._done |= read_record(entry.path, _parse, remedy) or {}
 
     def find(self, item: Item) -> Download | None:
-        """The result of a file that is done."""
+        """The result of a file that is done, without its URL."""
         return self._done.get(self._key(item)) if self._done else None
 
     def add(self, results: Iterable[tuple[Item, Download]]) -> None:
         """Write down the files that did not fail."""
         if self._directory is None:
             return
-        done = {self._key(item): asdict(each) for item, each in results if each.error is None}
+        done = {self._key(item): {**asdict(each), "url": ""} for item, each in results if each.error is None}
         if done:
             write_record(os.path.join(self._directory, f"{uuid.uuid4().hex}{_SUFFIX}"), done)
 
@@ -69,6 +63,10 @@ class Checkpoint:
             options = (item.checksum, item.byte_range)
         url, name = identity_of(item)
         return hashlib.sha256(json.dumps((self._dest, url, name, *options)).encode()).hexdigest()
+
+
+def _parse(record: Mapping[str, Any]) -> dict[str, Download]:
+    return {key: Download(**{**each, "version": Version(**each["version"])}) for key, each in record.items()}
 
 
 def identity_of(item: Item) -> tuple[str, str | None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import pickle
 import threading
 import uuid
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from distributed import Client, Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_worker
+from distributed.protocol.serialize import Serialize
 from distributed.utils import sync
 
 from perfkit.config import Config
@@ -82,7 +82,7 @@ def state_of(client: Client, name: str) -> ClusterState:
         found = _ask(client, "perfkit_state", name=name)
     except OSError as error:
         raise ConnectionError(lost) from error
-    return ClusterState(found["threads"], [pickle.loads(each) for each in found["reports"]])  # from Dask
+    return ClusterState(**found)
 
 
 def _ask(client: Client, handler: str, /, **arguments: Any) -> Any:
@@ -103,7 +103,7 @@ class _Call:
     client: str
     limits: SharedLimits
     holders: dict[str, str] = field(default_factory=dict)  # of leases, by their workers' addresses
-    reports: dict[str, bytes] = field(default_factory=dict)  # by address
+    reports: dict[str, object] = field(default_factory=dict)  # by address, as Dask has serialized them
 
 
 class OnScheduler(SchedulerPlugin):
@@ -126,7 +126,7 @@ class OnScheduler(SchedulerPlugin):
             await self._scheduler.unregister_worker_plugin(comm=None, name=name)
             del self._calls[name]
 
-    async def lease(self, name: str, worker: str, holder: str, use: dict[str, Any], report: bytes) -> dict[str, Any]:
+    async def lease(self, name: str, worker: str, holder: str, use: dict[str, Any], report: object) -> dict[str, Any]:
         call = self._calls[name]
         call.holders[worker], call.reports[worker] = holder, report
         return asdict(call.limits.lease(holder, Use(**use)))
@@ -147,7 +147,11 @@ class OnScheduler(SchedulerPlugin):
 
 
 class OnWorker(WorkerPlugin):
-    """A worker's Toolkit, shared by its tasks for the duration of a call; it leases its limits from the scheduler."""
+    """A worker's Toolkit, shared by its tasks for the duration of a call; it leases its limits from the scheduler.
+
+    Those tasks are functions that have their arguments already: Dask logs a task's arguments if it fails, and URLs may
+    have secrets.
+    """
 
     def __init__(self, name: str, config: Config) -> None:
         self._name = name
@@ -203,7 +207,7 @@ class OnWorker(WorkerPlugin):
             worker=self._worker.address,
             holder=holder,
             use=asdict(use),
-            report=pickle.dumps(self.report()),
+            report=Serialize(self.report()),  # type: ignore[no-untyped-call]
         )
         return Lease(**found)
 

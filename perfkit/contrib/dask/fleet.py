@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import math
 import os
 import time
@@ -234,7 +235,8 @@ def _on_each(
     for host in hosts:
         key = f"perfkit{function.__name__}-{name.rpartition('-')[2]}-{host.name}"
         place = {"workers": [host.address], "allow_other_workers": False}
-        running[client.submit(function, name, host, *arguments, key=key, pure=False, retries=_RETRIES, **place)] = host
+        on_host = functools.partial(function, name, host, *arguments)  # see `OnWorker`
+        running[client.submit(on_host, key=key, pure=False, retries=_RETRIES, **place)] = host
     completed = as_completed(list(running), loop=client.loop)  # type: ignore[no-untyped-call]
     try:
         while running:

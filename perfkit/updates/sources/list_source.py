@@ -19,6 +19,7 @@ from perfkit.updates.planner import ExistingFile
 from perfkit.updates.routes import Offer
 from perfkit.updates.source_types import SourceType
 from perfkit.updates.sources.pieces import mend
+from perfkit.updates.sources.remote_file import version_label
 from perfkit.updates.sources.url_lists import LIST_BYTES, ListedFile, parse_metalink, parse_urls
 from perfkit.updates.staging import Fetcher, StagingArea
 
@@ -142,7 +143,7 @@ class ListSource:
                 versions[each.name] = found.version
             entries[each.name] = Entry(each.name, size, digest, existing is not None and existing.executable)
         manifest = Manifest.of(entries.values())
-        self.version = f"{self.url.rstrip('/').rpartition('/')[2]} {manifest.sha256.hex()[:12]}"
+        self.version = f"{version_label(self.url, Version())} {manifest.sha256.hex()[:12]}"
         self._record = {"files": {each.name: _record_of(each, versions[each.name]) for each in self._listed}}
         return manifest
 

@@ -16,6 +16,7 @@ from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import CancelledError, RemoteChangedError, TransferError
 from perfkit.filesystem.own_files import replace_own
+from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.updates.installed import as_recorded
 from perfkit.updates.signers import FileSigners
@@ -35,12 +36,14 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
 
 
 def version_label(url: str, version: Version) -> str:
-    """What to call a version of a file: its name, and its date and ETag where it has them."""
-    name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or url
+    """What to call a version of a file: its name, and its date and ETag where it has them. Others can read it, so it
+    has no secrets of the URL and no control characters of the server.
+    """
+    name = unquote(urlsplit(url).path).rstrip("/").rpartition("/")[2] or redacted(url)
     modified = parse_date(version.last_modified)
     date = modified and modified.strftime("%Y-%m-%dT%H:%M:%SZ")
     tag = (version.etag or "").removeprefix("W/").strip('"')[:_TAG_CHARACTERS]
-    return " ".join(part for part in (name, date, tag) if part)
+    return printable(" ".join(part for part in (name, date, tag) if part))
 
 
 class RemoteFile:

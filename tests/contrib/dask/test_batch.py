@@ -6,12 +6,14 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from perfkit import Request
+from perfkit import Download, Request, UpdateError
 from perfkit.contrib.dask.batch import cut_into_shards
+from perfkit.contrib.dask.checkpoint import Checkpoint
 from tests.support.dask_cluster import Cluster, wait_until
 from tests.support.fakes import Exchange, MisbehavingServer
 
@@ -82,6 +84,10 @@ except ConfigError:
 names = client.run(lambda dask_worker: [each for each in dask_worker.plugins if each.startswith("perfkit")])
 told["left"] = sorted(map(len, names.values()))
 told["calls"] = client.run_on_scheduler(lambda dask_scheduler: len(vars(dask_scheduler.plugins["perfkit"])["_calls"]))
+try:
+    download_many(client, [url + "a?token=s3cret"], "nonsense://place")
+except BatchError as error:
+    told["no store"] = [str(each.error) for each in error.results]
 import fsspec
 told["stored"] = [each.path for each in download_many(client, items[:3], "memory://place")]
 stored = client.run(lambda: fsspec.filesystem("memory").du("/place", total=False))
@@ -89,6 +95,7 @@ told["contents"] = dict(sum((list(each.items()) for each in stored.values()), []
 print(json.dumps(told))
 """
     log = Log()
+    log.act, log.act_at = lambda: wait_until(lambda: log.most > 1), 0  # while the first waits
     with MisbehavingServer(log) as server:
         began_s = time.monotonic()
         told = cluster.run(body, out, f"{server.url}/")
@@ -100,7 +107,11 @@ print(json.dumps(told))
     assert (told["relative"], told["left"], told["calls"]) == (True, [0, 0], 0)
     assert told["stored"] == [f"memory:///place/{number}" for number in range(3)]
     assert told["contents"] == {f"/place/{number}": len(BODY) for number in range(3)}
-    assert 1 < log.most <= 3
+    assert ["Protocol not known: nonsense" in each for each in told["no store"]] == [True]
+    logs = cluster.log("one") + cluster.log("two")
+    assert "Compute Failed" in logs
+    assert "s3cret" not in logs
+    assert log.most <= 3
     assert seconds >= 0.9 * FILES * len(BODY) / 40_000
     *running, ended = told["shown"]
     assert ended == [FILES, FILES * len(BODY), 1.0]
@@ -130,6 +141,26 @@ with dask.config.set({"perfkit.shard-files": 4}):
     results = download_many(client, items, dest, config=Config(backoff_base_s=0.01), checkpoint=rest[0])
 print(json.dumps([each.bytes for each in results]))
 """
+
+
+def test_a_checkpoint_has_no_secrets(tmp_path: Path) -> None:
+    """No URLs at all; and it is only the owner's."""
+    items = ["https://me:s3cret@example.org/a?token=s3cret", Request("https://example.org/b?s3cret", name="b", key="b")]
+    results = [Download(url="https://me:s3cret@example.org/?s3cret", path=f"/data/{name}", bytes=5) for name in "ab"]
+    Checkpoint(str(tmp_path), "/data").add(zip(items, results, strict=True))
+    (record,) = tmp_path.iterdir()
+    assert "s3cret" not in record.read_text()
+    assert record.stat().st_mode & 0o777 == 0o600
+    again = Checkpoint(str(tmp_path), "/data")
+    assert [again.find(item) for item in items] == [replace(each, url="") for each in results]
+    assert again.find("https://example.org/a") is None
+
+
+@pytest.mark.parametrize("damage", ["[", "[]", '{"a": 1}', '{"a": {}}', '{"a": {"version": {"x": 1}}}', "[" * 100_000])
+def test_a_damaged_checkpoint(tmp_path: Path, damage: str) -> None:
+    (tmp_path / "1.done.json").write_text(damage)
+    with pytest.raises(UpdateError, match="remove it, or name another directory"):
+        Checkpoint(str(tmp_path), "/data")
 
 
 @pytest.mark.once
