@@ -265,7 +265,7 @@ class _Publisher:
         pointer = site.pointer()
         self._least_serial = pointer.serial + 1 if pointer else 1
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
-        self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
+        self._history = site.history(self._previous) if self._previous else History()
         self._readers: dict[PackedRef, BlobReader] = {}
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry, digest in enumerate(manifest.digests()):
