@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from perfkit.downloads.segments import Runner, SegmentMap
 
+pytestmark = pytest.mark.once
+
 
 class Ranges(RuleBasedStateMachine):
     """Random workers over one map; `written` is what they have put on the disk."""

@@ -11,6 +11,8 @@ from perfkit import RollbackError, Toolkit, UpdateError
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def rolled_back(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> Path:

@@ -64,6 +64,18 @@ def test_a_body_that_an_outage_silenced_is_not_taken_for_whole(transport: HttpTr
     assert caught.value.transient
 
 
+# -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_fields_count_as_one_with_all_their_values(transport: HttpTransport, misbehaving: Start) -> None:
+    """RFC 9110 section 5.3."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 a\r\nCache-Control: no-store\r\nvia:1.1 b \r\n\r\n"
+    server = misbehaving(lambda x: x.send(head))
+    with transport.open(Get(url=f"{server.url}/1"), Cancel()) as response:
+        assert response.headers["via"] == "1.1 a, 1.1 b"
+        assert response.headers["cache-control"] == "no-store"
+
+
 # -- aborts ----------------------------------------------------------------------------------------------------------
 
 
