@@ -15,7 +15,7 @@ from importlib import import_module
 from perfkit._version import __version__
 from perfkit.cli.output import exit_code_of, interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
-from perfkit.errors import PerfkitError
+from perfkit.errors import PerfkitError, described
 
 __all__ = ["command_parser", "main"]
 
@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             code: int = arguments.run(arguments)
         return code
     except (PerfkitError, OSError) as error:
-        print_error(str(error))
+        print_error(described(error))
         return exit_code_of(error)
     except KeyboardInterrupt:
         return interrupted()

@@ -22,7 +22,7 @@ from perfkit.cli.output import (
 )
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
-from perfkit.errors import ConfigError, PerfkitError
+from perfkit.errors import ConfigError, PerfkitError, described
 from perfkit.progress.text import printable
 
 if TYPE_CHECKING:
@@ -140,7 +140,7 @@ def _run_for_all(
             with _toolkit(tree) as kit:
                 outcome = work(kit, tree)
         except (PerfkitError, OSError) as error:
-            print_error(f"{tree.name}: {error}")
+            print_error(f"{tree.name}: {described(error)}")
             records[tree.name] = {"error": error_as_json(error)}
             codes.append(exit_code_of(error))
             continue

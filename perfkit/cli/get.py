@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from perfkit.cli.keys import add_public_key
 from perfkit.cli.output import error_as_json, print_error, print_text, progress_for
 from perfkit.cli.parser import Parser, add_output, add_progress
-from perfkit.cli.settings import add_rates, config_for
+from perfkit.cli.settings import add_credentials, add_rates, config_for
 from perfkit.errors import ConfigError, PerfkitError
 from perfkit.minisign.public_keys import read_public_keys
 from perfkit.redact import redacted
@@ -69,13 +69,7 @@ def add_get(get: Parser) -> None:
     get.add_argument(
         "--key", metavar="TEXT", help="what names the file while its URL changes, as by a signature, for a single URL"
     )
-    get.add_argument(
-        "--header",
-        action="append",
-        default=[],
-        metavar="'K: V'",
-        help="a header for the origins of the URLs (can be repeated)",
-    )
+    add_credentials(get)
     add_public_key(get)
     get.add_argument("--retries", type=int, metavar="N", help="failures in a row before giving up (default 5)")
     get.add_argument(
@@ -101,7 +95,6 @@ def _get(arguments: argparse.Namespace) -> int:
         if arguments.base is not None and arguments.input is None:
             raise ConfigError("--base needs -i FILE: it is what URLs in a list are relative to")
         options = {
-            "headers": _headers(arguments.header),
             "resume": not arguments.no_resume,
             "public_keys": read_public_keys(arguments.public_keys),
         }
@@ -248,13 +241,3 @@ def _as_json(download: Download) -> dict[str, object]:
     if download.error is not None:
         record["error"] = error_as_json(download.error)
     return record
-
-
-def _headers(lines: list[str]) -> dict[str, str]:
-    headers = {}
-    for line in lines:
-        name, separator, value = line.partition(":")
-        if not separator or not name.strip():
-            raise ConfigError("--header must have the form 'Name: value'")
-        headers[name.strip()] = value.strip()
-    return headers

@@ -18,9 +18,10 @@ from typing import IO, TYPE_CHECKING
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
 from perfkit.errors import CommandFailedError, ConfigError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.text import printable
+from perfkit.redact import redacted_text
 from perfkit.transactions.layout import ANNOUNCED, PRIVATE_DIR
 
 if TYPE_CHECKING:
@@ -83,21 +84,19 @@ class OnChange:
 
     def _read(self) -> dict[str, object]:
         """The generation that the command was last run for; the current one if it has not run yet."""
-        from perfkit.updates.status import status
+        from perfkit.updates.status import read_json, status
 
-        with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(self._path), "rb") as file:
-            found = json.load(file)
-            if isinstance(found, dict) and [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
-                return found
+        found = read_json(self._path)
+        if [type(found.get(key)) for key in ("generation", "version")] == [int, str]:
+            return found
         os.makedirs(self._dest, exist_ok=True)
         with contextlib.closing(RootDir(self._dest)) as rootdir:
             rootdir.mkdir(PRIVATE_DIR)
         here = status(self._dest)
-        return self._write(here.generation, here.version)
+        return self._write({"generation": here.generation, "version": here.version or ""})
 
-    def _write(self, generation: int, version: str | None) -> dict[str, object]:
-        announced: dict[str, object] = {"generation": generation, "version": version or ""}
-        with replace_own(self._path) as file:
+    def _write(self, announced: dict[str, object]) -> dict[str, object]:
+        with replace_own(self._path, 0o644) as file:  # `status` reads it
             file.write(json.dumps(announced).encode())
         return announced
 
@@ -122,9 +121,12 @@ class OnChange:
         }
         try:
             _run(self._words, variables, (name + self._end for name in names))
-        except OSError as error:
-            raise CommandFailedError(f"{self._words[0]} can't be run: {error.strerror}") from error
-        self._announced = self._write(here.generation, here.version)
+        except (CommandFailedError, OSError) as error:
+            why = f"{self._words[0]} can't be run: {error.strerror}" if isinstance(error, OSError) else str(error)
+            with contextlib.suppress(OSError):
+                self._write({**self._announced, "error": redacted_text(why)})
+            raise CommandFailedError(why) from error
+        self._announced = self._write({"generation": here.generation, "version": here.version or ""})
 
 
 def _versions(version: str | None, previous: str | None) -> dict[str, str]:

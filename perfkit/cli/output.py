@@ -11,7 +11,7 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from perfkit.errors import ConfigError, ExpiredError, StaleSourceError
+from perfkit.errors import ConfigError, ExpiredError, StaleSourceError, described
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
 
 if TYPE_CHECKING:
@@ -105,7 +105,7 @@ def errors_as_json(arguments: argparse.Namespace) -> Iterator[None]:
 
 def error_as_json(error: BaseException) -> dict[str, str]:
     """An error as it appears in the JSON of every command."""
-    return {"type": type(error).__name__, "message": str(error)}
+    return {"type": type(error).__name__, "message": described(error)}
 
 
 def progress_for(arguments: argparse.Namespace) -> Progress | None:

@@ -11,7 +11,7 @@ from perfkit.cli.frame import Outcome, define, of_a_check, toolkit_for
 from perfkit.cli.keys import add_sign_key
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
-from perfkit.cli.settings import add_wait
+from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
 from perfkit.errors import ConfigError
 from perfkit.progress.text import amount, counted, printable
@@ -123,6 +123,7 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
 def add_releases(releases: Parser) -> None:
     """Add the options of `perfkit releases`."""
     releases.add_argument("url", metavar="URL", help="of the site")
+    add_credentials(releases)
     about = "List the releases of a site that sync --release can install; a star marks the current one."
     define(releases, _releases, about, _RELEASES_EXAMPLES)
 

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+from collections.abc import Iterable
+from dataclasses import replace
 
 from perfkit.config import Config, parse_size
+from perfkit.errors import ConfigError
 
-__all__ = ["add_rates", "add_wait", "config_for"]
+__all__ = ["add_credentials", "add_rates", "add_wait", "config_for"]
 
 
 def add_rates(command: argparse.ArgumentParser) -> None:
@@ -15,6 +18,13 @@ def add_rates(command: argparse.ArgumentParser) -> None:
     command.add_argument("-j", "--workers", type=int, metavar="N", help="files and requests at once (default 8, 16)")
     limit = "bytes per second for all transfers together, such as 500K or 5M"
     command.add_argument("--limit-rate", metavar="RATE", help=limit)
+
+
+def add_credentials(command: argparse.ArgumentParser) -> None:
+    """Add the options that tell a server who asks; they go to no other origin than that of the URL or source."""
+    what = "a header for the URL's origin, such as 'Authorization: Bearer ...' (can be repeated)"
+    command.add_argument("--header", action="append", default=[], metavar="'K: V'", help=what)
+    command.add_argument("--user", metavar="USER:PASSWORD", help="for the URL's origin (default: as ~/.netrc says)")
 
 
 def add_wait(command: argparse.ArgumentParser) -> None:
@@ -39,8 +49,30 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "retries": given.get("retries"),
         "check_contents": given.get("check_contents") or None,
         "rate_limit": None if limit is None else parse_size(limit),
+        "auth": _user(given.get("user")),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
     of_the_tree = given.get("settings", {})  # in perfkit.toml, which gives way to the environment
     unset = {name: value for name, value in of_the_tree.items() if not os.environ.get(f"PERFKIT_{name.upper()}")}
-    return Config.from_env(**{**unset, **chosen})
+    config = Config.from_env(**{**unset, **chosen})
+    headers = _headers(given.get("header", ()))
+    return replace(config, headers={**config.headers, **headers}) if headers else config
+
+
+def _headers(lines: Iterable[str]) -> dict[str, str]:
+    headers = {}
+    for line in lines:
+        name, colon, value = line.partition(":")
+        if not colon or not name.strip():
+            raise ConfigError("--header must have the form 'Name: value'")
+        headers[name.strip()] = value.strip()
+    return headers
+
+
+def _user(text: str | None) -> tuple[str, str] | None:
+    if text is None:
+        return None
+    user, colon, password = text.partition(":")
+    if not colon:
+        raise ConfigError("--user must have the form USER:PASSWORD")
+    return user, password

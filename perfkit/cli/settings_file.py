@@ -23,7 +23,7 @@ __all__ = ["TreeEntry", "is_tree_name", "read_entries"]
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
 _FOR_A_RUN = {"all", "config", "dry_run", "help", "json", "now", "places", "progress", "quiet", "verbose"}
-_OF_CONFIG = {"limit_rate"}
+_OF_CONFIG = {"header", "limit_rate", "user"}
 
 
 class TreeEntry(NamedTuple):

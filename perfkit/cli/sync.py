@@ -5,9 +5,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import hashlib
-import os
-import socket
 from time import sleep
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -15,7 +12,7 @@ from perfkit.cli.frame import Outcome, add_all, define
 from perfkit.cli.keys import add_public_key
 from perfkit.cli.output import CHANGED, edits_of, print_error
 from perfkit.cli.parser import Parser, add_progress
-from perfkit.cli.settings import add_rates, add_wait
+from perfkit.cli.settings import add_credentials, add_rates, add_wait
 from perfkit.config import parse_seconds
 from perfkit.errors import CommandFailedError, LockedError, PerfkitError, UpdateError
 from perfkit.progress.text import amount, counted
@@ -95,6 +92,7 @@ def add_sync(sync: Parser) -> None:
     sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
+    add_credentials(sync)
     add_rates(sync)
     add_progress(sync)
     about = "Update a tree from a release, an archive or a list; only differences are fetched."
@@ -109,7 +107,7 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     if not note:
         held = f"; {report.held} is on hold" if report.held else ""
         note = (
-            f"{report.version}, generation {report.generation}: {report.added} "
+            f"{report.version or 'nothing is installed'}, generation {report.generation}: {report.added} "
             f"added, {report.changed} changed, {report.removed} removed; {report.unchanged} unchanged; "
             f"{amount(report.bytes_received)} received in {report.seconds:.1f} s, by {report.route}"
             f"{edits_of(report)}{held}{_selected(report, arguments)}"
@@ -142,6 +140,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
         as `Toolkit.sync`.
     """
     from perfkit.cli.hooks import OnChange, check_command
+    from perfkit.updates.status import splay_s
 
     chosen, on_change = _chosen(arguments), None
     if arguments.check is not None:
@@ -151,7 +150,7 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
     if (left := _not_due(kit, arguments)) is not None:
         return Synced(*left, _announce(on_change, kit))
     if arguments.splay is not None:
-        sleep(_splay_s(arguments))
+        sleep(splay_s(arguments.dest, parse_seconds(arguments.splay)))
     try:
         report = kit.sync(
             arguments.source,
@@ -210,12 +209,6 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
             )
             return report, note
     return None
-
-
-def _splay_s(arguments: argparse.Namespace) -> float:
-    """A time of the host's and the tree's own, less than `--splay`, so that a fleet does not ask at once."""
-    digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(arguments.dest)}".encode()).digest()
-    return parse_seconds(arguments.splay) * int.from_bytes(digest[:4]) / 2**32
 
 
 def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perfkit.cli.frame import Outcome, add_all, add_tree, define, of_a_check
 from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
-from perfkit.cli.settings import add_wait
+from perfkit.cli.settings import add_credentials, add_wait
 from perfkit.config import parse_seconds
 from perfkit.filesystem.own_files import replace_own
 from perfkit.progress.text import amount, counted, printable
@@ -109,6 +109,7 @@ def add_verify(verify: Parser) -> None:
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
     what = "another URL of the tree's source, for --repair (can be repeated)"
     verify.add_argument("--mirror", dest="mirrors", action="append", default=[], metavar="URL", help=what)
+    add_credentials(verify)
     add_wait(verify)
     add_progress(verify)
     about = "Hash every file of a tree again; exits with 1 unless all are as installed."
@@ -157,6 +158,8 @@ def _rows(found: TreeStatus) -> list[tuple[str, str]]:
     ]
     if found.failed_s is not None:
         rows.append(("failed", f"{_local(found.failed_s)}: {found.error}"))
+    if found.on_change_error is not None:
+        rows.append(("on change", f"failed, and the next sync runs it again: {found.on_change_error}"))
     if found.not_before_s is not None:
         rows.append(("not before", f"{_local(found.not_before_s)}, as the source asks"))
     for held in found.holds:
@@ -180,6 +183,7 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
         "perfkit_tree_changed_timestamp_seconds": lambda found: found["changed_s"] or 0,
         "perfkit_tree_failed": lambda found: int(found["failed_s"] is not None),
         "perfkit_tree_failures": lambda found: found["failures"],
+        "perfkit_tree_on_change_failed": lambda found: int(found["on_change_error"] is not None),
         "perfkit_tree_held": lambda found: int(found["held"] is not None),
         "perfkit_tree_generation": lambda found: found["generation"],
         "perfkit_tree_files": lambda found: found["files"],

@@ -11,7 +11,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import IO, Any
 
-from perfkit.errors import PerfkitError, RecoveryError, RollbackError
+from perfkit.errors import PerfkitError, RecoveryError, RollbackError, UpdateError
 from perfkit.filesystem.compact import DigestSet
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.changeset import ChangeSet
@@ -90,7 +90,13 @@ class Timeline:
         return replace(self, current=number)
 
     def prune(self, keep: int) -> Timeline:
-        """Keep only so many generations before the current one."""
+        """Keep only so many generations before the current one.
+
+        Raises:
+            UpdateError: a negative number.
+        """
+        if keep < 0:
+            raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
         return replace(self, chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
 
     def resolve(self, to: int | None) -> int:

@@ -137,7 +137,7 @@ class Tree:
 
     def _remove_unused(self) -> None:
         """Remove what a first change that failed has created, unless it fetched something worth going on with; nothing
-        of a tree that has changed before.
+        of a tree that has changed before. What is remembered of the failure stays.
 
         The directory itself stays: others may be waiting for its lock.
         """
@@ -149,7 +149,7 @@ class Tree:
         sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
         if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
-        for name in (*fetched, ANNOUNCED, CLOCK, LAST_SYNC, OWNER):
+        for name in (*fetched, ANNOUNCED, CLOCK, OWNER):
             self._rootdir.unlink(name)
         self._rootdir.rmdir(FETCH)
         self._rootdir.rmdir(OBJECTS)
@@ -276,27 +276,21 @@ class Tree:
         """
         return self._history.generations()
 
-    def prune(self, keep: int, *, dry_run: bool = False) -> Pruned:
+    def prune(self, keep: int) -> Pruned:
         """Keep only so many generations before the current one, and delete what only the others need.
-
-        Args:
-            dry_run: only tell what that is.
 
         Raises:
             UpdateError: a negative number.
             RollbackError: a record is damaged.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
-        if keep < 0:
-            raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
         timeline = self._history.timeline().prune(keep)
         pruned = self._history.freed_by(timeline)
-        if not dry_run:
-            self._begin()
-            with self._committer.preparing():
-                nothing = self._committer.new_change_set()
-                changes = nothing.disk_changes()
-            self._committer.commit(nothing, changes, timeline)
+        self._begin()
+        with self._committer.preparing():
+            nothing = self._committer.new_change_set()
+            changes = nothing.disk_changes()
+        self._committer.commit(nothing, changes, timeline)
         return pruned
 
     def _begin(self) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -122,23 +123,32 @@ def require_managed(dest: str) -> None:
         raise UpdateError(f"{dest} is not managed by perfkit; sync to it first")
 
 
-def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool = False) -> Tree:
-    """The tree at `dest`, with these settings.
+@contextlib.contextmanager
+def managed_tree(config: Config, dest: str, *, wait_s: float = 0.0, create: bool = False) -> Iterator[Tree]:
+    """The tree at `dest`, locked, with these settings.
 
     Args:
         create: it need not exist yet.
 
     Raises:
         UpdateError: perfkit does not manage it.
+        as `Tree`.
     """
     if not create:
         require_managed(dest)
-    return Tree(
+    tree = Tree(
         dest,
         wait_s=wait_s,
         keep_generations=config.keep_generations,
         trust_other_owners=config.trust_other_owners,
     )
+    try:
+        with tree:
+            yield tree
+    except OSError as error:  # which may have a name relative to the tree, or none
+        if error.strerror:
+            error.filename = os.path.join(tree.root, error.filename) if error.filename else tree.root
+        raise
 
 
 def read_installed(root: str) -> Installed:

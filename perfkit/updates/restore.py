@@ -6,8 +6,9 @@ import contextlib
 import logging
 import os
 import time
+from collections.abc import Callable
 from dataclasses import replace
-from typing import cast
+from typing import TypeVar, cast
 
 from perfkit.config import Config, LocalChanges
 from perfkit.errors import RollbackError, UpdateError
@@ -25,6 +26,8 @@ from perfkit.updates.report import SyncReport
 __all__ = ["changed_since", "history", "prune", "rollback"]
 
 _log = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 
 def rollback(config: Config, dest: str, to: int | None, *, hold: bool = True, wait_s: float = 0.0) -> SyncReport:
@@ -117,21 +120,25 @@ def changed_since(config: Config, dest: str, generation: int, *, wait_s: float =
 
 def prune(config: Config, dest: str, keep: int, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
     """Drop old generations. See `Toolkit.prune`."""
+    if dry_run:
+        return _read(dest, lambda history: history.freed_by(history.timeline().prune(keep)))
     with managed_tree(config, dest, wait_s=wait_s) as tree:
-        return tree.prune(keep, dry_run=dry_run)
+        return tree.prune(keep)
 
 
 def history(dest: str) -> list[Generation]:
     """The generations that `rollback` can reach, oldest first; read without the tree's lock."""
+    return _read(dest, History.generations)
+
+
+def _read(dest: str, read: Callable[[History], T]) -> T:
+    """Read the history without the tree's lock; once more if a change that has just ended deleted a record of it."""
     require_managed(dest)
-    rootdir = RootDir(dest)
-    try:
+    with contextlib.closing(RootDir(dest)) as rootdir:
         while True:
             before = read_current(rootdir).number
             try:
-                return History(rootdir, ObjectStore(rootdir)).generations()
+                return read(History(rootdir, ObjectStore(rootdir)))
             except RollbackError:
                 if read_current(rootdir).number == before:
-                    raise  # else a change has just ended, and deleted an old record
-    finally:
-        rootdir.close()
+                    raise

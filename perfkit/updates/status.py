@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import os
+import socket
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError
+from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError, described
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.redact import redacted
@@ -20,7 +22,7 @@ from perfkit.transactions.lock import is_held
 from perfkit.updates.hold import Hold, is_time, read_holds
 from perfkit.updates.installed import Installed, read_installed, require_managed
 
-__all__ = ["TreeStatus", "remember_outcome", "status"]
+__all__ = ["TreeStatus", "read_json", "remember_outcome", "splay_s", "status"]
 
 _COMMIT_S = 2.0
 _BACKOFF_S = 60.0
@@ -42,6 +44,7 @@ class TreeStatus:
         failed_s: when a sync failed, if none has succeeded since.
         error: why it failed.
         failures: how many syncs have failed since, because of the source or the network.
+        on_change_error: why the command of `--on-change` failed, which the next sync runs again.
         not_before_s: when the source asks to be asked again (`Retry-After`), at most a day after the failure.
         held: what syncs pass over; the latest, if several releases are on hold.
         holds: all of them, the latest last.
@@ -58,6 +61,7 @@ class TreeStatus:
     failed_s: float | None = None
     error: str | None = None
     failures: int = 0
+    on_change_error: str | None = None
     not_before_s: float | None = None
     held: Hold | None = None
     holds: tuple[Hold, ...] = ()
@@ -86,6 +90,14 @@ class TreeStatus:
         return max(0.0, last_s + wait_s - now)
 
 
+def splay_s(dest: str, most_s: float) -> float:
+    """A time less than this, in seconds, that is always the same for a host and a tree, so that a fleet does not ask at
+    once.
+    """
+    digest = hashlib.sha256(f"{socket.gethostname()}\0{os.path.abspath(dest)}".encode()).digest()
+    return most_s * int.from_bytes(digest[:4]) / 2**32
+
+
 def status(dest: str) -> TreeStatus:
     """How the tree at `dest` stands. See `Toolkit.status`."""
     require_managed(dest)
@@ -104,11 +116,18 @@ def status(dest: str) -> TreeStatus:
         failed_s=outcome.get("failed_s"),
         error=outcome.get("error"),
         failures=outcome.get("failures", 0),
+        on_change_error=_on_change_error(root, current),
         not_before_s=outcome.get("not_before_s"),
         held=holds[-1] if holds else None,
         holds=holds,
         interrupted=interrupted,
     )
+
+
+def _on_change_error(root: str, current: Generation) -> str | None:
+    announced = read_json(os.path.join(root, layout.ANNOUNCED))
+    error = announced.get("error")
+    return error if isinstance(error, str) and announced.get("generation") != current.number else None
 
 
 def _settled(rootdir: RootDir) -> tuple[Generation, Installed, bool]:
@@ -135,7 +154,7 @@ def remember_outcome(root: str) -> Iterator[None]:
         raise
     except (PerfkitError, OSError) as error:
         before, now = _read_outcome(root), time.time()
-        failure = {"failed_s": now, "error": str(error)[:1000], "failures": before.get("failures", 0)}
+        failure = {"failed_s": now, "error": described(error)[:1000], "failures": before.get("failures", 0)}
         if isinstance(error, TransferError):
             failure["failures"] += 1
         if isinstance(error, HTTPStatusError) and error.retry_after_s is not None:
@@ -149,12 +168,16 @@ _TYPES = {"checked_s": float, "failed_s": float, "error": str, "failures": int, 
 
 
 def _read_outcome(root: str) -> dict[str, Any]:
-    path = os.path.join(root, layout.LAST_SYNC)
+    found = read_json(os.path.join(root, layout.LAST_SYNC))
+    known = {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
+    return {key: value for key, value in known.items() if not isinstance(value, float) or is_time(value)}
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """A JSON object in one of perfkit's own files; empty: it is missing or damaged."""
     with contextlib.suppress(OSError, ValueError, RecursionError), open(open_own(path), "rb") as file:
         found = json.load(file)
-        if isinstance(found, dict):
-            known = {key: value for key, value in found.items() if isinstance(value, _TYPES.get(key, ()))}
-            return {key: value for key, value in known.items() if not isinstance(value, float) or is_time(value)}
+        return found if isinstance(found, dict) else {}
     return {}
 
 

@@ -248,8 +248,11 @@ def test_on_change_fails(cli_origin: Origin, tmp_path: Path, capsys: Capture) ->
     for exit_code, expected in ((1, 3), (2, 3), (0, 0), (0, 0)):
         (tmp_path / "code").write_text(str(exit_code))
         assert sync(cli_origin, "--on-change", command) == expected
+        assert "the next sync runs it again" in capsys.readouterr().err or not expected
+        assert main(["status", "tree", "--metrics", "tree.prom"]) == 0
+        assert f"it again: {sys.executable} ended with exit code {exit_code}" in capsys.readouterr().out or not expected
+        assert re.search(rf"^perfkit_tree_on_change_failed.* {expected // 3}$", Path("tree.prom").read_text(), re.M)
     assert (tmp_path / "seen").read_text().split() == [str(len(ONE))] * 3
-    assert "the next sync runs it again" in capsys.readouterr().err
 
 
 def test_on_change_is_tried_again_whatever_the_sync_does(cli_origin: Origin, tmp_path: Path, capsys: Capture) -> None:
@@ -271,10 +274,20 @@ def test_on_change_is_tried_again_whatever_the_sync_does(cli_origin: Origin, tmp
     assert report.items() >= {"version": "1", "generation": 1, "route": "none", "bytes_received": 0}.items()
 
 
-@pytest.mark.parametrize("options", [[], ["--on-change", "true"]])
-def test_a_first_sync_that_fails_leaves_nothing(cli_origin: Origin, tmp_path: Path, options: list[str]) -> None:
-    assert main(["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", *options]) == 1
-    assert [path.name for path in (tmp_path / "tree").rglob("*")] == []
+@pytest.mark.parametrize("options", [[], ["--on-change", "false"]])
+def test_a_first_sync_that_fails_is_remembered(
+    cli_origin: Origin, tmp_path: Path, capsys: Capture, options: list[str]
+) -> None:
+    """As any other; that of a tree that never changed leaves nothing else."""
+    failing = ["sync", f"{cli_origin.url}/no-such-site/", "tree", "--quiet", *options]
+    assert main(failing) == 1
+    assert [path.name for path in (tmp_path / "tree").rglob("*")] == [".perfkit", "last-sync"]
+    asked = len(cli_origin.sent)
+    assert sync(cli_origin, "--min-interval", "1h", *options) == 0
+    assert len(cli_origin.sent) == asked
+    assert main(["status", "tree", "--max-age", "1d"]) == 1
+    assert re.search("^failed .*404", capsys.readouterr().out, re.MULTILINE)
+    assert sync(cli_origin, "--min-interval", "1h", "--now", "--exit-code") == 10
 
 
 @pytest.mark.once

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit.cli import main
+from perfkit.errors import described
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
 
@@ -106,3 +108,27 @@ def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:
 def test_no_tree(command: str, tmp_path: Path, capsys: Capture) -> None:
     assert main([command, "nothing"]) == 1
     assert "nothing is not managed by perfkit" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("command", ["rollback", "verify --repair", "prune", "hold 7", "pin", "unhold", "sync"])
+def test_system_errors_name_the_tree(cli_origin: Origin, tmp_path: Path, capsys: Capture, command: str) -> None:
+    """And what is in the way; in JSON, too."""
+    assert main(["sync", cli_origin.url, "tree", "--quiet"]) == 0
+    (tmp_path / "tree/.perfkit/lock").unlink()
+    (tmp_path / "tree/.perfkit/lock").mkdir()
+    name, *options = command.split()
+    source = [cli_origin.url] if command == "sync" else []
+    assert main([name, *source, "tree", *options, "--json"]) == 1
+    printed = capsys.readouterr()
+    assert printed.err == f"perfkit: error: {tmp_path}/tree/.perfkit/lock: Is a directory\n"
+    message = f"{tmp_path}/tree/.perfkit/lock: Is a directory"
+    assert json.loads(printed.out) == {"error": {"type": "IsADirectoryError", "message": message}}
+
+
+@pytest.mark.parametrize(("code", "remedy"), [
+    (errno.EACCES, "run it as the owner"), (errno.EROFS, "mount it writable"), (errno.ENOSPC, "free some space"),
+    (errno.EEXIST, "remove or rename what is there"),
+])  # fmt: skip
+def test_what_to_do_about_a_system_error(code: int, remedy: str) -> None:
+    assert described(OSError(code, os.strerror(code), "tree/a")).startswith(f"tree/a: {os.strerror(code)}; {remedy}")
+    assert described(OSError("said otherwise")) == "said otherwise"

@@ -43,6 +43,13 @@ def test_verify(published: Site) -> None:
     assert set(tree_of(published.dest)) == {*FIRST, "own"}
 
 
+def test_nothing_stays(published: Site) -> None:
+    """After a rollback to before the first install."""
+    run("perfkit_sync", "rules")
+    assert run("perfkit_rollback", "rules", "--to", "0")[0].startswith("rules: the tree before the first sync")
+    assert run("perfkit_sync", "rules")[0] == "rules: nothing is installed: 1 is on hold\n"
+
+
 def test_hold(published: Site) -> None:
     run("perfkit_sync", "rules")
     assert run("perfkit_hold", "rules")[0] == "rules: stays at 1\n"
@@ -76,6 +83,50 @@ def test_least_interval(published: Site) -> None:
     for wrong in ("soon", -1, True, [1]):
         with with_tree(MIN_INTERVAL=wrong), pytest.raises(ConfigError, match=r"MIN_INTERVAL.*must be a time"):
             trees.due_in_s("rules")
+
+
+def test_splay(published: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr("perfkit.contrib.django.management.commands.perfkit_sync.sleep", waits.append)
+    with with_tree(SPLAY="10m"):
+        run("perfkit_sync", "rules")
+        run("perfkit_sync", "rules")
+    assert 0 < waits[0] == waits[1] < 600
+
+
+def test_exit_code(published: Site) -> None:
+    with pytest.raises(SystemExit) as caught:
+        run("perfkit_sync", "rules", "--exit-code")
+    assert caught.value.code == 10
+    assert "is installed already" in run("perfkit_sync", "rules", "--exit-code")[0]
+
+
+def test_a_source_that_is_behind(published: Site) -> None:
+    """Exit code 4, as `perfkit sync` has; and nothing, if that is allowed."""
+    pointer = (published.root / "site/perfkit.json").read_bytes()
+    published.publish("2", SECOND)
+    run("perfkit_sync", "rules")
+    (published.root / "site/perfkit.json").write_bytes(pointer)
+    assert failure("perfkit_sync", "rules")[0] == 4
+    assert answer("perfkit_sync", "rules", "--allow-older")[0]["version"] == "1"
+
+
+def test_age_and_pauses_in_the_status(published: Site) -> None:
+    run("perfkit_sync", "rules")
+    run("perfkit_status", "rules", "--max-age", "2d")
+    record = published.dest / ".perfkit/last-sync"
+    now = time.time()
+    failed = {"failed_s": now, "error": "HTTP status 503", "failures": 1, "not_before_s": now + 900}
+    record.write_text(json.dumps({"checked_s": now - 3 * 86_400, **failed}))
+    assert failure("perfkit_status", "rules", "--max-age", "2d") == (1, "no sync has succeeded for 2d")
+    assert failure("perfkit_status", "rules", "--max-age", "soon")[0] == 2
+    (published.dest / ".perfkit/journal").touch()
+    (status,) = answer("perfkit_status")
+    assert (status["interrupted"], status["error"]) == (True, "HTTP status 503")
+    assert status["not_before"] > status["failed"] > status["checked"]
+    out = run("perfkit_status")[0]
+    assert "as the source asks" in out
+    assert "a change was interrupted" in out
 
 
 def test_json_of_failures(published: Site) -> None:

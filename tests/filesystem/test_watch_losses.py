@@ -7,8 +7,7 @@ import os
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -17,7 +16,7 @@ import watchdog.version
 from perfkit.errors import ConfigError
 from perfkit.filesystem.watch import ALL, watch
 from tests.support.files import make
-from tests.support.tools import ENVIRONMENT, mounted, need_root, unavailable
+from tests.support.tools import ENVIRONMENT, mounted, need, need_root, unavailable
 from tests.support.watched import LONG_S, taken
 
 pytestmark = pytest.mark.once
@@ -186,39 +185,64 @@ def test_a_dead_thread(tmp_path: Path, which: int) -> None:
         assert taken(dirty) == {"a"}
 
 
-@contextlib.contextmanager
-def limit(name: str, value: int) -> Iterator[None]:
-    """Set a limit of inotify(7), of all users."""
-    path = Path("/proc/sys/fs/inotify", name)
-    before = path.read_text()
-    try:
-        path.write_text(str(value))
-    except OSError:
-        unavailable("needs root, to lower a limit of the kernel")
-    try:
-        yield
-    finally:
-        path.write_text(before)
+def run_limited(limit: str, value: int, code: str, root: Path) -> None:
+    """Run code with a low limit of inotify(7) in a user namespace of its own: other tests watch trees at this time.
+
+    The code can change the limit, by writing to `limit`, and watch `root`.
+    """
+    need("unshare")
+    script = f"""
+import sys, time
+from pathlib import Path
+from perfkit.filesystem.watch import ALL, watch
+limit, root = map(Path, sys.argv[1:])
+try:
+    limit.write_text("{value}")
+except OSError:
+    sys.exit(77)
+{code}
+"""
+    command = ["unshare", "--user", "--map-root-user", sys.executable, "-c", script, f"/proc/sys/user/{limit}", root]
+    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    if done.returncode == 77 or done.stderr.startswith("unshare:"):
+        unavailable("needs a user namespace, with a limit of inotify(7) of its own")
+    assert done.returncode == 0, done.stderr
 
 
 def test_more_directories_than_can_be_watched(tmp_path: Path) -> None:
     """All is dirty as long as that lasts, at a pace that does not keep the machine busy."""
     make(tmp_path, {f"{number}/x": b"" for number in range(20)})
-    with limit("max_user_watches", 10):
-        stack = contextlib.ExitStack()
-        dirty = stack.enter_context(watch(tmp_path))
-        with contextlib.ExitStack() as failed:
-            failed.enter_context(stack)
-            assert dirty.drain() is ALL
-            began = time.monotonic()
-            assert dirty.wait()
-            assert time.monotonic() - began > 0.5
-            assert dirty.drain() is ALL
-            failed.pop_all()
-    with stack:
-        assert dirty.drain() is ALL
-        (tmp_path / "7/x").write_bytes(b"1")
-        assert taken(dirty) == {"7/x"}
+    code = """
+with watch(root) as dirty:
+    assert dirty.drain() is ALL
+    began = time.monotonic()
+    assert dirty.wait()
+    assert time.monotonic() - began > 0.5
+    assert dirty.drain() is ALL
+    limit.write_text("1000")
+    assert dirty.drain() is ALL
+    (root / "7/x").write_bytes(b"1")
+    dirty.flush(60)
+    assert dirty.drain() == {"7/x"}
+"""
+    run_limited("max_inotify_watches", 10, code, tmp_path)
+
+
+def test_too_many_watches(tmp_path: Path) -> None:
+    """A typed error, and nothing is left open."""
+    code = """
+import os
+descriptors = os.listdir("/proc/self/fd")
+try:
+    with watch(root):
+        pass
+except OSError as error:
+    assert "instance limit" in str(error)
+else:
+    raise AssertionError
+assert os.listdir("/proc/self/fd") == descriptors
+"""
+    run_limited("max_inotify_instances", 0, code, tmp_path)
 
 
 def only(allowed: int) -> Callable[[threading.Thread], None]:
@@ -235,10 +259,8 @@ def only(allowed: int) -> Callable[[threading.Thread], None]:
 
 
 def test_no_watch_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Too many instances, no more threads, an old watchdog: a typed error, and nothing is left open."""
+    """No more threads, an old watchdog: a typed error, and nothing is left open."""
     descriptors = os.listdir("/proc/self/fd")
-    with limit("max_user_instances", 0), pytest.raises(OSError, match="instance limit"), watch(tmp_path):
-        pass
     for allowed in range(3):
         with monkeypatch.context() as patch:
             patch.setattr(threading.Thread, "start", only(allowed))

@@ -19,8 +19,10 @@ def test_entries_of_no_file(wrong: Entry) -> None:
 
 
 def test_unsafe_names_are_named() -> None:
-    with pytest.raises(UnsafePathError, match=r"\.\./x"):
-        Manifest.of([*ENTRIES, Entry("../x", 1, bytes(32))])
+    """Also where an earlier manifest has the others."""
+    for before in (None, Manifest.of(ENTRIES)):
+        with pytest.raises(UnsafePathError, match=r"\.\./x"):
+            Manifest.of([*ENTRIES, Entry("../x", 1, bytes(32))], before)
 
 
 def test_names_are_checked_unless_the_digest_is_known() -> None:

@@ -102,6 +102,19 @@ def test_a_large_file_that_changes_is_not_written_again(again: Callable[..., int
     assert client.pointer.deltas[0].object.bytes < 2_000
 
 
+def test_a_large_file_whose_parts_change_places(again: Callable[..., int], tmp_path: Path) -> None:
+    """What it has kept, wherever that is now and however often, is not written again."""
+    src = write_tree(tmp_path / "src", {"large": b""})
+    parts = [noise(MIB, number) for number in range(4)]
+    (src / "large").write_bytes(b"".join(parts))
+    again()
+    content = b"".join([parts[2], b"new", parts[0], parts[2], parts[1], parts[3][: MIB // 2], parts[3]])
+    (src / "large").write_bytes(content)
+    assert again() < MIB
+    client = Client(tmp_path / "site")
+    assert {client.install(index)["large"] for index in (client.pointer.fine, client.pointer.solid)} == {content}
+
+
 def test_a_large_file_that_repeats_itself(again: Callable[..., int], tmp_path: Path) -> None:
     """Equal pieces have one tag, of which the one at the same place counts."""
     content = b"".join(noise(1, 100_000) + noise(number, 40_000) for number in range(2, 26))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import shutil
@@ -14,6 +15,7 @@ import pytest
 from perfkit import ConfigError, LockedError, Toolkit, UnsafePathError, UpdateError
 from perfkit.releases.publish.publisher import GRACE_S
 from perfkit.releases.publish.site import Site
+from perfkit.transactions.tree import Tree
 from tests.support.signing import OLD, publish_signed, signature_file
 from tests.support.sites import publish
 from tests.support.trees import ONE, TWO, write_tree
@@ -65,12 +67,12 @@ def test_links(links: str, files: int, kit: Toolkit, linked: Path, tmp_path: Pat
     assert kit.publish(linked, tmp_path / "site", version="1", links=links).unchanged  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("target", ["missing", "loop", ".", "dir"])
+@pytest.mark.parametrize("target", ["missing", "file/x", "loop", ".", "dir"])
 def test_links_that_lead_nowhere(target: str, kit: Toolkit, tmp_path: Path) -> None:
     """Dangling ones, and those that lead back to a directory that they lie in."""
     src = write_tree(tmp_path / "src", {"dir/file": b"2"})
     (src / "dir/loop").symlink_to(target if target != "dir" else "../dir")
-    with pytest.raises((UnsafePathError, OSError), match="symbolic link"):
+    with pytest.raises(UnsafePathError, match="'dir/loop': it is a symbolic link that leads to nothing"):
         kit.publish(src, tmp_path / "site", version="1", links="follow")
     with pytest.raises(ConfigError, match="links must be one of refuse, skip, follow"):
         kit.publish(src, tmp_path / "site", version="1", links="keep")  # type: ignore[arg-type]
@@ -148,7 +150,8 @@ def test_prune_a_site(kit: Toolkit, site: Path) -> None:
         os.utime(path, (time.time() - GRACE_S - 60,) * 2)
     for dry_run in (True, False):
         assert stray.exists()
-        pruned = kit.prune(site, dry_run=dry_run)
+        with Site(str(site)) if dry_run else contextlib.nullcontext():  # a dry run only reads
+            pruned = kit.prune(site, dry_run=dry_run)
         assert (pruned.objects, pruned.bytes) == (1, 100)
     assert not stray.exists()
     assert all(path.exists() for path in foreign)
@@ -176,7 +179,8 @@ def test_prune_a_tree(kit: Toolkit, tmp_path: Path) -> None:
     objects = tmp_path / "tree/.perfkit/objects"
     for dry_run in (True, False):
         assert len(list(objects.iterdir())) == 3
-        pruned = kit.prune(tmp_path / "tree", dry_run=dry_run)
+        with Tree(tmp_path / "tree") if dry_run else contextlib.nullcontext():
+            pruned = kit.prune(tmp_path / "tree", dry_run=dry_run)
         assert (pruned.generations, pruned.objects, pruned.bytes) == (3, 2, 2000)
     assert len(list(objects.iterdir())) == 1
     assert [each.number for each in kit.history(tmp_path / "tree")] == [3, 4]

@@ -31,7 +31,7 @@ def test_packed_and_unpacked(kit: Toolkit, origin: Origin, small_disk: Path) -> 
         kit.sync(origin.url, small_disk / "tree")
     assert caught.value.errno == errno.ENOSPC
     assert sum(size for _, size in origin.sent) < 200_000
-    assert os.listdir(small_disk / "tree") == []
+    assert tree_of(small_disk / "tree") == {}
     origin.publish({"a": os.urandom(800_000)}, "2")
     kit.sync(origin.url, small_disk / "tree")
     assert kit.verify(small_disk / "tree").intact
@@ -114,15 +114,16 @@ def test_dry_run_without_a_temporary_directory(
     assert not (tmp_path / "new").exists()
 
 
-def test_a_first_sync_that_fails_leaves_nothing(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
-    """Nothing of its own; a directory that it made is empty."""
+def test_a_first_sync_that_fails_leaves_why(kit: Toolkit, origin: Origin, tmp_path: Path) -> None:
+    """And nothing else of its own."""
     (tmp_path / "there").mkdir()
     (tmp_path / "there/mine").write_bytes(b"mine")
     for dest in ("there", "fresh"):
         with pytest.raises(TransferError):
             kit.sync(f"{origin.url}/no-such-site/", tmp_path / dest)
-    assert os.listdir(tmp_path / "there") == ["mine"]
-    assert os.listdir(tmp_path / "fresh") == []
+        assert os.listdir(tmp_path / dest / ".perfkit") == ["last-sync"]
+    assert tree_of(tmp_path / "there") == {"mine": b"mine"}
+    assert tree_of(tmp_path / "fresh") == {}
 
 
 def test_failing_first_changes_at_the_same_time(tmp_path: Path) -> None:

@@ -165,4 +165,4 @@ def test_control_files_and_lists(kit: Toolkit, served_site: tuple[Path, str], tm
     with pytest.raises(PerfkitError):
         kit.sync(f"{url}source", tmp_path / "tree", type=kind)
     assert inside(tmp_path / "tree") == {}
-    assert os.listdir(tmp_path / "tree") == []
+    assert os.listdir(tmp_path / "tree/.perfkit") == ["last-sync"]

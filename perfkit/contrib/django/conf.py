@@ -43,6 +43,7 @@ OF_A_TREE = (
     "MIRRORS",
     "CHECK",
     "MIN_INTERVAL",
+    "SPLAY",
     "PUBLIC_KEYS",
     "THRESHOLD",
 )
@@ -63,6 +64,7 @@ class TreeSettings:
     mirrors: tuple[str, ...] = field(default=(), repr=False)
     check: Check | None = None  # as for `Toolkit.sync`
     min_interval_s: float = 0.0  # between syncs by `perfkit_sync`
+    splay_s: float = 0.0  # the longest that `perfkit_sync` waits first
     public_keys: tuple[str, ...] = ()  # as for `Toolkit.sync`
     threshold: int = 1
     config: Config = field(default_factory=Config)  # the settings of PERFKIT, overridden by the tree's
@@ -167,7 +169,9 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         mirrors = ()
     mirrors = [each for each in (_source(f'{where}["MIRRORS"]', mirror, problems) for mirror in mirrors) if each]
     check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
-    interval_s = _interval(f'{where}["MIN_INTERVAL"]', entry.get("MIN_INTERVAL", 0), problems)
+    interval_s, splay_s = (
+        _time(f"{where}[{_quoted(key)}]", entry.get(key, 0), problems) for key in ("MIN_INTERVAL", "SPLAY")
+    )
     keys, threshold = _signers(where, entry, problems)
     config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
     if source is None or dest is None:
@@ -183,6 +187,7 @@ def _tree(name: object, entry: object, inherited: Mapping[str, object], problems
         mirrors=tuple(mirrors),
         check=check,
         min_interval_s=interval_s,
+        splay_s=splay_s,
         public_keys=keys,
         threshold=threshold,
         config=config,
@@ -236,13 +241,13 @@ def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
     return found
 
 
-def _interval(where: str, value: object, problems: list[Problem]) -> float:
+def _time(where: str, value: object, problems: list[Problem]) -> float:
     with contextlib.suppress(ConfigError):
         seconds = parse_seconds(value) if isinstance(value, str) else value
         if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
             return seconds
     message = f'must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}'
-    problems.append(Problem("E009", where, message, "It is the least time between two syncs of this tree."))
+    problems.append(Problem("E009", where, message, "Leave it out for none."))
     return 0.0
 
 

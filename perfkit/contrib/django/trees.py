@@ -56,6 +56,7 @@ def sync(
     *,
     release: str | None = None,
     retry_rejected: bool = False,
+    allow_older: bool = False,
     wait_s: float = 0.0,
     config: Config | None = None,
     progress: Progress | None = None,
@@ -66,6 +67,7 @@ def sync(
         name: the name of the tree in `settings.PERFKIT["TREES"]`.
         release: the version to install from a site, as for `Toolkit.sync`.
         retry_rejected: run the tree's `CHECK` again on a version that it refused before.
+        allow_older: install a release although a later one was installed before.
         wait_s: how long to wait for another change of the same tree.
         config: replaces the Config from the settings.
         progress: displays progress; none by default.
@@ -86,6 +88,7 @@ def sync(
             release=release,
             check=tree.check,
             retry_rejected=retry_rejected,
+            allow_older=allow_older,
             **_options(tree),
         )
 
@@ -265,6 +268,8 @@ class Status:
     failed_s: float | None = None  # when one failed, if none has succeeded since
     error: str | None = None  # why
     held: Hold | None = None  # what syncs pass over
+    not_before_s: float | None = None  # when the source asks to be asked again
+    interrupted: bool = False  # whether a crash has left a change that the next use of the tree completes
     receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
     generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
 
@@ -289,6 +294,8 @@ def status(name: str) -> Status:
         failed_s=found.failed_s,
         error=found.error,
         held=found.held,
+        not_before_s=found.not_before_s,
+        interrupted=found.interrupted,
         generations=tuple(generations),
     )
     current = next(each for each in generations if each.current)

@@ -74,8 +74,11 @@ class Manifest:
     _next: array[int] = field(repr=False, compare=False)  # the index that `find` is likely to need next
 
     @classmethod
-    def of(cls, entries: Iterable[Entry]) -> Manifest:
+    def of(cls, entries: Iterable[Entry], before: Manifest | None = None) -> Manifest:
         """The manifest of these entries, in any order.
+
+        Args:
+            before: if it has the same names, they are not checked again.
 
         Raises:
             ManifestError: an invalid size or digest; too many entries.
@@ -86,19 +89,19 @@ class Manifest:
             raise ManifestError(f"{wrong.name}: a file of {wrong.size} bytes with digest {wrong.sha256.hex()!r}")
         try:
             names = "".join(f"{entry.name}\n" for entry in listed).encode()
-            return cls.parse(
-                b"".join(
-                    (
-                        _MAGIC,
-                        len(listed).to_bytes(4, "little"),
-                        len(names).to_bytes(4, "little"),
-                        pack_column(8, (entry.size for entry in listed)),
-                        bytes(entry.executable for entry in listed),
-                        b"".join(entry.sha256 for entry in listed),
-                        names,
-                    )
+            raw = b"".join(
+                (
+                    _MAGIC,
+                    len(listed).to_bytes(4, "little"),
+                    len(names).to_bytes(4, "little"),
+                    pack_column(8, (entry.size for entry in listed)),
+                    bytes(entry.executable for entry in listed),
+                    b"".join(entry.sha256 for entry in listed),
+                    names,
                 )
             )
+            same = before is not None and names == before.raw[before._name_ends[0] :]
+            return cls.parse(raw, sha256=hashlib.sha256(raw).digest() if same else None, known=same)
         except (ManifestError, UnsafePathError, UnicodeEncodeError):
             check_names(entry.name for entry in listed)  # says which name it is
             raise

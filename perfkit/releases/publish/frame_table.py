@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from array import array
+from bisect import bisect_left, bisect_right
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from itertools import chain, compress, repeat
+from collections.abc import Callable, Iterable, Iterator
+from itertools import accumulate, chain, compress, repeat
 
 from perfkit.releases.format.index import Index, Pack
 from perfkit.releases.format.manifest import Manifest
@@ -49,6 +50,17 @@ class Copies:
         parts.append((old_offset, length, entry, offset))
 
 
+class _Overlaps:
+    """Finds the ranges of an entry, rows of `Copies.parts`, that may overlap others, without looking at all of them."""
+
+    def __init__(self, rows: list[tuple[int, int, int, int]]) -> None:
+        self._rows = sorted(rows)
+        self._ends = list(accumulate((row[0] + row[1] for row in self._rows), max))  # of all rows up to each
+
+    def find(self, begin: int, end: int) -> list[tuple[int, int, int, int]]:
+        return self._rows[bisect_right(self._ends, begin) : bisect_left(self._rows, (end,))]
+
+
 class FrameTable:
     """Frames and pieces in columns, as in `Index`, but in any order. A frame without pieces is not used.
 
@@ -87,9 +99,10 @@ class FrameTable:
         table.lengths.extend(compress(index.lengths, live))
         table.tags.extend(compress(index.tags, live) if index.tags else repeat(0, len(table.entries)))
         if parts and copies.parts:
+            found = {entry: _Overlaps(rows) for entry, rows in copies.parts.items()}
             for number, entry in enumerate(index.entries):
-                if entry in copies.parts:
-                    table._add_parts(frames[number], index, number, copies.parts[entry])
+                if entry in found:
+                    table._add_parts(frames[number], index, number, found[entry])
         if share:
             used = array("Q", bytes(8 * len(index)))
             for frame, length in zip(table.frames, table.lengths, strict=True):
@@ -97,9 +110,9 @@ class FrameTable:
             table.drop(lambda frame: used[frame] < share * table.sizes[frame])
         return table
 
-    def _add_parts(self, frame: int, index: Index, number: int, parts: list[tuple[int, int, int, int]]) -> None:
+    def _add_parts(self, frame: int, index: Index, number: int, parts: _Overlaps) -> None:
         offset, start, length = index.offsets[number], index.starts[number], index.lengths[number]
-        for old_offset, size, entry, there in parts:
+        for old_offset, size, entry, there in parts.find(offset, offset + length):
             begin, end = max(offset, old_offset), min(offset + length, old_offset + size)
             if begin < end:
                 self.add_piece(frame, entry, there + begin - old_offset, start + begin - offset, end - begin)
@@ -139,7 +152,7 @@ class FrameTable:
             frames.sort(key=self.at.__getitem__)
         return dict(found)
 
-    def gaps(self, manifest: Manifest, entries: Sequence[int]) -> dict[int, list[tuple[int, int]]]:
+    def gaps(self, manifest: Manifest, entries: Iterable[int]) -> dict[int, list[tuple[int, int]]]:
         """The ranges of contents that no piece has: for each of these entries, beginnings and ends; none is empty."""
         single = array("Q", bytes(8 * len(manifest)))  # bytes from the beginning
         several: dict[int, list[tuple[int, int]]] = defaultdict(list)
@@ -151,6 +164,8 @@ class FrameTable:
         found: dict[int, list[tuple[int, int]]] = {}
         for entry in entries:
             size, reached = manifest.size(entry), single[entry]
+            if reached == size:
+                continue
             for begin, end in (*sorted(several.get(entry, ())), (size, size)):
                 if begin > reached:
                     found.setdefault(entry, []).append((reached, begin))

@@ -72,12 +72,14 @@ def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:
     return sorted(entries, key=key)
 
 
-def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator[tuple[int, bytes]]:
-    """Offsets and parts of a file; raises FileChangedError if it is not as in the manifest."""
+def _checked(
+    manifest: Manifest, entry: int, parts: Iterable[tuple[bytes, int | None]]
+) -> Iterator[tuple[int, bytes, int | None]]:
+    """Offsets, parts of a file, and what goes with each; raises FileChangedError if it is not as in the manifest."""
     digest, offset = hashlib.sha256(), 0
-    for data in parts:
+    for data, same in parts:
         digest.update(data)
-        yield offset, data
+        yield offset, data, same
         offset += len(data)
         if offset > manifest.size(entry):
             break
@@ -85,18 +87,22 @@ def _checked(manifest: Manifest, entry: int, parts: Iterator[bytes]) -> Iterator
         raise FileChangedError(manifest.name(entry), "it changed while it was being published; publish again")
 
 
-def write_solid(manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], opened: Open, writer: PackWriter) -> None:
+def write_solid(
+    manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], order: list[int], opened: Open, writer: PackWriter
+) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
     Args:
         gaps: beginnings and ends for each entry.
+        order: of the entries.
     """
     buffer = bytearray()
     pieces: list[Piece] = []
-    for entry, ranges in gaps.items():
+    for entry in order:
         with opened(entry) as file:
-            for at, data in _checked(manifest, entry, iter(lambda: file.read(_READ_BYTES), b"")):
-                for begin, end in ranges:
+            whole = ((data, None) for data in iter(lambda: file.read(_READ_BYTES), b""))
+            for at, data, _ in _checked(manifest, entry, whole):
+                for begin, end in gaps[entry]:
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
                         continue
@@ -132,54 +138,60 @@ def write_fine(
     for entry in entries:
         with opened(entry) as file:
             if manifest.size(entry) <= CUT_ABOVE_BYTES:
-                for _, data in _checked(manifest, entry, iter((file.read(),))):
+                for _, data, _ in _checked(manifest, entry, [(file.read(), None)]):
                     writer.add(data, (Piece(entry, 0, 0, len(data)),))
                 continue
-            for offset, data in _checked(manifest, entry, _pieces(file, manifest.name(entry), old)):
+            for offset, data, same in _checked(manifest, entry, _pieces(file, manifest.name(entry), old)):
+                if same is not None and old is not None:
+                    writer.share(old.index.frame_of(same), Piece(entry, offset, 0, len(data), old.index.tags[same]))
+                    copies.add(old.index.entries[same], old.index.offsets[same], len(data), entry, offset)
+                    continue
                 digest = hashlib.sha256(data).digest()
                 piece = Piece(entry, offset, 0, len(data), int.from_bytes(digest[:8], "little"))
                 if digest in fresh:
                     writer.share(fresh[digest], piece)
-                elif old is None or not _reuse(old, piece, data, writer, copies):
+                else:
                     fresh[digest] = writer.add(data, (piece,))
 
 
-def _reuse(old: BlobReader, piece: Piece, data: bytes, writer: PackWriter, copies: Copies) -> bool:
-    """Use the frame of an old piece again, if there is one with these bytes."""
-    number = old.tags.get(piece.tag)
-    if number is None:
-        return False
-    same, frame = old.index.piece(number), old.index.frame_of(number)
-    if same.length != old.index.content_bytes(frame) or old.frame(frame) != data:
-        return False
-    writer.share(frame, piece)
-    copies.add(same.entry, same.offset, same.length, piece.entry, piece.offset)
-    return True
+def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[tuple[bytes, int | None]]:
+    """The pieces of a file, as `split_pieces` makes them, each with the number of an old piece of these bytes, if any.
 
-
-def _pieces(file: BinaryIO, name: str, old: BlobReader | None) -> Iterator[bytes]:
-    """As `split_pieces`, which is only done again where a file differs from the last release: hashing is faster."""
-    known = {} if old is None else {old.index.tags[number]: at for at, number in enumerate(old.pieces(name))}
-    numbers = [] if old is None else old.pieces(name)[:-1]  # the last one may go on now
+    Where a file is as in the last release, its old pieces are compared: that is faster than to look for them.
+    """
+    if old is None:
+        yield from ((data, None) for data in split_pieces(file))
+        return
+    numbers = old.pieces(name)
+    here = {old.index.tags[number]: at for at, number in enumerate(numbers)}
     at = place = 0
     while True:
-        while old is not None and at < len(numbers):
-            data = file.read(old.index.lengths[numbers[at]])
-            if tag(data) != old.index.tags[numbers[at]]:
+        for number in numbers[at:-1]:  # the last one may go on now
+            data = file.read(old.index.lengths[number])
+            if not _is_same(old, number, data):
                 break
-            yield data
-            place, at = place + len(data), at + 1
+            yield data, number
+            place += len(data)
         file.seek(place)
         at = len(numbers)
         for data in split_pieces(file):
-            yield data
+            key = tag(data)
+            number = numbers[here[key]] if key in here else old.tags.get(key, -1)
+            same = number >= 0 and _is_same(old, number, data)
+            yield data, number if same else None
             place += len(data)
-            if known and (found := known.get(tag(data))) is not None:
-                at = found + 1
+            if same and key in here:
+                at = here[key] + 1
                 break
         else:
             return
         file.seek(place)
+
+
+def _is_same(old: BlobReader, number: int, data: bytes) -> bool:
+    """Whether an old piece has these bytes, and a frame of its own."""
+    frame = old.index.frame_of(number)
+    return len(data) == old.index.content_bytes(frame) and old.frame(frame) == data
 
 
 def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> bytes | None:

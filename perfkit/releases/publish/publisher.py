@@ -166,8 +166,9 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     tree = SourceTree(src, tuple(chosen.exclude), links=chosen.links)
     began_s = time.monotonic()
     clock_ns = _clock_ns(src, site)
-    tree.read_all(progress, _known_files(site) if clock_ns else None)
-    manifest = Manifest.of(tree.entries.values())
+    known = _known_files(site) if clock_ns else None
+    tree.read_all(progress, known)
+    manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
     release = publish_manifest(src, site, manifest, chosen, progress=progress)
     if clock_ns:
         rows = StatCache(manifest)
@@ -340,7 +341,7 @@ class _Publisher:
     def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
         """Reads packs until the end of publishing."""
         if packed not in self._readers:
-            reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest))
+            reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest, known=True))
             self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
         return self._readers[packed]
 
@@ -352,9 +353,7 @@ class _Publisher:
             copies = Copies.between(before, self._first)
             old, old_solid = (self._reader(each, before) for each in (self._previous.fine, self._previous.solid))
             fine = FrameTable.kept(old.index, copies)
-        order = solid_order(self._manifest, self._first.values())
-        known = set(fine.entries)
-        fresh = [entry for entry in order if entry not in known]
+        fresh = solid_order(self._manifest, set(self._first.values()).difference(fine.entries))
         shared = self._dictionary(fine, fresh)
         with self._writer(threads, fine, min(level, FINE_LEVEL), "packing", self._size(fresh), shared=shared) as writer:
             write_fine(self._manifest, fresh, self._open, writer, copies, old)
@@ -365,17 +364,17 @@ class _Publisher:
             stand_in = {pack.object for pack in old.index.packs}
             solid = FrameTable.kept(old_solid.index, copies, share=_LIVE_SHARE, parts=True)
             solid.drop(lambda frame: solid.packs[solid.packs_of[frame]].object in stand_in)
-        gaps = solid.gaps(self._manifest, order)
+        gaps = solid.gaps(self._manifest, self._first.values())
         if self._size(gaps) > _FEW_BYTES:
             gaps = fine.compressible(gaps, _WORTH_RATIO)
         size = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
         if size <= _SOLID_GAP * (size + sum(solid.lengths)):
             gaps, size = {}, 0
         with self._writer(threads, solid, level, "packing for first installs", size) as writer:
-            write_solid(self._manifest, gaps, self._open, writer)
+            write_solid(self._manifest, gaps, solid_order(self._manifest, gaps), self._open, writer)
             if old_solid is not None:
                 merge_packs(solid, old_solid, writer)
-        solid.add_from(fine, solid.gaps(self._manifest, order))
+        solid.add_from(fine, solid.gaps(self._manifest, self._first.values()))
         return solid, fine, fine_bytes
 
     @contextlib.contextmanager

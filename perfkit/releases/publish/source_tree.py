@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import stat
@@ -66,10 +67,11 @@ class SourceTree:
         entries: dict[str, Entry] = {}
         with Stage(progress, "checking files", files=len(unknown), total_bytes=total) as shown:
             for at, (name, entry) in enumerate(zip(found.names, known, strict=True)):
+                mode = found.modes[at]
                 if entry >= 0 and rows is not None:
-                    entries[name] = rows.manifest[entry]
+                    entries[name] = Entry(name, found.sizes[at], rows.manifest.digest(entry), bool(mode & 0o111))
                 else:
-                    entries.update((each.name, each) for each in self._entry(name, found.modes[at], shown))
+                    entries.update((each.name, each) for each in self._entry(name, mode, shown))
         self.entries = entries
         self.found = found
 
@@ -79,7 +81,7 @@ class SourceTree:
         Raises:
             UnsafePathError: some can't be published; it has all of them.
         """
-        types = map(_type_error, found.names, found.modes)
+        types = (_type_error(*each, self._links) for each in zip(found.names, found.modes, strict=True))
         errors = [error for error in types if error is not None]
         wrong = {error.name for error in errors}
         if rows is None or wrong or sorted(found.names) != list(rows.manifest.names()):
@@ -138,8 +140,11 @@ class SourceTree:
     def _status(self, name: str) -> os.stat_result:
         path = os.path.join(self._src, name)
         if self._links == "follow":
-            with contextlib.suppress(FileNotFoundError):  # a dangling link is refused as it is
+            try:
                 return os.stat(path)
+            except OSError as error:
+                if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
+                    raise
         return os.lstat(path)
 
     def _below(self, directory: str) -> Iterator[tuple[str, os.stat_result]]:
@@ -170,7 +175,7 @@ class SourceTree:
         return name == PRIVATE_DIR or (self._matches is not None and self._matches(name))
 
     def _entry(self, name: str, mode: int, shown: Stage) -> Iterator[Entry]:
-        if (error := _type_error(name, mode)) is not None:
+        if (error := _type_error(name, mode, self._links)) is not None:
             raise error
         size, digest = 0, hashlib.sha256()
         with open(os.path.join(self._src, name), "rb") as file:
@@ -223,12 +228,17 @@ def _known(rows: StatCache, found: _Found, at: int) -> int:
     return entry if entry is not None and rows.matches(entry, found.status(at)) else -1
 
 
-def _type_error(name: str, mode: int) -> UnsafePathError | None:
+def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:
     """What is wrong with anything but a regular file."""
     if stat.S_ISREG(mode):
         return None
-    kind = "a symbolic link" if stat.S_ISLNK(mode) else "a special file"
-    return UnsafePathError(name, f"it is {kind}; a release has regular files only: exclude or replace it")
+    if not stat.S_ISLNK(mode):
+        reason = "it is a special file; a release has regular files only: exclude or replace it"
+    elif links == "follow":
+        reason = "it is a symbolic link that leads to nothing, or back to itself; exclude it, or skip links"
+    else:
+        reason = "it is a symbolic link; exclude it, or skip or follow links (--links)"
+    return UnsafePathError(name, reason)
 
 
 def _parents(name: str) -> Iterator[str]:

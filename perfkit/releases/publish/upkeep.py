@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import time
@@ -86,8 +87,9 @@ def check_site(path: str, progress: Progress | None = None) -> SiteReport:
 
 def prune_site(path: str, *, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
     """Remove the objects that no release has needed for a day. See `Toolkit.prune`."""
-    _pointer(Site(path))  # before a lock is made in a directory that is no site
-    with Site(path, wait_s=wait_s) as site:
+    site = Site(path, wait_s=wait_s)
+    _pointer(site)  # before a lock is made in a directory that is no site
+    with contextlib.nullcontext() if dry_run else site:
         pointer = _pointer(site)
         history = History.parse(site.get(pointer.history))
         keep = {pointer.history.sha256, *(ref.sha256 for ref in referenced(history, pointer.solid))}

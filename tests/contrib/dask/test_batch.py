@@ -95,6 +95,7 @@ told["contents"] = dict(sum((list(each.items()) for each in stored.values()), []
 print(json.dumps(told))
 """
     log = Log()
+    log.act, log.act_at = lambda: wait_until(lambda: log.most > 1), 0  # while the first waits
     with MisbehavingServer(log) as server:
         began_s = time.monotonic()
         told = cluster.run(body, out, f"{server.url}/")
@@ -110,7 +111,7 @@ print(json.dumps(told))
     logs = cluster.log("one") + cluster.log("two")
     assert "Compute Failed" in logs
     assert "s3cret" not in logs
-    assert 1 < log.most <= 3
+    assert log.most <= 3
     assert seconds >= 0.9 * FILES * len(BODY) / 40_000
     *running, ended = told["shown"]
     assert ended == [FILES, FILES * len(BODY), 1.0]

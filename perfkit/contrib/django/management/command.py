@@ -13,7 +13,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from perfkit.config import Config, convert
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
-from perfkit.errors import BatchError, ConfigError, PerfkitError
+from perfkit.errors import BatchError, ConfigError, ExpiredError, PerfkitError, StaleSourceError, described
 from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
 from perfkit.progress.text import printable
@@ -21,7 +21,7 @@ from perfkit.toolkit import Toolkit
 
 __all__ = ["ToolkitCommand", "as_command_errors", "command_error", "returncode_of"]
 
-_FAILED, _BAD_USAGE, _RECEIVER_FAILED, _INTERRUPTED = 1, 2, 3, 130
+_FAILED, _BAD_USAGE, _RECEIVER_FAILED, _STALE, _INTERRUPTED = 1, 2, 3, 4, 130
 
 
 class ToolkitCommand(BaseCommand):
@@ -115,7 +115,7 @@ def as_command_errors() -> Iterator[None]:
 
 def command_error(error: Exception) -> CommandError:
     """The CommandError for an error: one line, or one for each failure of a batch; with its return code."""
-    message = str(error)
+    message = described(error)
     if isinstance(error, BatchError):
         lines = [f"  {each.error}" for each in error.results if each.error is not None]
         message = "\n".join([f"{len(lines)} of {len(error.results)} failed:", *lines])
@@ -124,7 +124,9 @@ def command_error(error: Exception) -> CommandError:
 
 
 def returncode_of(error: Exception) -> int:
-    """The exit code of a command: 2 for invalid usage, 3 for failed receivers, else 1."""
+    """The exit code of a command: 2 invalid usage, 3 failed receivers, 4 a source that is behind, else 1."""
     if isinstance(error, ReceiverError):
         return _RECEIVER_FAILED
+    if isinstance(error, StaleSourceError | ExpiredError):
+        return _STALE
     return _BAD_USAGE if isinstance(error, ConfigError) else _FAILED

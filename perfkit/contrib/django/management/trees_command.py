@@ -10,7 +10,7 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.management.command import as_command_errors, command_error
-from perfkit.errors import ConfigError, PerfkitError
+from perfkit.errors import ConfigError, PerfkitError, described
 
 __all__ = ["Outcome", "TreesCommand", "add_wait"]
 
@@ -59,7 +59,7 @@ class TreesCommand(BaseCommand):
             try:
                 outcome = self.run_tree(name, options)
             except (PerfkitError, OSError) as error:
-                outcome = Outcome({"error": str(error)}, [])
+                outcome = Outcome({"error": described(error)}, [])
                 failed.append((name, command_error(error)))
             if outcome.problem:
                 failed.append((name, CommandError(outcome.problem, returncode=1)))

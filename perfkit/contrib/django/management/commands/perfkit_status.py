@@ -3,25 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from datetime import UTC, datetime
 from typing import Any
 
+from django.core.management.base import CommandParser
 from django.utils import timezone
 
+from perfkit.config import parse_seconds
 from perfkit.contrib.django import trees
 from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand
 from perfkit.progress.text import printable
 
-_TIMES = ("changed", "checked", "failed")
+_TIMES = ("changed", "checked", "failed", "not_before")
 
 
 class Command(TreesCommand):
     help = "Show what is installed in the trees of the settings, without the network."
     names = "*"
 
+    def add_arguments(self, parser: CommandParser) -> None:
+        super().add_arguments(parser)
+        about = "fail if the last sync that succeeded is older, such as 30m, 12h or 2d"
+        parser.add_argument("--max-age", metavar="TIME", help=about)
+
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
-        record = _record(trees.status(name))
-        return Outcome(record, self._lines(record))
+        status = trees.status(name)
+        record, age_s = _record(status), time.time() - (status.checked_s or 0.0)
+        old = options["max_age"] is not None and abs(age_s) > parse_seconds(options["max_age"])
+        return Outcome(record, self._lines(record), f"no sync has succeeded for {options['max_age']}" if old else "")
 
     def _lines(self, record: dict[str, Any]) -> list[tuple[int, str]]:
         name = self.style.MIGRATE_LABEL(record["name"])
@@ -35,6 +45,10 @@ class Command(TreesCommand):
             lines.append((0, self.style.WARNING(warning)))
         if record["failed"] is not None:
             lines.append((0, self.style.ERROR(f"  failed {_local(record['failed'])}: {printable(record['error'])}")))
+        if record["not_before"] is not None:
+            lines.append((0, f"  not before {_local(record['not_before'])}, as the source asks"))
+        if record["interrupted"]:
+            lines.append((0, self.style.WARNING("  a change was interrupted; the next use of the tree completes it")))
         if (held := record["held"]) is not None:
             lines.append((0, self.style.WARNING(f"  on hold: {printable(held['version'])} ({held['reason']})")))
         lines.append((1, f"  from {printable(record['source'])}\n  in   {record['dest']}"))

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import sys
+from time import sleep
 from typing import Any
 
 from django.core.management.base import CommandParser
@@ -13,9 +15,13 @@ from perfkit.contrib.django.management.trees_command import Outcome, TreesComman
 from perfkit.progress.text import printable
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport
+from perfkit.updates.status import splay_s
+
+_CHANGED = 10  # exit code
 
 
 class Command(TreesCommand, ToolkitCommand):
+    _changed = False  # any tree
     help = 'Update trees of settings.PERFKIT["TREES"] from their sources, fetching only differences.'
 
     def add_arguments(self, parser: CommandParser) -> None:
@@ -28,23 +34,36 @@ class Command(TreesCommand, ToolkitCommand):
         parser.add_argument(
             "--now", action="store_true", help="ask before MIN_INTERVAL, or the time that a server has set, is over"
         )
+        parser.add_argument(
+            "--allow-older", action="store_true", help="accept an older release than was installed before"
+        )
+        parser.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
         add_wait(parser)
 
+    def handle(self, *args: Any, **options: Any) -> None:
+        super().handle(*args, **options)
+        if options["exit_code"] and self._changed:
+            sys.exit(_CHANGED)
+
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
-        config = self.config(conf.tree_settings(name).config, options)
+        tree = conf.tree_settings(name)
+        config = self.config(tree.config, options)
         if options["dry_run"]:
             return self._planned(name, trees.plan(name, release=options["release"], config=config))
         due_in_s = trees.due_in_s(name)
         if due_in_s > 0 and not options["now"]:
             return Outcome({"due_in_s": due_in_s}, [(1, f"{name}: the next sync is due in {due_in_s:.0f} s")])
+        sleep(splay_s(tree.dest, tree.splay_s))
         report = trees.sync(
             name,
             release=options["release"],
             retry_rejected=options["retry_rejected"],
+            allow_older=options["allow_older"],
             wait_s=options["wait"],
             config=config,
             progress=self.progress(options),
         )
+        self._changed |= report.generation_is_new
         return Outcome(dataclasses.asdict(report), self._lines(name, report))
 
     def _planned(self, name: str, plan: Plan) -> Outcome:
@@ -66,7 +85,8 @@ class Command(TreesCommand, ToolkitCommand):
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
         version, warning = printable(report.version), self.style.WARNING
         if report.held is not None:
-            return [(1, warning(f"{name}: {version} stays: {printable(report.held)} is on hold"))]
+            stays = f"{version} stays" if version else "nothing is installed"
+            return [(1, warning(f"{name}: {stays}: {printable(report.held)} is on hold"))]
         if report.route == "none":
             return [(1, f"{name}: {version} is installed already (generation {report.generation})")]
         counts = f"{report.added} added, {report.changed} changed, {report.removed} removed"
