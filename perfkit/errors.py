@@ -7,7 +7,6 @@ no passwords and no tokens from URLs; its fields have the URLs as given.
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Sequence
 from typing import Any
 
@@ -35,28 +34,7 @@ __all__ = [
     "TransferTimeoutError",
     "UnsafePathError",
     "UpdateError",
-    "described",
 ]
-
-_REMEDIES = {
-    errno.EACCES: "run it as the owner, or change the permissions",
-    errno.EPERM: "run it as the owner, or change the permissions",
-    errno.EEXIST: "remove or rename what is there",
-    errno.EROFS: "mount it writable",
-    errno.ENOSPC: "free some space",
-    errno.EDQUOT: "free some space, or raise the quota",
-    errno.EMFILE: "raise the limit of open files (ulimit -n)",
-    errno.EIO: "the device may be failing: see the kernel's log",
-}
-
-
-def described(error: BaseException) -> str:
-    """What failed, on what, and for errors of the system also what to do, where that is known."""
-    if not isinstance(error, OSError) or not error.strerror:
-        return str(error)
-    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
-    remedy = _REMEDIES.get(error.errno or 0)
-    return f"{text}; {remedy}" if remedy else text
 
 
 class PerfkitError(Exception):

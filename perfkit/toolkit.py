@@ -533,9 +533,9 @@ class Toolkit:
         Raises:
             as `sync`.
         """
+        from perfkit.updates.dry_run import plan
         from perfkit.updates.signers import Demands, Signers
         from perfkit.updates.source_types import SourceSpec, parse_source_type
-        from perfkit.updates.updater import plan
 
         demands = Demands(Signers.of(public_keys, threshold), allow_expired=allow_expired)
         spec = SourceSpec(

@@ -9,6 +9,7 @@ import re
 import shutil
 import signal
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -51,6 +52,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         for item in items:
             if item.get_closest_marker("once"):
                 item.add_marker(pytest.mark.skip("doesn't depend on the interpreter: another one runs it"))
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_setupnodes(config: pytest.Config) -> None:
+    """Before the first run of the whole suite by an interpreter, have two processes import one half of it each: what
+    pytest compiles, and what pip left, takes three times as long as collecting it, and each worker would do all of it.
+    """
+    here = Path(__file__).parent
+    compiled = f"conftest.{sys.implementation.cache_tag}-pytest-*.pyc"
+    done = sys.dont_write_bytecode or any((here / "servers/__pycache__").glob(compiled))
+    if done or config.args != config.getini("testpaths"):
+        return
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider"]
+    command.append(f"--once-on={config.getoption('--once-on') or ''}")
+    files = sorted(here.rglob("test_*.py"))
+    halves = [subprocess.Popen([*command, *half], stdout=subprocess.DEVNULL) for half in (files[::2], files[1::2])]
+    for process in halves:
+        process.wait()
 
 
 def leaves_out(config: pytest.Config) -> bool:

@@ -14,6 +14,7 @@ import os
 import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import SimpleNamespace
 from typing import NamedTuple
 
 import pytest
@@ -103,21 +104,13 @@ def sample_tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A managed tree with a history."""
     root = tmp_path_factory.mktemp("tree")
     manifest = Manifest.of(())
+    record = {"type": SourceType.RELEASE, "url": "http://x/", "serial": 7, "record": lambda: {"etag": "x"}}
     for data in (b"one", b"two"):
+        source = SimpleNamespace(**record, version=data.decode())
         with Tree(root) as managed, managed.transaction({"version": "1"}) as tx:
             tx.write("a", data)
             tx.write_private(".perfkit/manifest", manifest.raw)
-            tx.write_private(
-                ".perfkit/release",
-                encode_record(
-                    type=SourceType.RELEASE,
-                    source="http://x/",
-                    version=data.decode(),
-                    serial=7,
-                    manifest=manifest,
-                    state={"etag": "x"},
-                ),
-            )
+            tx.write_private(".perfkit/release", encode_record(source, manifest))
     return root
 
 

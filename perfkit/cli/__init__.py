@@ -15,7 +15,8 @@ from importlib import import_module
 from perfkit._version import __version__
 from perfkit.cli.output import exit_code_of, interrupted, log_shown, print_error
 from perfkit.cli.parser import Parser
-from perfkit.errors import PerfkitError, described
+from perfkit.errors import PerfkitError
+from perfkit.progress.text import described
 
 __all__ = ["command_parser", "main"]
 

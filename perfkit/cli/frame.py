@@ -22,8 +22,8 @@ from perfkit.cli.output import (
 )
 from perfkit.cli.parser import Parser, add_output
 from perfkit.cli.settings import config_for
-from perfkit.errors import ConfigError, PerfkitError, described
-from perfkit.progress.text import printable
+from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.text import described, printable
 
 if TYPE_CHECKING:
     from perfkit.cli.settings_file import TreeEntry

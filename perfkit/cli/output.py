@@ -11,8 +11,9 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from perfkit.errors import ConfigError, ExpiredError, StaleSourceError, described
+from perfkit.errors import ConfigError, ExpiredError, StaleSourceError
 from perfkit.progress.lines import JsonLines, PlainLines, print_line
+from perfkit.progress.text import described
 
 if TYPE_CHECKING:
     from perfkit.progress.meter import Progress

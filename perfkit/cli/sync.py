@@ -232,14 +232,15 @@ def _selection(arguments: argparse.Namespace) -> Selection | None:
 
 
 def _planned(plan: Plan) -> Outcome:
-    values = ("version", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds", "saved_as")
+    values = ("version", "held", "route", "installed_version", "missing_bytes", "bytes", "requests", "seconds")
     names = ("fetch", "remove", "added", "changed")
     offers = [{"route": offer.route, "bytes": offer.bytes, "requests": offer.requests} for offer in plan.offers]
     here = len(plan.local) + len(plan.stored)
     record = {value: getattr(plan, value) for value in values} | {each: list(getattr(plan, each)) for each in names}
+    version, held = plan.version or "nothing is installed", f"; {plan.held} is on hold" if plan.held else ""
     note = (
-        f"{plan.version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
+        f"{version}: {counted(len(plan.fetch), 'file')} to fetch, {here} available locally, {len(plan.remove)} to "
         f"remove; by {plan.route}: {amount(plan.bytes)} in {counted(plan.requests, 'request')}, "
-        f"about {plan.seconds:.1f} s"
+        f"about {plan.seconds:.1f} s{held}"
     )
-    return Outcome({**record, "offers": offers}, note)
+    return Outcome({**record, "saved_as": plan.saved_as, "offers": offers}, note)

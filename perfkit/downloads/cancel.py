@@ -12,33 +12,39 @@ Hook = Callable[[], None]
 
 
 class Cancel:
-    """Set once, never cleared. A child is cancelled with its parent; a parent outlives its children."""
+    """Set once, never cleared. A child is cancelled with its parent; a parent outlives its children.
+
+    Attributes:
+        cancelled: whether it is set.
+    """
 
     def __init__(self) -> None:
-        self._event = threading.Event()
+        self.cancelled = False
         self._lock = threading.Lock()
         self._hooks: set[Hook] = set()
-
-    @property
-    def cancelled(self) -> bool:
-        return self._event.is_set()
 
     def cancel(self) -> None:
         """Set the flag and run every hook, once. Hooks must neither block nor raise."""
         with self._lock:
-            self._event.set()
+            self.cancelled = True
             hooks, self._hooks = self._hooks, set()
         for hook in tuple(hooks):
             hook()
 
     def wait(self, timeout_s: float) -> bool:
         """Sleep that long, or until cancelled; says whether it was cancelled."""
-        return self._event.wait(timeout_s)
+        woken = threading.Event()
+        self.add(woken.set)
+        try:
+            woken.wait(timeout_s)
+        finally:
+            self.discard(woken.set)
+        return self.cancelled
 
     def add(self, hook: Hook) -> None:
         """Run `hook` when cancelled; at once if that has happened already."""
         with self._lock:
-            if not self._event.is_set():
+            if not self.cancelled:
                 self._hooks.add(hook)
                 return
         hook()

@@ -182,10 +182,12 @@ class DownloadManager:
         with self._root.child() as cancel:
             future = self._scheduler.submit(probe, network, url, most=most, known=known, home=home, cancel=cancel)
             future.add_done_callback(lambda _: done.put(None))
+            answered = False
             try:
-                while not future.done():
-                    with contextlib.suppress(Empty):  # as in `_Batch.wait`
+                while not answered:
+                    with contextlib.suppress(Empty):  # as in `_Batch.wait`; `future.done()` locks a Condition, too
                         done.get(timeout=_TICK_S)
+                        answered = True
                     network.transport.expire()
                     with self._tick_lock:
                         self._progress.update(waiting.snapshot())
@@ -391,9 +393,9 @@ class DownloadManager:
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
         """A transfer with a path of its own, in a directory that exists; None if it has failed already."""
         path = os.path.abspath(path)
-        name = request.label or os.path.basename(path)
+        directory, name = os.path.split(path)
         size = request.expected_bytes
-        meter = self._meter.file(name, path=path, total_bytes=size, announced=batch.announced)
+        meter = self._meter.file(request.label or name, path=path, total_bytes=size, announced=batch.announced)
         transfer = Transfer(request, path, named=named, context=batch.context, meter=meter, cancel=batch.cancel)
         transfer.on_end = batch.on_end
         batch.open[transfer] = index  # from here on it will have a result, whatever happens
@@ -402,7 +404,6 @@ class DownloadManager:
                 raise TransferError(request.url, f"{path} is the destination of another file of this batch too")
             self._claim_path(transfer, path)
             batch.paths.add(hash(path))
-            directory = os.path.dirname(path)
             if directory not in batch.directories:
                 os.makedirs(directory, exist_ok=True)
                 batch.directories.add(directory)
@@ -440,7 +441,7 @@ class DownloadManager:
             network = self._network
             if network is not None:
                 network.transport.expire()
-            snapshot = self._meter.snapshot()
+            snapshot = self._meter.snapshot(files=not isinstance(self._progress, Silent))
             rate = self._throttle.rate
             changed = self._controller.observe(
                 received_bytes=snapshot.received_bytes - snapshot.resumed_bytes,

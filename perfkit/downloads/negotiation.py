@@ -106,7 +106,8 @@ def make_get(
     Args:
         at: where a redirect of the URL led before.
     """
-    own = may_share(origin_of(request.home or request.url), origin_of(url))
+    home = request.home or request.url
+    own = home == url or may_share(origin_of(home), origin_of(url))
     return Get(
         url=url,
         at=at,

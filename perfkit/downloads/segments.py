@@ -29,22 +29,25 @@ class Segment:
     position: int
     end: int | None  # None while the size of the file is unknown
     runners: list[Runner] = field(default_factory=list)
+    tries: int = 0  # runners that it has had
     keeps_cut: bool = False  # its end does not grow again
 
 
 @dataclass(slots=True, eq=False)
 class Runner:
-    """One worker on a segment. A hedged segment has two, and the first at the end wins."""
+    """One worker on a segment. A hedged segment has several, and the first at the end wins."""
 
     segment: Segment
     position: int
     cancel: Cancel
     started_s: float
-    start: int = 0
+    start: int
+    came_s: float  # when something came last
     marks: list[tuple[float, int]] = field(default_factory=list)  # when it was where: some time ago, and later
 
     def pass_mark(self, now: float) -> None:
         """Remember when it was where, if it is time to."""
+        self.came_s = now
         if not self.marks:
             self.marks = [(self.started_s, self.start)] * 2
         if now - self.marks[1][0] >= _RECENT_S:
@@ -54,6 +57,14 @@ class Runner:
         """Bytes per second, lately."""
         since_s, position = self.marks[0] if self.marks else (self.started_s, self.start)
         return (self.position - position) / max(1e-3, now - since_s)
+
+    def seconds_left(self, now: float, pace: float) -> float:
+        """Until it is at the end. What only begins is taken to be as fast as the others; what is silent, to stay so for
+        as long again.
+        """
+        begins = now - self.started_s < _YOUNG_S or self.position == self.start
+        speed = pace if begins else self.speed(now)
+        return max((self.remaining or 0) / max(1.0, speed), now - self.came_s)
 
     @property
     def remaining(self) -> int | None:
@@ -184,7 +195,7 @@ class SegmentMap:
             return self._run(rest, rest.position)
 
     def hedge(self) -> Runner | None:
-        """A second runner for a range that a slow connection holds up, and that is too short to be split."""
+        """Another runner for a range that a slow or silent connection holds up, and that is too short to be split."""
         with self._lock:
             now = self._clock()
             pace = self._pace(now)
@@ -207,20 +218,21 @@ class SegmentMap:
 
     def _slowest(self, now: float, pace: float, least_s: float, least: int = 0) -> tuple[Segment | None, float]:
         """Of the ranges with so many bytes left, the one that would take longest, and how many seconds; None if that is
-        no more than `least_s`. What has just begun is taken to be as fast as the others.
+        no more than `least_s`. With each runner that it has had, another is worth less.
         """
         slowest, most_s = None, least_s
         for segment in self._active:
-            if len(segment.runners) == 1 and _left(segment) >= least:
-                runner = segment.runners[0]
-                speed = pace if now - runner.started_s < _YOUNG_S else runner.speed(now)
-                if (seconds := _left(segment) / max(1.0, speed)) > most_s:
+            if _left(segment) >= least:
+                seconds = min(runner.seconds_left(now, pace) for runner in segment.runners) / segment.tries
+                if seconds > most_s:
                     slowest, most_s = segment, seconds
         return slowest, most_s
 
     def _run(self, segment: Segment, position: int, cancel: Cancel | None = None) -> Runner:
-        runner = Runner(segment, position, cancel or Cancel(), self._clock(), position)
+        now = self._clock()
+        runner = Runner(segment, position, cancel or Cancel(), now, position, now)
         segment.runners.append(runner)
+        segment.tries += 1
         return runner
 
     def advance(self, runner: Runner, count: int) -> int:
@@ -259,8 +271,9 @@ class SegmentMap:
         """
         with self._lock:
             segment = runner.segment
-            if segment.end is not None and segment.end - runner.position < min(within, end - runner.position):
-                segment.keeps_cut = True
+            if segment.end is None or segment.end >= end:
+                return False
+            segment.keeps_cut = segment.keeps_cut or segment.end - runner.position < within
             return segment.keeps_cut
 
     def end_here(self, runner: Runner) -> None:

@@ -7,7 +7,7 @@ import os
 import threading
 import time
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
@@ -22,7 +22,7 @@ from perfkit.downloads.http.semantics import (
     may_be_filling_a_cache,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import is_loopback, origin_of
+from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.negotiation import (
     ByteRange,
     Step,
@@ -90,10 +90,10 @@ class TransferContext:
 class Task:
     """What a worker is to do: begin the transfer."""
 
-    host: str
     source: int  # index of the transfer's source to ask
     url: str  # of that source
     at: str | None  # where redirects of that source led
+    host: str = field(default="", kw_only=True)  # that the limiter counts it for
 
 
 @dataclass(slots=True, eq=False)
@@ -236,8 +236,8 @@ class Transfer:
         self._peak = max(self._peak, self._busy)
         attempts = self._attempts
         if partial is None or runner is None:
-            return Task(attempts.host, attempts.source, attempts.url, attempts.at)
-        return RangeTask(attempts.host, attempts.source, attempts.url, attempts.at, partial, runner)
+            return Task(attempts.source, attempts.url, attempts.at)
+        return RangeTask(attempts.source, attempts.url, attempts.at, partial, runner)
 
     def fail(self, error: Exception) -> None:
         """End a transfer that cannot even be queued."""
@@ -282,7 +282,7 @@ class Transfer:
         """Look at what is there: a file that is current already, or what an earlier run left; None: nothing to do."""
         if self._started_s == 0.0:
             self._started_s = time.monotonic()
-            self._meter.start(None, host=self.host)
+            self._meter.start(None, host=task.host)
         if self.request.checksum is not None and self._checksum is None:
             self._checksum = self._proofs.find_checksum()
         self._proofs.fetch_signature(task.url)  # first: without it, the file is of no use
@@ -304,7 +304,7 @@ class Transfer:
         assert runner is not None
         with self._lock:
             self._partial = partial
-        return RangeTask(task.host, task.source, task.url, task.at, partial, runner)
+        return RangeTask(task.source, task.url, task.at, partial, runner, host=task.host)
 
     def _new_partial(self, source: str, part: tuple[int, int] | None) -> PartialFile:
         return PartialFile(self.dest, source, self._checksum, part, self._key(source))
@@ -330,7 +330,7 @@ class Transfer:
         with self._lock:
             self._attempts.requests += 1
         try:
-            with Toll(self._throttles, runner.cancel, near=is_loopback(origin_of(task.url)[1])) as toll:
+            with Toll(self._throttles, runner.cancel, near=is_loopback(task.host.rpartition(":")[0])) as toll:
                 self._ask(task, get, asked, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
@@ -567,6 +567,8 @@ class Transfer:
                 return
             if task.source != self._attempts.source:
                 return  # another worker has moved on to the next mirror already
+            if runner is not None and len(runner.segment.runners) > 1:
+                return  # another runner is still at it
             retry_at_s: float | None = time.monotonic()
             if isinstance(error, GiveUpError):
                 error = error.error

@@ -353,8 +353,12 @@ class Meter:
         self._active.pop(file, None)
         self._finished.append(file)
 
-    def snapshot(self) -> Snapshot:
-        """The current numbers. Files that ended since the last snapshot are only in this one."""
+    def snapshot(self, *, files: bool = True) -> Snapshot:
+        """The current numbers. Files that ended since the last snapshot are only in this one.
+
+        Args:
+            files: False leaves out what is said of each file.
+        """
         with self.lock:
             now = self.clock()
             speed = self._pace.see(now, self._transferred)
@@ -363,8 +367,8 @@ class Meter:
             total = self._total_bytes(expected)
             estimated = total is not None and expected is not None and self._sized < expected
             soon = estimated and now - self._started_s < _SETTLED_S
-            active = tuple(each.progress(now) for each in self._active)
-            finished = tuple(each.progress(now) for each in self._finished)
+            active = tuple(each.progress(now) for each in self._active) if files else ()
+            finished = tuple(each.progress(now) for each in self._finished) if files else ()
             self._finished.clear()
             return Snapshot(
                 self._phase,

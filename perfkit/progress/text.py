@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 from perfkit.progress.meter import WAITING, FileProgress, Snapshot, State
 
 __all__ = [
@@ -10,6 +12,7 @@ __all__ = [
     "clock",
     "counted",
     "delay",
+    "described",
     "display_width",
     "files_of",
     "fit",
@@ -22,6 +25,25 @@ __all__ = [
 ]
 
 _UNITS = ("B", "KiB", "MiB", "GiB", "TiB", "PiB")
+_REMEDIES = {
+    errno.EACCES: "run it as the owner, or change the permissions",
+    errno.EPERM: "run it as the owner, or change the permissions",
+    errno.EEXIST: "remove or rename what is there",
+    errno.EROFS: "mount it writable",
+    errno.ENOSPC: "free some space",
+    errno.EDQUOT: "free some space, or raise the quota",
+    errno.EMFILE: "raise the limit of open files (ulimit -n)",
+    errno.EIO: "the device may be failing: see the kernel's log",
+}
+
+
+def described(error: BaseException) -> str:
+    """What failed, on what, and for errors of the system also what to do, where that is known."""
+    if not isinstance(error, OSError) or not error.strerror:
+        return str(error)
+    text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
+    remedy = _REMEDIES.get(error.errno or 0)
+    return f"{text}; {remedy}" if remedy else text
 
 
 def amount(size: float) -> str:

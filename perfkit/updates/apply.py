@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
 from itertools import chain
 
 from perfkit.errors import UpdateError
 from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Entry, Manifest
+from perfkit.releases.statcache import StatCache, record_changes
+from perfkit.transactions import layout
 from perfkit.transactions.records import Content
-from perfkit.transactions.transaction import Transaction
+from perfkit.transactions.transaction import Commit, Transaction
 from perfkit.updates.planner import LocalCopy, Plan
 from perfkit.updates.staging import StagingArea
 
-__all__ = ["PlanApplier", "installed_content"]
+__all__ = ["Applied", "PlanApplier", "installed_content"]
 
 
 def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
@@ -28,6 +31,37 @@ def installed_content(manifest: Manifest) -> Callable[[str], Content | None]:
         return Content(entry.sha256.hex(), entry.size, _mode(entry))
 
     return content
+
+
+@dataclass(frozen=True, slots=True)
+class Applied:
+    """A plan that was applied.
+
+    Attributes:
+        commit: every name that changed.
+        bytes_written: of new files.
+        written_ns: the file system's clock after all new files were written, and before they were renamed into place.
+        moved: the names of files that were not written, but moved.
+    """
+
+    commit: Commit
+    bytes_written: int
+    written_ns: int
+    moved: frozenset[str]
+
+    def record(self, cache: StatCache, root: str, *, skip: Collection[str], seen_ns: int) -> None:
+        """Add what changed to the stat cache.
+
+        Args:
+            skip: names to leave out.
+            seen_ns: the file system's clock before the tree was scanned.
+        """
+
+        def certain_ns(name: str) -> int:
+            return seen_ns if name in self.moved else self.written_ns
+
+        clock = os.path.join(root, layout.CLOCK)
+        record_changes(cache, root, self.commit.changes, skip=skip, certain_ns=certain_ns, clock=clock)
 
 
 class PlanApplier:

@@ -74,6 +74,12 @@ class BlobSet(Set[bytes]):
             self.add(digest)
 
     @classmethod
+    def of_files(cls, manifest: Manifest, names: Iterable[str]) -> BlobSet:
+        """The blobs of these files, but for empty ones."""
+        found = map(manifest.find, names)
+        return cls.at(manifest, (at for at in found if at is not None and manifest.size(at)))
+
+    @classmethod
     def at(cls, manifest: Manifest, places: Iterable[int]) -> BlobSet:
         """The blobs of these entries, given in order."""
         index = BlobIndex(manifest, places)

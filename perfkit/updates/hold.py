@@ -8,7 +8,7 @@ import time
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field
 from enum import StrEnum
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.errors import UpdateError
@@ -17,13 +17,18 @@ from perfkit.redact import redacted, redacted_text
 from perfkit.transactions import layout
 from perfkit.updates.installed import as_recorded, managed_tree, read_installed
 
+if TYPE_CHECKING:
+    from perfkit.updates.sources import Source
+
 __all__ = [
     "Hold",
     "HoldReason",
     "add_hold",
     "hold",
     "hold_on",
+    "is_held",
     "is_time",
+    "keep_holds",
     "pin",
     "read_holds",
     "unhold",
@@ -151,6 +156,29 @@ def with_hold(holds: Iterable[Hold], hold: Hold) -> list[Hold]:
     others = [each for each in holds if not each.covers(hold.source, hold.version, hold.serial)]
     dropped = [each for each in others if each.reason is HoldReason.CHECK][:-_MOST_REFUSED]
     return [*(each for each in others if each not in dropped), hold]
+
+
+def is_held(holds: Iterable[Hold], source: Source, *, retry_rejected: bool) -> bool:
+    """Whether to pass over what a source offers.
+
+    Args:
+        retry_rejected: not because a check refused it.
+    """
+    holding = (held for held in holds if held.covers(source.url, source.version, source.serial))
+    return any(held.reason is not HoldReason.CHECK or not retry_rejected for held in holding)
+
+
+def keep_holds(root: str, holds: tuple[Hold, ...], source: Source, *, newest: bool) -> None:
+    """What is on hold after this release was installed: if it is the newest, only what was held by hand; of a pinned
+    tree, all others.
+    """
+    if any(held.reason is HoldReason.PIN for held in holds):
+        left = [hold_on(HoldReason.PIN, source.url, source.version, source.serial)]
+    else:
+        others = (held for held in holds if not held.covers(source.url, source.version, source.serial))
+        left = [held for held in others if held.reason is HoldReason.HAND or not newest]
+    if left != [*holds]:
+        write_holds(root, left)
 
 
 def write_holds(root: str, holds: Iterable[Hold]) -> None:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config
 from perfkit.downloads.file_origin import digest_of
@@ -19,6 +19,9 @@ from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.tree import Tree
 from perfkit.updates.source_types import SourceType
+
+if TYPE_CHECKING:
+    from perfkit.updates.sources import Source
 
 __all__ = ["Installed", "as_recorded", "encode_record", "managed_tree", "read_installed", "require_managed"]
 
@@ -186,17 +189,15 @@ def _serials(record: dict[str, Any]) -> dict[str, int]:
     return {_key(source): int(serial) for source, serial in record.items()}
 
 
-def encode_record(
-    *, type: SourceType, source: str, version: str, serial: int, manifest: Manifest, state: Mapping[str, object]
-) -> bytes:
+def encode_record(source: Source, manifest: Manifest) -> bytes:
     """The bytes of the file RELEASE, as `read_installed` reads them."""
     record = {
-        "kind": type,
-        "source": as_recorded(source),
-        "version": version,
-        "serial": serial,
+        "kind": source.type,
+        "source": as_recorded(source.url),
+        "version": source.version,
+        "serial": source.serial,
         "manifest": manifest.sha256.hex(),
         "files": len(manifest),
-        "state": state,
+        "state": source.record(),
     }
     return json.dumps(record).encode()

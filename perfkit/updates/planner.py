@@ -110,6 +110,7 @@ class Plan:
     Attributes:
         version: to install.
         installed_version: None: nothing is installed.
+        held: the version that the source offers and that would be passed over.
         keep: names that are already as wanted, among those given to `decide`.
         unchanged: how many files of the whole tree are already as wanted.
         local: files made from other files of the tree.
@@ -129,6 +130,7 @@ class Plan:
 
     version: str = ""
     installed_version: str | None = None
+    held: str | None = None
     keep: Sequence[str] = ()
     unchanged: int = 0
     local: tuple[LocalCopy, ...] = ()

@@ -12,9 +12,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError, described
+from perfkit.errors import CancelledError, HTTPStatusError, PerfkitError, TransferError
 from perfkit.filesystem.own_files import open_own, replace_own
 from perfkit.filesystem.rootdir import RootDir
+from perfkit.progress.text import described
 from perfkit.redact import redacted
 from perfkit.transactions import layout
 from perfkit.transactions.history import Generation, read_current

@@ -10,7 +10,7 @@ import time
 from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, replace
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, NamedTuple, cast
+from typing import TYPE_CHECKING, Any
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
@@ -22,7 +22,6 @@ from perfkit.errors import (
     ManifestError,
     StaleSourceError,
     TransferError,
-    UpdateError,
 )
 from perfkit.filesystem.compact import DigestSet
 from perfkit.libc import holds_modes, trim_heap
@@ -30,14 +29,13 @@ from perfkit.progress.operation import OperationProgress
 from perfkit.progress.stage import Stage
 from perfkit.redact import redacted
 from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
-from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns, record_changes
+from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
-from perfkit.transactions.transaction import Commit
 from perfkit.transactions.tree import Tree
-from perfkit.updates.apply import PlanApplier, installed_content
+from perfkit.updates.apply import Applied, PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
-from perfkit.updates.hold import Hold, HoldReason, add_hold, hold_on, read_holds, write_holds
+from perfkit.updates.hold import HoldReason, add_hold, hold_on, is_held, keep_holds, read_holds
 from perfkit.updates.installed import Installed, as_recorded, encode_record, managed_tree, read_installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.planner import Plan, decide
@@ -52,7 +50,7 @@ from perfkit.updates.status import remember_outcome
 if TYPE_CHECKING:
     from perfkit.updates.check import Check
 
-__all__ = ["Sync", "SyncOptions", "plan", "sync"]
+__all__ = ["Sync", "SyncOptions", "sync"]
 
 # How fast the stages after the last download usually are, for the time left that is displayed.
 _UNPACKED_BYTES_PER_S = 150e6
@@ -118,10 +116,7 @@ def _sync(
         return _passed_over(tree, installed, fetcher, pinned[0].version)
 
     def passes_over(source: Source) -> bool:
-        holding = [held for held in holds if held.covers(source.url, source.version, source.serial)]
-        if options.retry_rejected:
-            holding = [held for held in holding if held.reason is not HoldReason.CHECK]
-        return bool(holding) and spec.release is None
+        return spec.release is None and is_held(holds, source, retry_rejected=options.retry_rejected)
 
     def sync_from(source: Source) -> SyncReport:
         if passes_over(source):
@@ -132,10 +127,7 @@ def _sync(
         report = update.run(tree, passes_over)
         if report.held is not None:
             return report
-        if pinned:  # the tree stays at what was asked for
-            write_holds(tree.root, [hold_on(HoldReason.PIN, source.url, source.version, source.serial)])
-        elif (left := _still_held(holds, source, newest=spec.release is None)) != holds:
-            write_holds(tree.root, left)
+        keep_holds(tree.root, holds, source, newest=spec.release is None)
         return report
 
     before = os.listdir(fetcher.stage)  # by an earlier sync, which failed
@@ -159,12 +151,6 @@ def _sync(
         newer = open_source(fetcher, spec, installed)
         _log.info("%s: the disk is full; starting over without what an earlier sync has fetched", tree.root)
     return sync_from(newer)  # out here, since the handler keeps the memory of the failed attempt
-
-
-def _still_held(holds: tuple[Hold, ...], source: Source, *, newest: bool) -> tuple[Hold, ...]:
-    """What is on hold after this release was installed: if it is the newest, only what was held by hand."""
-    others = (held for held in holds if not held.covers(source.url, source.version, source.serial))
-    return tuple(held for held in others if held.reason is HoldReason.HAND or not newest)
 
 
 def _passed_over(tree: Tree, installed: Installed, fetcher: Fetcher, version: str | None) -> SyncReport:
@@ -200,63 +186,6 @@ def _refuse_behind(newer: Source, source: Source, error: Exception) -> None:
         return
     reason += "; a cache, mirror or edge is behind, or the site is incomplete: try again later"
     raise StaleSourceError(source.url, reason, transient=True) from error
-
-
-def plan(
-    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: OperationProgress
-) -> Plan:
-    """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
-    root = os.path.abspath(dest)
-    with _temporary_directory(root) as stage:
-        installed = read_installed(root)
-        fetcher = Fetcher(downloads, stage, max_files=config.max_files)
-        source = open_source(fetcher, spec, installed, dry_run=True)
-        local_changes = cast(LocalChanges, config.local_changes)
-        options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
-        dry_run = Sync(root, fetcher, source, installed, options, progress)
-        if spec.release is None:
-            dry_run.refuse_downgrade()
-        local = dry_run.scan(now_ns=0)
-        staging = StagingArea(stage, progress=progress)
-        manifest = dry_run.resolve(local, staging)
-        plan = dry_run.plan(local, manifest)
-        missing = staging.missing(_blobs(manifest, plan.fetch))
-        return plan.with_offers(source.offers(missing, manifest, local))
-
-
-def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:
-    """A directory for a dry run: the system's, or else in memory or among perfkit's own files.
-
-    Raises:
-        UpdateError: none can be created.
-    """
-    import tempfile  # a sync does not need it, and it takes milliseconds to load
-
-    for directory in (
-        None,
-        "/dev/shm",
-        os.environ.get("XDG_RUNTIME_DIR") or "/run",
-        os.path.join(root, layout.PRIVATE_DIR),
-    ):
-        with contextlib.suppress(OSError):
-            return tempfile.TemporaryDirectory(prefix="perfkit-", dir=directory)
-    raise UpdateError("a dry run needs a directory for temporary files: set TMPDIR to one that can be written")
-
-
-class Applied(NamedTuple):
-    """A plan that was applied.
-
-    Attributes:
-        commit: every name that changed.
-        bytes_written: of new files.
-        written_ns: the file system's clock after all new files were written, and before they were renamed into place.
-        moved: the names of files that were not written, but moved.
-    """
-
-    commit: Commit
-    bytes_written: int
-    written_ns: int
-    moved: frozenset[str]
 
 
 class Sync:
@@ -409,34 +338,22 @@ class Sync:
             OSError: there is not enough space for them (ENOSPC), or the disk failed.
             ManifestError, TransferError: as `Source.fetch`.
         """
-        _log.debug(
-            "%s: %s offers %s: %d files unchanged, %d from the tree or its history, %d to fetch, %d to remove",
-            self._root,
-            self._source.type,
-            self._source.version,
-            plan.unchanged,
-            len(plan.local) + len(plan.stored),
-            len(plan.fetch),
-            len(plan.remove),
-        )
+        found = f"{plan.unchanged} files unchanged, {len(plan.local) + len(plan.stored)} from the tree or its history"
+        steps = f"{found}, {len(plan.fetch)} to fetch, {len(plan.remove)} to remove"
+        _log.debug("%s: %s offers %s: %s", self._root, self._source.type, self._source.version, steps)
         if not plan.empty:
             trim_heap()  # memory that planning used, before decoders need theirs
-        needed = _blobs(manifest, chain(plan.stored, plan.fetch))
+        needed = BlobSet.of_files(manifest, chain(plan.stored, plan.fetch))
         staging.expect(needed)
-        for digest in staging.missing(_blobs(manifest, plan.stored)):
+        for digest in staging.missing(BlobSet.of_files(manifest, plan.stored)):
             staging.copy(digest, self._object(digest.hex()))
         missing = staging.missing(needed)
         size = needed.index.bytes_of(missing)
         self._expect(unpacking_s=size / _UNPACKED_BYTES_PER_S, applying_s=plan.steps / _APPLIED_FILES_PER_S)
         self._check_space(tree, local, manifest, plan, missing, fetched=size)
         routes = self._source.fetch(missing, manifest, local, staging)
-        _log.debug(
-            "%s: %d bytes received in %d requests; route: %s",
-            self._root,
-            self._fetcher.bytes_received,
-            self._fetcher.requests,
-            "+".join(routes) or "none",
-        )
+        cost = f"{self._fetcher.bytes_received} bytes received in {self._fetcher.requests} requests"
+        _log.debug("%s: %s; route: %s", self._root, cost, "+".join(routes) or "none")
         return routes
 
     def _expect(self, *, unpacking_s: float, applying_s: float) -> None:
@@ -511,7 +428,7 @@ class Sync:
         with Stage(self._progress, "applying", files=plan.steps) as shown, transaction as tx:
             tx.write_private(layout.MANIFEST, manifest.raw)
             secret = "?" in source.url  # such as the key of an account
-            tx.write_private(layout.RELEASE, self._record(manifest), mode=0o600 if secret else 0o644)
+            tx.write_private(layout.RELEASE, encode_record(source, manifest), mode=0o600 if secret else 0o644)
             applier = PlanApplier(self._root, tx, manifest, staging, shown)
             applier.apply(plan)
             written_ns = next_tick_ns(self._clock)
@@ -526,17 +443,6 @@ class Sync:
         same = offered == (installed.type, installed.source, installed.version, installed.manifest_sha256)
         record = source.record()
         return not same or any(record.get(name) != installed.state.get(name) for name in ("selection", "signers"))
-
-    def _record(self, manifest: Manifest) -> bytes:
-        source = self._source
-        return encode_record(
-            type=source.type,
-            source=source.url,
-            version=source.version,
-            serial=source.serial,
-            manifest=manifest,
-            state=source.record(),
-        )
 
     def _report(self, tree: Tree, plan: Plan, applied: Applied | None, routes: tuple[str, ...]) -> SyncReport:
         report = SyncReport(
@@ -567,14 +473,7 @@ class Sync:
         cache = local.cache
         if applied is not None:
             cache = local.cache_for(manifest)
-            record_changes(
-                cache,
-                self._root,
-                applied.commit.changes,
-                skip=report.saved_as.values(),
-                certain_ns=lambda name: local.now_ns if name in applied.moved else applied.written_ns,
-                clock=self._clock,
-            )
+            applied.record(cache, self._root, skip=report.saved_as.values(), seen_ns=local.now_ns)
         if cache.dirty:
             with contextlib.suppress(OSError):  # without the cache, files are hashed again
                 cache.save(os.path.join(self._root, layout.STATCACHE))
@@ -604,12 +503,6 @@ def _differing(installed: Manifest, wanted: Manifest, local: LocalTree) -> tuple
             if there is not None:
                 after.add(there)
     return before, after
-
-
-def _blobs(manifest: Manifest, names: Iterable[str]) -> BlobSet:
-    """The blobs of these files, but for empty ones."""
-    found = (manifest.find(name) for name in names)
-    return BlobSet.at(manifest, (at for at in found if at is not None and manifest.size(at)))
 
 
 def _remove_staged(stage: str, names: Iterable[str], *, keep: frozenset[str]) -> bool:

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from perfkit.cli import main
-from perfkit.errors import described
+from perfkit.progress.text import described
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
 
@@ -93,6 +93,9 @@ def test_hold(cli_origin: Origin, capsys: Capture) -> None:
     assert json.loads(capsys.readouterr().out) == {"held": "2"}
     assert main(["status", "tree"]) == 0
     assert "2, hand, since" in capsys.readouterr().out
+    cli_origin.publish(TWO, "2")
+    assert main(["sync", cli_origin.url, "tree", "--dry-run"]) == 0
+    assert "; 2 is on hold" in capsys.readouterr().err
 
 
 def test_rollback_without_hold(cli_origin: Origin, capsys: Capture) -> None:

@@ -47,7 +47,8 @@ def test_nothing_stays(published: Site) -> None:
     """After a rollback to before the first install."""
     run("perfkit_sync", "rules")
     assert run("perfkit_rollback", "rules", "--to", "0")[0].startswith("rules: the tree before the first sync")
-    assert run("perfkit_sync", "rules")[0] == "rules: nothing is installed: 1 is on hold\n"
+    for options in ((), ("--dry-run",)):
+        assert run("perfkit_sync", "rules", *options)[0] == "rules: nothing is installed: 1 is on hold\n"
 
 
 def test_hold(published: Site) -> None:

@@ -25,6 +25,8 @@ from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, 
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import need
 
+pytestmark = pytest.mark.once
+
 BODY = b"content"
 MD5, SHA1, SHA256, SHA512 = (hashlib.new(name, BODY).hexdigest() for name in ("md5", "sha1", "sha256", "sha512"))
 OTHER = hashlib.sha256(b"other").hexdigest()

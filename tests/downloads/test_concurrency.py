@@ -9,6 +9,8 @@ import pytest
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
 from perfkit.downloads.http.path import Path
 
+pytestmark = pytest.mark.once
+
 
 class Clock:
     now = 100.0

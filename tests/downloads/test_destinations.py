@@ -18,6 +18,8 @@ from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.filesystem.paths import is_private
 from tests.support.fakes import Exchange, MisbehavingServer
 
+pytestmark = pytest.mark.once
+
 BODY = random.Random(18).randbytes(3 << 20)
 Start = Callable[..., MisbehavingServer]
 MakeKit = Callable[..., Toolkit]

@@ -107,6 +107,31 @@ def test_a_straggler_is_hedged(make_kit: MakeKit, misbehaving: Start, out: Path)
     assert (out / "file").read_bytes() == BODY
 
 
+def test_a_silent_connection_does_not_hold_up_the_end(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """Of one range the last bytes never come: they are fetched again while nothing else is left to do."""
+    over, silenced = threading.Event(), threading.Event()
+
+    def handler(x: Exchange) -> None:
+        start, end = x.asked.range or (0, None)
+        if start and not silenced.is_set():
+            silenced.set()
+            end = end or len(BODY)
+            headers = {"Content_Length": str(end - start), "Content_Range": f"bytes {start}-{end - 1}/{len(BODY)}"}
+            x.head("206 Partial Content", ETag='"v1"', **headers)
+            x.send(BODY[start : end - 1000])
+            over.wait(90)
+        else:
+            x.serve(BODY, pause=lambda: silenced.wait(60))
+
+    server = misbehaving(handler)
+    download = make_kit(workers=2, read_timeout_s=90.0).download(f"{server.url}/file", out / "file", checksum=SHA256)
+    over.set()
+    assert silenced.is_set()
+    assert download.retries == 0
+    assert download.seconds < 60
+    assert (out / "file").read_bytes() == BODY
+
+
 def test_chunked_body(kit: Toolkit, misbehaving: Start, out: Path) -> None:
     """No length beforehand; the chunked coding itself marks the end."""
 

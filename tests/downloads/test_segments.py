@@ -9,6 +9,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, pr
 
 from perfkit.downloads.segments import Runner, SegmentMap
 
+pytestmark = pytest.mark.once
+
 
 class Ranges(RuleBasedStateMachine):
     """Random workers over one map; `written` is what they have put on the disk."""
@@ -255,6 +257,47 @@ def test_a_connection_is_as_fast_as_lately() -> None:
     assert ranges.split(10_000, worth_s=10.0) is not None
 
 
+def test_a_silent_connection_holds_up_the_end_for_seconds_only() -> None:
+    """However fast it was, and however little it has left: a second runner after two seconds, a third after four more
+    of the second's silence.
+    """
+    clock = Clock()
+    ranges = SegmentMap(1_001_000, clock=clock)
+    silent = claimed(ranges)
+    for clock.now in (0.5, 1.0):
+        ranges.advance(silent, 500_000)
+    clock.now = 2.9
+    assert ranges.hedge() is None
+    clock.now = 3.1
+    second = ranges.hedge()
+    assert second is not None
+    clock.now = 7.0
+    assert ranges.hedge() is None
+    clock.now = 7.2
+    third = ranges.hedge()
+    assert third is not None
+    ranges.advance(third, 1_000)
+    assert ranges.complete
+    assert silent.cancel.cancelled
+    assert second.cancel.cancelled
+
+
+def test_a_silent_connection_is_relieved_again_after_its_relief_failed() -> None:
+    """But not at once, however often that happens."""
+    clock = Clock()
+    ranges = SegmentMap(1_001_000, clock=clock)
+    silent = claimed(ranges)
+    ranges.advance(silent, 1_000_000)
+    found = []
+    while clock.now < 20.0:
+        clock.now += 0.1
+        if (runner := ranges.hedge()) is not None:
+            found.append(clock.now)
+            ranges.release(runner)
+    assert len(found) >= 9
+    assert all(after - before > 1.8 for before, after in zip([0.0, *found], found))  # noqa: B905
+
+
 def test_a_short_range_is_not_shared_before_its_speed_is_known() -> None:
     """A small file would be asked for in scraps, all of which come at once."""
     clock = Clock()
@@ -276,6 +319,21 @@ def test_connections_that_are_all_slow_are_left_alone() -> None:
     ranges.advance(second, 50_000)
     assert ranges.split(50_000) is None
     assert ranges.hedge() is None
+
+
+def test_only_an_answer_that_was_cut_is_ended() -> None:
+    """A second runner has asked for no more than what was left to fetch: its connection is of use afterwards."""
+    clock = Clock()
+    ranges = SegmentMap(200_000, clock=clock)
+    first, taken = claimed(ranges), shared(ranges, 1000)
+    ranges.advance(taken, taken.remaining or 0)
+    cut = first.segment.end or 0
+    ranges.advance(first, cut - 2_000)
+    clock.now = 3.0
+    second = ranges.hedge()
+    assert second is not None
+    assert ranges.keeps_cut(first, 200_000, within=5_000)
+    assert not ranges.keeps_cut(second, cut, within=5_000)
 
 
 @pytest.mark.parametrize("told", [False, True])

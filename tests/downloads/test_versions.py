@@ -99,6 +99,28 @@ def test_a_version_that_nothing_proves_is_refused(
     assert fetch(kit, request, tmp_path).error is None
 
 
+def test_waiting_for_a_probe_locks_no_condition(
+    manager: DownloadManager, misbehaving: Start, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A Ctrl-C as a Condition is entered can leave it locked (it is no C code), and then the probe's thread hangs."""
+    enter, entered, asked = threading.Condition.__enter__, [], threading.Event()
+
+    def noted(condition: threading.Condition) -> bool:
+        if asked.is_set() and threading.current_thread() is threading.main_thread():
+            entered.append(condition)
+        return enter(condition)
+
+    def answer(exchange: Exchange) -> None:
+        asked.set()
+        time.sleep(0.5)  # of which the other thread looks several times whether the answer is there
+        asked.clear()
+        exchange.serve(BODY)
+
+    monkeypatch.setattr(threading.Condition, "__enter__", noted)
+    assert manager.probe(misbehaving(answer).url, most=100).first == BODY[:100]
+    assert entered == []
+
+
 def test_a_weak_tag_that_changed_is_another_version(
     manager: DownloadManager, kit: Toolkit, misbehaving: Start, tmp_path: Path
 ) -> None:

@@ -23,6 +23,8 @@ from perfkit.releases.publish.site import Site
 from tests.support.hostile import bounded, raw_manifest
 from tests.support.trees import write_tree
 
+pytestmark = pytest.mark.once
+
 OBJECT = ObjectRef("ab" * 32, 1000)
 
 

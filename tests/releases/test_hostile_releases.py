@@ -142,8 +142,9 @@ def test_pointers_that_cannot_be_are_refused(client: Client) -> None:
     """Of another format, with missing or wrong parts, too large, too deep."""
     record = json.loads(client.pointer.encode())
     changes: list[dict[str, object]] = [
-        {"format": 2}, {"format": "1"}, {"format": True}, {"format": 1.0}, {"version": ""}, {"version": "a\nb"},
-        {"version": 3}, {"serial": 0}, {"serial": -1}, {"serial": 1.5}, {"serial": 1 << 60}, {"serial": True},
+        {"format": 2}, {"format": 3}, {"format": "1"}, {"format": True}, {"format": 1.0}, {"version": ""},
+        {"version": "a\nb"}, {"version": 3}, {"serial": 0}, {"serial": -1}, {"serial": 1.5}, {"serial": 1 << 60},
+        {"serial": True},
         {"manifest": None}, {"manifest": {}}, {"manifest": {**record["manifest"], "size": 1 << 40}},
         {"manifest": {**record["manifest"], "object": "../../etc/passwd"}}, {"solid": []}, {"fine": 7},
         {"manifest": {**record["manifest"], "sha256": record["manifest"]["sha256"].upper()}},
@@ -158,7 +159,7 @@ def test_pointers_that_cannot_be_are_refused(client: Client) -> None:
         with bounded(), pytest.raises(ManifestError):
             Pointer.parse(data)
     with pytest.raises(ManifestError, match="newer"):
-        Pointer.parse(json.dumps({**record, "format": 2}).encode())
+        Pointer.parse(json.dumps({**record, "format": 3}).encode())
 
 
 def test_deltas_that_lead_in_a_circle_are_refused(client: Client) -> None:

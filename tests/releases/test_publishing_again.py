@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
+from perfkit import ManifestError
 from perfkit.releases.publish import publisher
 from perfkit.releases.publish.publisher import publish
+from perfkit.releases.publish.site import Site
 from perfkit.releases.publish.source_tree import SourceTree
 from tests.support.release_client import Client
 from tests.support.trees import lines, noise, write_tree
+
+pytestmark = pytest.mark.once
 
 MIB = 1 << 20
 
@@ -72,6 +78,20 @@ def wait_for_tick(directory: Path) -> None:
     clock = directory.parent / "clock"
     while not clock.exists() or clock.stat().st_mtime_ns <= latest:
         clock.write_bytes(b"")
+
+
+def test_a_site_of_an_earlier_perfkit_says_what_to_do(again: Callable[..., int], tmp_path: Path) -> None:
+    """Its history lacks the packs of each release."""
+    write_tree(tmp_path / "src", {"a": b"a"})
+    again()
+    site = Site(str(tmp_path / "site"))
+    pointer = site.pointer()
+    assert pointer is not None
+    record = json.loads(site.get(pointer.history))
+    del record["solid"]
+    site.replace_pointer(dataclasses.replace(pointer, history=site.put(json.dumps(record).encode())))
+    with pytest.raises(ManifestError, match=r"site: history: .*an earlier perfkit .*publish to a new directory"):
+        again()
 
 
 def test_files_of_another_file_system_are_read(

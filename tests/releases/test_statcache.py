@@ -21,6 +21,8 @@ from perfkit.releases.statcache import StatCache, appended_rows, clock_ns, next_
 from tests.support.sites import Origin
 from tests.support.tools import unavailable
 
+pytestmark = pytest.mark.once
+
 
 def manifest(**files: bytes) -> Manifest:
     return Manifest.of(Entry(name, len(data), hashlib.sha256(data).digest()) for name, data in files.items())

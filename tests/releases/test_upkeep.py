@@ -20,6 +20,8 @@ from tests.support.signing import OLD, publish_signed, signature_file
 from tests.support.sites import publish
 from tests.support.trees import ONE, TWO, write_tree
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def site(kit: Toolkit, tmp_path: Path) -> Path:

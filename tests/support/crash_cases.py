@@ -9,6 +9,10 @@ import contextlib
 import os
 import shutil
 import stat
+import subprocess
+import sys
+import threading
+from collections.abc import Iterator
 from pathlib import Path
 
 from perfkit.filesystem.rootdir import RootDir
@@ -16,6 +20,7 @@ from perfkit.transactions.history import History, Timeline
 from perfkit.transactions.object_store import EMPTY, ObjectStore
 from perfkit.transactions.tree import Tree
 from tests.support.crash_server import IDLE
+from tests.support.tools import ENVIRONMENT
 
 FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
 MUTATING = frozenset(IDLE) | {
@@ -28,6 +33,62 @@ MUTATING = frozenset(IDLE) | {
 OWN = {"lock", "state", "history", "objects", "fetch", "manifest", "release", "serials", "statcache", "clock",
        "last-sync", "hold"}  # fmt: skip
 Snapshot = dict[str, tuple[int, bytes]]
+
+
+class CrashServer:
+    """A crash server (a module of tests.support) that strace is attached to for one kind of call after the other."""
+
+    def __init__(self, module: str, *arguments: str) -> None:
+        self._process = subprocess.Popen(
+            [sys.executable, "-m", f"tests.support.{module}", *arguments],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            env=ENVIRONMENT,
+        )
+        assert self._answer() == "ready\n"
+
+    def _answer(self) -> str:
+        assert self._process.stdout is not None
+        return self._process.stdout.readline()
+
+    @contextlib.contextmanager
+    def traced(self, *options: str) -> Iterator[None]:
+        command = ["strace", "-f", *options, "-p", str(self._process.pid)]
+        strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+        assert strace.stderr is not None
+        assert "attached" in strace.stderr.readline()
+        reader = threading.Thread(target=strace.stderr.read)  # strace reports every process and thread
+        reader.start()
+        try:
+            yield
+        finally:
+            strace.terminate()  # it detaches then
+            strace.wait(30)
+            reader.join(30)
+            strace.stderr.close()
+
+    def injected(self, kind: str, how: str, when: int) -> contextlib.AbstractContextManager[None]:
+        """Inside, the call `when` of each process and thread is met by what `strace -e inject` calls `how`."""
+        return self.traced("-o", "/dev/null", "-e", f"trace={kind}", "-e", f"inject={kind}:{how}:when={when}")
+
+    def run(self, action: str, root: Path, number: int = 0, kind: str = "none", when: int = 0) -> tuple[int, int]:
+        """How the run ended, and its PID."""
+        assert self._process.stdin is not None
+        self._process.stdin.write(f"{number} {action} {root} {kind} {when}\n")
+        self._process.stdin.flush()
+        code, pid = map(int, self._answer().split())
+        return code, pid
+
+    def close(self) -> None:
+        self._process.communicate(timeout=60)
+
+
+def sample(count: int, cases: int) -> list[int]:
+    """So many numbers from 1 to `count`, evenly, the first and the last among them; all of them in a full sweep."""
+    if FULL or count <= cases:
+        return list(range(1, count + 1))
+    return sorted({1 + (count - 1) * index // (cases - 1) for index in range(cases)})
 
 
 def snapshot(root: Path) -> Snapshot:

@@ -1,9 +1,11 @@
-"""The process that is killed: under strace, it forks a child per case, and the child changes a tree.
+"""The process that is killed: it forks a child per case, and the child changes a tree.
 
-`when=W` of strace counts each process's calls by itself. So a child that is to die at its K-th call of a kind first
-makes W-K calls of that kind that fail and change nothing: one strace, one start of Python, and any number of cases.
+All that is imported when first needed is imported before the first case. Then it says so on standard output, and strace
+may be attached to it: its children, and their threads, begin with no calls counted. `when=W` of strace counts each
+process's calls by itself. So a child that is to die at its K-th call of a kind first makes W-K calls of that kind that
+fail and change nothing: one strace for a kind of call, one start of Python, and any number of cases.
 
-Lines on standard input: `K ACTION ROOT [KIND WHEN]`. Answers on standard output: how the child ended, and its PID.
+Lines on standard input: `K ACTION ROOT KIND WHEN`. Answers on standard output: how the child ended, and its PID.
 """
 
 from __future__ import annotations
@@ -14,11 +16,12 @@ import errno
 import fcntl
 import os
 import sys
+import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping
 from unittest import mock
 
-from perfkit.errors import PerfkitError, RecoveryError
+from perfkit.errors import PerfkitError, RecoveryError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.layout import MANIFEST
 from perfkit.transactions.tree import Tree
@@ -27,6 +30,7 @@ DONE, FAILED, UNFINISHED = 0, 3, 4
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _BAD = 9999  # no such descriptor
+_PR_SET_PTRACER = 0x59616D61  # prctl(2), for where only ancestors may trace
 
 
 def _openat() -> None:
@@ -133,7 +137,7 @@ def prune(root: str) -> None:
         tree.prune(0)
 
 
-ACTIONS = {
+ACTIONS: dict[str, Callable[[str], object]] = {
     "change": change,
     "back": back,
     "refused": refused,
@@ -160,19 +164,20 @@ def idle(kind: str, count: int) -> None:
             IDLE[kind]()
 
 
-def main(kind: str, when: int, actions: Mapping[str, Callable[[str], object]] = ACTIONS) -> None:
+def serve(actions: Mapping[str, Callable[[str], object]]) -> None:
     """Serve cases until standard input ends; an action whose name ends in `-threads` dies in its own thread."""
+    _LIBC.prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # any process may attach
+    print("ready", flush=True)
     for line in sys.stdin:
-        number, action, root, *changed = line.split()
-        kind, when = (changed[0], int(changed[1])) if changed else (kind, when)
+        number, action, root, kind, when = line.split()
         pid = os.fork()
         if pid == 0:
             code = 1
             try:
                 if action.endswith("-threads"):
-                    _idle_in_threads(kind, when - int(number))
+                    _idle_in_threads(kind, int(when) - int(number))
                 else:
-                    idle(kind, when - int(number))
+                    idle(kind, int(when) - int(number))
                 actions[action](root)
                 code = DONE
             except RecoveryError:
@@ -182,9 +187,13 @@ def main(kind: str, when: int, actions: Mapping[str, Callable[[str], object]] = 
             finally:
                 os._exit(code)
         _, status = os.waitpid(pid, 0)
-        sys.stdout.write(f"{os.waitstatus_to_exitcode(status)} {pid}\n")
-        sys.stdout.flush()
+        print(os.waitstatus_to_exitcode(status), pid, flush=True)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]))
+    with tempfile.TemporaryDirectory() as warm:
+        begin(warm)
+        for action in ACTIONS.values():
+            with contextlib.suppress(UpdateError):  # of `refused`
+                action(warm)
+    serve(ACTIONS)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from io import BytesIO
 from pathlib import Path
 
 from perfkit.releases.format.delta import Delta, Span
@@ -20,8 +21,13 @@ class Client:
     def __init__(self, site: Path) -> None:
         self.site = site
         self.pointer = Pointer.parse((site / "perfkit.json").read_bytes())
-        raw = self.packed(self.pointer.manifest)
-        self.manifest = Manifest.parse(raw, sha256=bytes.fromhex(self.pointer.manifest_sha256))
+        sha256, base = bytes.fromhex(self.pointer.manifest_sha256), self.pointer.base
+        if base is None:
+            self.manifest = Manifest.parse(self.packed(self.pointer.manifest), sha256=sha256)
+        else:
+            old = Manifest.parse(self.packed(base.packed), sha256=bytes.fromhex(base.sha256))
+            self.manifest = Delta.open(BytesIO(self.get(self.pointer.manifest.object))).new_manifest(old)
+            assert self.manifest.sha256 == sha256
 
     def get(self, ref: ObjectRef) -> bytes:
         """An object, verified."""

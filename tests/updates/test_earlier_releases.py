@@ -18,6 +18,8 @@ from perfkit.releases.publish.site import Site
 from tests.support.sites import Origin
 from tests.support.trees import lines, tree_of
 
+pytestmark = pytest.mark.once
+
 ONE = {"README": b"hello\n", "pkg/a.py": lines(1, 400), "gone": b"1\n"}
 TWO = {"README": b"hello 2\n", "pkg/a.py": ONE["pkg/a.py"] + b"more\n", "new": lines(2, 20)}
 THREE = {**TWO, "more": b"more\n"}

@@ -12,6 +12,8 @@ from perfkit.updates.hold import HoldReason, hold_on, with_hold
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
+pytestmark = pytest.mark.once
+
 
 @pytest.fixture
 def rolled_back(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> Path:
@@ -28,6 +30,9 @@ def test_after_a_rollback(kit: Toolkit, origin_v1: Origin, rolled_back: Path) ->
     for _ in range(2):
         report = kit.sync(origin_v1.url, rolled_back)
         assert (report.version, report.held, report.requests, report.generation) == ("1", "2", 1, 1)
+    planned = kit.plan(origin_v1.url, rolled_back)
+    assert (planned.version, planned.held, planned.empty) == ("1", "2", True)
+    assert kit.plan(origin_v1.url, rolled_back, release="2").version == "2"
     assert tree_of(rolled_back) == ONE
     origin_v1.publish({**TWO, "more": b"more\n"}, "3")
     assert kit.sync(origin_v1.url, rolled_back).version == "3"

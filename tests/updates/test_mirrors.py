@@ -16,6 +16,8 @@ from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Counting, Origin
 from tests.support.trees import ONE, TWO, noise, tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 DEAD = "http://127.0.0.1:1/"
 
 

@@ -19,6 +19,8 @@ from tests.support.archive_tools import make_tar, make_zip
 from tests.support.sites import publish
 from tests.support.trees import tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 OLD, NEW = {"a": b"old" * 100}, {"a": b"new" * 100, "b": b"b"}
 EARLIER_S, LATER_S = time.time() - 20_000, time.time() - 10_000
 

@@ -12,6 +12,8 @@ from perfkit import IntegrityError, Toolkit, TransferError
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 Start = Callable[..., MisbehavingServer]
 PIECE = 16 << 10
 DATA = hashlib.shake_128(b"pieces").digest(20 * PIECE + 1000)

@@ -22,6 +22,8 @@ from tests.support.release_client import Client
 from tests.support.sites import publish
 from tests.support.trees import FIRST, Tree, edited, lines, noise, tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 SECOND = edited(FIRST, 1)
 THIRD = edited(SECOND, 2)
 

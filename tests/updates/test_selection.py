@@ -14,6 +14,8 @@ from tests.support.archive_tools import make_tar, make_zip
 from tests.support.sites import Counting, Origin
 from tests.support.trees import ONE, Tree, lines, noise, tree_of
 
+pytestmark = pytest.mark.once
+
 OLD: Tree = {
     "README": b"hello\n",
     "rules/a.rules": lines(1, 300),

@@ -19,6 +19,8 @@ from tests.support.archive_tools import make_tar, make_zip
 from tests.support.signing import NEW, OLD, THIRD, public, publish_signed, refused
 from tests.support.trees import Tree, tree_of
 
+pytestmark = pytest.mark.once
+
 SITE = "https://example.org/"
 ONE: Tree = {"a": b"one\n", "b": b"same\n" * 1000}
 TWO: Tree = {"a": b"two\n", "b": b"same\n" * 1000}

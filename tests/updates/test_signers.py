@@ -37,6 +37,8 @@ from perfkit.updates.sources import release_source
 from tests.support.signing import NEW, OLD, THIRD, change_pointer, public, publish_signed, refused, signature_file
 from tests.support.trees import Tree, tree_of
 
+pytestmark = pytest.mark.once
+
 URL = "https://example.org/rules/"
 ONE: Tree = {"a": b"one\n", "b": b"same\n"}
 TWO: Tree = {"a": b"two\n", "b": b"same\n"}

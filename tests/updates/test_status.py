@@ -14,6 +14,8 @@ from perfkit.transactions.tree import Tree
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO
 
+pytestmark = pytest.mark.once
+
 
 def test_of_a_tree(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:
     before_s = time.time()

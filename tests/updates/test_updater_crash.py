@@ -10,9 +10,6 @@ import errno
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,10 +18,10 @@ import pytest
 
 from perfkit import Toolkit
 from perfkit.transactions.tree import Tree
-from tests.support.crash_cases import FULL, MUTATING, OWN, copy, reachable, snapshot
+from tests.support.crash_cases import FULL, MUTATING, OWN, CrashServer, copy, reachable, sample, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT, need
+from tests.support.tools import need
 from tests.support.trees import ONE, TWO, edit, text, tree_of
 
 pytestmark = pytest.mark.once
@@ -33,51 +30,6 @@ Counts = dict[str, tuple[int, int]]
 
 SAMPLE = 2  # cases per system call and action
 LOCAL = "pkg/same.py.perfkit-local"
-
-
-class Server:
-    """A crash server that strace is attached to for one kind of call after the other."""
-
-    def __init__(self, url: str) -> None:
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.support.crash_updater", url],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
-        )
-        assert self._answer() == "ready\n"
-
-    def _answer(self) -> str:
-        assert self._process.stdout is not None
-        return self._process.stdout.readline()
-
-    @contextlib.contextmanager
-    def traced(self, *options: str) -> Iterator[None]:
-        command = ["strace", "-f", *options, "-p", str(self._process.pid)]
-        strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
-        assert strace.stderr is not None
-        assert "attached" in strace.stderr.readline()
-        reader = threading.Thread(target=strace.stderr.read)  # strace reports every process and thread
-        reader.start()
-        try:
-            yield
-        finally:
-            strace.terminate()  # it detaches then
-            strace.wait(30)
-            reader.join(30)
-            strace.stderr.close()
-
-    def run(self, action: str, root: Path, number: int = 0, kind: str = "none", when: int = 0) -> tuple[int, int]:
-        """How the run ended, and its PID."""
-        assert self._process.stdin is not None
-        self._process.stdin.write(f"{number} {action} {root} {kind} {when}\n")
-        self._process.stdin.flush()
-        code, pid = map(int, self._answer().split())
-        return code, pid
-
-    def close(self) -> None:
-        self._process.communicate(timeout=60)
 
 
 class Case:
@@ -111,7 +63,7 @@ class Case:
         copy(self.start, root)
         return root
 
-    def count(self, server: Server) -> Counts:
+    def count(self, server: CrashServer) -> Counts:
         """The mutating calls of an undisturbed run, by kind: of its first thread, and the most that another makes."""
         logs, root = self.place / "strace", self.copy()
         logs.mkdir()
@@ -155,12 +107,6 @@ class Case:
         return found == self.new
 
 
-def sample(count: int) -> list[int]:
-    if FULL or count <= SAMPLE:
-        return list(range(1, count + 1))
-    return sorted({1 + (count - 1) * index // (SAMPLE - 1) for index in range(SAMPLE)})
-
-
 @pytest.fixture
 def case(place: Path, make_kit: Callable[..., Toolkit]) -> Iterator[Callable[[str], Case]]:
     need("strace")
@@ -170,15 +116,15 @@ def case(place: Path, make_kit: Callable[..., Toolkit]) -> Iterator[Callable[[st
 
 def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[str, Path, int]]:
     """Run into each call in turn; yields what it was, the tree, and how the run ended."""
-    with contextlib.closing(Server(case.origin.url)) as server:
+    with contextlib.closing(CrashServer("crash_updater", case.origin.url)) as server:
         for kind, (first, other) in sorted(case.count(server).items()):
             how = injection(kind)
             if how is None:
                 continue
             when = max(first, other) + 100  # more than any thread makes by itself
-            with server.traced("-o", "/dev/null", "-e", f"trace={kind}", "-e", f"inject={kind}:{how}:when={when}"):
+            with server.injected(kind, how, when):
                 for run, count in ((case.run, first), (f"{case.run}-threads", other)):
-                    for number in sample(count):
+                    for number in sample(count, SAMPLE):
                         root = case.copy()
                         code, _ = server.run(run, root, number, kind, when)
                         yield f"{run}: {kind} {number}", root, code

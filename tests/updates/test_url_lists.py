@@ -20,6 +20,8 @@ from perfkit.updates.sources.url_lists import parse_metalink, parse_urls
 from tests.support.archive_tools import make_tar, make_zip
 from tests.support.hostile import bounded
 
+pytestmark = pytest.mark.once
+
 SHA256 = "9f86d081884c7d659a2feaa0c55ad015a3bf4f1b2b0b822cd15d6c15b0f00a08"
 METALINK = f"""<?xml version="1.0" encoding="UTF-8"?>
 <!-- made by hand -->

@@ -74,7 +74,8 @@ class AbortHandle:
             self._owner = exchange
         exchange.add(self)
 
-    def abort(self, exchange: Exchange) -> None:
+    def abort(self, exchange: Exchange | None) -> None:
+        """End the connection if it works for this exchange; None: if it works for none."""
         with self._lock:
             if self._owner is exchange and self._sock is not None:
                 with contextlib.suppress(OSError):
@@ -183,7 +184,10 @@ class _Incoming:
         return measured(self.sock)
 
     def end_after(self, count: int) -> None:
-        end_after(self.sock, count)
+        if not self._raw.closed:
+            end_after(self.sock, count)
+        elif not count and self._handle is not None:
+            self._handle.abort(None)  # the connection is back in its pool, or works for another request by now
 
     def interrupt(self) -> None:
         """Fail what is waited for, which will not come."""
@@ -314,7 +318,6 @@ class _Chunks:
     def __init__(self, incoming: _Incoming) -> None:
         self._incoming = incoming
         self._left = 0  # of the chunk
-        self._first = True
         self._trailer_fields: int | None = None
         self._trailer_deadline_s: float | None = None
         self._excess_bytes = 0  # of chunk extensions, over twice the body
@@ -407,12 +410,13 @@ class _Answer(http.client.HTTPResponse):
             if self.status >= 200 or self.status == 101:
                 break
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
-        self.headers = self.msg = message = http.client.HTTPMessage()
+        self.headers = self.msg = message = _Fields()
         first: dict[str, str] = {}  # of each name; the message compares all of them each time
         for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
-            if not _is_unusable_cookie(name, value):
-                message[name] = value = value.strip()
-                first.setdefault(name.lower(), value)
+            kind, value = name.lower(), value.strip()
+            if not (kind.startswith("set-cookie") and _is_unusable_cookie(kind, value)):
+                message.set_raw(name, value)
+                first.setdefault(kind, value)
         self._frame(incoming, first.get)
 
     def _frame(self, incoming: _Incoming, get: Callable[[str], str | None]) -> None:
@@ -435,11 +439,17 @@ class _Answer(http.client.HTTPResponse):
             self.will_close = True
 
 
-def _is_unusable_cookie(name: str, value: str) -> bool:
+class _Fields(http.client.HTTPMessage):
+    """The fields of a head as they came. A mail's would be checked for what text in Latin-1 can't have."""
+
+    def items(self) -> list[tuple[str, str]]:
+        return list(self.raw_items())
+
+
+def _is_unusable_cookie(kind: str, value: str) -> bool:
     """Whether a field sets a cookie by a long obsolete rule, which http.cookiejar takes quadratic time to read, or one
     that is larger than browsers take (RFC 6265 sections 6.1 and 9.4).
     """
-    kind = name.lower()
     return kind == "set-cookie2" or (kind == "set-cookie" and len(value) > _COOKIE_BYTES)
 
 

@@ -38,6 +38,7 @@ Headers = Mapping[str, str]  # of a response: by name in lower case
 _CONTENT_RANGE = re.compile(r"bytes\s+(?:(\d{1,19})-(\d{1,19})|\*)/(\d{1,19}|\*)\s*", re.IGNORECASE | re.ASCII)
 _LIFETIME = re.compile(r"(?:max-age|s-maxage)=\"?0*[1-9]")
 _CACHE_STATUS = ("x-cache", "cache-status")
+_OF_CACHES = frozenset({"via", "age", *_CACHE_STATUS})
 _CACHE_HIT = re.compile(r"(?:\b|_|refresh)hit\b")  # as in TCP_HIT and RefreshHit
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
 # How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
@@ -108,14 +109,13 @@ def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     Caches that leave no trace in their answers store what has a lifetime. With TLS only those of the server's own side
     can, and most of these show themselves.
     """
-    control = headers.get("cache-control", "").lower()
+    control, shown = headers.get("cache-control", "").lower(), not _OF_CACHES.isdisjoint(headers)
     if "no-store" in control or "private" in control:
         return False
+    if not shown:
+        return not encrypted and _LIFETIME.search(control) is not None
     said = (headers.get(name, "").lower() for name in _CACHE_STATUS)
-    if headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)):
-        return False  # it is stored already
-    shown = any(name in headers for name in ("via", "age", *_CACHE_STATUS))
-    return shown or (not encrypted and _LIFETIME.search(control) is not None)
+    return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # it is not stored already
 
 
 def _differ(one: str | None, other: str | None) -> bool:
@@ -131,9 +131,9 @@ def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
     """The version that a response is of, if it may be remembered: a file that is changed once more within the second
     may have the same date, and the same ETag where that spells the date.
     """
-    version = version_of(headers)
-    etag = None if version.etag is None or _is_of_its_second(version.etag, headers, now) else version.etag
-    return Version(etag, version.last_modified if etag or _is_strong_date(headers, now) else None)
+    dated = _is_strong_date(headers, now)
+    etag = headers.get("etag") if dated or not _spells_its_second(headers) else None
+    return Version(etag, headers.get("last-modified") if etag or dated else None)
 
 
 @dataclass(frozen=True, slots=True)
@@ -183,11 +183,10 @@ def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
     Args:
         now: when the response came, for one without a Date (section 6.6.1).
     """
-    etag = headers.get("etag")
-    quoted = etag is not None and len(etag) >= 2 and etag[0] == etag[-1] == '"'
-    strong = etag if quoted and etag is not None and not _is_of_its_second(etag, headers, now) else None
-    date = headers.get("last-modified") if _is_strong_date(headers, now) else None
-    return Validator(strong, date, None if strong else etag)
+    etag, dated = headers.get("etag", ""), _is_strong_date(headers, now)
+    quoted = len(etag) >= 2 and etag[0] == etag[-1] == '"'
+    strong = etag if quoted and (dated or not _spells_its_second(headers)) else None
+    return Validator(strong, headers.get("last-modified") if dated else None, None if strong else headers.get("etag"))
 
 
 def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
@@ -196,15 +195,13 @@ def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
     return modified is not None and sent - modified >= datetime.timedelta(seconds=1)
 
 
-def _is_of_its_second(etag: str, headers: Headers, now: datetime.datetime) -> bool:
-    """Whether an ETag is made of the second of modification, and that second is not over."""
-    if _is_strong_date(headers, now):
-        return False
+def _spells_its_second(headers: Headers) -> bool:
+    """Whether the ETag is made of the second of modification."""
     modified = parse_date(headers.get("last-modified"))
     if modified is None:
         return False
     second = int(modified.timestamp())
-    digits = etag.strip('W/"').lower()
+    digits = headers.get("etag", "").strip('W/"').lower()
     return any(
         digits.startswith(form) or digits.endswith(form) for form in (f"{second:x}", str(second), _base36(second))
     )

@@ -8,7 +8,7 @@ import re
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from http.cookiejar import Cookie, DefaultCookiePolicy
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -249,7 +249,7 @@ class OwnSessions:
             session = requests.Session()
             session.trust_env = False
             session.cookies = self._cookies
-            session.get_redirect_target = _no_target  # type: ignore[assignment]
+            session.resolve_redirects = _no_redirects  # type: ignore[method-assign]
             session.mount("https://", self._adapter)
             session.mount("http://", self._adapter)
             self._local.session = session
@@ -449,8 +449,8 @@ class _Borrowed:
     def trust_env(self) -> bool:
         return bool(self._given.trust_env) and self._config.trust_env
 
-    def get_redirect_target(self, response: requests.Response) -> None:
-        return _no_target(response)
+    def resolve_redirects(self, *_: Any, **options: Any) -> Iterator[Any]:
+        return _no_redirects()
 
     def prepare_request(self, request: Any) -> Any:
         request.auth = _UrlAsSpelt(request.url, request.auth or self._given.auth, self.trust_env)
@@ -508,8 +508,9 @@ def _configured_trust(config: Config) -> tuple[bool | str, str] | None:
     return None if config.verify is True else (config.verify, "Config.verify")
 
 
-def _no_target(response: requests.Response) -> None:
+def _no_redirects(*_: Any, **options: Any) -> Iterator[Any]:
     """Redirects are the transport's: requests would read their bodies, however long, even when told not to follow."""
+    return iter(())
 
 
 def _is_plain(adapter: Any) -> bool:

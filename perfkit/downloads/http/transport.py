@@ -148,9 +148,7 @@ class HttpTransport:
         self._reading: set[Exchange] = set()
         self._outage: OutageWatch | None = None  # once there is a connection
         self._timeout = (config.connect_timeout_s, config.read_timeout_s)
-        self._common = {"Accept": "*/*", "Connection": "keep-alive"} if session is None else {}
-        if session is None:
-            self._common["User-Agent"] = f"perfkit/{__version__}"
+        self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:
             with contextlib.suppress(ConfigError):  # which the first request will raise
@@ -185,7 +183,7 @@ class HttpTransport:
         asked = as_sent(request.url)
         at, hops = as_sent(request.at) if request.at else asked, 0
         while True:
-            at_home = may_share(home, origin_of(at))
+            at_home = at == asked or may_share(home, origin_of(at))
             trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
@@ -298,7 +296,8 @@ class _HttpResponse:
     ) -> None:
         self.url = at
         self.status = response.status_code
-        self.headers = {name.lower(): value for name, value in response.headers.items()}
+        headers = response.headers
+        self.headers = {name.lower(): headers[name] for name in headers}  # items() would have repeated ones apart
         self._asked = asked
         self._response = response
         self.exchange = exchange

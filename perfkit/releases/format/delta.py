@@ -121,12 +121,13 @@ class Delta:
             _refuse("its table exceeds the limit")
         return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), gaps=not first))
 
-    def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES) -> Manifest:
+    def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES, known: bool = False) -> Manifest:
         """The manifest that the delta produces; call it once, before `groups`.
 
         Args:
             old: the manifest that it applies to.
             most_bytes: that the new one may have.
+            known: it was read before; its names are not checked again.
 
         Raises:
             ManifestError: `old` is another one, or the delta is damaged.
@@ -141,7 +142,7 @@ class Delta:
             if start + source > len(old.raw):
                 _refuse("it refers beyond the end of the old manifest")
             made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
-        return Manifest.parse(made.getvalue(), sha256=self.target_sha256)
+        return Manifest.parse(made.getvalue(), sha256=self.target_sha256, known=known)
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
         """The groups of the delta, in order; can be iterated repeatedly. They are checked against both manifests.

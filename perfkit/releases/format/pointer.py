@@ -18,6 +18,7 @@ __all__ = [
     "FORMAT",
     "MAX_POINTER_BYTES",
     "MAX_SERIAL",
+    "BaseManifest",
     "DeltaRef",
     "ObjectRef",
     "PackedRef",
@@ -26,6 +27,7 @@ __all__ = [
 ]
 
 FORMAT = 1
+BASED_FORMAT = 2  # the manifest is made from another one
 MAX_POINTER_BYTES = 64 << 10
 MAX_INDEX_BYTES = 128 << 20
 MAX_DELTAS = 64
@@ -55,7 +57,7 @@ class ObjectRef:
 
 @dataclass(frozen=True, slots=True)
 class PackedRef:
-    """An object that is one zstd frame.
+    """An object that is one zstd frame; or, for a manifest with a base, a delta of its own.
 
     Attributes:
         object: the compressed form.
@@ -64,6 +66,19 @@ class PackedRef:
 
     object: ObjectRef
     size: int
+
+
+@dataclass(frozen=True, slots=True)
+class BaseManifest:
+    """A manifest that another one is made from.
+
+    Attributes:
+        sha256: of its canonical bytes, 64 hexadecimal digits.
+        packed: the object with these bytes.
+    """
+
+    sha256: str
+    packed: PackedRef
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +104,7 @@ class Pointer:
         version: as the publisher calls it.
         serial: increases with each release; clients refuse a lower one.
         manifest_sha256: of the canonical bytes, 64 hexadecimal digits.
-        manifest: the object with these bytes.
+        manifest: the object with these bytes, or what makes them from `base`.
         solid: the index of large frames, for first installs.
         fine: the index of small frames, for updates.
         history: the publisher's own record; clients ignore it.
@@ -108,6 +123,12 @@ class Pointer:
     deltas: tuple[DeltaRef, ...] = ()
     expires_s: int = 0
     channel: str = ""
+    base: BaseManifest | None = None
+
+    @property
+    def manifest_bytes(self) -> int:
+        """The sizes of the objects that the manifest comes from."""
+        return self.manifest.object.bytes + (self.base.packed.object.bytes if self.base else 0)
 
     @classmethod
     def parse(cls, data: bytes) -> Pointer:
@@ -125,24 +146,31 @@ class Pointer:
         if not isinstance(record, dict):
             _refuse("not an object")
         format_version = record.get("format")
-        if type(format_version) is not int or format_version != FORMAT:
-            _refuse(f"unknown format {format_version!r:.40}; this perfkit reads {FORMAT} only. Install a newer perfkit")
+        if type(format_version) is not int or format_version not in (FORMAT, BASED_FORMAT):
+            _refuse(
+                f"unknown format {format_version!r:.40}; this perfkit reads {FORMAT} and {BASED_FORMAT} only. "
+                "Install a newer perfkit"
+            )
         version = record.get("version")
         if not isinstance(version, str) or not 1 <= len(version) <= 200 or not version.isprintable():
             _refuse(f"the version {version!r:.80} is not one line of 1 to 200 printable characters")
         manifest = record.get("manifest")
-        packed = _packed(manifest, MAX_MANIFEST_BYTES)
+        base = _base(manifest) if format_version == BASED_FORMAT else None
+        described = base.packed.object.bytes if base else 0
+        packed = _packed(manifest, MAX_MANIFEST_BYTES, described=described)
+        described += packed.object.bytes
         pointer = cls(
             version=version,
             serial=_number(record, "serial", 1, MAX_SERIAL),
             manifest_sha256=_digest(manifest.get("sha256") if isinstance(manifest, dict) else None),
             manifest=packed,
-            solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=packed.object.bytes),
-            fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=packed.object.bytes),
+            solid=_packed(record.get("solid"), MAX_INDEX_BYTES, described=described),
+            fine=_packed(record.get("fine"), MAX_INDEX_BYTES, described=described),
             history=_object(record.get("history")),
             deltas=_parse_deltas(record.get("deltas")),
             expires_s=_number(record, "expires", 1, (1 << 53) - 1) if "expires" in record else 0,
             channel=_channel(record.get("channel", "")),
+            base=base,
         )
         for delta in pointer.deltas:
             pointer.chain(delta.origin)
@@ -150,11 +178,14 @@ class Pointer:
 
     def encode(self) -> bytes:
         """The bytes that `parse` reads."""
+        manifest = {"sha256": self.manifest_sha256, **_packed_record(self.manifest)}
+        if self.base is not None:
+            manifest["base"] = {"sha256": self.base.sha256, **_packed_record(self.base.packed)}
         record = {
-            "format": FORMAT,
+            "format": BASED_FORMAT if self.base else FORMAT,
             "version": self.version,
             "serial": self.serial,
-            "manifest": {"sha256": self.manifest_sha256, **_packed_record(self.manifest)},
+            "manifest": manifest,
             "solid": _packed_record(self.solid),
             "fine": _packed_record(self.fine),
             "history": {"object": self.history.sha256, "bytes": self.history.bytes},
@@ -207,11 +238,17 @@ def _parse_deltas(listed: Any) -> tuple[DeltaRef, ...]:
     return tuple(deltas)
 
 
+def _base(manifest: Any) -> BaseManifest:
+    record: Any = manifest.get("base") if isinstance(manifest, dict) else None
+    packed = _packed(record, MAX_MANIFEST_BYTES)  # it is an object with fields
+    return BaseManifest(_digest(record.get("sha256")), packed)
+
+
 def _packed(record: Any, limit: int, *, described: int = 0) -> PackedRef:
     """An object with a size that it can have.
 
     Args:
-        described: compressed bytes of what it describes: an index grows with the manifest.
+        described: compressed bytes of what it describes or is made from: an index grows with the manifest.
     """
     packed = PackedRef(_object(record), _number(record, "size", 1, limit))
     if packed.object.bytes > most_compressed(packed.size) or packed.size > most_content(

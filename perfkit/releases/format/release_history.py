@@ -10,7 +10,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from perfkit.errors import ManifestError
-from perfkit.releases.format.pointer import FORMAT, DeltaRef, ObjectRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.pointer import (
+    BASED_FORMAT,
+    FORMAT,
+    BaseManifest,
+    DeltaRef,
+    ObjectRef,
+    PackedRef,
+    Pointer,
+    short_digest,
+)
 
 __all__ = ["MAX_HISTORY_BYTES", "History", "ReleaseRecord"]
 
@@ -23,6 +32,7 @@ class ReleaseRecord:
 
     Attributes:
         packs: those of the index of small frames, and their dictionaries.
+        base: what the manifest is made from, if its object is not the whole of it.
     """
 
     version: str
@@ -31,6 +41,7 @@ class ReleaseRecord:
     manifest: PackedRef
     fine: PackedRef
     packs: tuple[ObjectRef, ...] = ()
+    base: BaseManifest | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +65,7 @@ class History:
         """JSON."""
         return json.dumps(
             {
-                "format": FORMAT,
+                "format": BASED_FORMAT if any(record.base for record in self.records) else FORMAT,
                 "releases": [
                     [
                         record.version,
@@ -63,6 +74,7 @@ class History:
                         *_flat(record.manifest),
                         *_flat(record.fine),
                         _listed(record.packs),
+                        *([record.base.sha256, *_flat(record.base.packed)] if record.base else []),
                     ]
                     for record in self.records
                 ],
@@ -84,12 +96,11 @@ class History:
         """
         try:
             found: dict[str, Any] = json.loads(data)
-            if found["format"] != FORMAT:
-                raise ManifestError(f"history: unknown format {found['format']}; this perfkit reads format {FORMAT}")
-            records = tuple(
-                ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9]), _objects(row[9]))
-                for row in found["releases"]
-            )
+            if found["format"] not in (FORMAT, BASED_FORMAT):
+                raise ManifestError(
+                    f"history: unknown format {found['format']}; this perfkit reads {FORMAT} and {BASED_FORMAT}"
+                )
+            records = tuple(map(_record, found["releases"]))
             deltas = tuple(DeltaRef(row[0], row[1], ObjectRef(row[2], row[3])) for row in found["deltas"])
             return cls(records, deltas, _objects(found["solid"]), found["first"])
         except (ValueError, KeyError, TypeError, IndexError, AttributeError, RecursionError) as error:
@@ -117,8 +128,14 @@ class History:
             fine=record.fine,
             history=history,
             deltas=tuple(deltas),
+            base=record.base,
         )
         return Pointer.parse(made.encode())
+
+
+def _record(row: list[Any]) -> ReleaseRecord:
+    base = BaseManifest(row[10], _packed(row[11:14])) if len(row) > 10 else None
+    return ReleaseRecord(row[0], row[1], row[2], _packed(row[3:6]), _packed(row[6:9]), _objects(row[9]), base)
 
 
 def _listed(objects: tuple[ObjectRef, ...]) -> list[tuple[str, int]]:

@@ -13,7 +13,7 @@ from dataclasses import astuple, dataclass
 from typing import BinaryIO, NamedTuple
 
 from perfkit.progress.stage import Stage
-from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Slice, Span, write_delta
+from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Span, write_delta
 from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENCES
 from perfkit.releases.format.differences import encode_differences, no_differences
 from perfkit.releases.format.manifest import Manifest
@@ -21,6 +21,7 @@ from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
+from perfkit.releases.publish.manifest_patch import manifest_slices
 from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
 
@@ -29,10 +30,7 @@ __all__ = ["Comparison", "encode_delta", "new_blobs"]
 _Task = Callable[[], tuple[Group, bytes]]
 
 _PART_BYTES = 3 << 19  # of one large file; leaves room in the prefix for moved content
-_SLICE_BYTES = 1 << 20
 _LEVEL = 19
-_QUICK_LEVEL = 9
-_FEW = 200  # a part of a manifest that is this many times larger than its frame has few changes: that is good enough
 _LEAST_RUN_BYTES = 1 << 20  # shorter ranges that are equal are left to the compressors
 _WORTH_LOOKING = 2048  # the share of the tree that must be new before all of it is searched for similar content
 _POOR_SHARE = 1 / 8  # of a binary's content: a frame of differences that is larger is tried the other way too
@@ -93,7 +91,7 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    slices = list(threads.map(lambda make: make(), _slices(between.old.manifest, between.new)))
+    slices = list(threads.map(lambda make: make(), manifest_slices(between.old.manifest, between.new)))
     write_delta(writer.write, between.old.manifest, between.new, slices, groups, frames)
 
 
@@ -283,19 +281,3 @@ def _merged(blocks: set[Block]) -> list[Span]:
         else:
             spans.append(Span(block.entry, block.offset, block.length))
     return spans
-
-
-def _slices(old: Manifest, new: Manifest) -> Iterator[Callable[[], Slice]]:
-    """The new manifest in parts, each compressed against the part of the old one at the same relative position."""
-    for start in range(0, len(new.raw), _SLICE_BYTES):
-        middle = start * len(old.raw) // len(new.raw)
-        first = max(0, min(middle - _SLICE_BYTES, len(old.raw) - 3 * _SLICE_BYTES))
-        prefix = old.raw[first : first + 3 * _SLICE_BYTES]
-        yield functools.partial(_slice, new.raw[start : start + _SLICE_BYTES], first, prefix)
-
-
-def _slice(part: bytes, first: int, prefix: bytes) -> Slice:
-    frame = compress(part, level=_QUICK_LEVEL, prefix=prefix)
-    if len(frame) > len(part) // _FEW:
-        frame = compress(part, level=_LEVEL, prefix=prefix)
-    return Slice(len(part), first, len(prefix), frame)

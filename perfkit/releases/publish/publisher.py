@@ -16,6 +16,7 @@ import time
 from collections.abc import Collection, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any, BinaryIO, get_args
 
 from perfkit.errors import ConfigError, ManifestError
@@ -23,13 +24,15 @@ from perfkit.minisign.secret_keys import SecretKey
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 from perfkit.releases.format import MAX_AHEAD_MS
+from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import MAX_SERIAL, DeltaRef, PackedRef, Pointer, short_digest
+from perfkit.releases.format.pointer import MAX_SERIAL, BaseManifest, DeltaRef, PackedRef, Pointer, short_digest
 from perfkit.releases.format.release_history import History, ReleaseRecord
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.delta_encoder import Comparison, encode_delta, new_blobs
 from perfkit.releases.publish.frame_table import Copies, FrameTable
+from perfkit.releases.publish.manifest_patch import manifest_patch
 from perfkit.releases.publish.packing import (
     FINE_LEVEL,
     PackWriter,
@@ -58,6 +61,8 @@ _LIVE_SHARE = 0.8  # of a large frame: below it, it is not used any more
 _SOLID_GAP = 0.2  # of the tree, at most, comes in small frames in first installs, too
 _WORTH_RATIO = 0.75  # what compresses less in small frames gets no large ones
 _FEW_BYTES = 1 << 20  # where less has no large frames, another pack would cost a first install more than it saves
+_LARGE_MANIFEST_BYTES = 256 << 10  # of the object of a manifest, from which on releases get changes to it instead
+_PATCH_SHARE = 1 / 16  # of that object: if the changes are more, the manifest is written anew
 _LONGEST_S = 100 * 365.25 * 86_400
 
 
@@ -197,12 +202,19 @@ def _known_files(root: str) -> StatCache | None:
     site = Site(root)
     with contextlib.suppress(ManifestError, OSError):
         if (pointer := site.pointer()) is not None:
-            manifest = _read_manifest(site, pointer.manifest, pointer.manifest_sha256)
+            manifest = _read_manifest(site, pointer)
             return StatCache.load(os.path.join(root, _FILES_NAME), manifest, lambda _: None)
     return None
 
 
-def _read_manifest(site: Site, packed: PackedRef, sha256: str) -> Manifest:
+def _read_manifest(site: Site, release: Pointer | ReleaseRecord) -> Manifest:
+    if release.base is None:
+        return _read_whole(site, release.manifest_sha256, release.manifest)
+    patch = Delta.open(BytesIO(site.get(release.manifest.object)))
+    return patch.new_manifest(_read_whole(site, release.base.sha256, release.base.packed), known=True)
+
+
+def _read_whole(site: Site, sha256: str, packed: PackedRef) -> Manifest:
     return Manifest.parse(site.get_packed(packed), sha256=bytes.fromhex(sha256), known=True)
 
 
@@ -253,7 +265,7 @@ class _Publisher:
         pointer = site.pointer()
         self._least_serial = pointer.serial + 1 if pointer else 1
         self._previous = None if site.is_empty() else pointer  # a pointer alone is kept for its serial
-        self._history = History.parse(site.get(self._previous.history)) if self._previous else History()
+        self._history = site.history(self._previous) if self._previous else History()
         self._readers: dict[PackedRef, BlobReader] = {}
         self._first: dict[bytes, int] = {}  # blob: the first entry with it
         for entry, digest in enumerate(manifest.digests()):
@@ -281,14 +293,15 @@ class _Publisher:
             if previous.version == version or version != _versioned(version, number):
                 self._site.replace_pointer(replace(previous, expires_s=expires_s), options.sign_keys)
                 return self._release(previous, number - 1, began_s, unchanged=True)
-            packed, solid, fine = previous.manifest, previous.solid, previous.fine
+            packed, base, solid, fine = previous.manifest, previous.base, previous.solid, previous.fine
             packs, solid_packs = self._history.records[-1].packs, self._history.solid_packs
         else:
             threads = self._stack.enter_context(pool())
             large, small, blocks_bytes = self._pack(threads, options.level)
-            packed, solid, fine = (
+            packed, base = self._put_manifest()
+            solid, fine = (
                 self._site.put_packed(raw)
-                for raw in (manifest.raw, large.encode(manifest, tags=False), small.encode(manifest, tags=True))
+                for raw in (large.encode(manifest, tags=False), small.encode(manifest, tags=True))
             )
             packs, solid_packs = small.objects(), large.objects()
             most = blocks_bytes + packed.object.bytes + fine.object.bytes
@@ -296,7 +309,7 @@ class _Publisher:
                 deltas[delta.origin, delta.target] = delta
         sha256 = manifest.sha256.hex()
         version = _versioned(version, number)
-        record = ReleaseRecord(version, serial, sha256, packed, fine, packs)
+        record = ReleaseRecord(version, serial, sha256, packed, fine, packs, base)
         records = [*(each for each in self._history.records if each.manifest_sha256 != sha256), record]
         channels = {each.manifest_sha256 for each in self._site.channels()}
         oldest = len(records) - options.keep_releases
@@ -306,7 +319,7 @@ class _Publisher:
         offered = _offer(kept, [short_digest(each.manifest_sha256) for each in records[-_OFFERED - 1 :]])
         listed = History(tuple(records), kept, solid_packs, first)
         history = self._site.put(listed.encode())
-        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s)
+        pointer = Pointer(version, serial, sha256, packed, solid, fine, history, offered, expires_s, base=base)
         needed = {history.sha256, *(ref.sha256 for ref in referenced(listed, solid))}
         if previous is not None:
             before = {previous.history.sha256, *(ref.sha256 for ref in referenced(self._history, previous.solid))}
@@ -338,6 +351,17 @@ class _Publisher:
         nofollow = 0 if self._follow else os.O_NOFOLLOW
         return os.fdopen(os.open(path, os.O_RDONLY | os.O_CLOEXEC | nofollow), "rb")
 
+    def _put_manifest(self) -> tuple[PackedRef, BaseManifest | None]:
+        """The object with the manifest, or with what makes it from that of an earlier release: where that is large."""
+        before = self._previous
+        if before is not None:
+            base = before.base or BaseManifest(before.manifest_sha256, before.manifest)
+            if base.packed.object.bytes >= _LARGE_MANIFEST_BYTES:
+                patch = manifest_patch(_read_whole(self._site, base.sha256, base.packed), self._manifest)
+                if len(patch) <= _PATCH_SHARE * base.packed.object.bytes:
+                    return PackedRef(self._site.put(patch), len(self._manifest.raw)), base
+        return self._site.put_packed(self._manifest.raw), None
+
     def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
         """Reads packs until the end of publishing."""
         if packed not in self._readers:
@@ -349,7 +373,7 @@ class _Publisher:
         """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
         fine, solid, old, old_solid, copies = FrameTable(), FrameTable(), None, None, Copies()
         if self._previous is not None:
-            before = _read_manifest(self._site, self._previous.manifest, self._previous.manifest_sha256)
+            before = _read_manifest(self._site, self._previous)
             copies = Copies.between(before, self._first)
             old, old_solid = (self._reader(each, before) for each in (self._previous.fine, self._previous.solid))
             fine = FrameTable.kept(old.index, copies)
@@ -410,7 +434,7 @@ class _Publisher:
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
-            old = self._reader(record.fine, _read_manifest(self._site, record.manifest, record.manifest_sha256))
+            old = self._reader(record.fine, _read_manifest(self._site, record))
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)
             with (

@@ -246,6 +246,18 @@ class Site:
             raise ManifestError(f"{self.path(ref)}: damaged; {_ANEW}")
         return data
 
+    def history(self, pointer: Pointer) -> History:
+        """What earlier publishers wrote down of the releases.
+
+        Raises:
+            ManifestError: the site is damaged, or another version of perfkit made it.
+        """
+        try:
+            return History.parse(self.get(pointer.history))
+        except ManifestError as error:
+            advice = "" if _ANEW in str(error) else f"; if an earlier perfkit made this site, {_ANEW}"
+            raise ManifestError(f"{self.root}: {error}{advice}") from error
+
     def get_packed(self, packed: PackedRef) -> bytes:
         """The decompressed bytes of an object."""
         return decompress(self.get(packed.object), packed.size)
@@ -322,6 +334,8 @@ def referenced(history: History, solid: PackedRef) -> Iterator[ObjectRef]:
     yield from history.solid_packs
     for record in history.records:
         yield record.manifest.object
+        if record.base is not None:
+            yield record.base.packed.object
         yield record.fine.object
         yield from record.packs
 

@@ -84,7 +84,7 @@ class SourceTree:
         types = (_type_error(*each, self._links) for each in zip(found.names, found.modes, strict=True))
         errors = [error for error in types if error is not None]
         wrong = {error.name for error in errors}
-        if rows is None or wrong or sorted(found.names) != list(rows.manifest.names()):
+        if rows is None or wrong or found.names != list(rows.manifest.names()):
             errors += name_errors(name for name in found.names if name not in wrong)
         if len(errors) == 1:
             raise errors[0]
@@ -102,10 +102,8 @@ class SourceTree:
             content_ns: the file system's time before that.
         """
         assert self.found is not None
-        for at, name in enumerate(self.found.names):
-            entry = rows.manifest.find(name)
-            if entry is not None:
-                rows.record_at(entry, self.found.status(at), content_ns=content_ns, seen_ns=content_ns)
+        for at in range(len(rows.manifest)):
+            rows.record_at(at, self.found.status(at), content_ns=content_ns, seen_ns=content_ns)
 
     def read(self, names: Collection[str]) -> None:
         """Hash these files again, and everything below those that are directories; forget what was removed.
@@ -197,7 +195,7 @@ class SourceTree:
 
 @dataclass(frozen=True, slots=True)
 class _Found:
-    """What is in a tree, in columns."""
+    """What is in a tree, in columns, in order of the names."""
 
     names: list[str]
     sizes: array[int]
@@ -216,7 +214,12 @@ class _Found:
             found.ctimes.append(status.st_ctime_ns)
             found.inodes.append(status.st_ino)
             found.modes.append(status.st_mode)
-        return found
+        order = sorted(range(len(found.names)), key=found.names.__getitem__)
+        columns = (found.sizes, found.mtimes, found.ctimes, found.inodes, found.modes)
+        return cls(
+            [found.names[at] for at in order],
+            *(array(column.typecode, map(column.__getitem__, order)) for column in columns),
+        )
 
     def status(self, at: int) -> FileStat:
         return FileStat(self.sizes[at], self.mtimes[at], self.ctimes[at], self.inodes[at], self.modes[at])

@@ -153,7 +153,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
     try:
         with open(path, "rb") as file:
             found = type or detect_type(path, file.read(FIRST_BYTES))
-    except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
+    except (FileNotFoundError, IsADirectoryError, NotADirectoryError, PermissionError) as error:
         shown = path if path.startswith(("/", ".")) else masked(path)  # it may be meant for a URL, with a password
         raise ConfigError(f"{shown}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
     if found is None or found not in _LISTS:

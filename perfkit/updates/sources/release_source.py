@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import time
-from collections.abc import Iterator, Mapping, Set
+from collections.abc import Iterable, Iterator, Mapping, Set
 from typing import TYPE_CHECKING, Any, NamedTuple, NoReturn
 
 from perfkit.downloads.http.semantics import Version
@@ -25,8 +25,9 @@ from perfkit.libc import mmap_large_allocations
 from perfkit.progress.text import printable
 from perfkit.redact import redacted
 from perfkit.releases.format import MAX_AHEAD_MS, POINTER_NAME
+from perfkit.releases.format.delta import Delta
 from perfkit.releases.format.manifest import Manifest
-from perfkit.releases.format.pointer import PackedRef, Pointer
+from perfkit.releases.format.pointer import BaseManifest, ObjectRef, PackedRef, Pointer
 from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
@@ -44,6 +45,7 @@ __all__ = ["ReleaseSource", "open_release", "reopen_release"]
 
 _log = logging.getLogger(__name__)
 
+_LIST = "the list of files"  # as progress displays call a manifest
 _FINE, _SOLID = "fine", "solid"  # small frames and large ones
 _INDEX_SHARE = 0.05  # of a chain's bytes: where an index costs less, it is fetched to see whether blocks are cheaper
 _SOLID_FROM = 0.5  # of the tree's bytes: where less is missing, large frames hold too much that is not wanted
@@ -297,8 +299,23 @@ class ReleaseSource:
                 return self._apply_deltas(local, staging)
         likely = self._pointer.fine if len(local) else self._pointer.solid  # of what `_indexes` will choose
         beside = [] if staging is None else [likely.object]
-        raw = self._site.get_packed(self._pointer.manifest, "the list of files", beside=beside)
+        if self._pointer.base is not None:
+            return self._changed_manifest(self._pointer.base, beside)
+        raw = self._site.get_packed(self._pointer.manifest, _LIST, beside=beside)
         return Manifest.parse(raw, sha256=sha256)
+
+    def _changed_manifest(self, base: BaseManifest, beside: Iterable[ObjectRef]) -> Manifest:
+        """The manifest that is made from another one, which the tree may have."""
+        changes, old = self._pointer.manifest.object, self._installed.manifest
+        if old.sha256.hex() != base.sha256:
+            raw = self._site.get_packed(base.packed, _LIST, beside=[changes, *beside])
+            old = Manifest.parse(raw, sha256=bytes.fromhex(base.sha256))
+        (path,) = self._site.get([changes], _LIST, beside=beside, phase=f"reading {_LIST}")
+        with open(path, "rb") as file:
+            manifest = Delta.open(file).new_manifest(old, most_bytes=self._most_bytes)
+        if manifest.sha256.hex() != self._pointer.manifest_sha256:
+            raise ManifestError("delta: it does not lead to this release")
+        return manifest
 
     def _delta_is_best(self) -> bool:
         """Whether to take the delta route by the pointer alone.
@@ -307,7 +324,7 @@ class ReleaseSource:
         missing, and its price in blocks, is known only with the manifest and an index: these are fetched first where
         they cost little.
         """
-        index_bytes = self._pointer.manifest.object.bytes + self._pointer.fine.object.bytes
+        index_bytes = self._pointer.manifest_bytes + self._pointer.fine.object.bytes
         clear = len(self._deltas) == 1 or index_bytes > _INDEX_SHARE * sum(delta.bytes for delta in self._deltas)
         return bool(self._deltas) and clear and not self._dry_run
 

@@ -64,6 +64,18 @@ def test_a_body_that_an_outage_silenced_is_not_taken_for_whole(transport: HttpTr
     assert caught.value.transient
 
 
+# -- heads -----------------------------------------------------------------------------------------------------------
+
+
+def test_repeated_fields_count_as_one_with_all_their_values(transport: HttpTransport, misbehaving: Start) -> None:
+    """RFC 9110 section 5.3."""
+    head = b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\nVia: 1.1 a\r\nCache-Control: no-store\r\nvia:1.1 b \r\n\r\n"
+    server = misbehaving(lambda x: x.send(head))
+    with transport.open(Get(url=f"{server.url}/1"), Cancel()) as response:
+        assert response.headers["via"] == "1.1 a, 1.1 b"
+        assert response.headers["cache-control"] == "no-store"
+
+
 # -- aborts ----------------------------------------------------------------------------------------------------------
 
 
@@ -85,6 +97,27 @@ def test_a_late_abort_does_not_end_the_next_request(transport: HttpTransport, mi
             go_on.set()
             assert begun + read_all(two) == BODY
     assert len(server._threads) == 2, "not the same connection: nothing was tested"
+
+
+def test_a_connection_that_is_given_up_late(transport: HttpTransport, misbehaving: Start) -> None:
+    """Between the end of a body and that of its request: it is left alone while it carries another, or ended."""
+    go_on = threading.Event()
+
+    def handler(x: Exchange) -> None:
+        x.serve(BODY, pause=(lambda: go_on.wait(30)) if x.number == 2 else None)
+
+    server = misbehaving(handler)
+    with transport.open(Get(url=f"{server.url}/1"), Cancel()) as one:
+        assert read_all(one) == BODY
+        with transport.open(Get(url=f"{server.url}/2"), Cancel()) as two:
+            begun = bytes(two.read1(1 << 16))
+            one.end_after(0)
+            go_on.set()
+            assert begun + read_all(two) == BODY
+            assert len(server._threads) == 2, "not the same connection: nothing was tested"
+            two.end_after(0)
+    assert get(transport, server.url)[1] == BODY
+    assert len(server._threads) == 3, "the same connection: it was not ended"
 
 
 def test_an_abort_ends_its_own_request(transport: HttpTransport, misbehaving: Start) -> None:

@@ -13,10 +13,10 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 from perfkit.config import Config, convert
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.signals import ReceiverError
-from perfkit.errors import BatchError, ConfigError, ExpiredError, PerfkitError, StaleSourceError, described
+from perfkit.errors import BatchError, ConfigError, ExpiredError, PerfkitError, StaleSourceError
 from perfkit.progress.lines import terminal_size
 from perfkit.progress.meter import Progress
-from perfkit.progress.text import printable
+from perfkit.progress.text import described, printable
 from perfkit.toolkit import Toolkit
 
 __all__ = ["ToolkitCommand", "as_command_errors", "command_error", "returncode_of"]

@@ -10,7 +10,8 @@ from django.core.management.base import BaseCommand, CommandError, CommandParser
 
 from perfkit.contrib.django import conf
 from perfkit.contrib.django.management.command import as_command_errors, command_error
-from perfkit.errors import ConfigError, PerfkitError, described
+from perfkit.errors import ConfigError, PerfkitError
+from perfkit.progress.text import described
 
 __all__ = ["Outcome", "TreesCommand", "add_wait"]
 

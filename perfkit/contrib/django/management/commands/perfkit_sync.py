@@ -67,10 +67,12 @@ class Command(TreesCommand, ToolkitCommand):
         return Outcome(dataclasses.asdict(report), self._lines(name, report))
 
     def _planned(self, name: str, plan: Plan) -> Outcome:
-        values = ("version", "installed_version", "missing_bytes", "added", "changed", "remove")
+        values = ("version", "held", "installed_version", "missing_bytes", "added", "changed", "remove")
         record = {value: getattr(plan, value) for value in values}
         for value in ("added", "changed", "remove"):
             record[value] = list(record[value])
+        if plan.held is not None:
+            return Outcome(record, [(1, self._stays(name, plan.version, plan.held))])
         if plan.empty:
             return Outcome(record, [(1, f"{name}: {printable(plan.version)} is installed already; nothing to do")])
         installed = printable(plan.installed_version or "nothing")
@@ -82,11 +84,14 @@ class Command(TreesCommand, ToolkitCommand):
             record, [(1, what), *((2, f"  {sign} {printable(each)}") for sign, names in changes for each in names)]
         )
 
+    def _stays(self, name: str, version: str, held: str) -> str:
+        what = f"{printable(version)} stays" if version else "nothing is installed"
+        return str(self.style.WARNING(f"{name}: {what}: {printable(held)} is on hold"))
+
     def _lines(self, name: str, report: SyncReport) -> list[tuple[int, str]]:
         version, warning = printable(report.version), self.style.WARNING
         if report.held is not None:
-            stays = f"{version} stays" if version else "nothing is installed"
-            return [(1, warning(f"{name}: {stays}: {printable(report.held)} is on hold"))]
+            return [(1, self._stays(name, report.version, report.held))]
         if report.route == "none":
             return [(1, f"{name}: {version} is installed already (generation {report.generation})")]
         counts = f"{report.added} added, {report.changed} changed, {report.removed} removed"

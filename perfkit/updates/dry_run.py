@@ -1,0 +1,68 @@
+"""What a sync would do, without writing to the tree."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import tempfile
+from typing import cast
+
+from perfkit.config import Config, LocalChanges
+from perfkit.downloads.manager import DownloadManager
+from perfkit.errors import UpdateError
+from perfkit.progress.operation import OperationProgress
+from perfkit.transactions import layout
+from perfkit.updates.digest_index import BlobSet
+from perfkit.updates.hold import is_held, read_holds
+from perfkit.updates.installed import read_installed
+from perfkit.updates.planner import Plan
+from perfkit.updates.source_types import SourceSpec
+from perfkit.updates.sources.open import open_source
+from perfkit.updates.staging import Fetcher, StagingArea
+from perfkit.updates.updater import Sync, SyncOptions
+
+__all__ = ["plan"]
+
+
+def plan(
+    config: Config, downloads: DownloadManager, spec: SourceSpec, dest: str, *, progress: OperationProgress
+) -> Plan:
+    """What `sync` would do; nothing is written to `dest`. See `Toolkit.plan`."""
+    root = os.path.abspath(dest)
+    with _temporary_directory(root) as stage:
+        installed = read_installed(root)
+        fetcher = Fetcher(downloads, stage, max_files=config.max_files)
+        source = open_source(fetcher, spec, installed, dry_run=True)
+        if spec.release is None and is_held(read_holds(root), source, retry_rejected=False):
+            version = installed.version
+            return Plan(
+                version=version or "", installed_version=version, held=source.version, unchanged=installed.files
+            )
+        local_changes = cast(LocalChanges, config.local_changes)
+        options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
+        dry_run = Sync(root, fetcher, source, installed, options, progress)
+        if spec.release is None:
+            dry_run.refuse_downgrade()
+        local = dry_run.scan(now_ns=0)
+        staging = StagingArea(stage, progress=progress)
+        manifest = dry_run.resolve(local, staging)
+        plan = dry_run.plan(local, manifest)
+        missing = staging.missing(BlobSet.of_files(manifest, plan.fetch))
+        return plan.with_offers(source.offers(missing, manifest, local))
+
+
+def _temporary_directory(root: str) -> contextlib.AbstractContextManager[str]:
+    """A directory for a dry run: the system's, or else in memory or among perfkit's own files.
+
+    Raises:
+        UpdateError: none can be created.
+    """
+    for directory in (
+        None,
+        "/dev/shm",
+        os.environ.get("XDG_RUNTIME_DIR") or "/run",
+        os.path.join(root, layout.PRIVATE_DIR),
+    ):
+        with contextlib.suppress(OSError):
+            return tempfile.TemporaryDirectory(prefix="perfkit-", dir=directory)
+    raise UpdateError("a dry run needs a directory for temporary files: set TMPDIR to one that can be written")
