@@ -154,7 +154,7 @@ class Config:
     local_changes: str = "keep"  # what `sync` does with edited files: keep a copy, overwrite, or refuse the update
     check_contents: bool = False  # hash every file of the tree in each sync, even if its size and times are unchanged
     keep_generations: int = 5  # before the current one, that `rollback` can restore
-    max_files: int = 100_000  # of a release, since memory grows with them
+    max_files: int = 100_000  # of a release or a list, since memory grows with them
     trust_other_owners: bool = False  # use a tree whose .perfkit belongs to another user
 
     def __post_init__(self) -> None:

@@ -150,12 +150,20 @@ def test_links_lead_somewhere(page: Path) -> None:
             assert (page.parent / target.partition("#")[0]).exists(), target
 
 
-def test_the_tests_that_are_named_exist() -> None:
-    """Those that `docs/concepts/trust.md` gives as evidence."""
-    named = re.findall(r"`(tests/\S+\.py)::(\w+)`", (DOCS / "concepts/trust.md").read_text(encoding="utf-8"))
-    assert len(named) > 20
+@pytest.mark.parametrize(
+    ("page", "least"), [("docs/concepts/trust.md", 30), ("docs/reliability.md", 60), ("SECURITY.md", 14)]
+)
+def test_the_tests_that_are_named_exist(page: str, least: int) -> None:
+    """Those that are given as evidence; one without a path is in the file before it."""
+    named = re.findall(r"`(?:[A-Z_]+=\S+ )*(?:pytest )?([\w/]+\.py)?(?:::(\w+))?`", (DOCS.parent / page).read_text())
+    tests = ""
     for path, name in named:
-        assert f"\ndef {name}(" in (DOCS.parent / path).read_text(encoding="utf-8"), f"{path}::{name}"
+        if path:
+            places = [DOCS.parent / below / path for below in ("", "perfkit", "tests", "tests/chaos", "tests/support")]
+            tests = "".join(each.read_text(encoding="utf-8") for each in places if each.exists())
+            assert tests, path
+        assert f"\ndef {name}(" in tests or not name, f"{path}::{name}"
+    assert sum(bool(name) for _, name in named) > least
 
 
 def test_every_error_is_explained() -> None:

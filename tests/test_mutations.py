@@ -332,11 +332,11 @@ def list_parsers() -> dict[str, Parser]:
         ChecksumFile(data.decode(errors="replace"), "sums").find("https://h/a")
 
     def read_urls(data: bytes) -> None:
-        parse_urls(data.decode(errors="replace"), base="http://x/list")
+        parse_urls(io.StringIO(data.decode(errors="replace")), base="http://x/list")
 
     return {
         "zsync": Parser([ZSYNC], lambda data: parse_control(data, bases=("http://x/f.zsync",))),
-        "metalink": Parser([METALINK], parse_metalink),
+        "metalink": Parser([METALINK], lambda data: parse_metalink(io.BytesIO(data))),
         "urls": Parser(LISTS, read_urls),
         "checksum": Parser([b"sha256:" + b"ab" * 32, b"md5:" + b"cd" * 16], read_checksum),
         "checksum file": Parser([b"ab" * 32 + b"  a\nMD5 (b/a) = " + b"cd" * 16], read_checksum_file),

@@ -37,6 +37,7 @@ __all__ = [
 ]
 
 _YEAR_5000 = 95_617_584_000
+_MOST_REFUSED, _MESSAGE_CHARACTERS = 99, 1000
 
 
 class HoldReason(StrEnum):
@@ -77,8 +78,8 @@ class Hold:
 
 def hold_on(reason: HoldReason, source: str, version: str, serial: int, message: str = "") -> Hold:
     """A hold that keeps no secrets."""
-    shown = redacted(as_recorded(source))
-    return Hold(reason=reason, source=shown, version=version, serial=serial, message=redacted_text(message))
+    shown, message = redacted(as_recorded(source)), redacted_text(message)[:_MESSAGE_CHARACTERS]
+    return Hold(reason=reason, source=shown, version=version, serial=serial, message=message)
 
 
 def pin(config: Config, dest: str, *, wait_s: float = 0.0) -> None:
@@ -149,8 +150,12 @@ def add_hold(root: str, hold: Hold) -> None:
 
 
 def with_hold(holds: Iterable[Hold], hold: Hold) -> list[Hold]:
-    """These and another one: of two releases that were rolled back from, one after the other, neither comes back."""
-    return [*(each for each in holds if not each.covers(hold.source, hold.version, hold.serial)), hold]
+    """These and another one: of two releases that were rolled back from, one after the other, neither comes back. Of
+    those that checks refused, the last hundred: a site may offer another one at each sync.
+    """
+    others = [each for each in holds if not each.covers(hold.source, hold.version, hold.serial)]
+    dropped = [each for each in others if each.reason is HoldReason.CHECK][:-_MOST_REFUSED]
+    return [*(each for each in others if each not in dropped), hold]
 
 
 def is_held(holds: Iterable[Hold], source: Source, *, retry_rejected: bool) -> bool:

@@ -23,7 +23,7 @@ class BlockSums(NamedTuple):
         sequence: how many adjacent blocks must match: 1 or 2.
     """
 
-    sums: bytes
+    sums: bytes | memoryview
     block_size: int
     rsum_bytes: int
     strong_bytes: int

@@ -21,9 +21,10 @@ from pathlib import Path
 from typing import Any
 
 PYTHON = [sys.executable]
-TRANSACTIONS = ["tests/transactions/test_transaction.py", "tests/transactions/test_rollback.py",
-                "tests/transactions/test_refused.py", "tests/transactions/test_foreign.py",
-                "tests/updates/test_updater_edges.py", "tests/transactions/test_power_cut.py"]  # fmt: skip
+TRANSACTIONS = ["tests/transactions/test_journal_ops.py", "tests/transactions/test_transaction.py",
+                "tests/transactions/test_rollback.py", "tests/transactions/test_refused.py",
+                "tests/transactions/test_foreign.py", "tests/updates/test_updater_edges.py",
+                "tests/transactions/test_power_cut.py"]  # fmt: skip
 TESTS = {  # those that fail soonest come first
     "perfkit/updates/planner.py": ["tests/updates/test_planner.py", "tests/updates/test_updater.py"],
     "perfkit/transactions/transaction.py": TRANSACTIONS,

@@ -6,6 +6,7 @@ import dataclasses
 import gzip
 import hashlib
 import io
+import random
 import tarfile
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,7 @@ from tests.support.trees import ONE, TWO, write_tree
 pytestmark = [pytest.mark.once, pytest.mark.timeout(TIMEOUT_S)]
 
 BOUND_MB = 80  # with any release, and whatever a server answers
-BOUND_OF_LARGE_MB = 200  # of lists and `.zsync` files of 64 MiB, which are in memory
+BOUNDS_OF_LARGE_MB = {"zsync of zeros": 120, "zsync of many blocks": 280}  # which are in memory, and searched for
 
 # -- releases ---------------------------------------------------------------------------------------------------------
 
@@ -127,6 +128,15 @@ def tar_of_zeros() -> bytes:
     return out.getvalue()
 
 
+METALINK = b'<metalink xmlns="urn:ietf:params:xml:ns:metalink">'
+
+
+def zsync_of_many_blocks() -> bytes:
+    """As many as are searched for in an older file."""
+    head = b"zsync: 0.6.2\nFilename: x\nBlocksize: 64\nLength: %d\nHash-Lengths: 1,2,3\nURL: x\nSHA-1: %s\n\n"
+    return head % (64 << 21, b"0" * 40) + random.Random(1).randbytes(5 << 21)
+
+
 class Zeros:
     def read(self, size: int) -> bytes:
         return bytes(size)
@@ -136,9 +146,13 @@ SOURCES: dict[str, tuple[str, Callable[[], bytes]]] = {
     "zip of many files": ("zip", lambda: raw_zip({"name": f"{number % 65_534:05}"} for number in range(65_535))),
     "tar of zeros": ("tar", tar_of_zeros),
     "metalink of nesting": ("metalink", lambda: b"<a>" * 10_000_000),
+    "metalink of elements": ("metalink", lambda: METALINK + b"<file>" + b"<a/>" * 10_000_000),
+    "metalink of one tag": ("metalink", lambda: METALINK + b'<file name="' + b"a" * (60 << 20)),
+    "list of many files": ("urls", lambda: b"a\n" * 10_000_000),
     "list of one line": ("urls", lambda: b"http://a/" + b"x" * (60 << 20)),
     "zsync of zeros": ("zsync", lambda: b"zsync: 0.6.2\nFilename: x\nBlocksize: 64\nLength: 999999999\n"
                        b"Hash-Lengths: 2,4,16\nURL: x\nSHA-1: " + b"0" * 40 + b"\n\n" + bytes(60 << 20)),
+    "zsync of many blocks": ("zsync", zsync_of_many_blocks),
 }  # fmt: skip
 
 # -- answers ----------------------------------------------------------------------------------------------------------
@@ -200,11 +214,12 @@ def test_memory_is_bounded(cases: Cases, tmp_path: Path, case: str) -> None:
     elif case in SOURCES:
         kind, make = SOURCES[case]
         (tmp_path / "source").write_bytes(make())
+        write_tree(tmp_path / "tree", {"x": random.Random(2).randbytes(1 << 20)})
         with Server(tmp_path) as server:
             code, peak = sync(server.url + "source", tmp_path / "tree", kind)
     else:
         with MisbehavingServer(ANSWERS[case]) as misbehaving:
             code, peak = sync(misbehaving.url, tmp_path / "tree", "release")
     cases.ends["MB"] = round(peak)
-    assert peak < (BOUND_OF_LARGE_MB if case in SOURCES else BOUND_MB)
+    assert peak < BOUNDS_OF_LARGE_MB.get(case, BOUND_MB)
     assert code == 1 or case in USABLE

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perfkit import RollbackError, Toolkit, UpdateError
+from perfkit.updates.hold import HoldReason, hold_on, with_hold
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, tree_of
 
@@ -149,6 +150,17 @@ def test_a_damaged_record(kit: Toolkit, origin_v1: Origin, rolled_back: Path, da
         kit.sync(origin_v1.url, rolled_back)
     assert kit.rollback(rolled_back, to=2).version == "2"
     assert kit.status(rolled_back).held is None
+
+
+def test_a_site_whose_releases_are_all_refused() -> None:
+    """The last hundred are remembered, and what is held for other reasons; of a long message, the beginning."""
+    by_hand = hold_on(HoldReason.HAND, "https://x/", "by hand", 0)
+    holds = [by_hand]
+    for serial in range(150):
+        holds = with_hold(holds, hold_on(HoldReason.CHECK, "https://x/", "v", serial, "no" * 10_000))
+    assert holds[0] == by_hand
+    assert [each.serial for each in holds[1:]] == list(range(50, 150))
+    assert {len(each.message) for each in holds[1:]} == {1000}
 
 
 def test_no_passwords(kit: Toolkit, origin_v1: Origin, tmp_path: Path) -> None:

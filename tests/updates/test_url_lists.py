@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import bz2
 import gzip
+import io
+import itertools
 import lzma
 import random
 
@@ -43,10 +45,10 @@ METALINK = f"""<?xml version="1.0" encoding="UTF-8"?>
 def test_a_list_of_urls_is_read() -> None:
     """A line each: URL, name, checksum; comments and empty lines; relative to the list's own URL if it has one."""
     text = f"# files\n\nhttps://h/a%20b.txt\nhttps://h/x\tdir/y\tsha256:{SHA256}\n"
-    first, second = parse_urls(text)
+    first, second = parse_urls(text.split("\n"))
     assert (first.name, first.request.url, first.size) == ("a b.txt", "https://h/a%20b.txt", None)
     assert (second.name, second.request.name, second.request.checksum) == ("dir/y", "dir/y", f"sha256:{SHA256}")
-    [third] = parse_urls("sub/f.bin\n", base="https://h/lists/urls.txt")
+    [third] = parse_urls(["sub/f.bin\n"], base="https://h/lists/urls.txt")
     assert third.request.url == "https://h/lists/sub/f.bin"
 
 
@@ -70,12 +72,12 @@ def test_a_list_of_urls_is_read() -> None:
 def test_lists_that_can_not_be_are_refused(text: str, error: type[Exception]) -> None:
     """Nothing in it, no URL, names that lead outside or collide."""
     with pytest.raises(error):
-        parse_urls(text)
+        parse_urls(text.split("\n"))
 
 
 def test_metalink_is_read() -> None:
     """Mirrors by priority, the best hash, the size; URLs that are not http are left out."""
-    first, second = parse_metalink(METALINK.encode())
+    first, second = parse_metalink(io.BytesIO(METALINK.encode()))
     assert (first.name, first.size) == ("dir/example.ext", 4)
     assert first.request.url == "https://one.example/example.ext"
     assert first.request.mirrors == ("http://two.example/example.ext", "http://last.example/example.ext")
@@ -93,11 +95,11 @@ PIECES = METALINK.replace('<hash type="sha-256">', '<hash type="none">').replace
 
 def test_pieces_are_read() -> None:
     """Those of the strongest hash, and only where the whole file has none: that says more."""
-    pieces = parse_metalink(PIECES.encode())[0].pieces
+    pieces = parse_metalink(io.BytesIO(PIECES.encode()))[0].pieces
     assert pieces is not None
     assert (pieces.length, [str(each) for each in pieces.checksums]) == (1024, [f"sha256:{SHA256}"])
     both = PIECES.replace('<hash type="none">', '<hash type="sha-256">')
-    assert parse_metalink(both.encode())[0].pieces is None
+    assert parse_metalink(io.BytesIO(both.encode()))[0].pieces is None
 
 
 @pytest.mark.parametrize(
@@ -116,15 +118,54 @@ def test_pieces_that_can_not_be_are_refused(old: str, new: str) -> None:
     """Lengths that are none, more or fewer pieces than the size has, hashes that are none."""
     assert old in PIECES
     with pytest.raises(ManifestError):
-        parse_metalink(PIECES.replace(old, new).encode())
+        parse_metalink(io.BytesIO(PIECES.replace(old, new).encode()))
 
 
-def test_nested_and_long_documents_take_little() -> None:
-    """The parser is given little at a time, and a line is not looked at when it is too long for a URL."""
-    with bounded(8), pytest.raises(ManifestError, match="too many elements"):
-        parse_metalink(b"<a>" * 500_000)
+ROOT = '<metalink xmlns="urn:ietf:params:xml:ns:metalink">'
+
+
+class Endless(io.RawIOBase):
+    """A document that begins with a text, and repeats another one."""
+
+    def __init__(self, first: str, then: str) -> None:
+        self._rest, self._then = first.encode(), then.encode() * 10_000
+        self.given = 0
+
+    def read(self, size: int = -1) -> bytes:
+        if not self._rest:
+            self._rest = self._then
+        data, self._rest = self._rest[:size], self._rest[size:]
+        self.given += len(data)
+        return data
+
+
+@pytest.mark.parametrize(
+    ("first", "then", "reason"),
+    [
+        (ROOT, "<a>", "too many elements"),
+        (f"{ROOT}<file>", "<a/>", "too many elements"),
+        (f"{ROOT}<file>", "text", "more than 8388608 bytes about one file"),
+        (f'{ROOT}<file name="', "text", "more than 8388608 bytes about one file"),
+        (f"{ROOT}<!--", "text", "more than 8388608 bytes about one file"),
+        (ROOT, '<a/><file name="a"><url>http://a/</url></file>', "more files than max_files, which is 2,000"),
+        ("", "<a>", "not a Metalink 4 document"),
+    ],
+)
+def test_endless_metalinks(first: str, then: str, reason: str) -> None:
+    """Only the elements of one file are in memory, and what is allowed of them."""
+    document = Endless(first, then)
+    with bounded(40), pytest.raises(ManifestError, match=reason):
+        parse_metalink(document, most=2000)  # type: ignore[arg-type]
+
+
+def test_endless_lists() -> None:
+    """No more lines are read than files are allowed, and of a line no more than a URL may have."""
     with bounded(8), pytest.raises(ManifestError, match="longer than 65536 characters"):
-        parse_urls("http://a/" + "x" * 1_000_000)
+        parse_urls(["http://a/" + "x" * 1_000_000])
+    lines = itertools.count()
+    with bounded(8), pytest.raises(ManifestError, match="more files than max_files, which is 2,000"):
+        parse_urls((f"http://a/{number}" for number in lines), most=2000)
+    assert next(lines) == 2001
 
 
 BOMB = (
@@ -158,7 +199,7 @@ def test_metalinks_that_attack_are_refused(old: str, new: str, error: type[Excep
     """Entities, names that lead outside or collide, numbers and hashes that can't be, other documents."""
     assert old in METALINK
     with pytest.raises(error):
-        parse_metalink(METALINK.replace(old, new, 1).encode())
+        parse_metalink(io.BytesIO(METALINK.replace(old, new, 1).encode()))
 
 
 @settings(max_examples=150, deadline=None)
@@ -169,7 +210,7 @@ def test_fuzzed_metalinks_give_typed_errors(edits: list[tuple[int, bytes]]) -> N
     for position, piece in edits:
         data[position : position + len(piece)] = piece
     try:
-        parse_metalink(bytes(data))
+        parse_metalink(io.BytesIO(bytes(data)))
     except PerfkitError:
         pass
 
@@ -181,7 +222,7 @@ def test_fuzzed_lists_give_typed_errors(text: str) -> None:
     for base in (None, "https://h/x"):
         for prefix in ("", "https://", "https://h/"):
             try:
-                parse_urls(prefix + text, base=base)
+                parse_urls(io.StringIO(prefix + text), base=base)
             except PerfkitError:
                 pass
 

@@ -165,6 +165,17 @@ def test_a_change_that_the_weak_checksum_hides(tmp_path: Path) -> None:
     assert fetch == (146 * 1024, 147 * 1024)
 
 
+def test_a_file_of_too_many_blocks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is fetched whole: to search for its blocks would take memory without bound."""
+    data = random.Random(1).randbytes(100_000)
+    (tmp_path / "old").write_bytes(data)
+    control = control_of(tmp_path, data, "-b", "2048")
+    with (tmp_path / "old").open("rb", buffering=0) as file:
+        assert make_recipe(control, file, gap=0).fetches == []
+        monkeypatch.setattr("perfkit.zsync.control._BLOCKS", 10)
+        assert make_recipe(control, file, gap=0).steps == (Fetch(0, 100_000),)
+
+
 def test_fetches_are_coalesced(tmp_path: Path) -> None:
     """A gap that is cheaper to fetch than to skip is fetched."""
     old = random.Random(1).randbytes(400_000)

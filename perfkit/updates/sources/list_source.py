@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import os
-from collections.abc import Sequence, Set
+from collections.abc import Iterator, Sequence, Set
 from dataclasses import replace
-from typing import Any
+from typing import Any, BinaryIO
 
 from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.request import Download, Request
@@ -25,6 +26,7 @@ from perfkit.updates.staging import Fetcher, StagingArea
 
 __all__ = ["ListSource", "open_list", "reopen_list"]
 
+_READ_CHARACTERS = 128 << 10
 _NAME = "list"  # in the staging area, where the next sync revalidates it
 
 
@@ -43,19 +45,24 @@ def open_list(fetcher: Fetcher, source: str, type: SourceType, installed: Instal
         (found,) = fetcher.get([Request(source, _NAME, max_bytes=LIST_BYTES)], phase="reading the list")
         path = found.path
     try:
-        with open(path, "rb") as file:
-            data = file.read(LIST_BYTES + 1)
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except (FileNotFoundError, IsADirectoryError, NotADirectoryError) as error:
         raise ConfigError(f"{source}: {error.strerror}; a source is a URL, or the path of a list of URLs") from error
-    if len(data) > LIST_BYTES:
-        raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
-    listed = parse_metalink(data) if type is SourceType.METALINK else parse_urls(_text(data, source), base=base)
+    with open(descriptor, "rb") as file:
+        if os.fstat(file.fileno()).st_size > LIST_BYTES:
+            raise ManifestError(f"{source}: the list is larger than {LIST_BYTES} bytes")
+        if type is SourceType.METALINK:
+            listed = parse_metalink(file, most=fetcher.max_files)
+        else:
+            listed = parse_urls(_lines(file, source), base=base, most=fetcher.max_files)
     return ListSource(base or path, type, listed, fetcher, installed)
 
 
-def _text(data: bytes, source: str) -> str:
+def _lines(file: BinaryIO, source: str) -> Iterator[str]:
+    """Its lines; one that is too long for a list, in pieces that are still too long."""
+    text = io.TextIOWrapper(file, encoding="utf-8-sig", newline="\n")
     try:
-        return data.decode("utf-8-sig")
+        yield from iter(lambda: text.readline(_READ_CHARACTERS), "")
     except UnicodeDecodeError as error:
         raise ManifestError(f"{source}: a list of URLs must be UTF-8 text: {error}") from error
 

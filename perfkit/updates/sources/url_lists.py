@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import BinaryIO
 from urllib.parse import urljoin
 from xml.etree import ElementTree
 
@@ -18,8 +20,9 @@ from perfkit.updates.sources.pieces import Pieces
 __all__ = ["LIST_BYTES", "ListedFile", "parse_metalink", "parse_urls"]
 
 LIST_BYTES = 64 << 20  # of the largest list that is read
-_FILES = 200_000
+_FILES = 100_000  # of a list, as `Config.max_files` has it by default
 _DEPTH = 32  # of XML elements
+_FILE_ELEMENTS, _FILE_BYTES = 100_000, 8 << 20  # of XML about one file, which may have as many pieces
 _FEED_BYTES = 64 << 10
 _PIECE_BYTES = 512  # least length of a piece that is not an attack
 _NAMESPACE = f"{{{METALINK_NAMESPACE}}}"
@@ -37,18 +40,19 @@ class ListedFile:
     pieces: Pieces | None = None  # where the list has no checksum of the whole file
 
 
-def parse_urls(text: str, *, base: str | None = None) -> list[ListedFile]:
+def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FILES) -> list[ListedFile]:
     """The files of a list with a URL a line. The default name is the last path segment of the URL.
 
     Args:
         base: the URL of the list, to resolve relative URLs.
+        most: how many files it may have.
 
     Raises:
         ManifestError: a line is malformed, or its URL is not http or https; too many lines.
         UnsafePathError: a name leads outside the tree, or two names collide.
     """
-    listed = []
-    for number, line in enumerate(text.splitlines(), 1):
+    listed: list[ListedFile] = []
+    for number, line in enumerate(lines, 1):
         try:
             if (parts := split_line(line)) is None:
                 continue
@@ -59,7 +63,7 @@ def parse_urls(text: str, *, base: str | None = None) -> list[ListedFile]:
         name = name or safe_basename(request.url_name)
         if name is None:
             raise ManifestError(f"line {number} of the list of URLs: {url!r} ends in no file name; add one after a tab")
-        listed.append(_listed(request, name))
+        _add(listed, _listed(request, name), most)
     return _checked(listed)
 
 
@@ -68,57 +72,89 @@ def _listed(request: Request, name: str, size: int | None = None, pieces: Pieces
     return ListedFile(named, name, size, pieces)
 
 
+def _add(listed: list[ListedFile], file: ListedFile, most: int) -> None:
+    if len(listed) == most:
+        raise ManifestError(
+            f"the list has more files than max_files, which is {most:,}; raise it if you trust the list"
+        )
+    listed.append(file)
+
+
 def _checked(listed: list[ListedFile]) -> list[ListedFile]:
     if not listed:
         raise ManifestError("the list is empty")
-    if len(listed) > _FILES:
-        raise ManifestError(f"the list has more than {_FILES} files")
     check_names(each.name for each in listed)
     return listed
 
 
-def parse_metalink(data: bytes) -> list[ListedFile]:
+def parse_metalink(document: BinaryIO, *, most: int = _FILES) -> list[ListedFile]:
     """The files of a Metalink 4 document, each with its http and https mirrors by priority, and its strongest hash,
-    or else that of its pieces.
+    or else that of its pieces. No more elements are in memory than one file's.
+
+    Args:
+        most: how many files it may have.
 
     Raises:
-        ManifestError: not well-formed, not Metalink 4, or with a document type or too many elements; a file without an
-            http or https URL; an invalid size or hash; a number of pieces that does not fit the size.
+        ManifestError: not well-formed, not Metalink 4, or with a document type or too much of one file; a file without
+            an http or https URL; an invalid size or hash; a number of pieces that does not fit the size.
         UnsafePathError: a name leads outside the tree, or two names collide.
     """
-    builder = _Builder()
+    builder = _Builder(most)
     parser = ElementTree.XMLParser(target=builder)
     try:
-        for at in range(0, len(data), _FEED_BYTES):  # expat goes on to the end of what it was fed, errors or not
-            parser.feed(data[at : at + _FEED_BYTES])
-        root = parser.close()
+        while data := document.read(_FEED_BYTES):  # expat goes on to the end of what it was fed, errors or not
+            builder.count(len(data))
+            parser.feed(data)
+        parser.close()
     except (ElementTree.ParseError, ValueError, LookupError) as error:  # LookupError: an unknown encoding
         raise ManifestError(f"the Metalink document is not well-formed: {error}") from error
-    if root.tag != f"{_NAMESPACE}metalink":
-        raise ManifestError(f"not a Metalink 4 document (RFC 5854): its root is {root.tag!r}")
-    return _checked([_parse_file(element) for element in root.iterfind(f"{_NAMESPACE}file")])
+    return _checked(builder.listed)
 
 
 class _Builder(ElementTree.TreeBuilder):
-    """Builds the elements of a Metalink document: no entities, and limited in depth and number."""
+    """Builds the elements of one file of a Metalink document after the other: no entities, and limited in depth, number
+    and size.
 
-    def __init__(self) -> None:
+    Attributes:
+        listed: the files.
+    """
+
+    def __init__(self, most: int) -> None:
         super().__init__()
-        self._depth = self._count = 0
+        self._most = most
+        self.listed: list[ListedFile] = []
+        self._depth = self._elements = self._bytes = 0
+
+    def count(self, size: int) -> None:
+        """So many bytes are read next; of a tag that does not end, expat begins anew with each."""
+        self._bytes += size
+        if self._bytes > _FILE_BYTES:
+            raise ManifestError(f"the Metalink document has more than {_FILE_BYTES} bytes about one file")
 
     def doctype(self, name: str, pubid: str | None, system: str | None) -> None:
         raise ManifestError("the Metalink document has a document type, which may define entities; remove the DOCTYPE")
 
     def start(self, tag: str, attrs: dict[str, str]) -> ElementTree.Element:
         self._depth += 1
-        self._count += 1
-        if self._depth > _DEPTH or self._count > 20 * _FILES:
+        self._elements += 1
+        if self._depth > _DEPTH or self._elements > _FILE_ELEMENTS:
             raise ManifestError("the Metalink document has too many elements")
-        return super().start(tag, attrs)
+        element = super().start(tag, attrs)
+        if self._depth == 1:
+            if tag != f"{_NAMESPACE}metalink":
+                raise ManifestError(f"not a Metalink 4 document (RFC 5854): its root is {tag!r:.200}")
+            self._root = element
+        return element
 
     def end(self, tag: str) -> ElementTree.Element:
+        element = super().end(tag)
         self._depth -= 1
-        return super().end(tag)
+        if self._depth == 1:
+            if tag == f"{_NAMESPACE}file":
+                _add(self.listed, _parse_file(element), self._most)
+            self._root.clear()
+            self._elements = self._bytes = 0
+        return element
 
 
 def _parse_file(element: ElementTree.Element) -> ListedFile:
