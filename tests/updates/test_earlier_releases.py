@@ -124,7 +124,7 @@ HOSTILE: list[Callable[[dict[str, Any]], object]] = [
     lambda history: history["releases"].append(7),
     lambda history: history.__setitem__("deltas", [[None, *row[1:]] for row in history["deltas"]]),
     lambda history: history.__setitem__("releases", 7),
-    lambda history: history.__setitem__("format", 2),
+    lambda history: history.__setitem__("format", 3),
 ]
 
 
