@@ -18,6 +18,8 @@ class Cancel:
         cancelled: whether it is set.
     """
 
+    cancelled: bool
+
     def __init__(self) -> None:
         self.cancelled = False
         self._lock = threading.Lock()
