@@ -17,6 +17,7 @@ __all__ = ["ChangeSet", "Changes", "StagedFile"]
 
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
 _NO_CONTENT = 0  # the number of a file that does not exist
+_BLOCK = 1024  # digests
 _ABSENT = -1  # in place of a signature, which is never -1
 
 
@@ -283,14 +284,16 @@ class _Contents:
 
     def __init__(self, *, modes: bool) -> None:
         self._compare_modes = modes
-        self._digests = bytearray(32)
+        self._digests = [bytearray(32)]  # blocks, since a single growing buffer would be moved again and again
         self._sizes, self._modes = array("q", (0,)), array("H", (0,))
 
     def add(self, content: Content | None) -> int:
         """Add a content; returns its number."""
         if content is None:
             return _NO_CONTENT
-        self._digests += bytes.fromhex(content.sha256)
+        if len(self._sizes) % _BLOCK == 0:
+            self._digests.append(bytearray())
+        self._digests[-1] += bytes.fromhex(content.sha256)
         self._sizes.append(content.size)
         self._modes.append(content.mode)
         return len(self._sizes) - 1
@@ -299,7 +302,8 @@ class _Contents:
         """Replace a content that nothing else has; returns the number of the new one."""
         if number == _NO_CONTENT or content is None:
             return self.add(content)
-        self._digests[32 * number : 32 * number + 32] = bytes.fromhex(content.sha256)
+        block, at = divmod(number, _BLOCK)
+        self._digests[block][32 * at : 32 * at + 32] = bytes.fromhex(content.sha256)
         self._sizes[number], self._modes[number] = content.size, content.mode
         return number
 
@@ -310,7 +314,8 @@ class _Contents:
 
     def sha256(self, number: int) -> str:
         """In hexadecimal."""
-        return self._digests[32 * number : 32 * number + 32].hex()
+        block, at = divmod(number, _BLOCK)
+        return self._digests[block][32 * at : 32 * at + 32].hex()
 
     def same(self, one: int, other: int) -> bool:
         """Whether both have the same content and, if modes matter, the same mode, or neither exists."""
