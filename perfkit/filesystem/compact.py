@@ -8,9 +8,10 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from typing import Any
 
-__all__ = ["DigestSet", "Lookup", "Names", "pack_numbers", "sort_numbers"]
+__all__ = ["DigestSet", "Digests", "Lookup", "Names", "pack_numbers", "sort_numbers"]
 
 _BLOCK = 32  # names; a single growing buffer would be moved again and again, and fragment the heap
+_DIGESTS = 1024  # in a block, for the same reason
 _MAX_SHARED = 255  # bytes of a shared prefix, so that its length fits into a byte
 _SORT_CHUNK = 4096  # numbers that are sorted at a time
 
@@ -91,12 +92,41 @@ class Lookup:
         self._slots[at] = entry
 
 
+class Digests:
+    """A list of SHA-256 digests, in 32 bytes each."""
+
+    def __init__(self) -> None:
+        self._blocks: list[bytearray] = []
+        self._count = 0
+
+    def append(self, digest: bytes) -> None:
+        """Add a digest."""
+        if self._count % _DIGESTS == 0:
+            self._blocks.append(bytearray())
+        self._blocks[-1] += digest
+        self._count += 1
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, at: int) -> bytes:
+        place = 32 * (at % _DIGESTS)
+        return bytes(self._blocks[at // _DIGESTS][place : place + 32])
+
+    def __setitem__(self, at: int, digest: bytes) -> None:
+        place = 32 * (at % _DIGESTS)
+        self._blocks[at // _DIGESTS][place : place + 32] = digest
+
+    def __iter__(self) -> Iterator[bytes]:
+        return map(self.__getitem__, range(self._count))
+
+
 class DigestSet(Set[bytes]):
     """A set of SHA-256 digests, in about fifty bytes each."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
-        self._digests = bytearray()
-        self._rows = Lookup(lambda row: hash(self._at(row)))
+        self._digests = Digests()
+        self._rows = Lookup(lambda row: hash(self._digests[row]))
         for digest in digests:
             self.add(digest)
 
@@ -104,21 +134,18 @@ class DigestSet(Set[bytes]):
         """Add a digest; False if it is there already."""
         if digest in self:
             return False
-        self._digests += digest
+        self._digests.append(digest)
         self._rows.add(len(self) - 1)
         return True
 
-    def _at(self, row: int) -> bytes:
-        return bytes(self._digests[32 * row : 32 * row + 32])
-
     def __contains__(self, digest: object) -> bool:
-        return self._rows.find(hash(digest), lambda row: self._at(row) == digest) is not None
+        return self._rows.find(hash(digest), lambda row: self._digests[row] == digest) is not None
 
     def __iter__(self) -> Iterator[bytes]:
-        return map(self._at, range(len(self)))
+        return iter(self._digests)
 
     def __len__(self) -> int:
-        return len(self._digests) // 32
+        return len(self._digests)
 
 
 def sort_numbers(numbers: Sequence[int], key: Callable[[int], Any]) -> Iterator[int]:

@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, MutableMapping, Sequence
 from typing import NamedTuple
 
 from perfkit.errors import UnsafePathError
-from perfkit.filesystem.compact import Lookup, Names, pack_numbers, sort_numbers
+from perfkit.filesystem.compact import Digests, Lookup, Names, pack_numbers, sort_numbers
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.transactions.records import Change, Content, signature
 
@@ -17,7 +17,6 @@ __all__ = ["ChangeSet", "Changes", "StagedFile"]
 
 _WRITE, _DELETE, _RECORD, _OMIT = 1, 2, 4, 8
 _NO_CONTENT = 0  # the number of a file that does not exist
-_BLOCK = 1024  # digests
 _ABSENT = -1  # in place of a signature, which is never -1
 
 
@@ -284,16 +283,15 @@ class _Contents:
 
     def __init__(self, *, modes: bool) -> None:
         self._compare_modes = modes
-        self._digests = [bytearray(32)]  # blocks, since a single growing buffer would be moved again and again
+        self._digests = Digests()
+        self._digests.append(bytes(32))
         self._sizes, self._modes = array("q", (0,)), array("H", (0,))
 
     def add(self, content: Content | None) -> int:
         """Add a content; returns its number."""
         if content is None:
             return _NO_CONTENT
-        if len(self._sizes) % _BLOCK == 0:
-            self._digests.append(bytearray())
-        self._digests[-1] += bytes.fromhex(content.sha256)
+        self._digests.append(bytes.fromhex(content.sha256))
         self._sizes.append(content.size)
         self._modes.append(content.mode)
         return len(self._sizes) - 1
@@ -302,8 +300,7 @@ class _Contents:
         """Replace a content that nothing else has; returns the number of the new one."""
         if number == _NO_CONTENT or content is None:
             return self.add(content)
-        block, at = divmod(number, _BLOCK)
-        self._digests[block][32 * at : 32 * at + 32] = bytes.fromhex(content.sha256)
+        self._digests[number] = bytes.fromhex(content.sha256)
         self._sizes[number], self._modes[number] = content.size, content.mode
         return number
 
@@ -314,8 +311,7 @@ class _Contents:
 
     def sha256(self, number: int) -> str:
         """In hexadecimal."""
-        block, at = divmod(number, _BLOCK)
-        return self._digests[block][32 * at : 32 * at + 32].hex()
+        return self._digests[number].hex()
 
     def same(self, one: int, other: int) -> bool:
         """Whether both have the same content and, if modes matter, the same mode, or neither exists."""

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Collection, Iterator
 
 from perfkit.errors import FileChangedError, UpdateError
+from perfkit.filesystem.compact import Digests
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import set_mode
 from perfkit.transactions.layout import OBJECTS, object_path
@@ -43,11 +44,11 @@ class ObjectStore:
 
     def __init__(self, rootdir: RootDir) -> None:
         self._rootdir = rootdir
-        self._added = bytearray()  # the digests of objects, since `begin`
+        self._added = Digests()  # of objects, since `begin`
 
     def begin(self) -> None:
         """Begin a change: `revert` removes what is added from now on."""
-        self._added = bytearray()
+        self._added = Digests()
 
     def inspect(self, name: str, seen: Seen | None = None) -> Content:
         """The content of a file, without keeping it.
@@ -91,7 +92,7 @@ class ObjectStore:
         found = self._rootdir.lstat(target)
         if found is None:
             self._rootdir.mkdir(OBJECTS, 0o700)
-            self._added += bytes.fromhex(sha256)
+            self._added.append(bytes.fromhex(sha256))
             link_or_copy(self._rootdir, name, fd, target)
         elif found.st_ino != os.fstat(fd).st_ino:
             temporary = f"{target}~"
@@ -117,10 +118,10 @@ class ObjectStore:
 
     def revert(self) -> None:
         """Delete the objects that were added since `begin`."""
-        for at in range(0, len(self._added), 32):
+        for digest in self._added:
             with contextlib.suppress(OSError):  # then the next `delete_except` does it
-                self._rootdir.unlink(object_path(self._added[at : at + 32].hex()))
-        self._added = bytearray()
+                self._rootdir.unlink(object_path(digest.hex()))
+        self._added = Digests()
 
     def delete_except(self, needed: Collection[bytes]) -> None:
         """Delete every object but these, given by SHA-256."""
