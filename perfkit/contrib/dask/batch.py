@@ -152,6 +152,9 @@ def _run(
                 return
             ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
             for future in ended:
+                if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
+                    completed.add(future)  # type: ignore[no-untyped-call]
+                    continue
                 number = running.pop(future)
                 results = _results(shards[number], future)
                 display.ended(number, results)
@@ -218,7 +221,7 @@ def _results(shard: Shard, future: Future[list[Download]]) -> list[Download]:
     Raises:
         ConnectionError: the scheduler was lost.
     """
-    if future.status in ("cancelled", "lost"):
+    if future.status == "cancelled":
         raise ConnectionError("the scheduler was lost; start it again, and repeat the call to go on")
     failure = future.exception()  # type: ignore[no-untyped-call]
     if failure is None:

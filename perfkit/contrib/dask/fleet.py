@@ -244,7 +244,9 @@ def _on_each(
             seen(state)
             ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
             for future in ended:
-                if future in running:
+                if future.status == "lost":  # with its worker, after it had ended
+                    completed.add(future)  # type: ignore[no-untyped-call]
+                elif future in running:
                     yield running.pop(future), future.exception() or future.result()
             for future in [future for future, host in running.items() if host.address not in state.threads]:
                 host = running.pop(future)
