@@ -15,6 +15,7 @@ from perfkit.releases.format import POINTER_NAME, is_channel, most_compressed, m
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES
 
 __all__ = [
+    "BASED_FORMAT",
     "FORMAT",
     "MAX_POINTER_BYTES",
     "MAX_SERIAL",

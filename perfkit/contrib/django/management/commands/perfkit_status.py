@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import time
 from datetime import UTC, datetime
 from typing import Any
 
@@ -14,6 +13,7 @@ from perfkit.config import parse_seconds
 from perfkit.contrib.django import trees
 from perfkit.contrib.django.management.trees_command import Outcome, TreesCommand
 from perfkit.progress.text import printable
+from perfkit.updates.status import TreeStatus
 
 _TIMES = ("changed", "checked", "failed", "not_before")
 
@@ -29,8 +29,8 @@ class Command(TreesCommand):
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         status = trees.status(name)
-        record, age_s = _record(status), time.time() - (status.checked_s or 0.0)
-        old = options["max_age"] is not None and abs(age_s) > parse_seconds(options["max_age"])
+        record, age_s = _record(status), TreeStatus(checked_s=status.checked_s).age_s()
+        old = options["max_age"] is not None and age_s > parse_seconds(options["max_age"])
         return Outcome(record, self._lines(record), f"no sync has succeeded for {options['max_age']}" if old else "")
 
     def _lines(self, record: dict[str, Any]) -> list[tuple[int, str]]:
