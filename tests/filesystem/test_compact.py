@@ -16,6 +16,8 @@ from perfkit.transactions.journal import Journal
 from perfkit.transactions.records import Change, Content, JournalOp, Previous
 from perfkit.updates.digest_index import BlobIndex, BlobSet
 
+pytestmark = pytest.mark.once
+
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
 KINDS = ["staged", "fetched", "other", "drop", "forget"]
