@@ -92,7 +92,7 @@ class HostLimiter:
         """Take a place at the host; False if it is full or paused."""
         now = self._clock()
         with self._lock:
-            state = self._hosts.setdefault(host, _Host(self._limit))
+            state = self._hosts.get(host) or self._hosts.setdefault(host, _Host(self._limit))
             if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
             if state.active >= state.limit or now < state.paused_until_s or self._lacks_lease(state, now):
