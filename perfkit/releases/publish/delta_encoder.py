@@ -16,6 +16,7 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Span, write_delta
 from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENCES
 from perfkit.releases.format.differences import encode_differences, no_differences
+from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups
@@ -92,8 +93,9 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    slices = list(threads.map(lambda make: make(), manifest_slices(between.old.manifest, between.new)))
-    write_delta(writer.write, between.old.manifest, between.new, slices, groups, frames)
+    old, draft = between.old.manifest, draft_bytes(between.new, between.wanted)
+    slices = list(threads.map(lambda make: make(), manifest_slices(old.raw, draft)))
+    write_delta(writer.write, old, between.new, slices, groups, frames)
 
 
 def _tasks(between: Comparison) -> Iterator[_Task]:
