@@ -33,7 +33,7 @@ _HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Span:
     """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest.
 
