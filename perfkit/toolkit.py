@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from perfkit.config import Auth, Config, LocalChanges
@@ -94,7 +93,7 @@ class Toolkit:
     def __enter__(self) -> Toolkit:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
