@@ -12,7 +12,7 @@ import logging
 import os
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from django.core.signals import setting_changed
@@ -169,7 +169,7 @@ def verify(
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config, progress=progress) as kit:
-        return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors if repair else (), wait_s=wait_s)
+        return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors, wait_s=wait_s)
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
@@ -283,31 +283,26 @@ def status(name: str) -> Status:
         as `Toolkit.status`.
     """
     tree = tree_settings(name)
-    absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
+    place: dict[str, Any] = {"name": name, "source": redacted(tree.source), "dest": tree.dest}
     if not _is_tree(tree):
-        return absent
+        return Status(**place, state="absent")
     with Toolkit(tree.config) as kit:
         generations, found = kit.history(tree.dest), kit.status(tree.dest)
-    known = replace(
-        absent,
+    current = next(each for each in generations if each.current)  # 0: the tree before the first sync
+    return Status(
+        **place,
+        state="installed" if current.number else "absent",
+        version=current.label.get("version"),
+        generation=current.number or None,
+        changed_s=current.created_s or None,
         checked_s=found.checked_s,
         failed_s=found.failed_s,
         error=found.error,
         held=found.held,
         not_before_s=found.not_before_s,
         interrupted=found.interrupted,
+        receivers_notified=current.number > 0 and _notified(tree.dest) == current.number,
         generations=tuple(generations),
-    )
-    current = next(each for each in generations if each.current)
-    if current.number == 0:
-        return known
-    return replace(
-        known,
-        state="installed",
-        version=current.label.get("version"),
-        generation=current.number,
-        changed_s=current.created_s or None,
-        receivers_notified=_notified(tree.dest) == current.number,
     )
 
 
