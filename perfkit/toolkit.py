@@ -144,31 +144,28 @@ class Toolkit:
             CancelledError: the Toolkit was closed during the download.
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
+        request = Request(
+            url.url if isinstance(url, Request) else url,
+            checksum=checksum,
+            mirrors=mirrors,  # type: ignore[arg-type]  # what is not iterable is refused there
+            headers=headers or {},
+            auth=auth,
+            resume=resume,
+            rate_limit=rate_limit,
+            max_bytes=max_bytes,
+            segments=segments,
+            byte_range=byte_range,
+            public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
+            known=known,
+            only=only,
+            size=size,
+            label=label,
+            key=key,
+        )
         if isinstance(url, Request):
-            options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only, size, label)
-            others = bool(headers) or bool(tuple(mirrors)) or bool(public_keys) or not resume
-            if others or any(each is not None for each in options):
+            if request != Request(url.url):
                 raise ConfigError("options were given beside a Request; set them in the Request")
             request = url
-        else:
-            request = Request(
-                url,
-                checksum=checksum,
-                mirrors=mirrors,  # type: ignore[arg-type]  # what is not iterable is refused there
-                headers=headers or {},
-                auth=auth,
-                resume=resume,
-                rate_limit=rate_limit,
-                max_bytes=max_bytes,
-                segments=segments,
-                byte_range=byte_range,
-                public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
-                known=known,
-                only=only,
-                size=size,
-                label=label,
-                key=key,
-            )
         return self._downloads.fetch(request, local_path(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
