@@ -10,7 +10,6 @@ import functools
 import json
 import logging
 import os
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
@@ -20,7 +19,7 @@ from django.db import close_old_connections
 
 from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
-from perfkit.contrib.django.locking import one_at_a_time, when_free
+from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
@@ -81,7 +80,7 @@ def sync(
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
 
-    def update(kit: Toolkit) -> SyncReport:
+    def update(kit: Toolkit, wait_s: float) -> SyncReport:
         return kit.sync(
             tree.source,
             tree.dest,
@@ -89,6 +88,7 @@ def sync(
             check=tree.check,
             retry_rejected=retry_rejected,
             allow_older=allow_older,
+            wait_s=wait_s,
             **_options(tree),
         )
 
@@ -110,7 +110,8 @@ def rollback(
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to, hold=hold))
+    back = functools.partial(Toolkit.rollback, dest=tree.dest, to=to, hold=hold)
+    return _change(tree, wait_s, config, None, lambda kit, left_s: back(kit, wait_s=left_s))
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
@@ -315,12 +316,11 @@ def _change(
     wait_s: float,
     config: Config | None,
     progress: Progress | None,
-    change: Callable[[Toolkit], SyncReport],
+    change: Callable[[Toolkit, float], SyncReport],
 ) -> SyncReport:
-    deadline_s = time.monotonic() + wait_s
-    with one_at_a_time(tree.dest, deadline_s):
+    with one_at_a_time(tree.dest, wait_s) as left_s:
         with Toolkit(config or tree.config, progress=progress) as kit:
-            report = when_free(deadline_s, lambda: change(kit))
+            report = change(kit, left_s)
         if _notified(tree.dest) != report.generation:
             _notify_receivers(tree, report)
     return report
