@@ -810,20 +810,15 @@ def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[Se
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:
-    if config is not None and not isinstance(config, Config):
-        raise ConfigError(f"config must be a perfkit.Config; got a {type(config).__name__}")
-    if progress is not None and not (hasattr(progress, "update") and hasattr(progress, "finish")):
-        raise ConfigError(
-            f"progress must have update() and finish(), as Bars() has; got a {type(progress).__name__}; "
-            "CallbackProgress(function) calls a function"
-        )
-    if session is not None and not (hasattr(session, "mount") or callable(session)):
-        raise ConfigError(
-            f"session must be a requests.Session, or make one when called; got a {type(session).__name__}"
-        )
-    if transport is not None and not callable(transport):
-        raise ConfigError(
-            f"transport must make a Transport when called with the Config; got a {type(transport).__name__}"
-        )
+    makes_requests = hasattr(session, "mount") or callable(session)
+    displays = hasattr(progress, "update") and hasattr(progress, "finish")
+    for name, value, valid, rule in (
+        ("config", config, isinstance(config, Config), "be a perfkit.Config"),
+        ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
+        ("session", session, makes_requests, "be a requests.Session, or make one when called"),
+        ("transport", transport, callable(transport), "make a Transport when called with the Config"),
+    ):
+        if value is not None and not valid:
+            raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")
     if session is not None and transport is not None:
         raise ConfigError("session and transport were given: a transport of its own sends no requests by a session")
