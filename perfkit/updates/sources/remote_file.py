@@ -35,7 +35,7 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
     return version or None
 
 
-def version_label(url: str, version: Version) -> str:
+def version_label(url: str, version: Version = Version()) -> str:
     """What to call a version of a file: its name, and its date and ETag where it has them. Others can read it, so it
     has no secrets of the URL and no control characters of the server.
     """
@@ -209,7 +209,7 @@ class RemoteFile:
 
     @property
     def _label(self) -> str:
-        return version_label(self.url, Version())
+        return version_label(self.url)
 
     @property
     def _whole_path(self) -> str:
