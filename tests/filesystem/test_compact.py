@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import weakref
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -15,6 +18,9 @@ from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.journal import check_ops, read_ops, write_ops
 from perfkit.transactions.records import Change, Content, JournalOp, Previous
 from perfkit.updates.digest_index import BlobIndex, BlobSet
+from perfkit.updates.staging import StagingArea
+
+pytestmark = pytest.mark.once
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
@@ -214,3 +220,20 @@ def test_parts() -> None:
         assert name not in part
         with pytest.raises(KeyError):
             part[name]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [DigestSet, lambda: ChangeSet("staged/", "fetched/"), lambda: StagingArea("stage").blobs],
+    ids=["digests", "changes", "staging"],
+)
+def test_freed_at_once(make: Callable[[], object]) -> None:
+    """Nothing waits until cycles are looked for, which is seldom where there are many objects."""
+    gc.disable()
+    try:
+        made = make()
+        left = weakref.ref(made)
+        del made
+        assert left() is None
+    finally:
+        gc.enable()

@@ -18,6 +18,8 @@ from perfkit.errors import FileChangedError, ManifestError, PerfkitError, Unsafe
 from perfkit.zsync.control import Control, Copy, Fetch, assemble, make_recipe, parse_control, unpack_whole
 from tests.support.tools import need
 
+pytestmark = pytest.mark.once
+
 np = pytest.importorskip("numpy")
 URL = "https://host/dir/x.zsync"
 

@@ -16,13 +16,14 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Span, write_delta
 from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENCES
 from perfkit.releases.format.differences import encode_differences, no_differences
+from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
-from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
+from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.manifest_patch import manifest_slices
-from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, line_marks, unknown_bytes
+from perfkit.releases.publish.similarity import BLOCK_BYTES, SimilarityIndex, joined, line_marks, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
 
 __all__ = ["Comparison", "encode_delta", "new_blobs"]
@@ -88,29 +89,31 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
         shown: counts the bytes of the new files.
     """
     groups, frames = [], []
-    for group, frame in threads.map(lambda make: make(), list(_tasks(between))):
+    for group, frame in threads.map(lambda make: make(), _tasks(between)):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    slices = list(threads.map(lambda make: make(), manifest_slices(between.old.manifest, between.new)))
-    write_delta(writer.write, between.old.manifest, between.new, slices, groups, frames)
+    old, draft = between.old.manifest, draft_bytes(between.new, between.wanted)
+    slices = list(threads.map(lambda make: make(), manifest_slices(old.raw, draft)))
+    write_delta(writer.write, old, between.new, slices, groups, frames)
 
 
 def _tasks(between: Comparison) -> Iterator[_Task]:
     """What makes each group and its frame: first those of large files, where equal ranges need no work; then others."""
     old, new, opened = between.old, between.new, between.opened
-    similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
+    # Looking through all of the old tree takes a while: only if it is asked.
+    similar = [functools.cache(functools.partial(_indexed, old, binary=binary)) for binary in (False, True)]
     runs = exact_runs(old, new, between.pieces, between.wanted)
 
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
         unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
-        found = similar if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
+        found = similar[False] if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
         finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
         for sources, outputs in _grouped(opened, spans, finder):
             yield functools.partial(_against_prefix, old, opened, sources, outputs)
 
     def predicted(spans: list[Span]) -> Iterator[_Task]:
-        for group in predicted_groups(old, new, opened, spans, similar):
+        for group in predicted_groups(old, new, opened, spans, similar[True]):
             yield functools.partial(_against_prediction, old, opened, group)
 
     for entry, copied in runs.items():
@@ -128,8 +131,8 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
     for entry in between.wanted:
         if entry not in runs:
             kinds[_is_binary(opened, entry)].append(Span(entry, 0, new.size(entry)))
+    yield from predicted(kinds[1])  # first: threads compress these while text is compared here
     yield from prefixed(kinds[0])
-    yield from predicted(kinds[1])
 
 
 def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iterable[int]) -> dict[int, list[Run]]:
@@ -165,9 +168,12 @@ def _as_it_was(source: Span, output: Span) -> tuple[Group, bytes]:
     return Group((source,), (output,), len(frame), differences, (0,)), frame
 
 
-def _indexed(old: BlobReader) -> SimilarityIndex:
-    similar = SimilarityIndex(sum(old.manifest.size(entry) for entry in old.entries()))
-    for entry in old.entries():
+def _indexed(old: BlobReader, *, binary: bool) -> SimilarityIndex:
+    """The old files of one kind, by their lines."""
+    heads = ((entry, old.read(entry, 0, min(HEAD_BYTES, old.manifest.size(entry)))) for entry in old.entries())
+    entries = [entry for entry, head in heads if is_binary(head) == binary]
+    similar = SimilarityIndex(sum(map(old.manifest.size, entries)))
+    for entry in entries:
         for offset, block in old.blocks(entry, BLOCK_BYTES):
             similar.add(entry, offset, block)
     return similar
@@ -175,7 +181,7 @@ def _indexed(old: BlobReader) -> SimilarityIndex:
 
 def _is_binary(opened: Callable[[int], BinaryIO], entry: int) -> bool:
     with opened(entry) as file:
-        return AVAILABLE and is_binary(file)
+        return is_binary(file.read(HEAD_BYTES))
 
 
 def _unknown_bytes(old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], span: Span) -> int:
@@ -225,7 +231,7 @@ def _grouped(
     opened: Callable[[int], BinaryIO], spans: Iterable[Span], finder: _SourceFinder
 ) -> Iterator[tuple[list[Span], list[Span]]]:
     """Sources and outputs of each group: as many adjacent files as the limits allow."""
-    blocks: set[Block] = set()
+    blocks: set[Span] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
     for entry, offset, length in map(astuple, spans):
@@ -238,7 +244,7 @@ def _grouped(
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
                 if outputs and (full or max(len(outputs), len(blocks | mine)) >= MAX_GROUP_SPANS):
-                    yield _merged(finder.without_own(blocks, outputs[0])), outputs
+                    yield joined(finder.without_own(blocks, outputs[0])), outputs
                     blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)
                 blocks |= fresh
@@ -247,7 +253,7 @@ def _grouped(
                 size += len(content)
                 offset += len(content)
     if outputs:
-        yield _merged(finder.without_own(blocks, outputs[0])), outputs
+        yield joined(finder.without_own(blocks, outputs[0])), outputs
 
 
 class _SourceFinder:
@@ -267,7 +273,7 @@ class _SourceFinder:
         self._count = len(old.manifest)
         self._made = SimilarityIndex(total_bytes)
 
-    def find(self, entry: int, offset: int, content: bytes) -> set[Block]:
+    def find(self, entry: int, offset: int, content: bytes) -> set[Span]:
         """The same place in the old file; and for other lines new blocks that come before, and similar old ones.
 
         What is new in modules and in bundles that are made of them is so compressed once.
@@ -288,26 +294,15 @@ class _SourceFinder:
             self._made.add(self._count + entry, offset + at, content[at : at + _MADE_BYTES])
         return blocks
 
-    def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Block]:
+    def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Span]:
         named = self._old.manifest.find(self._new.name(entry))
         before = None if named is None else self._old.entry(self._old.manifest.digest(named))
         if before is not None:
             size = self._old.manifest.size(before)
             start = max(0, offset - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
             for at in range(start, min(size, offset + length + BLOCK_BYTES), BLOCK_BYTES):
-                yield Block(before, at, min(BLOCK_BYTES, size - at))
+                yield Span(before, at, min(BLOCK_BYTES, size - at))
 
-    def without_own(self, blocks: set[Block], first: Span) -> set[Block]:
+    def without_own(self, blocks: set[Span], first: Span) -> set[Span]:
         """The blocks, without those of the group that begins with `first`."""
         return {block for block in blocks if (block.entry, block.offset) < (self._count + first.entry, first.offset)}
-
-
-def _merged(blocks: set[Block]) -> list[Span]:
-    spans: list[Span] = []
-    for block in sorted(blocks):
-        last = spans[-1] if spans else None
-        if last is not None and last.entry == block.entry and last.offset + last.length == block.offset:
-            spans[-1] = Span(last.entry, last.offset, last.length + block.length)
-        else:
-            spans.append(Span(block.entry, block.offset, block.length))
-    return spans

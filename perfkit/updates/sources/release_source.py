@@ -290,7 +290,8 @@ class ReleaseSource:
                 return Manifest.parse(file.read(), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
-                return self._apply_deltas(local, staging)
+                if (made := self._apply_deltas(local, staging)) is not None:
+                    return made
         likely = self._pointer.fine if len(local) else self._pointer.solid  # of what `_indexes` will choose
         beside = [] if staging is None else [likely.object]
         if self._pointer.base is not None:
@@ -322,14 +323,14 @@ class ReleaseSource:
         clear = len(self._deltas) == 1 or index_bytes > _INDEX_SHARE * sum(delta.bytes for delta in self._deltas)
         return bool(self._deltas) and clear and not self._dry_run
 
-    def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        """The release's manifest, and its new blobs, by the deltas from the installed release."""
+    def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest | None:
+        """Make new blobs, by the deltas from the installed release; returns the release's manifest if all were made."""
         self._exhausted.add(("delta", ""))
         paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
-        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
-        if manifest.sha256.hex() != self._pointer.manifest_sha256:
-            raise ManifestError("delta: it does not lead to this release")
         self._taken.append("delta")
+        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
+        if manifest is not None and manifest.sha256.hex() != self._pointer.manifest_sha256:
+            raise ManifestError("delta: it does not lead to this release")
         return manifest
 
     def _indexed(self, manifest: Manifest, local: LocalTree) -> Manifest:
