@@ -23,7 +23,6 @@ __all__ = [
     "MemberNames",
     "Readable",
     "Selection",
-    "StageResult",
     "Writable",
     "stage_if_changed",
 ]
@@ -263,17 +262,9 @@ def _plain(path: str) -> str:
     return "/".join(part for part in path.split("/") if part not in ("", "."))
 
 
-@dataclass(frozen=True, slots=True)
-class StageResult:
-    """The result of `stage_if_changed`."""
-
-    sha256: str  # of the member's content
-    changed: bool  # whether it was staged
-
-
 def stage_if_changed(
     member: Member, content: Iterable[bytes | memoryview], old: BinaryIO | None, stage: Callable[[], BinaryIO]
-) -> StageResult:
+) -> tuple[bytes, bool]:
     """Stage a member's content, unless the installed file already has it.
 
     Content and file are compared chunk by chunk. At the first difference a staged file is opened, and what came before
@@ -282,6 +273,9 @@ def stage_if_changed(
     Args:
         old: the installed file, open for reading and unbuffered; None: there is no regular file.
         stage: opens a new file for writing.
+
+    Returns:
+        The SHA-256 of the content, and whether it was staged.
 
     Raises:
         ManifestError: the archive is damaged (raised by `content`); discard what was staged.
@@ -300,7 +294,7 @@ def stage_if_changed(
             digest.update(chunk)
             same += len(chunk)
         else:
-            return StageResult(digest.hexdigest(), changed=False)
+            return digest.digest(), False
     with stage() as out:
         if old is not None and same:
             _copy_verified(old, out, same, digest.digest())
@@ -309,7 +303,7 @@ def stage_if_changed(
         for chunk in chunks:
             digest.update(chunk)
             out.write(chunk)
-    return StageResult(digest.hexdigest(), changed=True)
+    return digest.digest(), True
 
 
 def _copy_verified(old: BinaryIO, out: BinaryIO, size: int, sha256: bytes) -> None:

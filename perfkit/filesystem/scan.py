@@ -15,10 +15,10 @@ from perfkit.filesystem.paths import name_matcher
 __all__ = [
     "BELOW",
     "DIRECTORY",
-    "MAX_OPEN",
     "Level",
     "ScanEntry",
     "ScanOptions",
+    "descend",
     "open_below",
     "scan",
     "scan_batches",
@@ -29,7 +29,7 @@ __all__ = [
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 BELOW = DIRECTORY | os.O_NOFOLLOW  # of a directory in the tree: no link may lead out of it
 _BATCH = 1024
-MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
+_MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
 
 Path = str | os.PathLike[str]
@@ -94,10 +94,10 @@ def scan_batches(
         types_only: read only names and types, in half the time: all numbers are 0, and `mode` has the type alone.
     """
     walk = _Walk(options, batch, types_only)
-    level: Level | None = walk.level(os.open(root, DIRECTORY), "")
+    walk.levels.append(Level(os.open(root, DIRECTORY), ""))
+    level: Level | None = walk.levels[0]
     try:
         while level is not None:
-            walk.levels.append(level)
             yield from walk.list(level)
             level = walk.next_directory()
         if walk.out:
@@ -123,14 +123,6 @@ class _Walk:
         self._flags = DIRECTORY if options.follow_symlinks else BELOW
         self._batch = batch
         self._types_only = types_only
-
-    def level(self, descriptor: int, prefix: str) -> Level:
-        """An open directory that is to be listed."""
-        level = Level(descriptor, prefix)
-        if self._options.follow_symlinks:
-            status = os.fstat(descriptor)
-            level.identity = status.st_dev, status.st_ino
-        return level
 
     def list(self, level: Level) -> Iterator[list[ScanEntry]]:
         """The full batches that the entries of a directory make; its subdirectories are added to the level."""
@@ -184,18 +176,15 @@ class _Walk:
                 continue
             name = parent.names.pop()
             try:
-                parent.reopen(levels[0], self._flags)
-                level = self.level(os.open(name, self._flags, dir_fd=parent.descriptor), f"{parent.prefix}{name}/")
+                level = descend(levels, name, self._flags)
             except OSError as error:
                 self.out.append(_failed(parent.prefix + name, error))
                 continue
-            if self._options.follow_symlinks and any(level.identity == above.identity for above in levels):
-                level.close()
+            if self._options.follow_symlinks and any(level.identity == above.identity for above in levels[:-1]):
+                levels.pop().close()
                 loop = OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
                 self.out.append(_failed(level.prefix[:-1], loop))
                 continue
-            if len(levels) > MAX_OPEN:
-                levels[-MAX_OPEN].close()
             return level
         return None
 
@@ -207,16 +196,23 @@ class Level:
         descriptor: of the open directory; -1: it was closed.
         prefix: its name relative to the root, with a slash at the end; empty for the root.
         names: what in it is still to be visited, the next one last.
-        identity: its device and inode, where symlinks are followed.
     """
 
-    __slots__ = ("descriptor", "identity", "names", "prefix")
+    __slots__ = ("_identity", "descriptor", "names", "prefix")
 
     def __init__(self, descriptor: int, prefix: str) -> None:
         self.descriptor = descriptor
         self.prefix = prefix
         self.names: list[str] = []
-        self.identity: tuple[int, int] | None = None
+        self._identity: tuple[int, int] | None = None
+
+    @property
+    def identity(self) -> tuple[int, int]:
+        """Its device and inode, as first read while it was open."""
+        if self._identity is None:
+            status = os.fstat(self.descriptor)
+            self._identity = status.st_dev, status.st_ino
+        return self._identity
 
     def reopen(self, root: Level, flags: int = BELOW) -> None:
         """Open it again if it was closed because there were too many."""
@@ -227,6 +223,21 @@ class Level:
         if self.descriptor >= 0:
             os.close(self.descriptor)
             self.descriptor = -1
+
+
+def descend(levels: list[Level], leaf: str, flags: int = BELOW) -> Level:
+    """Open a directory in the last one of `levels`, and add it; if too many are open then, one of them is closed.
+
+    Raises:
+        OSError: it can't be opened.
+    """
+    parent = levels[-1]
+    parent.reopen(levels[0], flags)
+    level = Level(os.open(leaf, flags, dir_fd=parent.descriptor), f"{parent.prefix}{leaf}/")
+    levels.append(level)
+    if len(levels) > _MAX_OPEN:
+        levels[-_MAX_OPEN].close()
+    return level
 
 
 def open_below(root: int, name: str, flags: int = BELOW) -> int:
@@ -302,14 +313,10 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
             leaf = level.names.pop()
             name = level.prefix + leaf
             try:
-                level.reopen(levels[0])
                 if leaf.endswith("/"):
-                    below = Level(os.open(leaf[:-1], BELOW, dir_fd=level.descriptor), name)
-                    levels.append(below)
-                    _list_sorted(below)
-                    if len(levels) > MAX_OPEN:
-                        levels[-MAX_OPEN].close()
+                    _list_sorted(descend(levels, leaf[:-1]))
                     continue
+                level.reopen(levels[0])
                 status = os.stat(leaf, dir_fd=level.descriptor, follow_symlinks=False)
             except OSError as error:
                 yield ScanEntry(name.rstrip("/"), 0, 0, 0, 0, 0, 0, error)

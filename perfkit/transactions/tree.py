@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from types import TracebackType
 
 from perfkit.config import LocalChanges
@@ -26,7 +26,6 @@ from perfkit.transactions.layout import (
 from perfkit.transactions.lock import Lock
 from perfkit.transactions.object_store import ObjectStore, shares_content
 from perfkit.transactions.prepare import Known
-from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.rollback import rollback
 from perfkit.transactions.transaction import Commit, Transaction
 
@@ -53,7 +52,12 @@ class Tree:
         UnsafePathError: `.perfkit` is a symbolic link.
         UpdateError: it belongs to another user.
         OSError: such as missing permissions.
+
+    Attributes:
+        rootdir: its files, inside the block.
     """
+
+    rootdir: RootDir
 
     def __init__(
         self,
@@ -73,55 +77,55 @@ class Tree:
 
     def __enter__(self) -> Tree:
         os.makedirs(self.root, exist_ok=True)
-        self._rootdir = RootDir(self.root)
+        self.rootdir = RootDir(self.root)
         try:
             self._open_private()
-            self._lock = Lock(self._rootdir)
+            self._lock = Lock(self.rootdir)
             self._lock.acquire(self._wait_s)
             try:
-                store = ObjectStore(self._rootdir)
-                self._history = History(self._rootdir, store)
-                self._committer = Committer(self._rootdir, self._lock, store, self._history)
+                store = ObjectStore(self.rootdir)
+                self._history = History(self.rootdir, store)
+                self._committer = Committer(self.rootdir, self._lock, store, self._history)
                 self._committer.recover()
                 self._history.timeline()  # raises if it is damaged
             except BaseException:
                 self._lock.release()
                 raise
         except BaseException:
-            self._rootdir.close()
+            self.rootdir.close()
             raise
         return self
 
     def _open_private(self) -> None:
         """Create `.perfkit`, unless it exists, and check whose it is."""
         while True:
-            self._new = self._rootdir.mkdir(PRIVATE_DIR)
+            self._new = self.rootdir.mkdir(PRIVATE_DIR)
             try:
                 return self._check_owner()
             except FileNotFoundError:  # removed by a process whose first change failed
-                self._rootdir.close_cached()
+                self.rootdir.close_cached()
 
     def _check_owner(self) -> None:
         """Check that `.perfkit` belongs to root, to this user, or to the one who has called sudo(8)."""
-        directory = self._rootdir.directory(PRIVATE_DIR)
+        directory = self.rootdir.directory(PRIVATE_DIR)
         owner, user = os.fstat(directory).st_uid, os.geteuid()
         by_sudo = user == 0 and os.environ.get("SUDO_UID") == str(owner)
         if owner in (user, 0) or by_sudo or self._trust_other_owners or _owner_of_new_file(directory) == owner:
             return
         if self._new:
-            self._rootdir.rmdir(PRIVATE_DIR)
+            self.rootdir.rmdir(PRIVATE_DIR)
         raise UpdateError(
             f"{self.root}: {PRIVATE_DIR} belongs to the user with ID {owner}, who could have any file of the tree "
             "replaced or deleted by this command; run it as that user, or set trust_other_owners"
         )
 
     def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
-        with contextlib.closing(self._rootdir):
+        with contextlib.closing(self.rootdir):
             try:
                 if kind is not None:
                     with contextlib.suppress(OSError, LockedError):
                         self._remove_unused()
-                if self._rootdir.owner is not None:
+                if self.rootdir.owner is not None:
                     self._hand_over()
             finally:
                 self._lock.release()
@@ -129,10 +133,10 @@ class Tree:
     def _hand_over(self) -> None:
         """Give perfkit's own files to the user whose tree this is, if root has changed it."""
         for directory in (PRIVATE_DIR, FETCH):
-            for leaf in self._rootdir.listdir(directory):
+            for leaf in self.rootdir.listdir(directory):
                 with contextlib.suppress(OSError):
-                    descriptor = self._rootdir.open(f"{directory}/{leaf}")
-                    self._rootdir.hand_over(descriptor)
+                    descriptor = self.rootdir.open(f"{directory}/{leaf}")
+                    self.rootdir.hand_over(descriptor)
                     os.close(descriptor)
 
     def _remove_unused(self) -> None:
@@ -145,21 +149,21 @@ class Tree:
         expected = {
             path.rpartition("/")[2] for path in (ANNOUNCED, CLOCK, FETCH, LAST_SYNC, LOCK, OBJECTS, OWNER)
         }  # no state, no journal
-        fetched = [f"{FETCH}/{name}" for name in self._rootdir.listdir(FETCH)]
-        sizes = (found.st_size for name in fetched if (found := self._rootdir.lstat(name)))
-        if not expected.issuperset(self._rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
+        fetched = [f"{FETCH}/{name}" for name in self.rootdir.listdir(FETCH)]
+        sizes = (found.st_size for name in fetched if (found := self.rootdir.lstat(name)))
+        if not expected.issuperset(self.rootdir.listdir(PRIVATE_DIR)) or sum(sizes) > _NOT_WORTH_KEEPING:
             return
         for name in (*fetched, ANNOUNCED, CLOCK, OWNER):
-            self._rootdir.unlink(name)
-        self._rootdir.rmdir(FETCH)
-        self._rootdir.rmdir(OBJECTS)
-        self._rootdir.unlink(LOCK)  # from here on, another change may begin
-        self._rootdir.rmdir(PRIVATE_DIR)
+            self.rootdir.unlink(name)
+        self.rootdir.rmdir(FETCH)
+        self.rootdir.rmdir(OBJECTS)
+        self.rootdir.unlink(LOCK)  # from here on, another change may begin
+        self.rootdir.rmdir(PRIVATE_DIR)
 
     @property
     def fetch_directory(self) -> str:
         """The path of a directory on the same file system, for files to `adopt`; it survives a crash."""
-        self._rootdir.mkdir(FETCH, 0o700)
+        self.rootdir.mkdir(FETCH, 0o700)
         return os.path.join(self.root, FETCH)
 
     @property
@@ -192,34 +196,9 @@ class Tree:
         self._history.changes_between(numbers, undo=undo, into=changes)
         return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
 
-    def check_free_space(self, size: int) -> None:
-        """Check that so many bytes can still be written.
-
-        Raises:
-            OSError: ENOSPC: fewer bytes are free.
-        """
-        self._rootdir.check_free_space(size)
-
-    @property
-    def free_space(self) -> int:
-        """How many bytes are free on its file system."""
-        return self._rootdir.free_space()
-
     def shares_content(self) -> tuple[bool, bool]:
         """Whether replaced files are kept by hard link, and whether copies are reflinks: without using space."""
-        return shares_content(self._rootdir, OWNER, f"{OWNER}~")
-
-    def check_replaceable(self, replaced: Iterable[str], changed: Iterable[str]) -> None:
-        """Check, before work is put into a change, that the kernel allows it: `replaceable.check_replaceable`.
-
-        Args:
-            replaced: existing files that will be replaced, moved or removed.
-            changed: these, and new files.
-
-        Raises:
-            UpdateError: it does not; nothing was changed.
-        """
-        check_replaceable(self._rootdir, replaced, changed)
+        return shares_content(self.rootdir, OWNER, f"{OWNER}~")
 
     def transaction(self, label: Mapping[str, str] | None = None, *, known: Known | None = None) -> Transaction:
         """A change, for a `with` block: committed at its end, aborted if an exception leaves it.

@@ -32,6 +32,7 @@ from perfkit.releases.format.manifest import EntrySubset, Manifest, pair_entries
 from perfkit.releases.statcache import StatCache, clock_ns, next_tick_ns
 from perfkit.transactions import layout
 from perfkit.transactions.prepare import Known
+from perfkit.transactions.replaceable import check_replaceable
 from perfkit.transactions.tree import Tree
 from perfkit.updates.apply import Applied, PlanApplier, installed_content
 from perfkit.updates.digest_index import BlobSet
@@ -233,7 +234,7 @@ class Sync:
         plan = self.plan(local, manifest)
         moved = [each.source for each in plan.local if each.move]
         replaced = [plan.changed, plan.remove, moved, plan.saved_as]
-        tree.check_replaceable(chain(*replaced), chain(*replaced, plan.added, plan.saved_as.values()))
+        check_replaceable(tree.rootdir, chain(*replaced), chain(*replaced, plan.added, plan.saved_as.values()))
         routes = self.fetch(tree, local, manifest, plan, staging)
         self.check(manifest, plan, staging)
         applied = self.apply(tree, local, manifest, plan, staging)
@@ -369,7 +370,7 @@ class Sync:
         Raises:
             OSError: ENOSPC: there is not enough.
         """
-        if tree.free_space >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
+        if tree.rootdir.free_space() >= 2 * fetched + manifest.total_bytes + self._installed.manifest.total_bytes:
             return
         links, clones = tree.shares_content()
         needed = fetched
@@ -386,7 +387,7 @@ class Sync:
             needed += sum(local[name].size for name in gone if name in local)
         if missing:
             needed += sum(offer.bytes for offer in self._source.offers(missing, manifest, local))
-        tree.check_free_space(needed)
+        tree.rootdir.check_free_space(needed)
 
     def check(self, manifest: Manifest, plan: Plan, staging: StagingArea) -> None:
         """See that everything is staged, and have the caller's check look at it: the tree changes after this.

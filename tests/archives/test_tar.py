@@ -310,15 +310,15 @@ def test_only_contents_that_differ_are_written(tmp_path: Path, old: bytes | None
     stage = Stage(tmp_path / "stage")
     [(member, content)] = [next(read_members(io.BytesIO(make_tar({"a": new}, directories=False))))]
     if old is None:
-        result = stage_if_changed(member, content, None, stage)
+        digest, staged = stage_if_changed(member, content, None, stage)
     else:
         (tmp_path / "old").write_bytes(old)
         with (tmp_path / "old").open("rb", buffering=0) as file:
-            result = stage_if_changed(member, content, file, stage)
-    assert result.changed == (old != new)
-    assert result.sha256 == hashlib.sha256(new).hexdigest()
-    assert stage.path.exists() == result.changed
-    if result.changed:
+            digest, staged = stage_if_changed(member, content, file, stage)
+    assert staged == (old != new)
+    assert digest == hashlib.sha256(new).digest()
+    assert stage.path.exists() == staged
+    if staged:
         assert stage.path.read_bytes() == new
 
 

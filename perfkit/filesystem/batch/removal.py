@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path
-from perfkit.filesystem.scan import BELOW, MAX_OPEN, Level, ScanOptions, totals
+from perfkit.filesystem.scan import BELOW, Level, ScanOptions, descend, totals
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
@@ -51,20 +51,15 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
 def _descend(levels: list[Level], run: BatchRun) -> None:
     """Go down until a directory has no more subdirectories, and remove the files on the way."""
     while levels[-1].names and not run.stopped:
-        level = levels[-1]
-        name = level.prefix + level.names.pop()
+        leaf = levels[-1].names.pop()
         try:
-            level.reopen(levels[0])
-            below = Level(os.open(name.rpartition("/")[2], BELOW, dir_fd=level.descriptor), f"{name}/")
+            below = descend(levels, leaf)
         except FileNotFoundError:
             continue
         except OSError as error:
-            run.add(BatchResult(name, error=error))
+            run.add(BatchResult(levels[-1].prefix + leaf, error=error))
             continue
-        levels.append(below)
         _unlink_files(below, run)
-        if len(levels) > MAX_OPEN:
-            levels[-MAX_OPEN].close()
 
 
 def _remove_directory(parent: Level, prefix: str, run: BatchRun) -> None:

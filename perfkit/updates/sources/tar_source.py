@@ -81,8 +81,7 @@ def _digest(member: Member, content: Content, local: LocalTree, staging: Staging
         path = local.path_of_blob(existing.sha256)
     with contextlib.ExitStack() as stack:
         old = None if path is None else stack.enter_context(open(path, "rb", buffering=0))
-        result = stage_if_changed(member, content, old, staging.create)
-    digest = bytes.fromhex(result.sha256)
-    if result.changed:
+        digest, staged = stage_if_changed(member, content, old, staging.create)
+    if staged:
         staging.finish(digest)
     return digest
