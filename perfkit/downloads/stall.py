@@ -40,15 +40,15 @@ def pieces(
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        with stall:
-            data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
-        count = len(data)
+        asked_s = time.monotonic()
+        data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
+        waited_s, count = time.monotonic() - asked_s, len(data)
         if count == 0:
             if left is None:
                 return
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
-        controller.waited(stall.last_s)
-        stall.check(url, count)
+        controller.waited(waited_s)
+        stall.check(url, count, waited_s)
         path = response.path() if toll.limited else None
         toll.charge(count, path.unread if path is not None else None)
         view = memoryview(data)[skip:]
@@ -64,17 +64,14 @@ class _StallWatch:
         self._window_s = config.stall_window_s
         self._waited_s = 0.0
         self._bytes = 0
-        self._since_s = 0.0
-        self.last_s = 0.0  # what the last read waited
 
-    def __enter__(self) -> None:
-        self._since_s = time.monotonic()
+    def check(self, url: str, count: int, waited_s: float) -> None:
+        """Count bytes, and how long they were waited for.
 
-    def __exit__(self, *_: object) -> None:
-        self.last_s = time.monotonic() - self._since_s
-        self._waited_s += self.last_s
-
-    def check(self, url: str, count: int) -> None:
+        Raises:
+            TransferTimeoutError: they come too slowly.
+        """
+        self._waited_s += waited_s
         self._bytes += count
         if self._waited_s < self._window_s:
             return
