@@ -38,7 +38,7 @@ from perfkit.downloads.negotiation import (
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
+from perfkit.downloads.retry import Attempts, GiveUpError, Network, is_refusal, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.stall import pieces
 from perfkit.downloads.throttle import Throttle, Toll
@@ -572,6 +572,9 @@ class Transfer:
                 return
             if task.source != self._attempts.source:
                 return  # another worker has moved on to the next mirror already
+            if partial is not None and runner is not None and self._busy > 1 and is_refusal(error):
+                partial.map.merge_back(runner)
+                return  # others are at the file: as many as the host takes
             if runner is not None and len(runner.segment.runners) > 1:
                 return  # another runner is still at it
             retry_at_s: float | None = time.monotonic()

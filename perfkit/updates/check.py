@@ -155,9 +155,10 @@ def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
     kept = directories.union(changed, [layout.PRIVATE_DIR])
     for directory in sorted(directories):
         os.mkdir(os.path.join(view, directory))
+        below = os.path.join(directory, "")
         with contextlib.suppress(FileNotFoundError, NotADirectoryError):
             names = os.listdir(os.path.join(root, directory))
-            _link_siblings(root, view, directory, [each for each in names if os.path.join(directory, each) not in kept])
+            _link_siblings(root, view, directory, [each for each in names if below + each not in kept])
     for name, content in changed.items():
         if content:
             os.symlink(os.path.realpath(content), os.path.join(view, name))
