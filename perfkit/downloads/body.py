@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 
 from perfkit.downloads.http.semantics import Answer
@@ -36,15 +37,15 @@ def pieces(
     while (left := runner.remaining) != 0:
         if answer.end is not None and runner.position >= answer.end:
             return
-        with stall:
-            data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
-        count = len(data)
+        asked_s = time.monotonic()
+        data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
+        waited_s, count = time.monotonic() - asked_s, len(data)
         if count == 0:
             if left is None:
                 return
             raise TransferError(url, f"the body ended {left} bytes early", transient=True)
-        controller.waited(stall.last_s)
-        stall.check(url, count)
+        controller.waited(waited_s)
+        stall.check(url, count, waited_s)
         path = response.path() if toll.limited else None
         toll.charge(count, path.unread if path is not None else None)
         view = memoryview(data)[skip:]

@@ -377,8 +377,9 @@ class PartialFile:
             raise OSError(error.errno, text, path) from error
         if durable:
             _sync_directory(os.path.dirname(path) or ".")
-        with contextlib.suppress(OSError):
-            self._remove_journal()
+        if self._has_journal is not False:
+            with contextlib.suppress(OSError):
+                self._remove_journal()
         self.close()
 
     def discard(self) -> None:

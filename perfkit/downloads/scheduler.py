@@ -140,7 +140,7 @@ class Scheduler:
         """
         with self._lock:
             if self._waiting:
-                if self.busy < self._controller.target:  # waking it for nothing costs more than a small file
+                if len(self._running) < self._controller.target:  # waking it for nothing costs more than a small file
                     self._changed.notify_all()
             elif self._workers < self._most and self._executor is not None and not self._closed:
                 if _in_a_thread(self._executor, self._work) is not None:
@@ -201,16 +201,16 @@ class Scheduler:
 
     def _next(self) -> tuple[Transfer, Task] | None:
         """What to do next: finish what is begun, begin another file, or share the one with most left to fetch."""
-        if self.busy >= self._most:
+        if len(self._running) >= self._most:
             return None
         now = time.monotonic()
         for transfer in self._active:
-            wanted = transfer.idle or self.busy < self._controller.target
+            wanted = transfer.idle or len(self._running) < self._controller.target
             if wanted and transfer.may_claim and (found := self._within_limit(transfer, lambda each: each.claim(now))):
                 return found
         if self._may_begin(now) and (found := self._begin(now)):
             return found
-        if self.busy < self._controller.target:
+        if len(self._running) < self._controller.target:
             unfinished = filter(Transfer.missing_bytes, self._active)
             for transfer in sorted(unfinished, key=Transfer.missing_bytes, reverse=True):
                 if found := self._within_limit(transfer, Transfer.share):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from perfkit.config import Config
 from perfkit.errors import TransferTimeoutError
 
@@ -23,17 +21,14 @@ class StallWatch:
         self._window_s = config.stall_window_s
         self._waited_s = 0.0
         self._bytes = 0
-        self._since_s = 0.0
-        self.last_s = 0.0  # what the last read waited
 
-    def __enter__(self) -> None:
-        self._since_s = time.monotonic()
+    def check(self, url: str, count: int, waited_s: float) -> None:
+        """Count bytes, and how long they were waited for.
 
-    def __exit__(self, *_: object) -> None:
-        self.last_s = time.monotonic() - self._since_s
-        self._waited_s += self.last_s
-
-    def check(self, url: str, count: int) -> None:
+        Raises:
+            TransferTimeoutError: they come too slowly.
+        """
+        self._waited_s += waited_s
         self._bytes += count
         if self._waited_s < self._window_s:
             return

@@ -325,18 +325,19 @@ class Transfer:
         """One request, and its body put in place."""
         partial, runner = task.partial, task.runner
         asked = asked_range(partial, runner)
-        headers = request_headers(partial, asked, self._wanted)
+        wanted = self._wanted
+        headers = request_headers(partial, asked, wanted)
         get = make_get(self.request, task.url, headers, self._throttles, at=task.at)
         self.cancel.add(runner.cancel.cancel)
         with self._lock:
             self._attempts.requests += 1
         try:
             with Toll(self._throttles, runner.cancel, near=is_loopback(task.host.rpartition(":")[0])) as toll:
-                self._ask(task, get, asked, toll)
+                self._ask(task, get, asked, wanted, toll)
         finally:
             self.cancel.discard(runner.cancel.cancel)
 
-    def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, toll: Toll) -> None:
+    def _ask(self, task: RangeTask, get: Get, asked: ByteRange | None, wanted: Wanted, toll: Toll) -> None:
         network, cancel = self._context.network, task.runner.cancel
         asked_s = time.monotonic() - time.thread_time()
         with network.transport.open(get, cancel) as response:
@@ -346,7 +347,7 @@ class Transfer:
                 shown = get.headers.get("Range", "all")
                 _log.debug("GET %s, %s: status %d", redacted(task.url), shown, response.status)
             answer = interpret(response, task.url, task.partial, asked)
-            if self._accept(task, response, answer, asked):
+            if self._accept(task, response, answer, asked, wanted):
                 self._copy(task, response, answer, toll)
                 slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
                 if slower and self._lost_by_chance(response.path()):
@@ -368,14 +369,16 @@ class Transfer:
         """The one version that will do. Other servers than the first have names of their own for it."""
         return (self.request.only if self._attempts.source == 0 else None) or NO_VALIDATOR
 
-    def _accept(self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None) -> bool:
+    def _accept(
+        self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None, wanted: Wanted
+    ) -> bool:
         """Act on an answer; returns whether its body is to be read."""
         partial = task.partial
         self._check_current_source(task)
         if task.at is not None and response.status in _LINK_STATUSES:
             reason = f"the redirect's target answers with status {response.status}"
             raise TransferError(task.url, reason, transient=True)  # the original URL may lead to a new one
-        step = next_step(task.url, response, answer, partial, asked, self._wanted)
+        step = next_step(task.url, response, answer, partial, asked, wanted)
         if step is Step.REFUSED:
             refuse(task.url, response, answer.reason, host=task.host, network=self._context.network)
         if step is Step.UNCHANGED:
@@ -507,15 +510,16 @@ class Transfer:
                 response.end_after(runner.remaining or 0)
             if count < _FULL_BYTES < (runner.remaining or 0) and toll.quantum(_FULL_BYTES) == _FULL_BYTES:
                 self._gather()
-        if runner.remaining is None:
+        left = runner.remaining
+        if left is None:
             self._length_known = "chunked" in response.headers.get("transfer-encoding", "").lower()
             partial.map.end_here(runner)
             self._meter.start(partial.map.size)
-        if runner.remaining and not partial.resumable:
+        if left and not partial.resumable:
             self._ranges = False  # nothing would tell if the rest came from another version: in one piece, then
             reason = "the server sent less than was requested, without a validator"
             raise TransferError(url, reason, transient=True)
-        if runner.remaining and runner.position - runner.start < _SHORT_ANSWER_BYTES:
+        if left and runner.position - runner.start < _SHORT_ANSWER_BYTES:
             raise TransferError(url, "the server keeps sending shorter ranges than requested", transient=True)
 
     def _gather(self) -> None:

@@ -121,7 +121,8 @@ class FileMeter:
         self._meter = meter
         self._lock = meter.lock
         self._pace: Pace | None = None
-        self._began_s = self._ended_s = 0.0
+        self._began_s: float | None = None
+        self._ended_s = 0.0
         self._host = self._reason = ""
         self._retries = 0
         self._retry_at_s: float | None = None
@@ -140,9 +141,8 @@ class FileMeter:
                 self._meter.resize(self.total_bytes, total_bytes)
                 self.total_bytes = total_bytes
             self._host, self.path = host or self._host, path or self.path
-            if self._pace is None:
+            if self._began_s is None:
                 self._began_s = self._meter.clock()
-                self._pace = Pace(self._began_s)
                 self._meter.begin(self)
             self.state = State.ACTIVE
 
@@ -215,9 +215,10 @@ class FileMeter:
 
     def progress(self, now: float) -> FileProgress:
         """The numbers at this moment of the meter's clock; the caller holds the meter's `lock`."""
-        speed, eta_s, share = 0.0, None, None
-        elapsed_s = (self._ended_s or now) - self._began_s if self._pace else 0.0
-        if self._pace is not None:
+        speed, eta_s, share, elapsed_s = 0.0, None, None, 0.0
+        if self._began_s is not None:
+            elapsed_s = (self._ended_s or now) - self._began_s
+            self._pace = self._pace or Pace(self._began_s)
             speed = self._pace.see(now, self.transferred_bytes)
             left = None if self.total_bytes is None else max(0, self.total_bytes - self.received_bytes)
             eta_s = self._pace.eta_s(left)

@@ -1,7 +1,7 @@
 """Connections and pools of urllib3 that any thread can abort in every phase, and answers held to RFC 9112.
 
 What is added hangs on urllib3's and http.client's seams: `pool_classes_by_scheme`, `ConnectionCls`, `connect`,
-`request`, `close`, `response_class`, and one private name, `_new_conn`, where the socket is made.
+`request`, `close`, `response_class`, a pool's `urlopen`, and one private name, `_new_conn`, where the socket is made.
 """
 
 from __future__ import annotations

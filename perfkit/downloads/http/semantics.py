@@ -96,7 +96,7 @@ class Version:
         """Whether these headers name another version. A difference in either field counts, whatever the other says:
         some servers keep an ETag for the life of their process. A field that is absent shows nothing.
         """
-        return _differ(self.etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
+        return _differ(self.etag, self.last_modified, headers)
 
     def is_meant_by(self, headers: Headers) -> bool:
         """Whether a 304 with these headers is about this version. One that names none, in answer to a date, may be
@@ -123,8 +123,10 @@ def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # it is not stored already
 
 
-def _differ(one: str | None, other: str | None) -> bool:
-    return one is not None and other is not None and one != other
+def _differ(etag: str | None, last_modified: str | None, headers: Headers) -> bool:
+    return (etag is not None and headers.get("etag", etag) != etag) or (
+        last_modified is not None and headers.get("last-modified", last_modified) != last_modified
+    )
 
 
 def version_of(headers: Headers) -> Version:
@@ -169,8 +171,7 @@ class Validator:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers show another version; a header that is absent shows nothing."""
-        etag = self.etag or self.weak_etag
-        return _differ(etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
+        return _differ(self.etag or self.weak_etag, self.last_modified, headers)
 
     def is_shown_by(self, headers: Headers) -> bool:
         """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some

@@ -180,11 +180,13 @@ class HttpTransport:
             self._outage.close()
 
     def open(self, request: Get, cancel: Cancel) -> Response:
-        home, private = origin_of(request.url), {**self._configured, **_canonical(request.private_headers)}
+        private = self._configured
+        if request.private_headers:
+            private = {**private, **_canonical(request.private_headers)}
         asked = as_sent(request.url)
         at, hops = as_sent(request.at) if request.at else asked, 0
         while True:
-            at_home = at == asked or may_share(home, origin_of(at))
+            at_home = at == asked or may_share(origin_of(request.url), origin_of(at))
             trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
