@@ -400,6 +400,7 @@ class _Publisher:
             gaps, size = {}, 0
         with self._writer(threads, solid, level, "packing for first installs", size) as writer:
             write_solid(self._manifest, gaps, solid_order(self._manifest, gaps), self._open, writer)
+            gaps = {}  # hundreds of bytes for each file, and the last frames take their memory now
             if old_solid is not None:
                 merge_packs(solid, old_solid, writer)
         solid.add_from(fine, solid.gaps(self._manifest, self._first.values()))
