@@ -195,27 +195,36 @@ class Updates:
         shutil.rmtree(dest)
 
     def change(self) -> None:
-        """Time: an update of few files, each to another release, and a rollback."""
-        site, dest = self.botocore(), self.scratch / "change"
+        """Time: an update of few files, each to another release, with a check and without one, and a rollback."""
+        site, dest, checked = self.botocore(), self.scratch / "change", self.scratch / "checked"
         site.offer("1")
         self.sync(site, dest, "1")
+        self.sync(site, checked, "1")
         update = _timed("update", "kit.sync(*sys.argv[1:])", self.url(site.path), str(dest))
+        checking = "kit.sync(*sys.argv[1:], check=lambda staged: None)"
+        with_check = _timed("with a check", checking, self.url(site.path), str(checked))
         back = _timed("back", "kit.rollback(sys.argv[1])", str(dest))
         forward = _timed("forward", "kit.rollback(sys.argv[1], to=to)", str(dest), before=_LAST)
-        runs: dict[str, list[Run]] = {each.name: [] for each in (update, back, forward)}
+        runs: dict[str, list[Run]] = {each.name: [] for each in (update, with_check, back, forward)}
         for number in range(2, self.pairs + 3):
             note(f"change: release {number} of {self.pairs + 2}")
             site.offer(str(number))
             for each, release in ((update, number), (back, number - 1), (forward, number)):
                 runs[each.name].append(self.bench.run(each))
                 _check(dest, site.tree(str(release)))
+            runs[with_check.name].append(self.bench.run(with_check))
+            _check(checked, site.tree(str(number)))
         title = f"update that changes {CHANGED} of 3,433 files (botocore), in process, loopback included"
         for name, limit in (("update", 250), ("back", 100), ("forward", 100)):
             wall_ms = median(run.wall_s * 1000 for run in runs[name][1:])
             self.judge("change", title, f"{name}, wall, median", wall_ms, "ms", limit)
+        pairs = zip(runs["with a check"][1:], runs["update"][1:], strict=True)
+        view_ms = median((checked_run.wall_s - run.wall_s) * 1000 for checked_run, run in pairs)
+        self.judge("change", title, "view for a check, and whether it did harm, median", view_ms, "ms", 60)
         peak = max(run.peak_rss for each in runs.values() for run in each)
         self.report.figures.append(memory("change", title, peak, limit=RSS_LIMIT))
         shutil.rmtree(dest)
+        shutil.rmtree(checked)
 
     def back(self) -> None:
         """Time: a rollback of the same files in a small tree and in a large one."""

@@ -134,10 +134,10 @@ class Fetcher:
 
 
 class StagedBlobs:
-    """The blobs that are complete, and their paths. Paths are built on access."""
+    """The blobs that are complete, and their paths in the directory `stage`, which are built on access."""
 
-    def __init__(self, path: Callable[[bytes], str]) -> None:
-        self._path = path
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self._expected: BlobSet | None = None
         self._others = DigestSet()
 
@@ -154,7 +154,7 @@ class StagedBlobs:
     def __getitem__(self, digest: bytes) -> str:
         if digest not in self:
             raise KeyError(digest)
-        return self._path(digest)
+        return _blob_path(self._stage, digest)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._others or (self._expected is not None and digest in self._expected)
@@ -176,7 +176,7 @@ class StagingArea:
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(self._path)
+        self.blobs = StagedBlobs(stage)
         self.expected = BlobSet(BlobIndex(Manifest.of(())))
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
         self._made = bytearray()  # as `writer` has it
@@ -333,7 +333,11 @@ class StagingArea:
             os.unlink(self._unnamed)
 
     def _path(self, digest: bytes) -> str:
-        return os.path.join(self._stage, f"{_PREFIX}{digest.hex()}")
+        return _blob_path(self._stage, digest)
+
+
+def _blob_path(stage: str, digest: bytes) -> str:
+    return os.path.join(stage, f"{_PREFIX}{digest.hex()}")
 
 
 def _create(path: str, *, empty: bool = True) -> int:
