@@ -132,7 +132,7 @@ class Index:
         """The numbers of all pieces of the wanted entries, in the order of frames."""
         return pack_numbers(number for number, entry in enumerate(self.entries) if wanted(entry))
 
-    def ranges(self, pieces: Sequence[int], *, max_gap: int = 4096, max_bytes: int | None = None) -> list[PackRange]:
+    def ranges(self, pieces: Sequence[int], *, max_gap: int = 0, max_bytes: int | None = None) -> list[PackRange]:
         """The ranges to fetch for these pieces.
 
         Args:

@@ -174,8 +174,8 @@ class FrameTable:
 
     def compressible(self, gaps: dict[int, list[tuple[int, int]]], ratio: float) -> dict[int, list[tuple[int, int]]]:
         """Those gaps in entries that this table compresses to less than `ratio`, or that are small."""
-        packed: dict[int, float] = defaultdict(float)
-        sizes: dict[int, int] = defaultdict(int)
+        count = max(gaps, default=-1) + 1
+        packed, sizes = array("d", bytes(8 * count)), array("Q", bytes(8 * count))
         for frame, entry, length in zip(self.frames, self.entries, self.lengths, strict=True):
             if entry in gaps:
                 packed[entry] += length * self.packed[frame] / self.sizes[frame]

@@ -9,12 +9,14 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+from array import array
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from perfkit.errors import FileChangedError
+from perfkit.filesystem.compact import sort_numbers
 from perfkit.filesystem.thread_map import WorkerPool
 from perfkit.releases.format.frames import CUT_ABOVE_BYTES, split_pieces, tag
 from perfkit.releases.format.index import Pack, Piece
@@ -62,14 +64,14 @@ def pool() -> Iterator[WorkerPool]:
         threads.shutdown(wait=False, cancel_futures=True)
 
 
-def solid_order(manifest: Manifest, entries: Iterable[int]) -> list[int]:
+def solid_order(manifest: Manifest, entries: Iterable[int]) -> Sequence[int]:
     """Sort entries so that similar files are adjacent: by suffix, then by directory and name."""
 
     def key(entry: int) -> tuple[str, str, str]:
         directory, _, base = manifest.name(entry).rpartition("/")
         return base.rpartition(".")[2], directory, base
 
-    return sorted(entries, key=key)
+    return array("I", sort_numbers(array("I", entries), key))
 
 
 def _checked(
@@ -88,7 +90,7 @@ def _checked(
 
 
 def write_solid(
-    manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], order: list[int], opened: Open, writer: PackWriter
+    manifest: Manifest, gaps: dict[int, list[tuple[int, int]]], order: Sequence[int], opened: Open, writer: PackWriter
 ) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
@@ -198,7 +200,7 @@ def _is_same(old: BlobReader, number: int, data: bytes) -> bool:
     return len(data) == old.index.content_bytes(frame) and old.frame(frame) == data
 
 
-def train_dictionary(manifest: Manifest, entries: list[int], opened: Open) -> bytes | None:
+def train_dictionary(manifest: Manifest, entries: Sequence[int], opened: Open) -> bytes | None:
     """Train a dictionary for small frames on samples of these files; None: they are too few."""
     step = max(1, len(entries) // _SAMPLES)
     samples = []

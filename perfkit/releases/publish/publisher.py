@@ -13,7 +13,7 @@ import logging
 import os
 import tempfile
 import time
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from io import BytesIO
@@ -174,6 +174,7 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
     known = _known_files(site) if clock_ns else None
     tree.read_all(progress, known)
     manifest = Manifest.of(tree.entries.values(), known.manifest if known else None)
+    tree.entries.clear()  # 300 bytes for each file
     release = publish_manifest(src, site, manifest, chosen, progress=progress)
     if clock_ns:
         rows = StatCache(manifest)
@@ -399,6 +400,7 @@ class _Publisher:
             gaps, size = {}, 0
         with self._writer(threads, solid, level, "packing for first installs", size) as writer:
             write_solid(self._manifest, gaps, solid_order(self._manifest, gaps), self._open, writer)
+            gaps = {}  # hundreds of bytes for each file, and the last frames take their memory now
             if old_solid is not None:
                 merge_packs(solid, old_solid, writer)
         solid.add_from(fine, solid.gaps(self._manifest, self._first.values()))
@@ -424,7 +426,7 @@ class _Publisher:
     def _size(self, entries: Iterable[int]) -> int:
         return sum(map(self._manifest.size, entries))
 
-    def _dictionary(self, kept: FrameTable, fresh: list[int]) -> PackedRef | None:
+    def _dictionary(self, kept: FrameTable, fresh: Sequence[int]) -> PackedRef | None:
         """The latest dictionary, or a new one where most of the tree is new."""
         latest = kept.dictionary()
         if latest is not None and len(fresh) < len(self._first) // 2:

@@ -73,6 +73,7 @@ class SourceTree:
                 else:
                     entries.update((each.name, each) for each in self._entry(name, mode, shown))
         self.entries = entries
+        found.names.clear()  # the entries have them
         self.found = found
 
     def _check(self, found: _Found, rows: StatCache | None) -> None:

@@ -25,6 +25,8 @@ __all__ = ["PackRoute", "Seeds"]
 
 _RANGE_BYTES = 1 << 20  # of one request, at least where there are more bytes than that: a connection begins slowly
 _MAX_RANGES = 24  # of that size; where there is more to fetch, the ranges are larger
+# Unused bytes that are fetched to save a request: what a connection brings meanwhile, but little of all.
+_LEAST_GAP_BYTES, _MAX_GAP_BYTES, _MAX_GAPS = 4 << 10, 24 << 10, 128
 _WAIT_S = 0.001  # a range for which we wait longer comes over a network that is slower than decoding
 
 
@@ -86,7 +88,8 @@ class PackRoute:
     def _ranges(self, pieces: Sequence[int]) -> list[PackRange]:
         """The ranges to fetch for these pieces: several, where there is much to fetch, since none is split later."""
         total = sum(each.end - each.start for each in self._index.ranges(pieces))
-        return self._index.ranges(pieces, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
+        max_gap = min(_MAX_GAP_BYTES, max(_LEAST_GAP_BYTES, total // _MAX_GAPS))
+        return self._index.ranges(pieces, max_gap=max_gap, max_bytes=max(_RANGE_BYTES, total // _MAX_RANGES))
 
     def _find_seeds(self, pieces: Collection[int]) -> Seeds:
         """The pieces that the tree has. It is searched once: later calls ask for a subset of the first one's pieces."""
