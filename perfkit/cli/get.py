@@ -38,7 +38,6 @@ examples:
 
 
 def add_get(get: Parser) -> None:
-    """Add the options of `perfkit get`."""
     get.description = "Download files in parallel and in segments, and resume interrupted downloads."
     get.epilog = _EXAMPLES
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
