@@ -22,7 +22,7 @@ from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
@@ -32,6 +32,7 @@ from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR, STATE
 from perfkit.updates.hold import Hold
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport, VerifyReport
+from perfkit.updates.status import read_json
 
 __all__ = [
     "Current",
@@ -349,9 +350,4 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
 
 def _notified(dest: str) -> int | None:
     """The generation that all receivers have processed; None if unknown."""
-    try:
-        with open(open_own(os.path.join(dest, NOTIFIED)), encoding="utf-8") as file:
-            found = json.load(file)["generation"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return found if isinstance(found, int) else None
+    return read_json(os.path.join(dest, NOTIFIED)).get("generation")
