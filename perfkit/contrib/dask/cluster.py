@@ -167,7 +167,7 @@ class OnScheduler(SchedulerPlugin):
         self._calls[name] = _Call(client, SharedLimits(rate, connections))
 
     async def end(self, name: str) -> None:
-        if name in self._scheduler.worker_plugins:  # else another one is at it
+        if name in self._scheduler.worker_plugins:  # else it has ended, or is just ending
             await self._scheduler.unregister_worker_plugin(comm=None, name=name)
             del self._calls[name]
 
@@ -202,10 +202,10 @@ class OnWorker(WorkerPlugin):
         self._worker = worker
         self._lock = threading.Lock()
         self._shards: dict[int, ShardCount] = {}
-        self._report = WorkerReport({}, (), 0.0)
+        self.report = WorkerReport({}, (), 0.0)
         self.kit = Toolkit(self._config, progress=self, limits=self)
-        worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report().bytes_per_s  # columns of Dask's dashboard
-        worker.metrics["perfkit_files"] = lambda _: sum(each.files for each in self.report().shards.values())
+        worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report.bytes_per_s  # columns of Dask's dashboard
+        worker.metrics["perfkit_files"] = lambda _: sum(each.files for each in self.report.shards.values())
 
     async def teardown(self, worker: Worker) -> None:
         for metric in ("perfkit_bytes_per_s", "perfkit_files"):
@@ -224,18 +224,15 @@ class OnWorker(WorkerPlugin):
             with self._lock:
                 del self._shards[number]
 
-    def report(self) -> WorkerReport:
-        return self._report
-
     # -- as the Toolkit's `Progress` --
 
     def update(self, snapshot: Snapshot) -> None:
         with self._lock:  # now: of files that end later, the snapshot has the bytes
             shards = {number: replace(shard) for number, shard in self._shards.items()}
-        self._report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
+        self.report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
 
     def finish(self, snapshot: Snapshot) -> None:
-        self._report = WorkerReport({}, (), 0.0)
+        self.report = WorkerReport({}, (), 0.0)
 
     # -- as its `LimitStore` --
 
@@ -248,7 +245,7 @@ class OnWorker(WorkerPlugin):
             worker=self._worker.address,
             holder=holder,
             use=asdict(use),
-            report=Serialize(self.report()),  # type: ignore[no-untyped-call]
+            report=Serialize(self.report),  # type: ignore[no-untyped-call]
         )
         return Lease(**found)
 
