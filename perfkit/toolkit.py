@@ -541,7 +541,7 @@ class Toolkit:
             release=release,
             channel=channel,
             decompress=decompress,
-            checksums=_text(checksums),
+            checksums=None if checksums is None else os.fspath(checksums),
             mirrors=tuple(mirrors),
             demands=demands,
         )
@@ -627,7 +627,7 @@ class Toolkit:
             release=release,
             channel=channel,
             decompress=decompress,
-            checksums=_text(checksums),
+            checksums=None if checksums is None else os.fspath(checksums),
             mirrors=tuple(mirrors),
             demands=demands,
         )
@@ -786,10 +786,6 @@ class Toolkit:
                 wait_s=wait_s,
                 progress=self._operation,
             )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:
