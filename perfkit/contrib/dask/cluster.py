@@ -28,6 +28,7 @@ __all__ = ["ClusterState", "OnWorker", "ShardCount", "Tasks", "WorkerReport", "o
 
 T = TypeVar("T")
 
+_LOST = "the scheduler was lost; start it again, and repeat the call to go on"
 _ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
 _POLL_S = 0.1
 _RETRIES = 2  # of a task that failed; one whose worker was lost is repeated as Dask's settings say
@@ -80,13 +81,12 @@ def state_of(client: Client, name: str) -> ClusterState:
     Raises:
         ConnectionError: the scheduler was lost.
     """
-    lost = "the scheduler was lost; start it again, and repeat the call to go on"
     if client.status != "running":
-        raise ConnectionError(lost)
+        raise ConnectionError(_LOST)
     try:
         found = _ask(client, "perfkit_state", name=name)
     except OSError as error:
-        raise ConnectionError(lost) from error
+        raise ConnectionError(_LOST) from error
     return ClusterState(**found)
 
 
@@ -129,12 +129,18 @@ class Tasks(Generic[T]):
         self._completed.add(future)  # type: ignore[no-untyped-call]
 
     def ended(self) -> list[tuple[T, Future[Any]]]:
-        """Those that have ended since the last time, after a short wait if there are none."""
+        """Those that have ended since the last time, after a short wait if there are none.
+
+        Raises:
+            ConnectionError: the scheduler was lost.
+        """
         ended = []
         for future in self._completed.next_batch(block=False):  # type: ignore[no-untyped-call]
             if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
                 self._completed.add(future)  # type: ignore[no-untyped-call]
             elif future in self.running:
+                if future.status == "cancelled":
+                    raise ConnectionError(_LOST)
                 ended.append((self.running.pop(future), future))
         if not ended:
             time.sleep(_POLL_S)
