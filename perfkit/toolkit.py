@@ -88,7 +88,9 @@ class Toolkit:
         if session is not None and make is HttpTransport:
             make = functools.partial(HttpTransport, session=session)
         self._operation = OperationProgress(progress or Silent())
-        self._downloads = DownloadManager(self.config, transport=make, progress=self._operation, limits=limits)
+        self._downloads = DownloadManager(
+            self.config, transport=make, progress=progress if progress is None else self._operation, limits=limits
+        )
 
     def __enter__(self) -> Toolkit:
         return self

@@ -23,6 +23,7 @@ from tests.support.kits import QUICK
 from tests.support.leaks import nothing_left
 from tests.support.sites import Origin
 from tests.support.tools import mounted
+from tests.support.warm import USED_BY_COMMANDS, WarmPython
 
 _ONCE = re.compile(r"^pytestmark = \[?\s*pytest\.mark\.once\b", re.MULTILINE)
 
@@ -107,6 +108,14 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     ):
         monkeypatch.delenv(name, raising=False)
         monkeypatch.delenv(name.lower(), raising=False)
+
+
+@pytest.fixture(scope="session")
+def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    """Programs and `perfkit` commands that start within milliseconds."""
+    with WarmPython(tmp_path_factory.mktemp("warm"), *USED_BY_COMMANDS) as warm:
+        warm.install("perfkit", "perfkit")
+        yield warm
 
 
 @pytest.fixture

@@ -18,6 +18,7 @@ import pytest
 
 from perfkit import Config, errors
 from tests.support.tools import first_everywhere, need
+from tests.support.warm import WarmPython
 
 DOCS = Path(__file__).parent.parent / "docs"
 TRIED = [DOCS / "tutorial.md", DOCS / "errors.md", DOCS / "operations.md", *sorted((DOCS / "howto").glob("*.md"))]
@@ -67,16 +68,17 @@ wait_for_server() {{ until (exec 3<>/dev/tcp/127.0.0.1/{port}) 2> /dev/null; do 
 """
 
 
-def run(block: Block, where: Path, port: int) -> str:
+def run(block: Block, where: Path, port: int, warm: WarmPython) -> str:
     """What it prints; in a new process group, which may leave a server behind."""
     code = block.code.replace("127.0.0.1:8000", f"127.0.0.1:{port}").replace("--port 8000", f"--port {port}")
     if block.language == "sh":
         code = re.sub(r"^perfkit serve (?!.*--port)", f"perfkit serve --port {port} ", code, flags=re.MULTILINE)
         code = re.sub(r"^(perfkit serve .*)&$", r"\1> /dev/null 2>&1 &\nwait_for_server", code, flags=re.MULTILINE)
-    command = ["bash", "-ec", WAIT.format(port=port) + code] if block.language == "sh" else [sys.executable, "-c", code]
-    bin = str(Path(sys.executable).parent)
-    environ = {**os.environ, "PATH": f"{bin}:{os.environ['PATH']}", "HOME": str(where), "PYTHONUNBUFFERED": "1"}
+    command = ["bash", "-ec", WAIT.format(port=port) + code] if block.language == "sh" else warm.python("-c", code)
+    paths = f"{warm.bin}:{Path(sys.executable).parent}:{os.environ['PATH']}"
+    environ = {**os.environ, "PATH": paths, "HOME": str(where), "PYTHONUNBUFFERED": "1"}
     environ.pop("AWS_CA_BUNDLE", None)  # rclone before 1.63 refuses to work with it
+    environ["DASK_DISTRIBUTED__WORKER__MULTIPROCESSING_METHOD"] = "forkserver"  # takes half the time
     environ["TMPDIR"] = str(where)  # a page that runs pytest does not clean up what other runs have left in /tmp
     ended = subprocess.run(
         command,
@@ -93,13 +95,13 @@ def run(block: Block, where: Path, port: int) -> str:
 
 
 @pytest.mark.parametrize("page", first_everywhere(*TRIED), ids=lambda page: page.stem)
-def test_by_copy_and_paste(page: Path, tmp_path: Path) -> None:
+def test_by_copy_and_paste(page: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """In an empty directory, top to bottom, each block prints what the page says."""
     need("bash", *NEEDED.get(page.stem, ()))
     port = free_port()
     try:
         for block in blocks(page):
-            printed = run(block, tmp_path, port)
+            printed = run(block, tmp_path, port, warm_python)
             at = 0
             lines = _VARIES.sub("#", printed).splitlines()
             for promise in block.promised:

@@ -92,7 +92,7 @@ class HostLimiter:
         """Take a place at the host; False if it is full or paused."""
         now = self._clock()
         with self._lock:
-            state = self._hosts.setdefault(host, _Host(self._limit))
+            state = self._hosts.get(host) or self._hosts.setdefault(host, _Host(self._limit))
             if state.limit < self._limit and now - state.limited_at_s >= state.recovery_s:
                 state.limit, state.limited_at_s = state.limit + 1, now
             if state.active >= state.limit or now < state.paused_until_s or self._lacks_lease(state, now):
@@ -125,15 +125,21 @@ class HostLimiter:
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
             self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
-    def refused(self, host: str) -> None:
-        """The host has refused one of the requests under way: the others are as many as it takes."""
+    def refused(self, host: str) -> bool:
+        """The host has refused one of the requests under way: the others are as many as it takes. False if there are
+        no others.
+        """
         now = self._clock()
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
             if state.active:  # else it was asked by way of another host's redirect, and that one is limited
                 if state.limited_at_s and now - state.limited_at_s >= _RECOVERY_S:
                     state.recovery_s *= 2
-                state.limit, state.limited_at_s = max(1, min(state.limit, state.active) - 1), now
+                state.limit, state.limited_at_s = min(state.limit, state.active) - 1, now
+                if state.limit:
+                    return True
+                state.limit = 1
+            return False
 
 
 class AdaptiveController:
@@ -285,13 +291,13 @@ class AdaptiveController:
 
     def _decide(self, goodput: float, cpu_bound: bool, idle: bool) -> int:
         trial, self._trial = self._trial, None
+        queues = self._path_known and queued(self._trip_s, self._least_trip_s)
+        if queues:
+            self._queued_at_s = self._clock()
         if idle:
             return self.target
         if self._path_known and not cpu_bound:
-            if not queued(self._trip_s, self._least_trip_s):
-                return min(self._ceiling, self.target * 2)
-            self._queued_at_s = self._clock()
-            return self.target
+            return self.target if queues else min(self._ceiling, self.target * 2)
         if self._paused and not cpu_bound:
             return min(self._ceiling, self.target * 2)
         if trial is not None and not self._pays(trial, goodput):

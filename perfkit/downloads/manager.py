@@ -154,7 +154,7 @@ class DownloadManager:
             path = safe_join(dest, name) if name is not None else _unnamed(dest, request)
         else:
             name = path = dest
-        with contextlib.closing(self._run([(request, path, name is not None)])) as running:
+        with contextlib.closing(self._run([(request, os.path.abspath(path), name is not None)])) as running:
             for _, download in running:  # closed explicitly: a Ctrl-C in a generator that is collected is lost
                 if download.error is not None:
                     download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
@@ -230,7 +230,7 @@ class DownloadManager:
         Raises:
             ConfigError: the manager is closed.
         """
-        directory = os.fspath(dest) if dest is not None else os.curdir
+        directory = os.path.abspath(dest or os.curdir)
         total = len(items) if isinstance(items, Sized) else None
         sizes = None
         if isinstance(items, list | tuple):
@@ -392,7 +392,6 @@ class DownloadManager:
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
         """A transfer with a path of its own, in a directory that exists; None if it has failed already."""
-        path = os.path.abspath(path)
         directory, name = os.path.split(path)
         size = request.expected_bytes
         meter = self._meter.file(request.label or name, path=path, total_bytes=size, announced=batch.announced)

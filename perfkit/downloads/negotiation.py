@@ -6,7 +6,7 @@ import datetime
 import enum
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from typing import NamedTuple
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
 from perfkit.downloads.file_origin import Origin
@@ -61,8 +61,7 @@ class Step(enum.Enum):
     REFUSED = enum.auto()  # an error status
 
 
-@dataclass(frozen=True, slots=True)
-class Wanted:
+class Wanted(NamedTuple):
     """Which versions of the file a transfer takes from a source.
 
     Args:

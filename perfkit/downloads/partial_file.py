@@ -23,7 +23,7 @@ from typing import Any
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksums import Checksum, RunningDigest
 from perfkit.downloads.file_origin import Origin, digest_of, write_origin
-from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.semantics import NO_VALIDATOR, NO_VERSION, Validator, Version
 from perfkit.downloads.http.urls import is_signed
 from perfkit.downloads.segments import Range, Runner, SegmentMap
 from perfkit.errors import CancelledError, IntegrityError, TransferError
@@ -47,11 +47,11 @@ _HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast 
 
 def part_path(dest: str) -> str:
     """The path of a destination's partial file; a name too long for a suffix is replaced by its digest."""
-    directory, name = os.path.split(dest)
+    directory, slash, name = dest.rpartition("/")
     part = f"{name}.perfkit-part"
     if 4 * len(part) > _NAME_MAX and len(os.fsencode(part)) + len(".json~") > _NAME_MAX:
         part = f"{hashlib.sha256(os.fsencode(name)).hexdigest()[:32]}.perfkit-part"
-    return os.path.join(directory, part)
+    return f"{directory}{slash}{part}"
 
 
 def _boot_id() -> str:
@@ -87,9 +87,9 @@ class PartialFile:
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
-        self.version = Version()  # as the origin named it
-        self.lasting = Version()  # what of that a later run may remember
-        self.validator = Validator()  # what of that proves it
+        self.version = NO_VERSION  # as the origin named it
+        self.lasting = NO_VERSION  # what of that a later run may remember
+        self.validator = NO_VALIDATOR  # what of that proves it
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
@@ -140,7 +140,7 @@ class PartialFile:
         if journal["part"] != (list(self.part) if self.part else None):
             raise ValueError(f"the journal is for bytes {journal['part']}")
         same_sum = self._checksum is not None and journal["checksum"] == str(self._checksum)
-        validator = Validator()
+        validator = NO_VALIDATOR
         if journal["source"] == self.source:
             validator = Validator(journal["etag"], journal["last_modified"])
             self.version = Version(*journal["version"])
@@ -193,13 +193,14 @@ class PartialFile:
             descriptor, found = self._open_or_create()
             try:
                 try_lock(descriptor)
-                with contextlib.suppress(FileNotFoundError):
-                    status = os.fstat(descriptor)
-                    if os.path.samestat(status, os.lstat(self.path)):
-                        if not found or _is_own(status):
-                            self.descriptor = descriptor
-                            return status.st_size
-                        os.unlink(self.path)
+                status = os.fstat(descriptor)
+                if os.path.samestat(status, os.lstat(self.path)):
+                    if not found or _is_own(status):
+                        self.descriptor = descriptor
+                        return status.st_size
+                    os.unlink(self.path)
+            except FileNotFoundError:
+                pass
             except BlockingIOError:
                 idle_s = time.time() - os.fstat(descriptor).st_mtime
                 os.close(descriptor)
@@ -260,7 +261,7 @@ class PartialFile:
     def change_source(self, url: str) -> None:
         """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
-        self.version, self.validator, self.settled = Version(), Validator(), False
+        self.version, self.validator, self.settled = NO_VERSION, NO_VALIDATOR, False
         self.ranges_proven = self.ranges_seen = False
         self.mixed = self.descriptor >= 0
         self.total = self.total if self.mixed else None

@@ -8,6 +8,8 @@ from typing import NamedTuple
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
 from perfkit.downloads.http.semantics import (
+    NO_VALIDATOR,
+    NO_VERSION,
     RANGE_REFUSALS,
     Answer,
     Validator,
@@ -26,7 +28,6 @@ from perfkit.errors import CancelledError, TransferError
 
 __all__ = ["Probe", "probe", "read_small_file"]
 
-_NO_VERSION, _NO_VALIDATOR = Version(), Validator()
 _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 
 
@@ -39,9 +40,9 @@ class Probe(NamedTuple):
     first: bytes = b""  # the beginning of the file, as much as was requested, or all of it
     size: int | None = None  # of the whole file; None: unknown
     ranges: bool = False  # it answers with the range that was requested, or says that it would with others
-    version: Version = _NO_VERSION
-    lasting: Version = _NO_VERSION  # what of that may be remembered as known
-    validator: Validator = _NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
+    version: Version = NO_VERSION
+    lasting: Version = NO_VERSION  # what of that may be remembered as known
+    validator: Validator = NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
     content_type: str | None = None
     requests: int = 1
 

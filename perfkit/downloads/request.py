@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from perfkit.config import Auth, check_headers, check_type
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.semantics import Validator, Version
+from perfkit.downloads.http.semantics import NO_VERSION, Validator, Version
 from perfkit.downloads.http.urls import origin_of, split_url
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import AnyKey, read_public_keys
@@ -18,7 +18,6 @@ from perfkit.redact import masked
 __all__ = ["Download", "Request"]
 
 
-_NO_VERSION = Version()
 _IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
@@ -171,5 +170,5 @@ class Download(_WithoutSecrets):
     seconds: float = 0.0
     length_known: bool = True  # False: only the end of the connection marked the end of the file
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
-    version: Version = _NO_VERSION  # for `known`; empty for a part, without an answer, and while it may mean another
+    version: Version = NO_VERSION  # for `known`; empty for a part, without an answer, and while it may mean another
     error: Exception | None = None

@@ -14,7 +14,7 @@ from perfkit.downloads.http.transport import Response, Transport
 from perfkit.errors import HTTPStatusError, TransferError
 from perfkit.redact import redacted
 
-__all__ = ["Attempts", "GiveUpError", "Network", "backoff_s", "refuse"]
+__all__ = ["Attempts", "GiveUpError", "Network", "backoff_s", "is_refusal", "refuse"]
 
 _log = logging.getLogger(__name__)
 
@@ -46,7 +46,8 @@ class Network:
 
 
 def refuse(url: str, response: Response, reason: str, *, host: str, network: Network) -> NoReturn:
-    """Raise an error status; one that says the host is busy limits and pauses that host before, for all requests.
+    """Raise an error status; one that says the host is busy limits that host before, for all requests, and pauses it
+    if it refuses the only one.
 
     Args:
         host: the one that the limiter counted the request for.
@@ -59,8 +60,7 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
     error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
     if status in _BUSY_STATUSES:
         hosts = {host, host_of(response.url)}  # the host that asked us to wait, and the one whose redirect leads there
-        for each in hosts:
-            network.limiter.refused(each)
+        others = [network.limiter.refused(each) for each in hosts]
         wait_s = parse_retry_after(response.headers.get("retry-after"), now=datetime.datetime.now(datetime.UTC))
         error.retry_after_s, cap_s = wait_s, network.config.retry_after_cap_s
         if wait_s is not None and wait_s > cap_s:
@@ -68,10 +68,15 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
             last = HTTPStatusError(url, asks, status, transient=True)
             last.retry_after_s = wait_s
             raise GiveUpError(last)
-        if wait_s:
+        if wait_s and not all(others):
             for each in hosts:
                 network.limiter.pause(each, wait_s + _uniform(0, min(1.0, wait_s / 10)))
     raise error
+
+
+def is_refusal(error: Exception) -> bool:
+    """Whether it is because the host takes no more requests now."""
+    return isinstance(error, GiveUpError) or (isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES)
 
 
 def _uniform(least: float, most: float) -> float:
@@ -134,7 +139,8 @@ class Attempts:
             self._gained_at_failure = self._gained
             if self._failures <= self.most:
                 self.retries += 1
-                wait_s = backoff_s(self.config, self._failures)
+                asked_s = error.retry_after_s if isinstance(error, HTTPStatusError) else None
+                wait_s = max(backoff_s(self.config, self._failures), asked_s or 0.0)
                 _log.debug("again in %.2f s, after failure %d in a row: %s", wait_s, self._failures, error)
                 return now + wait_s
         return now if self.next_mirror(error) else None

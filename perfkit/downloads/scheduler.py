@@ -222,6 +222,8 @@ class Scheduler:
         that no file waits for a long one: more files cost little where each takes long, whatever it waits for. As many
         as wait may begin at once, which doubles them every 20 ms.
         """
+        if not self._running:
+            return True
         ages = [(transfer, now - began_s) for transfer, began_s in self._running.values()]
         brief = sum(age < _BRIEF_S for _, age in ages)
         waiting = sum(_BRIEF_S <= age < _LONG_S for _, age in ages)

@@ -43,6 +43,7 @@ class Runner:
     started_s: float
     start: int
     came_s: float  # when something came last
+    asked_end: int | None  # of its segment when it began
     marks: list[tuple[float, int]] = field(default_factory=list)  # when it was where: some time ago, and later
 
     def pass_mark(self, now: float) -> None:
@@ -94,6 +95,7 @@ class SegmentMap:
         self._active: list[Segment] = []
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
+        self._idle: list[float] = []  # connections that have read their answers: how fast they were, the last one last
         self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
     @property
@@ -166,7 +168,7 @@ class SegmentMap:
     def split(self, minimum: int, worth_s: float = 0.0) -> Runner | None:
         """Take the end of the range that would take longest, so that both end together; no more than is fetched in a
         short time, so that its runner is rarely cut short, and from a long range while there is one. None if nothing
-        would take longer than `worth_s`.
+        would take longer than `worth_s`, or than twice that if a connection has to be made, which begins slowly.
 
         Args:
             minimum: neither part gets fewer bytes, unless the range has a slow connection.
@@ -174,9 +176,11 @@ class SegmentMap:
         with self._lock:
             now = self._clock()
             pace, missing = max(1.0, self._pace(now)), self._missing()
+            own = max(1.0, self._idle[-1]) if self._idle else pace
             runners = sum(len(each.runners) for each in self._active) or 1
-            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners)))  # shorter towards the end
-            usual = max(int(pace * usual_s), missing // _RANGES)
+            usual_s = min(_RANGE_S, max(worth_s, missing / (pace * runners) / 2))  # shorter and shorter towards the end
+            usual = max(int(own * usual_s), missing // _RANGES)
+            worth_s *= 1 if self._idle else 2
             segment, seconds = self._slowest(now, pace, worth_s, 2 * usual)
             if segment is None:
                 segment, seconds = self._slowest(now, pace, worth_s)
@@ -187,7 +191,7 @@ class SegmentMap:
             least = _LEAST_BYTES if left < 2 * minimum and slow else minimum
             if left < 2 * least:
                 return None
-            together = left * seconds * pace / (left + seconds * pace)
+            together = left * seconds * own / (left + seconds * own)
             taken = max(least, min(int(together), usual, left - least))
             rest = Segment(segment.end - taken, segment.end)
             segment.end -= taken
@@ -230,7 +234,9 @@ class SegmentMap:
 
     def _run(self, segment: Segment, position: int, cancel: Cancel | None = None) -> Runner:
         now = self._clock()
-        runner = Runner(segment, position, cancel or Cancel(), now, position, now)
+        runner = Runner(segment, position, cancel or Cancel(), now, position, now, segment.end)
+        if self._idle:
+            self._idle.pop()
         segment.runners.append(runner)
         segment.tries += 1
         return runner
@@ -287,6 +293,8 @@ class SegmentMap:
             segment.runners.remove(runner)
             self._ended_bytes += runner.position - runner.start
             self._ended_s += self._clock() - runner.started_s
+            if runner.position == runner.asked_end:
+                self._idle.append(runner.speed(self._clock()))
             if segment in self._active and not segment.runners:
                 self._active.remove(segment)
                 self._gaps.append(_Gap(segment.position, segment.end, not_before_s))

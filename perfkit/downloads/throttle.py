@@ -89,9 +89,11 @@ class _Pacer:
 class Throttle:
     """Bytes are charged when they have come; who has charged too much waits until they are paid for.
 
-    Args:
-        rate: bytes per second, None for no limit.
+    Attributes:
+        rate: bytes per second, None for no limit; to be changed by `set_rate`.
     """
+
+    rate: int | None
 
     def __init__(self, rate: int | None = None, *, clock: Callable[[], float] = time.monotonic) -> None:
         self._lock = threading.Lock()
@@ -101,11 +103,6 @@ class Throttle:
         self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
-
-    @property
-    def rate(self) -> int | None:
-        """Bytes per second, None for no limit."""
-        return self._come.rate
 
     @property
     def spent(self) -> int:
@@ -125,6 +122,7 @@ class Throttle:
             raise ConfigError(f"a rate limit must be more than 0 bytes per second, or None for no limit; got {rate!r}")
         self._come.set_rate(rate, until_s)
         self._requests.set_rate(rate, until_s)
+        self.rate = rate
 
     def announce(self, count: int, cancel: Cancel) -> None:
         """Wait until a request may be sent that brings so many bytes before any of them is read: until those of the
@@ -189,18 +187,19 @@ class Toll:
         self._read = self._charged = 0
 
     def __enter__(self) -> Toll:
-        self._ahead = min((each.ahead(near=self._near) for each in self._throttles if each.rate is not None), default=0)
-        for throttle in self._throttles:
-            throttle.announce(self._ahead, self._cancel)
+        if limited := self.limited:
+            self._ahead = min(each.ahead(near=self._near) for each in limited)
+            for throttle in limited:
+                throttle.announce(self._ahead, self._cancel)
         return self
 
     def __exit__(self, *_: object) -> None:
         self._expect(self._charged)
 
     @property
-    def limited(self) -> bool:
-        """Whether any of the throttles limits."""
-        return any(throttle.rate is not None for throttle in self._throttles)
+    def limited(self) -> list[Throttle]:
+        """The throttles that limit just now."""
+        return [throttle for throttle in self._throttles if throttle.rate is not None]
 
     def begin(self, size: int | None) -> None:
         """The body has so many bytes; None: unknown."""
@@ -219,7 +218,9 @@ class Toll:
 
     def quantum(self, most: int) -> int:
         """How many bytes to read at once, `most` at the most."""
-        return min(throttle.quantum(most) for throttle in self._throttles)
+        for throttle in self._throttles:
+            most = throttle.quantum(most)
+        return most
 
     def charge(self, count: int, unread: int | None = None) -> None:
         """Account for `count` bytes read, and sleep until they are paid for.
@@ -228,6 +229,9 @@ class Toll:
             unread: bytes that have come, too; None: unknown, and taken to be what was expected.
         """
         self._read += count
+        if not (limited := self.limited):
+            self._charged += count
+            return
         if unread is None:
             unread = 0 if self._size is None else self._ahead
         come = max(self._read + unread, self._charged + count - count // _REBATE)
@@ -237,5 +241,5 @@ class Toll:
             come = min(come, max(self._size, self._read))
         due, self._charged = come - self._charged, come
         if due > 0:
-            for throttle in self._throttles:
+            for throttle in limited:
                 throttle.charge(due, self._cancel)

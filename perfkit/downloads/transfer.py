@@ -15,9 +15,10 @@ from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.file_origin import digest_of, read_origin
 from perfkit.downloads.http.path import Path, queued
 from perfkit.downloads.http.semantics import (
+    NO_VALIDATOR,
+    NO_VERSION,
     Answer,
     Validator,
-    Version,
     content_disposition_names,
     may_be_filling_a_cache,
 )
@@ -37,7 +38,7 @@ from perfkit.downloads.negotiation import (
 from perfkit.downloads.partial_file import ChangedError, OccupiedError, PartialFile, check_replaceable
 from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
-from perfkit.downloads.retry import Attempts, GiveUpError, Network, refuse
+from perfkit.downloads.retry import Attempts, GiveUpError, Network, is_refusal, refuse
 from perfkit.downloads.segments import Runner
 from perfkit.downloads.stall import pieces
 from perfkit.downloads.throttle import Throttle, Toll
@@ -135,11 +136,11 @@ class Transfer:
         own = () if request.rate_limit is None else (Throttle(request.rate_limit),)
         self._throttles = (context.throttle, *own)
         self._checksum: Checksum | None = None
-        self._known = request.known or Version()  # what the caller has, or is at the destination now, from `url`
+        self._known = request.known or NO_VERSION  # what the caller has, or is at the destination now, from `url`
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
         self._begun = False  # it has been looked at what is there
-        self._version = Version()
+        self._version = NO_VERSION
         self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, cancel)
         self._length_known = True
         self._ranges = True  # whether ranges may be asked for
@@ -360,12 +361,12 @@ class Transfer:
     @property
     def _wanted(self) -> Wanted:
         first = self._attempts.source == 0 and self._attempts.restarts == 0
-        return Wanted(self._known if first else Version(), self._only, self._checksum, self._conditional)
+        return Wanted(self._known if first else NO_VERSION, self._only, self._checksum, self._conditional)
 
     @property
     def _only(self) -> Validator:
         """The one version that will do. Other servers than the first have names of their own for it."""
-        return (self.request.only if self._attempts.source == 0 else None) or Validator()
+        return (self.request.only if self._attempts.source == 0 else None) or NO_VALIDATOR
 
     def _accept(self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None) -> bool:
         """Act on an answer; returns whether its body is to be read."""
@@ -444,7 +445,7 @@ class Transfer:
             self._check_current_source(task)
             self._whole_until_s = time.monotonic() + _CACHE_FILL_S if stored else 0.0
             self._attempts.at = response.url if response.url != task.url else None
-            self._version = partial.lasting if partial.part is None and task.source == 0 else Version()
+            self._version = partial.lasting if partial.part is None and task.source == 0 else NO_VERSION
             partial.settled = True
             self._hash_behind(partial)
         if size is not None and size >= _LARGE_BYTES and encrypted:
@@ -567,6 +568,9 @@ class Transfer:
                 return
             if task.source != self._attempts.source:
                 return  # another worker has moved on to the next mirror already
+            if partial is not None and runner is not None and self._busy > 1 and is_refusal(error):
+                partial.map.merge_back(runner)
+                return  # others are at the file: as many as the host takes
             if runner is not None and len(runner.segment.runners) > 1:
                 return  # another runner is still at it
             retry_at_s: float | None = time.monotonic()

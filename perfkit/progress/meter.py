@@ -122,10 +122,7 @@ class FileMeter:
         self._host = self._reason = ""
         self._retries = 0
         self._retry_at_s = 0.0
-
-    @property
-    def _ended(self) -> bool:
-        return self.state in (State.DONE, State.FAILED, State.CANCELLED)
+        self._ended = False
 
     def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
         """The file is being transferred; called again when its size, its source or its place becomes known or changes.
@@ -245,7 +242,7 @@ class FileMeter:
         self.received_bytes = self.resumed_bytes = 0
 
     def _end(self, state: State) -> None:
-        self.state = state
+        self.state, self._ended = state, True
         self._ended_s = self._meter.clock()
         self._meter.end(self, self._reason)
 

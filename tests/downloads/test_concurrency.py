@@ -77,9 +77,11 @@ def test_a_host_that_refuses_is_asked_for_as_much_as_it_takes() -> None:
 def test_a_host_that_refuses_everything_is_asked_for_one() -> None:
     limiter = HostLimiter(8, clock=Clock())
     assert places(limiter, "a") == 8
+    others = []
     for _ in range(8):
-        limiter.refused("a")
+        others.append(limiter.refused("a"))
         limiter.leave("a")
+    assert others == [True] * 7 + [False]  # whether other requests were under way
     assert places(limiter, "a") == 1
 
 
@@ -203,9 +205,14 @@ def test_streams_are_not_added_while_packets_queue() -> None:
     assert bench.run(10) == [8]
 
 
-def test_a_queue_is_remembered_for_a_while() -> None:
-    """It empties now and then, and what was lost until then was not lost by chance."""
-    bench = Bench(lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3))
+@pytest.mark.parametrize("busy", [16, 4])
+def test_a_queue_is_remembered_for_a_while(busy: int) -> None:
+    """It empties now and then, and what was lost until then was not lost by chance; whether or not there are as many
+    streams as wanted, which a server may not allow.
+    """
+    bench = Bench(
+        lambda streams: 1e6 * streams, ceiling=16, path=lambda streams: Path(0.13, 0.08, 3), busy=lambda target: busy
+    )
     bench.controller.answered(0.08)
     bench.run(5)
     bench.path = lambda streams: Path(0.081, 0.08, 3)

@@ -148,17 +148,20 @@ def shared(ranges: SegmentMap, minimum: int = 100) -> Runner:
 
 
 def test_ranges_are_as_long_as_two_seconds_take() -> None:
-    """They are taken from the end, so that the first request, which has no range, is not cut short."""
+    """They are taken from the end, so that the first request, which has no range, is not cut short; and measured by the
+    speed of the connection that is free.
+    """
     clock = Clock()
     ranges = SegmentMap(1_000_000, clock=clock)
     first = claimed(ranges)
     second = shared(ranges)
     assert second.remaining == 1_000_000 // 32  # nothing is known of the speed yet
-    clock.now = 4.0
-    ranges.advance(first, 400_000)
+    clock.now = 1.0
+    ranges.advance(first, 100_000)
     ranges.advance(second, 1_000_000 // 32)
     ranges.release(second)
-    pace = (400_000 + 1_000_000 // 32) / 8.0  # of a connection
+    assert shared(ranges).remaining == 2 * (1_000_000 // 32)
+    pace = (100_000 + 1_000_000 // 32) / 2.0  # of a connection: that of a new one is not known
     assert shared(ranges).remaining == int(2 * pace)
 
 
@@ -216,7 +219,20 @@ def test_at_the_end_both_parts_end_together() -> None:
     ranges.release(fast)
     ranges.advance(slow, 1_000)  # 4,000 are left, at 500 bytes per second: 8 s; the mean is 2,000 bytes per second
     assert ranges.split(100, worth_s=8.0) is None
-    assert shared(ranges).remaining == 3_200
+    assert shared(ranges).remaining == 3_636  # which the free connection, ten times as fast, takes as long for
+
+
+def test_a_new_connection_has_to_be_worth_more() -> None:
+    """It takes a round trip more, and begins slowly."""
+    clock = Clock()
+    ranges = SegmentMap(10_000, clock=clock)
+    first, second = claimed(ranges), shared(ranges, 100)
+    clock.now = 1.0
+    ranges.advance(first, 1_000)  # its rest takes less than nine seconds
+    assert ranges.split(100, worth_s=5.0) is None
+    ranges.advance(second, second.remaining or 0)
+    ranges.release(second)
+    assert ranges.split(100, worth_s=5.0) is not None
 
 
 def test_a_slow_connection_is_relieved_of_all_it_has() -> None:

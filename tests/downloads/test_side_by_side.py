@@ -90,3 +90,19 @@ def test_a_host_that_takes_two(make_kit: MakeKit, misbehaving: Start, out: Path)
     results = kit.download_many([(f"{server.url}/{n}", f"{n}") for n in range(12)], out)
     assert all(result.error is None for result in results)
     assert 1 <= refused[0] == sum(result.retries for result in results) <= 8
+
+
+def test_a_host_that_takes_two_segments(make_kit: MakeKit, misbehaving: Start, out: Path) -> None:
+    """What it refuses goes back to the connection that had it before, or is left to the next that is free: no retry is
+    needed, and nobody waits for the minute that it asks for.
+    """
+
+    def handler(x: Exchange) -> None:
+        if x.number in (3, 4):
+            return x.respond("429 Too Many Requests", Retry_After="60")
+        return x.serve(BODY, pause=lambda: x.server.wait_for(4, 60.0), pause_at=0)
+
+    server = misbehaving(handler)
+    make_kit(workers=4, segments=4, retries=0).download(f"{server.url}/f", out / "f")
+    assert (out / "f").read_bytes() == BODY
+    assert len(server.requests) >= 4

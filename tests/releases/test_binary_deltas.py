@@ -17,7 +17,7 @@ from perfkit.releases.format import differences
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.differences import encode_differences, restore
 from perfkit.releases.format.zstd import compress, decompress
-from perfkit.releases.publish import delta_encoder
+from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
 from tests.support.release_client import Client, manifest_of
@@ -78,7 +78,7 @@ def test_a_program_whose_addresses_moved(tmp_path: Path) -> None:
 
 def test_without_hdiffpatch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A publisher without the extra makes deltas of exact matches."""
-    monkeypatch.setattr(delta_encoder, "AVAILABLE", False)
+    monkeypatch.setattr(binary_groups, "AVAILABLE", False)
     client = both(tmp_path)
     assert client.follow(OLD) == NEW
     assert not any(group.differences for group in groups_of(client))

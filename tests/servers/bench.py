@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import http.client
 import itertools
 import json
@@ -189,6 +190,7 @@ def _wait_until_it_answers(server: Server, process: subprocess.Popen[bytes], hom
         time.sleep(0.05)
 
 
+@functools.cache
 def package_version(package: str) -> str:
     """The version of a `Server.package`, as its package manager reports it."""
     source, _, name = package.partition(":")

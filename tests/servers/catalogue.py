@@ -3,12 +3,14 @@ have any, since that is what people run."""
 
 from __future__ import annotations
 
+import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+ALL = os.environ.get("PERFKIT_TEST_SERVERS") == "all"  # as `tox -e servers` says
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,8 @@ import pytest
 
 from tests.servers import table
 from tests.servers.bench import Ability, Bench, ability_of, running
+from tests.servers.catalogue import ALL
 
-_ALL = os.environ.get("PERFKIT_TEST_SERVERS") == "all"
 _RESULTS = table.Results()
 
 
@@ -35,17 +35,8 @@ def able(bench: Bench) -> Ability:
     return ability_of(bench)
 
 
-def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Leave most servers to `tox -e servers`."""
-    if _ALL:
-        return
-    left_out = [item for item in items if item.get_closest_marker("tox_servers")]
-    config.hook.pytest_deselected(items=left_out)
-    items[:] = [item for item in items if item not in set(left_out)]
-
-
 def pytest_report_collectionfinish() -> str | None:
-    return None if _ALL else "tests/servers: four servers; `tox -e servers` runs the checks with all that it installs"
+    return None if ALL else "tests/servers: four servers; `tox -e servers` runs the checks with all that it installs"
 
 
 def pytest_runtest_logreport(report: pytest.TestReport) -> None:

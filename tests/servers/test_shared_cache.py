@@ -14,7 +14,7 @@ from tests.support.trees import noise, tree_of, write_tree
 _RECIPES = ("nginx proxy_cache", "Squid", "Varnish")
 
 
-@each((server for server in CACHES if server.name in _RECIPES), in_suite=True)
+@each(server for server in CACHES if server.name in _RECIPES)
 def test_eight_hosts_cost_the_origin_one_copy(bench: Bench, out: Path) -> None:
     """A first install and an update, by one host and then by seven at once: no object leaves the origin twice."""
     tree = {f"{number}.bin": noise(number, 100_000) for number in range(5)}

@@ -10,9 +10,8 @@ import os
 import shutil
 import stat
 import subprocess
-import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from perfkit.filesystem.rootdir import RootDir
@@ -21,6 +20,7 @@ from perfkit.transactions.object_store import EMPTY, ObjectStore
 from perfkit.transactions.tree import Tree
 from tests.support.crash_server import IDLE
 from tests.support.tools import ENVIRONMENT
+from tests.support.warm import WarmPython
 
 FULL = bool(os.environ.get("PERFKIT_FULL_SWEEP"))
 MUTATING = frozenset(IDLE) | {
@@ -36,17 +36,14 @@ Snapshot = dict[str, tuple[int, bytes]]
 
 
 class CrashServer:
-    """A crash server (a module of tests.support) that strace is attached to for one kind of call after the other."""
+    """A crash server (a module of tests.support) that strace is attached to."""
 
-    def __init__(self, module: str, *arguments: str) -> None:
+    def __init__(self, warm: WarmPython, module: str, *arguments: str) -> None:
+        command = warm.python("-m", f"tests.support.{module}", *arguments)
         self._process = subprocess.Popen(
-            [sys.executable, "-m", f"tests.support.{module}", *arguments],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-            env=ENVIRONMENT,
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=ENVIRONMENT
         )
-        assert self._answer() == "ready\n"
+        self._pid = int(self._answer())
 
     def _answer(self) -> str:
         assert self._process.stdout is not None
@@ -54,7 +51,7 @@ class CrashServer:
 
     @contextlib.contextmanager
     def traced(self, *options: str) -> Iterator[None]:
-        command = ["strace", "-f", *options, "-p", str(self._process.pid)]
+        command = ["strace", "-f", *options, "-p", str(self._pid)]
         strace = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
         assert strace.stderr is not None
         assert "attached" in strace.stderr.readline()
@@ -68,9 +65,15 @@ class CrashServer:
             reader.join(30)
             strace.stderr.close()
 
-    def injected(self, kind: str, how: str, when: int) -> contextlib.AbstractContextManager[None]:
-        """Inside, the call `when` of each process and thread is met by what `strace -e inject` calls `how`."""
-        return self.traced("-o", "/dev/null", "-e", f"trace={kind}", "-e", f"inject={kind}:{how}:when={when}")
+    def injected(self, injections: Mapping[str, tuple[str, int]]) -> contextlib.AbstractContextManager[None]:
+        """Inside, for each kind of call, that of a number in its process or thread meets what `strace -e inject` does.
+
+        Args:
+            injections: by kind, what it does, and that number.
+        """
+        options = [f"inject={kind}:{how}:when={when}" for kind, (how, when) in injections.items()]
+        each = [word for option in options for word in ("-e", option)]
+        return self.traced("-o", "/dev/null", "-e", f"trace={','.join(injections)}", *each)
 
     def run(self, action: str, root: Path, number: int = 0, kind: str = "none", when: int = 0) -> tuple[int, int]:
         """How the run ended, and its PID."""

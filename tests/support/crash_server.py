@@ -1,9 +1,9 @@
 """The process that is killed: it forks a child per case, and the child changes a tree.
 
-All that is imported when first needed is imported before the first case. Then it says so on standard output, and strace
-may be attached to it: its children, and their threads, begin with no calls counted. `when=W` of strace counts each
-process's calls by itself. So a child that is to die at its K-th call of a kind first makes W-K calls of that kind that
-fail and change nothing: one strace for a kind of call, one start of Python, and any number of cases.
+All that is imported when first needed is imported before the first case. Then it prints its PID, and strace may be
+attached to it: its children, and their threads, begin with no calls counted. `when=W` of strace counts each process's
+calls by itself. So a child that is to die at its K-th call of a kind first makes W-K calls of that kind that fail and
+change nothing: one strace, one start of Python, and any number of cases.
 
 Lines on standard input: `K ACTION ROOT KIND WHEN`. Answers on standard output: how the child ended, and its PID.
 """
@@ -167,7 +167,7 @@ def idle(kind: str, count: int) -> None:
 def serve(actions: Mapping[str, Callable[[str], object]]) -> None:
     """Serve cases until standard input ends; an action whose name ends in `-threads` dies in its own thread."""
     _LIBC.prctl(_PR_SET_PTRACER, ctypes.c_ulong(-1), 0, 0, 0)  # any process may attach
-    print("ready", flush=True)
+    print(os.getpid(), flush=True)
     for line in sys.stdin:
         number, action, root, kind, when = line.split()
         pid = os.fork()

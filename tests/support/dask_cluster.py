@@ -8,8 +8,11 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+DASK = ["dask.__main__", "distributed.cli.dask_scheduler", "distributed.cli.dask_worker", "perfkit.contrib.dask"]
 
 _WAIT_S = 60.0
 _PROGRAM = """
@@ -26,15 +29,21 @@ if __name__ == "__main__":
 """
 
 
+def plain_python(*arguments: object) -> list[str]:
+    return [sys.executable, *map(str, arguments)]
+
+
 class Cluster:
     """A scheduler and workers, killed at the end of a `with` block.
 
     Args:
         place: a directory for the processes' files.
+        python: the command for `python ARGUMENTS`, such as one that has Dask imported already.
     """
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, python: Callable[..., list[str]] = plain_python) -> None:
         self._place = place
+        self._python = python
         self._file = place / "scheduler.json"
         self._environment = {
             **os.environ,
@@ -53,7 +62,7 @@ class Cluster:
             self.kill(name)
 
     def _start(self, name: str, role: str, *options: str) -> None:
-        command = [sys.executable, "-m", "dask", role, "--scheduler-file", str(self._file), *options]
+        command = self._python("-m", "dask", role, "--scheduler-file", self._file, *options)
         with open(self._place / f"{name}.log", "wb") as log:
             self._processes[name] = subprocess.Popen(
                 command, stdout=log, stderr=log, cwd=self._place, env=self._environment
@@ -81,7 +90,7 @@ class Cluster:
     def start(self, body: str, dest: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
         """A program with a `client`, `dest`, `url` and the `rest` of the arguments."""
         program = _PROGRAM % body.strip().replace("\n", "\n        ")
-        command = [sys.executable, "-c", program, str(self._file), str(dest), url, *arguments]
+        command = self._python("-c", program, self._file, dest, url, *arguments)
         return subprocess.Popen(
             command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment, text=True
         )

@@ -20,6 +20,7 @@ from tests.support import crash_server
 from tests.support.crash_cases import FULL, MUTATING, CrashServer, check_whole, copy, sample, snapshot
 from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.tools import need
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -27,9 +28,9 @@ SAMPLE = 3  # cases per system call and action
 
 
 @pytest.fixture
-def server() -> Iterator[CrashServer]:
+def server(warm_python: WarmPython) -> Iterator[CrashServer]:
     need("strace")
-    with contextlib.closing(CrashServer("crash_server")) as server:
+    with contextlib.closing(CrashServer(warm_python, "crash_server")) as server:
         yield server
 
 
@@ -58,7 +59,7 @@ class Case:
     def _interrupted(self) -> Path:
         """A way back that was killed in the middle of its renames."""
         root = self.copy()
-        with self._server.injected("renameat", "signal=KILL", 6):
+        with self._server.injected({"renameat": ("signal=KILL", 6)}):
             code, _ = self._server.run("back", root, 6, "renameat", 6)
         assert code == -signal.SIGKILL
         return root
@@ -77,12 +78,15 @@ class Case:
 
     def sweep(self, injection: Callable[[str], str | None]) -> Iterator[tuple[str, Path, int]]:
         """Run into each call in turn; yields what it was, the tree, and how the run ended."""
-        for kind, count in sorted(self._count().items()):
-            how, when = injection(kind), count + 100  # more than a run makes by itself
-            if how is None:
-                continue
-            with self._server.injected(kind, how, when):
-                for number in sample(count, SAMPLE):
+        counts = self._count()
+        injections = {
+            kind: (how, counts[kind] + 100)  # more than a run makes by itself
+            for kind in sorted(counts)
+            if (how := injection(kind)) is not None
+        }
+        with self._server.injected(injections):
+            for kind, (_, when) in injections.items():
+                for number in sample(counts[kind], SAMPLE):
                     root = self.copy()
                     code, _ = self._server.run(self.action, root, number, kind, when)
                     yield f"{kind} {number}", root, code

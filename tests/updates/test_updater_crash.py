@@ -23,6 +23,7 @@ from tests.support.crash_server import DONE, FAILED, IDLE, UNFINISHED
 from tests.support.sites import Origin
 from tests.support.tools import need
 from tests.support.trees import ONE, TWO, edit, text, tree_of
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -35,8 +36,8 @@ LOCAL = "pkg/same.py.perfkit-local"
 class Case:
     """What an action starts from, and the two trees it may leave; served from a site that has version 2."""
 
-    def __init__(self, place: Path, origin: Origin, kit: Toolkit, action: str) -> None:
-        self.place, self.origin, self.kit = place, origin, kit
+    def __init__(self, place: Path, origin: Origin, kit: Toolkit, warm: WarmPython, action: str) -> None:
+        self.place, self.origin, self.kit, self.warm = place, origin, kit, warm
         self.action, self.number = action, 0
         self.run = "rollback" if action == "rollback" else "sync"
         self.start = place / "start"
@@ -108,22 +109,24 @@ class Case:
 
 
 @pytest.fixture
-def case(place: Path, make_kit: Callable[..., Toolkit]) -> Iterator[Callable[[str], Case]]:
+def case(place: Path, kit: Toolkit, warm_python: WarmPython) -> Iterator[Callable[[str], Case]]:
     need("strace")
     with Origin(place) as origin:
-        yield lambda action: Case(place, origin, make_kit(), action)
+        yield lambda action: Case(place, origin, kit, warm_python, action)
 
 
 def sweep(case: Case, injection: Callable[[str], str | None]) -> Iterator[tuple[str, Path, int]]:
     """Run into each call in turn; yields what it was, the tree, and how the run ended."""
-    with contextlib.closing(CrashServer("crash_updater", case.origin.url)) as server:
-        for kind, (first, other) in sorted(case.count(server).items()):
-            how = injection(kind)
-            if how is None:
-                continue
-            when = max(first, other) + 100  # more than any thread makes by itself
-            with server.injected(kind, how, when):
-                for run, count in ((case.run, first), (f"{case.run}-threads", other)):
+    with contextlib.closing(CrashServer(case.warm, "crash_updater", case.origin.url)) as server:
+        counts = case.count(server)
+        injections = {
+            kind: (how, max(counts[kind]) + 100)  # more than any thread makes by itself
+            for kind in sorted(counts)
+            if (how := injection(kind)) is not None
+        }
+        with server.injected(injections):
+            for kind, (_, when) in injections.items():
+                for run, count in zip((case.run, f"{case.run}-threads"), counts[kind], strict=True):
                     for number in sample(count, SAMPLE):
                         root = case.copy()
                         code, _ = server.run(run, root, number, kind, when)

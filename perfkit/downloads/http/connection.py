@@ -585,8 +585,13 @@ def are_replaced() -> bool:
     return (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls) != _USUAL
 
 
-class _Warming:
+class _Pool:
     """What is ours in a pool."""
+
+    def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **options: Any) -> Any:
+        """As urllib3's, which goes through the fields of a request several times: a `dict` is fastest at that."""
+        headers = None if headers is None else dict(headers.items())
+        return super().urlopen(method, url, body, headers, *args, **options)  # type: ignore[misc]
 
     def warm(self: Any, timeout_s: float) -> None:
         """Open a connection that a later request will find, if none is idle.
@@ -605,13 +610,13 @@ class _Warming:
             self._put_conn(connection)
 
 
-class _HttpPool(_Warming, HTTPConnectionPool):
+class _HttpPool(_Pool, HTTPConnectionPool):
     @property
     def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPConnectionPool.ConnectionCls if are_replaced() else _HttpConnection
 
 
-class _HttpsPool(_Warming, HTTPSConnectionPool):
+class _HttpsPool(_Pool, HTTPSConnectionPool):
     @property
     def ConnectionCls(self) -> Any:  # type: ignore[override]
         return HTTPSConnectionPool.ConnectionCls if are_replaced() else _HttpsConnection

@@ -13,6 +13,8 @@ from typing import NamedTuple
 from urllib.parse import urlsplit
 
 __all__ = [
+    "NO_VALIDATOR",
+    "NO_VERSION",
     "RANGE_REFUSALS",
     "Answer",
     "ContentRange",
@@ -103,6 +105,9 @@ class Version:
         return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
 
 
+NO_VERSION = Version()
+
+
 def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     """Whether a shared cache may be storing a whole answer while it comes (RFC 9111 section 3).
 
@@ -164,7 +169,8 @@ class Validator:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers show another version; a header that is absent shows nothing."""
-        return Version(self.etag or self.weak_etag, self.last_modified).differs(headers)
+        etag = self.etag or self.weak_etag
+        return _differ(etag, headers.get("etag")) or _differ(self.last_modified, headers.get("last-modified"))
 
     def is_shown_by(self, headers: Headers) -> bool:
         """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some
@@ -174,6 +180,9 @@ class Validator:
             return False
         shows_tag = self.etag is not None and "etag" in headers
         return shows_tag or (self.last_modified is not None and "last-modified" in headers)
+
+
+NO_VALIDATOR = Validator()
 
 
 def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:

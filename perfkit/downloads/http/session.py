@@ -205,7 +205,7 @@ class OwnSessions:
         self._adapter = adapter
         self._local = threading.local()
         self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
-        self._timeout: Any = urllib3.Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
+        self._timeout: Any = _Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
@@ -218,7 +218,7 @@ class OwnSessions:
         request.method, request.url = "GET", url
         request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs: from a mapping it is made more slowly
         request.prepare_hooks(None)
-        if hop.auth is not None or len(self._cookies):
+        if hop.auth is not None or self._cookies.used:
             request.prepare_cookies(self._cookies)
         auth = hop.auth or credentials_in(url) or (netrc if hop.netrc else None)
         if auth and "Authorization" not in request.headers:
@@ -287,11 +287,28 @@ class OwnSessions:
         self._adapter.close()
 
 
+class _Timeout(urllib3.Timeout):
+    """Has no clock, which only a limit for both together needs: so one serves all requests."""
+
+    def clone(self) -> urllib3.Timeout:
+        return self
+
+    def start_connect(self) -> float:
+        return 0.0
+
+
 class _Cookies(RequestsCookieJar):
-    """Looks for cookies where there are some: most answers have none, and to find that out takes 20 calls."""
+    """Looks for cookies where there are some: most answers have none, and to find that out takes 20 calls.
+
+    Attributes:
+        used: whether an answer has had cookies.
+    """
+
+    used = False
 
     def extract_cookies(self, response: Any, request: Any) -> None:
         if "Set-Cookie" in response.info():
+            self.used = True
             super().extract_cookies(response, request)
 
 

@@ -297,7 +297,8 @@ class _HttpResponse:
         self.url = at
         self.status = response.status_code
         headers = response.headers
-        self.headers = {name.lower(): headers[name] for name in headers}  # items() would have repeated ones apart
+        fields = getattr(headers, "itermerged", headers.items)()  # urllib3's items() has repeated ones apart
+        self.headers = {name.lower(): value for name, value in fields}
         self._asked = asked
         self._response = response
         self.exchange = exchange

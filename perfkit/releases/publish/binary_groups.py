@@ -21,13 +21,13 @@ try:
 except ImportError:
     hdiffpatch = None  # type: ignore[assignment]
 
-__all__ = ["AVAILABLE", "PredictedGroup", "is_binary", "predicted_groups"]
+__all__ = ["AVAILABLE", "HEAD_BYTES", "PredictedGroup", "is_binary", "predicted_groups"]
 
 AVAILABLE = hdiffpatch is not None
 _BATCH_BYTES = 24 << 20  # new content that is compared at once; the suffix array takes 5 bytes for each old one
 _AROUND_BYTES = 4 << 20  # a part of a large file is compared with the same place of the old one, and so much around it
 _LIKE_BYTES = 8 << 20  # of similar files, for a file whose name is new
-_HEAD_BYTES = 8 << 10
+HEAD_BYTES = 8 << 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +45,9 @@ class _Match(NamedTuple):
     length: int
 
 
-def is_binary(file: BinaryIO) -> bool:
-    """Whether a file is no text: there is a NUL byte near its beginning, as git decides it."""
-    return b"\0" in file.read(_HEAD_BYTES)
+def is_binary(head: bytes) -> bool:
+    """Whether a file with these first `HEAD_BYTES` is no text: there is a NUL byte in them, as git decides it."""
+    return AVAILABLE and b"\0" in head
 
 
 def predicted_groups(

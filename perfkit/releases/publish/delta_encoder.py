@@ -18,7 +18,7 @@ from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENC
 from perfkit.releases.format.differences import encode_differences, no_differences
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
-from perfkit.releases.publish.binary_groups import AVAILABLE, PredictedGroup, is_binary, predicted_groups
+from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.manifest_patch import manifest_slices
@@ -88,7 +88,7 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
         shown: counts the bytes of the new files.
     """
     groups, frames = [], []
-    for group, frame in threads.map(lambda make: make(), list(_tasks(between))):
+    for group, frame in threads.map(lambda make: make(), _tasks(between)):
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
@@ -99,18 +99,19 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
 def _tasks(between: Comparison) -> Iterator[_Task]:
     """What makes each group and its frame: first those of large files, where equal ranges need no work; then others."""
     old, new, opened = between.old, between.new, between.opened
-    similar = functools.cache(lambda: _indexed(old))  # takes a while: only if it is asked
+    # Looking through all of the old tree takes a while: only if it is asked.
+    similar = [functools.cache(functools.partial(_indexed, old, binary=binary)) for binary in (False, True)]
     runs = exact_runs(old, new, between.pieces, between.wanted)
 
     def prefixed(spans: list[Span]) -> Iterator[_Task]:
         unknown = sum(_unknown_bytes(old, new, opened, span) for span in spans)
-        found = similar if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
+        found = similar[False] if unknown > old.manifest.total_bytes // _WORTH_LOOKING else None
         finder = _SourceFinder(old, new, found, sum(span.length for span in spans))
         for sources, outputs in _grouped(opened, spans, finder):
             yield functools.partial(_against_prefix, old, opened, sources, outputs)
 
     def predicted(spans: list[Span]) -> Iterator[_Task]:
-        for group in predicted_groups(old, new, opened, spans, similar):
+        for group in predicted_groups(old, new, opened, spans, similar[True]):
             yield functools.partial(_against_prediction, old, opened, group)
 
     for entry, copied in runs.items():
@@ -128,8 +129,8 @@ def _tasks(between: Comparison) -> Iterator[_Task]:
     for entry in between.wanted:
         if entry not in runs:
             kinds[_is_binary(opened, entry)].append(Span(entry, 0, new.size(entry)))
+    yield from predicted(kinds[1])  # first: threads compress these while text is compared here
     yield from prefixed(kinds[0])
-    yield from predicted(kinds[1])
 
 
 def exact_runs(old: BlobReader, new: Manifest, pieces: FrameTable, entries: Iterable[int]) -> dict[int, list[Run]]:
@@ -165,9 +166,12 @@ def _as_it_was(source: Span, output: Span) -> tuple[Group, bytes]:
     return Group((source,), (output,), len(frame), differences, (0,)), frame
 
 
-def _indexed(old: BlobReader) -> SimilarityIndex:
-    similar = SimilarityIndex(sum(old.manifest.size(entry) for entry in old.entries()))
-    for entry in old.entries():
+def _indexed(old: BlobReader, *, binary: bool) -> SimilarityIndex:
+    """The old files of one kind, by their lines."""
+    heads = ((entry, old.read(entry, 0, min(HEAD_BYTES, old.manifest.size(entry)))) for entry in old.entries())
+    entries = [entry for entry, head in heads if is_binary(head) == binary]
+    similar = SimilarityIndex(sum(map(old.manifest.size, entries)))
+    for entry in entries:
         for offset, block in old.blocks(entry, BLOCK_BYTES):
             similar.add(entry, offset, block)
     return similar
@@ -175,7 +179,7 @@ def _indexed(old: BlobReader) -> SimilarityIndex:
 
 def _is_binary(opened: Callable[[int], BinaryIO], entry: int) -> bool:
     with opened(entry) as file:
-        return AVAILABLE and is_binary(file)
+        return is_binary(file.read(HEAD_BYTES))
 
 
 def _unknown_bytes(old: BlobReader, new: Manifest, opened: Callable[[int], BinaryIO], span: Span) -> int:

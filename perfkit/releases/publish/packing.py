@@ -92,10 +92,14 @@ def write_solid(
 ) -> None:
     """Write ranges of files into large frames, one after the other; a frame may end in the middle of a file.
 
+    The frames are as few as can be, and about equal, so that no thread waits long for another.
+
     Args:
         gaps: beginnings and ends for each entry.
         order: of the entries.
     """
+    total = sum(end - begin for ranges in gaps.values() for begin, end in ranges)
+    most = min(SOLID_BYTES, total // (total // SOLID_BYTES + 1) + _READ_BYTES)
     buffer = bytearray()
     pieces: list[Piece] = []
     for entry in order:
@@ -106,7 +110,7 @@ def write_solid(
                     low, high = max(begin, at), min(end, at + len(data))
                     if low >= high:
                         continue
-                    if len(buffer) + high - low > SOLID_BYTES:
+                    if len(buffer) + high - low > most:
                         writer.add(bytes(buffer), tuple(pieces))
                         buffer.clear()
                         pieces.clear()

@@ -8,6 +8,7 @@ import pytest
 
 from tests.support.dask_cluster import Cluster
 from tests.support.sites import Origin
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -54,11 +55,11 @@ def test_waves_stop_at_a_failure(cluster: Cluster, origin: Origin, out: Path) ->
 
 
 @pytest.mark.once
-def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Path) -> None:
+def test_a_lost_worker_is_a_failed_host(tmp_path: Path, origin: Origin, out: Path, warm_dask: WarmPython) -> None:
     """Its wave goes back, as far as it can be reached."""
     origin.publish({"a": b"good"}, "1")
     (tmp_path / "cluster").mkdir()
-    with Cluster(tmp_path / "cluster") as cluster:
+    with Cluster(tmp_path / "cluster", warm_dask.python) as cluster:
         for name in ("kept", "lost"):
             cluster.add_worker(name)
         told, known, _ = cluster.run(SYNC, out, origin.url, "2", "lost", "lose")

@@ -1,0 +1,158 @@
+"""Python programs that start within milliseconds: forked from a process that has imported what they need.
+
+This is for tests of what a program does, not of how an interpreter starts or is killed. A program has a process of its
+own, with its own directory, environment and standard streams, and ends as Python ends. `python(...)` gives a command
+that starts one: it passes signals on, and if it is killed, the program is killed a moment later.
+
+The file is also the process that is forked (`serve`), and that command (`connect`).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+from contextlib import suppress
+from pathlib import Path
+
+USED_BY_COMMANDS = [
+    "cryptography.hazmat.primitives.asymmetric.ed25519",
+    "hdiffpatch",
+    *(f"perfkit.cli.{name}" for name in ("get", "keys", "publishing", "serve", "sync", "tree_commands")),
+    *(f"perfkit.{name}" for name in ("toolkit", "server.server", "progress.bars", "releases.publish.publisher")),
+    *(f"perfkit.downloads.{name}" for name in ("manager", "scheduler", "transfer", "http.session")),
+    *(f"perfkit.updates.{name}" for name in ("updater", "restore", "verify", "sources.open", "sources.release_source")),
+]
+_MOST_BYTES = 200_000  # of a request
+
+
+class WarmPython:
+    """A process that others are forked from, until the end of a `with` block.
+
+    Args:
+        place: an empty directory of its own.
+        modules: what it imports beforehand; none may start a thread.
+    """
+
+    def __init__(self, place: Path, *modules: str) -> None:
+        self._socket = place / "socket"
+        self.bin = place / "bin"
+        self.bin.mkdir()
+        command = [sys.executable, "-P", __file__, "serve", self._socket, *modules]
+        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy starts as many threads as there are cores
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
+        assert self._server.stdout is not None
+        assert self._server.stdout.readline() == b"ready\n"
+
+    def __enter__(self) -> WarmPython:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._server.communicate(timeout=60)  # it ends with its standard input
+
+    def python(self, *arguments: object) -> list[str]:
+        """The command for `python ARGUMENTS`, which begin with `-c CODE` or `-m MODULE`."""
+        return [sys.executable, "-IS", __file__, "connect", str(self._socket), *map(str, arguments)]
+
+    def install(self, name: str, module: str) -> None:
+        """Make `bin/NAME`, which is `python -m MODULE`."""
+        script = self.bin / name
+        script.write_text(f'#!/bin/sh\nexec {" ".join(self.python("-m", module))} "$@"\n')
+        script.chmod(0o755)
+
+
+def connect(path: str, *arguments: str) -> int:
+    """Have a program started, and wait for its end: its exit code, or that of a shell for a signal."""
+    import json
+
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
+        server.connect(path)
+        wanted = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
+        socket.send_fds(server, [wanted], [0, 1, 2])
+        pid = int(server.recv(100))
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) is not signal.SIG_IGN:
+                signal.signal(number, lambda number, _: os.kill(pid, number))
+        code = int(server.recv(100))
+    return code if code >= 0 else 128 - code
+
+
+def serve(path: str, *modules: str) -> None:
+    """Fork a process for each program, until standard input ends. In that process, it returns when the program ends."""
+    import gc
+    import importlib
+    import select
+
+    for module in modules:
+        importlib.import_module(module)
+    gc.freeze()
+    ended, wake = socket.socketpair()
+    wake.setblocking(False)
+    signal.set_wakeup_fd(wake.fileno())
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    running: dict[socket.socket, int] = {}
+    with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
+        listener.bind(path)
+        listener.listen()
+        print("ready", flush=True)
+        while True:
+            ready, _, _ = select.select([0, ended, listener, *running], [], [])
+            if 0 in ready:
+                return
+            for client in set(running).intersection(ready):  # it was killed
+                os.kill(running[client], signal.SIGKILL)
+            if ended in ready:
+                ended.recv(1000)
+            for client, pid in list(running.items()):
+                if (status := os.waitpid(pid, os.WNOHANG))[0]:
+                    with suppress(OSError), client:
+                        client.send(b"%d" % os.waitstatus_to_exitcode(status[1]))
+                    del running[client]
+            if listener in ready:
+                client, _ = listener.accept()
+                wanted, streams, _, _ = socket.recv_fds(client, _MOST_BYTES, 3)
+                if not wanted:  # it was killed at once
+                    client.close()
+                    continue
+                if (pid := os.fork()) == 0:
+                    for each in (client, ended, wake, *running):
+                        each.close()
+                    break
+                for fd in streams:
+                    os.close(fd)
+                with suppress(OSError):
+                    client.send(b"%d" % pid)
+                running[client] = pid
+    _become(wanted, streams)
+
+
+def _become(wanted: bytes, streams: list[int]) -> None:
+    """Be the program."""
+    import json
+    import runpy
+    import types
+
+    signal.set_wakeup_fd(-1)
+    signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    for fd, given in enumerate(streams):
+        os.dup2(given, fd)
+        os.close(given)
+    (kind, program, *arguments), directory, environment = json.loads(wanted)
+    os.chdir(directory)
+    os.environ.clear()
+    os.environ.update(environment)
+    sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", 1, closefd=False)
+    sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
+    sys.path[0:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(":"))]
+    sys.argv = [kind, *arguments]
+    if kind == "-m":
+        runpy.run_module(program, run_name="__main__", alter_sys=True)
+    else:
+        main = sys.modules["__main__"] = types.ModuleType("__main__")
+        exec(compile(program, "<string>", "exec"), main.__dict__)
+
+
+if __name__ == "__main__":
+    sys.exit({"serve": serve, "connect": connect}[sys.argv[1]](*sys.argv[2:]))
