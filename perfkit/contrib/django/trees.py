@@ -81,7 +81,7 @@ def sync(
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
 
-    def update(kit: Toolkit, wait_s: float) -> SyncReport:
+    def update(kit: Toolkit, left_s: float) -> SyncReport:
         return kit.sync(
             tree.source,
             tree.dest,
@@ -89,7 +89,7 @@ def sync(
             check=tree.check,
             retry_rejected=retry_rejected,
             allow_older=allow_older,
-            wait_s=wait_s,
+            wait_s=left_s,
             **_options(tree),
         )
 
@@ -111,8 +111,11 @@ def rollback(
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    back = functools.partial(Toolkit.rollback, dest=tree.dest, to=to, hold=hold)
-    return _change(tree, wait_s, config, None, lambda kit, left_s: back(kit, wait_s=left_s))
+
+    def go_back(kit: Toolkit, left_s: float) -> SyncReport:
+        return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
+
+    return _change(tree, wait_s, config, None, go_back)
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
