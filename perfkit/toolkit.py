@@ -638,7 +638,6 @@ class Toolkit:
             check_contents=self.config.check_contents,
             check=check,
             retry_rejected=retry_rejected,
-            allow_older=allow_older,
             wait_s=wait_s,
         )
         with self._operation.operation():
