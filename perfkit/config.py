@@ -68,7 +68,7 @@ def parse_seconds(text: str) -> float:
 
 
 _TOKEN = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+")
-_OURS = frozenset(
+_SET_BY_PERFKIT = frozenset(
     {
         "range",
         "if-range",
@@ -98,7 +98,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
             raise ConfigError(
                 "a header has an invalid name: it must be a token, such as X-Token (RFC 9110 section 5.1)"
             )
-        if name.lower() in _OURS:
+        if name.lower() in _SET_BY_PERFKIT:
             raise ConfigError(f"the header {name!r} is set by perfkit; leave it out")
         if not isinstance(value, str) or any(character in value for character in "\r\n\0"):
             raise ConfigError(f"the value of the header {name!r} must be one line of text")
@@ -263,7 +263,7 @@ def convert(name: str, value: object) -> object:
     """
     (item,) = (each for each in dataclasses.fields(Config) if each.name == name)
     kind = str(item.type)
-    if isinstance(value, str) and is_size(name):
+    if isinstance(value, str) and _is_size(name):
         return parse_size(value)
     if isinstance(value, str) and kind == "float":
         return parse_seconds(value)
@@ -331,7 +331,7 @@ def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[A
     if optional and text.lower() == "none":
         return None
     kind = kind.removesuffix(" | None")
-    read, form = _READERS["size" if kind == "int" and is_size(item.name) else kind]
+    read, form = _READERS["size" if kind == "int" and _is_size(item.name) else kind]
     try:
         value: Any = read(text.strip())
     except (ValueError, KeyError):
@@ -343,7 +343,7 @@ def _read(cls: type[Config], variable: str, text: str, item: dataclasses.Field[A
     return value
 
 
-def is_size(name: str) -> bool:
+def _is_size(name: str) -> bool:
     """Whether the field of this name may be written as `parse_size` reads it."""
     return "bytes" in name or name == "rate_limit"
 
@@ -356,13 +356,6 @@ def _switch(text: str) -> bool:
 
 def _size(text: str) -> int:
     return 0 if text == "0" else parse_size(text)
-
-
-def _mapping(text: str) -> dict[str, str]:
-    value = json.loads(text)
-    if not isinstance(value, dict) or not all(isinstance(each, str) for each in value.values()):
-        raise ValueError
-    return value
 
 
 def _pair(text: str) -> tuple[str, str]:
@@ -394,7 +387,7 @@ _READERS: dict[
     "size": (_size, "a number of bytes, such as 500K or 5M"),
     "float": (parse_seconds, "a number of seconds, such as 1.5, 90s or 2m"),
     "str": (str, "text"),
-    "Mapping[str, str]": (_mapping, "a JSON object whose values are strings"),
+    "Mapping[str, str]": (json.loads, "a JSON object whose values are strings"),
     "Auth": (_pair, "user:password"),
     "bool | str": (_verify, "1 or 0, true or false, yes or no, on or off, or the path of a CA bundle"),
     "str | tuple[str, str]": (_certificate, f"a path, or two with {os.pathsep!r} between them"),

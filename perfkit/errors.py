@@ -103,8 +103,6 @@ class HTTPStatusError(TransferError):
 class TransferTimeoutError(TransferError, TimeoutError):
     """The server did not accept the connection, respond, or send fast enough in the allowed time."""
 
-    __str__ = TransferError.__str__
-
 
 class IntegrityError(TransferError):
     """Checksum or size mismatch: all bytes arrived, but they are not the expected ones.

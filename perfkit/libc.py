@@ -140,7 +140,7 @@ def _preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     return len(data)
 
 
-# preadv(2) into one buffer: PyPy has it not.
+# preadv(2) into one buffer: PyPy does not have it.
 preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", _preadv)
 
 
@@ -150,14 +150,14 @@ def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd:
     Raises:
         OSError: it can't be made.
     """
-    if sys.implementation.name == "pypy":  # never follows links, and refuses to be told so (7.3.19)
+    if sys.implementation.name == "pypy":  # never follows links, and refuses the argument (7.3.19)
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
     else:
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd, follow_symlinks=False)
 
 
 def rename_to_new(source: str, name: str) -> None:
-    """Rename a file to a name that nothing has yet: renameat2(2), or a hard link where the file system has no such.
+    """Rename a file to a name that nothing has yet: renameat2(2), or a hard link where the file system lacks it.
 
     Raises:
         FileExistsError: something has the name.
@@ -182,7 +182,7 @@ def try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has another one
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has its own
         return False
     return True
 

@@ -543,7 +543,7 @@ class Toolkit:
             release=release,
             channel=channel,
             decompress=decompress,
-            checksums=_text(checksums),
+            checksums=None if checksums is None else os.fspath(checksums),
             mirrors=tuple(mirrors),
             demands=demands,
         )
@@ -629,7 +629,7 @@ class Toolkit:
             release=release,
             channel=channel,
             decompress=decompress,
-            checksums=_text(checksums),
+            checksums=None if checksums is None else os.fspath(checksums),
             mirrors=tuple(mirrors),
             demands=demands,
         )
@@ -787,10 +787,6 @@ class Toolkit:
                 wait_s=wait_s,
                 progress=self._operation,
             )
-
-
-def _text(path: Path | None) -> str | None:
-    return None if path is None else os.fspath(path)
 
 
 def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[SecretKey, ...]:

@@ -35,10 +35,7 @@ def main(root: str, timeout_s: float, words: list[str]) -> None:
     libc.prctl(_PDEATHSIG, signal.SIGTERM, 0, 0, 0)
     _protect(libc, root)
     said, output = os.pipe()
-    actions = [
-        (os.POSIX_SPAWN_DUP2, output, 1),
-        (os.POSIX_SPAWN_DUP2, output, 2),
-    ]
+    actions = [(os.POSIX_SPAWN_DUP2, output, 1), (os.POSIX_SPAWN_DUP2, output, 2)]
     try:
         ignored = (signal.SIGPIPE, signal.SIGXFSZ)  # by Python
         command = os.posix_spawnp(words[0], words, os.environ, file_actions=actions, setpgroup=0, setsigdef=ignored)

@@ -24,7 +24,6 @@ _FILES, _DIRECTORIES = (
 
 
 def add_completion(completion: Parser) -> None:
-    """Add the options of `perfkit completion`."""
     completion.description = "Print a script with which a shell completes perfkit's commands, options and files."
     completion.epilog = _EXAMPLES
     completion.add_argument("shell", choices=_SHELLS, help=" or ".join(_SHELLS))

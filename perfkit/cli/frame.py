@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from perfkit.toolkit import Toolkit
     from perfkit.updates.report import VerifyReport
 
-__all__ = ["Outcome", "add_all", "add_tree", "define", "of_a_check", "toolkit_for"]
+__all__ = ["Outcome", "add_all", "add_tree", "define", "outcome_of_check", "toolkit_for"]
 
 _SETTINGS_FILE = "perfkit.toml"
 
@@ -52,7 +52,7 @@ class Outcome(NamedTuple):
     code: int = 0
 
 
-def of_a_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
+def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str) -> Outcome:
     """The outcome of a check, with a line for each fault, and exit code 1 if there are any.
 
     Args:

@@ -38,7 +38,6 @@ examples:
 
 
 def add_get(get: Parser) -> None:
-    """Add the options of `perfkit get`."""
     get.description = "Download files in parallel and in segments, and resume interrupted downloads."
     get.epilog = _EXAMPLES
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
@@ -93,10 +92,7 @@ def _get(arguments: argparse.Namespace) -> int:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:
             raise ConfigError("--base needs -i FILE: it is what URLs in a list are relative to")
-        options = {
-            "resume": not arguments.no_resume,
-            "public_keys": read_public_keys(arguments.public_keys),
-        }
+        options = {"resume": not arguments.no_resume, "public_keys": read_public_keys(arguments.public_keys)}
         with (
             _listed(arguments, options) as listed,
             Toolkit(config_for(arguments), progress=progress_for(arguments)) as kit,
@@ -119,21 +115,13 @@ def _listed(
 
 
 def _downloads(
-    kit: Toolkit,
-    arguments: argparse.Namespace,
-    shared: dict[str, Any],
-    listed: RequestList | None,
+    kit: Toolkit, arguments: argparse.Namespace, shared: dict[str, Any], listed: RequestList | None
 ) -> Generator[Download, None, None]:
     """The results in the order of completion, failures included."""
     from perfkit.downloads.checksum_files import with_checksums
     from perfkit.downloads.request import Download, Request
 
-    options = {
-        "checksum": arguments.checksum,
-        "mirrors": tuple(arguments.mirror),
-        "key": arguments.key,
-        **shared,
-    }
+    options = {"checksum": arguments.checksum, "mirrors": tuple(arguments.mirror), "key": arguments.key, **shared}
     add_checksum = with_checksums(arguments.checksums)
     requests = [add_checksum(Request(url, **options)) for url in arguments.urls]
     if arguments.output is not None:
@@ -151,14 +139,17 @@ def _downloads(
     def accepted() -> Iterator[Request | None]:
         yield from requests
         for item in listed or ():
-            if isinstance(item, Download):
+            if item is None:
+                yield None
+            elif isinstance(item, Download):
                 refused.append(item)  # an invalid line does not stop the others
-                continue
-            try:
-                yield None if item is None else add_checksum(item)
-            except ConfigError as error:
-                assert item is not None
-                refused.append(Download(url=item.url, path="", error=error))
+            else:
+                try:
+                    request = add_checksum(item)
+                except ConfigError as error:
+                    refused.append(Download(url=item.url, path="", error=error))
+                else:
+                    yield request
 
     count = listed.count() if listed is not None else 0
     items = accepted() if count is None else _Counted(accepted(), len(requests) + count)

@@ -13,7 +13,7 @@ import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from perfkit.cli import check_process
 from perfkit.cli.check_process import SHOWN_BYTES
@@ -49,10 +49,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
     words, end = _words("--check", command), "\0" if null else "\n"
 
     def check(staged: StagedTree) -> None:
-        variables = {
-            "PERFKIT_STAGED": staged.path,
-            **_versions(staged.version, staged.previous_version),
-        }
+        variables = {"PERFKIT_STAGED": staged.path, **_versions(staged.version, staged.previous_version)}
         lines = (name + end for name in sorted({*staged.added, *staged.changed, *staged.removed}))
         try:
             _run_check([word.replace("{}", staged.path) for word in words], variables, lines, staged.root, timeout_s)
@@ -181,13 +178,7 @@ def _run_check(
     with (
         _terminable(),
         _file_of(lines) as given,
-        subprocess.Popen(
-            command,
-            stdin=given,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **variables},
-            start_new_session=True,
-        ) as process,
+        _start(command, variables, stdin=given, stdout=subprocess.PIPE) as process,
     ):
         assert process.stdout is not None
         try:
@@ -201,6 +192,10 @@ def _run_check(
     if how == "timeout":
         raise CommandFailedError(f"{words[0]} took longer than {timeout_s:g} s{_quoted(said)}")
     _raise_for(words[0], int(how) if how else process.returncode, said)
+
+
+def _start(words: list[str], variables: Mapping[str, str], **streams: Any) -> subprocess.Popen[bytes]:
+    return subprocess.Popen(words, env={**os.environ, **variables}, start_new_session=True, **streams)
 
 
 def _raise_for(program: str, code: int, said: bytes) -> None:
@@ -231,14 +226,7 @@ def _run(words: list[str], variables: Mapping[str, str], lines: Iterable[str]) -
         OSError: it can't be run.
     """
     with _terminable(), _file_of(lines) as given, tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(
-            words,
-            stdin=given,
-            stdout=said,
-            stderr=said,
-            env={**os.environ, **variables},
-            start_new_session=True,
-        )
+        process = _start(words, variables, stdin=given, stdout=said, stderr=said)
         try:
             process.wait()
         finally:

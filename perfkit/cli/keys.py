@@ -21,7 +21,6 @@ with it: perfkit publish --sign-key release.key, perfkit sync --public-key relea
 
 
 def add_keygen(keygen: Parser) -> None:
-    """Add the options of `perfkit keygen`."""
     keygen.description = "Make a key pair, in the format of minisign: FILE, which is secret, and FILE.pub."
     keygen.epilog = _EXAMPLES
     keygen.add_argument("file", metavar="FILE", help="the file of the secret key; must not exist yet")
@@ -46,7 +45,7 @@ def _keygen(arguments: argparse.Namespace) -> int:
                 sync_file(descriptor)
     names = {"secret_key": arguments.file, "public_key": str(key.public), "id": key.public.name}
     note = f"{arguments.file} is the secret key, {arguments.file}.pub the public one: {key.public}"
-    print_result(arguments, dict(names), note)
+    print_result(arguments, names, note)
     return 0
 
 

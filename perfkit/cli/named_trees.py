@@ -35,7 +35,7 @@ class NamedTree:
     _options: argparse.Namespace = field(repr=False, compare=False)
 
     def toolkit(self, progress: Progress | None = None) -> Toolkit:
-        """A Toolkit with the settings of the tree, for what is not below, such as `kit.rollback(tree.dest)`; close it.
+        """A Toolkit with the settings of the tree, for `kit.rollback(tree.dest)` and the like; close it.
 
         `PERFKIT_*` variables come before the file.
         """

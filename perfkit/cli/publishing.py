@@ -7,7 +7,7 @@ import contextlib
 import dataclasses
 from typing import TYPE_CHECKING
 
-from perfkit.cli.frame import Outcome, define, of_a_check, toolkit_for
+from perfkit.cli.frame import Outcome, define, outcome_of_check, toolkit_for
 from perfkit.cli.keys import add_sign_key
 from perfkit.cli.output import INTERRUPTED, print_result
 from perfkit.cli.parser import Parser, add_output, add_progress
@@ -53,7 +53,6 @@ examples:
 
 
 def add_publish(publish: Parser) -> None:
-    """Add the options of `perfkit publish`."""
     publish.description = "Publish a directory as the current release of a static site."
     publish.epilog = _PUBLISH_EXAMPLES
     publish.add_argument("src", metavar="SRC", help="the directory to publish")
@@ -121,7 +120,6 @@ def _print_release(arguments: argparse.Namespace, release: Release) -> None:
 
 
 def add_releases(releases: Parser) -> None:
-    """Add the options of `perfkit releases`."""
     releases.add_argument("url", metavar="URL", help="of the site")
     add_credentials(releases)
     about = "List the releases of a site that sync --release can install; a star marks the current one."
@@ -135,7 +133,6 @@ def _releases(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def add_promote(promote: Parser) -> None:
-    """Add the options of `perfkit promote`."""
     promote.add_argument("site", metavar="SITE", help="the site")
     promote.add_argument("--channel", required=True, metavar="NAME", help="the channel, such as stable")
     promote.add_argument("--version", required=True, metavar="V", help="the release, one of `perfkit releases`")
@@ -159,10 +156,9 @@ def _promote(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def add_check(check: Parser) -> None:
-    """Add the options of `perfkit check`."""
     check.add_argument("site", metavar="SITE", help="the site")
     add_progress(check)
-    about = "Hash all objects that the releases of a site need; exits with 1 if one is amiss."
+    about = "Hash all objects that the releases of a site need; exits with 1 unless all are whole."
     define(check, _check, about, _CHECK_EXAMPLES)
 
 
@@ -172,11 +168,10 @@ def _check(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         f"{report.version} and {counted(report.releases - 1, 'earlier release')}: {counted(report.objects, 'object')} "
         f"with {amount(report.bytes)}, {len(report.missing)} missing, {len(report.damaged)} damaged"
     )
-    return of_a_check(report, note, "missing", "damaged")
+    return outcome_of_check(report, note, "missing", "damaged")
 
 
 def add_prune(prune: Parser) -> None:
-    """Add the options of `perfkit prune`."""
     prune.add_argument("path", metavar="DIR", help="the site, or the tree")
     keep = "generations before the current one that a tree keeps (default 1)"
     prune.add_argument("--keep", type=int, default=1, metavar="N", help=keep)

@@ -19,7 +19,6 @@ examples:
 
 
 def add_serve(serve: Parser) -> None:
-    """Add the options of `perfkit serve`."""
     serve.description = "Serve a directory on loopback, with Range requests, for development. Ctrl-C stops it."
     serve.epilog = _EXAMPLES
     serve.add_argument("site", metavar="SITE", help="the directory to serve")

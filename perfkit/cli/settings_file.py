@@ -11,7 +11,7 @@ import os
 import re
 import tomllib
 from collections.abc import Collection, Iterator, Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perfkit.cli.parser import Parser
 from perfkit.config import Config, convert
@@ -93,7 +93,7 @@ def _tree(
     if not is_tree_name(name):
         raise ConfigError(f"{where}: a tree's name has letters, digits, dots, dashes and underscores only")
     places: dict[str, str] = {}
-    options: dict[str, object] = {}
+    options: dict[str, Any] = {}
     settings = dict(inherited)
     for key, value in entry.items():
         if key in ("source", "dest"):
@@ -108,15 +108,17 @@ def _tree(
     with _named(where):
         Config(**settings)  # type: ignore[arg-type]
     base = os.path.dirname(os.path.abspath(path))
-    if not places["source"].startswith(("http://", "https://")):
-        places["source"] = os.path.join(base, places["source"])
-    checksums = options.get("checksums")
-    if isinstance(checksums, str) and not checksums.startswith(("http://", "https://")):
-        options["checksums"] = os.path.join(base, checksums)
-    keys = options.get("public_keys")
-    if isinstance(keys, list):
-        options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in keys]
-    return TreeEntry(name, places["source"], os.path.join(base, places["dest"]), options, settings)
+    if "checksums" in options:
+        options["checksums"] = _located(base, options["checksums"])
+    if "public_keys" in options:
+        options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in options["public_keys"]]
+    source, dest = _located(base, places["source"]), os.path.join(base, places["dest"])
+    return TreeEntry(name, source, dest, options, settings)
+
+
+def _located(base: str, location: str) -> str:
+    """A URL as it is; a path from the directory `base`."""
+    return location if location.startswith(("http://", "https://")) else os.path.join(base, location)
 
 
 def _setting(where: str, key: str, value: object, known: Collection[str]) -> object:

@@ -46,7 +46,6 @@ examples:
 
 
 def add_sync(sync: Parser) -> None:
-    """Add the options of `perfkit sync`."""
     where = "the URL of a site or a file, or the path of a list of URLs, and the tree; or names of trees"
     sync.add_argument("places", nargs="*", metavar="SOURCE DEST | NAME", help=where)
     add_all(sync)
@@ -169,9 +168,9 @@ def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
 
 def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
     """The options that say what to install, for `Toolkit.sync` and `Toolkit.plan`."""
-    same = ("type", "release", "channel", "mirrors", "checksums", "decompress", "public_keys", "threshold")
-    chosen = {name: getattr(arguments, name) for name in (*same, "allow_expired")}
-    return {"selection": _selection(arguments), **chosen}
+    names = ("type", "release", "channel", "mirrors", "checksums", "decompress", "public_keys", "threshold")
+    chosen = {name: getattr(arguments, name) for name in names}
+    return {**chosen, "selection": _selection(arguments), "allow_expired": arguments.allow_expired}
 
 
 def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:

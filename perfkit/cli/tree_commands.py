@@ -8,7 +8,7 @@ import datetime
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from perfkit.cli.frame import Outcome, add_all, add_tree, define, of_a_check
+from perfkit.cli.frame import Outcome, add_all, add_tree, define, outcome_of_check
 from perfkit.cli.output import edits_of
 from perfkit.cli.parser import Parser, add_progress
 from perfkit.cli.settings import add_credentials, add_wait
@@ -60,7 +60,6 @@ examples:
 
 
 def add_rollback(rollback: Parser) -> None:
-    """Add the options of `perfkit rollback`."""
     add_tree(rollback)
     rollback.add_argument("--to", type=int, metavar="N", help="the generation (default: the previous one)")
     rollback.add_argument("--no-hold", action="store_true", help="have the next sync install the newest version again")
@@ -81,7 +80,6 @@ def _rollback(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def add_history(history: Parser) -> None:
-    """Add the options of `perfkit history`."""
     add_tree(history)
     about = "List the generations that rollback can restore; a star marks the current one."
     define(history, _history, about, _HISTORY_EXAMPLES)
@@ -103,7 +101,6 @@ def _generation_line(each: Generation) -> str:
 
 
 def add_verify(verify: Parser) -> None:
-    """Add the options of `perfkit verify`."""
     verify.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
     add_all(verify)
     verify.add_argument("--repair", action="store_true", help="fetch missing and changed files again")
@@ -124,11 +121,10 @@ def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
         f"{len(report.missing)} missing, {len(report.changed)} changed, {len(report.extra)} extra"
         f"{'; repaired' if report.repaired else ''}; {amount(report.bytes)} read in {report.seconds:.1f} s"
     )
-    return of_a_check(report, note, "missing", "changed", "extra")
+    return outcome_of_check(report, note, "missing", "changed", "extra")
 
 
 def add_status(status: Parser) -> None:
-    """Add the options of `perfkit status`."""
     status.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
     add_all(status)
     age = "exit with 1 if the last sync that succeeded is older, such as 30m, 12h or 2d"
@@ -197,7 +193,6 @@ def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome
 
 
 def add_hold(hold: Parser) -> None:
-    """Add the options of `perfkit hold`."""
     add_tree(hold)
     hold.add_argument("version", metavar="VERSION", help="the version to pass over")
     add_wait(hold)
@@ -212,7 +207,6 @@ def _hold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def add_pin(pin: Parser) -> None:
-    """Add the options of `perfkit pin`."""
     add_tree(pin)
     add_wait(pin)
     define(pin, _pin, "Keep the installed version of a tree: sync passes over all others until unhold.", _PIN_EXAMPLES)
@@ -225,7 +219,6 @@ def _pin(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 def add_unhold(unhold: Parser) -> None:
-    """Add the options of `perfkit unhold`."""
     add_tree(unhold)
     add_wait(unhold)
     about = "Have syncs install new versions again, after a rollback, a failed check or pin."

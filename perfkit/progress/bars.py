@@ -84,9 +84,8 @@ class Bars:
         self._alive = True
         self._above = 0  # lines that this run has left above the bars
         self._plain = PlainLines(self._stream)
-        self._ascii_only = (
-            not (getattr(self._stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
-        )
+        encoding = (getattr(self._stream, "encoding", None) or "").lower()
+        self._ascii_only = not encoding.startswith("utf")
         marker, left, right, fill = "#[]." if self._ascii_only else "█▕▏ "
         edges = {"marker": marker, "left": left, "right": right}
         self._known = _Line(progressbar.Bar(**edges, fill=fill))  # type: ignore[no-untyped-call]

@@ -99,11 +99,8 @@ class Progress(Protocol):
 class Silent:
     """Displays nothing."""
 
-    def update(self, snapshot: Snapshot) -> None:
-        pass
-
-    def finish(self, snapshot: Snapshot) -> None:
-        pass
+    def update(self, snapshot: Snapshot) -> None: ...
+    def finish(self, snapshot: Snapshot) -> None: ...
 
 
 class FileMeter:
@@ -125,7 +122,7 @@ class FileMeter:
         self._ended_s = 0.0
         self._host = self._reason = ""
         self._retries = 0
-        self._retry_at_s: float | None = None
+        self._retry_at_s = 0.0
         self._ended = False
 
     def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
@@ -149,28 +146,25 @@ class FileMeter:
     def resumed(self, count: int) -> None:
         """`count` bytes are present from an earlier run."""
         with self._lock:
-            if self._ended:
-                return
-            self.received_bytes += count
-            self.resumed_bytes += count
-            self._meter.add(received=count, resumed=count)
+            if not self._ended:
+                self.received_bytes += count
+                self.resumed_bytes += count
+                self._meter.add(received=count, resumed=count)
 
     def advance(self, count: int) -> None:
         """`count` bytes were received and are in place."""
         with self._lock:
-            if self._ended:
-                return
-            self.received_bytes += count
-            self.transferred_bytes += count
-            self._meter.add(received=count, transferred=count)
-            self.state = State.ACTIVE
+            if not self._ended:
+                self.received_bytes += count
+                self.transferred_bytes += count
+                self._meter.add(received=count, transferred=count)
+                self.state = State.ACTIVE
 
     def reset(self) -> None:
         """All bytes so far were discarded: a retry starts from the first byte, or the file changed."""
         with self._lock:
-            if self._ended:
-                return
-            self._discard()
+            if not self._ended:
+                self._discard()
 
     def retrying(self, reason: str = "", wait_s: float = 0.0) -> None:
         """An attempt failed, and another one follows after `wait_s` seconds."""
@@ -225,7 +219,7 @@ class FileMeter:
             share = self._pace.share(self.received_bytes, self.total_bytes, ended=self.state is State.DONE)
         if self._ended and elapsed_s > 0:
             speed = self.transferred_bytes / elapsed_s
-        waits = self.state is State.RETRYING and self._retry_at_s is not None
+        waits = self.state is State.RETRYING
         return FileProgress(
             self.name,
             self.state,
@@ -241,7 +235,7 @@ class FileMeter:
             self.unchanged,
             self._reason if waits or self._ended else "",
             self._retries,
-            max(0.0, (self._retry_at_s or now) - now) if waits else None,
+            max(0.0, self._retry_at_s - now) if waits else None,
         )
 
     def _discard(self) -> None:

@@ -46,7 +46,7 @@ class OperationProgress:
         not count.
 
         Args:
-            stages: phases, and about how many seconds each will take; None: nobody knows yet.
+            stages: phases, and about how many seconds each will take; None: unknown yet.
         """
         for operation in self._operations[:1]:
             operation.left = dict(stages)

@@ -59,14 +59,8 @@ class Stage:
             return
         now = time.monotonic()
         if now - self._began_s >= SHOWN_FROM_S and now - self._drawn_s >= _EVERY_S:
-            self.show(now)
-
-    def show(self, now: float | None = None) -> None:
-        """Display it now, however long it has taken: the work that follows can't be counted."""
-        if self._progress is not None:
-            self._drawn_s = time.monotonic() if now is None else now
-            self._shown = True
-            self._progress.update(self._snapshot(self._drawn_s))
+            self._drawn_s, self._shown = now, True
+            self._progress.update(self._snapshot(now))
 
     def _snapshot(self, now: float, *, ended: bool = False) -> Snapshot:
         done, total = self._bytes_done, self._total_bytes

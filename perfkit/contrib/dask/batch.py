@@ -193,13 +193,7 @@ def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
 
 
 def _results(shard: Shard, future: Future[list[Download]]) -> list[Download]:
-    """The results of a shard; if it failed as a whole, a failure for each of its files.
-
-    Raises:
-        ConnectionError: the scheduler was lost.
-    """
-    if future.status == "cancelled":
-        raise ConnectionError("the scheduler was lost; start it again, and repeat the call to go on")
+    """The results of a shard; if it failed as a whole, a failure for each of its files."""
     failure = future.exception()  # type: ignore[no-untyped-call]
     if failure is None:
         return list(future.result())

@@ -1,4 +1,4 @@
-"""What of a batch is done, kept on the client's disk: a file for each shard, which appears when the shard has ended."""
+"""Which files of a batch are done, on the client's disk: one record for each shard, made when the shard has ended."""
 
 from __future__ import annotations
 

@@ -28,6 +28,7 @@ __all__ = ["ClusterState", "OnWorker", "ShardCount", "Tasks", "WorkerReport", "o
 
 T = TypeVar("T")
 
+_LOST = "the scheduler was lost; start it again, and repeat the call to go on"
 _ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
 _POLL_S = 0.1
 _RETRIES = 2  # of a task that failed; one whose worker was lost is repeated as Dask's settings say
@@ -80,13 +81,12 @@ def state_of(client: Client, name: str) -> ClusterState:
     Raises:
         ConnectionError: the scheduler was lost.
     """
-    lost = "the scheduler was lost; start it again, and repeat the call to go on"
     if client.status != "running":
-        raise ConnectionError(lost)
+        raise ConnectionError(_LOST)
     try:
         found = _ask(client, "perfkit_state", name=name)
     except OSError as error:
-        raise ConnectionError(lost) from error
+        raise ConnectionError(_LOST) from error
     return ClusterState(**found)
 
 
@@ -129,12 +129,18 @@ class Tasks(Generic[T]):
         self._completed.add(future)  # type: ignore[no-untyped-call]
 
     def ended(self) -> list[tuple[T, Future[Any]]]:
-        """Those that have ended since the last time, after a short wait if there are none."""
+        """Those that have ended since the last time, after a short wait if there are none.
+
+        Raises:
+            ConnectionError: the scheduler was lost.
+        """
         ended = []
         for future in self._completed.next_batch(block=False):  # type: ignore[no-untyped-call]
             if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
                 self._completed.add(future)  # type: ignore[no-untyped-call]
             elif future in self.running:
+                if future.status == "cancelled":
+                    raise ConnectionError(_LOST)
                 ended.append((self.running.pop(future), future))
         if not ended:
             time.sleep(_POLL_S)
@@ -167,7 +173,7 @@ class OnScheduler(SchedulerPlugin):
         self._calls[name] = _Call(client, SharedLimits(rate, connections))
 
     async def end(self, name: str) -> None:
-        if name in self._scheduler.worker_plugins:  # else another one is at it
+        if name in self._scheduler.worker_plugins:  # else it has ended, or is just ending
             await self._scheduler.unregister_worker_plugin(comm=None, name=name)
             del self._calls[name]
 
@@ -202,10 +208,10 @@ class OnWorker(WorkerPlugin):
         self._worker = worker
         self._lock = threading.Lock()
         self._shards: dict[int, ShardCount] = {}
-        self._report = WorkerReport({}, (), 0.0)
+        self.report = WorkerReport({}, (), 0.0)
         self.kit = Toolkit(self._config, progress=self, limits=self)
-        worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report().bytes_per_s  # columns of Dask's dashboard
-        worker.metrics["perfkit_files"] = lambda _: sum(each.files for each in self.report().shards.values())
+        worker.metrics["perfkit_bytes_per_s"] = lambda _: self.report.bytes_per_s  # columns of Dask's dashboard
+        worker.metrics["perfkit_files"] = lambda _: sum(each.files for each in self.report.shards.values())
 
     async def teardown(self, worker: Worker) -> None:
         for metric in ("perfkit_bytes_per_s", "perfkit_files"):
@@ -224,18 +230,15 @@ class OnWorker(WorkerPlugin):
             with self._lock:
                 del self._shards[number]
 
-    def report(self) -> WorkerReport:
-        return self._report
-
     # -- as the Toolkit's `Progress` --
 
     def update(self, snapshot: Snapshot) -> None:
         with self._lock:  # now: of files that end later, the snapshot has the bytes
             shards = {number: replace(shard) for number, shard in self._shards.items()}
-        self._report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
+        self.report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
 
     def finish(self, snapshot: Snapshot) -> None:
-        self._report = WorkerReport({}, (), 0.0)
+        self.report = WorkerReport({}, (), 0.0)
 
     # -- as its `LimitStore` --
 
@@ -248,7 +251,7 @@ class OnWorker(WorkerPlugin):
             worker=self._worker.address,
             holder=holder,
             use=asdict(use),
-            report=Serialize(self.report()),  # type: ignore[no-untyped-call]
+            report=Serialize(self.report),  # type: ignore[no-untyped-call]
         )
         return Lease(**found)
 

@@ -41,7 +41,7 @@ class ClusterProgress:
         self._ended = ShardCount()
         self._count(known)
         self._resumed = self._most = self._ended.bytes
-        self._over: set[int] = set()  # shards that have ended, of which a worker's last report may still tell
+        self._over: set[int] = set()  # shards that have ended, which a worker's last report may still contain
         self._began_s = time.monotonic()
         self._pace = Pace(self._began_s)
 

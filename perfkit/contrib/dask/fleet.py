@@ -8,7 +8,7 @@ import math
 import os
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from distributed import Client
@@ -92,8 +92,8 @@ class _Host:
     name: str
     address: str
     dest: str
-    labels: Collection[str] = field(default=())
-    number: int = 0
+    labels: Collection[str]
+    number: int
 
 
 def sync_fleet(
@@ -130,8 +130,7 @@ def sync_fleet(
     """
     waves = waves or Waves()
     hosts = _hosts(client, os.fspath(dest), waves)
-    reports = {host.name: HostReport(host=host.name) for host in hosts}
-    order: list[str] = []
+    reports: dict[str, HostReport] = {}
     display = ClusterProgress(progress, [None] * len(hosts), ())
     with toolkits(client, config or Config()) as name:
         for number, wave in enumerate(_cut(hosts, waves.sizes), 1):
@@ -142,9 +141,8 @@ def sync_fleet(
                 report, generations[host.name] = (
                     (HostReport(host=host.name, error=outcome), 0) if isinstance(outcome, Exception) else outcome
                 )
-                reports[host.name] = replace(report, host=host.name, wave=number)
+                reports[host.name] = replace(report, wave=number)
                 display.ended(host.number, [reports[host.name]])
-                order.append(host.name)
             failed = sum(reports[host.name].error is not None for host in wave)
             if failed > waves.most_failed * len(wave):
                 changed = [host for host in wave if reports[host.name].after != reports[host.name].before]
@@ -152,7 +150,7 @@ def sync_fleet(
                     reports[host.name] = _rolled_back(reports[host.name], outcome)
                 break
     display.finish()
-    return [reports[each] for each in (*order, *sorted(reports.keys() - set(order)))]
+    return [*reports.values(), *(HostReport(host=host.name) for host in hosts if host.name not in reports)]
 
 
 def status_fleet(client: Client, dest: str | os.PathLike[str]) -> list[HostStatus]:
@@ -185,11 +183,10 @@ def _hosts(client: Client, dest: str, waves: Waves) -> list[_Host]:
     if not workers:
         raise ConfigError("the cluster has no workers; start some, or wait for them with client.wait_for_workers(1)")
     hosts = []
-    for address, worker in workers.items():
-        name = str(worker["name"])
-        labels = worker["resources"] if waves.labels is None else waves.labels.get(name, ())
-        hosts.append(_Host(name, address, dest.replace("{host}", name), tuple(labels)))
-    return [replace(host, number=number) for number, host in enumerate(sorted(hosts, key=lambda host: host.name))]
+    for number, (name, address) in enumerate(sorted((str(worker["name"]), at) for at, worker in workers.items())):
+        labels = workers[address]["resources"] if waves.labels is None else waves.labels.get(name, ())
+        hosts.append(_Host(name, address, dest.replace("{host}", name), tuple(labels), number))
+    return hosts
 
 
 def _share(size: str) -> float:
@@ -241,7 +238,7 @@ def _on_each(
             for future in [future for future, host in tasks.running.items() if host.address not in state.threads]:
                 host = tasks.running.pop(future)
                 future.cancel()  # type: ignore[no-untyped-call]
-                yield host, UpdateError(f"the worker of {host.name} was lost; see to it, and repeat the call")
+                yield host, UpdateError(f"the worker of {host.name} was lost; start it again, and repeat the call")
 
 
 def _sync(
@@ -249,7 +246,7 @@ def _sync(
 ) -> tuple[HostReport, int]:
     """Runs on a host: the report, and the generation that the tree had before."""
     worker = on_this_worker(name)
-    before = _standing(worker.kit, host.dest)
+    before = _status_if_any(worker.kit, host.dest)
     report = HostReport(host=host.name, before=before.version, after=before.version)
     began_s = time.monotonic()
     with worker.shard(host.number):
@@ -267,7 +264,7 @@ def _roll_back(name: str, host: _Host, generations: Mapping[str, int]) -> str | 
     """Runs on a host: the version that the tree has then."""
     kit = on_this_worker(name).kit
     kit.rollback(host.dest, to=generations[host.name])
-    return _standing(kit, host.dest).version
+    return _status_if_any(kit, host.dest).version
 
 
 def _rolled_back(report: HostReport, outcome: str | Exception | None) -> HostReport:
@@ -281,7 +278,7 @@ def _status(name: str, host: _Host) -> TreeStatus:
     return on_this_worker(name).kit.status(host.dest)
 
 
-def _standing(kit: Toolkit, dest: str) -> TreeStatus:
+def _status_if_any(kit: Toolkit, dest: str) -> TreeStatus:
     try:
         return kit.status(dest)
     except (PerfkitError, FileNotFoundError):

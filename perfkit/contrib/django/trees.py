@@ -22,7 +22,7 @@ from perfkit.contrib.django.conf import TreeSettings, tree_settings
 from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
-from perfkit.filesystem.own_files import open_own, replace_own
+from perfkit.filesystem.own_files import replace_own
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.progress.meter import Progress
 from perfkit.redact import redacted
@@ -32,6 +32,7 @@ from perfkit.transactions.layout import NOTIFIED, PRIVATE_DIR, STATE
 from perfkit.updates.hold import Hold
 from perfkit.updates.planner import Plan
 from perfkit.updates.report import SyncReport, VerifyReport
+from perfkit.updates.status import read_json
 
 __all__ = [
     "Current",
@@ -80,7 +81,7 @@ def sync(
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
 
-    def update(kit: Toolkit, wait_s: float) -> SyncReport:
+    def update(kit: Toolkit, left_s: float) -> SyncReport:
         return kit.sync(
             tree.source,
             tree.dest,
@@ -88,7 +89,7 @@ def sync(
             check=tree.check,
             retry_rejected=retry_rejected,
             allow_older=allow_older,
-            wait_s=wait_s,
+            wait_s=left_s,
             **_options(tree),
         )
 
@@ -110,8 +111,11 @@ def rollback(
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    back = functools.partial(Toolkit.rollback, dest=tree.dest, to=to, hold=hold)
-    return _change(tree, wait_s, config, None, lambda kit, left_s: back(kit, wait_s=left_s))
+
+    def go_back(kit: Toolkit, left_s: float) -> SyncReport:
+        return kit.rollback(tree.dest, to=to, hold=hold, wait_s=left_s)
+
+    return _change(tree, wait_s, config, None, go_back)
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
@@ -349,9 +353,4 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
 
 def _notified(dest: str) -> int | None:
     """The generation that all receivers have processed; None if unknown."""
-    try:
-        with open(open_own(os.path.join(dest, NOTIFIED)), encoding="utf-8") as file:
-            found = json.load(file)["generation"]
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return found if isinstance(found, int) else None
+    return read_json(os.path.join(dest, NOTIFIED)).get("generation")

@@ -271,6 +271,9 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Sta
         {"byte_range": (0, 1)},
         {"known": Version(etag='"v1"')},
         {"only": Validator(etag='"v1"')},
+        {"size": 1},
+        {"label": "f"},
+        {"key": "f"},
     ],
 )
 def test_a_request_and_options_beside_it(options: dict[str, Any], tmp_path: Path) -> None:

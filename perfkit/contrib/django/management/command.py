@@ -72,11 +72,6 @@ class ToolkitCommand(BaseCommand):
 
         return for_stream(stream)
 
-    def note(self, text: str, options: dict[str, Any], *, verbosity: int = 1) -> None:
-        """Print a line on standard output, at this verbosity or higher."""
-        if options["verbosity"] >= verbosity:
-            self.stdout.write(text)
-
     def create_parser(self, prog_name: str, subcommand: str, **kwargs: Any) -> CommandParser:
         """Add the options here, so that subclasses need not call `super().add_arguments`."""
         parser = super().create_parser(prog_name, subcommand, **kwargs)

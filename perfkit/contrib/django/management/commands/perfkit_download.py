@@ -48,7 +48,7 @@ class Command(ToolkitCommand):
             fields = ("path", "bytes", "bytes_received", "checksum", "unchanged")
             files = [{"url": redacted(each.url)} | {name: getattr(each, name) for name in fields} for each in downloads]
             self.stdout.write(json.dumps({"files": files}))
-            return
-        for download in downloads:
-            what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
-            self.note(f"{self.style.SUCCESS(printable(download.path))}  {what}", options)
+        elif options["verbosity"] >= 1:
+            for download in downloads:
+                what = "unchanged" if download.unchanged else f"{download.bytes} bytes"
+                self.stdout.write(f"{self.style.SUCCESS(printable(download.path))}  {what}")

@@ -15,8 +15,6 @@ from perfkit.contrib.django.management.trees_command import Outcome, TreesComman
 from perfkit.progress.text import printable
 from perfkit.updates.status import TreeStatus
 
-_TIMES = ("changed", "checked", "failed", "not_before")
-
 
 class Command(TreesCommand):
     help = "Show what is installed in the trees of the settings, without the network."
@@ -29,41 +27,41 @@ class Command(TreesCommand):
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
         status = trees.status(name)
-        record, age_s = _record(status), TreeStatus(checked_s=status.checked_s).age_s()
-        old = options["max_age"] is not None and age_s > parse_seconds(options["max_age"])
-        return Outcome(record, self._lines(record), f"no sync has succeeded for {options['max_age']}" if old else "")
+        age_s, max_age = TreeStatus(checked_s=status.checked_s).age_s(), options["max_age"]
+        old = max_age is not None and age_s > parse_seconds(max_age)
+        return Outcome(_record(status), self._lines(status), f"no sync has succeeded for {max_age}" if old else "")
 
-    def _lines(self, record: dict[str, Any]) -> list[tuple[int, str]]:
-        name = self.style.MIGRATE_LABEL(record["name"])
-        if record["state"] == "absent":
-            lines = [(0, f"{name}: {self.style.WARNING('not installed')}")]
+    def _lines(self, status: trees.Status) -> list[tuple[int, str]]:
+        name, warning = self.style.MIGRATE_LABEL(status.name), self.style.WARNING
+        if status.state == "absent":
+            lines = [(0, f"{name}: {warning('not installed')}")]
         else:
-            version, changed = printable(record["version"] or "-"), _local(record["changed"])
-            lines = [(0, f"{name}: {version} (generation {record['generation']}, {changed})")]
-        if record["receivers_notified"] is False:
-            warning = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
-            lines.append((0, self.style.WARNING(warning)))
-        if record["failed"] is not None:
-            lines.append((0, self.style.ERROR(f"  failed {_local(record['failed'])}: {printable(record['error'])}")))
-        if record["not_before"] is not None:
-            lines.append((0, f"  not before {_local(record['not_before'])}, as the source asks"))
-        if record["interrupted"]:
-            lines.append((0, self.style.WARNING("  a change was interrupted; the next use of the tree completes it")))
-        if (held := record["held"]) is not None:
-            lines.append((0, self.style.WARNING(f"  on hold: {printable(held['version'])} ({held['reason']})")))
-        lines.append((1, f"  from {printable(record['source'])}\n  in   {record['dest']}"))
-        for each in record["generations"]:
-            mark = "*" if each["current"] else " "
-            version, created = printable(each["label"].get("version", "-")), _local(each["created"])
-            counts = f"+{each['added']} ~{each['changed']} -{each['removed']}"
-            lines.append((1, f"  {mark} {each['number']}  {version}  {created}  {counts}"))
+            what = f"generation {status.generation}, {_local(status.changed_s)}"
+            lines = [(0, f"{name}: {printable(status.version or '-')} ({what})")]
+            if not status.receivers_notified:
+                text = "  some receivers of tree_updated have not processed this generation; the next sync calls them"
+                lines.append((0, warning(text)))
+        if status.failed_s is not None:
+            text = f"  failed {_local(status.failed_s)}: {printable(status.error or '')}"
+            lines.append((0, self.style.ERROR(text)))
+        if status.not_before_s is not None:
+            lines.append((0, f"  not before {_local(status.not_before_s)}, as the source asks"))
+        if status.interrupted:
+            lines.append((0, warning("  a change was interrupted; the next use of the tree completes it")))
+        if status.held is not None:
+            lines.append((0, warning(f"  on hold: {printable(status.held.version)} ({status.held.reason})")))
+        lines.append((1, f"  from {printable(status.source)}\n  in   {status.dest}"))
+        for each in status.generations:
+            mark, version = "*" if each.current else " ", printable(each.label.get("version", "-"))
+            counts = f"+{each.added} ~{each.changed} -{each.removed}"
+            lines.append((1, f"  {mark} {each.number}  {version}  {_local(each.created_s or None)}  {counts}"))
         return lines
 
 
 def _record(status: trees.Status) -> dict[str, Any]:
     """The status as JSON: times in ISO 8601, UTC."""
     record = dataclasses.asdict(status)
-    for each in _TIMES:
+    for each in ("changed", "checked", "failed", "not_before"):
         record[each] = _iso(record.pop(f"{each}_s"))
     for each in record["generations"]:
         each["created"] = _iso(each.pop("created_s"))
@@ -76,8 +74,8 @@ def _iso(seconds: float | None) -> str | None:
     return datetime.fromtimestamp(seconds, UTC).isoformat(timespec="seconds") if seconds else None
 
 
-def _local(iso: str | None) -> str:
+def _local(seconds: float | None) -> str:
     """In the project's time zone."""
-    if iso is None:
+    if seconds is None:
         return "-"
-    return datetime.fromisoformat(iso).astimezone(timezone.get_current_timezone()).strftime("%Y-%m-%d %H:%M:%S")
+    return datetime.fromtimestamp(seconds, timezone.get_current_timezone()).strftime("%Y-%m-%d %H:%M:%S")

@@ -67,10 +67,8 @@ class Command(TreesCommand, ToolkitCommand):
         return Outcome(dataclasses.asdict(report), self._lines(name, report))
 
     def _planned(self, name: str, plan: Plan) -> Outcome:
-        values = ("version", "held", "installed_version", "missing_bytes", "added", "changed", "remove")
-        record = {value: getattr(plan, value) for value in values}
-        for value in ("added", "changed", "remove"):
-            record[value] = list(record[value])
+        record = {each: getattr(plan, each) for each in ("version", "held", "installed_version", "missing_bytes")}
+        record |= {each: list(getattr(plan, each)) for each in ("added", "changed", "remove")}
         if plan.held is not None:
             return Outcome(record, [(1, self._stays(name, plan.version, plan.held))])
         if plan.empty:
