@@ -34,7 +34,10 @@ def download(url: str, dest: str) -> None:
 
 def recorded(journal: Path) -> int:
     """How many bytes a journal says are there."""
-    done = json.loads(journal.read_text())["done"] if journal.exists() else []
+    try:
+        done = json.loads(journal.read_bytes())["done"]
+    except (FileNotFoundError, ValueError):  # not there yet, or being written
+        return 0
     return sum(end - start for start, end in done)
 
 

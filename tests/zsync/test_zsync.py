@@ -46,7 +46,7 @@ def update(control: Control, old: Path | None, new: bytes, gap: int = 0) -> tupl
         with old.open("rb", buffering=0) as file:
             recipe = make_recipe(control, file, gap=gap)
             assemble(control, recipe, file, fetched, out)
-    return out.getvalue(), recipe.fetched_bytes
+    return out.getvalue(), sum(step.end - step.start for step in recipe.fetches)
 
 
 def edited(old: bytes, rng: random.Random, edits: int) -> bytes:
