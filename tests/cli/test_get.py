@@ -28,6 +28,7 @@ from tests.support.command import (
     wait_until,
 )
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.warm import WarmPython
 
 Start = Callable[..., MisbehavingServer]
 FIELDS = {"url", "path", "bytes", "bytes_received", "resumed_from", "segments", "retries", "checksum", "seconds"}
@@ -190,10 +191,12 @@ def half_then_stall(x: Exchange) -> None:
 
 @pytest.mark.parametrize("handler", [half_then_stall, Exchange.stall])
 @pytest.mark.parametrize("where", [[], ["-o", "x"]])
-def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], misbehaving: Start) -> None:
+def test_ctrl_c(
+    handler: Callable[[Exchange], None], where: list[str], misbehaving: Start, warm_python: WarmPython
+) -> None:
     """However stuck the peer is: 130, at once, with a whole object and a line that says how to go on."""
     server = misbehaving(handler)
-    with start("get", "--json", "--quiet", *where, f"{server.url}/f") as process:
+    with start(warm_python, "get", "--json", "--quiet", *where, f"{server.url}/f") as process:
         assert server.wait_for(1)
         out, err = interrupt(process)
     value = the_object(out.decode())
@@ -201,7 +204,9 @@ def test_ctrl_c(handler: Callable[[Exchange], None], where: list[str], misbehavi
     assert err == b"perfkit: interrupted; run the same command again to resume\n"
 
 
-def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: Capture) -> None:
+def test_ctrl_c_keeps_what_is_done(
+    misbehaving: Start, tmp_path: Path, capsys: Capture, warm_python: WarmPython
+) -> None:
     """What ended is in the object; what did not goes on from there in the next run."""
     came = threading.Event()
 
@@ -213,7 +218,7 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
 
     server = misbehaving(handler)
     urls = [f"{server.url}/done", f"{server.url}/stuck"]
-    with start("get", "--json", "--quiet", "--segments", "1", *urls) as process:
+    with start(warm_python, "get", "--json", "--quiet", "--segments", "1", *urls) as process:
         out = read_until(process.stdout, b"/done")
         wait_until(lambda: (part := tmp_path / "stuck.perfkit-part").exists() and part.stat().st_size == len(BODY) // 2)
         came.set()
@@ -227,11 +232,11 @@ def test_ctrl_c_keeps_what_is_done(misbehaving: Start, tmp_path: Path, capsys: C
     assert (tmp_path / "stuck").read_bytes() == BODY
 
 
-def test_nobody_reads_the_results(misbehaving: Start) -> None:
+def test_nobody_reads_the_results(misbehaving: Start, warm_python: WarmPython) -> None:
     """Standard output is a pipe whose reader has gone: an error of one line, and the work ends."""
     server = misbehaving(lambda x: x.serve(b"body", pause=lambda: gone.wait(30)))
     gone = threading.Event()
-    with start("get", "--json", "--quiet", f"{server.url}/f") as process:
+    with start(warm_python, "get", "--json", "--quiet", f"{server.url}/f") as process:
         assert process.stdout is not None
         read_until(process.stdout, b"[")
         process.stdout.close()

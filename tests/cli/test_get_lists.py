@@ -27,6 +27,7 @@ from tests.support.command import (
     the_object,
 )
 from tests.support.fakes import Exchange, MisbehavingServer
+from tests.support.warm import WarmPython
 
 Start = Callable[..., MisbehavingServer]
 
@@ -78,9 +79,9 @@ def test_a_line_without_end(tmp_path: Path, capsys: Capture) -> None:
     assert value["error"]["type"] == "ConfigError"
 
 
-def test_a_list_that_is_still_being_written(file_server: Server) -> None:
+def test_a_list_that_is_still_being_written(file_server: Server, warm_python: WarmPython) -> None:
     """Results come while the list has no end yet; the end of the list ends the run."""
-    with start("get", "--json", "--quiet", "-d", "out", "-i", "-") as process:
+    with start(warm_python, "get", "--json", "--quiet", "-d", "out", "-i", "-") as process:
         assert process.stdin is not None
         out = b""
         for name in ("a", "b"):
@@ -92,10 +93,10 @@ def test_a_list_that_is_still_being_written(file_server: Server) -> None:
     assert [record["bytes"] for record in the_object((out + rest).decode())["files"]] == [len(BODY)] * 3
 
 
-def test_a_list_is_not_read_far_ahead(misbehaving: Start) -> None:
+def test_a_list_is_not_read_far_ahead(misbehaving: Start, warm_python: WarmPython) -> None:
     """The writer of the list has to wait while the downloads do."""
     server = misbehaving(Exchange.stall)
-    with start("get", "--json", "-j", "1", "-d", "out", "-i", "-") as process:
+    with start(warm_python, "get", "--json", "-j", "1", "-d", "out", "-i", "-") as process:
         assert process.stdin is not None
         pipe, written = process.stdin.fileno(), 0
         os.write(pipe, f"{server.url}/first\n".encode())

@@ -18,6 +18,7 @@ from perfkit.server.server import Server
 from tests.support.command import BODY, Capture, complaints, get, interrupt, read_until, start
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.sites import Origin
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -25,9 +26,9 @@ Start = Callable[..., MisbehavingServer]
 
 
 @contextlib.contextmanager
-def running(*arguments: object) -> Iterator[subprocess.Popen[bytes]]:
+def running(warm_python: WarmPython, *arguments: object) -> Iterator[subprocess.Popen[bytes]]:
     """The command; it ends with the block, whatever happens there."""
-    with start(*arguments) as process:
+    with start(warm_python, *arguments) as process:
         try:
             yield process
         finally:
@@ -92,22 +93,26 @@ def test_verbose_sync_names_the_route(cli_origin: Origin, capsys: Capture) -> No
 
 
 @pytest.mark.parametrize("command", [("get", "-d", "out"), ("sync", "--type", "release"), ("sync", "--type", "zip")])
-def test_a_host_that_does_not_answer(command: tuple[str, ...], misbehaving: Start, tmp_path: Path) -> None:
+def test_a_host_that_does_not_answer(
+    command: tuple[str, ...], misbehaving: Start, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """It is named before anything has come; `perfkit` needs no answer for that."""
     server = misbehaving(Exchange.stall)
     rest = [f"{server.url}/f"] if command[0] == "get" else [f"{server.url}/f", tmp_path / "tree"]
-    with running(*command, *rest) as process:
+    with running(warm_python, *command, *rest) as process:
         read_until(process.stderr, b"waiting for 127.0.0.1:")
         interrupt(process)
 
 
-def test_a_list_in_a_file_is_counted_and_one_in_a_pipe_is_not(misbehaving: Start, tmp_path: Path) -> None:
+def test_a_list_in_a_file_is_counted_and_one_in_a_pipe_is_not(
+    misbehaving: Start, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """The first frame of `-i FILE` has the number of files, comments and empty lines left out."""
     gate = misbehaving(Exchange.stall)
     urls = "# comment\n\n" + "".join(f"{gate.url}/{number}\n" for number in range(500))
     (tmp_path / "list").write_text(urls)
     for source, expected in ((tmp_path / "list", b'"files_total": 500'), ("-", b'"files_total": null')):
-        with running("get", "-i", source, "-d", "out", "--progress", "json") as process:
+        with running(warm_python, "get", "-i", source, "-d", "out", "--progress", "json") as process:
             process.stdin.write(urls.encode())
             process.stdin.flush()
             first = read_until(process.stderr, b"\n")
@@ -159,11 +164,11 @@ def test_what_had_come_before_a_failure(misbehaving: Start, tmp_path: Path, caps
         assert record["error"]["type"] == "TransferError"
 
 
-def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path) -> None:
+def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path, warm_python: WarmPython) -> None:
     """How much, and how to go on; and then it does."""
     body = os.urandom(1 << 20)
     server = misbehaving(lambda x: x.serve(body, pause=x.server.stopped.wait if x.number == 1 else None))
-    with running("get", "-d", "out", "--segments", "1", f"{server.url}/f") as process:
+    with running(warm_python, "get", "-d", "out", "--segments", "1", f"{server.url}/f") as process:
         deadline = time.monotonic() + 20
         while not any(path.stat().st_blocks > 600 for path in (tmp_path / "out").glob("*part")):
             assert time.monotonic() < deadline
@@ -172,7 +177,7 @@ def test_what_is_kept_after_an_interrupt(misbehaving: Start, tmp_path: Path) -> 
     lines = err.decode().splitlines()
     assert re.search(r"0 of 1 file, .*; 1 not finished; \d+\.\d KiB kept in partial files$", lines[-2])
     assert lines[-1] == "perfkit: interrupted; run the same command again to resume"
-    with running("get", "-d", "out", f"{server.url}/f") as process:
+    with running(warm_python, "get", "-d", "out", f"{server.url}/f") as process:
         _, err = process.communicate(timeout=30)
     assert re.search(rb"1 file, 1\.0 MiB in .*; 1 resumed from \d+\.\d KiB", err)
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,8 +15,8 @@ import pytest
 from perfkit.cli import main
 from tests.support.kits import SOON_S
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT
 from tests.support.trees import ONE, TWO, edit, tree_of, write_tree
+from tests.support.warm import WarmPython
 
 Capture = pytest.CaptureFixture[str]
 Run = Callable[..., dict[str, Any]]
@@ -203,12 +202,12 @@ def test_an_edit_can_be_refused(cli_origin: Origin, capsys: Capture, monkeypatch
     assert tree_of(cli_origin.root / "tree") == {**ONE, "README": b"mine\n"}
 
 
-def test_ctrl_c(cli_origin: Origin) -> None:
+def test_ctrl_c(cli_origin: Origin, warm_python: WarmPython) -> None:
     """Exit code 130 soon; the tree is as it was, and the same command goes on."""
     cli_origin.publish(TWO, "2")
     cli_origin.stall_at = 5000
-    command = [sys.executable, "-m", "perfkit", "sync", cli_origin.url, "tree", "--quiet"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=ENVIRONMENT)
+    command = ["sync", cli_origin.url, "tree", "--quiet"]
+    process = warm_python.start("-m", "perfkit", *command, stderr=subprocess.PIPE, text=True)
     assert cli_origin.stalled.wait(30)
     began_s = time.monotonic()
     process.send_signal(signal.SIGINT)
@@ -218,5 +217,5 @@ def test_ctrl_c(cli_origin: Origin) -> None:
     assert "Traceback" not in err
     assert tree_of(cli_origin.root / "tree") == {}
     cli_origin.stall_at = None
-    assert main(command[3:]) == 0
+    assert main(command) == 0
     assert tree_of(cli_origin.root / "tree") == TWO

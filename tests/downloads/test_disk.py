@@ -7,7 +7,6 @@ import errno
 import os
 import random
 import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -17,6 +16,7 @@ import pytest
 from perfkit import PerfkitError, Toolkit, TransferError, UnsafePathError
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.tools import mounted, need, need_root, unavailable
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -87,7 +87,7 @@ def test_a_read_only_file_system(kit: Toolkit, misbehaving: Start, small_disk: P
     assert (small_disk / "file").read_bytes() == b"old"
 
 
-def download_as_nobody(url: str, dest: Path) -> str:
+def download_as_nobody(warm: WarmPython, url: str, dest: Path) -> str:
     """In another process, which root steps down for; returns what it prints: an errno, or nothing."""
     program = (
         "import os, sys, perfkit.downloads.http.session\nfrom perfkit import Toolkit\n"
@@ -95,19 +95,19 @@ def download_as_nobody(url: str, dest: Path) -> str:
         "try:\n    Toolkit().download(sys.argv[1], sys.argv[2])\n"
         "except PermissionError as error:\n    print(error.errno)"
     )
-    command = [sys.executable, "-c", program, url, str(dest)]
+    command = warm.python("-c", program, url, dest)
     done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_permission_denied(misbehaving: Start, open_path: Path) -> None:
+def test_permission_denied(misbehaving: Start, open_path: Path, warm_python: WarmPython) -> None:
     """As a user who may not write there."""
     closed = open_path / "closed"
     closed.mkdir()
     (closed / "file").write_bytes(b"old")
     closed.chmod(0o555)
-    said = download_as_nobody(f"{misbehaving(serve).url}/f", closed / "file")
+    said = download_as_nobody(warm_python, f"{misbehaving(serve).url}/f", closed / "file")
     closed.chmod(0o755)
     assert said == f"{errno.EACCES}\n"
     assert os.listdir(closed) == ["file"]
@@ -115,7 +115,7 @@ def test_permission_denied(misbehaving: Start, open_path: Path) -> None:
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o600])
-def test_what_root_has_left(misbehaving: Start, open_path: Path, mode: int) -> None:
+def test_what_root_has_left(misbehaving: Start, open_path: Path, mode: int, warm_python: WarmPython) -> None:
     """In a directory of another user's, by a `sudo perfkit get` that was interrupted: it does not lock the owner out,
     unless they may not even read it.
     """
@@ -127,7 +127,7 @@ def test_what_root_has_left(misbehaving: Start, open_path: Path, mode: int) -> N
     (home / "file.perfkit-part").chmod(mode)
     (home / "file.perfkit-part.json").write_bytes(b"{}")
     (home / "file.perfkit-part.json").chmod(0o600)
-    said = download_as_nobody(f"{misbehaving(serve).url}/f", home / "file")
+    said = download_as_nobody(warm_python, f"{misbehaving(serve).url}/f", home / "file")
     if mode == 0o600:
         assert said == f"{errno.EACCES}\n"
     else:

@@ -24,6 +24,7 @@ from tests.support.kits import SOON_S
 from tests.support.sites import Origin
 from tests.support.tools import first_everywhere
 from tests.support.trees import ONE, tree_of
+from tests.support.warm import WarmPython
 
 PROGRAM = """
 import sys, threading, time
@@ -105,12 +106,10 @@ PEERS = {
 
 
 @pytest.mark.parametrize("peer", PEERS)
-def test_ctrl_c(tmp_path: Path, peer: str) -> None:
+def test_ctrl_c(tmp_path: Path, peer: str, warm_python: WarmPython) -> None:
     """A real SIGINT to a real process, whose main thread is blocked in a download."""
     with PEERS[peer]() as (url, stuck):
-        process = subprocess.Popen(
-            [sys.executable, "-c", PROGRAM, url, str(tmp_path / "out")], stdout=subprocess.PIPE, text=True
-        )
+        process = warm_python.start("-c", PROGRAM, url, tmp_path / "out", stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         with closing(process.stdout):
             assert process.stdout.readline() == "ready\n"
@@ -198,12 +197,16 @@ def alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def interrupted(
-    command: list[str], under_way: Callable[[], object], *, after_s: float, between_s: float, count: int
+    warm: WarmPython,
+    command: list[str],
+    under_way: Callable[[], object],
+    *,
+    after_s: float,
+    between_s: float,
+    count: int,
 ) -> tuple[int, str]:
     """Run perfkit, and send it so many SIGINTs; returns its exit code and standard error."""
-    process = subprocess.Popen(
-        [sys.executable, "-m", "perfkit", *command], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True
-    )
+    process = warm.start("-m", "perfkit", *command, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     try:
         assert under_way(), "nothing was asked for"
         time.sleep(after_s)
@@ -220,7 +223,9 @@ def interrupted(
 
 
 @pytest.mark.parametrize("count", first_everywhere(2, 5))
-def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture[str], count: int) -> None:
+def test_get_and_more_than_one_ctrl_c(
+    alone: None, capsys: pytest.CaptureFixture[str], count: int, warm_python: WarmPython
+) -> None:
     """Whenever they come: one line, and what was fetched is kept with its journal, from which the next run goes on."""
     stalls = threading.Event()
 
@@ -233,6 +238,7 @@ def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture
             command = ["get", "-j", "4", "-d", str(out), *(f"{server.url}/{name}" for name in "abcd")]
             stalls.set()
             code, said = interrupted(
+                warm_python,
                 [*command, "--quiet"],
                 lambda seen=seen: server.wait_for(seen + 4),
                 after_s=between_s / 2,
@@ -255,7 +261,7 @@ def test_get_and_more_than_one_ctrl_c(alone: None, capsys: pytest.CaptureFixture
 
 
 @pytest.mark.parametrize("count", first_everywhere(2, 5))
-def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) -> None:
+def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int, warm_python: WarmPython) -> None:
     """Whenever they come: one line, the tree is as it was, and the next sync makes it new."""
     origin.publish(ONE, "1")
     for number, between_s in enumerate(BETWEEN_S):
@@ -263,7 +269,12 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) 
         origin.stall_at = 100
         origin.stalled.clear()
         code, said = interrupted(
-            command, lambda: origin.stalled.wait(30), after_s=between_s / 2, between_s=between_s, count=count
+            warm_python,
+            command,
+            lambda: origin.stalled.wait(30),
+            after_s=between_s / 2,
+            between_s=between_s,
+            count=count,
         )
         assert (code, said) == (130, SAID), between_s
         assert tree_of(Path(command[2])) == {}
@@ -273,7 +284,7 @@ def test_sync_and_more_than_one_ctrl_c(alone: None, origin: Origin, count: int) 
 
 
 @pytest.mark.parametrize("name", first_everywhere("get", "sync"))
-def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
+def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str, warm_python: WarmPython) -> None:
     """It was in time, or all is done; no traceback while the interpreter exits."""
     origin.publish(ONE, "1")
     pointer = (origin.site / "perfkit.json").read_bytes()
@@ -283,7 +294,12 @@ def test_ctrl_c_as_it_ends(alone: None, origin: Origin, name: str) -> None:
         dest = f"dest{number}"
         command = ["get", "-o", dest, f"{origin.url}/perfkit.json"] if name == "get" else ["sync", origin.url, dest]
         code, said = interrupted(
-            [*command, "--quiet"], lambda asked=asked: asked.wait(30), after_s=after_s, between_s=0.002, count=30
+            warm_python,
+            [*command, "--quiet"],
+            lambda asked=asked: asked.wait(30),
+            after_s=after_s,
+            between_s=0.002,
+            count=30,
         )
         assert (code, said) in [(0, ""), (130, SAID)], after_s
         there = Path(dest).read_bytes() if os.path.isfile(dest) else tree_of(Path(dest)) if os.path.isdir(dest) else {}

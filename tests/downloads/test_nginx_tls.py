@@ -12,7 +12,6 @@ import shutil
 import signal
 import socket
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from perfkit import Config, HTTPStatusError, Toolkit, TransferError
 from perfkit.cli import main
 from tests.support.partial_files import held
 from tests.support.tools import need
+from tests.support.warm import WarmPython
 
 MakeKit = Callable[..., Toolkit]
 
@@ -168,14 +168,13 @@ def test_connections_are_kept(nginx: TlsNginx, make_kit: MakeKit, tmp_path: Path
     assert len({each["connection"] for each in requests}) <= 4
 
 
-def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path) -> None:
+def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path, warm_python: WarmPython) -> None:
     """The next run fetches only what the journal of the killed one does not have, of the same version."""
     url = nginx.serve("f", BODY)
-    command = [sys.executable, "-m", "perfkit", "get", "--json", "--segments", "1", "-o", str(tmp_path / "f"), url]
+    command = ["-m", "perfkit", "get", "--json", "--segments", "1", "-o", str(tmp_path / "f"), url]
     environment = {**os.environ, "PERFKIT_CA_BUNDLE": nginx.ca}
-    killed = subprocess.Popen(
-        [*command, "--header", "X-Rate: 1m"], env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    killed = warm_python.start(*command, "--header", "X-Rate: 1m", env=environment, **quiet)
     try:
         while held(tmp_path / "f") < 256 << 10:  # less would not be worth a comparison
             assert killed.poll() is None, "it ended before it recorded bytes in a journal"
@@ -183,7 +182,7 @@ def test_resumption_after_a_kill(nginx: TlsNginx, tmp_path: Path) -> None:
     finally:
         killed.kill()
         killed.wait()
-    ran = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    ran = subprocess.run(warm_python.python(*command), env=environment, capture_output=True, text=True, check=True)
     (done,) = json.loads(ran.stdout)["files"]
     assert (tmp_path / "f").read_bytes() == BODY
     assert done["resumed_from"] > 0

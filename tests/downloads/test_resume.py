@@ -7,8 +7,6 @@ import logging
 import os
 import random
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -17,8 +15,10 @@ import pytest
 
 from perfkit import Toolkit, TransferError
 from perfkit.downloads.partial_file import part_path
+from tests.support.command import wait_until
 from tests.support.fakes import Exchange, MisbehavingServer
 from tests.support.partial_files import held
+from tests.support.warm import Program, WarmPython
 
 BODY = random.Random(11).randbytes(4 << 20)
 OTHER = random.Random(12).randbytes(4 << 20)
@@ -68,9 +68,9 @@ class Origin:
         return None
 
 
-def kill_when(url: str, dest: Path, least: int) -> int:
+def kill_when(warm: WarmPython, url: str, dest: Path, least: int) -> int:
     """Run a download in a process of its own; `kill -9` when so much is in its journal. Says how much that was."""
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(dest)])
+    process = warm.start("-c", PROGRAM, url, dest)
     try:
         deadline = time.monotonic() + 20
         while held(dest) < least:
@@ -85,11 +85,13 @@ def kill_when(url: str, dest: Path, least: int) -> int:
 
 @pytest.mark.once
 @pytest.mark.parametrize("share", [0.1, 0.4])
-def test_kill_9_in_the_middle(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, share: float) -> None:
+def test_kill_9_in_the_middle(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, share: float, warm_python: WarmPython
+) -> None:
     """Only what the journal does not have is fetched, and the result is right."""
     origin, dest = Origin(), tmp_path / "file"
     server = misbehaving(origin)
-    kept = kill_when(f"{server.url}/file", dest, int(len(BODY) * share))
+    kept = kill_when(warm_python, f"{server.url}/file", dest, int(len(BODY) * share))
     assert not dest.exists()
     origin.free, count = True, len(server.requests)
     download = make_kit().download(f"{server.url}/file", dest, checksum=SHA256)
@@ -102,22 +104,24 @@ def test_kill_9_in_the_middle(make_kit: MakeKit, misbehaving: Start, tmp_path: P
 
 
 @pytest.mark.once
-def test_killed_twice(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+def test_killed_twice(make_kit: MakeKit, misbehaving: Start, tmp_path: Path, warm_python: WarmPython) -> None:
     """The second run adds to what the first left."""
     origin, dest = Origin(), tmp_path / "file"
     server = misbehaving(origin)
-    first = kill_when(f"{server.url}/file", dest, len(BODY) // 8)
-    second = kill_when(f"{server.url}/file", dest, first + len(BODY) // 8)
+    first = kill_when(warm_python, f"{server.url}/file", dest, len(BODY) // 8)
+    second = kill_when(warm_python, f"{server.url}/file", dest, first + len(BODY) // 8)
     origin.free = True
     assert make_kit().download(f"{server.url}/file", dest).resumed_from == second - COMPARED
     assert dest.read_bytes() == BODY
 
 
-def test_a_file_that_changed_in_between(make_kit: MakeKit, misbehaving: Start, tmp_path: Path) -> None:
+def test_a_file_that_changed_in_between(
+    make_kit: MakeKit, misbehaving: Start, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """Never stitched together: everything comes from the new version."""
     origin, dest = Origin(), tmp_path / "file"
     server = misbehaving(origin)
-    kill_when(f"{server.url}/file", dest, len(BODY) // 4)
+    kill_when(warm_python, f"{server.url}/file", dest, len(BODY) // 4)
     origin.body, origin.etag, origin.free = OTHER, '"v2"', True
     assert make_kit().download(f"{server.url}/file", dest).resumed_from == 0
     assert dest.read_bytes() == OTHER
@@ -196,11 +200,11 @@ def test_what_is_kept_and_what_is_not(make_kit: MakeKit, misbehaving: Start, tmp
 
 
 @pytest.fixture
-def other_process(misbehaving: Start, tmp_path: Path) -> Iterator[tuple[Origin, str, subprocess.Popen[bytes]]]:
+def other_process(misbehaving: Start, tmp_path: Path, warm_python: WarmPython) -> Iterator[tuple[Origin, str, Program]]:
     """A slow origin, the URL of its file, and a process that is downloading it to `file`."""
     origin = Origin()
     url = f"{misbehaving(origin).url}/file"
-    process = subprocess.Popen([sys.executable, "-c", PROGRAM, url, str(tmp_path / "file")])
+    process = warm_python.start("-c", PROGRAM, url, tmp_path / "file")
     try:
         while held(tmp_path / "file") == 0:
             assert process.poll() is None
@@ -212,7 +216,7 @@ def other_process(misbehaving: Start, tmp_path: Path) -> Iterator[tuple[Origin, 
 
 
 def test_two_processes_one_destination(
-    make_kit: MakeKit, other_process: tuple[Origin, str, subprocess.Popen[bytes]], tmp_path: Path
+    make_kit: MakeKit, other_process: tuple[Origin, str, Program], tmp_path: Path
 ) -> None:
     """The second waits, and finds the file there."""
     origin, url, process = other_process
@@ -236,12 +240,12 @@ def test_two_processes_one_destination(
 
 
 def test_another_process_that_hangs(
-    make_kit: MakeKit, other_process: tuple[Origin, str, subprocess.Popen[bytes]], tmp_path: Path
+    make_kit: MakeKit, other_process: tuple[Origin, str, Program], tmp_path: Path
 ) -> None:
     """It is not waited for."""
     _, url, process = other_process
     process.send_signal(signal.SIGSTOP)
-    os.waitid(os.P_PID, process.pid, os.WSTOPPED | os.WNOWAIT)
+    wait_until(lambda: Path(f"/proc/{process.program}/stat").read_text().rpartition(") ")[2].startswith("T"))
     os.utime(part_path(str(tmp_path / "file")), (time.time() - 1000,) * 2)
     with pytest.raises(TransferError, match=r"another process is downloading to .* nothing for 1\d{3} s"):
         make_kit().download(url, tmp_path / "file")

@@ -24,6 +24,7 @@ from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.publish.on_change import publish_on_change
 from perfkit.releases.publish.source_tree import SourceTree
 from perfkit.server.server import Server
+from tests.support.command import wait_until
 from tests.support.files import make
 from tests.support.signing import OLD
 from tests.support.trees import tree_of
@@ -274,8 +275,10 @@ def test_ctrl_c_while_it_compresses(tmp_path: Path, options: tuple[str, ...]) ->
     command = [sys.executable, "-m", "perfkit", "publish", tmp_path / "src", tmp_path / "site", "--version", "1"]
     process = subprocess.Popen([*command, *options], stderr=subprocess.DEVNULL)
     try:
-        while (before := _processor_s(process.pid)) < 1.5:  # more than for hashing
-            time.sleep(0.05)
+        wait_until(lambda: list(tmp_path.glob("site/objects/.*")))  # it has begun to write
+        hashed_s = _processor_s(process.pid)
+        while (before := _processor_s(process.pid)) < hashed_s + 0.2:
+            time.sleep(0.02)
     finally:
         process.send_signal(signal.SIGINT)
     _, status, used = os.wait4(process.pid, 0)

@@ -25,6 +25,7 @@ import pytest
 from tests.servers.catalogue import ORIGIN, Server
 from tests.servers.relay import Relay
 from tests.support.tools import need, unavailable
+from tests.support.warm import WarmPython
 
 MODULES = Path(os.environ.get("PERFKIT_TEST_NODE_MODULES", "/nowhere"))
 LONG_AGO_S = 30 * 86_400
@@ -36,11 +37,13 @@ class Bench:
     """A server and the directory that it serves.
 
     Attributes:
+        warm: starts clients.
         relay: what clients are to ask.
         sent_log: where the server behind a cache notes what it has sent; None: this is no cache.
     """
 
     server: Server
+    warm: WarmPython
     home: Path
     www: Path
     host: str
@@ -115,7 +118,7 @@ class Bench:
 
 
 @contextlib.contextmanager
-def running(server: Server, home: Path) -> Iterator[Bench]:
+def running(server: Server, warm: WarmPython, home: Path) -> Iterator[Bench]:
     """The server, and the one behind it if it is a cache, with a directory that is empty."""
     www = home / "www"
     www.mkdir()
@@ -127,7 +130,7 @@ def running(server: Server, home: Path) -> Iterator[Bench]:
             sent_log = home / "origin" / "sent.log"
         host, port = stack.enter_context(_started(server, home / "server", www, origin))
         relay = stack.enter_context(Relay(host, port))
-        yield Bench(server, home, www, host, port, relay, sent_log)
+        yield Bench(server, warm, home, www, host, port, relay, sent_log)
 
 
 @contextlib.contextmanager

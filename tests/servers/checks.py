@@ -10,7 +10,6 @@ import io
 import random
 import signal
 import subprocess
-import sys
 import tarfile
 import time
 import zipfile
@@ -67,10 +66,10 @@ def get_and_kill(
     """
     ours = {name: value for name, value in ENVIRONMENT.items() if not name.startswith("PERFKIT_TEST_")}
     environment = {**ours, "PERFKIT_MIN_SEGMENT_BYTES": "64K", "PERFKIT_ADAPTIVE": "no"}
-    command = [sys.executable, "-m", "perfkit", "get", "--quiet", "--segments", "4", "-i", "-", "-d", str(dest.parent)]
+    command = ["-m", "perfkit", "get", "--quiet", "--segments", "4", "-i", "-", "-d", dest.parent]
     bench.relay.hold_after = bench.relay.sent + HELD_AFTER
     try:
-        with subprocess.Popen(command, stdin=subprocess.PIPE, env=environment) as process:
+        with bench.warm.start(*command, stdin=subprocess.PIPE, env=environment) as process:
             assert process.stdin is not None
             prepare()
             process.stdin.write(f"{bench.url(name)}\t{dest.name}\n".encode())

@@ -16,17 +16,18 @@ import pytest
 from tests.servers import table
 from tests.servers.bench import Ability, Bench, ability_of, running
 from tests.servers.catalogue import ALL
+from tests.support.warm import WarmPython
 
 _RESULTS = table.Results()
 
 
 @pytest.fixture(scope="module")
-def bench(request: pytest.FixtureRequest) -> Iterator[Bench]:
+def bench(request: pytest.FixtureRequest, warm_python: WarmPython) -> Iterator[Bench]:
     """A running server; the test's parameter says which."""
     with tempfile.TemporaryDirectory(prefix="perfkit-servers-") as name:
         home = Path(name)
         home.chmod(0o755)  # some servers refuse to run as root
-        with running(request.param, home) as bench:
+        with running(request.param, warm_python, home) as bench:
             yield bench
 
 

@@ -19,6 +19,7 @@ import pytest
 from perfkit.cli import main
 from tests.support.kits import SOON_S
 from tests.support.tools import ENVIRONMENT
+from tests.support.warm import WarmPython
 
 Capture = pytest.CaptureFixture[str]
 BODY = random.Random(7).randbytes(300_000)
@@ -47,9 +48,9 @@ def get(capsys: Capture, *arguments: object) -> tuple[int, dict[str, Any], list[
     return code, the_object(out), complaints(err)
 
 
-def start(*arguments: object, **options: Any) -> subprocess.Popen[bytes]:
+def start(warm: WarmPython, *arguments: object, **options: Any) -> subprocess.Popen[bytes]:
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
-    return subprocess.Popen([*PERFKIT, *map(str, arguments)], **{**pipes, **options})
+    return warm.start("-m", "perfkit", *arguments, **{**pipes, **options})
 
 
 def read_until(pipe: Any, text: bytes, timeout_s: float = 30.0) -> bytes:

@@ -29,8 +29,8 @@ if __name__ == "__main__":
 """
 
 
-def plain_python(*arguments: object) -> list[str]:
-    return [sys.executable, *map(str, arguments)]
+def start_python(*arguments: object, **options: Any) -> subprocess.Popen[Any]:
+    return subprocess.Popen([sys.executable, *map(str, arguments)], **options)
 
 
 class Cluster:
@@ -38,12 +38,12 @@ class Cluster:
 
     Args:
         place: a directory for the processes' files.
-        python: the command for `python ARGUMENTS`, such as one that has Dask imported already.
+        start: starts `python ARGUMENTS`, with options of subprocess.Popen; perhaps where Dask is imported already.
     """
 
-    def __init__(self, place: Path, python: Callable[..., list[str]] = plain_python) -> None:
+    def __init__(self, place: Path, start: Callable[..., subprocess.Popen[Any]] = start_python) -> None:
         self._place = place
-        self._python = python
+        self._start_python = start
         self._file = place / "scheduler.json"
         self._environment = {
             **os.environ,
@@ -62,10 +62,10 @@ class Cluster:
             self.kill(name)
 
     def _start(self, name: str, role: str, *options: str) -> None:
-        command = self._python("-m", "dask", role, "--scheduler-file", self._file, *options)
+        command = ["-m", "dask", role, "--scheduler-file", self._file, *options]
         with open(self._place / f"{name}.log", "wb") as log:
-            self._processes[name] = subprocess.Popen(
-                command, stdout=log, stderr=log, cwd=self._place, env=self._environment
+            self._processes[name] = self._start_python(
+                *command, stdout=log, stderr=log, cwd=self._place, env=self._environment
             )
 
     def add_worker(self, name: str, *options: str) -> None:
@@ -90,10 +90,9 @@ class Cluster:
     def start(self, body: str, dest: Path, url: str, *arguments: str) -> subprocess.Popen[str]:
         """A program with a `client`, `dest`, `url` and the `rest` of the arguments."""
         program = _PROGRAM % body.strip().replace("\n", "\n        ")
-        command = self._python("-c", program, self._file, dest, url, *arguments)
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, env=self._environment, text=True
-        )
+        command = ["-c", program, self._file, dest, url, *arguments]
+        pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+        return self._start_python(*command, **pipes, env=self._environment, text=True)
 
     def run(self, body: str, dest: Path, url: str = "", *arguments: str) -> Any:
         """What such a program printed, as JSON."""

@@ -1,8 +1,8 @@
 """Python programs that start within milliseconds: forked from a process that has imported what they need.
 
 This is for tests of what a program does, not of how an interpreter starts or is killed. A program has a process of its
-own, with its own directory, environment and standard streams, and ends as Python ends. `python(...)` gives a command
-that starts one: it passes signals on, and if it is killed, the program is killed a moment later.
+own, with its own directory, environment and standard streams, and ends as Python ends. The command that starts it waits
+for it, and passes signals on; if that is killed, the program is killed a moment later.
 
 The file is also the process that is forked (`serve`), and that command (`connect`).
 """
@@ -16,6 +16,7 @@ import subprocess
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 USED_BY_COMMANDS = [
     "cryptography.hazmat.primitives.asymmetric.ed25519",
@@ -34,10 +35,11 @@ DJANGO = [
     "django.test.client",
 ]
 _MOST_BYTES = 200_000  # of a request
+_PID_FD = "WARM_PYTHON_PID_FD"  # a variable: where the program's PID goes
 
 
 class WarmPython:
-    """A process that others are forked from, until the end of a `with` block.
+    """A process that others are forked from, until the end of a `with` block, which ends them, too.
 
     Args:
         place: an empty directory of its own.
@@ -49,7 +51,11 @@ class WarmPython:
         self.bin = place / "bin"
         self.bin.mkdir()
         command = [sys.executable, "-P", __file__, "serve", self._socket, *modules]
-        environment = {**os.environ, "OPENBLAS_NUM_THREADS": "1"}  # numpy starts as many threads as there are cores
+        environment = {
+            **os.environ,
+            "PYTHONPATH": str(Path(__file__).parents[2]),  # the same perfkit as in the tests
+            "OPENBLAS_NUM_THREADS": "1",  # numpy would start more threads
+        }
         self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=environment)
         assert self._server.stdout is not None
         assert self._server.stdout.readline() == b"ready\n"
@@ -64,11 +70,34 @@ class WarmPython:
         """The command for `python ARGUMENTS`, which begin with `-c CODE`, `-m MODULE` or a file."""
         return [sys.executable, "-IS", __file__, "connect", str(self._socket), *map(str, arguments)]
 
+    def start(self, *arguments: object, **options: Any) -> Program:
+        """Start `python ARGUMENTS`, with options of subprocess.Popen."""
+        return Program(self.python(*arguments), **options)
+
     def install(self, name: str, *arguments: str) -> None:
         """Make `bin/NAME`, which is `python ARGUMENTS`, with more arguments."""
         script = self.bin / name
         script.write_text(f'#!/bin/sh\nexec {" ".join(self.python(*arguments))} "$@"\n')
         script.chmod(0o755)
+
+
+class Program(subprocess.Popen[Any]):
+    """A program that signals are sent to directly, so that it has ended when `wait` returns."""
+
+    def __init__(self, command: list[str], **options: Any) -> None:
+        here, there = os.pipe()
+        try:
+            environment = {**(options.pop("env", None) or os.environ), _PID_FD: str(there)}
+            super().__init__(command, env=environment, pass_fds=[there], **options)
+        finally:
+            os.close(there)
+        with open(here) as answer:
+            self.program = int(answer.read())
+
+    def send_signal(self, sig: int) -> None:
+        with suppress(ProcessLookupError):  # it has just ended
+            if self.poll() is None:
+                os.kill(self.program, sig)
 
 
 def connect(path: str, *arguments: str) -> int:
@@ -77,9 +106,13 @@ def connect(path: str, *arguments: str) -> int:
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
         server.connect(path)
+        pid_fd = os.environ.pop(_PID_FD, None)
         wanted = json.dumps([arguments, os.getcwd(), dict(os.environ)]).encode()
         socket.send_fds(server, [wanted], [0, 1, 2])
         pid = int(server.recv(100))
+        if pid_fd is not None:
+            with os.fdopen(int(pid_fd), "w") as waits:
+                waits.write(str(pid))
         for number in (signal.SIGINT, signal.SIGTERM):
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os.kill(pid, number))
@@ -104,6 +137,7 @@ def serve(path: str, *modules: str) -> None:
     wake.setblocking(False)
     signal.set_wakeup_fd(wake.fileno())
     signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C is for the tests, which end it
     running: dict[socket.socket, int] = {}
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener:
         listener.bind(path)
@@ -112,6 +146,8 @@ def serve(path: str, *modules: str) -> None:
         while True:
             ready, _, _ = select.select([0, ended, listener, *running], [], [])
             if 0 in ready:
+                for pid in running.values():
+                    os.kill(pid, signal.SIGKILL)
                 return
             for client in set(running).intersection(ready):  # it was killed
                 os.kill(running[client], signal.SIGKILL)
@@ -148,6 +184,7 @@ def _become(wanted: bytes, streams: list[int]) -> None:
 
     signal.set_wakeup_fd(-1)
     signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     for fd, given in enumerate(streams):
         os.dup2(given, fd)
         os.close(given)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,8 +12,9 @@ import pytest
 from perfkit import Toolkit
 from perfkit.cli import main
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT, need_root
+from tests.support.tools import need_root
 from tests.support.trees import tree_of, write_tree
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -57,9 +57,9 @@ def home(monkeypatch: pytest.MonkeyPatch, open_path: Path) -> Path:
     return open_path
 
 
-def as_owner(origin: Origin, root: Path, elsewhere: Path, *calls: str) -> None:
-    command = [sys.executable, "-c", _AS_OWNER, origin.url, elsewhere, root, *calls]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+def as_owner(warm: WarmPython, origin: Origin, root: Path, elsewhere: Path, *calls: str) -> None:
+    command = warm.python("-c", _AS_OWNER, origin.url, elsewhere, root, *calls)
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 
 
@@ -67,27 +67,29 @@ def not_of_the_owner(root: Path) -> list[Path]:
     return [path for path in [root, *root.rglob("*")] if path.lstat().st_uid != OWNER]
 
 
-def test_one_sudo(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+def test_one_sudo(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """New files and directories are the owner's, in the tree and in `.perfkit`; the next sync is theirs again."""
     root = home / "tree"
     root.mkdir()
     os.chown(root, OWNER, OWNER)
     origin.publish(ONE, "1")
-    as_owner(origin, root, tmp_path / "1", "sync")
+    as_owner(warm_python, origin, root, tmp_path / "1", "sync")
     origin.publish(TWO, "2")
     kit.sync(origin.url, root)
     assert not_of_the_owner(root) == []
     origin.publish(THREE, "3")
-    as_owner(origin, root, tmp_path / "2", "sync", "rollback")
+    as_owner(warm_python, origin, root, tmp_path / "2", "sync", "rollback")
     assert tree_of(root) == TWO
     kit.rollback(root)
     kit.verify(root, repair=True)
     assert not_of_the_owner(root) == []
-    as_owner(origin, root, tmp_path / "3", "sync", "rollback")
+    as_owner(warm_python, origin, root, tmp_path / "3", "sync", "rollback")
     assert tree_of(root) == ONE
 
 
-def test_the_first_sync_is_by_sudo(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+def test_the_first_sync_is_by_sudo(
+    origin: Origin, kit: Toolkit, home: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """In a directory of the owner's; files that were there keep their owner."""
     root = home / "tree"
     root.mkdir()
@@ -97,10 +99,10 @@ def test_the_first_sync_is_by_sudo(origin: Origin, kit: Toolkit, home: Path, tmp
     kit.sync(origin.url, root)
     assert not_of_the_owner(root) == [root / "mine"]
     origin.publish(TWO, "2")
-    as_owner(origin, root, tmp_path / "1", "sync", "rollback")
+    as_owner(warm_python, origin, root, tmp_path / "1", "sync", "rollback")
 
 
-def test_a_site(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> None:
+def test_a_site(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """Published to first by root, in a directory of the owner's."""
     site, src = home / "site", write_tree(tmp_path / "src", ONE)
     site.mkdir()
@@ -108,13 +110,15 @@ def test_a_site(origin: Origin, kit: Toolkit, home: Path, tmp_path: Path) -> Non
     kit.publish(src, site, version="1")
     assert not_of_the_owner(site) == []
     origin.publish(TWO, "2")
-    as_owner(origin, site, home / "elsewhere", "publish")
+    as_owner(warm_python, origin, site, home / "elsewhere", "publish")
     write_tree(src, THREE)
     kit.publish(src, site, version="3")
     assert not_of_the_owner(site) == []
 
 
-def test_the_first_sync_is_by_sudo_and_has_on_change(origin: Origin, home: Path, tmp_path: Path) -> None:
+def test_the_first_sync_is_by_sudo_and_has_on_change(
+    origin: Origin, home: Path, tmp_path: Path, warm_python: WarmPython
+) -> None:
     root = home / "tree"
     root.mkdir()
     os.chown(root, OWNER, OWNER)
@@ -122,7 +126,7 @@ def test_the_first_sync_is_by_sudo_and_has_on_change(origin: Origin, home: Path,
     assert main(["sync", origin.url, str(root), "--quiet", "--on-change", "true"]) == 0
     assert not_of_the_owner(root) == []
     origin.publish(TWO, "2")
-    as_owner(origin, root, tmp_path / "1", "sync", "rollback")
+    as_owner(warm_python, origin, root, tmp_path / "1", "sync", "rollback")
 
 
 def test_a_tree_that_root_manages(origin: Origin, kit: Toolkit, home: Path) -> None:
@@ -153,7 +157,7 @@ def test_no_other_file_is_given_away(origin: Origin, kit: Toolkit, home: Path) -
     assert secret.stat().st_uid == 0
 
 
-def test_a_user_who_may_only_read(origin: Origin, kit: Toolkit, home: Path) -> None:
+def test_a_user_who_may_only_read(origin: Origin, kit: Toolkit, home: Path, warm_python: WarmPython) -> None:
     """Others can ask how a tree stands, list its generations and verify it; not where its source's URL has a query."""
     root, script = home / "tree", "import os\nfrom perfkit import Toolkit\n"
     script += "kit = Toolkit()\n[kit.status(t) and kit.history(t) and kit.verify(t) for t in paths[:1]]\n"
@@ -163,8 +167,8 @@ def test_a_user_who_may_only_read(origin: Origin, kit: Toolkit, home: Path) -> N
         origin.publish(tree, version)
         kit.sync(origin.url, root)
     kit.pin(root)
-    command = [sys.executable, "-c", f"paths = [{str(root)!r}]\n{script}"]
-    done = subprocess.run(command, env=ENVIRONMENT, capture_output=True, text=True, check=False)
+    command = warm_python.python("-c", f"paths = [{str(root)!r}]\n{script}")
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.stdout == "2 3 True\n", done.stderr
     assert {path.name for path in (root / ".perfkit").iterdir() if path.stat().st_mode & 0o004} >= {"hold", "release"}
     kit.unhold(root)

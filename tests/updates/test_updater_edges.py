@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -15,6 +14,7 @@ from perfkit import PerfkitError, StaleSourceError, SyncReport, Toolkit, UnsafeP
 from tests.support.sites import Origin
 from tests.support.tools import need_root
 from tests.support.trees import ONE, TWO, damage, edit, text, tree_of
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -298,7 +298,7 @@ def test_a_directory_with_others_files_is_not_replaced(kit: Toolkit, origin_v1: 
     assert tree_of(edited_tree) == {**ONE, **MINE}
 
 
-def test_a_tree_without_write_permission(origin_v1: Origin, edited_tree: Path) -> None:
+def test_a_tree_without_write_permission(origin_v1: Origin, edited_tree: Path, warm_python: WarmPython) -> None:
     """Permission denied is an OSError that names the path; nothing is changed."""
     need_root("to become a user who may not write")
     origin_v1.publish(TWO, "2")
@@ -309,14 +309,7 @@ def test_a_tree_without_write_permission(origin_v1: Origin, edited_tree: Path) -
         "import os, sys; from perfkit import Toolkit; kit = Toolkit(); kit.sync(sys.argv[1], sys.argv[3]);"
         "os.setgid(65534); os.setuid(65534); kit.sync(*sys.argv[1:3])"
     )
-    command = [
-        sys.executable,
-        "-c",
-        program,
-        origin_v1.url,
-        str(edited_tree),
-        str(edited_tree.with_name("imports-everything")),
-    ]
+    command = warm_python.python("-c", program, origin_v1.url, edited_tree, edited_tree.with_name("imports-everything"))
     ended = subprocess.run(command, capture_output=True, text=True, check=False)
     assert "PermissionError" in ended.stderr
     assert tree_of(edited_tree) == {**ONE, **MINE}

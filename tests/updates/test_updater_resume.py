@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import signal
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,8 +10,8 @@ import pytest
 
 from perfkit import Toolkit
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT
 from tests.support.trees import Tree, noise, tree_of
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -21,11 +19,11 @@ LARGE: Tree = {f"part-{number}": noise(number, 150_000) for number in range(5)} 
 SYNC = "import sys; from perfkit import Config, Toolkit; Toolkit(Config(workers=2, segments=1)).sync(*sys.argv[1:])"
 
 
-def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
+def kill_at(warm: WarmPython, origin: Origin, dest: Path, size: int) -> dict[str, int]:
     """Kill a sync that was sent so many bytes of objects and waits for more; returns the sizes of what it has."""
     origin.stalled.clear()
     origin.stall_at = size
-    process = subprocess.Popen([sys.executable, "-c", SYNC, origin.url, str(dest)], env=ENVIRONMENT)
+    process = warm.start("-c", SYNC, origin.url, dest)
     assert origin.stalled.wait(30)
     process.send_signal(signal.SIGKILL)
     process.wait()
@@ -34,7 +32,9 @@ def kill_at(origin: Origin, dest: Path, size: int) -> dict[str, int]:
     return {path.name.partition(".")[0]: path.stat().st_size for path in whole if "part" not in path.name}
 
 
-def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path) -> None:
+def test_killed_while_fetching(
+    make_kit: Callable[..., Toolkit], origin: Origin, tmp_path: Path, warm_python: WarmPython
+) -> None:
     """Objects that are complete are not requested again; those under way are, as far as no journal records them."""
     kit = make_kit(segments=1)  # more of them would be cut short when another takes half of their range
     for count in range(1, len(LARGE) + 1):  # each release has its own pack, so there are some to finish
@@ -43,7 +43,7 @@ def test_killed_while_fetching(make_kit: Callable[..., Toolkit], origin: Origin,
     most = 0
     for share in (0.0001, 0.3, 0.9):
         dest = tmp_path / f"tree-{share}"
-        have = kill_at(origin, dest, int(whole * share))
+        have = kill_at(warm_python, origin, dest, int(whole * share))
         most = max(most, len(have))
         asked = len(origin.sent)
         _, cost = origin.counted(lambda dest=dest: kit.sync(origin.url, dest))  # type: ignore[misc]

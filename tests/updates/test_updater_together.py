@@ -6,7 +6,6 @@ import contextlib
 import os
 import shutil
 import subprocess
-import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -22,8 +21,9 @@ from perfkit.transactions.tree import Tree
 from perfkit.updates import verify as verify_module
 from tests.support.kits import QUICK
 from tests.support.sites import Origin
-from tests.support.tools import ENVIRONMENT, mounted
+from tests.support.tools import mounted
 from tests.support.trees import ONE, TWO, edit, text, tree_of
+from tests.support.warm import WarmPython
 
 pytestmark = pytest.mark.once
 
@@ -150,13 +150,13 @@ class Interrupted(HttpTransport):
         return super().open(request, cancel)
 
 
-def test_another_process(origin_v1: Origin, tree_v1: Path) -> None:
+def test_another_process(origin_v1: Origin, tree_v1: Path, warm_python: WarmPython) -> None:
     """The lock holds between processes too."""
     ended: list[subprocess.CompletedProcess[str]] = []
 
     def try_it() -> None:
-        command = [sys.executable, "-c", SYNC, origin_v1.url, str(tree_v1)]
-        ended.append(subprocess.run(command, capture_output=True, text=True, env=ENVIRONMENT, check=False))
+        command = warm_python.python("-c", SYNC, origin_v1.url, tree_v1)
+        ended.append(subprocess.run(command, capture_output=True, text=True, check=False))
 
     with Toolkit(Config(**QUICK), transport=lambda config: Interrupted(config, try_it)) as kit:
         kit.sync(origin_v1.url, tree_v1)

@@ -19,7 +19,7 @@ def warm_dask(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
 @pytest.fixture(scope="session")
 def cluster(tmp_path_factory: pytest.TempPathFactory, warm_dask: WarmPython) -> Iterator[Cluster]:
     """A scheduler and two workers, `one` and `two`."""
-    with Cluster(tmp_path_factory.mktemp("cluster"), warm_dask.python) as cluster:
+    with Cluster(tmp_path_factory.mktemp("cluster"), warm_dask.start) as cluster:
         cluster.add_worker("one", "--resources", "canary=1")
         cluster.add_worker("two")
         yield cluster
