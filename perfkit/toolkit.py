@@ -151,7 +151,7 @@ class Toolkit:
             options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only, size, label)
             others = bool(headers) or bool(tuple(mirrors)) or bool(public_keys) or not resume
             if others or any(each is not None for each in options):
-                raise ConfigError("options were given beside a Request; set them in the Request")
+                raise ConfigError("options were given together with a Request; set them in the Request")
             request = url
         else:
             request = Request(
@@ -825,11 +825,9 @@ def _check_arguments(config: object, progress: object, session: object, transpor
         )
     if session is not None and not (hasattr(session, "mount") or callable(session)):
         raise ConfigError(
-            f"session must be a requests.Session, or make one when called; got a {type(session).__name__}"
+            f"session must be a requests.Session, or a callable that makes one; got a {type(session).__name__}"
         )
     if transport is not None and not callable(transport):
-        raise ConfigError(
-            f"transport must make a Transport when called with the Config; got a {type(transport).__name__}"
-        )
+        raise ConfigError(f"transport must be a callable that makes a Transport; got a {type(transport).__name__}")
     if session is not None and transport is not None:
-        raise ConfigError("session and transport were given: a transport of its own sends no requests by a session")
+        raise ConfigError("give session or transport, not both: a custom transport does not use the session")

@@ -209,7 +209,7 @@ def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
     try:
         url = store.put(download.path, os.path.relpath(download.path, stage))
     except Exception as error:  # of whatever package fsspec uses
-        reason = f"it was downloaded, and could not be stored: {error}"
+        reason = f"it was downloaded, but could not be stored: {error}"
         return replace(download, path="", error=TransferError(download.url, reason, transient=True))
     os.unlink(download.path)
     return replace(download, path=url)
@@ -222,7 +222,7 @@ def _results(shard: Shard, future: Future[list[Download]]) -> list[Download]:
         ConnectionError: the scheduler was lost.
     """
     if future.status == "cancelled":
-        raise ConnectionError("the scheduler was lost; start it again, and repeat the call to go on")
+        raise ConnectionError("the scheduler was lost; start it again, and repeat the call to continue")
     failure = future.exception()  # type: ignore[no-untyped-call]
     if failure is None:
         return list(future.result())

@@ -75,7 +75,7 @@ def state_of(client: Client, name: str) -> ClusterState:
     Raises:
         ConnectionError: the scheduler was lost.
     """
-    lost = "the scheduler was lost; start it again, and repeat the call to go on"
+    lost = "the scheduler was lost; start it again, and repeat the call to continue"
     if client.status != "running":
         raise ConnectionError(lost)
     try:

@@ -251,7 +251,7 @@ def _on_each(
             for future in [future for future, host in running.items() if host.address not in state.threads]:
                 host = running.pop(future)
                 future.cancel()  # type: ignore[no-untyped-call]
-                yield host, UpdateError(f"the worker of {host.name} was lost; see to it, and repeat the call")
+                yield host, UpdateError(f"the worker of {host.name} was lost; restart it, and repeat the call")
             if not ended:
                 time.sleep(_POLL_S)
     finally:
