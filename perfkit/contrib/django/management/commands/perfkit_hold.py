@@ -14,7 +14,7 @@ from perfkit.progress.text import printable
 class Command(TreesCommand):
     help = (
         "Keep the installed releases of trees: syncs pass over all others. With --off, have syncs install new ones "
-        "again, also after a rollback, or one that CHECK refused."
+        "again, even after a rollback or a refusal by CHECK."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
