@@ -181,8 +181,7 @@ class Config:
         ):
             _require(getattr(self, name) >= 0, name, "0 or more", getattr(self, name))
         check_headers(self.headers)
-        _require(not (self.ca_bundle and self.verify is False), "verify", "True with a ca_bundle", self.verify)
-        _require(not (self.ca_bundle and isinstance(self.verify, str)), "verify", "True with a ca_bundle", self.verify)
+        _require(not self.ca_bundle or self.verify is True, "verify", "True with a ca_bundle", self.verify)
         _require(self.local_changes in _LOCAL_CHANGES, "local_changes", f"one of {_LOCAL_CHANGES}", self.local_changes)
         if self.rate_limit is not None:
             _require(self.rate_limit > 0, "rate_limit", "more than 0, or None for no limit", self.rate_limit)

@@ -11,6 +11,7 @@ import stat
 import struct
 import sys
 from collections.abc import Callable
+from typing import Any
 
 __all__ = [
     "APPEND_ONLY",
@@ -50,26 +51,17 @@ def syncfs(descriptor: int) -> bool:
     Raises:
         OSError: writing to the disk failed.
     """
-    call = _syncfs()
-    if call is None:
-        return False
-    import ctypes
-
-    if call(descriptor) != 0:
-        number = ctypes.get_errno()
-        if number in _UNSUPPORTED:
-            return False
+    number = _call("syncfs", descriptor) if _syncfs_tells_errors() else errno.ENOSYS
+    if number and number not in _UNSUPPORTED:
         raise OSError(number, os.strerror(number))
-    return True
+    return number == 0
 
 
 @functools.cache
-def _syncfs() -> Callable[[int], int] | None:
+def _syncfs_tells_errors() -> bool:
     system = os.uname()
     version = tuple(int(part) for part in system.release.split("-")[0].split(".")[:2] if part.isdigit())
-    if system.sysname != "Linux" or version < (5, 8):
-        return None
-    return _function("syncfs")
+    return system.sysname == "Linux" and version >= (5, 8)
 
 
 def sync_file(descriptor: int) -> None:
@@ -171,14 +163,9 @@ def rename_to_new(source: str, name: str) -> None:
         FileExistsError: something has the name.
         OSError: as of a rename.
     """
-    call = _function("renameat2")
-    number = errno.ENOSYS
-    if call is not None:
-        import ctypes
-
-        if call(_AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE) == 0:
-            return
-        number = ctypes.get_errno()
+    number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
+    if number == 0:
+        return
     if number not in _UNSUPPORTED:
         raise OSError(number, os.strerror(number), name)
     link(source, name)
@@ -220,13 +207,10 @@ def is_being_written(descriptor: int) -> bool:
 
 def file_attributes(descriptor: int, name: str = "") -> int:
     """The attributes of a file in an open directory, or of the open file: statx(2); 0 where they are unknown."""
-    call = _function("statx")
-    if call is None:
-        return 0
     import ctypes
 
     found = ctypes.create_string_buffer(256)
-    if call(descriptor, os.fsencode(name), _AT_NO_FOLLOW, 0, found) != 0:
+    if _call("statx", descriptor, os.fsencode(name), _AT_NO_FOLLOW, 0, found) != 0:
         return 0
     (attributes,) = struct.unpack_from("=Q", found, 8)
     return int(attributes)
@@ -238,9 +222,7 @@ def trim_heap() -> None:
     glibc keeps freed blocks for later allocations of that size. A decoder's window of 8 MiB, which Python's own
     allocator never reuses, would stay resident for the rest of the run.
     """
-    trim = _function("malloc_trim")
-    if trim is not None:
-        trim(0)
+    _call("malloc_trim", 0)
 
 
 def allow_process_settings() -> None:
@@ -256,10 +238,19 @@ def mmap_large_allocations() -> None:
     fragment it. The price is that short-lived arrays are slower.
     """
     if _process_settings_allowed:
-        import ctypes
+        _call("mallopt", _M_MMAP_THRESHOLD, 256 << 10)
 
-        with contextlib.suppress(OSError, AttributeError, TypeError):
-            ctypes.CDLL(None).mallopt(_M_MMAP_THRESHOLD, 256 << 10)
+
+def _call(name: str, *arguments: Any) -> int:
+    """Call a function of the C library; returns 0 where that does, or else the error's number: ENOSYS, if there is no
+    such function.
+    """
+    import ctypes
+
+    function = _function(name)
+    if function is None:
+        return errno.ENOSYS
+    return 0 if function(*arguments) == 0 else ctypes.get_errno()
 
 
 @functools.cache

@@ -7,7 +7,6 @@ import functools
 import itertools
 import os
 from collections.abc import Callable, Collection, Generator, Iterable, Iterator, Mapping
-from types import TracebackType
 from typing import TYPE_CHECKING, ClassVar, cast
 
 from perfkit.config import Auth, Config, LocalChanges
@@ -96,7 +95,7 @@ class Toolkit:
     def __enter__(self) -> Toolkit:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def close(self) -> None:
@@ -147,31 +146,28 @@ class Toolkit:
             CancelledError: the Toolkit was closed during the download.
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
+        request = Request(
+            url.url if isinstance(url, Request) else url,
+            checksum=checksum,
+            mirrors=mirrors,  # type: ignore[arg-type]  # what is not iterable is refused there
+            headers=headers or {},
+            auth=auth,
+            resume=resume,
+            rate_limit=rate_limit,
+            max_bytes=max_bytes,
+            segments=segments,
+            byte_range=byte_range,
+            public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
+            known=known,
+            only=only,
+            size=size,
+            label=label,
+            key=key,
+        )
         if isinstance(url, Request):
-            options = (checksum, auth, rate_limit, max_bytes, segments, byte_range, known, only, size, label)
-            others = bool(headers) or bool(tuple(mirrors)) or bool(public_keys) or not resume
-            if others or any(each is not None for each in options):
+            if request != Request(url.url):
                 raise ConfigError("options were given together with a Request; set them in the Request")
             request = url
-        else:
-            request = Request(
-                url,
-                checksum=checksum,
-                mirrors=mirrors,  # type: ignore[arg-type]  # what is not iterable is refused there
-                headers=headers or {},
-                auth=auth,
-                resume=resume,
-                rate_limit=rate_limit,
-                max_bytes=max_bytes,
-                segments=segments,
-                byte_range=byte_range,
-                public_keys=public_keys,  # type: ignore[arg-type]  # what is no list of keys is refused there
-                known=known,
-                only=only,
-                size=size,
-                label=label,
-                key=key,
-            )
         return self._downloads.fetch(request, local_path(dest))
 
     def download_many(self, requests: Iterable[Item], dest: Path | None = None) -> list[Download]:
@@ -642,7 +638,6 @@ class Toolkit:
             check_contents=self.config.check_contents,
             check=check,
             retry_rejected=retry_rejected,
-            allow_older=allow_older,
             wait_s=wait_s,
         )
         with self._operation.operation():
@@ -816,18 +811,15 @@ def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[Se
 
 
 def _check_arguments(config: object, progress: object, session: object, transport: object) -> None:
-    if config is not None and not isinstance(config, Config):
-        raise ConfigError(f"config must be a perfkit.Config; got a {type(config).__name__}")
-    if progress is not None and not (hasattr(progress, "update") and hasattr(progress, "finish")):
-        raise ConfigError(
-            f"progress must have update() and finish(), as Bars() has; got a {type(progress).__name__}; "
-            "CallbackProgress(function) calls a function"
-        )
-    if session is not None and not (hasattr(session, "mount") or callable(session)):
-        raise ConfigError(
-            f"session must be a requests.Session, or a callable that makes one; got a {type(session).__name__}"
-        )
-    if transport is not None and not callable(transport):
-        raise ConfigError(f"transport must be a callable that makes a Transport; got a {type(transport).__name__}")
+    makes_requests = hasattr(session, "mount") or callable(session)
+    displays = hasattr(progress, "update") and hasattr(progress, "finish")
+    for name, value, valid, rule in (
+        ("config", config, isinstance(config, Config), "be a perfkit.Config"),
+        ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
+        ("session", session, makes_requests, "be a requests.Session, or a callable that makes one"),
+        ("transport", transport, callable(transport), "be a callable that makes a Transport"),
+    ):
+        if value is not None and not valid:
+            raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")
     if session is not None and transport is not None:
         raise ConfigError("give session or transport, not both: a custom transport does not use the session")

@@ -114,7 +114,7 @@ def plain_environment(monkeypatch: pytest.MonkeyPatch) -> None:
 def warm_python(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
     """Programs and `perfkit` commands that start within milliseconds."""
     with WarmPython(tmp_path_factory.mktemp("warm"), *USED_BY_COMMANDS) as warm:
-        warm.install("perfkit", "perfkit")
+        warm.install("perfkit", "-m", "perfkit")
         yield warm
 
 

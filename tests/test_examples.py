@@ -5,21 +5,21 @@ from __future__ import annotations
 import ast
 import itertools
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from tests.support.tools import first_everywhere
+from tests.support.warm import WarmPython
 
 ROOT = Path(__file__).parent.parent
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 
 
 @pytest.mark.parametrize("script", first_everywhere(*EXAMPLES), ids=lambda script: script.stem)
-def test_example(script: Path, tmp_path: Path) -> None:
+def test_example(script: Path, tmp_path: Path, warm_python: WarmPython) -> None:
     """It prints what its top shows, from a directory that is not its own, and nothing else but progress."""
-    command = [sys.executable, str(script)]
+    command = warm_python.python(script)
     ended = subprocess.run(command, check=False, cwd=tmp_path, capture_output=True, text=True, timeout=200)
     assert ended.returncode == 0, ended.stderr
     assert "Traceback" not in ended.stderr

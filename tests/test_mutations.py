@@ -40,7 +40,7 @@ from perfkit.releases.publish.site import Site
 from perfkit.releases.statcache import StatCache
 from perfkit.transactions.changeset import ChangeSet
 from perfkit.transactions.history import History
-from perfkit.transactions.journal import Journal
+from perfkit.transactions.journal import check_ops, write_ops
 from perfkit.transactions.layout import is_private
 from perfkit.transactions.object_store import ObjectStore
 from perfkit.transactions.records import JournalOp, Previous
@@ -133,9 +133,8 @@ def release_parsers(release: Release) -> dict[str, Parser]:
 
     def read_delta(data: bytes) -> object:
         delta = Delta.open(io.BytesIO(data))
-        new = delta.new_manifest(release.old)
-        assert new.sha256 == delta.target_sha256
-        return delta.apply(delta.groups(release.old, new), lambda span: bytes(span.length), nowhere)
+        draft = delta.draft(release.old)
+        return delta.apply(delta.groups(release.old, draft), lambda span: bytes(span.length), nowhere)
 
     def read_index(data: bytes) -> object:
         index = Index.parse(data, client.manifest)
@@ -200,12 +199,12 @@ def tree_parsers(root: Path) -> dict[str, Parser]:
 
     def read_journal(data: bytes) -> None:
         try:
-            Journal(lambda: io.BytesIO(data)).check()
+            check_ops(io.BytesIO(data))
         except ValueError as error:  # as it promises
             raise PerfkitError(error) from error
 
     journal = io.BytesIO()
-    Journal.write(journal, [
+    write_ops(journal, [
         JournalOp("mkdir", "b"), JournalOp("put", "b/c", ".perfkit/stage-1/1"), JournalOp("rmdir", "d", "", None),
         JournalOp("put", "a", ".perfkit/stage-1/2", Previous(f".perfkit/objects/{'ab' * 32}", 3, 10**18, 0o644, 5)),
         JournalOp("drop", "x", "", Previous("", 0, 5, 0o600, 6)),

@@ -35,7 +35,6 @@ for module, names in {
             delattr(module, name)
 from perfkit import libc
 libc._function = lambda name: None  # renameat2, statx, syncfs, malloc_trim
-libc._syncfs = lambda: None
 import runpy
 sys.argv[0] = "perfkit"
 runpy.run_module("perfkit", run_name="__main__")

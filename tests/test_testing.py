@@ -158,6 +158,7 @@ def test_nothing_is_left(tmp_path: Path) -> None:
     assert Toolkit.default_transport is real
 
 
+@pytest.mark.once
 def test_the_fixture_comes_with_the_package(tmp_path: Path) -> None:
     """A project that has perfkit installed has the fixture; other tests don't pay for it."""
     (tmp_path / "test_theirs.py").write_text(

@@ -4,15 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-__all__ = ["coalesce", "gap_bytes"]
+__all__ = ["coalesce"]
 
 _REQUEST_BYTES = 500  # headers of a request and its response: a shorter gap costs less than another request
 _WASTE = 0.04  # of the wanted bytes may be gaps
-
-
-def gap_bytes(latency_s: float, bytes_per_s: float) -> int:
-    """The gap that takes as long to fetch as another request."""
-    return max(_REQUEST_BYTES, int(latency_s * bytes_per_s))
 
 
 def coalesce(ranges: Iterable[tuple[int, int]], *, gap: int) -> list[tuple[int, int]]:

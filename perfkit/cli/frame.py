@@ -190,13 +190,11 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
 
 def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: TreeEntry | None) -> argparse.Namespace:
     """The arguments for one tree: those of the command line, and else those of the settings file."""
-    found = argparse.Namespace(**vars(arguments))
-    found.name, found.dest = name, name
-    if tree is not None:
-        options = {key: value for key, value in tree.options.items() if key in arguments}
-        found = command.parse_again(options)
-        found.name, found.source, found.dest, found.settings = name, tree.source, tree.dest, tree.settings
-    return found
+    if tree is None:
+        return argparse.Namespace(**{**vars(arguments), "name": name, "dest": name})
+    from perfkit.cli.settings_file import arguments_for
+
+    return arguments_for(command, tree)
 
 
 def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, TreeEntry]:

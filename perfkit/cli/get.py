@@ -9,7 +9,6 @@ import time
 from collections import deque
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, replace
-from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from perfkit.cli.keys import add_public_key
@@ -210,7 +209,7 @@ class _Results:
             print_text(self._separator + json.dumps(_as_json(download)))
             self._separator = ","
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, at: object) -> None:
         if not self._as_json:
             return
         end: dict[str, object] = {

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from perfkit.cli.parser import Parser
 from perfkit.cli.settings import config_for
-from perfkit.cli.settings_file import read_entries
+from perfkit.cli.settings_file import arguments_for, read_entries
 from perfkit.cli.sync import add_sync, sync_tree
 from perfkit.errors import CommandFailedError
 from perfkit.progress.meter import Progress
@@ -91,17 +91,7 @@ def read_trees(path: str | os.PathLike[str] = "perfkit.toml") -> dict[str, Named
         ConfigError: the file is not TOML, has an unknown key or an invalid value; two trees overlap.
         OSError: it can't be read.
     """
-    found = {}
-    for name, entry in read_entries(os.fspath(path), _parser()).items():
-        options = _parser()
-        options.set_defaults(**entry.options)
-        chosen = options.parse_args([])
-        chosen.name, chosen.source, chosen.dest, chosen.settings = name, entry.source, entry.dest, entry.settings
-        found[name] = NamedTree(name, entry.source, entry.dest, chosen)
-    return found
-
-
-def _parser() -> Parser:
-    parser = Parser(prog="perfkit sync")
-    add_sync(parser)
-    return parser
+    sync = Parser(prog="perfkit sync")
+    sync.fill = add_sync
+    entries = read_entries(os.fspath(path), sync.filled())
+    return {name: NamedTree(name, tree.source, tree.dest, arguments_for(sync, tree)) for name, tree in entries.items()}

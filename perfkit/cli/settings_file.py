@@ -18,7 +18,7 @@ from perfkit.config import Config, convert
 from perfkit.errors import ConfigError
 from perfkit.minisign.public_keys import is_key
 
-__all__ = ["TreeEntry", "is_tree_name", "read_entries"]
+__all__ = ["TreeEntry", "arguments_for", "is_tree_name", "read_entries"]
 
 _SETTINGS = {item.name for item in dataclasses.fields(Config)}
 # Options that are for one run, and those that set a field of Config, which has its own name in the file.
@@ -30,16 +30,26 @@ class TreeEntry(NamedTuple):
     """One entry of the file.
 
     Attributes:
+        name: of the tree.
         source: a URL, or the absolute path of a list.
         dest: an absolute path.
         options: of `perfkit sync`.
         settings: fields of `Config`; the tree's, and else those of the file.
     """
 
+    name: str
     source: str
     dest: str
     options: Mapping[str, object]
     settings: Mapping[str, object]
+
+
+def arguments_for(command: Parser, tree: TreeEntry) -> argparse.Namespace:
+    """What a command line means for a tree: its own options, and else those of the file."""
+    known = {action.dest for action in command.options()}
+    found = command.parse_again({key: value for key, value in tree.options.items() if key in known})
+    found.name, found.source, found.dest, found.settings = tree.name, tree.source, tree.dest, tree.settings
+    return found
 
 
 def is_tree_name(word: str) -> bool:
@@ -106,7 +116,7 @@ def _tree(
     keys = options.get("public_keys")
     if isinstance(keys, list):
         options["public_keys"] = [key if is_key(key) else os.path.join(base, key) for key in keys]
-    return TreeEntry(places["source"], os.path.join(base, places["dest"]), options, settings)
+    return TreeEntry(name, places["source"], os.path.join(base, places["dest"]), options, settings)
 
 
 def _setting(where: str, key: str, value: object, known: Collection[str]) -> object:

@@ -167,7 +167,7 @@ def with_checksums(source: str | None) -> Callable[[Request], Request]:
     """A function that has requests without a checksum find theirs in a file of checksums.
 
     Args:
-        source: its URL or path; None: there is none.
+        source: its URL or path, if it has one.
 
     Raises:
         ConfigError: the file can't be read, or has no checksums; a URL is invalid.

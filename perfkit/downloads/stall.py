@@ -1,62 +1,21 @@
-"""The body of an answer as it comes: watched for stalls, throttled, and cut to the range that was requested.
-
-A stall is too little in a while; a server that is silent altogether meets the read time-out, which `http.session` sets.
-"""
+"""When a server is too slow: it sends nothing for a while, or too little over a longer one."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
 
 from perfkit.config import Config
-from perfkit.downloads.http.semantics import Answer
-from perfkit.downloads.http.transport import Response
-from perfkit.downloads.retry import Network
-from perfkit.downloads.segments import Runner
-from perfkit.downloads.throttle import Toll
-from perfkit.errors import TransferError, TransferTimeoutError
+from perfkit.errors import TransferTimeoutError
 
-__all__ = ["pieces"]
-
-_FULL_BUFFERS = 4  # connections that read into a buffer of the configured size; more share the memory of so many
+__all__ = ["StallWatch", "timeouts"]
 
 
-def pieces(
-    url: str, response: Response, answer: Answer, runner: Runner, *, network: Network, toll: Toll
-) -> Iterator[tuple[memoryview, int]]:
-    """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
-
-    The caller moves the runner on before it asks for more. It ends with the range or with what the answer has of it; if
-    the range has no end yet, with the body.
-
-    Raises:
-        TransferError: the connection broke, or the body ended early.
-        TransferTimeoutError: the peer is too slow.
-    """
-    controller, stall = network.controller, _StallWatch(network.config)
-    share = network.config.buffer_bytes * _FULL_BUFFERS
-    skip = runner.position - answer.start
-    toll.begin(None if answer.end is None else answer.end - answer.start)
-    while (left := runner.remaining) != 0:
-        if answer.end is not None and runner.position >= answer.end:
-            return
-        with stall:
-            data = response.read1(toll.quantum(share // max(_FULL_BUFFERS, controller.target)))
-        count = len(data)
-        if count == 0:
-            if left is None:
-                return
-            raise TransferError(url, f"the body ended {left} bytes early", transient=True)
-        controller.waited(stall.last_s)
-        stall.check(url, count)
-        path = response.path() if toll.limited else None
-        toll.charge(count, path.unread if path is not None else None)
-        view = memoryview(data)[skip:]
-        skip = max(0, skip - count)
-        yield view if left is None else view[:left], count
+def timeouts(config: Config) -> tuple[float, float]:
+    """The `timeout` of each request: seconds to wait for a connection, and for more of the answer, head or body."""
+    return config.connect_timeout_s, config.read_timeout_s
 
 
-class _StallWatch:
+class StallWatch:
     """Measures the time spent waiting for the peer, and only that: neither the throttle nor the disk is its fault."""
 
     def __init__(self, config: Config) -> None:

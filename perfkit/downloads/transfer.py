@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
+from perfkit.downloads.body import pieces
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum, matches
@@ -40,7 +41,6 @@ from perfkit.downloads.proofs import Proofs
 from perfkit.downloads.request import Download, Request
 from perfkit.downloads.retry import Attempts, GiveUpError, Network, is_refusal, refuse
 from perfkit.downloads.segments import Runner
-from perfkit.downloads.stall import pieces
 from perfkit.downloads.throttle import Throttle, Toll
 from perfkit.errors import (
     CancelledError,

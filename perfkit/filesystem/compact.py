@@ -125,8 +125,8 @@ class DigestSet(Set[bytes]):
     """A set of SHA-256 digests, in about fifty bytes each."""
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
-        self._digests = Digests()
-        self._rows = Lookup(lambda row: hash(self._digests[row]))
+        self._digests = stored = Digests()
+        self._rows = Lookup(lambda row: hash(stored[row]))  # not of `self`: a cycle would keep it for a while
         for digest in digests:
             self.add(digest)
 

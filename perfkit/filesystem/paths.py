@@ -17,6 +17,7 @@ __all__ = [
     "local_path",
     "most_directories",
     "name_errors",
+    "parents",
     "safe_basename",
     "safe_join",
 ]
@@ -139,6 +140,12 @@ def fold_name(name: str) -> str:
 
     name = _IGNORABLE.sub("", name)
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", name).casefold())
+
+
+def parents(name: str) -> Iterator[str]:
+    """The directories that a name is in, the nearest first."""
+    while name := name.rpartition("/")[0]:
+        yield name
 
 
 def local_path(path: str | os.PathLike[str]) -> str:

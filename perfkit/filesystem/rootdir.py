@@ -165,14 +165,7 @@ class RootDir:
 
     def listdir(self, name: str) -> list[str]:
         """The entries of a directory; none if it does not exist."""
-        try:
-            return os.listdir(self.directory(name))
-        except FileNotFoundError:
-            return []
-        except OSError as error:
-            if self._closed_some(error):
-                return self.listdir(name)
-            raise
+        return list(self.iterdir(name))
 
     def iterdir(self, name: str) -> Iterator[str]:
         """`listdir`, one entry at a time, for very large directories; entries may be removed on the way."""

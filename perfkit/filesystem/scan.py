@@ -13,8 +13,10 @@ from typing import NamedTuple
 from perfkit.filesystem.paths import name_matcher
 
 __all__ = [
+    "BELOW",
     "DIRECTORY",
     "MAX_OPEN",
+    "Level",
     "ScanEntry",
     "ScanOptions",
     "open_below",
@@ -25,7 +27,7 @@ __all__ = [
 ]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_BELOW = DIRECTORY | os.O_NOFOLLOW
+BELOW = DIRECTORY | os.O_NOFOLLOW  # of a directory in the tree: no link may lead out of it
 _BATCH = 1024
 MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
@@ -92,7 +94,7 @@ def scan_batches(
         types_only: read only names and types, in half the time: all numbers are 0, and `mode` has the type alone.
     """
     walk = _Walk(options, batch, types_only)
-    level: _Level | None = _Level(os.open(root, DIRECTORY), "", options.follow_symlinks)
+    level: Level | None = walk.level(os.open(root, DIRECTORY), "")
     try:
         while level is not None:
             walk.levels.append(level)
@@ -114,15 +116,23 @@ class _Walk:
     """
 
     def __init__(self, options: ScanOptions, batch: int, types_only: bool) -> None:
-        self.levels: list[_Level] = []
+        self.levels: list[Level] = []
         self.out: list[ScanEntry] = []
         self._options = options
         self._included, self._excluded = name_matcher(options.include), name_matcher(options.exclude)
-        self._flags = DIRECTORY if options.follow_symlinks else _BELOW
+        self._flags = DIRECTORY if options.follow_symlinks else BELOW
         self._batch = batch
         self._types_only = types_only
 
-    def list(self, level: _Level) -> Iterator[list[ScanEntry]]:
+    def level(self, descriptor: int, prefix: str) -> Level:
+        """An open directory that is to be listed."""
+        level = Level(descriptor, prefix)
+        if self._options.follow_symlinks:
+            status = os.fstat(descriptor)
+            level.identity = status.st_dev, status.st_ino
+        return level
+
+    def list(self, level: Level) -> Iterator[list[ScanEntry]]:
         """The full batches that the entries of a directory make; its subdirectories are added to the level."""
         prefix, names = level.prefix, level.names
         follow, directories = self._options.follow_symlinks, self._options.directories
@@ -164,7 +174,7 @@ class _Walk:
                 raise
             out.append(_failed(prefix[:-1], error))
 
-    def next_directory(self) -> _Level | None:
+    def next_directory(self) -> Level | None:
         """Open the next directory; None at the end. One that can't be opened is an entry with an error."""
         levels = self.levels
         while levels:
@@ -174,10 +184,8 @@ class _Walk:
                 continue
             name = parent.names.pop()
             try:
-                if parent.descriptor < 0:
-                    parent.descriptor = open_below(levels[0].descriptor, parent.prefix, self._flags)
-                descriptor = os.open(name, self._flags, dir_fd=parent.descriptor)
-                level = _Level(descriptor, f"{parent.prefix}{name}/", self._options.follow_symlinks)
+                parent.reopen(levels[0], self._flags)
+                level = self.level(os.open(name, self._flags, dir_fd=parent.descriptor), f"{parent.prefix}{name}/")
             except OSError as error:
                 self.out.append(_failed(parent.prefix + name, error))
                 continue
@@ -192,19 +200,28 @@ class _Walk:
         return None
 
 
-class _Level:
-    """A directory on the way down from the root."""
+class Level:
+    """A directory on the way down from the root, open unless there are too many.
+
+    Attributes:
+        descriptor: of the open directory; -1: it was closed.
+        prefix: its name relative to the root, with a slash at the end; empty for the root.
+        names: what in it is still to be visited, the next one last.
+        identity: its device and inode, where symlinks are followed.
+    """
 
     __slots__ = ("descriptor", "identity", "names", "prefix")
 
-    def __init__(self, descriptor: int, prefix: str, identify: bool) -> None:
+    def __init__(self, descriptor: int, prefix: str) -> None:
         self.descriptor = descriptor
         self.prefix = prefix
-        self.names: list[str] = []  # of subdirectories that are not scanned yet
+        self.names: list[str] = []
         self.identity: tuple[int, int] | None = None
-        if identify:
-            status = os.fstat(descriptor)
-            self.identity = status.st_dev, status.st_ino
+
+    def reopen(self, root: Level, flags: int = BELOW) -> None:
+        """Open it again if it was closed because there were too many."""
+        if self.descriptor < 0:
+            self.descriptor = open_below(root.descriptor, self.prefix, flags)
 
     def close(self) -> None:
         if self.descriptor >= 0:
@@ -212,7 +229,7 @@ class _Level:
             self.descriptor = -1
 
 
-def open_below(root: int, name: str, flags: int = DIRECTORY | os.O_NOFOLLOW) -> int:
+def open_below(root: int, name: str, flags: int = BELOW) -> int:
     """Open the directory `name` below the open directory `root`, one component at a time.
 
     So no symlink can lead out of it, and its path may be longer than PATH_MAX.
@@ -273,10 +290,10 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
     Raises:
         OSError: the root can't be opened or listed.
     """
-    levels = [_SortedLevel(os.open(root, DIRECTORY), "")]
+    levels = [Level(os.open(root, DIRECTORY), "")]
     make = tuple.__new__
     try:
-        levels[0].list(without)
+        _list_sorted(levels[0], without)
         while levels:
             level = levels[-1]
             if not level.names:
@@ -285,12 +302,11 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
             leaf = level.names.pop()
             name = level.prefix + leaf
             try:
-                if level.descriptor < 0:
-                    level.descriptor = open_below(levels[0].descriptor, level.prefix)
+                level.reopen(levels[0])
                 if leaf.endswith("/"):
-                    below = _SortedLevel(os.open(leaf[:-1], _BELOW, dir_fd=level.descriptor), name)
+                    below = Level(os.open(leaf[:-1], BELOW, dir_fd=level.descriptor), name)
                     levels.append(below)
-                    below.list()
+                    _list_sorted(below)
                     if len(levels) > MAX_OPEN:
                         levels[-MAX_OPEN].close()
                     continue
@@ -308,29 +324,12 @@ def scan_in_order(root: str | os.PathLike[str], *, without: Collection[str] = ()
             level.close()
 
 
-class _SortedLevel:
-    """A directory on the way down, and its names that are not scanned yet, the next one last.
-
-    Names of directories end in a slash, which sorts `a.txt` before `a/b`.
-    """
-
-    __slots__ = ("descriptor", "names", "prefix")
-
-    def __init__(self, descriptor: int, prefix: str) -> None:
-        self.descriptor = descriptor
-        self.prefix = prefix
-        self.names: list[str] = []
-
-    def list(self, without: Collection[str] = ()) -> None:
-        with os.scandir(self.descriptor) as found:
-            self.names = [
-                f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
-                for entry in found
-                if entry.name not in without
-            ]
-        self.names.sort(reverse=True)
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+def _list_sorted(level: Level, without: Collection[str] = ()) -> None:
+    """Read the names in a directory. Those of directories end in a slash, which sorts `a.txt` before `a/b`."""
+    with os.scandir(level.descriptor) as found:
+        level.names = [
+            f"{entry.name}/" if entry.is_dir(follow_symlinks=False) else entry.name
+            for entry in found
+            if entry.name not in without
+        ]
+    level.names.sort(reverse=True)

@@ -15,9 +15,9 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def usable_cpus(most: int = 4) -> int:
-    """The number of processors this process may use, at most `most`: memory use grows with it."""
-    return max(1, min(most, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1))
+def usable_cpus() -> int:
+    """The number of processors this process may use, at most four: memory use grows with it."""
+    return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class WorkerPool(ThreadPoolExecutor):

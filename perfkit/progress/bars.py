@@ -15,7 +15,6 @@ from dataclasses import dataclass, replace
 from typing import Any, TextIO
 
 import progressbar
-from progressbar.widgets import WidgetBase
 
 from perfkit.progress.lines import PlainLines, terminal_size, write_text
 from perfkit.progress.meter import WAITING, FileProgress, Progress, Snapshot, State
@@ -88,8 +87,10 @@ class Bars:
         self._ascii_only = (
             not (getattr(self._stream, "encoding", None) or "").lower().replace("-", "").startswith("utf")
         )
-        self._known = _Line(_bar(self._ascii_only))
-        self._unknown = _Line(_bouncing(self._ascii_only))
+        marker, left, right, fill = "#[]." if self._ascii_only else "█▕▏ "
+        edges = {"marker": marker, "left": left, "right": right}
+        self._known = _Line(progressbar.Bar(**edges, fill=fill))  # type: ignore[no-untyped-call]
+        self._unknown = _Line(progressbar.BouncingBar(**edges))  # type: ignore[no-untyped-call]
 
     def update(self, snapshot: Snapshot) -> None:
         size = terminal_size(self._stream)
@@ -264,22 +265,12 @@ def _fit_start(text: str, width: int) -> str:
     return f"{clip(text, width):{width}}"
 
 
-class _Field(WidgetBase):
-    """A widget that shows a variable of the bar."""
-
-    def __init__(self, name: str) -> None:
-        super().__init__()
-        self._name = name
-
-    def __call__(self, progress: Any, data: Any) -> str:
-        return str(data["variables"][self._name])
-
-
 class _Line:
     """A progressbar2 bar that draws into memory, with a given width and given numbers."""
 
     def __init__(self, bar: Any) -> None:
-        self._widgets = [_Field("left"), bar, _Field("tail")]
+        variable: Any = progressbar.Variable
+        self._widgets = [variable("left", format="{value}"), bar, variable("tail", format="{value}")]
         self._buffer = io.StringIO()
         self._bar: progressbar.ProgressBar | None = None
 
@@ -309,15 +300,3 @@ class _Line:
         if self._bar is not None:
             self._bar.finish(dirty=True)
             self._bar = None
-
-
-def _bar(ascii_only: bool) -> Any:
-    marks = ("#", "[", "]", ".") if ascii_only else ("█", "▕", "▏", " ")
-    marker, left, right, fill = marks
-    return progressbar.Bar(marker=marker, left=left, right=right, fill=fill)  # type: ignore[no-untyped-call]
-
-
-def _bouncing(ascii_only: bool) -> Any:
-    marks = ("#", "[", "]") if ascii_only else ("█", "▕", "▏")
-    marker, left, right = marks
-    return progressbar.BouncingBar(marker=marker, left=left, right=right)  # type: ignore[no-untyped-call]

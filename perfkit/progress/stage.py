@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from types import TracebackType
 
 from perfkit.progress.meter import Progress, Snapshot
 from perfkit.progress.operation import SHOWN_FROM_S
@@ -39,7 +38,7 @@ class Stage:
     def __enter__(self) -> Stage:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, kind: object, value: BaseException | None, at: object) -> None:
         self.end(failed=value is not None)
 
     def end(self, *, failed: bool = False) -> None:

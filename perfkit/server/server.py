@@ -17,7 +17,6 @@ import socketserver
 import stat
 import threading
 import time
-from types import TracebackType
 from urllib.parse import quote, unquote_to_bytes, urlsplit
 
 from perfkit.errors import ConfigError
@@ -71,7 +70,7 @@ class Server:
         self._thread.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, value: BaseException | None, at: TracebackType | None) -> None:
+    def __exit__(self, *_: object) -> None:
         self.close()
 
     def wait(self) -> None:
@@ -128,42 +127,38 @@ class _Handler(http.server.BaseHTTPRequestHandler):
     disable_nagle_algorithm = True
     server: _ThreadingServer
 
-    def do_GET(self) -> None:
-        self._respond(with_body=True)
-
-    def do_HEAD(self) -> None:
-        self._respond(with_body=False)
-
     def log_request(self, code: int | str = "-", size: int | str = "-") -> None:
         _log.debug("%s %s: %s", self.command, redacted(self.path), code)
 
     def log_message(self, format: str, *args: object) -> None:
         _log.debug(redacted_text(format % args))
 
-    def _respond(self, *, with_body: bool) -> None:
+    def do_GET(self) -> None:
         path = self._path()
         if path is None:
-            self._send_text(404, "no such file\n", with_body=with_body)
+            self._send_text(404, "no such file\n")
             return
         if os.path.isdir(path):
             try:
-                self._send_index(path, with_body=with_body)
+                self._send_index(path)
             except PermissionError as error:
-                self._send_text(403, f"{error.strerror}\n", with_body=with_body)
+                self._send_text(403, f"{error.strerror}\n")
             return
         try:
             descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
         except OSError as error:
-            self._send_text(404, f"{error.strerror}\n", with_body=with_body)
+            self._send_text(404, f"{error.strerror}\n")
             return
         try:
             status = os.fstat(descriptor)
             if stat.S_ISREG(status.st_mode):
-                self._send_file(path, descriptor, status, with_body=with_body)
+                self._send_file(path, descriptor, status)
             else:
-                self._send_text(404, "no such file\n", with_body=with_body)
+                self._send_text(404, "no such file\n")
         finally:
             os.close(descriptor)
+
+    do_HEAD = do_GET  # bodies are sent for GET only
 
     def _path(self) -> str | None:
         """The real path of the requested file, if it is inside the root."""
@@ -182,7 +177,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         except ValueError:  # such as unbalanced brackets
             return "\0"
 
-    def _send_file(self, path: str, descriptor: int, status: os.stat_result, *, with_body: bool) -> None:
+    def _send_file(self, path: str, descriptor: int, status: os.stat_result) -> None:
         size = status.st_size
         etag = f'"{status.st_mtime_ns:x}-{size:x}-{status.st_ino:x}"'
         file = Representation(size, etag, status.st_mtime)
@@ -191,9 +186,9 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         if (status_code := failed_condition(requested, file)) is not None:
             self._send_head(status_code, {**headers, "Content-Length": "0"} if status_code == 412 else headers)
             return
-        part = select_part(requested if with_body else {}, file)
+        part = select_part(requested if self.command == "GET" else {}, file)
         self._send_head(part.status, part.headers if part.status == 416 else {**headers, **part.headers})
-        if with_body and part.status != 416:
+        if self.command == "GET":
             self._send_bytes(descriptor, part.start, part.end)
 
     def _send_bytes(self, descriptor: int, start: int, end: int) -> None:
@@ -209,7 +204,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             if limit is not None:
                 time.sleep(max(0.0, began + sent / limit - time.monotonic()))
 
-    def _send_index(self, path: str, *, with_body: bool) -> None:
+    def _send_index(self, path: str) -> None:
         name = self._name()
         if not name.endswith("/"):
             self._send_head(301, {"Location": f"/{quote(os.fsencode(name.lstrip('/')))}/", "Content-Length": "0"})
@@ -221,12 +216,12 @@ class _Handler(http.server.BaseHTTPRequestHandler):
                 shown = html.escape(name.encode(errors="replace").decode())
                 rows.append(f'<li><a href="{quote(os.fsencode(name))}">{shown}</a>')
         text = f"<!doctype html><meta charset=utf-8><title>perfkit serve</title><ul>{''.join(rows)}</ul>\n"
-        self._send_text(200, text, kind="text/html; charset=utf-8", with_body=with_body)
+        self._send_text(200, text, kind="text/html; charset=utf-8")
 
-    def _send_text(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8", with_body: bool) -> None:
+    def _send_text(self, code: int, text: str, *, kind: str = "text/plain; charset=utf-8") -> None:
         body = text.encode()
         self._send_head(code, {"Content-Type": kind, "Content-Length": str(len(body))})
-        if with_body:
+        if self.command == "GET":
             self.wfile.write(body)
 
     def _send_head(self, code: int, headers: dict[str, str]) -> None:

@@ -41,15 +41,16 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
 
     def __init__(self, staged: str, fetched: str, *, modes: bool = True) -> None:
         self._prefixes = staged, fetched
-        self._names = Names()
+        self._names = names = Names()
         self._flags = bytearray()
-        self._contents = _Contents(modes=modes)
+        self._contents = contents = _Contents(modes=modes)
         self._after, self._before, self._recorded = (_Numbers() for _ in range(3))  # of contents
+        after = self._after
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._other_sources: dict[int, str] = {}  # by row, those that are neither
         self._used: set[str] = set()  # other sources, including those that were replaced later
-        self._rows = Lookup(lambda row: hash(self.name(row)))
-        self._fetched = Lookup(lambda row: hash(self._sha256(row)))  # rows whose source is a fetched file
+        self._rows = Lookup(lambda row: hash(names[row]))  # not of `self`: a cycle would keep all of it for a while
+        self._fetched = Lookup(lambda row: hash(contents.sha256(after[row])))  # rows whose source is a fetched file
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
 

@@ -15,13 +15,14 @@ import os
 from collections.abc import Iterable, Iterator
 from functools import cached_property
 from itertools import chain, groupby, islice
+from typing import IO
 
 from perfkit.errors import LockedError, RecoveryError, UnsafePathError, UpdateError
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import holds_modes, sync_directory, sync_file, syncfs
 from perfkit.transactions.changeset import Changes, ChangeSet
 from perfkit.transactions.history import History, Timeline, state_lines
-from perfkit.transactions.journal import Journal
+from perfkit.transactions.journal import check_ops, read_ops, write_ops
 from perfkit.transactions.journal_ops import (
     apply_op,
     modified_directories,
@@ -43,7 +44,7 @@ from perfkit.transactions.layout import (
     stage_directory,
 )
 from perfkit.transactions.lock import Lock
-from perfkit.transactions.object_store import ObjectStore, open_regular
+from perfkit.transactions.object_store import ObjectStore, link_or_copy, open_regular
 from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, JournalOp
 from perfkit.transactions.replaceable import check_replaceable
 
@@ -90,19 +91,24 @@ class Committer:
         self.store.begin()
         self.rootdir.mkdir(self._stage, 0o700)
 
-    def new_staged_name(self) -> str:
-        """A name for one more staged file."""
+    def _new_staged_name(self) -> str:
         self._count += 1
         return f"{self._stage}/{self._count}"
 
     def create_staged_file(self, mode: int = 0o600) -> tuple[str, int]:
         """A new staged file, with this mode where none can be set later: its name, and a descriptor to use it."""
-        name = self.new_staged_name()
+        name = self._new_staged_name()
         try:
             return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o777)
         except FileNotFoundError:
             self._lock.check()  # another process took over the tree, and deleted our stage
             raise
+
+    def stage_link(self, name: str, fd: int) -> str:
+        """Stage the content of the open file `name`, by a hard link if possible; returns the staged name."""
+        staged = self._new_staged_name()
+        link_or_copy(self.rootdir, name, fd, staged)
+        return staged
 
     def _stage_lines(self, lines: Iterable[bytes]) -> str:
         name, fd = self.create_staged_file(0o644)
@@ -163,7 +169,7 @@ class Committer:
         self._completed = False
         try:
             self._write_journal(ops)
-            failure = self._apply(self._journal())
+            failure = self._apply()
         except RecoveryError:
             raise
         except LockedError:
@@ -202,16 +208,16 @@ class Committer:
         previous = previous_file(self.rootdir, STATE, self.store.keep(STATE))
         return chain(first, record_ops, last, [JournalOp(RENAME, STATE, staged_state, previous)])
 
-    def _journal(self, name: str = JOURNAL) -> Journal:
-        return Journal(lambda: open(open_regular(self.rootdir, name), "rb"))
+    def _open_journal(self, name: str = JOURNAL) -> IO[bytes]:
+        return open(open_regular(self.rootdir, name), "rb")
 
     def _write_journal(self, ops: Iterable[JournalOp]) -> None:
         """Write and sync everything, then pass the commit point."""
         name, fd = self.create_staged_file()
         with open(fd, "wb") as file:
-            Journal.write(file, ops)
-        with self._journal(name).read() as written:
-            files = chain.from_iterable(map(_files, written))
+            write_ops(file, ops)
+        with self._open_journal(name) as written:
+            files = chain.from_iterable(map(_files, read_ops(written)))
             self._sync(chain([name], files), {"", PRIVATE_DIR, OBJECTS, self._stage})
         self._lock.check()
         # link(2), not rename(2): it fails if there is a journal, which only a process that does not see our lock can
@@ -251,18 +257,18 @@ class Committer:
     def _complete(self) -> None:
         """Complete an interrupted commit."""
         _log.info("%s: completing an interrupted change", self.rootdir.root)
-        journal = self._journal()
         try:
-            journal.check()
+            with self._open_journal() as file:
+                check_ops(file)
         except ValueError as error:
             raise RecoveryError(
                 f"{self.rootdir.root}: an interrupted change can't be completed, because its journal is {error}; "
                 f"remove {JOURNAL} to discard the change, then check the files"
             ) from error
-        if (failure := self._apply(journal, again=True)) is not None:
+        if (failure := self._apply(again=True)) is not None:
             _log.warning("%s: an interrupted change was undone: %s", self.rootdir.root, failure)
 
-    def _apply(self, journal: Journal, *, again: bool = False) -> Exception | None:
+    def _apply(self, *, again: bool = False) -> Exception | None:
         """Apply the operations and delete the journal; or undo them, delete the journal, and return the reason.
 
         Args:
@@ -272,8 +278,8 @@ class Committer:
         modified = {"", PRIVATE_DIR}  # directories to sync
         count = 0
         try:
-            with journal.read() as ops:
-                for op in ops:
+            with self._open_journal() as file:
+                for op in read_ops(file):
                     modified.update(modified_directories(op))
                     try:
                         apply_op(self.rootdir, op, again=again)
@@ -282,7 +288,7 @@ class Committer:
                         break
                     count += 1
             if failure is not None:
-                self._undo(journal, modified)
+                self._undo(modified)
             self._sync(iter(()), modified)
             self._completed = True
             self.rootdir.unlink(JOURNAL)
@@ -299,10 +305,10 @@ class Committer:
             _log.debug("%s: committed in %d operations", self.rootdir.root, count)
         return failure
 
-    def _undo(self, journal: Journal, modified: set[str]) -> None:
+    def _undo(self, modified: set[str]) -> None:
         """Undo all operations, the last one first: after a crash it is not known which were applied."""
-        with journal.read() as read:
-            ops = list(read)
+        with self._open_journal() as file:
+            ops = list(read_ops(file))
         for op in ops:
             stage_again(self.rootdir, op)
         modified.update(os.path.dirname(op.source) for op in ops)

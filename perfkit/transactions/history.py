@@ -197,16 +197,13 @@ class History:
         """Delete the records and objects that no reachable generation needs; a failure is logged."""
         try:
             timeline = self.timeline()
-            self._delete_records_except(timeline)
+            kept = set(map(str, timeline.chain))
+            for entry in self._rootdir.listdir(HISTORY):
+                if entry not in kept:
+                    self._rootdir.unlink(f"{HISTORY}/{entry}")
             self._store.delete_except(self.needed_objects(timeline))
         except (PerfkitError, OSError) as error:
             _log.warning("%s: could not delete old generations: %s", self._rootdir.root, error)
-
-    def _delete_records_except(self, timeline: Timeline) -> None:
-        kept = {str(number) for number in timeline.chain}
-        for entry in self._rootdir.listdir(HISTORY):
-            if entry not in kept:
-                self._rootdir.unlink(f"{HISTORY}/{entry}")
 
     def needed_objects(self, timeline: Timeline) -> DigestSet:
         """The SHA-256 of all contents that are needed to undo what was done, and to redo what was undone."""

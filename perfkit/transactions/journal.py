@@ -6,9 +6,8 @@ is completed by the same code that would have completed it without the crash.
 
 from __future__ import annotations
 
-import contextlib
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import IO, Any
 
 from perfkit.filesystem.paths import check_name
@@ -26,55 +25,40 @@ from perfkit.transactions.records import (
     with_checksum,
 )
 
-__all__ = ["Journal"]
+__all__ = ["check_ops", "read_ops", "write_ops"]
 
 _KIND, _FORMAT = "perfkit-journal", 3
 
 
-class Journal:
-    """The operations of one change.
+def write_ops(file: IO[bytes], ops: Iterable[JournalOp]) -> None:
+    """Write a journal of these operations."""
+    file.writelines(with_checksum(itertools.chain([[_KIND, _FORMAT]], ops)))
 
-    Args:
-        open_file: opens the file that they are in.
+
+def read_ops(file: IO[bytes]) -> Iterator[JournalOp]:
+    """The operations of a journal, in order."""
+    rows: Iterator[Any] = read_checked(file)
+    next(rows)
+    return (_op(*row) for row in rows)
+
+
+def check_ops(file: IO[bytes]) -> None:
+    """Check that a journal is complete, of a known format, and changes nothing but files of its tree.
+
+    A tree may have been made by somebody else, and with it the journal: an archive that was unpacked, or a clone.
+
+    Raises:
+        ValueError: it is not, or does.
     """
-
-    def __init__(self, open_file: Callable[[], IO[bytes]]) -> None:
-        self._open = open_file
-
-    @staticmethod
-    def write(file: IO[bytes], ops: Iterable[JournalOp]) -> None:
-        """Write these operations."""
-        file.writelines(with_checksum(itertools.chain([[_KIND, _FORMAT]], ops)))
-
-    def check(self) -> None:
-        """Check that the journal is complete, of a known format, and changes nothing but files of its tree.
-
-        A tree may have been made by somebody else, and with it the journal: an archive that was unpacked, or a clone.
-
-        Raises:
-            ValueError: it is not, or does.
-        """
-        try:
-            self._check()
-        except MALFORMED as error:
-            raise ValueError(f"not one that perfkit wrote: {error}") from error
-
-    def _check(self) -> None:
-        with self._open() as file:
-            rows = read_checked(file)
-            kind, version, *_ = next(rows, (None, None))
-            if kind != _KIND or version != _FORMAT:
-                raise ValueError(f"in format {version!r}; this version of perfkit reads format {_FORMAT}")
-            for row in rows:
-                _check(_op(*row))
-
-    @contextlib.contextmanager
-    def read(self) -> Iterator[Iterator[JournalOp]]:
-        """The operations, in order."""
-        with self._open() as file:
-            rows: Iterator[Any] = read_checked(file)
-            next(rows)
-            yield (_op(*row) for row in rows)
+    try:
+        rows = read_checked(file)
+        kind, version, *_ = next(rows, (None, None))
+        if kind != _KIND or version != _FORMAT:
+            raise ValueError(f"in format {version!r}; this version of perfkit reads format {_FORMAT}")
+        for row in rows:
+            _check(_op(*row))
+    except MALFORMED as error:
+        raise ValueError(f"not one that perfkit wrote: {error}") from error
 
 
 def _check(op: JournalOp) -> None:

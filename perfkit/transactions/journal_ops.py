@@ -10,7 +10,7 @@ from collections.abc import Collection, Iterable, Iterator, Mapping
 from itertools import chain, takewhile
 
 from perfkit.errors import FileChangedError, UpdateError
-from perfkit.filesystem.paths import fold_name
+from perfkit.filesystem.paths import fold_name, parents
 from perfkit.filesystem.rootdir import RootDir
 from perfkit.libc import sync_file
 from perfkit.transactions.changeset import ChangeSet
@@ -43,7 +43,7 @@ def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -
             _check_all_deleted(rootdir, name, change_set)
         elif found is not None and not stat.S_ISREG(found.st_mode):
             raise UpdateError(f"{name}: not a regular file; move it away first")
-        for parent in _parents(name):
+        for parent in parents(name):
             if parent in checked:
                 break
             checked.add(parent)
@@ -83,7 +83,7 @@ def plan_ops(
     replaced: set[str] = set()  # directories that files replace
     for row in written:
         name = change_set.name(row)
-        needed.update(_until(_parents(name), needed))
+        needed.update(_until(parents(name), needed))
         found = rootdir.lstat(name) if change_set.is_new(row) else None
         if found is not None and stat.S_ISDIR(found.st_mode):
             replaced.update(_directories(rootdir, name))
@@ -91,9 +91,9 @@ def plan_ops(
     emptied: set[str] = set()  # directories that may be empty afterwards
     for row in deleted:
         name = change_set.name(row)
-        blocks = rootdir.folds_case or name in needed or any(parent in replaced for parent in _parents(name))
+        blocks = rootdir.folds_case or name in needed or any(parent in replaced for parent in parents(name))
         (in_the_way if blocks else others).append(row)
-        emptied.update(_until(_parents(name), emptied))
+        emptied.update(_until(parents(name), emptied))
 
     def renames(*, new: bool) -> Iterator[JournalOp]:
         rows = (row for row in written if change_set.is_new(row) == new)
@@ -146,11 +146,6 @@ def previous_file(rootdir: RootDir, name: str, before: Content) -> Previous:
 def _previous_directory(rootdir: RootDir, name: str) -> Previous | None:
     found = rootdir.lstat(name)
     return None if found is None else Previous("", 0, 0, stat.S_IMODE(found.st_mode), found.st_ino)
-
-
-def _parents(name: str) -> Iterable[str]:
-    while name := name.rpartition("/")[0]:
-        yield name
 
 
 def _is_directory(rootdir: RootDir, name: str) -> bool:

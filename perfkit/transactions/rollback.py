@@ -18,7 +18,7 @@ from perfkit.transactions.changeset import ChangeSet, StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.journal_ops import check_conflicts
 from perfkit.transactions.layout import object_path
-from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, link_or_copy, open_regular
+from perfkit.transactions.object_store import EMPTY, copy_into, digest_of, open_regular
 from perfkit.transactions.records import Content, Seen
 from perfkit.transactions.transaction import Commit
 
@@ -124,20 +124,10 @@ def _save_edited(committer: Committer, change_set: ChangeSet, edited: Iterable[i
         name, before = change_set.name(row), change_set.before(row)
         backup = backup_name(name, lambda name: name in change_set or committer.rootdir.lstat(name) is not None)
         assert before is not None
-        change_set[backup] = StagedFile(_link(committer, name), before)
+        with open(open_regular(committer.rootdir, name), "rb") as file:
+            change_set[backup] = StagedFile(committer.stage_link(name, file.fileno()), before)
         saved_as[name] = backup
     return saved_as
-
-
-def _link(committer: Committer, name: str) -> str:
-    """Stage a file of the tree under another name."""
-    fd = open_regular(committer.rootdir, name)
-    try:
-        staged = committer.new_staged_name()
-        link_or_copy(committer.rootdir, name, fd, staged)
-        return staged
-    finally:
-        os.close(fd)
 
 
 class _Restorer:
@@ -192,9 +182,7 @@ class _Restorer:
             only = found.st_nlink == 1 or found.st_nlink - 1 <= self._replaced.count(found.st_ino)  # link that stays
             if mode_fits and only and self._linked.add(bytes.fromhex(content.sha256)):
                 set_mode(fd, content.mode)
-                source = self._committer.new_staged_name()
-                link_or_copy(self._rootdir, stored, fd, source)
-                return source
+                return self._committer.stage_link(stored, fd)
             return self._copy(fd, content)
         finally:
             os.close(fd)

@@ -16,7 +16,7 @@ from perfkit.transactions.changeset import StagedFile
 from perfkit.transactions.commit import Committer
 from perfkit.transactions.history import record_lines
 from perfkit.transactions.layout import FETCH, check_own_name, check_recorded_name
-from perfkit.transactions.object_store import content_of, copy_into, digest_of, link_or_copy, open_regular, write_all
+from perfkit.transactions.object_store import content_of, copy_into, digest_of, open_regular, write_all
 from perfkit.transactions.prepare import Known, prepare
 from perfkit.transactions.records import Change, Content
 
@@ -235,14 +235,9 @@ class Transaction:
 
     def _link(self, name: str) -> StagedFile:
         """Stage a file of the tree under another name."""
-        fd = open_regular(self._rootdir, name)
-        try:
-            source = self._committer.new_staged_name()
-            content = content_of(fd, name, self._known.seen_at(name))
-            link_or_copy(self._rootdir, name, fd, source)
-            return StagedFile(source, content)
-        finally:
-            os.close(fd)
+        with open(open_regular(self._rootdir, name), "rb") as file:
+            content = content_of(file.fileno(), name, self._known.seen_at(name))
+            return StagedFile(self._committer.stage_link(name, file.fileno()), content)
 
     def remove(self, name: str, *, missing_ok: bool = False) -> None:
         """Remove the file, and directories that this leaves empty.

@@ -12,6 +12,7 @@ from stat import S_ISREG
 
 from perfkit.errors import CheckFailedError, ConfigError, FileChangedError
 from perfkit.filesystem.hashing.hash_file import hash_file
+from perfkit.filesystem.paths import parents
 from perfkit.libc import holds_modes
 from perfkit.progress.text import printable
 from perfkit.releases.format.manifest import Manifest
@@ -149,9 +150,9 @@ def _link(root: str, view: str, changed: Mapping[str, str | None]) -> None:
     """Only the directories on the way to changed names are created: the others are links."""
     directories = {""}
     for name in changed:
-        parents = [*_parents(name)]
-        if all(changed.get(parent) is None for parent in parents):  # else a file takes the place of a directory
-            directories.update(parents)
+        above = [*parents(name)]
+        if all(changed.get(each) is None for each in above):  # else a file takes the place of a directory
+            directories.update(above)
     kept = directories.union(changed, [layout.PRIVATE_DIR])
     for directory in sorted(directories):
         os.mkdir(os.path.join(view, directory))
@@ -197,11 +198,6 @@ def _set_modes(view: str, changed: Mapping[str, str | None], manifest: Manifest,
             os.chmod(path, 0o755 if manifest.executable(at) else 0o644)
         elif manifest.executable(at):  # of two files with this content, another one may not be
             os.chmod(path, 0o755)
-
-
-def _parents(name: str) -> Iterator[str]:
-    while name := os.path.dirname(name):
-        yield name
 
 
 def _signature(path: str) -> tuple[int, ...] | None:

@@ -42,7 +42,7 @@ def plan(
         options = SyncOptions(local_changes=local_changes, check_contents=config.check_contents)
         dry_run = Sync(root, fetcher, source, installed, options, progress)
         if spec.release is None:
-            dry_run.refuse_downgrade()
+            dry_run.refuse_downgrade(allow_older=False)
         local = dry_run.scan(now_ns=0)
         staging = StagingArea(stage, progress=progress)
         manifest = dry_run.resolve(local, staging)

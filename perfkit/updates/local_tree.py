@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
+from itertools import chain
 
 from perfkit.filesystem.hashing.hash_file import FileHash
 from perfkit.filesystem.hashing.hash_tree import hash_many
@@ -18,27 +19,23 @@ from perfkit.transactions.records import Seen
 from perfkit.updates.digest_index import BlobIndex
 from perfkit.updates.planner import ExistingFile, ExistingFiles
 
-__all__ = ["LocalTree", "scan_managed"]
+__all__ = ["LocalTree"]
 
 
-def scan_files(root: str) -> Iterator[ScanEntry]:
-    """Everything in a tree except directories and perfkit's own files, by name; files that vanish are skipped.
+def _scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
+    """Everything in a tree except directories and perfkit's own files, by name, each with its index in the manifest;
+    None: it is unmanaged. Files that vanish are skipped.
 
     Raises:
         OSError: a directory can't be read.
     """
-    for entry in scan_in_order(root, without=(layout.PRIVATE_DIR,)):
-        if entry.error is None:
-            yield entry
-        elif not isinstance(entry.error, FileNotFoundError):
-            raise entry.error
-
-
-def scan_managed(root: str, manifest: Manifest) -> Iterator[tuple[int | None, ScanEntry]]:
-    """As `scan_files`, each with its index in the manifest; None: it is unmanaged."""
     names = enumerate(manifest.names())
     at, name = next(names, (None, None))
-    for entry in scan_files(root):
+    for entry in scan_in_order(root, without=(layout.PRIVATE_DIR,)):
+        if isinstance(entry.error, FileNotFoundError):
+            continue
+        if entry.error is not None:
+            raise entry.error
         while name is not None and name < entry.name:
             at, name = next(names, (None, None))
         yield at if name == entry.name else None, entry
@@ -54,15 +51,25 @@ class LocalTree(Mapping[str, ExistingFile]):
     Attributes:
         cache: the rows of the managed files, with those that were hashed.
         now_ns: the file system's clock before anything was read.
+        hashed_bytes: of the managed files that were read.
 
     Raises:
         OSError: something can't be read.
         FileChangedError: a file changed while it was read.
     """
 
-    def __init__(self, root: str, cache: StatCache, *, now_ns: int, progress: Progress | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        cache: StatCache,
+        *,
+        now_ns: int,
+        progress: Progress | None = None,
+        phase: str = "checking files",
+    ) -> None:
         self.cache = cache
         self.now_ns = now_ns
+        self.hashed_bytes = 0
         self._root = root
         self._progress = progress
         self._installed = cache.manifest
@@ -72,13 +79,13 @@ class LocalTree(Mapping[str, ExistingFile]):
         self._unread: dict[str, ScanEntry] = {}  # unmanaged files
         self._stable: list[ScanEntry] = []  # unmanaged files that did not change while they were read
         if os.path.isdir(root):
-            self._compare()
+            self._compare(phase)
 
-    def _compare(self) -> None:
+    def _compare(self, phase: str) -> None:
         pending: dict[str, tuple[int, ScanEntry]] = {}  # being hashed
 
         def unmatched() -> Iterator[ScanEntry]:
-            for at, entry in scan_managed(self._root, self._installed):
+            for at, entry in _scan_managed(self._root, self._installed):
                 if at is None:
                     self._unread[entry.name] = entry
                 elif entry.kind != "file":
@@ -91,10 +98,11 @@ class LocalTree(Mapping[str, ExistingFile]):
                     yield entry
 
         installed = self._installed
-        with Stage(self._progress, "checking files", files=len(installed), total_bytes=installed.total_bytes) as shown:
+        with Stage(self._progress, phase, files=len(installed), total_bytes=installed.total_bytes) as shown:
             for found in hash_many(self._root, unmatched()):
                 at, entry = pending.pop(found.name)
                 if found.error is None and found.sha256 is not None:
+                    self.hashed_bytes += found.size
                     self._add_hash(at, entry, bytes.fromhex(found.sha256), stable=_same_times(entry, found))
                 elif found.error is not None and not isinstance(found.error, FileNotFoundError):
                     raise found.error
@@ -103,21 +111,30 @@ class LocalTree(Mapping[str, ExistingFile]):
     def _add_hash(self, at: int, entry: ScanEntry, sha256: bytes, *, stable: bool) -> None:
         """Record the content of a managed file that was hashed."""
         executable = bool(entry.mode & 0o100) if self.cache.modes else self._installed.executable(at)
-        self._hashed[entry.name] = entry
         if sha256 == self._installed.digest(at) and executable == self._installed.executable(at):
             self._intact[at] = 1
             if stable:
                 self.cache.record_at(at, entry, content_ns=self.now_ns, seen_ns=self.now_ns)
                 if self.cache.matches(at, entry):
-                    del self._hashed[entry.name]
+                    return
         else:
             self._others[entry.name] = ExistingFile(sha256, entry.size, executable)
             self.cache.forget_at(at)
+        self._hashed[entry.name] = entry
 
     @property
     def all_intact(self) -> bool:
         """Whether every file of the manifest is there unchanged."""
         return 0 not in self._intact
+
+    def differences(self) -> tuple[tuple[str, ...], tuple[str, ...], tuple[str, ...]]:
+        """The names of managed files that are missing, those of managed files that were changed, and unmanaged ones."""
+        managed = self._installed.find
+        listed = zip(self._installed.names(), self._intact, strict=True)
+        missing = tuple(name for name, intact in listed if not intact and name not in self._others)
+        changed = sorted(name for name in self._others if managed(name) is not None)
+        extra = sorted(name for name in chain(self._others, self._unread) if managed(name) is None)
+        return missing, tuple(changed), tuple(extra)
 
     def is_intact(self, at: int) -> bool:
         """Whether the tree has this entry of the manifest unchanged."""

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from perfkit.downloads.http.urls import origin_of
 from perfkit.errors import ConfigError
+from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.signers import Demands
 
 if TYPE_CHECKING:
     from perfkit.archives.members import Selection
 
-__all__ = ["SourceSpec", "SourceType", "parse_source_type"]
+__all__ = ["SourceSpec", "SourceType", "parse_source_type", "site_url"]
 
 
 class SourceType(StrEnum):
@@ -75,3 +76,8 @@ def parse_source_type(name: str | None) -> SourceType | None:
         return SourceType(name)
     except ValueError as error:
         raise ConfigError(f"unknown source type {name!r}; use one of {', '.join(SourceType)}") from error
+
+
+def site_url(url: str) -> str:
+    """The URL of a site, with a trailing slash, from that or from the URL of its pointer."""
+    return url.removesuffix(POINTER_NAME).rstrip("/") + "/"

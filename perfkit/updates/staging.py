@@ -20,6 +20,7 @@ from perfkit.filesystem.hashing.hash_file import hash_file
 from perfkit.filesystem.own_files import create_own, open_own
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
+from perfkit.releases.format.draft import DIGEST_BYTES, made_for
 from perfkit.releases.format.manifest import Manifest
 from perfkit.transactions import layout
 from perfkit.transactions.object_store import copy_into
@@ -133,10 +134,10 @@ class Fetcher:
 
 
 class StagedBlobs:
-    """The blobs that are complete, and their paths. Paths are built on access."""
+    """The blobs that are complete, and their paths in the directory `stage`, which are built on access."""
 
-    def __init__(self, path: Callable[[bytes], str]) -> None:
-        self._path = path
+    def __init__(self, stage: str) -> None:
+        self._stage = stage
         self._expected: BlobSet | None = None
         self._others = DigestSet()
 
@@ -153,7 +154,7 @@ class StagedBlobs:
     def __getitem__(self, digest: bytes) -> str:
         if digest not in self:
             raise KeyError(digest)
-        return self._path(digest)
+        return _blob_path(self._stage, digest)
 
     def __contains__(self, digest: bytes) -> bool:
         return digest in self._others or (self._expected is not None and digest in self._expected)
@@ -175,9 +176,10 @@ class StagingArea:
         self._stage = stage
         self._progress = progress
         self._shown: Stage | None = None
-        self.blobs = StagedBlobs(self._path)
+        self.blobs = StagedBlobs(stage)
         self.expected = BlobSet(BlobIndex(Manifest.of(())))
         self._left: dict[bytes, int] = {}  # bytes that partial blobs still lack
+        self._made = bytearray()  # as `writer` has it
         self._writing: _PartialBlob | None = None
 
     @contextlib.contextmanager
@@ -268,8 +270,13 @@ class StagingArea:
     def _unnamed(self) -> str:
         return os.path.join(self._stage, "content~")
 
-    def writer(self, manifest: Manifest) -> Callable[[int, int, memoryview], None]:
-        """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes."""
+    def writer(self, manifest: Manifest, made: bytearray | None = None) -> Callable[[int, int, memoryview], None]:
+        """A function that writes parts of this manifest's files: index of the entry, offset in the file, bytes.
+
+        Args:
+            made: of a draft: gets the SHA-256 of each entry, which is not known beforehand.
+        """
+        self._made = bytearray() if made is None else made
 
         def write(entry: int, offset: int, data: memoryview) -> None:
             digest = manifest.digest(entry)
@@ -297,12 +304,13 @@ class StagingArea:
         digest = partial.digest
         del self._left[digest]
         path = self._path(digest)
-        if (partial.sha256 or hash_file(path + "~").sha256) != digest.hex():
+        found = bytes.fromhex(partial.sha256 or str(hash_file(path + "~").sha256))
+        if (entry := made_for(digest)) is not None:
+            self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)] = found
+        elif found != digest:
             os.unlink(path + "~")
             return  # it stays missing, and another route may bring it
-        os.rename(path + "~", path)
-        self.blobs.add(digest)
-        self._count(files=1)
+        self.adopt(path + "~", found)
 
     def _close(self) -> None:
         if self._writing is not None:
@@ -311,7 +319,11 @@ class StagingArea:
 
     def path_so_far(self, digest: bytes) -> str:
         """The file of a blob that `writer` has begun to write, or has written."""
-        return self._path(digest) + ("~" if digest in self._left else "")
+        if digest in self._left:
+            return self._path(digest) + "~"
+        if (entry := made_for(digest)) is not None:
+            digest = bytes(self._made[DIGEST_BYTES * entry : DIGEST_BYTES * (entry + 1)])
+        return self._path(digest)
 
     def discard_partial(self) -> None:
         """Discard incomplete blobs: a route has ended, and the next one writes them from their beginning."""
@@ -321,7 +333,11 @@ class StagingArea:
             os.unlink(self._unnamed)
 
     def _path(self, digest: bytes) -> str:
-        return os.path.join(self._stage, f"{_PREFIX}{digest.hex()}")
+        return _blob_path(self._stage, digest)
+
+
+def _blob_path(stage: str, digest: bytes) -> str:
+    return os.path.join(stage, f"{_PREFIX}{digest.hex()}")
 
 
 def _create(path: str, *, empty: bool = True) -> int:

@@ -69,7 +69,6 @@ class SyncOptions:
         check_contents: hash every file, also where the stat cache vouches for it.
         check: looks at the tree as it will be, and may refuse it.
         retry_rejected: install a release that a check refused before, if it is accepted now.
-        allow_older: install a release although a later one of its source was installed before.
         wait_s: how long to wait for another process or thread that is changing the tree.
     """
 
@@ -77,7 +76,6 @@ class SyncOptions:
     check_contents: bool = False
     check: Check | None = None
     retry_rejected: bool = False
-    allow_older: bool = False
     wait_s: float = 0.0
 
 
@@ -123,7 +121,7 @@ def _sync(
             return _passed_over(tree, installed, fetcher, source.version)
         update = Sync(tree.root, fetcher, source, installed, options, progress)
         if spec.release is None:
-            update.refuse_downgrade()
+            update.refuse_downgrade(allow_older=spec.demands.allow_older)
         report = update.run(tree, passes_over)
         if report.held is not None:
             return report
@@ -246,7 +244,7 @@ class Sync:
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
-    def refuse_downgrade(self) -> None:
+    def refuse_downgrade(self, *, allow_older: bool) -> None:
         """Refuse a release that is older than any installed from this source, unless allowed.
 
         Raises:
@@ -254,7 +252,7 @@ class Sync:
         """
         source = self._source
         if source.serial < (highest := self._installed.highest_serial(source.url)):
-            if self._options.allow_older:
+            if allow_older:
                 self._installed = self._installed.forget_serials(source.url)
                 return
             reason = (

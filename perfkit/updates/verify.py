@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import os
-import stat
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 from perfkit.config import Config, LocalChanges
 from perfkit.downloads.manager import DownloadManager
 from perfkit.errors import LockedError, UpdateError
-from perfkit.filesystem.hashing.hash_tree import hash_many
-from perfkit.filesystem.scan import ScanEntry
 from perfkit.libc import holds_modes
 from perfkit.progress.operation import OperationProgress
-from perfkit.progress.stage import Stage
 from perfkit.releases.format.manifest import Manifest
+from perfkit.releases.statcache import StatCache
 from perfkit.transactions import layout
 from perfkit.updates.installed import managed_tree, read_installed
-from perfkit.updates.local_tree import scan_managed
+from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.report import VerifyReport
 from perfkit.updates.sources.open import reopen_source
 from perfkit.updates.staging import Fetcher
@@ -76,63 +72,21 @@ def _verify(dest: str, began_s: float, progress: OperationProgress) -> VerifyRep
         found = _compare(root, installed.manifest, progress)
         after = status(dest)
         if (before.generation, before.changed_s) == (after.generation, after.changed_s):
+            missing, changed, extra = found.differences()
             return VerifyReport(
                 version=installed.version or "",
                 generation=before.generation,
                 files=len(installed.manifest),
-                bytes=found.hashed,
-                missing=tuple(
-                    name for name, seen in zip(installed.manifest.names(), found.seen, strict=True) if not seen
-                ),
-                changed=tuple(sorted(found.changed)),
-                extra=tuple(sorted(found.extra)),
+                bytes=found.hashed_bytes,
+                missing=missing,
+                changed=changed,
+                extra=extra,
                 seconds=time.monotonic() - began_s,
             )
     raise LockedError(f"{dest} changed while it was verified; try again later")
 
 
-@dataclass(slots=True)
-class _Compared:
-    """What is there: 1 for each entry of the manifest; the names that differ; and how many bytes were hashed."""
-
-    seen: bytearray
-    changed: list[str]
-    extra: list[str]
-    hashed: int = 0
-
-
-def _compare(root: str, manifest: Manifest, progress: OperationProgress) -> _Compared:
+def _compare(root: str, manifest: Manifest, progress: OperationProgress) -> LocalTree:
     """Hash every file of the manifest."""
-    found = _Compared(bytearray(len(manifest)), [], [])
-    hashing: dict[str, tuple[int, ScanEntry]] = {}
-    modes = holds_modes(os.path.join(root, layout.LOCK))
-    with Stage(progress, "verifying", files=len(manifest), total_bytes=manifest.total_bytes) as shown:
-        for read in hash_many(root, _regular(root, manifest, found, hashing)):
-            at, entry = hashing.pop(read.name)
-            if isinstance(read.error, FileNotFoundError):
-                found.seen[at] = 0
-                continue
-            if read.error is not None:
-                raise read.error
-            found.hashed += read.size
-            differs = modes and bool(entry.mode & 0o100) != manifest.executable(at)
-            if read.sha256 != manifest.digest(at).hex() or differs:
-                found.changed.append(read.name)
-            shown.count(files=1, count_bytes=read.size)
-    return found
-
-
-def _regular(
-    root: str, manifest: Manifest, found: _Compared, hashing: dict[str, tuple[int, ScanEntry]]
-) -> Iterator[ScanEntry]:
-    """The files to hash; those of another type, and extra ones, go into `found` at once."""
-    for at, entry in scan_managed(root, manifest):
-        if at is None:
-            found.extra.append(entry.name)
-            continue
-        found.seen[at] = 1
-        if stat.S_ISREG(entry.mode):
-            hashing[entry.name] = at, entry
-            yield entry
-        else:
-            found.changed.append(entry.name)
+    unknown = StatCache(manifest, modes=holds_modes(os.path.join(root, layout.LOCK)))
+    return LocalTree(root, unknown, now_ns=time.time_ns(), progress=progress, phase="verifying")

@@ -185,10 +185,6 @@ class Recipe(NamedTuple):
     def fetches(self) -> list[Fetch]:
         return [step for step in self.steps if isinstance(step, Fetch)]
 
-    @property
-    def fetched_bytes(self) -> int:
-        return sum(step.end - step.start for step in self.fetches)
-
 
 def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: bool = False) -> Recipe:
     """Find the new file's blocks in an old one; all others are to be fetched.

@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from perfkit.archives.coalesce import coalesce, gap_bytes
+from perfkit.archives.coalesce import coalesce
 from perfkit.archives.members import Limits, Selection
 from perfkit.archives.zip import FetchRange, matches_file, plan_ranges, read_directory, read_members
 from perfkit.archives.zip_directory import ZipMember
@@ -139,7 +139,6 @@ def test_neighbours_are_coalesced_within_a_budget() -> None:
     assert coalesce([(0, 100_000), (102_000, 200_000)], gap=1024) == [(0, 100_000), (102_000, 200_000)]
     assert len(coalesce([(n * 10_000, n * 10_000 + 100) for n in range(100)], gap=1 << 20)) == 100
     assert coalesce([], gap=1) == []
-    assert gap_bytes(0.05, 1_000_000) == 50_000
 
 
 @given(st.lists(st.tuples(st.integers(0, 500), st.integers(0, 60))), st.integers(0, 700))

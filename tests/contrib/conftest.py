@@ -13,9 +13,19 @@ from django.test import override_settings
 from perfkit import Toolkit
 from perfkit.server.server import Server
 from tests.support.django_commands import Site
+from tests.support.warm import DJANGO, USED_BY_COMMANDS, WarmPython
 
 settings.configure(INSTALLED_APPS=["perfkit.contrib.django"], USE_TZ=True)
 django.setup()
+
+
+@pytest.fixture(scope="session")
+def warm_django(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WarmPython]:
+    """Programs that start within milliseconds, with Django."""
+    with WarmPython(tmp_path_factory.mktemp("warm-django"), *DJANGO, *USED_BY_COMMANDS) as warm:
+        warm.install("python")
+        warm.install("perfkit", "-m", "perfkit")
+        yield warm
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ from perfkit.server.server import Server
 from tests.support.partial_files import held
 from tests.support.tools import first_everywhere
 from tests.support.trees import Tree, tree_of, write_tree
+from tests.support.warm import WarmPython
 
 ROOT = Path(__file__).parents[2]
 FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in range(40)}
@@ -32,8 +33,9 @@ FIRST: Tree = {f"{number:02}.rules": b"allow %d\n" % number * 5000 for number in
 class Project:
     """`tests/support/django_project.py`, with a site that it follows."""
 
-    def __init__(self, root: Path, url: str) -> None:
+    def __init__(self, root: Path, url: str, warm: WarmPython) -> None:
         self.root = root
+        self.warm = warm
         self.tree = root / "tree"
         self.environment = {
             **os.environ,
@@ -50,8 +52,8 @@ class Project:
         """The versions that the receiver was called with."""
         return [line.split()[0] for line in (self.root / "told").read_text(encoding="utf-8").splitlines()]
 
-    def python(self, program: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-c", program]
+    def python(self, program: str, *, warm: bool = True) -> subprocess.CompletedProcess[str]:
+        command = self.warm.python("-c", program) if warm else [sys.executable, "-c", program]
         return subprocess.run(
             command, check=False, env=self.environment, cwd=self.root, capture_output=True, text=True, timeout=100
         )
@@ -82,11 +84,11 @@ class Project:
 
 
 @pytest.fixture
-def project(tmp_path: Path, kit: Toolkit) -> Iterator[Project]:
+def project(tmp_path: Path, kit: Toolkit, warm_django: WarmPython) -> Iterator[Project]:
     (tmp_path / "site").mkdir()
     (tmp_path / "celery/control").mkdir(parents=True)
     with Server(tmp_path / "site") as server:
-        project = Project(tmp_path, server.url)
+        project = Project(tmp_path, server.url, warm_django)
         project.publish(kit, "1", FIRST)
         yield project
 
@@ -164,7 +166,7 @@ done = kit.download(f"{SOURCE}large", DEST.with_name("large"))
 kit.close()
 print(json.dumps({"routes": sorted(each.value.route for each in both), "bytes": done.bytes, "ticks": ticks - before}))
 """
-    ended = project.python(program)
+    ended = project.python(program, warm=False)
     assert ended.returncode == 0, ended.stderr
     answer = json.loads(ended.stdout)
     assert (answer["routes"], answer["bytes"]) == (["blocks", "none"], 1 << 20)
@@ -179,7 +181,7 @@ from perfkit import Toolkit
 from gevent import monkey; monkey.patch_all()
 Toolkit().download("http://127.0.0.1:9/", "file")
 """
-    ended = project.python(program)
+    ended = project.python(program, warm=False)
     assert "perfkit.errors.ConfigError: gevent patched this process after perfkit was imported" in ended.stderr
 
 
@@ -226,7 +228,12 @@ execute_from_command_line(["manage.py", "perfkit_download", f"{SOURCE}large", *s
     assert (first.returncode, told) == (130, "interrupted; run the same command again to resume\n")
     assert (project.root / "large.perfkit-part").stat().st_size
     again = subprocess.run(
-        command, check=True, env=project.environment, cwd=project.root, stdout=subprocess.PIPE, text=True
+        project.warm.python(*command[1:]),
+        check=True,
+        env=project.environment,
+        cwd=project.root,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert again.stdout.endswith("large  2097152 bytes\n")
     assert (project.root / "large").read_bytes() == (project.root / "site/large").read_bytes()

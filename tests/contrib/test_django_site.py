@@ -6,7 +6,6 @@ import os
 import re
 import shutil
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -14,9 +13,9 @@ import pytest
 from perfkit import Toolkit
 from perfkit.server.server import Server
 from tests.support.trees import tree_of
+from tests.support.warm import WarmPython
 
 SITE = Path(__file__).parents[2] / "examples/django_site"
-BIN = Path(sys.executable).parent
 
 
 @pytest.fixture
@@ -29,14 +28,15 @@ def example(tmp_path: Path) -> Path:
 class Manage:
     """`manage.py`, for a source."""
 
-    def __init__(self, project: Path, source: str) -> None:
+    def __init__(self, warm: WarmPython, project: Path, source: str) -> None:
+        self.warm = warm
         self.project = project
         self.environment = {**os.environ, "RULES_SOURCE": source}
 
     def __call__(self, *args: str, code: int = 0) -> str:
         """Standard output, or standard error of a command that fails."""
         ended = subprocess.run(
-            [sys.executable, "manage.py", *args],
+            self.warm.python("manage.py", *args),
             check=False,
             cwd=self.project,
             env=self.environment,
@@ -50,13 +50,13 @@ class Manage:
 
 
 @pytest.mark.once
-def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: Path) -> None:
+def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: Path, warm_django: WarmPython) -> None:
     """Files are in step and rules in force; a bad release leaves the rules, and a rollback takes the files back too."""
     kit.publish(example / "origin/2026.10", tmp_path / "origin", version="2026.10")
     bad = Path(shutil.copytree(example / "origin/2026.11", tmp_path / "bad"))
     (bad / "dns.rules").write_text("resolver permit port=53\n")
     with Server(tmp_path / "origin") as server:
-        manage = Manage(example, server.url)
+        manage = Manage(warm_django, example, server.url)
         manage("migrate", "--verbosity", "0")
         assert "no changes detected" in manage("makemigrations", "--check", "--dry-run").lower()
         assert "no issues" in manage("check")
@@ -77,7 +77,7 @@ def test_a_release_that_cannot_be_loaded(example: Path, kit: Toolkit, tmp_path: 
 
 
 @pytest.mark.once
-def test_its_readme(example: Path, tmp_path: Path) -> None:
+def test_its_readme(example: Path, tmp_path: Path, warm_django: WarmPython) -> None:
     """Every command in it works, in its order, and says what it says there."""
     script = re.findall(r"```sh\n(.*?)```", (example / "README.md").read_text(encoding="utf-8"), re.DOTALL)[0]
     lines = [line for line in script.splitlines() if not line.startswith("pip ") and "runserver" not in line]
@@ -86,7 +86,8 @@ def test_its_readme(example: Path, tmp_path: Path) -> None:
     script = "\n".join(lines).replace("/tmp/origin", f"{tmp_path}/origin").replace("8123", port)
     ready = f"until perfkit get --quiet -o {tmp_path}/up http://127.0.0.1:{port}/perfkit.json; do :; done\n"
     script = "trap 'kill $(jobs -p)' EXIT\n" + script.replace("\n\n", f"\n{ready}\n", 1)
-    environment = {**os.environ, "PATH": f"{BIN}:{os.environ['PATH']}", "RULES_SOURCE": f"http://127.0.0.1:{port}/"}
+    paths = f"{warm_django.bin}:{os.environ['PATH']}"
+    environment = {**os.environ, "PATH": paths, "RULES_SOURCE": f"http://127.0.0.1:{port}/"}
     ended = subprocess.run(
         ["bash", "-e"],
         input=script,

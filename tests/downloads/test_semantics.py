@@ -23,6 +23,8 @@ from perfkit.downloads.http.semantics import (
     validator_of,
 )
 
+pytestmark = pytest.mark.once
+
 NOW = datetime.datetime(2026, 1, 1, 12, 0, 0, tzinfo=datetime.UTC)
 
 

@@ -28,6 +28,7 @@ class Clock(Cancel):
         return self.cancelled
 
 
+@pytest.mark.once
 @given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
 def test_the_rate_holds(rate: int, counts: list[int]) -> None:
     """From the first byte on, no more than the rate and a small credit; and no less than the rate."""
@@ -101,6 +102,7 @@ def test_rates_that_are_none(rate: int) -> None:
         Throttle(rate)
 
 
+@pytest.mark.once
 @given(st.integers(1_000, 10**9), st.lists(st.integers(1, 1 << 20), min_size=1, max_size=30))
 def test_what_the_kernel_takes_unseen_is_paid_for(rate: int, reads: list[int]) -> None:
     """At every moment of a body, what was read and no more than what was expected besides; and no more in all."""
@@ -117,6 +119,7 @@ def test_what_the_kernel_takes_unseen_is_paid_for(rate: int, reads: list[int]) -
     assert clock.now - began_s <= size / rate + 0.001
 
 
+@pytest.mark.once
 @given(st.lists(st.tuples(st.integers(0, 20_000), st.integers(0, 10_000)), min_size=50, max_size=100))
 def test_what_has_come_is_paid_for(flow: list[tuple[int, int]]) -> None:
     """Read or not; soon, and without a jump that would leave the line idle and then flood it."""

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perfkit import BatchError, ConfigError
-from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree, write_many, writing
+from perfkit.filesystem.batch import copy_tree, link_tree, move_many, remove_tree
 from perfkit.filesystem.scan import scan
 from tests.support.files import make, shape
 from tests.support.tools import mounted_image, need
@@ -185,25 +185,3 @@ def test_removal_follows_no_link(tree: Path, tmp_path: Path) -> None:
         with pytest.raises(NotADirectoryError):
             remove_tree(tmp_path / name)
     assert (outside / "precious").exists()
-
-
-def test_many_writes_are_whole_and_stay_inside(tmp_path: Path) -> None:
-    """Files are replaced in one step, directories made; a name that escapes, or a link on the way, is a failure."""
-    root, outside = make(tmp_path / "root", {"a": b"old"}), tmp_path / "outside"
-    outside.mkdir()
-    os.symlink(outside, root / "link")
-    files = [(f"d{number % 5}/e/{number}", str(number).encode()) for number in range(200)]
-    done = write_many(root, [("a", b"new"), *files])
-    assert [each.name for each in done] == ["a", *(name for name, _ in files)]
-    assert {name: (root / name).read_bytes() for name, _ in files} == dict(files)
-    with pytest.raises(BatchError) as raised:
-        write_many(root, [("../x", b""), ("link/x", b""), ("b", b"good")], on_error="continue")
-    assert [each.error is None for each in raised.value.results] == [False, False, True]
-    assert os.listdir(outside) == []
-    assert not [entry.name for entry in scan(tmp_path) if ".perfkit" in entry.name]
-
-
-def test_pieces_of_a_batch_are_bounded() -> None:
-    """A batch of writes is cut by number and by size."""
-    portions = [len(each) for each in writing._portions([("n", b"")] * 100 + [("n", bytes(MIB))] * 2)]
-    assert portions == [64, 37, 1]

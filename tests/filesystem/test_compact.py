@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import io
+import weakref
+from collections.abc import Callable
 
 import hypothesis.strategies as st
 import pytest
@@ -12,9 +15,12 @@ from hypothesis import given
 from perfkit.filesystem.compact import DigestSet, Names, pack_numbers, sort_numbers
 from perfkit.releases.format.manifest import Entry, EntrySubset, Manifest
 from perfkit.transactions.changeset import ChangeSet, StagedFile
-from perfkit.transactions.journal import Journal
+from perfkit.transactions.journal import check_ops, read_ops, write_ops
 from perfkit.transactions.records import Change, Content, JournalOp, Previous
 from perfkit.updates.digest_index import BlobIndex, BlobSet
+from perfkit.updates.staging import StagingArea
+
+pytestmark = pytest.mark.once
 
 LONG = "d" * 300
 NAMES = st.text(alphabet="ab/é\U0001f600", min_size=1, max_size=12) | st.sampled_from([f"{LONG}/x", LONG])
@@ -154,31 +160,26 @@ OPS = [
 ]
 
 
-def journal(data: bytes) -> Journal:
-    return Journal(lambda: io.BytesIO(data))
-
-
 @pytest.mark.parametrize("count", range(4))
 def test_journal(count: int) -> None:
     """What is written is read."""
     file = io.BytesIO()
-    Journal.write(file, OPS[:count])
-    journal(file.getvalue()).check()
-    with journal(file.getvalue()).read() as ops:
-        assert list(ops) == OPS[:count]
+    write_ops(file, OPS[:count])
+    check_ops(io.BytesIO(file.getvalue()))
+    assert list(read_ops(io.BytesIO(file.getvalue()))) == OPS[:count]
 
 
 def test_journal_that_is_none() -> None:
     """Cut anywhere, changed, empty, or of a format to come."""
     file = io.BytesIO()
-    Journal.write(file, OPS)
+    write_ops(file, OPS)
     whole = file.getvalue()
     later = whole.replace(b'perfkit-journal",3', b'perfkit-journal",4')[: whole.rindex(b"\n", 0, -1) + 1]
     sealed = later + hashlib.sha256(later).hexdigest().encode() + b"\n"
     empty = hashlib.sha256().hexdigest().encode() + b"\n"
     for data in (*(whole[:end] for end in range(len(whole))), whole.replace(b"d/x", b"d/y"), sealed, empty):
         with pytest.raises(ValueError, match=r"truncated|format"):
-            journal(data).check()
+            check_ops(io.BytesIO(data))
 
 
 def manifest(**files: str) -> Manifest:
@@ -219,3 +220,20 @@ def test_parts() -> None:
         assert name not in part
         with pytest.raises(KeyError):
             part[name]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [DigestSet, lambda: ChangeSet("staged/", "fetched/"), lambda: StagingArea("stage").blobs],
+    ids=["digests", "changes", "staging"],
+)
+def test_freed_at_once(make: Callable[[], object]) -> None:
+    """Nothing waits until cycles are looked for, which is seldom where there are many objects."""
+    gc.disable()
+    try:
+        made = make()
+        left = weakref.ref(made)
+        del made
+        assert left() is None
+    finally:
+        gc.enable()

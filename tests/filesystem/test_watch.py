@@ -72,6 +72,7 @@ def _no_other_thread() -> Iterator[ctypes.PyDLL]:
         sys.setswitchinterval(before)
 
 
+@pytest.mark.once
 def test_overflow_dirties_everything(tmp_path: Path) -> None:
     """The kernel's queue really overflows: everything is dirty once, and later changes are seen by name again."""
     events = int(Path("/proc/sys/fs/inotify/max_queued_events").read_text())

@@ -315,6 +315,7 @@ def test_many_threads_lose_nothing(meter: Meter) -> None:
     assert meter.snapshot().received_bytes == file.received_bytes == 80_000
 
 
+@pytest.mark.once
 def test_samples_are_few() -> None:
     """A window that is asked a million times a second keeps a sample for each tenth of a second."""
     pace = Pace(0.0)
@@ -335,6 +336,7 @@ _STEPS = st.lists(
 )
 
 
+@pytest.mark.once
 @given(_STEPS)
 def test_never_negative_whatever_happens(steps: list[tuple[int, str, int | None, float]]) -> None:
     """Any order of events: no number falls below zero, and a finished run has all of what it says there is."""

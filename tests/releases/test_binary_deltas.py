@@ -16,7 +16,8 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import differences
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
 from perfkit.releases.format.differences import encode_differences, restore
-from perfkit.releases.format.zstd import compress, decompress
+from perfkit.releases.format.draft import complete
+from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish import binary_groups, delta_encoder
 from perfkit.releases.publish.publisher import publish
 from perfkit.server.server import Server
@@ -199,30 +200,23 @@ def test_runs_that_lie_are_refused() -> None:
             restored(frame, decoded, 100, [bytes(100)], [0])
 
 
-def test_a_delta_of_version_1_is_read() -> None:
-    """It has no differences and no gaps."""
+def test_a_delta_of_version_3_is_read() -> None:
+    """It has the digest of the old manifest, and those of what it makes."""
     old, new = manifest_of({"a": b"old" * 100}), manifest_of({"a": b"new" * 100})
     change = Slice(len(new.raw), 0, len(old.raw), compress(new.raw, prefix=old.raw))
     frame = compress(b"new" * 100, prefix=b"old" * 100)
     file = io.BytesIO()
-    group = Group((Span(0, 0, 300),), (Span(0, 0, 300),), len(frame))
-    write_delta(file.write, old, new, [change], [group], [frame])
-    data = file.getvalue()
-    packed = int.from_bytes(data[80:84], "little")
-    table = decompress(data[88 : 88 + packed], int.from_bytes(data[84:88], "little"))
-    before_sources = 16 + 20 + 12  # counts, one slice, one group
-    first = table[:before_sources] + table[before_sources + 4 : before_sources + 20] + table[before_sources + 24 :]
-    smaller = compress(first)
-    head = data[:80].replace(b"delta 3", b"delta 1") + len(smaller).to_bytes(4, "little")
-    delta = Delta.open(io.BytesIO(head + len(first).to_bytes(4, "little") + smaller + data[88 + packed :]))
-    assert delta.new_manifest(old).raw == new.raw
+    write_delta(file.write, old, new, [change], [Group((Span(0, 0, 300),), (Span(0, 0, 300),), len(frame))], [frame])
+    delta = Delta.open(io.BytesIO(b"perfkit delta 3\n" + old.sha256 + file.getvalue()[16:]))
+    draft = delta.draft(old)
     made = bytearray()
-    delta.apply(delta.groups(old, new), lambda span: b"old" * 100, lambda entry, offset, data: made.extend(data))
+    delta.apply(delta.groups(old, draft), lambda span: b"old" * 100, lambda entry, offset, data: made.extend(data))
     assert made == b"new" * 100
+    assert complete(draft, bytes(32), delta.target_sha256) == new
 
 
 def test_a_delta_of_another_version_is_refused() -> None:
-    with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 3"):
+    with pytest.raises(ManifestError, match="delta: unknown format version; this perfkit reads version 4"):
         Delta.open(io.BytesIO(b"perfkit delta 2\n" + bytes(100)))
 
 

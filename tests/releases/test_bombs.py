@@ -84,12 +84,12 @@ def delta(slices: list[tuple[int, int, int, int]], groups: list[tuple[int, int, 
             *(count.to_bytes(4, "little") for count in (len(slices), len(groups), spans, spans)),
             *(pack_column(width, (row[at] for row in slices)) for at, width in enumerate((4, 8, 4, 4))),
             *(pack_column(4, (row[at] for row in groups)) for at in range(3)),
-            bytes(32 * spans),
+            bytes(4 * len(groups) + 36 * spans),
         )
     )
     table = compress(raw, level=3)
-    head = OLD.sha256 + bytes(32) + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little")
-    return io.BytesIO(b"perfkit delta 1\n" + head + table)
+    head = bytes(32) + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little")
+    return io.BytesIO(b"perfkit delta 4\n" + head + table)
 
 
 OLD = Manifest.of([Entry("a", 1 << 40, bytes(32))])

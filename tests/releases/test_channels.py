@@ -15,6 +15,8 @@ from tests.support.signing import NEW, OLD, public, publish_signed
 from tests.support.sites import Origin
 from tests.support.trees import tree_of
 
+pytestmark = pytest.mark.once
+
 
 def test_a_channel_is_followed_until_it_moves(kit: Toolkit, origin: Origin, out: Path) -> None:
     """It offers 1 while the site goes on to 3; then 2, by a delta; going back has to be allowed. A held release is

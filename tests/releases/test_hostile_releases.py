@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from perfkit import ManifestError, UnsafePathError
 from perfkit.errors import PerfkitError
 from perfkit.releases.format.delta import Delta, Group, Slice, Span, write_delta
+from perfkit.releases.format.draft import complete, draft_bytes
 from perfkit.releases.format.frames import decode_range, split_pieces, tag
 from perfkit.releases.format.index import Index, Pack, Piece
 from perfkit.releases.format.manifest import Entry, Manifest
@@ -25,7 +26,7 @@ from perfkit.releases.format.pointer import DeltaRef, ObjectRef, Pointer
 from perfkit.releases.format.zstd import compress, decompress, zstd
 from perfkit.releases.publish.publisher import publish
 from tests.support.hostile import bounded, raw_manifest
-from tests.support.release_client import Client, manifest_of
+from tests.support.release_client import Client, digests_of, manifest_of
 from tests.support.trees import Tree, write_tree
 
 pytestmark = pytest.mark.once
@@ -257,7 +258,7 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
     contents: dict[int, bytearray] = {}
     file = io.BytesIO(data)
     delta = Delta.open(file)
-    new = delta.new_manifest(old)
+    new = delta.draft(old)
 
     def write(entry: int, offset: int, part: memoryview) -> None:
         assert offset == len(contents.setdefault(entry, bytearray()))
@@ -271,6 +272,7 @@ def apply(data: bytes, old: Manifest, tree: Tree) -> dict[int, bytearray]:
         return content[span.offset : span.offset + span.length]
 
     delta.apply(delta.groups(old, new), read, write)
+    complete(new, digests_of(new, contents), delta.target_sha256)
     return contents
 
 
@@ -318,25 +320,46 @@ def test_deltas_that_lie_are_refused() -> None:
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=5),)),
         lambda: delta([Group((), outputs, len(frame))], slices=(dataclasses.replace(change, length=1 << 23),)),
         lambda: good + b"x",
-        lambda: good.replace(b"delta 3", b"delta 4"),
-        lambda: good[:80] + b"\xff\xff\xff\xff\xff\xff\xff\xff" + good[88:],
+        lambda: good.replace(b"delta 4", b"delta 5"),
+        lambda: good[:48] + b"\xff\xff\xff\xff\xff\xff\xff\xff" + good[56:],
     ]
     for bad in wrong:
         with bounded(), pytest.raises(ManifestError):
             apply(bad(), old, OLD)
-    with pytest.raises(ManifestError, match="applies to manifest"):
+    with pytest.raises(PerfkitError):
         apply(good, new, NEW)
 
 
+def test_drafts_that_lie_are_refused() -> None:
+    """With contents that nothing makes, under whatever number; those that are made are in any entry that says so."""
+    old, new = manifest_of({"a": b"old"}), manifest_of({"a": b"new", "b": b"new", "c": b"old"})
+    frame, digest = compress(b"new"), hashlib.sha256(b"new").digest()
+
+    def contents(*digests: bytes) -> dict[int, bytearray]:
+        draft = new.with_digests(enumerate(digests))
+        slices, groups = [Slice(len(draft), 0, 0, compress(draft))], [Group((), (Span(0, 0, 3),), len(frame))]
+        file = io.BytesIO()
+        write_delta(file.write, old, new, slices, groups, [frame])
+        return apply(file.getvalue(), old, {"a": b"old"})
+
+    first, second, beyond = (bytes(28) + number.to_bytes(4, "little") for number in (1, 2, 4))
+    assert draft_bytes(new, [0]) == new.with_digests(enumerate((bytes(32), first)))
+    for good in ((bytes(32), first), (first, first), (digest, digest)):
+        assert contents(*good) == {0: b"new"}
+    for bad in ((first, bytes(32)), (first, second), (first, beyond), (second, second), (beyond, beyond)):
+        with pytest.raises(ManifestError):
+            contents(*bad)
+
+
 @settings(max_examples=150, deadline=None, derandomize=True)
-@given(head=st.binary(min_size=64, max_size=64), table=st.binary(max_size=300))
+@given(head=st.binary(min_size=32, max_size=32), table=st.binary(max_size=300))
 def test_garbage_is_refused_as_a_delta(head: bytes, table: bytes) -> None:
     """A table of anything, well compressed, gives a typed error."""
     packed = compress(table)
-    data = b"perfkit delta 3\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
+    data = b"perfkit delta 4\n" + head + len(packed).to_bytes(4, "little") + len(table).to_bytes(4, "little") + packed
     old = manifest_of(OLD)
     with contextlib.suppress(PerfkitError):
-        apply(data.replace(head, old.sha256 + head[32:], 1), old, OLD)
+        apply(data, old, OLD)
         raise AssertionError("garbage was taken for a delta")
 
 

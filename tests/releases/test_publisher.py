@@ -55,6 +55,7 @@ def test_a_first_release_serves_by_either_index(tmp_path: Path) -> None:
     assert client.pointer.deltas == ()
 
 
+@pytest.mark.once
 def test_releases_in_a_row_come_by_blocks_and_by_deltas(tmp_path: Path) -> None:
     """From each of five earlier releases deltas lead to the last; they are small, and moved files cost nothing."""
     trees, tree = [], FIRST
@@ -97,6 +98,7 @@ def test_publishing_the_same_tree_again_changes_nothing(tmp_path: Path) -> None:
     assert files_of(site) == before
 
 
+@pytest.mark.once
 def test_a_tree_under_another_version_costs_no_content(tmp_path: Path) -> None:
     """Only pointer and history are new, the serial grows, and deltas go on to serve."""
     src, site = write_tree(tmp_path / "src", FIRST), tmp_path / "site"
@@ -108,6 +110,7 @@ def test_a_tree_under_another_version_costs_no_content(tmp_path: Path) -> None:
     assert Client(site).follow(FIRST) == second
 
 
+@pytest.mark.once
 def test_each_pointer_is_of_another_second(tmp_path: Path) -> None:
     """nginx makes its ETag of a file's size and the second of its change; pointers tend to be of one size."""
     src, pointer = write_tree(tmp_path / "src", FIRST), tmp_path / "site/perfkit.json"
@@ -118,6 +121,7 @@ def test_each_pointer_is_of_another_second(tmp_path: Path) -> None:
     assert seconds == sorted(set(seconds))
 
 
+@pytest.mark.once
 def test_going_back_to_an_earlier_tree_is_a_release_too(tmp_path: Path) -> None:
     """The pointer's deltas never lead in a circle."""
     site = tmp_path / "site"
@@ -330,6 +334,7 @@ def test_a_file_that_changes_while_it_is_packed_is_an_error(tmp_path: Path, monk
     assert list((site / "objects").glob(".new-*")) == []
 
 
+@pytest.mark.once
 def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path) -> None:
     """Not before their grace has passed since they fell out of use; the kept releases stay whole."""
     src, site = tmp_path / "src", tmp_path / "site"
@@ -345,6 +350,7 @@ def test_old_objects_go_when_nobody_can_need_them(tmp_path: Path) -> None:
     assert publish(str(write_tree(src, trees[3])), str(site), version="5").number == 6
 
 
+@pytest.mark.once
 def test_the_grace_counts_from_when_an_object_fell_out_of_use(tmp_path: Path) -> None:
     """However old it is then. The log has that time; it may end in the middle of a line, and does not grow for ever."""
     src, site = tmp_path / "src", tmp_path / "site"

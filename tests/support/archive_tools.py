@@ -158,9 +158,10 @@ def raw_zip(
 def make_tar(
     files: Mapping[str, bytes] = FILES, *, mode: str = "w", format: int = tarfile.PAX_FORMAT, directories: bool = True
 ) -> bytes:
-    """A tar archive, compressed as `mode` says."""
+    """A tar archive, compressed as `mode` says, and fast."""
+    fast = {"w:gz": {"compresslevel": 1}, "w:bz2": {"compresslevel": 1}, "w:xz": {"preset": 0}}.get(mode, {})
     out = io.BytesIO()
-    with tarfile.open(fileobj=out, mode=mode, format=format) as archive:  # type: ignore[call-overload]
+    with tarfile.open(fileobj=out, mode=mode, format=format, **fast) as archive:  # type: ignore[call-overload]
         if directories:
             for name in sorted({name.rpartition("/")[0] for name in files} - {""}):
                 add(archive, name, type=tarfile.DIRTYPE, mode=0o755)

@@ -7,6 +7,7 @@ from io import BytesIO
 from pathlib import Path
 
 from perfkit.releases.format.delta import Delta, Span
+from perfkit.releases.format.draft import complete
 from perfkit.releases.format.frames import decode_range
 from perfkit.releases.format.index import Index
 from perfkit.releases.format.manifest import Manifest
@@ -64,8 +65,9 @@ class Client:
         contents: dict[int, bytearray] = {}
         with open(self.site / delta.object.path, "rb") as file:
             delta = Delta.open(file)
-            new = delta.new_manifest(old)
-            delta.apply(delta.groups(old, new), read, _into(contents, new))
+            draft = delta.draft(old)
+            delta.apply(delta.groups(old, draft), read, _into(contents, draft))
+        new = complete(draft, digests_of(draft, contents), delta.target_sha256)
         return new, _tree(new, contents, tree)
 
     def follow(self, tree: Tree) -> Tree | None:
@@ -82,6 +84,11 @@ def manifest_of(tree: Tree) -> Manifest:
     from perfkit.releases.format.manifest import Entry
 
     return Manifest.of(Entry(name, len(data), hashlib.sha256(data).digest()) for name, data in tree.items())
+
+
+def digests_of(draft: Manifest, contents: dict[int, bytearray]) -> bytes:
+    """The SHA-256 of each entry of a draft that a delta made, as `complete` takes them."""
+    return b"".join(hashlib.sha256(contents.get(entry, b"")).digest() for entry in range(len(draft)))
 
 
 def _into(contents: dict[int, bytearray], manifest: Manifest):  # type: ignore[no-untyped-def]

@@ -25,6 +25,14 @@ USED_BY_COMMANDS = [
     *(f"perfkit.downloads.{name}" for name in ("manager", "scheduler", "transfer", "http.session")),
     *(f"perfkit.updates.{name}" for name in ("updater", "restore", "verify", "sources.open", "sources.release_source")),
 ]
+# Apps are loaded in each process: they need its settings.
+DJANGO = [
+    "django.contrib.sessions.backends.signed_cookies",
+    "django.core.management.commands.migrate",
+    "django.db.backends.sqlite3.base",
+    "django.db.models",
+    "django.test.client",
+]
 _MOST_BYTES = 200_000  # of a request
 
 
@@ -53,18 +61,18 @@ class WarmPython:
         self._server.communicate(timeout=60)  # it ends with its standard input
 
     def python(self, *arguments: object) -> list[str]:
-        """The command for `python ARGUMENTS`, which begin with `-c CODE` or `-m MODULE`."""
+        """The command for `python ARGUMENTS`, which begin with `-c CODE`, `-m MODULE` or a file."""
         return [sys.executable, "-IS", __file__, "connect", str(self._socket), *map(str, arguments)]
 
-    def install(self, name: str, module: str) -> None:
-        """Make `bin/NAME`, which is `python -m MODULE`."""
+    def install(self, name: str, *arguments: str) -> None:
+        """Make `bin/NAME`, which is `python ARGUMENTS`, with more arguments."""
         script = self.bin / name
-        script.write_text(f'#!/bin/sh\nexec {" ".join(self.python("-m", module))} "$@"\n')
+        script.write_text(f'#!/bin/sh\nexec {" ".join(self.python(*arguments))} "$@"\n')
         script.chmod(0o755)
 
 
 def connect(path: str, *arguments: str) -> int:
-    """Have a program started, and wait for its end: its exit code, or that of a shell for a signal."""
+    """Have a program started, and end as it ends: with its exit code, or by its signal."""
     import json
 
     with socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as server:
@@ -76,7 +84,11 @@ def connect(path: str, *arguments: str) -> int:
             if signal.getsignal(number) is not signal.SIG_IGN:
                 signal.signal(number, lambda number, _: os.kill(pid, number))
         code = int(server.recv(100))
-    return code if code >= 0 else 128 - code
+    if code < 0:
+        with suppress(OSError):  # SIGKILL
+            signal.signal(-code, signal.SIG_DFL)
+        os.kill(os.getpid(), -code)
+    return code
 
 
 def serve(path: str, *modules: str) -> None:
@@ -139,19 +151,28 @@ def _become(wanted: bytes, streams: list[int]) -> None:
     for fd, given in enumerate(streams):
         os.dup2(given, fd)
         os.close(given)
-    (kind, program, *arguments), directory, environment = json.loads(wanted)
+    arguments, directory, environment = json.loads(wanted)
     os.chdir(directory)
     os.environ.clear()
     os.environ.update(environment)
     sys.stdin, sys.stdout = os.fdopen(0, closefd=False), os.fdopen(1, "w", 1, closefd=False)
     sys.stderr = os.fdopen(2, "w", 1, errors="backslashreplace", closefd=False)
-    sys.path[0:0] = ["", *filter(None, environment.get("PYTHONPATH", "").split(":"))]
-    sys.argv = [kind, *arguments]
+    sys.path[0:0] = filter(None, environment.get("PYTHONPATH", "").split(":"))
+    if arguments[0] in ("-c", "-m"):
+        sys.path.insert(0, "")
+        kind, program = arguments[0], arguments.pop(1)
+    else:
+        kind = program = arguments[0]
+        sys.path.insert(0, os.path.dirname(os.path.abspath(program)))
+    sys.argv = arguments
+    main = sys.modules["__main__"] = types.ModuleType("__main__")
     if kind == "-m":
         runpy.run_module(program, run_name="__main__", alter_sys=True)
-    else:
-        main = sys.modules["__main__"] = types.ModuleType("__main__")
+    elif kind == "-c":
         exec(compile(program, "<string>", "exec"), main.__dict__)
+    else:
+        main.__file__ = program
+        exec(compile(Path(program).read_text(encoding="utf-8"), program, "exec"), main.__dict__)
 
 
 if __name__ == "__main__":

@@ -426,6 +426,7 @@ def test_damaged_journal_is_told(tmp_path: Path) -> None:
     assert tree_of(tmp_path) == {"a": b"1"}
 
 
+@pytest.mark.once
 @pytest.mark.timeout(60)
 def test_full_file_system(tmp_path: Path) -> None:
     """On an ext4 of 4 MB that fills up, at every fill level, a change is whole or not there at all."""

@@ -13,6 +13,8 @@ from perfkit import CheckFailedError, StagedTree, Toolkit
 from tests.support.sites import Origin
 from tests.support.trees import ONE, TWO, Tree, edit, tree_of
 
+pytestmark = pytest.mark.once
+
 
 def seen_at(path: str) -> Tree:
     """The files of a tree that is made of links."""

@@ -14,12 +14,12 @@ import pytest
 from perfkit.filesystem.thread_map import WorkerPool, map_in_threads
 from tests.support.sites import Origin
 from tests.support.tools import need
-from tests.support.trees import tree_of, write_tree
+from tests.support.trees import Tree, tree_of, write_tree
 
 pytestmark = pytest.mark.once
 
 MANY = {f"d{number:03}/deep/er/{leaf}": b"%d" % number for number in range(100) for leaf in "ab"}
-LATER = {name: data + b" later" for name, data in MANY.items() if not name.startswith("d00")}
+FEW = {name: data for name, data in MANY.items() if name < "d014"}
 ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("PERFKIT_")}
 ROOT = os.fspath(Path(__file__).parents[2])
 
@@ -79,18 +79,21 @@ def refusing(calls: str, error: str) -> tuple[str, ...]:
     )
 
 
-def story(origin: Origin, root: Path, *, under: tuple[str, ...] = (), descriptors: int = 1024) -> None:
+def story(
+    origin: Origin, root: Path, *, tree: Tree = FEW, under: tuple[str, ...] = (), descriptors: int = 1024
+) -> None:
     """Sync, publish, sync, roll back and verify, with these limits: in one process, since each one costs a second."""
-    origin.publish(MANY, "1")
-    new = write_tree(root.parent / "new", LATER)
+    origin.publish(tree, "1")
+    later = {name: data + b" later" for name, data in tree.items() if not name.startswith("d00")}
+    new = write_tree(root.parent / "new", later)
     run(*under, sys.executable, "-c", COMMANDS, root, origin.url, origin.site, new, descriptors=descriptors)
-    assert tree_of(root) == MANY
+    assert tree_of(root) == tree
 
 
 @pytest.mark.parametrize("descriptors", [40, 64])
 def test_few_descriptors(origin: Origin, tmp_path: Path, descriptors: int) -> None:
     """More directories than may be open at once."""
-    story(origin, tmp_path / "tree", descriptors=descriptors)
+    story(origin, tmp_path / "tree", tree=MANY, descriptors=descriptors)
 
 
 @pytest.mark.parametrize("error", ["ENOSYS", "ENOLCK", "EOPNOTSUPP", "EBADF"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -24,12 +26,26 @@ TREES: list[Tree] = [
 ]
 
 
+@pytest.fixture(scope="module", autouse=True)
+def few_are_many() -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(publisher, "_LARGE_MANIFEST_BYTES", 1)
+        yield
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory, few_are_many: None) -> Path:
+    """Four releases."""
+    with Origin(tmp_path_factory.mktemp("published")) as origin:
+        for number, tree in enumerate(TREES):
+            origin.publish(tree, str(number), keep_deltas=0)
+        return origin.site
+
+
 @pytest.fixture
-def site(origin: Origin, monkeypatch: pytest.MonkeyPatch) -> Origin:
-    """Four releases; few files are many enough here."""
-    monkeypatch.setattr(publisher, "_LARGE_MANIFEST_BYTES", 1)
-    for number, tree in enumerate(TREES):
-        origin.publish(tree, str(number), keep_deltas=0)
+def site(origin: Origin, published: Path) -> Origin:
+    """A copy of them."""
+    shutil.copytree(published, origin.site)
     return origin
 
 

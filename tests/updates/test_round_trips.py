@@ -17,6 +17,8 @@ from tests.support.kits import MakeKit
 from tests.support.sites import Origin
 from tests.support.trees import Tree, lines, noise, tree_of
 
+pytestmark = pytest.mark.once
+
 OLD: Tree = {f"part-{number}.bin": noise(number, 30_000) for number in range(9)}
 NEW: Tree = {**OLD, "part-1.bin": noise(11, 30_000)}
 NEWER: Tree = {**NEW, "part-2.bin": noise(12, 30_000)}

@@ -18,6 +18,8 @@ from perfkit.server.server import Server
 from tests.support.sites import publish, replace
 from tests.support.trees import FIRST, edited, tree_of, write_tree
 
+pytestmark = pytest.mark.once
+
 SECOND = edited(FIRST, 1)
 
 
@@ -211,7 +213,6 @@ def test_local_edits(make_kit: Callable[..., Toolkit], tmp_path: Path, policy: s
     assert tree_of(tmp_path / "tree") == {**FIRST, "notes": b"unmanaged\n", **kept}
 
 
-@pytest.mark.once
 def test_every_object_corrupted_in_turn(make_kit: Callable[..., Toolkit], tmp_path: Path) -> None:
     """Either the right tree, by another route, or a typed error and the old tree."""
     kit = make_kit()

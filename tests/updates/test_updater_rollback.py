@@ -133,8 +133,8 @@ def test_cost_follows_the_change(kit: Toolkit, origin: Origin, tree_v2: Path, tm
 
     def scandir(path: Any) -> Any:
         assert isinstance(path, int), f"{path} is scanned"
-        private = os.readlink(f"/proc/self/fd/{path}").rpartition("/.perfkit/")[2]
-        assert private == "objects" or private.startswith("stage-")
+        directory = os.path.relpath(os.readlink(f"/proc/self/fd/{path}"), tree_v2)
+        assert directory in (".perfkit", ".perfkit/objects") or directory.startswith(".perfkit/stage-")
         return real_scandir(path)
 
     with (

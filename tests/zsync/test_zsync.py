@@ -18,6 +18,8 @@ from perfkit.errors import FileChangedError, ManifestError, PerfkitError, Unsafe
 from perfkit.zsync.control import Control, Copy, Fetch, assemble, make_recipe, parse_control, unpack_whole
 from tests.support.tools import need
 
+pytestmark = pytest.mark.once
+
 np = pytest.importorskip("numpy")
 URL = "https://host/dir/x.zsync"
 
@@ -44,7 +46,7 @@ def update(control: Control, old: Path | None, new: bytes, gap: int = 0) -> tupl
         with old.open("rb", buffering=0) as file:
             recipe = make_recipe(control, file, gap=gap)
             assemble(control, recipe, file, fetched, out)
-    return out.getvalue(), recipe.fetched_bytes
+    return out.getvalue(), sum(step.end - step.start for step in recipe.fetches)
 
 
 def edited(old: bytes, rng: random.Random, edits: int) -> bytes:

@@ -7,17 +7,16 @@ import itertools
 import math
 import os
 import tempfile
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
 import dask
-from distributed import Client, Future, as_completed, get_worker
+from distributed import Client, Future, get_worker
 
 from perfkit.config import Config
 from perfkit.contrib.dask.checkpoint import Checkpoint, identity_of
-from perfkit.contrib.dask.cluster import ShardCount, on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster import ShardCount, Tasks, on_this_worker, state_of, toolkits
 from perfkit.contrib.dask.cluster_progress import ClusterProgress
 from perfkit.contrib.dask.objects import ObjectStore
 from perfkit.downloads.manager import Item
@@ -29,9 +28,7 @@ from perfkit.toolkit import Toolkit
 __all__ = ["cut_into_shards", "download_many"]
 
 _SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
-_RETRIES = 2  # of a shard whose task failed; one whose worker was lost is repeated as Dask's settings say
 _AHEAD = 2  # shards that the scheduler is given for each thread of the workers
-_POLL_S = 0.1
 _UPLOADS = 8  # at once, of a shard
 
 Shard = list[tuple[int, Item]]  # items with their indices in the input
@@ -135,36 +132,21 @@ def _run(
 ) -> Iterator[tuple[Shard, list[Download]]]:
     """Have all shards run; yields each with its results as it ends."""
     waiting = iter(enumerate(shards))
-    running: dict[Future[list[Download]], int] = {}
-    completed = as_completed([], loop=client.loop)  # type: ignore[no-untyped-call]
-    try:
+    with Tasks[int](client, name) as tasks:
         while True:
             state = state_of(client, name)
             display.update(state)
-            room = max(1, _AHEAD * sum(state.threads.values())) - len(running)
+            room = max(1, _AHEAD * sum(state.threads.values())) - len(tasks.running)
             for number, shard in itertools.islice(waiting, max(0, room)):
-                key = f"perfkit-download-{name.rpartition('-')[2]}-{number}"
-                fetch = functools.partial(_fetch, name, number, [item for _, item in shard], dest)  # see `OnWorker`
-                future = client.submit(fetch, key=key, pure=False, retries=_RETRIES)
-                running[future] = number
-                completed.add(future)  # type: ignore[no-untyped-call]
-            if not running:
+                fetch = functools.partial(_fetch, name, number, [item for _, item in shard], dest)
+                tasks.start("download", number, number, fetch)
+            if not tasks.running:
                 return
-            ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
-            for future in ended:
-                if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
-                    completed.add(future)  # type: ignore[no-untyped-call]
-                    continue
-                number = running.pop(future)
+            for number, future in tasks.ended():
                 results = _results(shards[number], future)
                 display.ended(number, results)
-                future.release()
+                future.release()  # type: ignore[no-untyped-call]
                 yield shards[number], results
-            if not ended:
-                time.sleep(_POLL_S)
-    finally:
-        if client.status == "running":
-            client.cancel(list(running))  # type: ignore[no-untyped-call]
 
 
 def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Download]:
@@ -172,34 +154,29 @@ def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Dow
     worker = on_this_worker(name)
     with worker.shard(number) as shard:
         if "://" not in dest:
-            return _download(worker.kit, shard, batch, dest)
-        place = tempfile.TemporaryDirectory(prefix="perfkit-", dir=get_worker().local_directory)
-        with place as stage, ThreadPoolExecutor(_UPLOADS) as pool:
-            put = functools.partial(_upload, ObjectStore(dest), stage)
-            return _download(worker.kit, shard, batch, stage, lambda each: pool.submit(put, each).result)
+            found = dict(_downloads(worker.kit, shard, batch, dest))
+        else:
+            place = tempfile.TemporaryDirectory(prefix="perfkit-", dir=get_worker().local_directory)
+            with place as stage, ThreadPoolExecutor(_UPLOADS) as pool:
+                upload = functools.partial(_upload, ObjectStore(dest), stage)
+                uploads = [(at, pool.submit(upload, each)) for at, each in _downloads(worker.kit, shard, batch, stage)]
+                found = {at: each.result() for at, each in uploads}
+    return [found[at] for at in range(len(batch))]
 
 
-def _download(
-    kit: Toolkit,
-    shard: ShardCount,
-    batch: Sequence[Item],
-    dest: str,
-    then: Callable[[Download], Callable[[], Download]] = lambda each: lambda: each,
-) -> list[Download]:
-    """The results of a shard, in input order.
+def _downloads(kit: Toolkit, shard: ShardCount, batch: Sequence[Item], dest: str) -> Iterator[tuple[int, Download]]:
+    """The files of a shard, with their places in it, as they end; they are counted.
 
-    Args:
-        then: begins what is to be done with each file, and gives a function that waits for the result.
+    Raises:
+        CancelledError: the worker is closing, so that another one has to do it.
     """
-    found: dict[int, Callable[[], Download]] = {}
-    for index, download in kit.iter_downloads(batch, dest):
+    for at, download in kit.iter_downloads(batch, dest):
         if isinstance(download.error, CancelledError):
-            raise download.error  # the worker is closing: another one has to do it
-        found[index] = then(download)
+            raise download.error
         shard.files += 1
         shard.failed += download.error is not None
         shard.bytes += download.bytes
-    return [found[index]() for index in range(len(batch))]
+        yield at, download
 
 
 def _upload(store: ObjectStore, stage: str, download: Download) -> Download:

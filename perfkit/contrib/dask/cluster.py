@@ -9,12 +9,13 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
+import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from distributed import Client, Scheduler, SchedulerPlugin, Worker, WorkerPlugin, get_worker
+from distributed import Client, Future, Scheduler, SchedulerPlugin, Worker, WorkerPlugin, as_completed, get_worker
 from distributed.protocol.serialize import Serialize
 from distributed.utils import sync
 
@@ -23,9 +24,13 @@ from perfkit.downloads.shared_limits import Lease, SharedLimits, Use
 from perfkit.progress.meter import FileProgress, Snapshot
 from perfkit.toolkit import Toolkit
 
-__all__ = ["ClusterState", "OnWorker", "ShardCount", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
+__all__ = ["ClusterState", "OnWorker", "ShardCount", "Tasks", "WorkerReport", "on_this_worker", "state_of", "toolkits"]
+
+T = TypeVar("T")
 
 _ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
+_POLL_S = 0.1
+_RETRIES = 2  # of a task that failed; one whose worker was lost is repeated as Dask's settings say
 
 
 @dataclass(slots=True)
@@ -96,6 +101,46 @@ def on_this_worker(name: str) -> OnWorker:
     return plugin
 
 
+class Tasks(Generic[T]):
+    """The tasks of a call that run, each for one thing, such as a shard or a host; those left at the end are cancelled.
+
+    What a task runs is a function that has its arguments already: Dask logs a task's arguments if it fails, and URLs
+    may have secrets.
+    """
+
+    def __init__(self, client: Client, name: str) -> None:
+        self.running: dict[Future[Any], T] = {}
+        self._client = client
+        self._name = name
+        self._completed = as_completed([], loop=client.loop)  # type: ignore[no-untyped-call]
+
+    def __enter__(self) -> Tasks[T]:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._client.status == "running":
+            self._client.cancel(list(self.running))  # type: ignore[no-untyped-call]
+
+    def start(self, kind: str, thing: T, number: object, run: Callable[[], object], **where: Any) -> None:
+        """Have a function run on a worker; `kind` and `number` make its name in Dask's dashboard."""
+        key = f"perfkit-{kind}-{self._name.rpartition('-')[2]}-{number}"
+        future = self._client.submit(run, key=key, pure=False, retries=_RETRIES, **where)
+        self.running[future] = thing
+        self._completed.add(future)  # type: ignore[no-untyped-call]
+
+    def ended(self) -> list[tuple[T, Future[Any]]]:
+        """Those that have ended since the last time, after a short wait if there are none."""
+        ended = []
+        for future in self._completed.next_batch(block=False):  # type: ignore[no-untyped-call]
+            if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
+                self._completed.add(future)  # type: ignore[no-untyped-call]
+            elif future in self.running:
+                ended.append((self.running.pop(future), future))
+        if not ended:
+            time.sleep(_POLL_S)
+        return ended
+
+
 @dataclass
 class _Call:
     """What the scheduler keeps for a call."""
@@ -147,11 +192,7 @@ class OnScheduler(SchedulerPlugin):
 
 
 class OnWorker(WorkerPlugin):
-    """A worker's Toolkit, shared by its tasks for the duration of a call; it leases its limits from the scheduler.
-
-    Those tasks are functions that have their arguments already: Dask logs a task's arguments if it fails, and URLs may
-    have secrets.
-    """
+    """A worker's Toolkit, shared by its tasks for the duration of a call; it leases its limits from the scheduler."""
 
     def __init__(self, name: str, config: Config) -> None:
         self._name = name

@@ -11,10 +11,10 @@ from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from distributed import Client, Future, as_completed
+from distributed import Client
 
 from perfkit.config import Config
-from perfkit.contrib.dask.cluster import ClusterState, on_this_worker, state_of, toolkits
+from perfkit.contrib.dask.cluster import ClusterState, Tasks, on_this_worker, state_of, toolkits
 from perfkit.contrib.dask.cluster_progress import ClusterProgress
 from perfkit.errors import ConfigError, PerfkitError, UpdateError
 from perfkit.progress.meter import Progress
@@ -22,9 +22,6 @@ from perfkit.toolkit import Toolkit
 from perfkit.updates.status import TreeStatus
 
 __all__ = ["HostReport", "HostStatus", "Waves", "status_fleet", "sync_fleet"]
-
-_POLL_S = 0.1
-_RETRIES = 2  # of a host's task whose result was lost
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -231,32 +228,20 @@ def _on_each(
     Args:
         seen: called, now and then, with what the workers report.
     """
-    running: dict[Future[Any], _Host] = {}
-    for host in hosts:
-        key = f"perfkit{function.__name__}-{name.rpartition('-')[2]}-{host.name}"
-        place = {"workers": [host.address], "allow_other_workers": False}
-        on_host = functools.partial(function, name, host, *arguments)  # see `OnWorker`
-        running[client.submit(on_host, key=key, pure=False, retries=_RETRIES, **place)] = host
-    completed = as_completed(list(running), loop=client.loop)  # type: ignore[no-untyped-call]
-    try:
-        while running:
+    with Tasks[_Host](client, name) as tasks:
+        for host in hosts:
+            on_host = functools.partial(function, name, host, *arguments)
+            kind = function.__name__.strip("_")
+            tasks.start(kind, host, host.name, on_host, workers=[host.address], allow_other_workers=False)
+        while tasks.running:
             state = state_of(client, name)
             seen(state)
-            ended = completed.next_batch(block=False)  # type: ignore[no-untyped-call]
-            for future in ended:
-                if future.status == "lost":  # with its worker, after it had ended
-                    completed.add(future)  # type: ignore[no-untyped-call]
-                elif future in running:
-                    yield running.pop(future), future.exception() or future.result()
-            for future in [future for future, host in running.items() if host.address not in state.threads]:
-                host = running.pop(future)
+            for host, future in tasks.ended():
+                yield host, future.exception() or future.result()  # type: ignore[no-untyped-call]
+            for future in [future for future, host in tasks.running.items() if host.address not in state.threads]:
+                host = tasks.running.pop(future)
                 future.cancel()  # type: ignore[no-untyped-call]
                 yield host, UpdateError(f"the worker of {host.name} was lost; restart it, and repeat the call")
-            if not ended:
-                time.sleep(_POLL_S)
-    finally:
-        if client.status == "running":
-            client.cancel(list(running))  # type: ignore[no-untyped-call]
 
 
 def _sync(

@@ -21,7 +21,6 @@ __all__ = ["ObjectStore"]
 
 _PART_BYTES = 16 << 20  # of a multipart upload; S3 takes 5 MiB or more, and at most 10,000 parts
 _MOST_PARTS = 10_000
-_S3 = {"s3", "s3a"}
 
 
 class ObjectStore:
@@ -34,9 +33,6 @@ class ObjectStore:
 
     def __init__(self, url: str) -> None:
         self._fs, self._root = url_to_fs(url)
-        self._is_s3 = not _S3.isdisjoint(
-            [self._fs.protocol] if isinstance(self._fs.protocol, str) else self._fs.protocol
-        )
 
     def put(self, path: str, name: str) -> str:
         """Upload a local file; returns its URL.
@@ -46,7 +42,7 @@ class ObjectStore:
             OSError: the file or the store failed.
         """
         target = posixpath.join(self._root, name)
-        if self._is_s3:
+        if hasattr(self._fs, "call_s3"):
             self._put_s3(path, target)
         else:
             self._put_and_move(path, target)

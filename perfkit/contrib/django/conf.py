@@ -11,7 +11,7 @@ import dataclasses
 import difflib
 import os
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -30,23 +30,6 @@ from perfkit.updates.source_types import parse_source_type
 __all__ = ["OF_A_TREE", "Problem", "Settings", "TreeSettings", "load", "read", "tree_settings"]
 
 _FIELDS = {item.name.upper(): item for item in dataclasses.fields(Config)}
-OF_A_TREE = (
-    "SOURCE",
-    "DEST",
-    "TYPE",
-    "STRIP_COMPONENTS",
-    "INCLUDE",
-    "EXCLUDE",
-    "LINKS",
-    "DECOMPRESS",
-    "CHECKSUMS",
-    "MIRRORS",
-    "CHECK",
-    "MIN_INTERVAL",
-    "SPLAY",
-    "PUBLIC_KEYS",
-    "THRESHOLD",
-)
 _NAME = re.compile(r"\w[\w.-]*")  # can't be mistaken for an option on a command line
 
 
@@ -118,197 +101,167 @@ def tree_settings(name: str) -> TreeSettings:
 def read(raw: object) -> Settings:
     """Read `settings.PERFKIT`, collecting all problems."""
     problems: list[Problem] = []
-    if not isinstance(raw, Mapping):
-        hint = 'Write PERFKIT = {"TREES": {}}.'
-        problems.append(Problem("E001", "PERFKIT", f"must be a dictionary; got a {type(raw).__name__}", hint))
-        raw = {}
-    values = _config_values("PERFKIT", raw, {"TREES"}, problems)
-    config = _config("PERFKIT", values, problems)
-    entries = raw.get("TREES", {})
-    if not isinstance(entries, Mapping):
-        hint = 'Write "TREES": {"NAME": {"SOURCE": "https://…", "DEST": "/…"}}.'
-        problems.append(
-            Problem("E001", 'PERFKIT["TREES"]', f"must be a dictionary; got a {type(entries).__name__}", hint)
-        )
-        entries = {}
-    trees = {}
-    for name, entry in entries.items():
-        tree = _tree(name, entry, values, problems)
-        if tree is not None:
-            trees[tree.name] = tree
+    raw = _dictionary("PERFKIT", raw, 'Write PERFKIT = {"TREES": {}}.', problems) or {}
+    config = _config("PERFKIT", raw, {"TREES"}, Config(), problems)
+    hint = 'Write "TREES": {"NAME": {"SOURCE": "https://…", "DEST": "/…"}}.'
+    entries = _dictionary('PERFKIT["TREES"]', raw.get("TREES", {}), hint, problems) or {}
+    found = (_tree(name, entry, config, problems) for name, entry in entries.items())
+    trees = {tree.name: tree for tree in found if tree is not None}
     problems += _overlaps(trees.values())
     return Settings(config, trees, tuple(problems))
 
 
-def _tree(name: object, entry: object, inherited: Mapping[str, object], problems: list[Problem]) -> TreeSettings | None:
+def _dictionary(where: str, value: object, hint: str, problems: list[Problem]) -> Mapping[Any, object] | None:
+    if isinstance(value, Mapping):
+        return value
+    problems.append(Problem("E001", where, f"must be a dictionary; got a {type(value).__name__}", hint))
+    return None
+
+
+def _tree(name: object, entry: object, inherited: Config, problems: list[Problem]) -> TreeSettings | None:
     """One tree; None if its name, source or destination is invalid."""
     where = f'PERFKIT["TREES"][{_quoted(name)}]'
     if not isinstance(name, str) or not _NAME.fullmatch(name):
         hint = "Use letters, digits, dots, dashes and underscores; start with a letter or a digit."
         problems.append(Problem("E004", where, "has a name that can't be given on a command line", hint))
         return None
-    if not isinstance(entry, Mapping):
-        hint = 'Write {"SOURCE": "https://…", "DEST": "/…"}.'
-        problems.append(Problem("E001", where, f"must be a dictionary; got a {type(entry).__name__}", hint))
+    values = _dictionary(where, entry, 'Write {"SOURCE": "https://…", "DEST": "/…"}.', problems)
+    if values is None:
         return None
-    values = _config_values(where, entry, OF_A_TREE, problems)
-    source = _source(f'{where}["SOURCE"]', entry.get("SOURCE"), problems)
-    dest = _dest(f'{where}["DEST"]', entry.get("DEST"), problems)
-    kind = _type(f'{where}["TYPE"]', entry.get("TYPE"), problems)
-    selection = _selection(where, entry, problems)
-    decompress = _flag(f'{where}["DECOMPRESS"]', entry.get("DECOMPRESS"), problems)
-    checksums = None
-    if entry.get("CHECKSUMS") is not None:
-        checksums = _source(f'{where}["CHECKSUMS"]', entry["CHECKSUMS"], problems)
-    mirrors: Any = entry.get("MIRRORS", ())
-    if not isinstance(mirrors, list | tuple):
-        hint = 'Write ["https://…"].'
-        problems.append(
-            Problem("E006", f'{where}["MIRRORS"]', f"must be a list of URLs; got {value_shown(mirrors)}", hint)
-        )
-        mirrors = ()
-    mirrors = [each for each in (_source(f'{where}["MIRRORS"]', mirror, problems) for mirror in mirrors) if each]
-    check = _check(f'{where}["CHECK"]', entry.get("CHECK"), problems)
-    interval_s, splay_s = (
-        _time(f"{where}[{_quoted(key)}]", entry.get(key, 0), problems) for key in ("MIN_INTERVAL", "SPLAY")
-    )
-    keys, threshold = _signers(where, entry, problems)
-    config = _config(where, {**inherited, **values}, problems) if values else _config_or_default(inherited)
-    if source is None or dest is None:
+    config = _config(where, values, OF_A_TREE, inherited, problems)
+    signers = values.get("PUBLIC_KEYS", ()), values.get("THRESHOLD", 1)  # are valid together
+    found: dict[str, Any] = {}
+    for key, (number, read_value, hint) in _VALUES.items():
+        place = f"{where}[{_quoted(key)}]"
+        value = signers if key == "PUBLIC_KEYS" else values.get(key)
+        try:
+            if value is not None:
+                found[key] = read_value(value)
+            elif key in ("SOURCE", "DEST"):
+                problems.append(Problem("E005", place, "is missing", hint))
+        except ConfigError as error:
+            problems.append(Problem(number, place, f"is invalid: {error}", hint))
+    if "SOURCE" not in found or "DEST" not in found:
         return None
+    selected = {key.lower(): found[key] for key in ("STRIP_COMPONENTS", "INCLUDE", "EXCLUDE", "LINKS") if key in found}
+    selection = Selection(**selected)
+    signed_by: Signers | None = found.get("PUBLIC_KEYS")
     return TreeSettings(
         name=name,
-        source=source,
-        dest=dest,
-        type=kind,
-        selection=selection,
-        decompress=decompress,
-        checksums=checksums,
-        mirrors=tuple(mirrors),
-        check=check,
-        min_interval_s=interval_s,
-        splay_s=splay_s,
-        public_keys=keys,
-        threshold=threshold,
+        source=found["SOURCE"],
+        dest=found["DEST"],
+        type=found.get("TYPE"),
+        selection=None if selection == Selection() else selection,
+        decompress=found.get("DECOMPRESS"),
+        checksums=found.get("CHECKSUMS"),
+        mirrors=found.get("MIRRORS", ()),
+        check=found.get("CHECK"),
+        min_interval_s=found.get("MIN_INTERVAL", 0.0),
+        splay_s=found.get("SPLAY", 0.0),
+        public_keys=tuple(map(str, signed_by.keys)) if signed_by else (),
+        threshold=signed_by.threshold if signed_by else 1,
         config=config,
     )
 
 
-def _source(where: str, value: object, problems: list[Problem]) -> str | None:
-    if value is None:
-        problems.append(Problem("E005", where, "is missing", "Give the URL of the site that `perfkit publish` made."))
-        return None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str):
-        if os.path.isabs(value):
+# -- the values of a tree ---------------------------------------------------------------------------------------------
+
+
+def _location(value: object) -> str:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    with contextlib.suppress(ConfigError):
+        if isinstance(value, str) and (os.path.isabs(value) or origin_of(value)):
             return value
-        with contextlib.suppress(ConfigError):
-            origin_of(value)
-            return value
-    hint = "Start it with https://, or give the absolute path of a list of URLs."
-    problems.append(Problem("E006", where, f"must be an http or https URL; got {value_shown(value)}", hint))
-    return None
+    raise ConfigError(f"it must be an http or https URL; got {value_shown(value)}")
 
 
-def _type(where: str, value: object, problems: list[Problem]) -> str | None:
-    try:
-        kind = parse_source_type(None if value is None else value if isinstance(value, str) else type(value).__name__)
-        return None if kind is None else str(kind)
-    except ConfigError as error:
-        problems.append(Problem("E009", where, f"is invalid: {error}", "Leave it out to have the type detected."))
-        return None
+def _locations(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple):
+        raise ConfigError(f"it must be a list of URLs; got {value_shown(value)}")
+    return tuple(_location(each) for each in value)
 
 
-def _flag(where: str, value: object, problems: list[Problem]) -> bool | None:
-    if value is None or isinstance(value, bool):
+def _absolute(value: object) -> str:
+    value = os.fspath(value) if isinstance(value, os.PathLike) else value
+    if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
         return value
-    problems.append(
-        Problem("E009", where, f"must be True or False; got {value_shown(value)}", "Leave it out for False.")
-    )
-    return None
+    raise ConfigError(f"it must be an absolute path; got {value_shown(value)}")
 
 
-def _check(where: str, value: object, problems: list[Problem]) -> Check | None:
+def _type(value: object) -> str:
+    return str(parse_source_type(value if isinstance(value, str) else type(value).__name__))
+
+
+def _count(value: object) -> int:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 0:
+        raise ConfigError(f"it must be a number, 0 or more; got {value_shown(value)}")
+    return value
+
+
+def _patterns(value: object) -> tuple[str, ...]:
+    if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
+        raise ConfigError(f"it must be a list of patterns; got {value_shown(value)}")
+    return Selection(include=tuple(value)).include
+
+
+def _links(value: object) -> object:
+    if value not in LINKS:
+        raise ConfigError(f"it must be one of {', '.join(LINKS)}; got {value_shown(value)}")
+    return value
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigError(f"it must be True or False; got {value_shown(value)}")
+    return value
+
+
+def _function(value: object) -> object:
     try:
         found = import_string(value) if isinstance(value, str) else value
     except ImportError as error:
-        problems.append(Problem("E009", where, f"can't be imported: {error}", "Write the dotted path of a function."))
-        return None
-    if found is not None and not callable(found):
-        problems.append(Problem("E009", where, "is not a function", "Write the dotted path of a function."))
-        return None
+        raise ConfigError(f"it can't be imported: {error}") from error
+    if not callable(found):
+        raise ConfigError("it is not a function")
     return found
 
 
-def _time(where: str, value: object, problems: list[Problem]) -> float:
+def _seconds(value: object) -> float:
     with contextlib.suppress(ConfigError):
         seconds = parse_seconds(value) if isinstance(value, str) else value
         if isinstance(seconds, int | float) and not isinstance(seconds, bool) and 0 <= seconds < float("inf"):
             return seconds
-    message = f'must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}'
-    problems.append(Problem("E009", where, message, "Leave it out for none."))
-    return 0.0
+    raise ConfigError(f'it must be a time, such as 90, "30m" or "1h"; got {value_shown(value)}')
 
 
-def _signers(where: str, entry: Mapping[object, object], problems: list[Problem]) -> tuple[tuple[str, ...], int]:
-    """Who has to sign the releases of a tree, and how many of them."""
-    keys: Any = entry.get("PUBLIC_KEYS", ())
-    threshold: Any = entry.get("THRESHOLD", 1)
-    try:
-        found = Signers.of(keys, threshold)
-    except ConfigError as error:
-        hint = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
-        problems.append(Problem("E009", f'{where}["PUBLIC_KEYS"]', f"is invalid: {error}", hint))
-        return (), 1
-    return (tuple(map(str, found.keys)), found.threshold) if found else ((), 1)
+def _signers(value: Any) -> Signers | None:
+    keys, threshold = value
+    return Signers.of(keys, threshold)
 
 
-def _selection(where: str, entry: Mapping[object, object], problems: list[Problem]) -> Selection | None:
-    """The selection of files; None if the tree has none."""
-    strip = entry.get("STRIP_COMPONENTS", 0)
-    if not isinstance(strip, int) or isinstance(strip, bool) or strip < 0:
-        message = f"must be a number, 0 or more; got {value_shown(strip)}"
-        problems.append(
-            Problem(
-                "E009", f'{where}["STRIP_COMPONENTS"]', message, "It is the number of leading directories to remove."
-            )
-        )
-        strip = 0
-    patterns: dict[str, tuple[str, ...]] = {}
-    for key in ("INCLUDE", "EXCLUDE"):
-        value = entry.get(key, ())
-        if not isinstance(value, list | tuple) or not all(isinstance(each, str) for each in value):
-            message = f"must be a list of patterns; got {value_shown(value)}"
-            problems.append(Problem("E009", f"{where}[{_quoted(key)}]", message, 'Write ["*.rules"].'))
-            value = ()
-        patterns[key] = tuple(value)
-    links: Any = entry.get("LINKS", "refuse")
-    if links not in LINKS:
-        hint = "Leave it out to refuse archives with symbolic links."
-        message = f"must be one of {', '.join(LINKS)}; got {value_shown(links)}"
-        problems.append(Problem("E009", f'{where}["LINKS"]', message, hint))
-        links = "refuse"
-    if not strip and not any(patterns.values()) and links == "refuse":
-        return None
-    try:
-        return Selection(strip_components=strip, include=patterns["INCLUDE"], exclude=patterns["EXCLUDE"], links=links)
-    except ConfigError as error:
-        problems.append(Problem("E009", where, f"is invalid: {error}", "Write patterns as in a .gitignore."))
-        return None
-
-
-def _dest(where: str, value: object, problems: list[Problem]) -> str | None:
-    if value is None:
-        problems.append(Problem("E005", where, "is missing", 'Give the directory to keep in step: BASE_DIR / "rules".'))
-        return None
-    if isinstance(value, os.PathLike):
-        value = os.fspath(value)
-    if isinstance(value, str) and os.path.isabs(value) and "\0" not in value:
-        return value
-    hint = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
-    problems.append(Problem("E007", where, f"must be an absolute path; got {value_shown(value)}", hint))
-    return None
+_A_LOCATION = "Start it with https://, or give the absolute path of a list of URLs."
+_A_PLACE = 'Write BASE_DIR / "rules": a relative path would depend on where the process was started.'
+_A_TIME = "Leave it out for none."
+_A_PATTERN = 'Write patterns as in a .gitignore: ["*.rules"].'
+_A_KEY = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
+# The settings of a tree: the id of the problem if the value is invalid, what reads it, and how to mend it.
+_VALUES: Mapping[str, tuple[str, Callable[[object], object], str]] = {
+    "SOURCE": ("E006", _location, _A_LOCATION),
+    "DEST": ("E007", _absolute, _A_PLACE),
+    "TYPE": ("E009", _type, "Leave it out to have the type detected."),
+    "STRIP_COMPONENTS": ("E009", _count, "It is the number of leading directories to remove."),
+    "INCLUDE": ("E009", _patterns, _A_PATTERN),
+    "EXCLUDE": ("E009", _patterns, _A_PATTERN),
+    "LINKS": ("E009", _links, "Leave it out to refuse archives with symbolic links."),
+    "DECOMPRESS": ("E009", _flag, "Leave it out for False."),
+    "CHECKSUMS": ("E006", _location, _A_LOCATION),
+    "MIRRORS": ("E006", _locations, 'Write ["https://…"].'),
+    "CHECK": ("E009", _function, "Write the dotted path of a function."),
+    "MIN_INTERVAL": ("E009", _seconds, _A_TIME),
+    "SPLAY": ("E009", _seconds, _A_TIME),
+    "PUBLIC_KEYS": ("E009", _signers, _A_KEY),
+}
+OF_A_TREE = (*_VALUES, "THRESHOLD")
 
 
 def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
@@ -327,39 +280,28 @@ def _overlaps(trees: Collection[TreeSettings]) -> Iterator[Problem]:
                 )
 
 
-def _config_values(
-    where: str, raw: Mapping[object, object], others: Collection[str], problems: list[Problem]
-) -> dict[str, object]:
-    """The settings that are fields of `Config`, by field name."""
-    values: dict[str, object] = {}
-    for key, value in raw.items():
-        if key in others:
-            continue
-        item = _FIELDS.get(key) if isinstance(key, str) else None
+def _config(
+    where: str, raw: Mapping[Any, object], others: Collection[str], inherited: Config, problems: list[Problem]
+) -> Config:
+    """The settings that are fields of `Config`."""
+    values: dict[str, Any] = {}
+    for key in (key for key in raw if key not in others):
+        item = _FIELDS.get(key)
         if item is None:
             hint = _nearest(key, [*_FIELDS, *others])
             problems.append(Problem("E002", f"{where}[{_quoted(key)}]", "is not a setting", hint))
             continue
         try:
-            values[item.name] = convert(item.name, value)
+            values[item.name] = convert(item.name, raw[key])
         except ConfigError as error:
             hint = f"The default is {_default(item)!r}; leave the key out to get it."
             problems.append(Problem("E003", f"{where}[{_quoted(key)}]", str(error), hint))
-    return values
-
-
-def _config(where: str, values: Mapping[str, object], problems: list[Problem]) -> Config:
     try:
-        return Config(**values)  # type: ignore[arg-type]
+        return dataclasses.replace(inherited, **values)
     except ConfigError as error:
         hint = "See perfkit.Config: each setting is one of its fields, in capitals."
         problems.append(Problem("E003", where, f"has a value out of its range: {error}", hint))
-        return Config()
-
-
-def _config_or_default(values: Mapping[str, object]) -> Config:
-    """The Config of PERFKIT itself; problems in it were reported already."""
-    return _config("", values, [])
+        return inherited
 
 
 def _default(item: dataclasses.Field[Any]) -> object:

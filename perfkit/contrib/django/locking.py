@@ -7,14 +7,12 @@ import fcntl
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+from collections.abc import Iterator
 
 from perfkit.errors import LockedError
+from perfkit.libc import try_lock
 
-__all__ = ["one_at_a_time", "when_free"]
-
-T = TypeVar("T")
+__all__ = ["one_at_a_time"]
 
 _POLL_S = 0.1
 
@@ -29,45 +27,28 @@ class _Held(threading.local):
 _held = _Held()
 
 
-def when_free(deadline_s: float, action: Callable[[], T]) -> T:
-    """Run the action, repeatedly while another process or thread has the tree locked.
-
-    Args:
-        deadline_s: on the monotonic clock; the last attempt is not before it.
-
-    Raises:
-        LockedError: the tree was still locked at the deadline.
-    """
-    while True:
-        try:
-            return action()
-        except LockedError:
-            if (left_s := deadline_s - time.monotonic()) <= 0:
-                raise
-            time.sleep(min(_POLL_S, left_s))
-
-
 @contextlib.contextmanager
-def one_at_a_time(dest: str, deadline_s: float) -> Iterator[None]:
-    """Lock the directory `dest`, so that another change of it waits until the receivers of this one have ended.
+def one_at_a_time(dest: str, wait_s: float) -> Iterator[float]:
+    """Lock the directory `dest`, so that another change of it waits until the receivers of this one have ended; gives
+    how much of `wait_s` is left.
 
     The tree's own lock ends with the commit. The lock is reentrant, since a receiver may change its tree, for example
     roll it back. Where directories can't be locked (some network file systems), only the tree's own lock remains.
 
     Raises:
-        LockedError: another thread or process still has it locked at the deadline.
+        LockedError: another thread or process still has it locked after `wait_s`.
         OSError: the directory does not exist.
     """
-    dest = os.path.realpath(dest)
+    dest, deadline_s = os.path.realpath(dest), time.monotonic() + wait_s
     if dest in _held.dests:
-        yield
+        yield wait_s
         return
     directory = os.open(dest, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        when_free(deadline_s, lambda: _lock(directory, dest))
+        _lock(directory, dest, deadline_s)
         _held.dests.add(dest)
         try:
-            yield
+            yield max(0.0, deadline_s - time.monotonic())
         finally:
             _held.dests.discard(dest)
             with contextlib.suppress(OSError):
@@ -76,12 +57,15 @@ def one_at_a_time(dest: str, deadline_s: float) -> Iterator[None]:
         os.close(directory)
 
 
-def _lock(directory: int, dest: str) -> None:
-    try:
-        fcntl.flock(directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise LockedError(
-            f"{dest} is being changed, or its receivers are still running; try again when they have ended"
-        ) from error
-    except OSError:
-        pass  # EBADF on NFS, ENOLCK: directories can't be locked here
+def _lock(directory: int, dest: str, deadline_s: float) -> None:
+    while True:
+        try:
+            try_lock(directory)
+            return
+        except BlockingIOError as error:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                raise LockedError(
+                    f"{dest} is being changed, or its receivers are still running; try again when they have ended"
+                ) from error
+            time.sleep(min(_POLL_S, left_s))

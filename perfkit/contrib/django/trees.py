@@ -10,9 +10,8 @@ import functools
 import json
 import logging
 import os
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 from django.core.signals import setting_changed
@@ -20,7 +19,7 @@ from django.db import close_old_connections
 
 from perfkit.config import Config
 from perfkit.contrib.django.conf import TreeSettings, tree_settings
-from perfkit.contrib.django.locking import one_at_a_time, when_free
+from perfkit.contrib.django.locking import one_at_a_time
 from perfkit.contrib.django.signals import ReceiverError, receiver_name, tree_updated
 from perfkit.errors import UpdateError
 from perfkit.filesystem.own_files import open_own, replace_own
@@ -81,7 +80,7 @@ def sync(
     tree = tree_settings(name)
     os.makedirs(tree.dest, exist_ok=True)
 
-    def update(kit: Toolkit) -> SyncReport:
+    def update(kit: Toolkit, wait_s: float) -> SyncReport:
         return kit.sync(
             tree.source,
             tree.dest,
@@ -89,6 +88,7 @@ def sync(
             check=tree.check,
             retry_rejected=retry_rejected,
             allow_older=allow_older,
+            wait_s=wait_s,
             **_options(tree),
         )
 
@@ -110,7 +110,8 @@ def rollback(
     tree = tree_settings(name)
     if not os.path.isdir(tree.dest):
         raise UpdateError(f"{tree.dest} does not exist; sync the tree {name!r} first")
-    return _change(tree, wait_s, config, None, lambda kit: kit.rollback(tree.dest, to=to, hold=hold))
+    back = functools.partial(Toolkit.rollback, dest=tree.dest, to=to, hold=hold)
+    return _change(tree, wait_s, config, None, lambda kit, left_s: back(kit, wait_s=left_s))
 
 
 def plan(name: str, *, release: str | None = None, config: Config | None = None) -> Plan:
@@ -169,7 +170,7 @@ def verify(
     """
     tree = tree_settings(name)
     with Toolkit(config or tree.config, progress=progress) as kit:
-        return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors if repair else (), wait_s=wait_s)
+        return kit.verify(tree.dest, repair=repair, mirrors=tree.mirrors, wait_s=wait_s)
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
@@ -283,31 +284,26 @@ def status(name: str) -> Status:
         as `Toolkit.status`.
     """
     tree = tree_settings(name)
-    absent = Status(name=name, source=redacted(tree.source), dest=tree.dest, state="absent")
+    place: dict[str, Any] = {"name": name, "source": redacted(tree.source), "dest": tree.dest}
     if not _is_tree(tree):
-        return absent
+        return Status(**place, state="absent")
     with Toolkit(tree.config) as kit:
         generations, found = kit.history(tree.dest), kit.status(tree.dest)
-    known = replace(
-        absent,
+    current = next(each for each in generations if each.current)  # 0: the tree before the first sync
+    return Status(
+        **place,
+        state="installed" if current.number else "absent",
+        version=current.label.get("version"),
+        generation=current.number or None,
+        changed_s=current.created_s or None,
         checked_s=found.checked_s,
         failed_s=found.failed_s,
         error=found.error,
         held=found.held,
         not_before_s=found.not_before_s,
         interrupted=found.interrupted,
+        receivers_notified=current.number > 0 and _notified(tree.dest) == current.number,
         generations=tuple(generations),
-    )
-    current = next(each for each in generations if each.current)
-    if current.number == 0:
-        return known
-    return replace(
-        known,
-        state="installed",
-        version=current.label.get("version"),
-        generation=current.number,
-        changed_s=current.created_s or None,
-        receivers_notified=_notified(tree.dest) == current.number,
     )
 
 
@@ -320,12 +316,11 @@ def _change(
     wait_s: float,
     config: Config | None,
     progress: Progress | None,
-    change: Callable[[Toolkit], SyncReport],
+    change: Callable[[Toolkit, float], SyncReport],
 ) -> SyncReport:
-    deadline_s = time.monotonic() + wait_s
-    with one_at_a_time(tree.dest, deadline_s):
+    with one_at_a_time(tree.dest, wait_s) as left_s:
         with Toolkit(config or tree.config, progress=progress) as kit:
-            report = when_free(deadline_s, lambda: change(kit))
+            report = change(kit, left_s)
         if _notified(tree.dest) != report.generation:
             _notify_receivers(tree, report)
     return report

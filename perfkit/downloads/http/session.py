@@ -28,6 +28,7 @@ from perfkit.downloads.http.redirects import Hop, without_secrets
 from perfkit.downloads.http.trust import ClientCert, environment_bundle, make_context
 from perfkit.downloads.http.uninterruptible import AbortedError, HelperThread
 from perfkit.downloads.http.urls import Origin, as_sent, credentials_in, origin_of, split_url
+from perfkit.downloads.stall import timeouts
 from perfkit.errors import ConfigError
 from perfkit.redact import masked, redacted
 
@@ -205,7 +206,8 @@ class OwnSessions:
         self._adapter = adapter
         self._local = threading.local()
         self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
-        self._timeout: Any = _Timeout(connect=config.connect_timeout_s, read=config.read_timeout_s)
+        connect_s, read_s = timeouts(config)
+        self._timeout: Any = _Timeout(connect=connect_s, read=read_s)
         self._lock = threading.Lock()  # guards the making of what follows
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None

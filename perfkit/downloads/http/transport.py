@@ -21,6 +21,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.http.path import Path
 from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
 from perfkit.downloads.http.urls import as_sent, may_share, origin_of
+from perfkit.downloads.stall import timeouts
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import CancelledError, ConfigError, TransferError
 from perfkit.redact import redacted
@@ -147,7 +148,7 @@ class HttpTransport:
         self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
         self._reading: set[Exchange] = set()
         self._outage: OutageWatch | None = None  # once there is a connection
-        self._timeout = (config.connect_timeout_s, config.read_timeout_s)
+        self._timeout = timeouts(config)
         self._common = {"Accept": "*/*", "User-Agent": f"perfkit/{__version__}"} if session is None else {}
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:

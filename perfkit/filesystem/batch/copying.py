@@ -13,14 +13,14 @@ from itertools import chain
 
 from perfkit.errors import ConfigError
 from perfkit.filesystem.batch.copyfile import copy_file
-from perfkit.filesystem.batch.run import BATCH_FILES, BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
+from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path, temporary_path, try_unlink
 from perfkit.filesystem.scan import ScanEntry, ScanOptions, scan_batches, totals
 from perfkit.libc import link
 from perfkit.progress.meter import Progress
 
 __all__ = ["CopyResult", "copy_tree", "link_tree"]
 
-_BATCH_BYTES = 8 << 20
+_BATCH_FILES, _BATCH_BYTES = 64, 8 << 20
 _NO_LINK = frozenset({errno.EMLINK, errno.EXDEV, errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS})
 
 
@@ -134,7 +134,7 @@ class _Copier:
             else:
                 batch.append(entry)
                 weight += 0 if self._link else entry.size
-                if weight >= _BATCH_BYTES or len(batch) >= BATCH_FILES:
+                if weight >= _BATCH_BYTES or len(batch) >= _BATCH_FILES:
                     yield batch
                     batch, weight = [], 0
             if run.stopped:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 
 from perfkit.filesystem.batch.run import BatchResult, BatchRun, OnError, Path
-from perfkit.filesystem.scan import DIRECTORY, MAX_OPEN, ScanOptions, open_below, totals
+from perfkit.filesystem.scan import BELOW, MAX_OPEN, Level, ScanOptions, totals
 from perfkit.progress.meter import Progress
 
 __all__ = ["remove_tree"]
 
-_BELOW = DIRECTORY | os.O_NOFOLLOW
 _REMOVED = BatchResult("", how="remove")  # the names of what was removed are not kept
 
 
@@ -27,11 +26,11 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
         OSError: it does not exist, is not a directory, or is a symlink (ENOTDIR).
     """
     run = BatchRun(on_error, progress, "removing")
-    levels = [_Level(os.open(path, _BELOW), "")]
+    levels = [Level(os.open(path, BELOW), "")]
     try:
         if progress is not None:
             run.expect(totals(path, ScanOptions(directories=True))[0])
-        levels[0].unlink_files(run)
+        _unlink_files(levels[0], run)
         while not run.stopped:
             _descend(levels, run)
             if len(levels) == 1:
@@ -49,26 +48,26 @@ def remove_tree(path: Path, *, on_error: OnError = "stop", progress: Progress | 
     return run.files + 1
 
 
-def _descend(levels: list[_Level], run: BatchRun) -> None:
+def _descend(levels: list[Level], run: BatchRun) -> None:
     """Go down until a directory has no more subdirectories, and remove the files on the way."""
     while levels[-1].names and not run.stopped:
         level = levels[-1]
         name = level.prefix + level.names.pop()
         try:
             level.reopen(levels[0])
-            below = _Level(os.open(name.rpartition("/")[2], _BELOW, dir_fd=level.descriptor), f"{name}/")
+            below = Level(os.open(name.rpartition("/")[2], BELOW, dir_fd=level.descriptor), f"{name}/")
         except FileNotFoundError:
             continue
         except OSError as error:
             run.add(BatchResult(name, error=error))
             continue
         levels.append(below)
-        below.unlink_files(run)
+        _unlink_files(below, run)
         if len(levels) > MAX_OPEN:
             levels[-MAX_OPEN].close()
 
 
-def _remove_directory(parent: _Level, prefix: str, run: BatchRun) -> None:
+def _remove_directory(parent: Level, prefix: str, run: BatchRun) -> None:
     try:
         os.rmdir(prefix[len(parent.prefix) : -1], dir_fd=parent.descriptor)
     except FileNotFoundError:
@@ -79,44 +78,24 @@ def _remove_directory(parent: _Level, prefix: str, run: BatchRun) -> None:
     run.add(_REMOVED)
 
 
-class _Level:
-    """An open directory, and the subdirectories that are still there."""
-
-    __slots__ = ("descriptor", "names", "prefix")
-
-    def __init__(self, descriptor: int, prefix: str) -> None:
-        self.descriptor = descriptor
-        self.prefix = prefix
-        self.names: list[str] = []
-
-    def unlink_files(self, run: BatchRun) -> None:
-        """Remove everything except subdirectories."""
-        descriptor, unlink, add = self.descriptor, os.unlink, run.add
-        try:
-            with os.scandir(descriptor) as found:
-                for entry in found:
-                    if entry.is_dir(follow_symlinks=False):
-                        self.names.append(entry.name)
-                        continue
-                    try:
-                        unlink(entry.name, dir_fd=descriptor)
-                    except FileNotFoundError:
-                        pass  # another process was faster
-                    except OSError as error:
-                        add(BatchResult(self.prefix + entry.name, error=error))
-                        if run.stopped:
-                            return
-                        continue
-                    add(_REMOVED)
-        except OSError as error:
-            add(BatchResult(self.prefix[:-1] or os.curdir, error=error))
-
-    def reopen(self, root: _Level) -> None:
-        """Open it again if it was closed because there were too many."""
-        if self.descriptor < 0:
-            self.descriptor = open_below(root.descriptor, self.prefix)
-
-    def close(self) -> None:
-        if self.descriptor >= 0:
-            os.close(self.descriptor)
-            self.descriptor = -1
+def _unlink_files(level: Level, run: BatchRun) -> None:
+    """Remove everything in a directory except its subdirectories, whose names are kept for later."""
+    descriptor, unlink, add = level.descriptor, os.unlink, run.add
+    try:
+        with os.scandir(descriptor) as found:
+            for entry in found:
+                if entry.is_dir(follow_symlinks=False):
+                    level.names.append(entry.name)
+                    continue
+                try:
+                    unlink(entry.name, dir_fd=descriptor)
+                except FileNotFoundError:
+                    pass  # another process was faster
+                except OSError as error:
+                    add(BatchResult(level.prefix + entry.name, error=error))
+                    if run.stopped:
+                        return
+                    continue
+                add(_REMOVED)
+    except OSError as error:
+        add(BatchResult(level.prefix[:-1] or os.curdir, error=error))

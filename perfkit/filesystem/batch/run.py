@@ -12,18 +12,7 @@ from perfkit.filesystem.thread_map import map_in_threads, usable_cpus
 from perfkit.progress.meter import Progress
 from perfkit.progress.stage import Stage
 
-__all__ = [
-    "BATCH_FILES",
-    "BatchResult",
-    "BatchRun",
-    "OnError",
-    "Path",
-    "temporary_name",
-    "temporary_path",
-    "try_unlink",
-]
-
-BATCH_FILES = 64
+__all__ = ["BatchResult", "BatchRun", "OnError", "Path", "temporary_path", "try_unlink"]
 
 T = TypeVar("T")
 OnError = Literal["stop", "continue"]
@@ -35,7 +24,7 @@ class BatchResult(NamedTuple):
 
     name: str  # relative to the tree, or as it was given
     size: int = 0  # bytes that were written
-    how: str = ""  # reflink, copy, link, symlink, move, remove or write
+    how: str = ""  # reflink, copy, link, symlink, move or remove
     error: Exception | None = None
 
 
@@ -106,17 +95,13 @@ class BatchRun:
             raise BatchError(self.results)
 
 
-def temporary_name() -> str:
-    return f".perfkit-{secrets.token_hex(8)}~"
-
-
 def temporary_path(path: str) -> str:
     """An unused name in the same directory."""
-    return os.path.join(os.path.dirname(path.rstrip("/")), temporary_name())
+    return os.path.join(os.path.dirname(path.rstrip("/")), f".perfkit-{secrets.token_hex(8)}~")
 
 
-def try_unlink(path: str, directory: int | None = None) -> None:
+def try_unlink(path: str) -> None:
     try:
-        os.unlink(path, dir_fd=directory)
+        os.unlink(path)
     except OSError:
         pass

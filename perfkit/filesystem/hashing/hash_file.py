@@ -47,7 +47,6 @@ def hash_file(
     chunk_bytes: int | None = None,
     whole: bool = True,
     lease: bool = False,
-    threads: int | None = None,
 ) -> FileHash:
     """SHA-256 of one file, using a few MiB of memory whatever its size.
 
@@ -60,7 +59,6 @@ def hash_file(
         lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
             mapped (mmap(2)), not read. Whoever opens the file for writing or truncates it waits until the lease is
             given up, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody waits.
-        threads: by default one per processor, at most four.
 
     Raises:
         FileChangedError: the file changed in content, size or metadata while it was read.
@@ -80,7 +78,7 @@ def hash_file(
         elif whole:
             digest, chunks = _both(source, chunk_bytes)
         else:
-            chunks = _chunks(source, chunk_bytes, threads or usable_cpus())
+            chunks = _chunks(source, chunk_bytes)
         return source.confirmed(digest, chunk_bytes, tuple(chunks))
 
 
@@ -268,7 +266,7 @@ class _Chunks:
         return self._done
 
 
-def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
+def _chunks(source: _Source, chunk_bytes: int) -> list[str]:
     """Only the chunks: each thread takes the next one until none is left."""
     if source.size < READ_BYTES:
         chunks = _Chunks(chunk_bytes)
@@ -277,6 +275,7 @@ def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
     total = -(-source.size // chunk_bytes)
     found = [""] * total
     numbers = count()  # its `next` is atomic
+    threads = min(usable_cpus(), total)
 
     def work(_: int) -> None:
         buffer = memoryview(bytearray(min(READ_BYTES, chunk_bytes)))
@@ -286,6 +285,6 @@ def _chunks(source: _Source, chunk_bytes: int, threads: int) -> list[str]:
             source.feed(digest.update, start, min(source.size, start + chunk_bytes), buffer)
             found[number] = digest.hexdigest()
 
-    for _ in map_in_threads(work, range(min(threads, total)), threads):
+    for _ in map_in_threads(work, range(threads), threads):
         pass
     return found

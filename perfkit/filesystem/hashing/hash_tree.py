@@ -30,18 +30,16 @@ def hash_tree(
     include: Iterable[str] = (),
     exclude: Iterable[str] = (),
     without: Iterable[str] = (),
-    cpus: int | None = None,
     progress: Progress | None = None,
 ) -> Iterator[FileHash]:
     """SHA-256 of every regular file of a tree, in the order in which they are finished; symlinks are not followed.
 
     A file that can't be read, or was modified while it was read, is a result with `error` set. Closing the iterator
     ends the work. A large tree is shared with a second process, which lives as long as the iterator; each process uses
-    less than 16 MB of memory.
+    less than 16 MB of memory. With one processor, no process or thread is started.
 
     Args:
         include, exclude, without: as in `ScanOptions`.
-        cpus: processors to use, by default all, at most four; with 1, no process or thread is started.
         progress: displays the work; then the sizes of all files are added up before.
 
     Raises:
@@ -50,7 +48,7 @@ def hash_tree(
     options = ScanOptions(include=include, exclude=exclude, without=frozenset(without))
     found = scan_batches(root, options, batch=_WAITING_FILES, types_only=True)
     files = (entry for batch in found for entry in batch if entry.mode == stat.S_IFREG or entry.error)
-    hashes = hash_many(root, files, cpus=cpus)
+    hashes = hash_many(root, files)
     return hashes if progress is None else _shown(hashes, root, options, progress)
 
 
@@ -65,11 +63,9 @@ def _shown(
             yield each
 
 
-def hash_many(
-    root: str | os.PathLike[str], entries: Iterable[ScanEntry], *, cpus: int | None = None
-) -> Iterator[FileHash]:
+def hash_many(root: str | os.PathLike[str], entries: Iterable[ScanEntry]) -> Iterator[FileHash]:
     """SHA-256 of these files of a tree, as they are finished; only names and errors of the entries are used."""
-    cpus = cpus or usable_cpus()
+    cpus = usable_cpus()
     more = iter(entries)
     waiting = deque(islice(more, _WAITING_FILES))  # before all else, so that errors of the scan are raised first
     if not waiting:

@@ -17,6 +17,7 @@ from perfkit.errors import ManifestError
 from perfkit.releases.format import most_compressed, most_content
 from perfkit.releases.format.columns import Reader, pack_column, unzigzag, zigzag
 from perfkit.releases.format.differences import restore
+from perfkit.releases.format.draft import parse_draft
 from perfkit.releases.format.frames import Write
 from perfkit.releases.format.manifest import MAX_MANIFEST_BYTES, Manifest, pair_entries
 from perfkit.releases.format.zstd import compress, decompress, decompress_stream, prefix_dictionary
@@ -26,13 +27,13 @@ __all__ = ["MAX_GROUP_BYTES", "MAX_GROUP_SPANS", "Delta", "Group", "Groups", "Sl
 MAX_GROUP_BYTES = 3 << 20  # limit of a group's old content, and of its new content
 MAX_GROUP_SPANS = 1 << 16  # limit of the parts of files that either consists of
 _MAX_TABLE_BYTES = 64 << 20
-_MAGIC = b"perfkit delta 3\n"
-_MAGIC_1 = b"perfkit delta 1\n"  # has no differences, and is still read; no release had version 2
-_HEAD_BYTES = len(_MAGIC) + 64 + 8
+_MAGIC = b"perfkit delta 4\n"
+_MAGIC_3 = b"perfkit delta 3\n"  # has all digests and that of the old manifest, and is still read
+_HEAD_BYTES = len(_MAGIC) + 32 + 8
 _READ_BYTES = 64 << 10
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, order=True)
 class Span:
     """Bytes from `offset` to `offset + length` (exclusive) of an entry of a manifest.
 
@@ -96,11 +97,9 @@ class Delta:
     """An open delta, whose table has been read and whose frames follow in the file.
 
     Attributes:
-        origin_sha256: of the manifest that it applies to.
         target_sha256: of the manifest that it produces.
     """
 
-    origin_sha256: bytes
     target_sha256: bytes
     _bytes: int = field(repr=False)
     _file: BinaryIO = field(repr=False)
@@ -116,16 +115,17 @@ class Delta:
         end = file.seek(0, os.SEEK_END)
         file.seek(0)
         start = _exactly(file, _HEAD_BYTES)
-        first = start.startswith(_MAGIC_1)
-        head = Reader(start, "delta", _MAGIC_1 if first else _MAGIC)
-        origin, target = head.take(32), head.take(32)
+        if start.startswith(_MAGIC_3):
+            start = _MAGIC + start[len(_MAGIC) + 32 :] + _exactly(file, 32)
+        head = Reader(start, "delta", _MAGIC)
+        target = head.take(32)
         packed, size = head.number(), head.number()
         if not 0 < packed <= min(_MAX_TABLE_BYTES, end) or size > min(_MAX_TABLE_BYTES, most_content(end)):
             _refuse("its table exceeds the limit")
-        return cls(origin, target, end, file, _Table(decompress(_exactly(file, packed), size), first=first))
+        return cls(target, end, file, _Table(decompress(_exactly(file, packed), size)))
 
     def new_manifest(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES, known: bool = False) -> Manifest:
-        """The manifest that the delta produces; call it once, before `groups`.
+        """The manifest that a delta without groups produces; call it once.
 
         Args:
             old: the manifest that it applies to.
@@ -134,10 +134,15 @@ class Delta:
 
         Raises:
             ManifestError: `old` is another one, or the delta is damaged.
-            UnsafePathError: an unsafe name in the new manifest.
+            UnsafePathError: an unsafe name in the new manifest, or in what is made from another `old`.
         """
-        if old.sha256 != self.origin_sha256:
-            _refuse(f"it applies to manifest {self.origin_sha256.hex()}, not {old.sha256.hex()}")
+        return Manifest.parse(self._new_bytes(old, most_bytes), sha256=self.target_sha256, known=known)
+
+    def draft(self, old: Manifest, *, most_bytes: int = MAX_MANIFEST_BYTES) -> Manifest:
+        """As `new_manifest`, but without the digests of what the groups make; call it once, before `groups`."""
+        return parse_draft(self._new_bytes(old, most_bytes))
+
+    def _new_bytes(self, old: Manifest, most_bytes: int) -> bytes:
         made, raw = BytesIO(), memoryview(old.raw)
         if sum(self._table.slices[0]) > min(most_bytes, most_content(self._bytes) + 2 * len(raw)):
             _refuse("its manifest exceeds the limit")
@@ -145,10 +150,13 @@ class Delta:
             if start + source > len(old.raw):
                 _refuse("it refers beyond the end of the old manifest")
             made.write(decompress(_exactly(self._file, size), length, prefix=raw[start : start + source]))
-        return Manifest.parse(made.getvalue(), sha256=self.target_sha256, known=known)
+        return made.getvalue()
 
     def groups(self, old: Manifest, new: Manifest) -> Groups:
         """The groups of the delta, in order; can be iterated repeatedly. They are checked against both manifests.
+
+        Args:
+            new: the new one, or its draft.
 
         Every blob of `new` that `old` does not have is produced for one of its entries (the others are copies of that
         one); empty blobs are not listed.
@@ -161,7 +169,7 @@ class Delta:
         return groups
 
     def apply(self, groups: Iterable[Group], read: Callable[[Span], bytes | None], write: Write) -> int:
-        """Produce the new blobs, group by group; call it once, after `new_manifest`.
+        """Produce the new blobs, group by group; call it once, after `draft`.
 
         Groups with missing sources and damaged groups are skipped; all others are produced.
 
@@ -243,16 +251,14 @@ def _scatter(outputs: tuple[Span, ...], chunks: Iterable[bytes | bytearray], wri
 class _Table:
     """The table of a delta: columns, to be resolved against manifests."""
 
-    def __init__(self, raw: bytes, *, first: bool) -> None:
+    def __init__(self, raw: bytes) -> None:
         reader = Reader(raw, "delta table", b"")
         slices, groups, sources, outputs = (reader.number() for _ in range(4))
         columns = [reader.column(width, slices) for width in (4, 8, 4, 4)]
         self.slices = columns  # length, offset and length in the old manifest, size of the frame
-        self.sources_of, self.outputs_of, self.bytes = (reader.column(4, groups) for _ in range(3))
-        self.first_version = first
-        self.differences = array("I", bytes(4 * groups)) if first else reader.column(4, groups)
+        self.sources_of, self.outputs_of, self.bytes, self.differences = (reader.column(4, groups) for _ in range(4))
         self.sources = [reader.column(width, sources) for width in (4, 8, 4)]
-        self.gaps = array("I", bytes(4 * sources)) if first else reader.column(4, sources)
+        self.gaps = reader.column(4, sources)
         self.outputs = [reader.column(width, outputs) for width in (4, 8, 4)]
         reader.end()
         if sum(self.sources_of) != sources or sum(self.outputs_of) != outputs or 0 in self.outputs_of:
@@ -265,9 +271,8 @@ class _Table:
 
     def groups(self, old: Manifest, new: Manifest) -> Iterator[Group]:
         """The groups, with their bounds checked."""
-        from_manifests = (old,) if self.first_version else (old, new)
-        sources = _spans(self.sources, from_manifests, absolute=self.first_version)
-        outputs = _spans(self.outputs, (new,), absolute=self.first_version)
+        sources = _spans(self.sources, (old, new))
+        outputs = _spans(self.outputs, (new,))
         gaps = iter(self.gaps)
         columns = (self.sources_of, self.outputs_of, self.bytes, self.differences)
         for from_count, to_count, size, differences in zip(*columns, strict=True):
@@ -296,20 +301,18 @@ class Groups:
         return self._table.groups(self._old, self._new)
 
 
-def _spans(columns: Sequence[array[int]], manifests: Sequence[Manifest], *, absolute: bool) -> Iterator[Span]:
-    """Decode spans from columns: steps between entries, offsets, and lengths, where 0 is the rest of the file.
+def _spans(columns: Sequence[array[int]], manifests: Sequence[Manifest]) -> Iterator[Span]:
+    """Decode spans from columns: steps between entries, from the span before, and lengths; 0 is the rest of the file.
 
     Args:
         manifests: whose entries are counted, one after the other.
-        absolute: whether offsets are from the file's beginning, or else from the end of a span before of the same file.
     """
     last, end = -1, 0
     for step, offset, length in zip(*columns, strict=True):
         entry = last + 1 + unzigzag(step)
         manifest, number = _entry_of(manifests, entry)
         size = manifest.size(number)
-        if not absolute:
-            offset = unzigzag(offset) + (end if entry == last else 0)
+        offset = unzigzag(offset) + (end if entry == last else 0)
         length = length or max(0, size - offset)
         if not 0 < length <= size - offset <= size:
             _refuse(f"it refers beyond the end of {manifest.name(number)}")
@@ -368,7 +371,7 @@ def write_delta(
     """Write a delta that `Delta.open` reads.
 
     Args:
-        slices: the new manifest, in order.
+        slices: the new manifest, or its draft, in order.
         groups: with the sizes of their frames.
         frames: one for each group.
     """
@@ -391,7 +394,7 @@ def write_delta(
         )
     )
     table = compress(raw)
-    write(_MAGIC + old.sha256 + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
+    write(_MAGIC + new.sha256 + len(table).to_bytes(4, "little") + len(raw).to_bytes(4, "little"))
     write(table)
     for part in slices:
         write(part.frame)

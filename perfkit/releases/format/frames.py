@@ -109,7 +109,7 @@ def tag(data: bytes) -> int:
 def split_pieces(file: BinaryIO) -> Iterator[bytes]:
     """Split a file into content-defined pieces, so that an edit changes only the pieces around it.
 
-    Lines end after a line feed; where there is none in 1,024 bytes, after the first mark in them. The CRC-32 and the
+    Lines end after a line feed; if 1,024 bytes have none, after the first mark in them. The CRC-32 and the
     length of a line decide whether a piece ends after it (see `docs/format.md`), between 8 KiB and 128 KiB.
     """
     piece = bytearray()

@@ -192,6 +192,13 @@ class Manifest:
         start = self._flags_at + len(self)
         return (self.raw[at : at + 32] for at in range(start, start + 32 * len(self), 32))
 
+    def with_digests(self, changes: Iterable[tuple[int, bytes | bytearray]]) -> bytes:
+        """The canonical bytes, with other digests for some entries."""
+        raw, start = bytearray(self.raw), self._flags_at + len(self)
+        for index, digest in changes:
+            raw[start + 32 * index : start + 32 * (index + 1)] = digest
+        return bytes(raw)
+
     def same(self, index: int, other: Manifest, there: int) -> bool:
         """Whether an entry has the same content and mode as an entry of another manifest."""
         return self.digest(index) == other.digest(there) and self.executable(index) == other.executable(there)

@@ -14,7 +14,7 @@ from typing import BinaryIO, NamedTuple
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Span
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.publish.blob_reader import BlobReader
-from perfkit.releases.publish.similarity import Block, SimilarityIndex
+from perfkit.releases.publish.similarity import SimilarityIndex, joined
 
 try:
     import hdiffpatch
@@ -59,7 +59,7 @@ def predicted_groups(
 ) -> Iterator[PredictedGroup]:
     """The groups of these spans of `new`, in order. `Comparison` has the other arguments."""
     outputs: list[Span] = []
-    blocks: set[Block] = set()
+    blocks: set[Span] = set()
     contents: list[bytes] = []
     for span in spans:
         entry, offset, end = span.entry, span.offset, span.offset + span.length
@@ -67,40 +67,27 @@ def predicted_groups(
             file.seek(offset)
             while content := file.read(min(_BATCH_BYTES, end - offset)):
                 if outputs and sum(map(len, contents)) + len(content) > _BATCH_BYTES:
-                    yield from _matched(old, _joined(blocks), b"".join(contents), outputs)
+                    yield from _matched(old, joined(blocks), b"".join(contents), outputs)
                     outputs, blocks, contents = [], set(), []
                 outputs.append(Span(entry, offset, len(content)))
                 contents.append(content)
                 blocks |= _like(old, new, entry, offset, content, similar)
                 offset += len(content)
     if outputs:
-        yield from _matched(old, _joined(blocks), b"".join(contents), outputs)
+        yield from _matched(old, joined(blocks), b"".join(contents), outputs)
 
 
 def _like(
     old: BlobReader, new: Manifest, entry: int, offset: int, content: bytes, similar: Callable[[], SimilarityIndex]
-) -> set[Block]:
+) -> set[Span]:
     """The old content to compare a part of a new file with: the same place under the same name, or similar files."""
     before = old.manifest.find(new.name(entry))
     if before is not None and (before := old.entry(old.manifest.digest(before))) is not None:
         size = old.manifest.size(before)
         start = min(max(0, offset - _AROUND_BYTES), max(0, size - len(content) - _AROUND_BYTES))
         end = min(size, offset + len(content) + _AROUND_BYTES)
-        return {Block(before, start, end - start)}
+        return {Span(before, start, end - start)}
     return set(similar().find(content, limit=min(_LIKE_BYTES, 4 * len(content))))
-
-
-def _joined(blocks: set[Block]) -> list[Span]:
-    """The blocks as spans that neither overlap nor touch."""
-    spans: list[Span] = []
-    for block in sorted(blocks):
-        last = spans[-1] if spans else None
-        if last is not None and last.entry == block.entry and block.offset <= last.offset + last.length:
-            length = max(last.length, block.offset + block.length - last.offset)
-            spans[-1] = Span(last.entry, last.offset, length)
-        else:
-            spans.append(Span(block.entry, block.offset, block.length))
-    return spans
 
 
 def _matched(old: BlobReader, spans: list[Span], content: bytes, outputs: list[Span]) -> Iterator[PredictedGroup]:
@@ -169,24 +156,19 @@ class _Numbers:
     """Reads the integers of a patch."""
 
     def __init__(self, data: bytes, place: int) -> None:
-        self._data = data
-        self._place = place
+        self._bytes = iter(memoryview(data)[place:])
 
     def unsigned(self) -> int:
-        return self._rest(self._next(), 7)
+        return self._rest(next(self._bytes), 7)
 
     def signed(self) -> int:
-        first = self._next()
+        first = next(self._bytes)
         value = self._rest(first, 6)
         return -value if first & 0x80 else value
 
     def _rest(self, byte: int, bits: int) -> int:
         value, more = byte & (1 << bits) - 1, byte >> bits & 1
         while more:
-            byte = self._next()
+            byte = next(self._bytes)
             value, more = value << 7 | byte & 0x7F, byte >> 7
         return value
-
-    def _next(self) -> int:
-        self._place += 1
-        return self._data[self._place - 1]

@@ -16,13 +16,14 @@ from perfkit.progress.stage import Stage
 from perfkit.releases.format.delta import MAX_GROUP_BYTES, MAX_GROUP_SPANS, Group, Span, write_delta
 from perfkit.releases.format.differences import AVAILABLE as AVAILABLE_DIFFERENCES
 from perfkit.releases.format.differences import encode_differences, no_differences
+from perfkit.releases.format.draft import draft_bytes
 from perfkit.releases.format.manifest import Manifest
 from perfkit.releases.format.zstd import compress
 from perfkit.releases.publish.binary_groups import HEAD_BYTES, PredictedGroup, is_binary, predicted_groups
 from perfkit.releases.publish.blob_reader import BlobReader
 from perfkit.releases.publish.frame_table import FrameTable
 from perfkit.releases.publish.manifest_patch import manifest_slices
-from perfkit.releases.publish.similarity import BLOCK_BYTES, Block, SimilarityIndex, line_marks, unknown_bytes
+from perfkit.releases.publish.similarity import BLOCK_BYTES, SimilarityIndex, joined, line_marks, unknown_bytes
 from perfkit.releases.publish.site import ObjectWriter
 
 __all__ = ["Comparison", "encode_delta", "new_blobs"]
@@ -92,8 +93,9 @@ def encode_delta(between: Comparison, writer: ObjectWriter, threads: ThreadPoolE
         groups.append(group)
         frames.append(frame)
         shown.count(count_bytes=group.size)
-    slices = list(threads.map(lambda make: make(), manifest_slices(between.old.manifest, between.new)))
-    write_delta(writer.write, between.old.manifest, between.new, slices, groups, frames)
+    old, draft = between.old.manifest, draft_bytes(between.new, between.wanted)
+    slices = list(threads.map(lambda make: make(), manifest_slices(old.raw, draft)))
+    write_delta(writer.write, old, between.new, slices, groups, frames)
 
 
 def _tasks(between: Comparison) -> Iterator[_Task]:
@@ -229,7 +231,7 @@ def _grouped(
     opened: Callable[[int], BinaryIO], spans: Iterable[Span], finder: _SourceFinder
 ) -> Iterator[tuple[list[Span], list[Span]]]:
     """Sources and outputs of each group: as many adjacent files as the limits allow."""
-    blocks: set[Block] = set()
+    blocks: set[Span] = set()
     outputs: list[Span] = []
     size = source_bytes = 0
     for entry, offset, length in map(astuple, spans):
@@ -242,7 +244,7 @@ def _grouped(
                 more = sum(block.length for block in fresh)
                 full = size + len(content) > MAX_GROUP_BYTES or source_bytes + more > MAX_GROUP_BYTES
                 if outputs and (full or max(len(outputs), len(blocks | mine)) >= MAX_GROUP_SPANS):
-                    yield _merged(finder.without_own(blocks, outputs[0])), outputs
+                    yield joined(finder.without_own(blocks, outputs[0])), outputs
                     blocks, outputs, size, source_bytes = set(), [], 0, 0
                     fresh, more = mine, sum(block.length for block in mine)
                 blocks |= fresh
@@ -251,7 +253,7 @@ def _grouped(
                 size += len(content)
                 offset += len(content)
     if outputs:
-        yield _merged(finder.without_own(blocks, outputs[0])), outputs
+        yield joined(finder.without_own(blocks, outputs[0])), outputs
 
 
 class _SourceFinder:
@@ -271,7 +273,7 @@ class _SourceFinder:
         self._count = len(old.manifest)
         self._made = SimilarityIndex(total_bytes)
 
-    def find(self, entry: int, offset: int, content: bytes) -> set[Block]:
+    def find(self, entry: int, offset: int, content: bytes) -> set[Span]:
         """The same place in the old file; and for other lines new blocks that come before, and similar old ones.
 
         What is new in modules and in bundles that are made of them is so compressed once.
@@ -292,26 +294,15 @@ class _SourceFinder:
             self._made.add(self._count + entry, offset + at, content[at : at + _MADE_BYTES])
         return blocks
 
-    def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Block]:
+    def _same_place(self, entry: int, offset: int, length: int) -> Iterator[Span]:
         named = self._old.manifest.find(self._new.name(entry))
         before = None if named is None else self._old.entry(self._old.manifest.digest(named))
         if before is not None:
             size = self._old.manifest.size(before)
             start = max(0, offset - BLOCK_BYTES) // BLOCK_BYTES * BLOCK_BYTES
             for at in range(start, min(size, offset + length + BLOCK_BYTES), BLOCK_BYTES):
-                yield Block(before, at, min(BLOCK_BYTES, size - at))
+                yield Span(before, at, min(BLOCK_BYTES, size - at))
 
-    def without_own(self, blocks: set[Block], first: Span) -> set[Block]:
+    def without_own(self, blocks: set[Span], first: Span) -> set[Span]:
         """The blocks, without those of the group that begins with `first`."""
         return {block for block in blocks if (block.entry, block.offset) < (self._count + first.entry, first.offset)}
-
-
-def _merged(blocks: set[Block]) -> list[Span]:
-    spans: list[Span] = []
-    for block in sorted(blocks):
-        last = spans[-1] if spans else None
-        if last is not None and last.entry == block.entry and last.offset + last.length == block.offset:
-            spans[-1] = Span(last.entry, last.offset, last.length + block.length)
-        else:
-            spans.append(Span(block.entry, block.offset, block.length))
-    return spans

@@ -25,22 +25,22 @@ _QUICK: dict[int, int] = {
 def manifest_patch(old: Manifest, new: Manifest) -> bytes:
     """A delta that makes the new manifest from the old one, and no contents."""
     patch = BytesIO()
-    write_delta(patch.write, old, new, [make() for make in manifest_slices(old, new, quick=True)], [], [])
+    write_delta(patch.write, old, new, [make() for make in manifest_slices(old.raw, new.raw, quick=True)], [], [])
     return patch.getvalue()
 
 
-def manifest_slices(old: Manifest, new: Manifest, *, quick: bool = False) -> Iterator[Callable[[], Slice]]:
-    """What makes each part of the new manifest, from the part of the old one at the same relative position.
+def manifest_slices(old: bytes, new: bytes, *, quick: bool = False) -> Iterator[Callable[[], Slice]]:
+    """What makes each part of a manifest, or of a draft, from the part of the old one at the same relative position.
 
     Args:
         quick: whether not to look for a smaller form where much has changed.
     """
     source = MAX_GROUP_BYTES
-    for start in range(0, len(new.raw), _SLICE_BYTES):
-        middle = start * len(old.raw) // len(new.raw)
-        first = max(0, min(middle - _SLICE_BYTES, len(old.raw) - source))
-        part = new.raw[start : start + _SLICE_BYTES]
-        yield functools.partial(_slice, part, first, old.raw[first : first + source], quick)
+    for start in range(0, len(new), _SLICE_BYTES):
+        middle = start * len(old) // len(new)
+        first = max(0, min(middle - _SLICE_BYTES, len(old) - source))
+        part = new[start : start + _SLICE_BYTES]
+        yield functools.partial(_slice, part, first, old[first : first + source], quick)
 
 
 def _slice(part: bytes, first: int, prefix: bytes, quick: bool) -> Slice:

@@ -362,9 +362,11 @@ class _Publisher:
                     return PackedRef(self._site.put(patch), len(self._manifest.raw)), base
         return self._site.put_packed(self._manifest.raw), None
 
-    def _reader(self, packed: PackedRef, manifest: Manifest) -> BlobReader:
-        """Reads packs until the end of publishing."""
+    def _reader(self, release: Pointer | ReleaseRecord, packed: PackedRef) -> BlobReader:
+        """Reads packs of a release, by one of its indexes, until the end of publishing."""
         if packed not in self._readers:
+            known = {reader.manifest.sha256.hex(): reader.manifest for reader in self._readers.values()}
+            manifest = known.get(release.manifest_sha256) or _read_manifest(self._site, release)
             reader = BlobReader(self._site, manifest, Index.parse(self._site.get_packed(packed), manifest, known=True))
             self._readers[packed] = self._stack.enter_context(contextlib.closing(reader))
         return self._readers[packed]
@@ -373,9 +375,10 @@ class _Publisher:
         """Write new packs; returns the large and the small frames, and the bytes of new small ones."""
         fine, solid, old, old_solid, copies = FrameTable(), FrameTable(), None, None, Copies()
         if self._previous is not None:
-            before = _read_manifest(self._site, self._previous)
-            copies = Copies.between(before, self._first)
-            old, old_solid = (self._reader(each, before) for each in (self._previous.fine, self._previous.solid))
+            old, old_solid = (
+                self._reader(self._previous, each) for each in (self._previous.fine, self._previous.solid)
+            )
+            copies = Copies.between(old.manifest, self._first)
             fine = FrameTable.kept(old.index, copies)
         fresh = solid_order(self._manifest, set(self._first.values()).difference(fine.entries))
         shared = self._dictionary(fine, fresh)
@@ -434,7 +437,7 @@ class _Publisher:
         target = short_digest(self._manifest.sha256.hex())
         origins = [each for each in self._history.records if each.manifest_sha256 != self._manifest.sha256.hex()]
         for record in reversed(origins[-keep:] if keep else []):
-            old = self._reader(record.fine, _read_manifest(self._site, record))
+            old = self._reader(record, record.fine)
             wanted = new_blobs(old.manifest, self._first)
             size = self._size(wanted)
             with (

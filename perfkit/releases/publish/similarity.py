@@ -9,9 +9,10 @@ from __future__ import annotations
 import zlib
 from collections import defaultdict
 from collections.abc import Container, Iterable
-from dataclasses import dataclass
 
-__all__ = ["BLOCK_BYTES", "Block", "SimilarityIndex", "line_marks", "unknown_bytes"]
+from perfkit.releases.format.delta import Span
+
+__all__ = ["BLOCK_BYTES", "SimilarityIndex", "joined", "line_marks", "unknown_bytes"]
 
 BLOCK_BYTES = 64 << 10
 _LINES_PER_INDEX = 500_000
@@ -19,15 +20,6 @@ _LINE_BYTES = 40  # of a typical line of text
 _SHORT_BYTES = 6  # shorter lines are ignored
 _LONG_BYTES = 1 << 12
 _OWNERS = 4  # the first blocks with a line share its weight; further ones are ignored
-
-
-@dataclass(frozen=True, slots=True, order=True)
-class Block:
-    """A range of a file."""
-
-    entry: int
-    offset: int
-    length: int
 
 
 class SimilarityIndex:
@@ -39,13 +31,13 @@ class SimilarityIndex:
 
     def __init__(self, total_bytes: int) -> None:
         self._rate = 1 + total_bytes // (_LINES_PER_INDEX * _LINE_BYTES)
-        self._blocks: list[Block] = []
+        self._blocks: list[Span] = []
         self._owners: dict[int, int | tuple[int, ...]] = {}
 
     def add(self, entry: int, offset: int, content: bytes) -> None:
         """Index a block of a file."""
         number = len(self._blocks)
-        self._blocks.append(Block(entry, offset, len(content)))
+        self._blocks.append(Span(entry, offset, len(content)))
         owners = self._owners
         for mark in self._marks(content):
             found = owners.get(mark)
@@ -61,7 +53,7 @@ class SimilarityIndex:
         rate, marks = self._rate, line_marks(content)
         return marks if rate == 1 else {mark: size for mark, size in marks.items() if mark % rate == 0}
 
-    def find(self, content: bytes, *, limit: int, known: Container[int] = ()) -> list[Block]:
+    def find(self, content: bytes, *, limit: int, known: Container[int] = ()) -> list[Span]:
         """The blocks that share most with this content, best first, of at most `limit` bytes in total.
 
         Args:
@@ -76,7 +68,7 @@ class SimilarityIndex:
             elif found is not None:
                 for number in found:
                     votes[number] += 4 * size // len(found)
-        chosen: list[Block] = []
+        chosen: list[Span] = []
         taken = 0
         least = 4 * sum(marks.values()) // 200
         for number in sorted(votes, key=lambda number: (-votes[number], number)):
@@ -86,6 +78,19 @@ class SimilarityIndex:
             chosen.append(block)
             taken += block.length
         return chosen
+
+
+def joined(blocks: Iterable[Span]) -> list[Span]:
+    """The blocks as spans that neither overlap nor touch."""
+    spans: list[Span] = []
+    for block in sorted(blocks):
+        last = spans[-1] if spans else None
+        if last is not None and last.entry == block.entry and block.offset <= last.offset + last.length:
+            length = max(last.length, block.offset + block.length - last.offset)
+            spans[-1] = Span(last.entry, last.offset, length)
+        else:
+            spans.append(block)
+    return spans
 
 
 def unknown_bytes(old: bytes, new: bytes) -> int:

@@ -9,6 +9,7 @@ from collections.abc import Iterable
 from perfkit.errors import ManifestError
 from perfkit.libc import trim_heap
 from perfkit.releases.format.delta import Delta, Span
+from perfkit.releases.format.draft import DIGEST_BYTES, complete
 from perfkit.releases.format.manifest import Manifest
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.staging import StagingArea
@@ -20,8 +21,8 @@ _log = logging.getLogger(__name__)
 
 def apply_deltas(
     paths: Iterable[str], old: Manifest, local: LocalTree, staging: StagingArea, *, most_bytes: int
-) -> Manifest:
-    """Apply deltas, and return the manifest that they lead to. Blobs that can't be made are left out.
+) -> Manifest | None:
+    """Apply deltas, and return the manifest that they lead to; None: some old content is missing.
 
     Args:
         paths: of the deltas, which are verified.
@@ -29,20 +30,28 @@ def apply_deltas(
         most_bytes: of each manifest that they lead to.
 
     Raises:
-        ManifestError: the new manifest of a delta is damaged.
+        ManifestError: a delta is damaged, or old content is not what the tree's record says.
+
+    In each case, `staging` has what could be made.
     """
     chain = list(paths)
     for number, path in enumerate(chain, 1):
         phase = "unpacking" if len(chain) == 1 else f"unpacking change {number} of {len(chain)}"
         with open(path, "rb") as file:
             delta = Delta.open(file)
-            new = delta.new_manifest(old, most_bytes=most_bytes)
-            _apply(delta, old, new, local, staging, phase=phase)
-        old = new
+            draft = delta.draft(old, most_bytes=most_bytes)
+            made = _apply(delta, old, draft, local, staging, phase=phase)
+        if made is None:
+            return None
+        old = complete(draft, made, delta.target_sha256)
     return old
 
 
-def _apply(delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str) -> None:
+def _apply(
+    delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging: StagingArea, *, phase: str
+) -> bytearray | None:
+    """Make the contents of a draft; returns the SHA-256 of each entry, those that were made; None: not all could be."""
+
     def read(span: Span) -> bytes | None:
         if span.entry < len(old):
             digest = old.digest(span.entry)
@@ -57,14 +66,16 @@ def _apply(delta: Delta, old: Manifest, new: Manifest, local: LocalTree, staging
         except FileNotFoundError:
             return None
 
-    groups = delta.groups(old, new)
+    groups, made = delta.groups(old, new), bytearray(DIGEST_BYTES * len(new))
     try:
         with staging.show_progress(phase, total_bytes=sum(group.size for group in groups)):
-            skipped = delta.apply(groups, read, staging.writer(new))
-        if skipped:
-            _log.info("%s: skipped %d of %d groups whose old files are gone", phase, skipped, len(groups))
+            skipped = delta.apply(groups, read, staging.writer(new, made))
+        if not skipped:
+            return made
+        _log.info("%s: skipped %d of %d groups whose old files are gone", phase, skipped, len(groups))
     except ManifestError as error:
         _log.warning("%s: applied only in part: %s", phase, error)
     finally:
         staging.discard_partial()
         trim_heap()
+    return None

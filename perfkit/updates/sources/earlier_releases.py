@@ -10,7 +10,8 @@ from perfkit.errors import ManifestError, UpdateError
 from perfkit.progress.text import printable
 from perfkit.releases.format.pointer import Pointer
 from perfkit.releases.format.release_history import MAX_HISTORY_BYTES, History
-from perfkit.updates.sources.site_client import SiteClient, site_url
+from perfkit.updates.source_types import site_url
+from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher
 
 __all__ = ["OfferedRelease", "list_releases", "pointer_to"]

@@ -12,7 +12,6 @@ from perfkit.archives.decompress import DecompressedStream
 from perfkit.archives.members import Limits
 from perfkit.downloads.checksum_files import CHECKSUM_FILE_BYTES, ChecksumFile, read_checksum_file
 from perfkit.downloads.checksums import Checksum, parse_checksum
-from perfkit.downloads.http.semantics import Version
 from perfkit.downloads.probe import Probe
 from perfkit.downloads.request import Request
 from perfkit.errors import ConfigError, ManifestError
@@ -142,7 +141,7 @@ class PromisedFile:
     @property
     def description(self) -> str:
         """What to call this version."""
-        return f"{version_label(self.url, Version())} {self._checksum.hex[:12]}"
+        return f"{version_label(self.url)} {self._checksum.hex[:12]}"
 
     def record(self) -> dict[str, object]:
         """JSON for `before`."""
@@ -156,7 +155,7 @@ class PromisedFile:
             SignatureError: it is not signed as it has to be.
             TransferError: it can't be fetched.
         """
-        label = version_label(self.url, Version())
+        label = version_label(self.url)
         name, promised = f"file-{self._checksum.hex}", str(self._checksum)
         request = Request(
             self.url,

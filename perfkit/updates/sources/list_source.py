@@ -150,7 +150,7 @@ class ListSource:
                 versions[each.name] = found.version
             entries[each.name] = Entry(each.name, size, digest, existing is not None and existing.executable)
         manifest = Manifest.of(entries.values())
-        self.version = f"{version_label(self.url, Version())} {manifest.sha256.hex()[:12]}"
+        self.version = f"{version_label(self.url)} {manifest.sha256.hex()[:12]}"
         self._record = {"files": {each.name: _record_of(each, versions[each.name]) for each in self._listed}}
         return manifest
 

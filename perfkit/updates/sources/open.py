@@ -6,9 +6,9 @@ The modules of the types, and of their detection, are imported when they are nee
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perfkit.downloads.checksums import parse_checksum
 from perfkit.downloads.http.urls import split_url
@@ -27,10 +27,13 @@ from perfkit.redact import masked, redacted
 from perfkit.releases.format import POINTER_NAME
 from perfkit.updates.installed import Installed
 from perfkit.updates.signers import FileSigners, Trust
-from perfkit.updates.source_types import SourceSpec, SourceType
+from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources import Source
 from perfkit.updates.sources.remote_file import RemoteFile, known_version
 from perfkit.updates.staging import Fetcher
+
+if TYPE_CHECKING:
+    from perfkit.updates.sources.release_source import ReleaseSource
 
 __all__ = ["open_source", "reopen_source"]
 
@@ -94,12 +97,31 @@ def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
         )
 
 
-def _each_site(fetcher: Fetcher, source: str, mirrors: Iterable[str]) -> Iterator[str]:
-    """The URLs of a site and of its mirrors, each while the fetcher asks it before the others."""
-    sites = [f"{url.removesuffix(POINTER_NAME).rstrip('/')}/" for url in (source, *mirrors)]
+def _each_release(
+    fetcher: Fetcher,
+    source: str,
+    mirrors: Iterable[str],
+    opened: Callable[[], ReleaseSource],
+    failures: list[PerfkitError],
+) -> Iterator[ReleaseSource]:
+    """The release of a site, and of each of its mirrors, opened while the fetcher asks that one before the others.
+
+    Args:
+        failures: where there are mirrors, takes what was wrong with each that offers none.
+    """
+    sites = [site_url(url) for url in (source, *mirrors)]
     for url in fetcher.failed_last(sites):
-        fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
-        yield url
+        if len(sites) > 1:
+            fetcher.use_mirrors(sites[0], [url, *(each for each in sites if each != url)])
+        try:
+            found = opened()
+        except PerfkitError as error:
+            if len(sites) == 1 or isinstance(error, CancelledError):
+                raise
+            failures.append(error)
+            _log.warning("%s: trying the next mirror: %s", redacted(url), error)
+        else:
+            yield found
 
 
 def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
@@ -111,32 +133,12 @@ def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, d
     """
     from perfkit.updates.sources.release_source import open_release
 
-    if not spec.mirrors:
-        only = open_release(
-            fetcher, spec.location, spec.demands, installed, release=spec.release, channel=spec.channel, dry_run=dry_run
-        )
-        only.select(spec.selection)
-        return only
+    def opened() -> ReleaseSource:
+        return open_release(fetcher, spec, installed, dry_run=dry_run)
+
     behind: Source | None = None
     failures: list[PerfkitError] = []
-    for url in _each_site(fetcher, spec.location, spec.mirrors):
-        try:
-            found = open_release(
-                fetcher,
-                spec.location,
-                spec.demands,
-                installed,
-                release=spec.release,
-                channel=spec.channel,
-                dry_run=dry_run,
-            )
-        except CancelledError:
-            raise
-        except PerfkitError as error:
-            failures.append(error)
-            _log.warning("%s: trying the next mirror: %s", redacted(url), error)
-            continue
-        found.select(spec.selection)
+    for found in _each_release(fetcher, spec.location, spec.mirrors, opened, failures):
         if spec.release is not None or found.serial >= installed.highest_serial(found.url):
             return found
         behind = behind or found
@@ -163,8 +165,7 @@ def _local_type(path: str, type: SourceType | None) -> SourceType:
 
 
 def _installed_type(url: str, installed: Installed) -> SourceType | None:
-    same = installed.is_from(url) or installed.is_from(f"{url.removesuffix(POINTER_NAME).rstrip('/')}/")
-    return installed.type if same else None
+    return installed.type if installed.is_from(url) or installed.is_from(site_url(url)) else None
 
 
 def _detect_any(fetcher: Fetcher, spec: SourceSpec) -> tuple[SourceType, Probe | None]:
@@ -332,15 +333,9 @@ def _reopen_release(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, 
     """
     from perfkit.updates.sources.release_source import reopen_release
 
-    if not mirrors:
-        return reopen_release(fetcher, installed)
     failures: list[PerfkitError] = []
-    for url in _each_site(fetcher, installed.source, mirrors):
-        try:
-            return reopen_release(fetcher, installed)
-        except CancelledError:
-            raise
-        except PerfkitError as error:
-            failures.append(error)
-            _log.warning("%s: trying the next mirror: %s", redacted(url), error)
+    for found in _each_release(
+        fetcher, installed.source, mirrors, lambda: reopen_release(fetcher, installed), failures
+    ):
+        return found
     raise failures[0]

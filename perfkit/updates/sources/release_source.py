@@ -32,10 +32,10 @@ from perfkit.updates.installed import Installed
 from perfkit.updates.local_tree import LocalTree
 from perfkit.updates.routes import Link, Offer, choose_routes
 from perfkit.updates.signers import Demands, Signers, Trust
-from perfkit.updates.source_types import SourceType
+from perfkit.updates.source_types import SourceSpec, SourceType, site_url
 from perfkit.updates.sources.delta_route import apply_deltas
 from perfkit.updates.sources.pack_route import PackRoute
-from perfkit.updates.sources.site_client import SiteClient, site_url
+from perfkit.updates.sources.site_client import SiteClient
 from perfkit.updates.staging import Fetcher, StagingArea
 
 if TYPE_CHECKING:
@@ -54,22 +54,11 @@ _LISTED_BYTES = 128  # of a list of files, for each file at most on average: 41 
 _FINE_UP_TO = 0.85  # where more is missing, small frames, which compress less, are not considered
 
 
-def open_release(
-    fetcher: Fetcher,
-    url: str,
-    demands: Demands,
-    installed: Installed,
-    *,
-    release: str | None = None,
-    channel: str | None = None,
-    dry_run: bool = False,
-) -> ReleaseSource:
+def open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool = False) -> ReleaseSource:
     """Fetch the pointer of a site, conditionally where an earlier one is staged or was installed.
 
     Args:
-        url: of the site, or of its pointer.
-        release: the version of the wanted release; None: the current one, or that of
-        channel: one of the site's channels.
+        spec: its location is the URL of the site, or of its pointer.
         dry_run: fetch no content: fetch the manifest itself, and not the delta that makes it; remember nothing.
 
     Raises:
@@ -78,21 +67,21 @@ def open_release(
         ManifestError, TransferError, OSError: there is no usable pointer.
         UpdateError: the site does not have the wanted release, or offers one from the future.
     """
-    site = SiteClient(fetcher, site_url(url), channel)
+    site = SiteClient(fetcher, site_url(spec.location), spec.channel)
     before = Trust.read(installed.root)
     if not installed.files and not dry_run:
         site.expect_much()
-    offered, trust = _fetch_pointer(site, before, demands.signers, _recorded(installed, site))
+    offered, trust = _fetch_pointer(site, before, spec.demands.signers, _recorded(installed, site))
     _refuse_future(site, offered.pointer)
-    _refuse_outdated(site, offered.pointer, trust, demands)
+    _refuse_outdated(site, offered.pointer, trust, spec.demands)
     if not dry_run:
         trust._replace(serial=offered.pointer.serial).remember(before)
-    if release is not None and release != offered.pointer.version:
+    if spec.release is not None and spec.release != offered.pointer.version:
         from perfkit.updates.sources.earlier_releases import pointer_to
 
-        pointer = pointer_to(site, offered.pointer, release)
+        pointer = pointer_to(site, offered.pointer, spec.release)
         offered = _Offered(pointer.encode(), pointer, Version())  # the validators are the current pointer's
-    return ReleaseSource(site, offered, installed, dry_run=dry_run)
+    return ReleaseSource(site, offered, installed, selection=spec.selection, dry_run=dry_run)
 
 
 def _refuse_future(site: SiteClient, pointer: Pointer) -> None:
@@ -206,12 +195,24 @@ class ReleaseSource:
 
     Three routes lead to a blob: deltas from the installed release, which also produce the new manifest; packs of small
     frames; and packs of large ones. All are priced; where one fails, the next is taken.
+
+    Args:
+        selection: the wanted files; None: as they were selected at the last sync. Deltas are of whole releases, so that
+            the files of a part come by blocks.
     """
 
     type = SourceType.RELEASE
     keep_staged = frozenset({POINTER_NAME})
 
-    def __init__(self, site: SiteClient, offered: _Offered, installed: Installed, *, dry_run: bool = False) -> None:
+    def __init__(
+        self,
+        site: SiteClient,
+        offered: _Offered,
+        installed: Installed,
+        *,
+        selection: Selection | None = None,
+        dry_run: bool = False,
+    ) -> None:
         pointer = offered.pointer
         self.url = site.url
         self.version = pointer.version
@@ -222,24 +223,17 @@ class ReleaseSource:
         self._installed = installed
         self._dry_run = dry_run
         self._link = Link(latency_s=site.latency_s)
-        self._deltas = [delta.object for delta in pointer.chain(installed.manifest_sha256)]
         recorded = installed.state if installed.type is self.type and installed.is_from(site.url) else {}
         self._recorded = _recorded_selection(recorded)
         self._installed_release = recorded.get("release", installed.manifest_sha256)
         self._all: Manifest | None = None  # all files of the release, of which some are selected
-        self.select(None)
+        self._selection = self._recorded if selection is None else selection if str(selection) else None
+        chain = pointer.chain(installed.manifest_sha256) if self._selection is None else ()
+        self._deltas = [delta.object for delta in chain]
         self._pack_routes: dict[str, PackRoute] = {}
         self._exhausted: set[tuple[str, str]] = set()  # routes and variants that brought what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
-
-    def select(self, selection: Selection | None) -> None:
-        """Want these files only; None: as they were selected at the last sync. Deltas are of whole releases, so that
-        the files of a part come by blocks.
-        """
-        self._selection = self._recorded if selection is None else selection if str(selection) else None
-        if self._selection is not None:
-            self._deltas = []
 
     def unchanged(self) -> bool:
         """Whether the files of the pointer are installed, under whatever version."""
@@ -296,7 +290,8 @@ class ReleaseSource:
                 return Manifest.parse(file.read(), sha256=sha256)
         if staging is not None and self._delta_is_best():
             with self._trying("delta", ""):
-                return self._apply_deltas(local, staging)
+                if (made := self._apply_deltas(local, staging)) is not None:
+                    return made
         likely = self._pointer.fine if len(local) else self._pointer.solid  # of what `_indexes` will choose
         beside = [] if staging is None else [likely.object]
         if self._pointer.base is not None:
@@ -328,14 +323,14 @@ class ReleaseSource:
         clear = len(self._deltas) == 1 or index_bytes > _INDEX_SHARE * sum(delta.bytes for delta in self._deltas)
         return bool(self._deltas) and clear and not self._dry_run
 
-    def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest:
-        """The release's manifest, and its new blobs, by the deltas from the installed release."""
+    def _apply_deltas(self, local: LocalTree, staging: StagingArea) -> Manifest | None:
+        """Make new blobs, by the deltas from the installed release; returns the release's manifest if all were made."""
         self._exhausted.add(("delta", ""))
         paths = self._site.get(self._deltas, f"changes since {self._installed.version}")
-        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
-        if manifest.sha256.hex() != self._pointer.manifest_sha256:
-            raise ManifestError("delta: it does not lead to this release")
         self._taken.append("delta")
+        manifest = apply_deltas(paths, self._installed.manifest, local, staging, most_bytes=self._most_bytes)
+        if manifest is not None and manifest.sha256.hex() != self._pointer.manifest_sha256:
+            raise ManifestError("delta: it does not lead to this release")
         return manifest
 
     def _indexed(self, manifest: Manifest, local: LocalTree) -> Manifest:

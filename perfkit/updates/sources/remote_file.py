@@ -35,7 +35,7 @@ def known_version(state: Mapping[str, Any]) -> Version | None:
     return version or None
 
 
-def version_label(url: str, version: Version) -> str:
+def version_label(url: str, version: Version = Version()) -> str:
     """What to call a version of a file: its name, and its date and ETag where it has them. Others can read it, so it
     has no secrets of the URL and no control characters of the server.
     """
@@ -108,16 +108,26 @@ class RemoteFile:
 
     def parts(
         self, ranges: Iterable[tuple[int, int]], labels: Iterable[str] = (), *, phase: str = "fetching"
-    ) -> list[str]:
-        """Paths of files with the bytes of these ranges, which are not verified yet.
+    ) -> list[str] | None:
+        """Paths of files with the bytes of these ranges, which are not verified yet; None: they can't be fetched, so
+        fetch the whole file.
 
         Args:
             labels, phase: what progress displays call each of them (by default as the file), and the work.
 
         Raises:
             RemoteChangedError: the file is no longer this version.
-            TransferError: they can't be fetched; the whole file may.
+            CancelledError: cancelled.
         """
+        try:
+            return self._parts(ranges, labels, phase) if self.ranges else None
+        except (RemoteChangedError, CancelledError):
+            raise
+        except TransferError as error:
+            _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
+            return None
+
+    def _parts(self, ranges: Iterable[tuple[int, int]], labels: Iterable[str], phase: str) -> list[str]:
         probed = self.probe()
         requests, paths = [], []
         for (start, end), label in zip(ranges, chain(labels, repeat(self._label)), strict=False):
@@ -135,30 +145,13 @@ class RemoteFile:
         self._fetcher.get(requests, phase=phase)
         return paths
 
-    def try_parts(
-        self, ranges: Iterable[tuple[int, int]], labels: Iterable[str] = (), *, phase: str = "fetching"
-    ) -> list[str] | None:
-        """As `parts`; None: they can't be fetched, so fetch the whole file.
-
-        Raises:
-            RemoteChangedError: the file is no longer this version.
-            CancelledError: cancelled.
-        """
-        try:
-            return self.parts(ranges, labels, phase=phase) if self.ranges else None
-        except (RemoteChangedError, CancelledError):
-            raise
-        except TransferError as error:
-            _log.warning("%s: falling back to a whole download: %s", redacted(self.url), error)
-            return None
-
     def read(self, start: int, end: int) -> bytes:
         """Some bytes of the file, by a range request where supported, else from the whole file.
 
         Raises:
-            TransferError, RemoteChangedError: as `parts`.
+            TransferError, RemoteChangedError: as `whole`.
         """
-        paths = self.try_parts([(start, end)], phase="reading the table of contents")
+        paths = self.parts([(start, end)], phase="reading the table of contents")
         if paths is not None:
             with open(paths[0], "rb") as part:
                 return part.read()
@@ -209,7 +202,7 @@ class RemoteFile:
 
     @property
     def _label(self) -> str:
-        return version_label(self.url, Version())
+        return version_label(self.url)
 
     @property
     def _whole_path(self) -> str:

@@ -20,18 +20,13 @@ from perfkit.releases.format.pointer import MAX_POINTER_BYTES, ObjectRef, Packed
 from perfkit.releases.format.zstd import decompress
 from perfkit.updates.staging import Fetcher
 
-__all__ = ["SiteClient", "StagedRanges", "site_url"]
+__all__ = ["SiteClient", "StagedRanges"]
 
 _log = logging.getLogger(__name__)
 
 _CONNECTIONS = 3  # opened besides the first, for a list of files, an index, and packs
 _WHOLE_BYTES = 4 << 20  # what is no larger comes by one connection: others would take as long to begin as it to end
 _RANGE = re.compile("([0-9a-f]{64})[.]([0-9]+)-([0-9]+)", re.ASCII)
-
-
-def site_url(url: str) -> str:
-    """The URL of a site, with a trailing slash, from that or from the URL of its pointer."""
-    return url.removesuffix(POINTER_NAME).rstrip("/") + "/"
 
 
 def _range_name(sha256: str, start: int, end: int) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 from urllib.parse import urljoin
 from xml.etree import ElementTree
@@ -63,13 +63,8 @@ def parse_urls(lines: Iterable[str], *, base: str | None = None, most: int = _FI
         name = name or safe_basename(request.url_name)
         if name is None:
             raise ManifestError(f"line {number} of the list of URLs: {url!r} ends in no file name; add one after a tab")
-        _add(listed, _listed(request, name), most)
+        _add(listed, ListedFile(replace(request, name=name), name), most)
     return _checked(listed)
-
-
-def _listed(request: Request, name: str, size: int | None = None, pieces: Pieces | None = None) -> ListedFile:
-    named = Request(request.url, name, checksum=request.checksum, mirrors=request.mirrors)
-    return ListedFile(named, name, size, pieces)
 
 
 def _add(listed: list[ListedFile], file: ListedFile, most: int) -> None:
@@ -178,7 +173,7 @@ def _parse_file(element: ElementTree.Element) -> ListedFile:
     if pieces is not None and size is not None and not pieces.fit(size):
         parts = f"{len(pieces.checksums)} pieces of {pieces.length} bytes"
         raise ManifestError(f"the Metalink document has {parts} for the {size} bytes of {name!r}")
-    return _listed(request, name, size, pieces)
+    return ListedFile(replace(request, name=name), name, size, pieces)
 
 
 def _best_pieces(element: ElementTree.Element, name: str) -> Pieces | None:

@@ -97,7 +97,7 @@ class ZipSource(ArchiveSource):
         paths = None
         if wanted <= _WHOLE_FROM * self._archive.size:
             labels = (each.members[0].name + " and others" * (len(each.members) > 1) for each in ranges)
-            paths = self._archive.try_parts(((each.start, each.end) for each in ranges), labels)
+            paths = self._archive.parts(((each.start, each.end) for each in ranges), labels)
         self._routes.append("zip" if paths is not None else "whole")
         if paths is None:
             paths = [self._archive.whole()] * len(ranges)

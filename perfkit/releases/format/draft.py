@@ -1,0 +1,65 @@
+"""The manifest of a release without the digests of what a delta makes: a client computes them, and they don't compress.
+
+In their place are zeros. Where several entries have one such content, the others have 28 zeros and the number of the
+first, counted from 1. That all is right shows the digest of the completed manifest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+
+from perfkit.releases.format.manifest import Manifest
+
+__all__ = ["DIGEST_BYTES", "complete", "draft_bytes", "made_for", "parse_draft"]
+
+DIGEST_BYTES = 32
+_UNKNOWN = bytes(28)
+
+
+def draft_bytes(manifest: Manifest, made: Iterable[int]) -> bytes:
+    """A manifest's bytes without the digests of these entries, whose contents all differ."""
+    first = {manifest.digest(entry): entry for entry in made}
+    places = ((entry, first.get(digest)) for entry, digest in enumerate(manifest.digests()))
+    return manifest.with_digests(
+        (entry, bytes(DIGEST_BYTES) if entry == maker else _reference(maker))
+        for entry, maker in places
+        if maker is not None
+    )
+
+
+def parse_draft(raw: bytes) -> Manifest:
+    """Read what `draft_bytes` wrote, with references instead of the zeros: no two contents have the same digest then.
+
+    Raises:
+        ManifestError, UnsafePathError: as `Manifest.parse`.
+    """
+    draft, unknown = Manifest.parse(raw), bytes(DIGEST_BYTES)
+    own = (entry for entry, digest in enumerate(draft.digests()) if digest == unknown)
+    return replace(draft, raw=draft.with_digests((entry, _reference(entry)) for entry in own))
+
+
+def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifest:
+    """The manifest of a draft.
+
+    Args:
+        made: the SHA-256 of each entry, those that were made; the others are not looked at.
+        sha256: of the manifest.
+
+    Raises:
+        ManifestError: that is another one: the draft is damaged, or a content was not made, or from other old content.
+    """
+    makers = ((entry, made_for(digest)) for entry, digest in enumerate(draft.digests()))
+    found = (
+        (entry, made[DIGEST_BYTES * maker : DIGEST_BYTES * (maker + 1)]) for entry, maker in makers if maker is not None
+    )
+    return Manifest.parse(draft.with_digests(found), sha256=sha256, known=True)
+
+
+def _reference(entry: int) -> bytes:
+    return _UNKNOWN + (entry + 1).to_bytes(4, "little")
+
+
+def made_for(digest: bytes) -> int | None:
+    """The entry that a digest of a draft refers to; None: it is one."""
+    return int.from_bytes(digest[len(_UNKNOWN) :], "little") - 1 if digest.startswith(_UNKNOWN) else None
