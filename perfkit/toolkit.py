@@ -166,7 +166,7 @@ class Toolkit:
         )
         if isinstance(url, Request):
             if request != Request(url.url):
-                raise ConfigError("options were given beside a Request; set them in the Request")
+                raise ConfigError("options were given together with a Request; set them in the Request")
             request = url
         return self._downloads.fetch(request, local_path(dest))
 
@@ -812,10 +812,10 @@ def _check_arguments(config: object, progress: object, session: object, transpor
     for name, value, valid, rule in (
         ("config", config, isinstance(config, Config), "be a perfkit.Config"),
         ("progress", progress, displays, "have update() and finish(), as Bars() and CallbackProgress(function) do"),
-        ("session", session, makes_requests, "be a requests.Session, or make one when called"),
-        ("transport", transport, callable(transport), "make a Transport when called with the Config"),
+        ("session", session, makes_requests, "be a requests.Session, or a callable that makes one"),
+        ("transport", transport, callable(transport), "be a callable that makes a Transport"),
     ):
         if value is not None and not valid:
             raise ConfigError(f"{name} must {rule}; got a {type(value).__name__}")
     if session is not None and transport is not None:
-        raise ConfigError("session and transport were given: a transport of its own sends no requests by a session")
+        raise ConfigError("give session or transport, not both: a custom transport does not use the session")

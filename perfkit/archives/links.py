@@ -34,7 +34,7 @@ def follow_links(links: Mapping[str, str], files: Collection[str], *, most: int)
             raise UnsafePathError(link, "it is both a link and a directory")
         found = dict(tree.files_at(link))
         if not found:
-            reason = f"a link to {links[link]!r}, which is no wanted file of the archive"
+            reason = f"a link to {links[link]!r}, which is not a selected file of the archive"
             raise ManifestError(f"member {link!r} is {reason}; exclude it, or skip links")
         copies.update({_join(link, rest): file for rest, file in found.items()})
     return copies
@@ -54,7 +54,7 @@ class _Tree:
     def files_at(self, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
         """Each file at or below a path, links followed: the rest of its path there, and its own path."""
         if depth > _HOPS:
-            raise ManifestError(f"the link {path!r} leads back to itself")
+            raise ManifestError(f"the link {path!r} points back to itself")
         real = self._resolve(path)
         if real in self._files:
             yield "", real
@@ -73,7 +73,7 @@ class _Tree:
                 return
             self._left -= 1
             if self._left < 0:
-                raise ManifestError("the links of the archive lead to too many files")
+                raise ManifestError("the links in the archive expand to too many files")
             yield self._sorted[at]
 
     def _resolve(self, path: str) -> str:
@@ -84,7 +84,7 @@ class _Tree:
         while todo:
             part = todo.pop()
             if part == ".." and not done:
-                raise UnsafePathError(path, "it is a link that leads outside of the archive")
+                raise UnsafePathError(path, "it is a link to a target outside the archive")
             if part == "..":
                 done.pop()
             elif part not in ("", "."):
@@ -92,7 +92,7 @@ class _Tree:
                 if (target := self._links.get("/".join(done))) is not None:
                     hops += 1
                     if hops > _HOPS:
-                        raise ManifestError(f"the link {path!r} leads back to itself")
+                        raise ManifestError(f"the link {path!r} points back to itself")
                     done = [] if target.startswith("/") else done[:-1]
                     todo += target.split("/")[::-1]
         return "/".join(done)

@@ -218,7 +218,7 @@ class MemberNames:
         """
         path = _plain(member)
         if target.startswith("/") and not hard:
-            raise UnsafePathError(member, f"it is a link to {target!r}, outside of the archive")
+            raise UnsafePathError(member, f"it is a link to {target!r}, outside the archive")
         if path in self._links:
             raise ManifestError(f"member {member!r} occurs twice")
         self._links[path] = f"/{target}" if hard else target

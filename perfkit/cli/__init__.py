@@ -40,7 +40,7 @@ _COMMANDS = (  # name, module of `perfkit.cli` that defines `add_NAME`, summary 
     ("completion", "completion", "print a completion script for a shell"),
 )
 
-_ABOUT = "Download files in parallel, and keep directories in step with releases, all-or-nothing."
+_ABOUT = "Download files in parallel, and keep directories in sync with releases, all or nothing."
 _EXAMPLES = """\
 examples:
   perfkit get -d out https://example.org/a.iso https://example.org/b.iso

@@ -43,9 +43,7 @@ def add_get(get: Parser) -> None:
     get.add_argument("urls", nargs="*", metavar="URL", help="the files to download")
     listed = "read more URLs from FILE, or - for standard input; one per line: URL[<TAB>NAME[<TAB>CHECKSUM]]"
     get.add_argument("-i", "--input", metavar="FILE", help=listed)
-    get.add_argument(
-        "--base", metavar="URL", help="what URLs in the list are relative to; the list may then be a SHA256SUMS file"
-    )
+    get.add_argument("--base", metavar="URL", help="the base URL of the list, which may then be a SHA256SUMS file")
     where = get.add_mutually_exclusive_group()
     where.add_argument("-o", "--output", metavar="FILE", help="the file to write, for a single URL")
     where.add_argument(
@@ -65,7 +63,7 @@ def add_get(get: Parser) -> None:
         "--mirror", action="append", default=[], metavar="URL", help="another URL of the same file (can be repeated)"
     )
     get.add_argument(
-        "--key", metavar="TEXT", help="what names the file while its URL changes, as by a signature, for a single URL"
+        "--key", metavar="TEXT", help="a name that identifies the file when its URL changes, for a single URL"
     )
     add_credentials(get)
     add_public_key(get)
@@ -91,7 +89,7 @@ def _get(arguments: argparse.Namespace) -> int:
         if arguments.checksum and arguments.checksums:
             raise ConfigError("--checksum or --checksums, not both")
         if arguments.base is not None and arguments.input is None:
-            raise ConfigError("--base needs -i FILE: it is what URLs in a list are relative to")
+            raise ConfigError("--base needs -i FILE: it is the base URL of the list")
         options = {"resume": not arguments.no_resume, "public_keys": read_public_keys(arguments.public_keys)}
         with (
             _listed(arguments, options) as listed,

@@ -53,11 +53,11 @@ def add_sign_key(publish: Parser) -> None:
     """Add the options of a command that signs."""
     what = "the file of a secret key that signs the release (can be repeated)"
     publish.add_argument("--sign-key", action="append", default=[], metavar="FILE", help=what)
-    what = "how long clients may install the release, such as 14d; publish again before, to renew it"
+    what = "how long clients may install the release, such as 14d; publish again before then to renew it"
     publish.add_argument("--expires", metavar="TIME", help=what)
 
 
 def add_public_key(command: Parser) -> None:
     """Add the option of a command that verifies signatures."""
-    what = "who has to sign: a public key, or the file of one (can be repeated)"
+    what = "a public key that has to sign, or a file with one (can be repeated)"
     command.add_argument("--public-key", dest="public_keys", action="append", default=[], metavar="KEY", help=what)

@@ -72,9 +72,9 @@ def add_publish(publish: Parser) -> None:
     publish.add_argument(
         "--exclude", action="append", default=[], metavar="PATTERN", help="names to leave out (can be repeated)"
     )
-    what = "symbolic links: refuse them (default), skip them, or publish what they lead to"
+    what = "symbolic links: refuse them (default), skip them, or publish what they point to"
     publish.add_argument("--links", choices=("refuse", "skip", "follow"), default="refuse", help=what)
-    publish.add_argument("--serial", type=int, metavar="N", help="the number of the release (default: the time)")
+    publish.add_argument("--serial", type=int, metavar="N", help="the serial of the release (default: the time)")
     add_sign_key(publish)
     add_wait(publish)
     add_progress(publish)
@@ -158,7 +158,7 @@ def _promote(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_check(check: Parser) -> None:
     check.add_argument("site", metavar="SITE", help="the site")
     add_progress(check)
-    about = "Hash all objects that the releases of a site need; exits with 1 unless all are whole."
+    about = "Hash all objects of a site's releases; exits with 1 if one is missing or damaged."
     define(check, _check, about, _CHECK_EXAMPLES)
 
 

@@ -24,13 +24,13 @@ def add_credentials(command: argparse.ArgumentParser) -> None:
     """Add the options that tell a server who asks; they go to no other origin than that of the URL or source."""
     what = "a header for the URL's origin, such as 'Authorization: Bearer ...' (can be repeated)"
     command.add_argument("--header", action="append", default=[], metavar="'K: V'", help=what)
-    command.add_argument("--user", metavar="USER:PASSWORD", help="for the URL's origin (default: as ~/.netrc says)")
+    command.add_argument("--user", metavar="USER:PASSWORD", help="for the URL's origin (default: from ~/.netrc)")
 
 
 def add_wait(command: argparse.ArgumentParser) -> None:
     """Add the option of the commands that lock a tree."""
     command.add_argument(
-        "--wait", metavar="TIME", default="0", help="for another change of the tree to end (default 0)"
+        "--wait", metavar="TIME", default="0", help="how long to wait for another change of the tree (default 0)"
     )
 
 

@@ -62,33 +62,33 @@ def add_sync(sync: Parser) -> None:
     )
     what = "only files of a release or archive that match, as in a .gitignore (can be repeated)"
     sync.add_argument("--include", action="append", default=[], metavar="PATTERN", help=what)
-    what = "all files of a release or archive but those that match (can be repeated)"
+    what = "leave out files of a release or archive that match (can be repeated)"
     sync.add_argument("--exclude", action="append", default=[], metavar="PATTERN", help=what)
     sync.add_argument(
         "--links",
         choices=("refuse", "skip", "follow"),
         default="refuse",
-        help="symbolic links in an archive: refuse it (default), skip them, or copy the files that they lead to",
+        help="symbolic links in an archive: refuse it (default), skip them, or copy what they point to",
     )
-    sync.add_argument("--channel", metavar="NAME", help="what this channel of a site offers, not its current release")
-    sync.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
+    sync.add_argument("--channel", metavar="NAME", help="install the release that this channel of the site offers")
+    sync.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
     sync.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
     what = "hash every file of the tree, even if its size and times are unchanged"
     sync.add_argument("--check-contents", action="store_true", help=what)
-    what = "run before anything changes; {} is the tree as it will be; has the changed names on standard input"
+    what = "run before anything changes, with the changed names on standard input; {} is the tree as it will be"
     sync.add_argument("--check", metavar="CMD", help=what)
-    sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="for --check (10m)")
-    sync.add_argument("--retry-rejected", action="store_true", help="check a version again that was refused before")
+    sync.add_argument("--check-timeout", metavar="TIME", default="10m", help="time limit for --check (default 10m)")
+    sync.add_argument("--retry-rejected", action="store_true", help="check again a version that was refused before")
     sync.add_argument("--allow-older", action="store_true", help="accept an older release than was installed before")
     add_public_key(sync)
     sync.add_argument("--threshold", type=int, default=1, metavar="N", help="how many of the keys (default 1)")
     sync.add_argument("--allow-expired", action="store_true", help="accept a release whose expiry has passed")
-    sync.add_argument("--on-change", metavar="CMD", help="run after a change; has the changed names on standard input")
-    sync.add_argument("--null", action="store_true", help="end the names with NUL instead of a line feed")
+    sync.add_argument("--on-change", metavar="CMD", help="run after a change, with the changed names on standard input")
+    sync.add_argument("--null", action="store_true", help="end each name with NUL instead of a line feed")
     interval = "do nothing if a sync succeeded less than this ago, or failed less than 1, 2, 4, ... minutes ago"
     sync.add_argument("--min-interval", metavar="TIME", default="0", help=interval)
-    sync.add_argument("--now", action="store_true", help="ask before that, and before the time that a server has set")
-    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long, always the same for a host and tree")
+    sync.add_argument("--now", action="store_true", help="ignore --min-interval, and a pause that a server asked for")
+    sync.add_argument("--splay", metavar="TIME", help="first wait up to this long; always the same for a host and tree")
     sync.add_argument("--exit-code", action="store_true", help="exit with 10 if something changed")
     add_wait(sync)
     add_credentials(sync)

@@ -127,10 +127,10 @@ def _verify(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 def add_status(status: Parser) -> None:
     status.add_argument("dests", nargs="*", metavar="DEST", help="the tree, or the name of one in perfkit.toml")
     add_all(status)
-    age = "exit with 1 if the last sync that succeeded is older, such as 30m, 12h or 2d"
+    age = "exit with 1 if the last successful sync is older than this, such as 30m, 12h or 2d"
     status.add_argument("--max-age", metavar="TIME", help=age)
-    status.add_argument("--metrics", metavar="FILE", help="write it in the text format of Prometheus, too")
-    about = "Show how a tree stands, without the network and without its lock."
+    status.add_argument("--metrics", metavar="FILE", help="also write the status to FILE, in Prometheus's text format")
+    about = "Show the status of a tree, without the network and without its lock."
     define(status, _status, about, _STATUS_EXAMPLES, after=_write_metrics)
 
 
@@ -196,7 +196,7 @@ def add_hold(hold: Parser) -> None:
     add_tree(hold)
     hold.add_argument("version", metavar="VERSION", help="the version to pass over")
     add_wait(hold)
-    about = "Have syncs pass over a version of the installed source, until that offers another."
+    about = "Have syncs pass over a version until the source offers another one."
     define(hold, _hold, about, _HOLD_EXAMPLES)
 
 
@@ -227,5 +227,5 @@ def add_unhold(unhold: Parser) -> None:
 
 def _unhold(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
     held = kit.unhold(arguments.dest, wait_s=parse_seconds(arguments.wait))
-    note = f"version {held.version} is not held any more" if held else "nothing was held"
+    note = f"version {held.version} is no longer on hold" if held else "nothing was on hold"
     return Outcome({"released": held.version if held else None}, note)

@@ -91,7 +91,7 @@ class ChecksumFile:
         for listed in filter(None, map(parse_line, text.split("\n"))):
             self._listed.setdefault(_basename(listed.name), []).append(listed)
         if not self._listed:
-            raise ConfigError(f"{masked(where)} has no checksums, neither as sha256sum writes them nor in BSD's form")
+            raise ConfigError(f"{masked(where)} has no checksums in GNU or BSD format")
 
     def find(self, url: str) -> Checksum:
         """The strongest checksum of the file at a URL.
@@ -133,9 +133,9 @@ def read_checksum_file(path: str) -> ChecksumFile:
         with open(path, "rb") as file:
             data = file.read(CHECKSUM_FILE_BYTES + 1)
     except OSError as error:
-        raise ConfigError(f"{masked(path)}: {error.strerror}; give a file of checksums, or its URL") from error
+        raise ConfigError(f"{masked(path)}: {error.strerror}; give a checksum file, or its URL") from error
     if len(data) > CHECKSUM_FILE_BYTES:
-        raise ConfigError(f"{path}: a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
+        raise ConfigError(f"{path}: the checksum file is larger than {CHECKSUM_FILE_BYTES} bytes")
     return ChecksumFile(data.decode(errors="replace"), path)
 
 
@@ -208,7 +208,7 @@ def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:
             if elapsed_s > config.stall_window_s and len(data) < elapsed_s * config.stall_bytes_per_s:
                 raise TransferTimeoutError(get.url, f"{len(data)} bytes in {elapsed_s:.0f} s", transient=True)
     if len(data) > CHECKSUM_FILE_BYTES:
-        raise TransferError(get.url, f"a checksum file of more than {CHECKSUM_FILE_BYTES} bytes")
+        raise TransferError(get.url, f"the checksum file is larger than {CHECKSUM_FILE_BYTES} bytes")
     if answer.end is not None and len(data) < answer.end:
         raise TransferError(get.url, f"the body ended {answer.end - len(data)} bytes early", transient=True)
     return bytes(data)

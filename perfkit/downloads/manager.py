@@ -69,7 +69,7 @@ class _Batch:
             ConfigError: it is a forked child: no worker here is at the batch, and none will be.
         """
         if self.process != os.getpid():
-            raise ConfigError("these downloads go on in the process that began them; begin others after a fork")
+            raise ConfigError("these downloads belong to the parent process; start new ones after a fork")
 
     def wake(self) -> None:
         """Have the calling thread look again."""

@@ -162,7 +162,7 @@ def next_step(
     if verdict is Verdict.EMPTY and not partial.settled:
         return Step.EMPTY
     if verdict is Verdict.CHANGED or wanted.only.differs(headers):
-        raise ChangedError(answer.reason or "its validator is another one now")
+        raise ChangedError(answer.reason or "its validator has changed")
     if verdict is Verdict.NO_RANGE:
         _raise_no_range(url, response, answer, partial)
     refusal = status in RANGE_REFUSALS and not (status == 403 and partial.expires)
@@ -177,13 +177,13 @@ def next_step(
     if status == 206:
         return _step_of_range(answer, headers, partial, wanted)
     if wanted.only and wanted.checksum is None and not wanted.only.is_shown_by(headers):
-        raise ChangedError("nothing in the answer proves that it is the version that was asked for")
+        raise ChangedError("nothing in the response proves that it is the requested version")
     if not ranged:
         same = wanted.known and wanted.known == version_of(headers) and not partial.settled
         return Step.UNCHANGED if same and not wanted.only else Step.READ
     differs = partial.version.differs(headers)
     if partial.settled and differs:
-        raise ChangedError("its validator is another one now")
+        raise ChangedError("its validator has changed")
     if partial.validator.is_shown_by(headers) and not differs and answer.total not in (None, partial.total):
         return Step.NO_RANGES  # a slice with status 200: a file of one version has one size
     return Step.READ_WHOLE
@@ -191,20 +191,20 @@ def next_step(
 
 def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wanted: Wanted) -> Step:
     if partial.version.differs(headers):
-        raise ChangedError("its validator is another one now")
+        raise ChangedError("its validator has changed")
     if answer.total is None and partial.map.size is None:
         return Step.NO_RANGES  # without a total nothing tells where the file ends
     known = partial.validator or wanted.only
     if known and not known.is_shown_by(headers) and wanted.checksum is None:
         if partial.part is None:
             return Step.NO_RANGES
-        raise ChangedError("nothing in the answer proves that it is still the same")
+        raise ChangedError("nothing in the response proves that it is still the same version")
     return Step.READ
 
 
 def _raise_no_range(url: str, response: Response, answer: Answer, partial: PartialFile) -> None:
     if response.status == 200 and partial.resumed_bytes and not partial.settled:
-        raise ChangedError("the condition of the range does not hold any more")
+        raise ChangedError("the file no longer meets the condition of the range request")
     if response.status == 416:
         raise HTTPStatusError(url, answer.reason, 416)
     raise TransferError(url, answer.reason)

@@ -107,7 +107,7 @@ class Request(_Options):
             object.__setattr__(self, "headers", {})
         if type(self.mirrors) is not tuple:
             if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
-                raise ConfigError(f"mirrors must be several URLs; got {masked(self.mirrors)!r}")
+                raise ConfigError(f"mirrors must be a list of URLs; got {masked(self.mirrors)!r}")
             object.__setattr__(self, "mirrors", tuple(self.mirrors))
         if self.public_keys:
             object.__setattr__(self, "public_keys", read_public_keys(self.public_keys))

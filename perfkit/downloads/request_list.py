@@ -103,7 +103,7 @@ class RequestList:
         listed = parse_line(line)
         if listed is not None and listed.name:
             if self._base is None:
-                raise ConfigError("a checksum and a name; to download what a file of checksums lists, give --base URL")
+                raise ConfigError("it has a checksum and a name; to download what SHA256SUMS lists, give --base URL")
             name = listed.name.removeprefix("./")
             return urljoin(self._base, quote(name)), name, str(listed.checksum)
         parts = split_line(line)
@@ -136,8 +136,8 @@ def split_line(line: str) -> tuple[str, str | None, str | None] | None:
         ConfigError: there is more, or it is too long.
     """
     if len(line) > _LONGEST_LINE_BYTES:
-        raise ConfigError(f"longer than {_LONGEST_LINE_BYTES} characters")
+        raise ConfigError(f"it is longer than {_LONGEST_LINE_BYTES} characters")
     url, name, checksum, *more = [*(part.strip() for part in line.split("\t")), "", "", ""]
     if any(more):
-        raise ConfigError("more than a URL, a name and a checksum")
+        raise ConfigError("it has more than a URL, a name and a checksum")
     return None if not url or url.startswith("#") else (url, name or None, checksum or None)

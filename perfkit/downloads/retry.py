@@ -156,6 +156,6 @@ class Attempts:
         """Continue with the next source; False if this was the last one."""
         if self.source + 1 == len(self.sources):
             return False
-        _log.info("%s: on to the next mirror: %s", redacted(self.url), error)
+        _log.info("%s: trying the next mirror: %s", redacted(self.url), error)
         self.source, self.at, self._failures = self.source + 1, None, 0
         return True

@@ -376,7 +376,7 @@ class Transfer:
         partial = task.partial
         self._check_current_source(task)
         if task.at is not None and response.status in _LINK_STATUSES:
-            reason = f"the redirect's target answers with status {response.status}"
+            reason = f"the redirect's target responds with status {response.status}"
             raise TransferError(task.url, reason, transient=True)  # the original URL may lead to a new one
         step = next_step(task.url, response, answer, partial, asked, wanted)
         if step is Step.REFUSED:
@@ -477,7 +477,7 @@ class Transfer:
         free = not os.path.lexists(path)
         if not free and read_origin(path, digest_of(source, self._key(source))) is None:
             name = os.path.basename(path)
-            reason = f"the server names the file {name!r}, and a file from elsewhere has that name; choose another"
+            reason = f"the server names the file {name!r}, but a file from elsewhere has that name; choose another name"
             raise TransferError(self.request.url, reason)
         return free
 
@@ -539,7 +539,7 @@ class Transfer:
                 return
             self._attempts.restarts += 1
             if self._only and not self._conditional:
-                self._error = RemoteChangedError(self.request.url, f"it is another version now: {reason}")
+                self._error = RemoteChangedError(self.request.url, f"it has changed: {reason}")
                 return
             if self._attempts.restarts > 1:
                 self._error = RemoteChangedError(self.request.url, f"the file keeps changing: {reason}")

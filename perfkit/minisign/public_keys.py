@@ -53,7 +53,7 @@ class PublicKey(NamedTuple):
         except ValueError:
             data = b""
         if len(data) != 42 or not data.startswith(KEY_KIND):
-            raise ConfigError("not a public key of minisign, which is a line of 56 characters that begins with RW")
+            raise ConfigError("not a minisign public key (a line of 56 characters that begins with RW)")
         return cls(data[2:10], data[10:])
 
     @property
@@ -79,7 +79,7 @@ def read_public_keys(given: Iterable[AnyKey]) -> tuple[PublicKey, ...]:
         ConfigError: one is neither.
     """
     if isinstance(given, str | os.PathLike) or not isinstance(given, Iterable):
-        raise ConfigError("public keys must be several: a list of keys, or of paths of files with a key")
+        raise ConfigError("public keys must be a list of keys, or of paths of files with a key")
     return tuple(dict.fromkeys(map(_read_public_key, given)))
 
 

@@ -100,7 +100,7 @@ def verify(
     candidates = [key for key in keys if key.id == signature.key_id]
     if not candidates:
         wanted = " or ".join(key.name for key in keys)
-        raise BadSignatureError(f"it is signed by the key {signature.key_name}, and not by {wanted}")
+        raise BadSignatureError(f"it is signed by the key {signature.key_name}, not by {wanted}")
     message = _hash(content, stopped) if signature.hashed else _read_all(content)
     for key in candidates:
         if _is_valid(key, signature.signature, message):
@@ -120,10 +120,10 @@ def _hash(content: IO[bytes], stopped: Callable[[], bool]) -> bytes:
 def _read_all(content: IO[bytes]) -> bytes:
     data = content.read(_MAX_UNHASHED_BYTES + 1)
     if len(data) > _MAX_UNHASHED_BYTES:
-        reason = f"its signature is of the legacy form, which is for at most {_MAX_UNHASHED_BYTES >> 20} MiB"
+        reason = f"its signature is in the legacy form, which is for files of at most {_MAX_UNHASHED_BYTES >> 20} MiB"
         raise BadSignatureError(f"{reason}; sign it again with minisign -SH")
     if len(data) == hashlib.blake2b().digest_size:  # as long as what the current form signs
-        reason = f"its signature is of the legacy form, which is not accepted for a file of {len(data)} bytes"
+        reason = f"its signature is in the legacy form, which is not accepted for a file of {len(data)} bytes"
         raise BadSignatureError(f"{reason}; sign it again with minisign -SH")
     return data
 

@@ -101,7 +101,7 @@ def hold(config: Config, dest: str, version: str, *, wait_s: float = 0.0) -> Non
             )
             raise UpdateError(f"{dest}: {what}")
         if any(held.reason is HoldReason.PIN for held in read_holds(tree.root)):
-            raise UpdateError(f"{dest} is pinned, so that every version is passed over; unhold it first")
+            raise UpdateError(f"{dest} is pinned, so every version is passed over already; unhold it first")
         add_hold(tree.root, hold_on(HoldReason.HAND, installed.source, version, 0))
 
 

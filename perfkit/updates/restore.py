@@ -76,7 +76,7 @@ def _hold(root: str, before: Installed, after: Installed, *, left: bool) -> None
             kept = with_hold(kept, hold_on(HoldReason.ROLLBACK, before.source, before.version, before.serial))
         write_holds(root, kept)
     except OSError as error:
-        _log.warning("%s was rolled back, but the version that it left can't be held: %s", root, error)
+        _log.warning("%s was rolled back, but the version that it had can't be put on hold: %s", root, error)
 
 
 def _rollback_report(commit: Commit, before: Installed, after: Installed) -> SyncReport:

@@ -61,7 +61,7 @@ def choose_routes(
     """
     found = _cheapest(missing, offers, link, used=frozenset())
     if found is None:
-        raise UpdateError(f"no route offers all of the {len(missing)} missing blobs: the release is incomplete")
+        raise UpdateError(f"no route offers all of the {len(missing)} missing file contents: the release is incomplete")
     return found
 
 

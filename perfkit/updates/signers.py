@@ -159,7 +159,7 @@ class Trust(NamedTuple):
             return f"{what}. Compare the key with the publisher's; a release is signed by `perfkit publish --sign-key`"
         path = os.path.join(self.root, layout.TRUST)
         return (
-            f"{what}. This tree remembers that its releases are signed so. A publisher who changes keys signs with "
+            f"{what}. This tree requires that signature. A publisher who changes keys signs with "
             f"both for a while. If you know from elsewhere that the old key is lost, remove {path}, and give the new "
             "key with --public-key"
         )
@@ -178,7 +178,7 @@ class Trust(NamedTuple):
         """
         path = os.path.join(self.root, layout.TRUST)
         if self.signers is not None and self.serial:
-            reason = f"this tree takes only releases that are signed by {self.signers}, and this is of type {type}"
+            reason = f"this tree accepts only releases signed by {self.signers}, and this is of type {type}"
             raise SignatureError(url, f"{reason}; sync it to another directory, or remove {path}")
         required = [signers for signers in (self.signers, given) if signers is not None]
         if any(signers.threshold > 1 for signers in required):
@@ -187,7 +187,7 @@ class Trust(NamedTuple):
         if required and not keys:
             raise SignatureError(
                 url,
-                f"this tree takes what is signed by {self.signers}, and other keys were given. To change keys, give "
+                f"this tree accepts only what {self.signers} signed, but other keys were given. To change keys, give "
                 f"both until the file is signed by the new one; if the old one is lost, remove {path}",
             )
         known = self._replace(signers=given or self.signers)
@@ -226,7 +226,7 @@ def warn_if_unprotected(url: str) -> None:
     """Warn that a source is fetched over plain http, from another machine."""
     if url.lower().startswith("http://") and not is_loopback(origin_of(url)[1]):
         _log.warning(
-            "%s: plain http, and no signature: whoever is on the way can replace what is installed. Use https, or "
-            "signed releases (perfkit keygen, publish --sign-key, sync --public-key)",
+            "%s: plain http without a signature: an attacker on the network can change what is installed. Use https, "
+            "or signed releases (perfkit keygen, publish --sign-key, sync --public-key)",
             redacted(url),
         )

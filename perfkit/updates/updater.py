@@ -397,7 +397,7 @@ class Sync:
             CheckFailedError: the check refused the version; it is on hold now.
         """
         if missing := staging.missing(staging.expected):
-            reason = f"{len(missing)} blobs could not be fetched intact; the tree was not changed, sync again"
+            reason = f"{len(missing)} file contents could not be fetched intact; the tree was not changed, sync again"
             raise TransferError(self._source.url, reason)
         if self._options.check is None or plan.empty:
             return

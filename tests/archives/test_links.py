@@ -153,7 +153,7 @@ def test_a_selection_with_links(tmp_path: Path, site: Path, selection: Selection
 
 def test_a_link_to_what_is_not_wanted(tmp_path: Path, site: Path) -> None:
     data = (site / pack(tmp_path, site, "zip")).read_bytes()
-    with pytest.raises(ManifestError, match="no wanted file"):
+    with pytest.raises(ManifestError, match="not a selected file"):
         unpack_zip(data, Selection(links="follow", include=("pkg/current",)))
 
 

@@ -82,7 +82,7 @@ def test_pin_and_unhold(cli_origin: Origin, capsys: Capture) -> None:
     assert "1, pin, since" in capsys.readouterr().out
     assert main(["unhold", "tree"]) == 0
     assert main(["unhold", "tree"]) == 0
-    assert "nothing was held" in capsys.readouterr().err
+    assert "nothing was on hold" in capsys.readouterr().err
     assert main(["sync", cli_origin.url, "tree", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["version"] == "2"
 

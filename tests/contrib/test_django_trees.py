@@ -60,7 +60,7 @@ def test_hold(published: Site) -> None:
     assert (record["held"]["version"], record["held"]["reason"]) == ("1", "pin")
     assert "  on hold: 1 (pin)" in run("perfkit_status")[0]
     assert answer("perfkit_hold", "rules", "--off") == [{"name": "rules", "released": "1"}]
-    assert run("perfkit_hold", "rules", "--off")[0] == "rules: nothing was held\n"
+    assert run("perfkit_hold", "rules", "--off")[0] == "rules: nothing was on hold\n"
     assert answer("perfkit_hold", "rules", "--skip", "2")[0] == {"name": "rules", "held": "2", "reason": "hand"}
     assert answer("perfkit_sync", "rules")[0].items() >= {"version": "1", "held": "2"}.items()
     run("perfkit_hold", "rules", "--off")

@@ -189,7 +189,7 @@ def test_what_goes_wrong(kit: Toolkit, sums: Site, out: Path) -> None:
         ("b", "SHA256SUMS", TransferError, "no checksum for 'b'"),
         ("c", "none", HTTPStatusError, "404"),
         ("c", "c", TransferError, "has no checksums"),
-        ("b", "large", TransferError, "more than"),
+        ("b", "large", TransferError, "larger than"),
     ]
     requests = [
         Request(f"{sums.url}{name}", str(number), checksum=f"{sums.url}{where}")

@@ -144,7 +144,7 @@ def test_a_mirror_with_ranges_helps(kit: Toolkit, misbehaving: Start, tmp_path: 
 def test_a_file_that_is_too_short(kit: Toolkit, misbehaving: Start, tmp_path: Path, length: int) -> None:
     """416, or a 206 with a smaller total: the error says so, after one request."""
     server = misbehaving(lambda x: x.serve(BODY[:length]))
-    error = assert_fails(kit, server, tmp_path, "bytes 300001 to 1500000 were asked for")
+    error = assert_fails(kit, server, tmp_path, "bytes 300001 to 1500000 were requested")
     assert isinstance(error, HTTPStatusError) == (length <= PART[0])
     assert len(server.requests) == 1
 

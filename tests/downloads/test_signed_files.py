@@ -176,9 +176,9 @@ def test_arguments_that_do_not_fit() -> None:
         Request(URL, public_keys=(NEW.public,), byte_range=(0, 10))
     with pytest.raises(ConfigError, match="public key"):
         Request(URL, public_keys=("nothing",))
-    with pytest.raises(ConfigError, match="must be several"):
+    with pytest.raises(ConfigError, match="must be a list of keys"):
         Request(URL, public_keys=str(NEW.public))  # type: ignore[arg-type]
-    with Toolkit() as kit, pytest.raises(ConfigError, match="beside a Request"):
+    with Toolkit() as kit, pytest.raises(ConfigError, match="together with a Request"):
         kit.download(Request(URL), "f", public_keys=[NEW.public])
 
 

@@ -123,7 +123,7 @@ def damaged(change: Callable[[Signature], Signature]) -> bytes:
     (NEW.sign(CONTENT, "x").replace(b"=\n", b"\n"), "unknown kind"),
     (NEW.sign(CONTENT, "x" * (16 << 10)), "four lines"),
     (NEW.sign(CONTENT + b"!", "x"), "not what the key"),
-    (OLD.sign(CONTENT, "x"), f"signed by the key {OLD.public.name}, and not by {NEW.public.name}"),
+    (OLD.sign(CONTENT, "x"), f"signed by the key {OLD.public.name}, not by {NEW.public.name}"),
     (damaged(lambda found: replace(found, comment=b"another")), "trusted comment .* was changed"),
     (damaged(lambda found: replace(found, comment_signature=bytes(64))), "trusted comment .* was changed"),
     (damaged(lambda found: replace(found, hashed=False)), "not what the key"),
@@ -168,7 +168,7 @@ def test_what_is_no_public_key(given: object) -> None:
 
 
 def test_one_key_is_not_a_list() -> None:
-    with pytest.raises(ConfigError, match="must be several"):
+    with pytest.raises(ConfigError, match="must be a list of keys"):
         read_public_keys(KEY)
 
 

@@ -74,7 +74,7 @@ def test_links_that_lead_nowhere(target: str, kit: Toolkit, tmp_path: Path) -> N
     """Dangling ones, and those that lead back to a directory that they lie in."""
     src = write_tree(tmp_path / "src", {"dir/file": b"2"})
     (src / "dir/loop").symlink_to(target if target != "dir" else "../dir")
-    with pytest.raises(UnsafePathError, match="'dir/loop': it is a symbolic link that leads to nothing"):
+    with pytest.raises(UnsafePathError, match="'dir/loop': it is a symbolic link that points to nothing"):
         kit.publish(src, tmp_path / "site", version="1", links="follow")
     with pytest.raises(ConfigError, match="links must be one of refuse, skip, follow"):
         kit.publish(src, tmp_path / "site", version="1", links="keep")  # type: ignore[arg-type]

@@ -19,59 +19,60 @@ _HEAD = """\
 # Servers and caches
 
 Made by `tox -e servers` on {date}, with perfkit {perfkit} on Debian's, PyPI's and npm's packages in the versions shown,
-with their default settings as far as they have any. [tests/servers](../tests/servers) has how each is started
-(`catalogue.py`) and what is done with it (`checks.py`). No test passes with a wrong byte in a file.
+with their default settings where they have any. [tests/servers](../tests/servers) shows how each is started
+(`catalogue.py`) and what is tested (`checks.py`). No test passes with a wrong byte in a file.
 
 ## Servers
 
 files
 : Downloads of nine kinds of files: empty, small, 1 MiB, 5 MiB and 7 bytes, `.gz`, `.tar.gz`, `.html`, a name with a
-  blank and a letter beyond ASCII, a name without an extension. *8 of 9*: the server itself refuses the ninth.
+  space and a non-ASCII letter, a name without an extension. *8 of 9*: the server itself refuses the ninth.
 
 segments
-: The connections that `--segments 4` uses for one file. Less: the server has no ranges, or no ETag or date that shows
-  that two ranges are of one version. Where a cache may be storing the file, only after ten seconds (*three hosts*).
+: The number of connections that `--segments 4` uses for one file. Fewer: the server has no ranges, or no ETag or date
+  that shows that two ranges are of one version. If a cache may be storing the file, segments start only after ten
+  seconds (*three hosts*).
 
 kill and resume
-: SIGKILL in the middle of `perfkit get`, and the same command again.
+: SIGKILL in the middle of `perfkit get`, then the same command again.
 
 changed between
-: Another version of the file, between kill and resume.
+: The file is replaced by another version between kill and resume.
 
 changed within its second
-: Two versions of one size within one second, the first fetched within it too: between kill and resume, and between a
-  download and the next.
+: Two versions of the same size within one second, the first of which is fetched within that second: between kill and
+  resume, and between one download and the next.
 
 same size and date
-: Other bytes with the same size and date (`rsync -t`, reproducible builds). Resumed: all bytes differ, or only some
-  near the beginning, between kill and resume. Refreshed: they differ between a download and the next. *noticed*: by the
-  ETag or the bytes. *by checksum*: nothing that the server says differs, and only `--checksum` or a release shows it;
-  with it, the file is right. Where all bytes differ, a resume is right everywhere.
+: Other bytes with the same size and date (`rsync -t`, reproducible builds). Resumed: all bytes, or only some near the
+  beginning, differ between kill and resume. Refreshed: they differ between one download and the next. *noticed*: by the
+  ETag or the bytes. *by checksum*: the server's headers are the same, so only `--checksum` or a release detects the
+  change; with it, the file is right. If all bytes differ, a resumed file is right on every server.
 
 refresh
-: A download of a file that is there and current, and of one that has changed. *all again*: the server names neither an
-  ETag nor a date.
+: A download of a file that exists and is current, and of one that has changed. *all again*: the server sends neither an
+  ETag nor a date, so the whole file is fetched.
 
 older date
-: A file that is put back to what it was, with the date that it had.
+: A file is put back to an earlier version, with its earlier date.
 
 release, zip, zsync
-: `perfkit sync` of a release and two updates, of a zip of which one member changes, and of a file with a `.zsync`.
-  *all again*: as for segments.
+: `perfkit sync` of a release and two updates, of a zip in which one member changes, and of a file with a `.zsync`.
+  *all again*: for the reasons given under *segments*.
 
 """
 
 _CACHES = """
 ## Shared caches
 
-In front of nginx, as a reverse proxy. Files that change are fresh for a second there, others for an hour.
+Each cache is a reverse proxy in front of nginx. Files that change are fresh for a second, others for an hour.
 
 three hosts
 : Three hosts get one file through the cache, with perfkit's default settings, and the origin sends it once. Most caches
-  keep nothing of an answer that the client breaks off, as it does for segments; so one that a cache may be storing is
-  left whole in its first ten seconds. A cache shows itself by `Via`, `Age`, `X-Cache` or `Cache-Status`; one that does
-  not may be in the way of plain HTTP, if the answer has a lifetime in `Cache-Control`. For files that take longer than
-  that through a cache, use `--segments 1`.
+  discard a response that the client interrupts, as segments do. So perfkit does not interrupt a response that a cache
+  may be storing in its first ten seconds. It detects a cache by `Via`, `Age`, `X-Cache` or `Cache-Status`, and assumes
+  one on plain HTTP if the response has a lifetime in `Cache-Control`. For files that take longer than ten seconds
+  through a cache, use `--segments 1`.
 
 """
 
@@ -79,15 +80,15 @@ _CLIENTS = """
 ## Other clients
 
 The same checks with {clients},
-asked for the same by the options that their manuals name (`tests/servers/clients.py`). *WRONG*: other bytes than the
+with the options that their manuals give for these tasks (`tests/servers/clients.py`). *WRONG*: other bytes than the
 server's, with exit code 0. *fails*: the file is missing or wrong, and the exit code says so. Servers with the same
 results are in one row.
 
-Where it says *by checksum*, perfkit too is wrong without one. Those that fetch everything again at a refresh notice
-every change for that. Of the columns above that are not here, *release*, *zip* and *zsync* are perfkit's only.
+Where the table says *by checksum*, perfkit without a checksum is wrong, too. Clients that fetch everything again at a
+refresh notice every change. *release*, *zip* and *zsync* are left out, since only perfkit has them.
 
-Others resume where a range does not say of which version it is (WEBrick), and perfkit starts over; what comes of that
-is the table after it.
+WEBrick's range responses do not show which version they are of: perfkit starts over, and other clients resume.
+*Changed between* shows the consequences.
 """
 
 

@@ -99,7 +99,7 @@ def test_one_that_is_not_there(kit: Toolkit, origin_v3: Origin, tmp_path: Path) 
     with pytest.raises(UpdateError, match="has no release '9'; it has 3, 2, 1"):
         kit.sync(origin_v3.url, tmp_path / "tree", release="9")
     (tmp_path / "list.txt").write_text(f"{origin_v3.url}/perfkit.json\n")
-    with pytest.raises(ConfigError, match="only sites of releases have earlier ones"):
+    with pytest.raises(ConfigError, match="only release sites have earlier releases"):
         kit.sync(tmp_path / "list.txt", tmp_path / "tree", release="1")
 
 

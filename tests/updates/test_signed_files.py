@@ -202,18 +202,18 @@ def test_no_file_takes_the_place_of_signed_releases(here: Place, tmp_path: Path)
     here.sync("pack.zip", OLD)
     here.sync("rules/")
     assert tree_of(here.tree) == TWO
-    assert "takes only releases that are signed by" in here.refused("pack.zip")
-    assert "takes only releases that are signed by" in here.refused("pack.zip", OLD, type="zip")
+    assert "accepts only releases signed by" in here.refused("pack.zip")
+    assert "accepts only releases signed by" in here.refused("pack.zip", OLD, type="zip")
 
 
 @pytest.mark.parametrize("type", ["urls", "metalink", "zsync"])
 def test_what_has_no_signature(here: Place, type: str) -> None:
     """It is refused where a key is given, and where the tree remembers one."""
     here.offer("list.txt", f"{SITE}pack.zip\n".encode())
-    assert "signatures are those of" in here.refused("list.txt", OLD, type=type, error=ConfigError)
+    assert "can be signed" in here.refused("list.txt", OLD, type=type, error=ConfigError)
     here.offer("pack.zip", packed("zip", ONE))
     here.sync("pack.zip", OLD)
-    assert "takes only what is signed" in here.refused("list.txt", type=type)
+    assert "accepts only signed sources" in here.refused("list.txt", type=type)
     assert "pack.zip" in here.refused("pack.zip", THIRD)
 
 

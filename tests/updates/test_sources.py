@@ -209,7 +209,7 @@ def test_repair_needs_the_same_version(kit: Toolkit, counting: Counting, site: P
     kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     (tmp_path / "tree/README").unlink()
     replace(site / "pack.zip", make_zip(NEW))
-    with pytest.raises(UpdateError, match="has changed since it was installed; sync"):
+    with pytest.raises(UpdateError, match="has changed since it was installed; run sync"):
         kit.verify(tmp_path / "tree", repair=True)
     kit.sync(counting.url + "pack.zip", tmp_path / "tree")
     assert tree_of(tmp_path / "tree") == NEW
@@ -250,7 +250,7 @@ def test_a_type_that_does_not_fit(kit: Toolkit, counting: Counting, site: Path, 
 def test_a_selection_is_for_archives(kit: Toolkit, tmp_path: Path) -> None:
     """And for releases; a list has no members."""
     (tmp_path / "urls.txt").write_text("https://example.org/a\n")
-    with pytest.raises(ConfigError, match="releases and archives only"):
+    with pytest.raises(ConfigError, match="only parts of releases and archives"):
         kit.sync(tmp_path / "urls.txt", tmp_path / "tree", selection=Selection(strip_components=1))
 
 

@@ -186,7 +186,7 @@ def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
     try:
         url = store.put(download.path, os.path.relpath(download.path, stage))
     except Exception as error:  # of whatever package fsspec uses
-        reason = f"it was downloaded, and could not be stored: {error}"
+        reason = f"it was downloaded, but could not be stored: {error}"
         return replace(download, path="", error=TransferError(download.url, reason, transient=True))
     os.unlink(download.path)
     return replace(download, path=url)

@@ -238,7 +238,7 @@ def _on_each(
             for future in [future for future, host in tasks.running.items() if host.address not in state.threads]:
                 host = tasks.running.pop(future)
                 future.cancel()  # type: ignore[no-untyped-call]
-                yield host, UpdateError(f"the worker of {host.name} was lost; start it again, and repeat the call")
+                yield host, UpdateError(f"the worker of {host.name} was lost; restart it, and repeat the call")
 
 
 def _sync(

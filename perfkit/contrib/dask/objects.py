@@ -59,7 +59,7 @@ class ObjectStore:
                 expected, actual = (_digest(file) for file in (sent, kept))
             if actual != expected:
                 url = self._fs.unstrip_protocol(target)
-                raise IntegrityError(url, "the store changed it", f"sha256:{expected}", f"sha256:{actual}")
+                raise IntegrityError(url, "the store has other bytes", f"sha256:{expected}", f"sha256:{actual}")
             self._fs.mv(partial, target)
         except BaseException:
             with contextlib.suppress(Exception):

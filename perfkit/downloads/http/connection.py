@@ -191,7 +191,7 @@ class _Incoming:
 
     def interrupt(self) -> None:
         """Fail what is waited for, which will not come."""
-        self._error = ConnectionResetError(errno.ECONNRESET, "nothing came any more, and the network is back")
+        self._error = ConnectionResetError(errno.ECONNRESET, "no more data arrived, although the network is back")
         end_after(self.sock, 0)
 
     def head(self) -> bytes:

@@ -43,7 +43,7 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
     if cancel.cancelled:
         return CancelledError(url, "cancelled")
     if exchange.expired:
-        return TransferTimeoutError(url, "the answer's headers did not arrive in time", transient=True)
+        return TransferTimeoutError(url, "the response headers did not arrive in time", transient=True)
     causes = _chain(error)
     root = _telling(causes)
     by_proxy = next((each for each in causes if isinstance(each, ProxyError)), None)
@@ -55,7 +55,7 @@ def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -
     if any(isinstance(each, timeouts) and not isinstance(each, NewConnectionError) for each in causes):
         return TransferTimeoutError(url, reason if "timed out" in reason else f"timed out: {reason}", transient=True)
     if any(isinstance(each, http.client.IncompleteRead) for each in causes):
-        return TransferError(url, "the connection ended before the answer did", transient=True)
+        return TransferError(url, "the connection closed before the response was complete", transient=True)
     return TransferError(url, reason, transient=_may_pass(error, causes))
 
 

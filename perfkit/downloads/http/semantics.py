@@ -364,7 +364,7 @@ def judge(status: int, headers: Headers, *, start: int, end: int | None, total: 
         return Answer(Verdict.STATUS, reason=f"HTTP status {status}")
     length = _content_length(headers)
     if headers.get("content-encoding", "identity").strip().lower() not in ("", "identity"):
-        reason = f"Content-Encoding {_shown(headers['content-encoding'])} was not asked for"
+        reason = f"Content-Encoding {_shown(headers['content-encoding'])} was not requested"
         return Answer(Verdict.CODED, end=length, total=length, reason=reason)
     if length is not None and length < 0:
         return Answer(Verdict.INVALID, reason=f"Content-Length {_shown(headers['content-length'])} is not a length")
@@ -416,7 +416,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
     Its positions are counted from the first of them. It never means a body that is much more than them.
     """
     first, end = part
-    wanted = f"bytes {first} to {end - 1} were asked for"
+    wanted = f"bytes {first} to {end - 1} were requested"
     if status == 416 and answer.verdict in (Verdict.EMPTY, Verdict.UNRANGED):
         return Answer(Verdict.NO_RANGE, reason=f"HTTP status 416: the file has no such range; {wanted}")
     if answer.verdict in (Verdict.CODED, Verdict.UNRANGED, Verdict.INVALID):

@@ -340,7 +340,7 @@ class CallersSessions:
         self._given = given
         if not isinstance(given, requests.Session) and not callable(given):
             raise ConfigError(
-                f"session must be a requests.Session, or make one when called; got a {type(given).__name__}"
+                f"session must be a requests.Session, or a callable that makes one; got a {type(given).__name__}"
             )
         self._shared = self._borrow(given) if isinstance(given, requests.Session) else None
         self._local = threading.local()

@@ -233,7 +233,7 @@ class HttpTransport:
                 if not exchange.expired:
                     return _HttpResponse(url, hop.url, response, exchange, cancel, self._reading)
                 response.close()
-                error: Exception = TimeoutError("the answer's headers did not arrive in time")
+                error: Exception = TimeoutError("the response headers did not arrive in time")
             except ConfigError:
                 _give_up(exchange, cancel)
                 raise

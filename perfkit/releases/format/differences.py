@@ -132,7 +132,7 @@ def _spread(runs: bytes | bytearray, size: int) -> bytearray:
     count = reader.number()
     gaps, lengths = reader.column(4, count), reader.column(4, count)
     if sum(gaps) + sum(lengths) > size:
-        raise ManifestError("delta: its differences are longer than what they belong to")
+        raise ManifestError("delta: the differences are longer than the content")
     differences = bytearray(size)
     place = 0
     for gap, length in zip(gaps, lengths, strict=True):

@@ -183,7 +183,7 @@ def publish(src: str, site: str, *, progress: Progress | None = None, **options:
             rows.save(path := os.path.join(site, _FILES_NAME))
             os.chmod(path, 0o644)  # as all files of a site
         except OSError as error:  # the release is published
-            _log.warning("%s: which files were read could not be written down: %s", site, error)
+            _log.warning("%s: the record of the files that were read could not be written: %s", site, error)
     return replace(release, seconds=time.monotonic() - began_s)
 
 

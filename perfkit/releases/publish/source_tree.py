@@ -239,7 +239,7 @@ def _type_error(name: str, mode: int, links: Links) -> UnsafePathError | None:
     if not stat.S_ISLNK(mode):
         reason = "it is a special file; a release has regular files only: exclude or replace it"
     elif links == "follow":
-        reason = "it is a symbolic link that leads to nothing, or back to itself; exclude it, or skip links"
+        reason = "it is a symbolic link that points to nothing, or back to itself; exclude it, or skip links"
     else:
         reason = "it is a symbolic link; exclude it, or skip or follow links (--links)"
     return UnsafePathError(name, reason)

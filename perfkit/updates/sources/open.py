@@ -74,26 +74,26 @@ def open_source(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry
         type, probed = _detect_any(fetcher, spec)
     if spec.selection is not None and type not in _ARCHIVES:
         if type is not SourceType.RELEASE:
-            raise ConfigError(f"{location} is of type {type}: a part can be selected of releases and archives only")
+            raise ConfigError(f"{location} is of type {type}: only parts of releases and archives can be selected")
         if spec.selection.strip_components or spec.selection.links != "refuse":
-            raise ConfigError(f"{location} is a release: of its files, only include and exclude can be given")
+            raise ConfigError(f"{location} is a release: only include and exclude select its files")
     if spec.decompress and type is not SourceType.FILE:
-        raise ConfigError(f"{location} is of type {type}: only a plain file is decompressed (type file)")
+        raise ConfigError(f"{location} is of type {type}: only plain files can be decompressed (type file)")
     if spec.checksums and type is not SourceType.FILE:
         raise ConfigError(f"{location} is of type {type}: checksums are for plain files (type file)")
     _refuse_mirrors(spec, type)
     if type is SourceType.RELEASE:
         return _open_release(fetcher, spec, installed, dry_run=dry_run)
     if spec.release is not None or spec.channel is not None:
-        raise ConfigError(f"{location} is of type {type}: only sites of releases have earlier ones and channels")
+        raise ConfigError(f"{location} is of type {type}: only release sites have earlier releases and channels")
     return _open(fetcher, spec, type, installed, probed, dry_run=dry_run)
 
 
 def _refuse_mirrors(spec: SourceSpec, type: SourceType) -> None:
     if spec.mirrors and type is not SourceType.RELEASE and not (type is SourceType.FILE and spec.checksums):
         raise ConfigError(
-            f"{spec.location} is of type {type}: mirrors are for sites, and for plain files with --checksums, since "
-            "without them nothing tells whether two servers have the same; a Metalink document has its own"
+            f"{spec.location} is of type {type}: mirrors are for sites, and for plain files with --checksums, "
+            "which show that two servers have the same file; a Metalink document lists its own mirrors"
         )
 
 
@@ -119,7 +119,7 @@ def _each_release(
             if len(sites) == 1 or isinstance(error, CancelledError):
                 raise
             failures.append(error)
-            _log.warning("%s: on to the next mirror: %s", redacted(url), error)
+            _log.warning("%s: trying the next mirror: %s", redacted(url), error)
         else:
             yield found
 
@@ -176,7 +176,7 @@ def _detect_any(fetcher: Fetcher, spec: SourceSpec) -> tuple[SourceType, Probe |
         except CancelledError:
             raise
         except TransferError as error:
-            _log.warning("%s: on to the next mirror: %s", redacted(spec.location), error)
+            _log.warning("%s: trying the next mirror: %s", redacted(spec.location), error)
             spec = replace(spec, location=url)
     return _detect(fetcher, spec.location)
 
@@ -225,12 +225,12 @@ def _open(
     url = spec.location
     if spec.demands.signers is not None and type not in _SIGNED:
         raise ConfigError(
-            f"{redacted(url)} is of type {type}: signatures are those of releases, plain files and archives; "
+            f"{redacted(url)} is of type {type}: only releases, plain files and archives can be signed; "
             "perfkit get --public-key verifies single files"
         )
     signers = Trust.read(installed.root).for_file(spec.demands.signers, url, type, remember=not dry_run)
     if signers.keys and type not in _SIGNED:
-        raise SignatureError(url, f"this tree takes only what is signed, and a source of type {type} has no signature")
+        raise SignatureError(url, f"this tree accepts only signed sources; one of type {type} has no signature")
     if type in _LISTS:
         from perfkit.updates.sources.list_source import open_list
 
@@ -321,7 +321,7 @@ def reopen_source(fetcher: Fetcher, installed: Installed, mirrors: tuple[str, ..
         return reopen_list(fetcher, installed)
     found = _open(fetcher, spec, type, installed, None)
     if not found.unchanged():
-        raise UpdateError(f"{installed.source} has changed since it was installed; sync, which also repairs the tree")
+        raise UpdateError(f"{installed.source} has changed since it was installed; run sync, which repairs the tree")
     return found
 
 

@@ -370,7 +370,7 @@ class ReleaseSource:
         try:
             return self.offers(missing, manifest, local)[0]
         except PerfkitError as error:
-            reason = f"{len(missing)} blobs can't be fetched by any route; the tree was not changed"
+            reason = f"{len(missing)} file contents can't be fetched by any route; the tree was not changed"
             raise self._error or TransferError(self.url, reason) from error
 
     @contextlib.contextmanager
@@ -393,7 +393,7 @@ class ReleaseSource:
         self._pack_routes[offer.variant].fetch(offer.blobs, staging)
         self._taken.append(offer.route)
         if missing := staging.missing(offer.blobs):
-            raise ManifestError(f"{len(missing)} blobs do not have the digest in the manifest")
+            raise ManifestError(f"{len(missing)} file contents do not have the digest in the manifest")
 
     def _offers(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Iterator[Offer]:
         """The offers of the remaining routes; indexes are fetched for it where they are worth it."""

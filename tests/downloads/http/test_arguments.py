@@ -171,8 +171,8 @@ def test_verify_is_a_path(make_kit: MakeKit, secure: MisbehavingServer, ca_file:
         ({"session": "https://example.org"}, "session must be"),
         ({"session": requests}, "session must be"),
         ({"session": SimpleNamespace(request=print)}, "session must be"),
-        ({"transport": 3}, "transport must make"),
-        ({"session": requests.Session(), "transport": FakeOrigin()}, "session and transport"),
+        ({"transport": 3}, "transport must be a callable"),
+        ({"session": requests.Session(), "transport": FakeOrigin()}, "give session or transport"),
     ],
 )
 def test_an_argument_of_a_toolkit(options: dict[str, Any], says: str) -> None:
@@ -279,7 +279,7 @@ def test_download_takes_what_a_request_takes(make_kit: MakeKit, misbehaving: Sta
 def test_a_request_and_options_beside_it(options: dict[str, Any], tmp_path: Path) -> None:
     """Which of both would count? Neither."""
     with FakeOrigin() as origin, Toolkit(transport=origin) as kit:
-        with pytest.raises(ConfigError, match="options were given beside a Request"):
+        with pytest.raises(ConfigError, match="options were given together with a Request"):
             kit.download(Request(URL), tmp_path / "f", **options)
         assert origin.requests == []
 

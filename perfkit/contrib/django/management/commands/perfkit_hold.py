@@ -14,13 +14,13 @@ from perfkit.progress.text import printable
 class Command(TreesCommand):
     help = (
         "Keep the installed releases of trees: syncs pass over all others. With --off, have syncs install new ones "
-        "again, also after a rollback, or one that CHECK refused."
+        "again, even after a rollback or a refusal by CHECK."
     )
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--skip", metavar="V", help="pass over this release only, until another one is offered")
-        parser.add_argument("--off", action="store_true", help="hold nothing any more")
+        parser.add_argument("--off", action="store_true", help="end all holds")
         add_wait(parser)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:
@@ -31,6 +31,6 @@ class Command(TreesCommand):
             return Outcome({"held": held.version, "reason": str(held.reason)}, [(1, line)])
         released = trees.unhold(name, wait_s=options["wait"])
         if released is None:
-            return Outcome({"released": None}, [(1, f"{name}: nothing was held")])
-        line = f"{name}: {printable(released.version)} is not held any more"
+            return Outcome({"released": None}, [(1, f"{name}: nothing was on hold")])
+        line = f"{name}: {printable(released.version)} is no longer on hold"
         return Outcome({"released": released.version}, [(1, line)])

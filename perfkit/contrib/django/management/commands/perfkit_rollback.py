@@ -13,7 +13,7 @@ from perfkit.progress.text import printable
 
 
 class Command(TreesCommand):
-    help = "Return a tree to an earlier generation, without the network. Syncs then pass over the release that it left."
+    help = "Return a tree to an earlier generation, without the network. Later syncs pass over the release that it had."
     names = "1"
 
     def add_arguments(self, parser: CommandParser) -> None:

@@ -22,7 +22,7 @@ class Command(TreesCommand):
 
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
-        about = "fail if the last sync that succeeded is older, such as 30m, 12h or 2d"
+        about = "fail if the last successful sync is older than this, such as 30m, 12h or 2d"
         parser.add_argument("--max-age", metavar="TIME", help=about)
 
     def run_tree(self, name: str, options: dict[str, Any]) -> Outcome:

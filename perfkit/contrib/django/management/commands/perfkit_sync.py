@@ -27,12 +27,12 @@ class Command(TreesCommand, ToolkitCommand):
     def add_arguments(self, parser: CommandParser) -> None:
         super().add_arguments(parser)
         parser.add_argument("--dry-run", action="store_true", help="print what would be done, and change nothing")
-        parser.add_argument("--release", metavar="V", help="this version of a site, also if it is older or on hold")
+        parser.add_argument("--release", metavar="V", help="install this version, even if it is older or on hold")
         parser.add_argument(
-            "--retry-rejected", action="store_true", help="check releases again that the tree's CHECK refused before"
+            "--retry-rejected", action="store_true", help="check again releases that the tree's CHECK refused"
         )
         parser.add_argument(
-            "--now", action="store_true", help="ask before MIN_INTERVAL, or the time that a server has set, is over"
+            "--now", action="store_true", help="ignore MIN_INTERVAL, and a pause that a server asked for"
         )
         parser.add_argument(
             "--allow-older", action="store_true", help="accept an older release than was installed before"
