@@ -49,7 +49,7 @@ class Ranges(RuleBasedStateMachine):
         self.now += 3.0
         runner = self.map.hedge()
         if runner:
-            assert len(runner.segment.runners) == 2
+            assert len(runner.segment.runners) >= 2  # a third, where two are silent
             self.runners.append(runner)
 
     @precondition(lambda self: self.runners)
