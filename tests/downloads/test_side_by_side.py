@@ -6,10 +6,12 @@ import random
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from perfkit import Toolkit
+from perfkit.downloads.segments import Runner, SegmentMap
 from tests.support.fakes import Exchange, MisbehavingServer
 
 MakeKit = Callable[..., Toolkit]
@@ -96,13 +98,23 @@ def test_a_host_that_takes_two_segments(make_kit: MakeKit, misbehaving: Start, o
     """What it refuses goes back to the connection that had it before, or is left to the next that is free: no retry is
     needed, and nobody waits for the minute that it asks for.
     """
+    refused: list[Runner] = []
+    both = threading.Event()
+    merge_back = SegmentMap.merge_back
+
+    def merge(segments: SegmentMap, runner: Runner) -> bool:
+        refused.append(runner)
+        if len(refused) == 2:
+            both.set()
+        return merge_back(segments, runner)
 
     def handler(x: Exchange) -> None:
         if x.number in (3, 4):
             return x.respond("429 Too Many Requests", Retry_After="60")
-        return x.serve(BODY, pause=lambda: x.server.wait_for(4, 60.0), pause_at=0)
+        return x.serve(BODY, pause=lambda: both.wait(60.0), pause_at=0)
 
     server = misbehaving(handler)
-    make_kit(workers=4, segments=4, retries=0).download(f"{server.url}/f", out / "f")
+    with mock.patch.object(SegmentMap, "merge_back", merge):
+        make_kit(workers=4, segments=4, retries=0).download(f"{server.url}/f", out / "f")
     assert (out / "f").read_bytes() == BODY
     assert len(server.requests) >= 4

@@ -1,7 +1,8 @@
 """Connections and pools of urllib3 that any thread can abort in every phase, and answers held to RFC 9112.
 
 What is added hangs on urllib3's and http.client's seams: `pool_classes_by_scheme`, `ConnectionCls`, `connect`,
-`request`, `close`, `response_class`, a pool's `urlopen`, and one private name, `_new_conn`, where the socket is made.
+`request`, `close`, `response_class`, a pool's `urlopen` and `pool`, and one private name, `_new_conn`, by which a pool
+makes a connection, and a connection its socket.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import functools
 import http.client
 import importlib
 import mmap
+import queue
 import re
 import socket
 import ssl
@@ -599,15 +601,21 @@ class _Pool:
         Raises:
             HTTPError, OSError: it can't be opened.
         """
-        connection = self._get_conn()
+        idle = self.pool
         try:
-            if connection.is_closed:
+            connection = idle.get(block=False) or self._new_conn()
+        except (AttributeError, queue.Empty):  # the pool is closed, or as many are in use as it keeps
+            return
+        try:
+            if not connection.is_connected:
+                connection.close()
                 connection.warm(timeout_s)
+            idle.put(connection, block=False)
+        except queue.Full:
+            connection.close()
         except BaseException:
             connection.close()
             raise
-        finally:
-            self._put_conn(connection)
 
 
 class _HttpPool(_Pool, HTTPConnectionPool):
