@@ -266,5 +266,5 @@ def test_routes_that_complete_each_other() -> None:
 
 def test_nothing_offers_what_is_missing() -> None:
     """A release with a hole in it is refused before anything is fetched."""
-    with pytest.raises(UpdateError, match="2 missing blobs"):
+    with pytest.raises(UpdateError, match="2 missing file contents"):
         choose_routes(AB, lambda missing: [Offer("delta", frozenset({b"a"}), 1, 1)], FAST)
