@@ -1,7 +1,7 @@
-"""The manifest of a release without the digests of what a delta makes: a client computes them, and they don't compress.
+"""The manifest of a release without the digests of what a delta makes, which don't compress: the client computes them.
 
-In their place are zeros. Where several entries have one such content, the others have 28 zeros and the number of the
-first, counted from 1. That all is right shows the digest of the completed manifest.
+Zeros stand in for them. If several entries have such a content, all but the first have 28 zeros and the number of the
+first, counted from 1. The digest of the completed manifest proves that every content was made correctly.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def complete(draft: Manifest, made: bytes | bytearray, sha256: bytes) -> Manifes
     """The manifest of a draft.
 
     Args:
-        made: the SHA-256 of each entry, those that were made; the others are not looked at.
+        made: 32 bytes for each entry: the SHA-256 of those that were made; the others are not looked at.
         sha256: of the manifest.
 
     Raises:
@@ -61,5 +61,5 @@ def _reference(entry: int) -> bytes:
 
 
 def made_for(digest: bytes) -> int | None:
-    """The entry that a digest of a draft refers to; None: it is one."""
+    """The entry that a digest of a draft refers to; None: it is a real digest."""
     return int.from_bytes(digest[len(_UNKNOWN) :], "little") - 1 if digest.startswith(_UNKNOWN) else None
