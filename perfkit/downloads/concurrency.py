@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from math import inf
 
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.path import Path, queued
+from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.urls import origin_of
 
 __all__ = ["AdaptiveController", "HostLimiter", "host_of"]

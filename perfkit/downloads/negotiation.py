@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from perfkit.downloads.checksums import Checksum, RunningDigest, parse_checksum
 from perfkit.downloads.file_origin import Origin
+from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
     RANGE_REFUSALS,
     Answer,
@@ -26,7 +27,6 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.partial_file import ChangedError, PartialFile
 from perfkit.downloads.request import Request
 from perfkit.downloads.segments import Runner
@@ -106,7 +106,7 @@ def make_get(
         at: where a redirect of the URL led before.
     """
     home = request.home or request.url
-    own = home == url or may_share(origin_of(home), origin_of(url))
+    own = may_have_secrets(url, home)
     return Get(
         url=url,
         at=at,

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.concurrency import host_of
+from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import (
     NO_VALIDATOR,
     NO_VERSION,
@@ -22,7 +23,6 @@ from perfkit.downloads.http.semantics import (
     version_of,
 )
 from perfkit.downloads.http.transport import Get, Response
-from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.retry import GiveUpError, Network, backoff_s, refuse
 from perfkit.errors import CancelledError, TransferError
 
@@ -65,7 +65,7 @@ def probe(
     """
     config, limiter = network.config, network.limiter
     host, ranged, conditional, failures, requests = host_of(url), True, True, 0, 0
-    trusted = may_share(origin_of(home or url), origin_of(url))
+    trusted = home is None or may_have_secrets(url, home)
     while limiter.wait(host, cancel):
         requests += 1
         headers = {"Cache-Control": "max-age=0", **(known.condition if known and conditional else {})}

@@ -14,7 +14,7 @@ from perfkit.downloads.cancel import Cancel
 from perfkit.downloads.checksum_files import SharedChecksumFiles
 from perfkit.downloads.checksums import Checksum, matches
 from perfkit.downloads.file_origin import digest_of, read_origin
-from perfkit.downloads.http.path import Path, queued
+from perfkit.downloads.http.network_path import Path, queued
 from perfkit.downloads.http.semantics import (
     NO_VALIDATOR,
     NO_VERSION,

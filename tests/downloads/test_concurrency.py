@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from perfkit.downloads.concurrency import AdaptiveController, HostLimiter
-from perfkit.downloads.http.path import Path
+from perfkit.downloads.http.network_path import Path
 
 pytestmark = pytest.mark.once
 

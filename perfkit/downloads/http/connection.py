@@ -30,7 +30,7 @@ from urllib3.connectionpool import HTTPConnectionPool, HTTPSConnectionPool
 from urllib3.exceptions import ConnectTimeoutError, NameResolutionError, NewConnectionError, ProxyError
 
 from perfkit.downloads.http.dial import dial
-from perfkit.downloads.http.path import Path, end_after, measured
+from perfkit.downloads.http.network_path import Path, end_after, measured
 from perfkit.downloads.http.uninterruptible import HelperThread, call_abortable
 from perfkit.downloads.http.urls import is_loopback
 from perfkit.downloads.throttle import Throttle, receive_buffer

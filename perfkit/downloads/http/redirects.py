@@ -1,4 +1,4 @@
-"""Where a redirect leads, and what may go there: no secret leaves the origin that it was given for."""
+"""Where a redirect leads, and which secrets may be sent there: only those that were given for that origin."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perfkit.downloads.http.urls import as_sent, origin_of, split_url
 from perfkit.errors import ConfigError, TransferError
 from perfkit.redact import masked, redacted
 
-__all__ = ["REDIRECTS", "Hop", "target_of", "without_secrets"]
+__all__ = ["REDIRECTS", "Hop", "may_have_secrets", "target_of", "without_secrets"]
 
 REDIRECTS = frozenset({301, 302, 303, 307, 308})
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]{0,20}:", re.IGNORECASE | re.ASCII)
@@ -25,7 +25,7 @@ class Hop(NamedTuple):
     """One GET request of those that a download's URL may take, if it is redirected.
 
     Args:
-        home: whether the URL is of the origin that secrets were given for.
+        trusted: whether the URL's origin may have the caller's secrets.
         redirected: whether a redirect led to the URL.
         netrc: whether netrc is asked about the URL's host: for the origin that the caller named alone.
         timeout: seconds to wait for a connection, and for each further byte.
@@ -34,10 +34,18 @@ class Hop(NamedTuple):
     url: str  # as it is sent
     headers: Mapping[str, str]
     auth: Auth | None
-    home: bool
+    trusted: bool
     redirected: bool
     netrc: bool
     timeout: tuple[float, float]
+
+
+def may_have_secrets(url: str, home: str) -> bool:
+    """Whether secrets for the origin of `home` may be sent to `url`: the same origin, or its upgrade to https."""
+    if url == home:
+        return True
+    there, here = origin_of(url), origin_of(home)
+    return there == here or (there[1] == here[1] and here[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:

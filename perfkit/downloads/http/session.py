@@ -356,7 +356,7 @@ class CallersSessions:
         ours = self._is_ours(session, url)
         verify, cert = self._find_trust(session, url, ours)
         options: dict[str, Any] = {"allow_redirects": False, "timeout": hop.timeout}
-        if not hop.home:
+        if not hop.trusted:
             request = _prepare_abroad(session, hop)
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
             return self._by(ours, lambda: session.send(request, **options))

@@ -18,9 +18,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 from perfkit._version import __version__
 from perfkit.config import Auth, Config
 from perfkit.downloads.cancel import Cancel
-from perfkit.downloads.http.path import Path
-from perfkit.downloads.http.redirects import REDIRECTS, Hop, target_of, without_secrets
-from perfkit.downloads.http.urls import as_sent, may_share, origin_of
+from perfkit.downloads.http.network_path import Path
+from perfkit.downloads.http.redirects import REDIRECTS, Hop, may_have_secrets, target_of, without_secrets
+from perfkit.downloads.http.urls import as_sent
 from perfkit.downloads.stall import timeouts
 from perfkit.downloads.throttle import Throttle
 from perfkit.errors import CancelledError, ConfigError, TransferError
@@ -186,7 +186,7 @@ class HttpTransport:
         asked = as_sent(request.url)
         at, hops = as_sent(request.at) if request.at else asked, 0
         while True:
-            at_home = at == asked or may_share(origin_of(request.url), origin_of(at))
+            at_home = may_have_secrets(at, home=asked)
             trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
             # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.

@@ -20,7 +20,6 @@ __all__ = [
     "credentials_in",
     "is_loopback",
     "is_signed",
-    "may_share",
     "origin_of",
     "signature_url",
     "split_url",
@@ -90,11 +89,6 @@ def _origin_of(url: str) -> Origin:
     scheme, authority, _ = split_url(url)
     _, host, port = _read(url, authority)
     return scheme, host, port or _DEFAULT_PORTS[scheme]
-
-
-def may_share(home: Origin, there: Origin) -> bool:
-    """Whether secrets for one origin may go to another: the same, or its upgrade from http to https."""
-    return home == there or (home[1] == there[1] and home[::2] == ("http", 80) and there[::2] == ("https", 443))
 
 
 @functools.lru_cache(maxsize=64)

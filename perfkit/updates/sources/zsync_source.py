@@ -8,8 +8,8 @@ import os
 from collections.abc import Set
 from typing import Any, BinaryIO
 
+from perfkit.downloads.http.redirects import may_have_secrets
 from perfkit.downloads.http.semantics import Version
-from perfkit.downloads.http.urls import may_share, origin_of
 from perfkit.downloads.request import Download, Request
 from perfkit.errors import CancelledError, ConfigError, ManifestError, TransferError
 from perfkit.redact import redacted
@@ -90,7 +90,7 @@ class ZsyncSource:
             if len(data) > CONTROL_BYTES:
                 raise ManifestError(f"{self.url}: the control file is larger than {CONTROL_BYTES} bytes")
             asked, at = self.url, self._control_file.probe().at
-            bases = (at, asked) if may_share(origin_of(asked), origin_of(at)) else (asked, at)
+            bases = (at, asked) if may_have_secrets(at, home=asked) else (asked, at)
             control = parse_control(data, bases=bases)
             self._control = control if asked == at else control._replace(urls=self._working_first(control))
         return self._control

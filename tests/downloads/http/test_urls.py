@@ -15,7 +15,8 @@ from urllib3.exceptions import LocationParseError
 from urllib3.util import parse_url
 
 from perfkit import ConfigError, Request, Toolkit, TransferError
-from perfkit.downloads.http.urls import as_sent, credentials_in, is_loopback, may_share, origin_of, unsigned
+from perfkit.downloads.http.redirects import may_have_secrets
+from perfkit.downloads.http.urls import as_sent, credentials_in, is_loopback, origin_of, unsigned
 from tests.support.fakes import MisbehavingServer
 from tests.support.network import BODY
 
@@ -169,8 +170,8 @@ def test_parsers_agree_on_all_that_is_accepted() -> None:
 )
 def test_who_shares_secrets(there: str, shares: bool) -> None:
     """Scheme, host and port, or the usual port of https instead of the usual one of http; never the way back."""
-    assert may_share(origin_of("http://a.example/f"), origin_of(there)) is shares
-    assert may_share(origin_of("https://a.example/f"), origin_of("http://a.example/f")) is False
+    assert may_have_secrets(there, home="http://a.example/f") is shares
+    assert may_have_secrets("http://a.example/f", home="https://a.example/f") is False
 
 
 @pytest.mark.parametrize("with_session", [False, True])

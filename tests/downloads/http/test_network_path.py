@@ -7,7 +7,7 @@ import socket
 
 import pytest
 
-from perfkit.downloads.http.path import measured, queued
+from perfkit.downloads.http.network_path import measured, queued
 from tests.support.command import wait_until
 
 
