@@ -44,7 +44,7 @@ class _WithoutSecrets:
 class _Options(_WithoutSecrets):
     """The options of a request. (Without a docstring here, `dataclass` would spend 0.3 ms generating one.)"""
 
-    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…", or the URL of a file of checksums
+    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…", or the URL of a checksum file
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
     headers: Mapping[str, str] = field(default_factory=dict)
     auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `home` only

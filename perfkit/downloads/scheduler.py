@@ -67,7 +67,7 @@ class Scheduler:
         self._most_files = config.most_files
         self._limiter = limiter
         self._controller = controller
-        self._lock = threading.RLock()  # guards what follows
+        self._lock = threading.RLock()  # guards the state below
         self._changed = threading.Condition(self._lock)  # notified when there may be work
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False

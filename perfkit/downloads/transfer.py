@@ -143,9 +143,9 @@ class Transfer:
         self._version = NO_VERSION
         self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, cancel)
         self._length_known = True
-        self._ranges = True  # whether ranges may be asked for
+        self._ranges = True  # whether ranges may be requested
 
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the state below
         self._busy = 0  # workers inside
         self._hashing = False  # whether a helper hashes behind them
         most = self._config.retries if request.retries is None else min(request.retries, self._config.retries)
@@ -463,7 +463,7 @@ class Transfer:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
     def _take_name(self, source: str, sent: Iterable[str]) -> None:
-        """Use the first safe name that the server gives, unless a file from elsewhere has it."""
+        """Use the first safe name that the server gives; that a file from elsewhere has it is an error."""
         name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return

@@ -143,7 +143,7 @@ class HttpTransport:
     def __init__(self, config: Config, session: SessionSource | None = None) -> None:
         self._config = config
         self._given = session
-        self._lock = threading.Lock()  # guards the making of what follows
+        self._lock = threading.Lock()  # guards the making of the sessions
         self._sessions: Sessions | None = None
         self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
