@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
 _FILES, _STREAMS = 8, 16  # at once, by default
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_CENTURY_S = 100 * 365 * 86_400  # functions that wait accept no much longer times
+_CENTURY_S = 100 * 365 * 86_400  # functions that wait accept little more
 # Set for commands that the command line runs (`--check`, `--on-change`), which may run perfkit; and the password of a
 # secret key.
 _OTHER_VARIABLES = frozenset(
@@ -113,8 +113,8 @@ class Config:
     """
 
     # Concurrency
-    workers: int | None = None  # files at once, and the maximum of requests; None is 8 files and up to 16 requests
-    segments: int = 16  # the maximum of connections for one file; 1 turns segments off
+    workers: int | None = None  # most files and most requests at once; None is 8 files and up to 16 requests
+    segments: int = 16  # the most connections for one file; 1 turns segments off
     min_segment_bytes: int = 256 << 10  # a range shorter than twice this is split only if its connection is slow
     connections_per_host: int = 16  # browsers make 6, or one for HTTP/2; aria2 at most 16
     adaptive: bool = True  # start with few connections and add more while that is faster

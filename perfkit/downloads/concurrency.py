@@ -126,8 +126,8 @@ class HostLimiter:
             self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
     def refused(self, host: str) -> bool:
-        """Lower the limit of a host that refused one of the requests under way to the number of the others. False if
-        there are none.
+        """The host has refused one of the requests under way: limit it to the number of the others. False if there are
+        no others.
         """
         now = self._clock()
         with self._lock:
@@ -152,8 +152,8 @@ class AdaptiveController:
     allowance per finished file, since many small files move few bytes.
 
     A server that limits each connection sends in bursts, often a large one first, so a short window shows mostly
-    chance. A step that pays is kept as soon as that shows; one that does not gets a long window first. A server that
-    pauses in the middle of a body leaves the link idle, so streams are added whatever they gain.
+    chance. A step that pays is kept as soon as that shows; one that does not gets a long window first. A nearby server
+    that pauses in the middle of a body leaves the link idle, so streams are added whatever they gain.
 
     Args:
         ceiling: the most streams ever.
@@ -165,9 +165,9 @@ class AdaptiveController:
     answers_per_window = 4  # a shorter one would judge streams without a response yet, or in slow start (RFC 5681)
     far_s = 0.02  # a response that takes this long comes over a network,
     network_s = 0.002  # and so do packets that take this long
-    congested_s = 2.0  # for how long after packets have queued
+    congested_s = 2.0  # how long a path counts as congested after packets have queued
     far_streams = 8
-    doubling_pays = 1.15  # the gain in goodput for which it is kept
+    doubling_pays = 1.15  # the gain in goodput for which a doubling is kept
     halving_costs = 0.95
     patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
     cpu_bound = 0.85  # of one core

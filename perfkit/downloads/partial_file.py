@@ -226,7 +226,7 @@ class PartialFile:
     def _open_existing(self, flags: int) -> int:
         try:
             return os.open(self.path, flags)
-        except PermissionError:  # another user's, such as root's; a descriptor to read is enough to remove it
+        except PermissionError:  # another user's, such as root's; a read-only descriptor is enough to remove it
             descriptor = os.open(self.path, flags & ~os.O_RDWR)
             if not _is_own(os.fstat(descriptor)):
                 return descriptor

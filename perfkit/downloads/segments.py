@@ -120,7 +120,7 @@ class SegmentMap:
             return min(starts) if starts else self._size or 0
 
     def done(self) -> list[Range]:
-        """The ranges on disk, sorted; unknown sizes end at the last byte written."""
+        """The ranges on disk, sorted; while the size is unknown, up to the last byte written."""
         with self._lock:
             if self._size is None:
                 return [(0, segment.position) for segment in self._active if segment.position]

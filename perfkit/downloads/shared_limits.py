@@ -26,7 +26,7 @@ _NEARLY_ALL = 0.9  # of a lease: a holder that uses this much wants more
 _IDLE = 0.02  # of the rate, leased to all idle holders together, so that they can begin
 _CATCH_UP_S = 2.0  # in which bytes that were not used, or used beyond the rate, are made up for
 _MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, while bytes are made up for
-_MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # of the rate, that are made up for
+_MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # no more than these seconds of the rate are made up for
 
 
 @dataclass(frozen=True, slots=True)
@@ -187,7 +187,7 @@ class LeaseKeeper:
         self._renewed = renewed
         self._holder = os.urandom(16).hex()
         self._closed = threading.Event()
-        self._wanted = threading.Event()  # set when a host without a lease needs a connection
+        self._wanted = threading.Event()  # set when a connection is wanted to a host without a lease
         limiter.lease({}, {}, until_s=0.0, wanted=self._wanted.set)
         self._thread = threading.Thread(target=self._run, name="perfkit-leases", daemon=True)
 

@@ -76,7 +76,7 @@ class _Pacer:
             return 0.0 if self.rate is None else (ticket - self._paid) / self.rate
 
     def _settle(self) -> None:
-        """Pay for the time since the last call, up to the charges and a small credit."""
+        """Let the time since the last call pay for the charges, and at most a small credit."""
         now = self._clock()
         if self.rate is None:
             self._paid = self.charged

@@ -83,7 +83,7 @@ class TransferContext:
     throttle: Throttle
     notify: Callable[[], None]  # call it when there may be more to do
     checksum_files: SharedChecksumFiles  # of the batch
-    spawn: Callable[[Callable[[], None]], bool]  # run something alongside the workers; False: it cannot
+    spawn: Callable[[Callable[[], None]], bool]  # run something alongside the workers; False: no thread for it
     claim_path: Callable[[Transfer, str], None]  # reserves a path: no two transfers write one file
 
 
@@ -463,7 +463,7 @@ class Transfer:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
     def _take_name(self, source: str, sent: Iterable[str]) -> None:
-        """Use the first safe name that the server gives; that a file from elsewhere has it is an error."""
+        """Use the first safe name that the server gives; raises if a file from elsewhere has it."""
         name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return

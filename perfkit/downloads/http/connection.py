@@ -647,7 +647,7 @@ def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
 
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any, *options: Any) -> Any:
-            """PySocks connects in one call that nothing can interrupt, and reports proxy failures as the server's."""
+            """Make PySocks's uninterruptible connect abortable, and tell failures of the proxy from the server's."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
             try:
                 return call_abortable(make, aborted, discard=lambda sock: sock.close())
