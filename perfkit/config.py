@@ -22,11 +22,11 @@ Auth = tuple[str, str] | Callable[[Any], Any]
 LocalChanges = Literal["keep", "overwrite", "refuse"]
 _log = logging.getLogger(__name__)
 _LOCAL_CHANGES = get_args(LocalChanges)
-_FILES, _STREAMS = 8, 16  # at once, where the caller has not said how many
+_FILES, _STREAMS = 8, 16  # at once, by default
 _SECONDS = {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}
-_CENTURY_S = 100 * 365 * 86_400  # what functions that wait can do with
-# Variables of the commands that the command line runs (`--check`, `--on-change`), which may run perfkit; and the
-# password of a secret key.
+_CENTURY_S = 100 * 365 * 86_400  # functions that wait accept little more
+# Set for commands that the command line runs (`--check`, `--on-change`), which may run perfkit; and the password of a
+# secret key.
 _OTHER_VARIABLES = frozenset(
     {"PERFKIT_DEST", "PERFKIT_PREVIOUS_VERSION", "PERFKIT_SIGN_PASSWORD", "PERFKIT_STAGED", "PERFKIT_VERSION"}
 )
@@ -94,7 +94,7 @@ def check_headers(headers: Mapping[str, str]) -> None:
         raise ConfigError(f"headers must be a mapping of names to values; got a {type(headers).__name__}")
     for name, value in headers.items():
         if not isinstance(name, str) or not _TOKEN.fullmatch(name):
-            # Not shown: what stands there may be a value, and secret.
+            # Not shown: the name may be a value, and secret.
             raise ConfigError(
                 "a header has an invalid name: it must be a token, such as X-Token (RFC 9110 section 5.1)"
             )
@@ -113,8 +113,8 @@ class Config:
     """
 
     # Concurrency
-    workers: int | None = None  # files at once, and the maximum of requests; None is 8 files and up to 16 requests
-    segments: int = 16  # the maximum of connections for one file; 1 turns segments off
+    workers: int | None = None  # most files and most requests at once; None is 8 files and up to 16 requests
+    segments: int = 16  # the most connections for one file; 1 turns segments off
     min_segment_bytes: int = 256 << 10  # a range shorter than twice this is split only if its connection is slow
     connections_per_host: int = 16  # browsers make 6, or one for HTTP/2; aria2 at most 16
     adaptive: bool = True  # start with few connections and add more while that is faster
@@ -140,9 +140,9 @@ class Config:
     auth: Auth | None = field(default=None, repr=False)  # a pair for HTTP Basic or a requests.auth.AuthBase; else netrc
     proxies: Mapping[str, str] = field(default_factory=dict, repr=False)  # as requests takes them
     trust_env: bool = True  # proxies, netrc and CA bundle from the environment, as requests does
-    verify: bool | str = True  # False accepts any certificate; a path is what `ca_bundle` is, as requests has it
+    verify: bool | str = True  # False accepts any certificate; a path is used like `ca_bundle`, as in requests
     ca_bundle: str | None = None  # PEM file or directory instead of certifi's; "system": what the system trusts
-    client_cert: str | tuple[str, str] | None = None  # PEM with both, or certificate and key
+    client_cert: str | tuple[str, str] | None = None  # PEM file with both, or certificate and key
     max_redirects: int = 20
     allow_downgrade: bool = False  # follow a redirect from https to http
 
@@ -198,7 +198,7 @@ class Config:
 
     def _check_types(self) -> None:
         for name in ("headers", "proxies"):
-            if getattr(self, name) is None:  # as requests takes it
+            if getattr(self, name) is None:  # as in requests
                 object.__setattr__(self, name, {})
         for name in ("verify", "ca_bundle"):
             if isinstance(getattr(self, name), os.PathLike):
@@ -219,8 +219,8 @@ class Config:
             overrides: fields that take precedence over the environment.
 
         Raises:
-            ConfigError: the value of a variable is invalid; the message has the variable's name. One that names no
-                field is logged as a warning: Kubernetes sets some after the names of services.
+            ConfigError: the value of a variable is invalid; the message has the variable's name. A variable that
+                matches no field is only logged as a warning: Kubernetes names variables after services.
         """
         fields = {f"PERFKIT_{item.name.upper()}": item for item in dataclasses.fields(cls)}
         values: dict[str, Any] = {}
@@ -241,14 +241,14 @@ class Config:
 
 
 def check_type(name: str, value: object, kind: str, *, secret: bool) -> None:
-    """See that a setting or an option is what its annotation says.
+    """Check that a setting or an option has the type of its annotation.
 
     Args:
         kind: the annotation.
-        secret: what the value is must not be shown.
+        secret: whether the value must not be shown.
 
     Raises:
-        ConfigError: it is something else.
+        ConfigError: it has another type.
     """
     if reason := _misfit(value, kind, secret=secret):
         raise ConfigError(f"{name} {reason}")
@@ -277,7 +277,7 @@ def convert(name: str, value: object) -> object:
 
 
 def _misfit(value: object, kind: str, *, secret: bool) -> str:
-    """Why a value is not what the annotation `kind` says; empty: it is."""
+    """Why a value does not match the annotation `kind`; empty if it does."""
     holds, form = _TYPES[kind.removesuffix(" | None")]
     optional = kind.endswith(" | None")
     if (value is None and optional) or holds(value):
@@ -302,7 +302,7 @@ def _is_range(value: object) -> bool:
     return isinstance(value, tuple) and len(value) == 2 and all(map(_is_whole, value))
 
 
-_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: what it holds, in words
+_TYPES: dict[str, tuple[Callable[[object], bool], str]] = {  # by the type of a field: its check, and its name in words
     "bool": (lambda value: isinstance(value, bool), "True or False"),
     "int": (_is_whole, "a whole number"),
     "float": (_is_number, "a finite number"),

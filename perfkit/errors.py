@@ -85,7 +85,7 @@ def forget_frames(error: BaseException) -> None:
 
 
 class HTTPStatusError(TransferError):
-    """The server answered with a status that ends the transfer.
+    """The server responded with a status that ends the transfer.
 
     Attributes:
         status: the HTTP status code (RFC 9110 section 15).
@@ -123,7 +123,7 @@ class IntegrityError(TransferError):
 
 
 class SignatureError(TransferError):
-    """Something is not signed by the keys that the caller gave, or that a tree remembers."""
+    """A signature is missing, or not made with a key that the caller gave or a tree remembers."""
 
 
 class RemoteChangedError(TransferError):
@@ -196,18 +196,18 @@ class UpdateError(PerfkitError):
 
 class StaleSourceError(UpdateError, TransferError):
     """A source offers an older release than was seen before, or not all files of the one it offers: a cache, a mirror
-    or an edge of a CDN is behind, and may have caught up later (`transient`). The tree was not changed.
+    or a CDN edge is behind, and may catch up later (`transient`). The tree was not changed.
     """
 
 
 class ExpiredError(UpdateError, TransferError):
-    """The time up to which the publisher vouched for a release has passed: somebody may be holding back a newer one.
+    """A release is past the time up to which its publisher vouched for it: somebody may be holding back a newer one.
     The tree was not changed.
     """
 
 
 class CommandFailedError(PerfkitError):
-    """The tree is up to date, but the command that was to run after its change failed; the next sync runs it again.
+    """The tree is up to date, but the command to run after a change failed; the next sync runs it again.
 
     Attributes:
         report: the `SyncReport` of the sync.
@@ -217,7 +217,7 @@ class CommandFailedError(PerfkitError):
 
 
 class CheckFailedError(UpdateError):
-    """A check refused a release, so that the tree is as it was. `sync` passes over it until another one is offered.
+    """A check refused a release; the tree was not changed. The release is on hold until another one is offered.
 
     Attributes:
         version: of the release.

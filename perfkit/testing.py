@@ -54,7 +54,7 @@ class _Failure:
 
 
 class FakeOrigin:
-    """An in-memory web: it answers for every host. Close it, or use `with`, to remove what `publish` wrote.
+    """An in-memory web that responds for every host. Close it, or use `with`, to remove what `publish` wrote.
 
     Pass it as `Toolkit(transport=...)`. Unknown URLs return 404. One FakeOrigin may serve many Toolkits and threads at
     once.
@@ -105,7 +105,7 @@ class FakeOrigin:
         self._mounts[url.rstrip("/") + "/"] = Path(directory)
 
     def publish(self, url: str, files: Mapping[str, bytes | str], *, version: str) -> Release:
-        """Publish a release with these files at `url`, for `Toolkit.sync`; the next one has a delta from it.
+        """Publish a release with these files at `url`, for `Toolkit.sync`; the next release has a delta from it.
 
         Raises:
             ConfigError, UnsafePathError: as `Toolkit.publish`.

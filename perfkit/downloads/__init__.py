@@ -1,1 +1,1 @@
-"""Get bytes: from one URL, or from a hundred thousand, into files that are whole or absent."""
+"""Downloads from one URL, or a hundred thousand, into files that are complete or absent."""

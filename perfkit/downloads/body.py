@@ -1,4 +1,4 @@
-"""The body of an answer as it comes: throttled, watched for stalls, and cut to the range that was requested."""
+"""Reads a response's body as it arrives: throttled, watched for stalls, and cut to the requested range."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from perfkit.errors import TransferError
 
 __all__ = ["pieces"]
 
-_FULL_BUFFERS = 4  # connections that read into a buffer of the configured size; more share the memory of so many
+_FULL_BUFFERS = 4  # connections with a buffer of the configured size; more share the memory of these
 
 
 def pieces(
     url: str, response: Response, answer: Answer, runner: Runner, *, network: Network, toll: Toll
 ) -> Iterator[tuple[memoryview, int]]:
-    """What belongs at the runner's position, piece by piece, with the bytes that came over the network for it.
+    """Yield data for the runner's position, piece by piece, each with the number of bytes received for it.
 
-    The caller moves the runner on before it asks for more. It ends with the range or with what the answer has of it; if
-    the range has no end yet, with the body.
+    The caller advances the runner before it asks for the next piece. Ends with the range, or with the response's part
+    of it; if the range is still open-ended, with the body.
 
     Raises:
         TransferError: the connection broke, or the body ended early.

@@ -1,4 +1,4 @@
-"""One way to end work: a flag, a wait that the flag cuts short, and hooks that wake threads blocked elsewhere."""
+"""Cancels work: a flag, a wait that the flag cuts short, and hooks that wake threads blocked elsewhere."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Cancel:
             hook()
 
     def wait(self, timeout_s: float) -> bool:
-        """Sleep that long, or until cancelled; says whether it was cancelled."""
+        """Sleep that long, or until cancelled; returns whether it was cancelled."""
         woken = threading.Event()
         self.add(woken.set)
         try:

@@ -1,4 +1,4 @@
-"""Files of checksums: `SHA256SUMS`, and `.sha256` or `.md5` files beside the file that they are about."""
+"""Checksum files: `SHA256SUMS`, and `.sha256` or `.md5` files beside the file that they describe."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ __all__ = [
     "with_checksums",
 ]
 
-CHECKSUM_FILE_BYTES = 16 << 20  # of the largest that is read
+CHECKSUM_FILE_BYTES = 16 << 20  # the largest that is read
 _READ_BYTES = 64 << 10
 # As coreutils writes them (sha256sum(1)); a line that begins with a backslash has escapes in its name.
 _GNU = r"(\\?)([0-9a-fA-F]{32,128})(?: [ *]|[ \t]+)(.+)"
@@ -44,16 +44,16 @@ _ESCAPED = {"n": "\n", "r": "\r", "\\": "\\"}
 
 
 class ListedChecksum(NamedTuple):
-    """What a line says."""
+    """An entry of a checksum file."""
 
-    name: str  # of the file, mostly relative to the checksum file; empty: the line has none
+    name: str  # of the file, usually relative to the checksum file; empty: the line has none
     checksum: Checksum
 
 
 def parse_line(line: str) -> ListedChecksum | None:
-    """Read a line in the form of GNU (`HEX  NAME`, whose algorithm the number of digits tells) or BSD (`SHA256 (NAME) =
-    HEX`), or with a digest alone; None: it is anything else, such as a comment or a signature, or of an algorithm that
-    this Python does not have.
+    """Read a line in GNU format (`HEX  NAME`, where the number of digits gives the algorithm) or BSD format (`SHA256
+    (NAME) = HEX`), or a digest alone. None for anything else, such as a comment or a signature, and for an algorithm
+    that this Python does not have.
     """
     line = line.rstrip("\r\n").removeprefix("\ufeff")
     if found := re.fullmatch(_GNU, line):
@@ -75,10 +75,10 @@ def parse_line(line: str) -> ListedChecksum | None:
 
 
 class ChecksumFile:
-    """The checksums of a file of them.
+    """The entries of a checksum file.
 
     Args:
-        text: what is in it.
+        text: its contents.
         where: its path or URL, for messages, and to tell which file it is beside.
 
     Raises:
@@ -96,8 +96,9 @@ class ChecksumFile:
     def find(self, url: str) -> Checksum:
         """The strongest checksum of the file at a URL.
 
-        A name with directories goes before a shorter one if the URL ends in it. A file with one name in it is about the
-        file at the URL, whatever that name is, if its own name begins like that file's; so is one with a digest alone.
+        If the URL ends in several of the names, the longest one counts. A checksum file with a single name in it
+        applies to the file at the URL, whatever the name, if its own name begins with that file's; so does one with a
+        digest alone.
 
         Raises:
             ConfigError: there is no entry for it, or there are several.
@@ -124,7 +125,7 @@ def _basename(name: str) -> str:
 
 
 def read_checksum_file(path: str) -> ChecksumFile:
-    """A local file of checksums.
+    """Read a local checksum file.
 
     Raises:
         ConfigError: it can't be read, is too large, or has no checksums.
@@ -147,10 +148,10 @@ class SharedChecksumFiles:
         self._files: dict[tuple[str, tuple[AnyKey, ...]], tuple[threading.Lock, list[ChecksumFile]]] = {}
 
     def get(self, url: str, signers: tuple[AnyKey, ...], fetch: Callable[[], bytes]) -> ChecksumFile:
-        """The file at `url`. Others who need it wait; if `fetch` raises, the next of them tries.
+        """The file at `url`. Other threads that need it wait; if `fetch` raises, the next one tries.
 
         Args:
-            signers: keys, one of which has signed what `fetch` returns; others do not get what it returned.
+            signers: keys, one of which signed what `fetch` returns; calls with other keys do not share it.
 
         Raises:
             ConfigError: as `ChecksumFile`.
@@ -164,10 +165,10 @@ class SharedChecksumFiles:
 
 
 def with_checksums(source: str | None) -> Callable[[Request], Request]:
-    """A function that has requests without a checksum find theirs in a file of checksums.
+    """A function that gives requests without a checksum the one in a checksum file.
 
     Args:
-        source: its URL or path, if it has one.
+        source: the file's URL or path; None leaves requests as they are.
 
     Raises:
         ConfigError: the file can't be read, or has no checksums; a URL is invalid.
@@ -189,7 +190,7 @@ def with_checksums(source: str | None) -> Callable[[Request], Request]:
 
 
 def fetch(get: Get, network: Network, cancel: Cancel) -> bytes:
-    """The bytes of a checksum file. The caller has a slot at a host already, and tries again after a failure.
+    """Fetch a checksum file. The caller already has a place at a host, and retries after a failure.
 
     Raises:
         HTTPStatusError, TransferError, GiveUpError: it can't be fetched now.

@@ -1,4 +1,4 @@
-"""Checksums: read them, and hash a file along with its arrival."""
+"""Parses checksums, and hashes a file while it arrives."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def matches(path: str, checksum: Checksum, cancel: Cancel) -> bool:
 
 
 class RunningDigest:
-    """The digests of a file's first `position` bytes. One thread at a time moves it on; others pass by."""
+    """The digests of a file's first `position` bytes. One thread at a time advances them."""
 
     def __init__(self, checksums: tuple[Checksum, ...]) -> None:
         self.checksums = checksums
@@ -84,7 +84,7 @@ class RunningDigest:
         self._lock = threading.Lock()
 
     def offer(self, position: int, data: memoryview) -> None:
-        """Take bytes that have just been written, if they are the next ones and nobody else is at it."""
+        """Hash bytes that have just been written, if they are the next ones and no other thread is hashing."""
         if position == self.position and self._lock.acquire(blocking=False):
             try:
                 if position == self.position:
@@ -93,7 +93,7 @@ class RunningDigest:
                 self._lock.release()
 
     def catch_up(self, descriptor: int, end: int, cancel: Cancel) -> None:
-        """Hash on from the file, up to `end`, or until cancelled."""
+        """Continue hashing from the file, up to `end`, or until cancelled."""
         buffer = memoryview(bytearray(_READ_BYTES))
         with self._lock:
             while self.position < end and not cancel.cancelled:
@@ -108,6 +108,6 @@ class RunningDigest:
         self.position += len(data)
 
     def mismatches(self) -> list[tuple[Checksum, str]]:
-        """Each promise that does not hold, with the digest found."""
+        """Each promised checksum that does not match, with the digest found."""
         pairs = zip(self.checksums, (each.hexdigest() for each in self._hashes), strict=True)
         return [(promised, found) for promised, found in pairs if promised.hex != found]

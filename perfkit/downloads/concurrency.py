@@ -33,15 +33,15 @@ class _Host:
     paused_until_s: float = 0.0
     limited_at_s: float = 0.0  # when the limit was last changed
     recovery_s: float = _RECOVERY_S
-    leased: int = 0  # the limit where several limiters share one
-    peak: int = 0  # of `active`, since `use` looked last
-    short: bool = False  # a place that was wanted was not leased
+    leased: int = 0  # the limit, where several limiters share one
+    peak: int = 0  # of `active`, since the last `use`
+    short: bool = False  # whether a place was wanted but not leased
 
 
 class HostLimiter:
-    """Limits the connections to each host; none are made while it has asked us to wait (RFC 9110 section 10.2.3).
+    """Limits the connections to each host; makes none while the host has asked us to wait (RFC 9110 section 10.2.3).
 
-    If several limiters share a limit, `use` tells what this one would use, and `lease` what it may.
+    If several limiters share a limit, `use` reports what this one would use, and `lease` sets what it may use.
     """
 
     def __init__(self, limit: int, *, clock: Callable[[], float] = time.monotonic) -> None:
@@ -51,10 +51,10 @@ class HostLimiter:
         self._hosts: dict[str, _Host] = {}
         self._leased_until_s = inf
         self._wanted: Callable[[], None] | None = None  # set: the limit is shared
-        self._asked: dict[str, float] = {}  # seconds that hosts have asked to wait, since `use` looked last
+        self._asked: dict[str, float] = {}  # seconds that hosts have asked us to wait, since the last `use`
 
     def use(self) -> tuple[dict[str, int], dict[str, float]]:
-        """The places wanted at each host; the seconds for which hosts have asked not to be asked, since last time."""
+        """The places wanted at each host, and the seconds hosts have asked us to wait, both since the last call."""
         with self._lock:
             wanted = {host: self._limit if state.short else state.peak for host, state in self._hosts.items()}
             for state in self._hosts.values():
@@ -65,10 +65,10 @@ class HostLimiter:
     def lease(
         self, places: Mapping[str, int], paused_s: Mapping[str, float], *, until_s: float, wanted: Callable[[], None]
     ) -> None:
-        """From now on, and until `until_s` by the clock, take at most so many places; none at a host that is missing.
+        """Until `until_s` by the clock, take at most `places` at each host; none at a host that is missing.
 
         Args:
-            paused_s: hosts that others were asked not to ask for so many seconds.
+            paused_s: hosts that asked others to wait, and for how many seconds.
             wanted: called when a place is wanted at a host that has none.
         """
         now = self._clock()
@@ -113,26 +113,26 @@ class HostLimiter:
             self._hosts[host].active -= 1
 
     def resumes_s(self, host: str) -> float:
-        """The clock's time at which a paused host may be asked again; in the past for one that is not paused."""
+        """The clock's time from which requests may go to a paused host; in the past if it is not paused."""
         with self._lock:
             state = self._hosts.get(host)
             return state.paused_until_s if state else 0.0
 
     def pause(self, host: str, seconds: float) -> None:
-        """No new request to the host for that long."""
+        """Make no new requests to the host for that long."""
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
             state.paused_until_s = max(state.paused_until_s, self._clock() + seconds)
             self._asked[host] = max(self._asked.get(host, 0.0), seconds)
 
     def refused(self, host: str) -> bool:
-        """The host has refused one of the requests under way: the others are as many as it takes. False if there are
+        """The host has refused one of the requests under way: limit it to the number of the others. False if there are
         no others.
         """
         now = self._clock()
         with self._lock:
             state = self._hosts.setdefault(host, _Host(self._limit))
-            if state.active:  # else it was asked by way of another host's redirect, and that one is limited
+            if state.active:  # else another host's redirect led here, and that host is limited
                 if state.limited_at_s and now - state.limited_at_s >= _RECOVERY_S:
                     state.recovery_s *= 2
                 state.limit, state.limited_at_s = min(state.limit, state.active) - 1, now
@@ -145,15 +145,15 @@ class HostLimiter:
 class AdaptiveController:
     """How many streams to run at once.
 
-    It starts with one, with eight where answers take long, and doubles while that pays: a stream more helps where the
-    delay or losses limit each, and only lengthens the queues where the link is full. While the processor limits, it
-    tries fewer: threads that fight for the interpreter are slower than one. A step that did not pay is taken back, and
-    tried again later. It holds still while the throttle limits or there is too little to do. Goodput is bytes, plus an
+    It starts with one stream, or eight where responses take long, and doubles while that pays: another stream helps
+    where delay or losses limit each, and only lengthens the queues where the link is full. While the CPU limits, it
+    tries fewer: threads that compete for the interpreter are slower than one. A step that did not pay is undone, and
+    tried again later. Nothing changes while the throttle limits or there is too little to do. Goodput is bytes, plus an
     allowance per finished file, since many small files move few bytes.
 
-    A server that limits each connection sends in bursts, often a large one first, so that what a short window shows is
-    chance. A stream that pays is kept as soon as that shows, but one that doesn't is given a long window; and a nearby
-    server that pauses in the middle of a body keeps the link idle, so that streams are added whatever they gain.
+    A server that limits each connection sends in bursts, often a large one first, so a short window shows mostly
+    chance. A step that pays is kept as soon as that shows; one that does not gets a long window first. A nearby server
+    that pauses in the middle of a body leaves the link idle, so streams are added whatever they gain.
 
     Args:
         ceiling: the most streams ever.
@@ -162,12 +162,12 @@ class AdaptiveController:
 
     ramp_window_s = 0.1
     steady_window_s = 1.0
-    answers_per_window = 4  # a shorter one would judge streams that have not had an answer, or begin slowly (RFC 5681)
-    far_s = 0.02  # an answer that takes this long comes over a network,
+    answers_per_window = 4  # a shorter one would judge streams without a response yet, or in slow start (RFC 5681)
+    far_s = 0.02  # a response that takes this long comes over a network,
     network_s = 0.002  # and so do packets that take this long
-    congested_s = 2.0  # that long after packets have queued
+    congested_s = 2.0  # how long a path counts as congested after packets have queued
     far_streams = 8
-    doubling_pays = 1.15  # the gain in goodput for which it is kept
+    doubling_pays = 1.15  # the gain in goodput for which a doubling is kept
     halving_costs = 0.95
     patience_windows = 10  # after a step that did not pay; fewer after the first that added streams
     cpu_bound = 0.85  # of one core
@@ -179,15 +179,15 @@ class AdaptiveController:
         self._clock = clock
         self._lock = threading.Lock()
         self.target = 1 if adaptive else ceiling
-        self.answer_s = 0.0  # how long an answer takes, on average
-        self._queued_at_s = clock()  # when packets waited for each other, or that was unknown
-        self._least = 1  # streams, however busy the processor is
+        self.answer_s = 0.0  # how long a response takes, on average
+        self._queued_at_s = clock()  # when packets last queued, or when that was unknown
+        self._least = 1  # streams, however busy the CPU is
         self._ramping = True
         self._trial: tuple[int, float] | None = None  # streams and goodput before the step that is being tried
         self._grow_after = 0  # windows until growing, or shrinking, is tried again
         self._shrink_after = 0
-        self._patience = 1  # windows, when growing fails the next time
-        self._paused = False  # a body has, since the last step
+        self._patience = 1  # windows to wait when growing fails next
+        self._paused = False  # whether a body has paused since the last step
         self._from_s: float | None = None
         self._work_before = 0.0
         self._cpu_before_s = 0.0
@@ -195,19 +195,19 @@ class AdaptiveController:
         self._trip_s = inf  # the shortest since the last step
 
     def restart(self) -> None:
-        """New totals begin; what was learned of the number of streams stays."""
+        """Begin new totals; keep what was learned about the number of streams."""
         with self._lock:
             self._from_s = None
             self._least = 1
 
     def decrypts(self) -> None:
-        """A large body has begun that keeps a core at decrypting, without the interpreter's lock: there is another."""
+        """Run two streams at least: decrypting a large body keeps a core busy, but without the interpreter's lock."""
         with self._lock:
             self._least = min(2, self._ceiling)
             self._raise(self._least)
 
     def answered(self, seconds: float) -> None:
-        """A request was answered after that long."""
+        """Record how long a response took."""
         with self._lock:
             first = not self.answer_s
             self.answer_s += (seconds - self.answer_s) / (1 if first else 8)
@@ -215,7 +215,7 @@ class AdaptiveController:
                 self._raise(min(self.far_streams, self._ceiling))
 
     def waited(self, seconds: float) -> None:
-        """So long nothing came in the middle of a body."""
+        """Record how long nothing came in the middle of a body."""
         if seconds > max(self.far_s, 2 * self.answer_s):
             self._paused = True
 
@@ -233,10 +233,10 @@ class AdaptiveController:
         throttled: bool,
         path: Path | None = None,
     ) -> bool:
-        """Look at the running totals, as often as one likes; says whether `target` changed.
+        """Evaluate the running totals; may be called at any rate. Returns whether `target` changed.
 
         Args:
-            path: as the transport knows it.
+            path: as the transport measures it.
         """
         if not self._adaptive:
             return False
@@ -255,34 +255,34 @@ class AdaptiveController:
                 return False
             goodput = (work - self._work_before) / window_s
             if goodput <= 0 and window_s < self.steady_window_s:
-                return False  # nothing yet; if that lasts, another stream may fare better
+                return False  # nothing yet; if that lasts, another stream may help
             cpu_bound = (cpu_s - self._cpu_before_s) / window_s > self.cpu_bound
             if window_s < self.steady_window_s and not cpu_bound and self._looks_useless(goodput):
                 return False
             before, self.target = self.target, self._decide(goodput, cpu_bound, throttled or busy < self.target)
             judged = self.target > before and not self._path_known
-            self._from_s = now + (answers_s / 2 if judged else 0.0)  # before that new streams have not begun
+            self._from_s = now + (answers_s / 2 if judged else 0.0)  # until then, new streams have not begun
             self._trip_s, self._paused = inf, False
             self._work_before, self._cpu_before_s = work, cpu_s
             return self.target != before
 
     @property
     def _path_known(self) -> bool:
-        """Whether there is a path on which queues can be told from distance."""
+        """Whether a path is known on which queues can be told from distance."""
         return self.network_s <= self._least_trip_s and self._trip_s < inf
 
     @property
     def round_trip_s(self) -> float:
-        """How long a request takes at least, on a connection that is there."""
+        """How long a request takes at least, on an open connection."""
         return self._least_trip_s if self.network_s <= self._least_trip_s < inf else self.answer_s
 
     @property
     def congested(self) -> bool:
-        """Whether packets have lately waited for each other, so that losses may be those of a full queue."""
+        """Whether packets have queued lately, so that losses may come from a full queue."""
         return self._clock() - self._queued_at_s < self.congested_s
 
     def _looks_useless(self, goodput: float) -> bool:
-        """Whether streams that were added on trial do not pay so far."""
+        """Whether streams added on trial have not paid so far."""
         trial = self._trial
         return trial is not None and trial[0] < self.target and not self._paused and not self._pays(trial, goodput)
 

@@ -51,7 +51,7 @@ def read_origin(path: str, source: str) -> Origin | None:
 
 
 def write_origin(descriptor: int, origin: Origin) -> None:
-    """Keep it with an open file that is whole; without extended attributes, the next download is a whole one."""
+    """Store the origin with a complete open file; without extended attributes, the next download fetches it all."""
     status = os.fstat(descriptor)
     record = origin._replace(size=status.st_size, mtime_ns=status.st_mtime_ns)._asdict()
     with contextlib.suppress(OSError, AttributeError):

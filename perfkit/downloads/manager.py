@@ -1,4 +1,4 @@
-"""Many files: feeds callers' batches to the workers, shows progress, and hands over the results."""
+"""Feeds callers' batches of files to the workers, shows progress, and returns the results."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ _DEFAULT_NAME = "download"
 
 
 class _Batch:
-    """One caller's files: those queued, those under way, and those done and not yet handed over."""
+    """One caller's files: those queued, those under way, and those done but not yet returned."""
 
     def __init__(self, cancel: Cancel, context: TransferContext, *, announced: bool) -> None:
         self.cancel = cancel
@@ -56,27 +56,27 @@ class _Batch:
         self.process = os.getpid()
         self.queue = Queue(self.wake)
         self.finished: deque[tuple[int, Download]] = deque()
-        self.paths: set[int] = set()  # hashes of all destinations: of a million, two share one in 1 of 10^7 batches
+        self.paths: set[int] = set()  # hashes of all destinations; among a million, two collide in 1 of 10^7 batches
         self.directories: set[str] = set()  # that exist
         self.taken = 0  # of the caller's items
         self.open: dict[Transfer, int] = {}  # those without a result yet, and their indices
         self._wake: SimpleQueue[None] = SimpleQueue()
 
     def check_process(self) -> None:
-        """See that this is the process that began it.
+        """Check that this is the process that began the batch.
 
         Raises:
-            ConfigError: it is a forked child: no worker here is at the batch, and none will be.
+            ConfigError: this is a forked child, where no worker will ever serve the batch.
         """
         if self.process != os.getpid():
             raise ConfigError("these downloads belong to the parent process; start new ones after a fork")
 
     def wake(self) -> None:
-        """Have the calling thread look again."""
+        """Wake the calling thread."""
         self._wake.put(None)
 
     def wait(self) -> None:
-        """Sleep until woken, or for a tick. A Ctrl-C here leaves no lock locked, as it could in an Event."""
+        """Sleep until woken, or for a tick. Unlike in an `Event`, a Ctrl-C here cannot leave a lock held."""
         with contextlib.suppress(Empty):
             self._wake.get(timeout=_TICK_S)
             while True:
@@ -86,13 +86,13 @@ class _Batch:
 class DownloadManager:
     """Runs any number of batches at once, each from its caller's thread, over one pool of workers.
 
-    The calling thread feeds its batch, draws progress, and steers the number of streams while it waits. After a fork
-    the child has a fresh manager under the same name; its parent's transfers go on in the parent.
+    The calling thread feeds its batch, draws progress, and steers the number of streams while it waits. After a fork,
+    the manager starts afresh in the child; the parent's transfers continue in the parent.
 
     Args:
         transport: makes the `Transport`; the default is `HttpTransport(config)`.
         progress: where progress is shown.
-        limits: where the rate and the connections are leased that it shares with others.
+        limits: leases the rate and the connections that the manager shares with others.
     """
 
     def __init__(
@@ -113,12 +113,12 @@ class DownloadManager:
         _managers.add(self)
 
     def _reset(self) -> None:
-        """All that belongs to one process: threads, locks, connections."""
+        """Create everything that belongs to one process: threads, locks, connections."""
         config = self._config
         self._root = Cancel()
         self._lock = threading.RLock()  # guards the state below
         self._batches: set[_Batch] = set()
-        self._paths: dict[str, Transfer] = {}  # whose each name is, until its transfer ends
+        self._paths: dict[str, Transfer] = {}  # the owner of each path, until its transfer ends
         self._tick_lock = threading.Lock()
         self._meter = Meter()
         self._network: Network | None = None
@@ -144,7 +144,7 @@ class DownloadManager:
         self._rate_limit = bytes_per_second
 
     def fetch(self, request: Request, dest: str) -> Download:
-        """Download one file; `dest` is a directory if there is one of that name or it ends in a slash.
+        """Download one file; `dest` is a directory if one exists there or `dest` ends in a slash.
 
         Raises:
             TransferError, ConfigError, OSError: as the download's `error`.
@@ -155,7 +155,7 @@ class DownloadManager:
         else:
             name = path = dest
         with contextlib.closing(self._run([(request, os.path.abspath(path), name is not None)])) as running:
-            for _, download in running:  # closed explicitly: a Ctrl-C in a generator that is collected is lost
+            for _, download in running:  # closed explicitly: a Ctrl-C while a generator is garbage-collected is lost
                 if download.error is not None:
                     download.error.download = replace(download, error=None)  # type: ignore[attr-defined]
                     raise download.error
@@ -163,14 +163,14 @@ class DownloadManager:
         raise CancelledError(request.url, "cancelled")
 
     def probe(self, url: str, *, most: int, known: Version | None = None, home: str | None = None) -> Probe:
-        """The first `most` bytes of a file, and what the origin says about it, unless it is the version `known`.
+        """Fetch the first `most` bytes of a file, and what the origin says about it, unless it is the version `known`.
 
         Args:
             home: as in a `Request`.
 
         Raises:
             ConfigError: the manager is closed.
-            HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+            HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
             CancelledError: the manager was closed.
         """
         self._check_open()
@@ -199,13 +199,13 @@ class DownloadManager:
         return future.result()
 
     def warm(self, url: str, connections: int) -> None:
-        """Open connections for requests that will soon follow, if the server is not this machine: each takes a round
-        trip, or two with TLS. Nothing waits for them. Under a limit, they would bring more than is good.
+        """Open connections for requests that follow soon, unless the server is this machine: opening one takes a round
+        trip, or two with TLS. Does not wait for them. Opens none under a rate limit, which they would overrun.
         """
         warm = getattr(self._start().transport, "warm", None)
         if warm is None or self._throttle.rate is not None or is_loopback(origin_of(url)[1]):
             return
-        with contextlib.suppress(OSError):  # no threads: it takes longer
+        with contextlib.suppress(OSError):  # without threads, it only takes longer
             for _ in range(connections):
                 self._scheduler.submit(warm, url, self._root)
 
@@ -217,11 +217,11 @@ class DownloadManager:
         phase: str = "download",
         prepare: Callable[[Any], Item] = lambda item: item,
     ) -> Generator[tuple[int, Download], None, None]:
-        """Download a stream of files into the directory `dest`; yields (index, result) as they end.
+        """Download a stream of files into the directory `dest`; yields (index, result) as each one ends.
 
-        The stream is read as workers get free. One that has nothing to give just now may yield None, and is asked
-        again after what is under way has been looked after; a None has no index and no result. A failed item is a
-        result with an error and does not stop the others. Closing the iterator cancels what is left.
+        The stream is read as workers become free. It may yield None if it has no item yet, and is read again after the
+        files under way have been served; a None gets no index and no result. A failed item yields a result with an
+        error and does not stop the others. Closing the iterator cancels what is left.
 
         Args:
             phase: what progress displays call it.
@@ -284,7 +284,7 @@ class DownloadManager:
             batch = _Batch(cancel, self._make_context(), announced=sizes is not None)
             batch.on_end = functools.partial(
                 self._ended, batch
-            )  # one for all files: each with its own would be a cycle
+            )  # one for all files: one each would make reference cycles
             self._join(batch, phase)
             self._meter.expect(total, sizes or ())
             try:
@@ -319,7 +319,7 @@ class DownloadManager:
     def _check_open(self) -> None:
         if self._closed:
             raise ConfigError("this Toolkit is closed; make a new one")
-        if SimpleQueue is not queue.SimpleQueue:  # greenlets would wait for each other in real, blocking queues
+        if SimpleQueue is not queue.SimpleQueue:  # greenlets would deadlock in unpatched queues
             raise ConfigError(
                 "gevent patched this process after perfkit was imported: have it patched first "
                 "(gunicorn: without --preload, or patch in its configuration file)"
@@ -345,7 +345,7 @@ class DownloadManager:
         )
 
     def _start(self) -> Network:
-        """Make what the first request needs."""
+        """Return what requests need; made on first use."""
         with self._lock:
             if self._network is None:
                 transport = self._make_transport(self._config)
@@ -364,7 +364,7 @@ class DownloadManager:
                 self._progress.finish(self._meter.snapshot())
 
     def _feed(self, batch: _Batch, source: Iterator[object], *, counted: bool) -> bool:
-        """Keep a few files queued for each worker; True when there are no more."""
+        """Keep a few files queued for each worker; returns True when there are no more."""
         room = self._config.most_streams * _QUEUED_PER_WORKER - len(batch.queue)
         fresh = []
         taken = 0
@@ -385,13 +385,13 @@ class DownloadManager:
                     case (str() as url, Exception() as error):
                         batch.finished.append((index, Download(url=url, path="", error=error)))
                         self._meter.file(url).failed(reason_of(error))
-        finally:  # the caller's source may raise: what it gave before is in the queue all the same, to be ended there
+        finally:  # the caller's source may raise: what it gave before is queued anyway, and ended there
             low_water = self._config.most_streams * _QUEUED_PER_WORKER // 2 if taken == room else 0
             self._scheduler.add(batch.queue, fresh, low_water=low_water)
         return taken < room
 
     def _admit(self, batch: _Batch, index: int, request: Request, path: str, *, named: bool) -> Transfer | None:
-        """A transfer with a path of its own, in a directory that exists; None if it has failed already."""
+        """A transfer with a path of its own, in an existing directory; None if it has already failed."""
         directory, name = os.path.split(path)
         size = request.expected_bytes
         meter = self._meter.file(request.label or name, path=path, total_bytes=size, announced=batch.announced)
@@ -425,7 +425,7 @@ class DownloadManager:
             raise TransferError(url, f"{path} is the destination of {others} too; give each its own")
 
     def _abandon(self, batch: _Batch) -> None:
-        """End what no worker is in, and wake those who wait."""
+        """End the transfers that no worker is in, and wake waiting workers."""
         self._scheduler.clear(batch.queue)
         with self._lock:
             waiting = list(batch.open)
@@ -433,7 +433,7 @@ class DownloadManager:
             transfer.abandon()
 
     def _tick(self) -> None:
-        """Progress, overdue answers, the number of streams. Whichever caller comes by does it for all."""
+        """Show progress, expire overdue responses, adjust the number of streams. One caller does it for all."""
         if not self._tick_lock.acquire(blocking=False):
             return
         try:

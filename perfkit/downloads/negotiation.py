@@ -1,4 +1,4 @@
-"""What is asked for, and what an answer means for the partial file. It decides; `Transfer` acts."""
+"""Decides what to request, and what a response means for the partial file; `Transfer` acts on it."""
 
 from __future__ import annotations
 
@@ -50,12 +50,12 @@ ByteRange = tuple[int, int | None]  # first byte and end (exclusive) in the reso
 
 
 class Step(enum.Enum):
-    """What to do with a good answer."""
+    """What to do with a response."""
 
-    READ = enum.auto()  # its body belongs into the partial file
-    READ_WHOLE = enum.auto()  # a range was asked for, and its body is the whole file
-    NO_RANGES = enum.auto()  # the range is refused or unreliable: leave the body, and request no more ranges
-    UNCONDITIONALLY = enum.auto()  # leave the body, and ask again without a condition
+    READ = enum.auto()  # write its body into the partial file
+    READ_WHOLE = enum.auto()  # a range was requested, but the body is the whole file
+    NO_RANGES = enum.auto()  # the range is refused or unreliable: skip the body, and request no more ranges
+    UNCONDITIONALLY = enum.auto()  # skip the body, and request again without a condition
     UNCHANGED = enum.auto()  # the local file is current
     EMPTY = enum.auto()  # the file has no bytes
     REFUSED = enum.auto()  # an error status
@@ -65,10 +65,10 @@ class Wanted(NamedTuple):
     """Which versions of the file a transfer takes from a source.
 
     Args:
-        known: what the caller has: the answer may be that it is current.
-        only: the only one that will do, if it is not empty.
+        known: the version that the caller has; the server may respond that it is current.
+        only: the only version accepted, unless empty.
         checksum: the caller's.
-        conditional: whether the server is asked to compare versions; if not, its answer is compared here.
+        conditional: whether the server is asked to compare versions; if not, its response is compared here.
     """
 
     known: Version
@@ -78,10 +78,10 @@ class Wanted(NamedTuple):
 
 
 def asked_range(partial: PartialFile, runner: Runner) -> ByteRange | None:
-    """The bytes that a runner is to ask for, counted in the resource; None: the whole file, by a GET without Range.
+    """The bytes that a runner has to request, as positions in the resource; None: the whole file, without a Range.
 
-    The first request for a whole file has no Range: shared caches then store its answer, conditions are answered
-    rightly, and servers that refuse ranges serve it. The runner's own range may shrink while it waits for the answer.
+    The first request for a whole file has no Range: then shared caches store the response, servers evaluate conditions
+    correctly, and those that refuse ranges serve it. The runner's range may shrink while it waits for the response.
     """
     start, end = runner.position, runner.segment.end
     if partial.part is not None:
@@ -103,7 +103,7 @@ def make_get(
     """A request for a URL, with the caller's secrets if they may go there.
 
     Args:
-        at: where a redirect of the URL led before.
+        at: where an earlier redirect of the URL led.
     """
     home = request.home or request.url
     own = may_have_secrets(url, home)
@@ -139,7 +139,7 @@ def _conditions(partial: PartialFile, wanted: Wanted) -> Headers:
 
 
 def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRange | None) -> Answer:
-    """The verdict on an answer, with positions counted in the partial file."""
+    """The verdict on a response, with positions in the partial file."""
     start, end = asked or (0, None)
     status, headers = response.status, as_stored(response.headers, url)
     answer = judge(status, headers, start=start, end=end, total=partial.total, ranged=asked is not None)
@@ -149,7 +149,7 @@ def interpret(response: Response, url: str, partial: PartialFile, asked: ByteRan
 def next_step(
     url: str, response: Response, answer: Answer, partial: PartialFile, asked: ByteRange | None, wanted: Wanted
 ) -> Step:
-    """Decide what an answer is for.
+    """Decide what to do with a response.
 
     Raises:
         ChangedError: it is of another version.
@@ -193,7 +193,7 @@ def _step_of_range(answer: Answer, headers: Headers, partial: PartialFile, wante
     if partial.version.differs(headers):
         raise ChangedError("its validator has changed")
     if answer.total is None and partial.map.size is None:
-        return Step.NO_RANGES  # without a total nothing tells where the file ends
+        return Step.NO_RANGES  # without a total, the end of the file is unknown
     known = partial.validator or wanted.only
     if known and not known.is_shown_by(headers) and wanted.checksum is None:
         if partial.part is None:
@@ -211,7 +211,7 @@ def _raise_no_range(url: str, response: Response, answer: Answer, partial: Parti
 
 
 def adopt(partial: PartialFile, headers: Headers, answer: Answer, checksum: Checksum | None) -> int | None:
-    """Take version, size and digest of the file from the first good answer; returns the partial file's whole size.
+    """Take version, size and digest of the file from the first good response; returns the partial file's whole size.
 
     Args:
         checksum: the caller's; a `Repr-Digest` (RFC 9530) is checked as well.

@@ -2,8 +2,8 @@
 
 The partial file and the journal are beside the destination, as `NAME.perfkit-part` and `NAME.perfkit-part.json`.
 The journal is written after the data it describes. A process that dies leaves the data in the kernel's cache, so
-within one boot the journal is true as it is; after a power cut only what was synced before counts, which a slow
-download does from time to time.
+within one boot the whole journal holds. After a power cut, only synced data counts; a slow download syncs from time
+to time.
 """
 
 from __future__ import annotations
@@ -37,12 +37,12 @@ _FORMAT = 3
 _SAVE_EVERY_S = 0.5
 _SYNC_EVERY_S = 30.0
 _NAME_MAX = 255
-_COMPARED_BYTES = 64 << 10  # of what an earlier run left, that are fetched again
-_IDLE_S = 300.0  # another process that has written nothing for so long is not waited for
+_COMPARED_BYTES = 64 << 10  # of an earlier run's data, fetched again to compare
+_IDLE_S = 300.0  # another process that has written nothing for this long is not waited for
 _SPACE_CHECK_BYTES = 1 << 20  # for a smaller file, writing it is the check
 _HASH_STEP_BYTES = 1 << 20
 _NOT_REPLACEABLE = {errno.EBUSY: "it is a mount point", errno.EPERM: "it or its directory is immutable or append-only"}
-_HASH_WAIT_S = (0.002, 0.05)  # least and most to wait for more to hash: a fast file's end must find nothing left
+_HASH_WAIT_S = (0.002, 0.05)  # least and most wait for more to hash; short, so that none is left when a fast file ends
 
 
 def part_path(dest: str) -> str:
@@ -81,22 +81,22 @@ class PartialFile:
     ) -> None:
         self.dest = dest
         self.url = url  # the origin that `validator` belongs to
-        self.source = digest_of(url, key)  # what stands for it on disk
+        self.source = digest_of(url, key)  # what identifies it on disk
         self._key = key
         self._checksum = checksum  # the caller's, which holds wherever the bytes come from
         self.part = part  # the bytes of the resource that the file consists of; None: all of them
         self.map = SegmentMap(None if part is None else part[1] - part[0])
         self.total: int | None = None  # size of the whole resource
         self.version = NO_VERSION  # as the origin named it
-        self.lasting = NO_VERSION  # what of that a later run may remember
-        self.validator = NO_VALIDATOR  # what of that proves it
+        self.lasting = NO_VERSION  # the part of `version` that a later run may remember
+        self.validator = NO_VALIDATOR  # the part of `version` that proves it
         self.origin: Origin | None = None  # goes with the file when it is published
         self.digest: RunningDigest | None = None
         self.settled = False  # an origin has confirmed version and size
         self.ranges = True  # the origin has not refused ranges
-        self.ranges_proven = False  # it says that it has them,
-        self.ranges_seen = False  # or has answered with one
-        self._compared: Range | None = None  # what an earlier run left there has to be the same as what is fetched
+        self.ranges_proven = False  # it says that it supports them,
+        self.ranges_seen = False  # or has sent one
+        self._compared: Range | None = None  # an earlier run's bytes there must equal those fetched
         self.resumed_bytes = 0
         self.mixed = False  # some bytes came from an earlier run or another server
         self.retired = False
@@ -110,15 +110,15 @@ class PartialFile:
 
     @property
     def expires(self) -> bool:
-        """Whether a later URL may go on where this one is refused."""
+        """Whether a later URL may continue where this one is refused."""
         return self._key is not None or is_signed(self.url)
 
     def resume(self) -> bool:
-        """Continue what an earlier run left, if anything of it can be used; the rest is removed.
+        """Continue what an earlier run left, if any of it can be used; otherwise remove it.
 
         Raises:
             OccupiedError: another process is writing it.
-            TransferError: so it is, and makes no progress.
+            TransferError: another process holds it, and makes no progress.
             OSError: it cannot be opened.
         """
         if not os.access(self._journal_path, os.F_OK):  # an open that fails takes five times as long
@@ -173,7 +173,7 @@ class PartialFile:
 
         Raises:
             OccupiedError: another process is writing it.
-            TransferError: so it is, and makes no progress.
+            TransferError: another process holds it, and makes no progress.
             OSError: no space (ENOSPC), no permission, a read-only file system.
         """
         if size is not None and size >= _SPACE_CHECK_BYTES:
@@ -188,7 +188,7 @@ class PartialFile:
             os.ftruncate(self.descriptor, 0)
 
     def _open(self) -> int:
-        """Open and lock the partial file; returns its size. What others have put there under its name is removed."""
+        """Open and lock the partial file; returns its size. Removes what others have put there under its name."""
         while True:
             descriptor, found = self._open_or_create()
             try:
@@ -214,7 +214,7 @@ class PartialFile:
             os.close(descriptor)  # its owner published or removed it between our two steps
 
     def _open_or_create(self) -> tuple[int, bool]:
-        """Its descriptor, and whether it was there already."""
+        """Its descriptor, and whether it existed already."""
         flags = os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW
         while True:
             try:
@@ -226,7 +226,7 @@ class PartialFile:
     def _open_existing(self, flags: int) -> int:
         try:
             return os.open(self.path, flags)
-        except PermissionError:  # another user's, such as root's; to be read is enough for what will be removed
+        except PermissionError:  # another user's, such as root's; a read-only descriptor is enough to remove it
             descriptor = os.open(self.path, flags & ~os.O_RDWR)
             if not _is_own(os.fstat(descriptor)):
                 return descriptor
@@ -237,7 +237,7 @@ class PartialFile:
         """Write bytes at their position.
 
         Raises:
-            ChangedError: an earlier run has left other bytes there, so that none of its bytes can be used.
+            ChangedError: an earlier run left other bytes there, so none of its bytes can be used.
             OSError: such as ENOSPC or EIO.
         """
         if self._compared is not None:
@@ -259,7 +259,7 @@ class PartialFile:
         return bool(self.ranges and self.map.size and (self.validator or self._checksum))
 
     def change_source(self, url: str) -> None:
-        """Another server continues. Its validators are not known yet; only a checksum holds across servers."""
+        """Continue from another server, whose validators are unknown yet; only a checksum holds across servers."""
         self.url, self.source = url, digest_of(url)
         self.version, self.validator, self.settled = NO_VERSION, NO_VALIDATOR, False
         self.ranges_proven = self.ranges_seen = False
@@ -316,7 +316,7 @@ class PartialFile:
         """Check the digest of the whole file, if there is one to check.
 
         Raises:
-            IntegrityError: it is another one.
+            IntegrityError: the digest does not match.
             CancelledError: cancelled before.
             OSError: the file cannot be read.
         """
@@ -404,7 +404,7 @@ class PartialFile:
         return False
 
     def retire(self, *, but: Runner | None = None) -> None:
-        """Another partial file takes this one's place: cancel its runners, and leave its names to the other."""
+        """Make way for another partial file: cancel the runners, and leave the names to the other."""
         with self._journal_lock:
             self.retired = True
             with contextlib.suppress(OSError):
@@ -416,7 +416,7 @@ class PartialFile:
         self.close_if_retired()
 
     def close_if_retired(self) -> None:
-        """The last runner of a retired partial file closes it."""
+        """Close a retired partial file that has no runners left."""
         if self.retired and not self.map.runners():
             self.close()
 
@@ -434,7 +434,7 @@ class PartialFile:
 
 
 def check_replaceable(status: os.stat_result, path: str) -> None:
-    """See that what is at a destination is a file, or a link, whose place a file may take.
+    """Check that a destination has a file or a link, which a file may replace.
 
     Raises:
         IsADirectoryError, FileExistsError: it is a directory, a device, a FIFO or a socket.
@@ -446,7 +446,7 @@ def check_replaceable(status: os.stat_result, path: str) -> None:
 
 
 def _is_own(status: os.stat_result) -> bool:
-    """Whether only this user has written what is there: not by another name, nor as another user."""
+    """Whether it is a regular file of this user's, without another name."""
     return stat.S_ISREG(status.st_mode) and status.st_nlink == 1 and status.st_uid == os.geteuid()
 
 

@@ -34,14 +34,14 @@ _USABLE = frozenset({Verdict.BODY, Verdict.EMPTY, Verdict.STATUS})
 class Probe(NamedTuple):
     """What an origin says about a file. Sizes are in bytes."""
 
-    url: str  # as asked
+    url: str  # as requested
     at: str  # where redirects led
     unchanged: bool = False  # it is the version that the caller knows; the fields below are then unknown
     first: bytes = b""  # the beginning of the file, as much as was requested, or all of it
     size: int | None = None  # of the whole file; None: unknown
-    ranges: bool = False  # it answers with the range that was requested, or says that it would with others
+    ranges: bool = False  # it sent the requested range, or says that it supports ranges
     version: Version = NO_VERSION
-    lasting: Version = NO_VERSION  # what of that may be remembered as known
+    lasting: Version = NO_VERSION  # the part of `version` that may be remembered as known
     validator: Validator = NO_VALIDATOR  # empty if nothing proves that two ranges are of one version
     content_type: str | None = None
     requests: int = 1
@@ -60,7 +60,7 @@ def probe(
     The host's limits and retries are those of a transfer, and a refusal counts for all requests to the host.
 
     Raises:
-        HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+        HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
         CancelledError: cancelled.
     """
     config, limiter = network.config, network.limiter
@@ -105,10 +105,10 @@ def probe(
 
 
 def read_small_file(network: Network, get: Get, *, most: int, host: str, cancel: Cancel) -> bytes:
-    """A small file, or the first `most` bytes of it, by one request, for a caller that has a place at the host.
+    """Fetch a small file, or its first `most` bytes, by one request, for a caller that has a place at the host.
 
     Raises:
-        HTTPStatusError, TransferError, TransferTimeoutError: no usable answer.
+        HTTPStatusError, TransferError, TransferTimeoutError: no usable response.
         GiveUpError: the host asks for a long wait.
     """
     with network.transport.open(get, cancel) as response:

@@ -1,4 +1,4 @@
-"""What shows that a file is the right one, fetched from beside it: its line in a file of checksums, its signature."""
+"""Fetches what proves that a file is the right one: its entry in a checksum file, and its signature."""
 
 from __future__ import annotations
 
@@ -31,11 +31,11 @@ class Proofs:
     """The proofs of one requested file. For one worker at a time.
 
     Args:
-        throttles: those that the file's own requests pass.
+        throttles: those of the file's own requests.
 
     Attributes:
-        needs_signature: whether the file has to have one of its own; where its checksum is in a file, that has to.
-        requests, received_bytes: how many were made, and what came in answer to those for signatures.
+        needs_signature: whether the file itself must be signed; if it has a checksum file, that one must be instead.
+        requests, received_bytes: requests made, and bytes received for signatures.
     """
 
     def __init__(
@@ -56,10 +56,10 @@ class Proofs:
         self._signature: Signature | None = None  # of the current source
 
     def find_checksum(self) -> Checksum | None:
-        """The checksum that the file has to have, as the caller or the file of checksums that he named says.
+        """The checksum that the file must have, from the caller or the checksum file that the caller named.
 
         Raises:
-            SignatureError: the file of checksums is not signed as the caller wants.
+            SignatureError: the checksum file is not signed as the caller wants.
             TransferError: it has none for this file.
             as `fetch`.
         """
@@ -81,7 +81,7 @@ class Proofs:
             raise TransferError(request.url, str(error)) from None
 
     def fetch_signature(self, url: str) -> None:
-        """Fetch the file's signature from beside its URL, if it has to have one. It is not verified yet.
+        """Fetch the file's signature from beside its URL, if it must have one, without verifying it yet.
 
         Raises:
             SignatureError: the server has no signature for it.
@@ -92,11 +92,11 @@ class Proofs:
             self._signature = self._fetch(url)
 
     def forget_signature(self) -> None:
-        """The file will come from another source, or has turned out wrong."""
+        """Forget the signature: the file will come from another source, or was wrong."""
         self._signature = None
 
     def verify_signature(self, path: str | int) -> None:
-        """See that the file, given by its path or a descriptor, is signed as the caller wants.
+        """Check that the file, given by its path or a descriptor, is signed as the caller wants.
 
         Raises:
             SignatureError: it is not.

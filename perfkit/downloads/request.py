@@ -22,7 +22,7 @@ _IS_URL = re.compile("https?://", re.IGNORECASE)
 
 
 class _WithoutSecrets:
-    """`repr` without what may be secret."""
+    """A `repr` that omits or masks what may be secret."""
 
     __slots__ = ()
 
@@ -42,40 +42,40 @@ class _WithoutSecrets:
 
 @dataclass(frozen=True, slots=True, kw_only=True, repr=False)
 class _Options(_WithoutSecrets):
-    """What a request may say besides its URL and name. (Without this line `dataclass` takes 0.3 ms to write one.)"""
+    """The options of a request. (Without a docstring here, `dataclass` would spend 0.3 ms generating one.)"""
 
-    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…", or the URL of a file of checksums
+    checksum: str | None = None  # "algorithm:hex", such as "sha256:9f86d0…", or the URL of a checksum file
     mirrors: tuple[str, ...] = ()  # other URLs of the same file, tried in order when this one fails
     headers: Mapping[str, str] = field(default_factory=dict)
-    auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `url` only
-    home: str | None = None  # the URL whose origin gets the secrets, such as that of the list with `url`; None: `url`
-    resume: bool = True  # go on from what an earlier run left; otherwise start over
+    auth: Auth | None = None  # a pair for HTTP Basic or a requests.auth.AuthBase, for the origin of `home` only
+    home: str | None = None  # the URL whose origin gets the secrets, such as that of a list with `url`; None: `url`
+    resume: bool = True  # continue what an earlier run left; otherwise start over
     rate_limit: int | None = None  # bytes per second for this file, on top of the shared limit
     max_bytes: int | None = None  # a larger file is an error; None: as large as the server says
     segments: int | None = None  # the most connections for this file; None: `Config.segments`
-    byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: all of them
-    public_keys: tuple[AnyKey, ...] = ()  # one has to have signed the file, or the checksum file that `checksum` names
-    known: Version | None = None  # that the caller has: while `url` has it too, the result is `unchanged`, and no file
-    only: Validator | None = None  # bytes of another version of `url` than this are an error
+    byte_range: tuple[int, int] | None = None  # start and end (exclusive) of the bytes wanted; None: the whole file
+    public_keys: tuple[AnyKey, ...] = ()  # one must have signed the file, or the checksum file that `checksum` names
+    known: Version | None = None  # that the caller has; if `url` still has it, the result is `unchanged`, with no file
+    only: Validator | None = None  # bytes of any other version of `url` are an error
     size: int | None = None  # in bytes, if the caller knows it: for progress, until the server says
     label: str | None = None  # what progress displays call the file; None: its name
-    key: str | None = None  # what names the file, however its URL changes, such as by a signature; None: the URL
-    retries: int | None = None  # of each URL, if fewer than `Config.retries`
+    key: str | None = None  # identifies the file where its URL changes, such as by a signature; None: the URL
+    retries: int | None = None  # per URL, if fewer than `Config.retries`
 
 
 @dataclass(frozen=True, slots=True, repr=False)
 class Request(_Options):
     """One file to download.
 
-    `name` is relative to the batch's directory, with forward slashes; without one, the server's Content-Disposition
-    (RFC 6266), reduced to a safe basename, or else the last segment of the URL's path, names the file.
+    `name` is relative to the batch's directory, with forward slashes. Without one, the file is named after the server's
+    Content-Disposition (RFC 6266), reduced to a safe basename, or else the last segment of the URL's path.
 
-    With a `byte_range` the file made holds just those bytes of the resource, and `checksum` is theirs. A server that
-    cannot give them (no ranges, too few bytes) is an error, and no more than them is read from it. Any number of parts
-    of one URL may be under way at once, each under its own name; a part is never asked whether it changed (304).
+    With a `byte_range`, the file holds just those bytes of the resource, and `checksum` is theirs. If the server cannot
+    send them (no ranges, too few bytes), that is an error, and the rest of the resource is not read. Any number of
+    parts of one URL may be under way at once, each under its own name. No request asks whether a part changed (304).
 
     Raises:
-        ConfigError: a URL is not one of http or https that all programs read alike, or an option is invalid.
+        ConfigError: a URL is not an unambiguous http or https URL, or an option is invalid.
     """
 
     url: str
@@ -83,7 +83,7 @@ class Request(_Options):
 
     def __post_init__(self) -> None:
         self._check_types()
-        _ = self.promised  # is valid
+        _ = self.promised  # raises if it is invalid
         for url in (self.url, *self.mirrors, *filter(None, (self.home, self.checksum_url))):
             if not isinstance(url, str):
                 raise ConfigError(f"a URL must be text; got a {type(url).__name__}")
@@ -103,7 +103,7 @@ class Request(_Options):
             raise ConfigError(f"byte_range must be a start and a later end, in bytes; got {self.byte_range!r}")
 
     def _check_types(self) -> None:
-        if self.headers is None:  # as requests takes it
+        if self.headers is None:  # as in requests
             object.__setattr__(self, "headers", {})
         if type(self.mirrors) is not tuple:
             if isinstance(self.mirrors, str) or not isinstance(self.mirrors, Iterable):
@@ -123,12 +123,12 @@ class Request(_Options):
 
     @property
     def checksum_url(self) -> str | None:
-        """Where the checksum is to be looked up; None: nowhere."""
+        """The URL of the checksum file, if `checksum` is one."""
         return self.checksum if self.checksum is not None and _IS_URL.match(self.checksum) else None
 
     @property
     def promised(self) -> Checksum | None:
-        """The checksum, as far as the request itself says it."""
+        """The checksum, if the request itself gives it."""
         return None if self.checksum is None or self.checksum_url else parse_checksum(self.checksum)
 
     @property
@@ -142,7 +142,7 @@ class Request(_Options):
         return unquote(split_url(self.url)[2].partition("?")[0].rpartition("/")[2])
 
 
-# Name, annotation and default of the options whose type says all of them.
+# Name, annotation and default of the options that `check_type` can check by annotation.
 _PLAIN = tuple(
     (each.name, str(each.type), each.default)
     for each in fields(Request)
@@ -154,21 +154,21 @@ _PLAIN = tuple(
 class Download(_WithoutSecrets):
     """The result of one request.
 
-    A download whose `error` is None is whole, under `path`, and all that was promised of it was checked.
+    If `error` is None, the file at `path` is complete, and everything promised about it was verified.
     """
 
     url: str
     path: str
     bytes: int = 0  # size of the file
-    bytes_received: int = 0  # body bytes that came over the network for it, thrown-away ones included
+    bytes_received: int = 0  # body bytes received over the network, including discarded ones
     resumed_from: int = 0  # bytes already there from an earlier run
     segments: int = 0  # most connections used at once
-    requests: int = 0  # made for it, retries and segments included; redirects followed count as one with their cause
+    requests: int = 0  # including retries and segments; a request and the redirects it follows count as one
     retries: int = 0
-    mirror: int = 0  # the number of the mirror that was asked last; 0: the request's URL itself
-    checksum: str | None = None  # "algorithm:hex" that was verified, by the caller's word or the server's Repr-Digest
+    mirror: int = 0  # the number of the mirror used last; 0: the request's URL itself
+    checksum: str | None = None  # "algorithm:hex" that was verified: the caller's, or the server's Repr-Digest
     seconds: float = 0.0
     length_known: bool = True  # False: only the end of the connection marked the end of the file
     unchanged: bool = False  # the file was already current (304, or the checksum held) and was left alone
-    version: Version = NO_VERSION  # for `known`; empty for a part, without an answer, and while it may mean another
+    version: Version = NO_VERSION  # for `known`; empty for a part, without a response, or while it may be ambiguous
     error: Exception | None = None

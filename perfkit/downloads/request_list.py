@@ -1,5 +1,5 @@
-"""Lists of what to download, a line each: `URL[<TAB>NAME[<TAB>CHECKSUM]]`, or, with the URL that the names are relative
-to, a line of `SHA256SUMS`. Read as they are written, never loaded.
+"""Lists of what to download, one line each: `URL[<TAB>NAME[<TAB>CHECKSUM]]`, or, given the URL that the names are
+relative to, a line of `SHA256SUMS`. A list may still be written while it is read, and is never loaded as a whole.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ class RequestList:
 
     Iterating gives a `Request` for each line, or, for an invalid line, a `Download` with the error; and None
     where the list is still being written and has no more at the moment. Empty lines and those that begin with `#` are
-    left out. Not more than 64 KiB are read ahead.
+    skipped. At most 64 KiB are read ahead.
 
     Args:
-        base: what URLs in the list, and names in a file of checksums, are relative to.
+        base: what URLs in the list, and names in a checksum file, are relative to.
         options: of every request, such as `headers` and `resume`.
 
     Raises:
@@ -52,7 +52,7 @@ class RequestList:
     def __enter__(self) -> RequestList:
         try:
             self._descriptor = os.dup(0) if self._path == "-" else os.open(self._path, os.O_RDONLY | os.O_CLOEXEC)
-            os.read(self._descriptor, 0)  # a directory is found out here
+            os.read(self._descriptor, 0)  # fails for a directory
         except OSError as error:
             self.close()
             raise ConfigError(f"{self._path}: {error.strerror}") from error
@@ -62,7 +62,7 @@ class RequestList:
         self.close()
 
     def close(self) -> None:
-        """Idempotent."""
+        """Close the list. Idempotent."""
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
@@ -87,7 +87,7 @@ class RequestList:
                 yield None
                 continue
             number += 1
-            text = line.decode("utf-8-sig", "replace")  # some editors begin a file with a mark
+            text = line.decode("utf-8-sig", "replace")  # some editors write a byte order mark
             url = ""
             try:
                 if (parts := self._split(text)) is None:

@@ -23,7 +23,7 @@ _BUSY_STATUSES = frozenset({429, 503})
 
 
 class GiveUpError(Exception):
-    """A failure that a retry may cure, but not one in this run."""
+    """A failure that a retry may cure, but not in this run."""
 
     def __init__(self, error: TransferError) -> None:
         super().__init__(error)
@@ -46,15 +46,15 @@ class Network:
 
 
 def refuse(url: str, response: Response, reason: str, *, host: str, network: Network) -> NoReturn:
-    """Raise an error status; one that says the host is busy limits that host before, for all requests, and pauses it
-    if it refuses the only one.
+    """Raise the error for a status. If the host is busy, first limit it for all requests, and pause it if it refused
+    the only one.
 
     Args:
-        host: the one that the limiter counted the request for.
+        host: the host whose limit the request counts against.
 
     Raises:
-        HTTPStatusError: always, unless
         GiveUpError: the host asks for a longer wait than `Config.retry_after_cap_s` (RFC 9110 section 10.2.3).
+        HTTPStatusError: in all other cases.
     """
     status = response.status
     error = HTTPStatusError(url, reason, status, transient=status in _RETRY_STATUSES)
@@ -75,12 +75,12 @@ def refuse(url: str, response: Response, reason: str, *, host: str, network: Net
 
 
 def is_refusal(error: Exception) -> bool:
-    """Whether it is because the host takes no more requests now."""
+    """Whether the host accepts no more requests now."""
     return isinstance(error, GiveUpError) or (isinstance(error, HTTPStatusError) and error.status in _BUSY_STATUSES)
 
 
 def _uniform(least: float, most: float) -> float:
-    import random  # which takes 4 ms to load, and only failures need
+    import random  # takes 4 ms to load, and only failures need it
 
     return random.uniform(least, most)
 
@@ -111,23 +111,23 @@ class Attempts:
 
     @property
     def host(self) -> str:
-        """The one that the limiter counts the next request for."""
+        """The host whose limit the next request counts against."""
         return host_of(self.at or self.url)
 
     def arrived(self, count: int, gained: int) -> None:
-        """`count` bytes arrived, `gained` of them new."""
+        """Count bytes that arrived, `gained` of them new."""
         self.received += count
         self._gained += gained
 
     def start_over(self) -> None:
-        """Everything gained was discarded."""
+        """Forget the bytes gained, which were discarded."""
         self._gained = self._gained_at_failure = 0
 
     def retry_at_s(self, error: TransferError, began_s: float | None, now: float, *, kept: bool) -> float | None:
         """When to try again after a failure, at this source or the next mirror; None: never.
 
         Args:
-            began_s: when the range that failed was begun, if it was one. Ranges that fail together fail once.
+            began_s: when the failed range was begun, if it was one. Ranges that fail together count as one failure.
             kept: whether the next attempt continues what this one has fetched.
         """
         if error.transient:
@@ -146,8 +146,8 @@ class Attempts:
         return now if self.next_mirror(error) else None
 
     def _progressed(self, now: float) -> bool:
-        """Whether bytes have come since the last failure, and not so slowly that it was a stall. That forgives earlier
-        failures: a path that breaks every connection after half a megabyte still gets a file through.
+        """Whether bytes have come since the last failure, and faster than in a stall. Then earlier failures are
+        forgiven: a path that breaks every connection after half a megabyte still gets a file through.
         """
         gained = self._gained - self._gained_at_failure
         return gained > 0 and gained >= self.config.stall_bytes_per_s * (now - self._failed_at_s)

@@ -18,7 +18,7 @@ __all__ = ["Queue", "Scheduler"]
 
 _LOOK_AHEAD = 32  # queued files examined for one whose host has a free place
 _IDLE_WAIT_S = 0.2
-_BRIEF_S = 0.02  # how long a task counts as one that has just begun
+_BRIEF_S = 0.02  # how long a task counts as having just begun
 _LONG_S = 1.0  # a file that takes longer is not a small one
 _HELPERS = 2  # threads beyond the workers, which hash behind them
 
@@ -67,7 +67,7 @@ class Scheduler:
         self._most_files = config.most_files
         self._limiter = limiter
         self._controller = controller
-        self._lock = threading.RLock()  # guards what follows
+        self._lock = threading.RLock()  # guards the state below
         self._changed = threading.Condition(self._lock)  # notified when there may be work
         self._executor: ThreadPoolExecutor | None = None
         self._closed = False
@@ -75,7 +75,7 @@ class Scheduler:
         self._active: list[Transfer] = []  # begun, and not ended
         self._running: dict[Task, tuple[Transfer, float]] = {}  # and when each began, oldest first
         self._workers = 0
-        self._waiting = False  # one of them, for work
+        self._waiting = False  # whether one of them waits for work
 
     # -- for the callers' threads -------------------------------------------------------------------------------------
 
@@ -85,7 +85,7 @@ class Scheduler:
         return len(self._running)
 
     def submit(self, function: Callable[P, T], *args: P.args, **options: P.kwargs) -> Future[T]:
-        """Run something beside the transfers.
+        """Run something alongside the transfers.
 
         Raises:
             OSError: the system allows no more threads.
@@ -97,7 +97,7 @@ class Scheduler:
         return future
 
     def spawn(self, function: Callable[[], None]) -> bool:
-        """Run something optional beside the transfers; False if it is closing, or has no thread for that."""
+        """Run something optional alongside the transfers; False if closing, or if no thread can be started."""
         executor = self._executor
         return executor is not None and _in_a_thread(executor, function) is not None
 
@@ -108,14 +108,14 @@ class Scheduler:
             self._queues.append(queue)
 
     def add(self, queue: Queue, transfers: Iterable[Transfer], *, low_water: int) -> None:
-        """Append transfers to a queue, and have it notify its caller when fewer than `low_water` are left."""
+        """Append transfers to a queue, which notifies its caller when fewer than `low_water` are left."""
         with self._lock:
             queue.add(transfers, low_water)
             self._changed.notify_all()
             self.notify()
 
     def clear(self, queue: Queue) -> None:
-        """Drop what is queued there, and wake those who wait."""
+        """Empty a queue, and wake the waiting worker."""
         with self._lock:
             queue.clear()
             self._changed.notify_all()
@@ -127,13 +127,13 @@ class Scheduler:
             self._changed.notify_all()
 
     def ended(self, transfer: Transfer) -> None:
-        """The transfer has its result."""
+        """Forget a transfer that has its result."""
         with self._lock:
             if transfer in self._active:
                 self._active.remove(transfer)
 
     def notify(self) -> None:
-        """There may be more to do.
+        """Wake or start a worker, since there may be more to do.
 
         Raises:
             OSError: the system allows no thread at all; never in a worker.
@@ -144,12 +144,12 @@ class Scheduler:
                     self._changed.notify_all()
             elif self._workers < self._most and self._executor is not None and not self._closed:
                 if _in_a_thread(self._executor, self._work) is not None:
-                    self._workers += 1  # after that: a Ctrl-C between the two makes one too many, not one too few
+                    self._workers += 1  # last: a Ctrl-C between the two makes one too many, not one too few
                 elif not self._workers:
                     raise _no_thread()
 
     def close(self) -> None:
-        """Have all threads end after their current task, and wait for them."""
+        """End all threads after their current task, and wait for them."""
         with self._lock:
             self._closed = True
             self._changed.notify_all()
@@ -174,7 +174,7 @@ class Scheduler:
                 del self._running[task]
 
     def _take(self) -> tuple[Transfer, Task] | None:
-        """Wait for a task; None if there are no queues any more, or another worker waits already."""
+        """Wait for a task; None if closed, if no queues are left, or if another worker is already waiting."""
         with self._lock:
             while (found := self._next()) is None:
                 if self._waiting or not self._queues or self._closed:
@@ -189,7 +189,7 @@ class Scheduler:
             return found
 
     def _idle_s(self) -> float:
-        """How long to wait for something that happens by itself, such as a retry that falls due."""
+        """How long until something happens without a notification, such as a retry falling due."""
         now = time.monotonic()
         due = [
             max(due_s, self._limiter.resumes_s(each.host)) - now
@@ -218,9 +218,9 @@ class Scheduler:
         return None
 
     def _may_begin(self, now: float) -> bool:
-        """Whether another file may be begun. Only tasks that have just begun count against the number of streams, so
-        that no file waits for a long one: more files cost little where each takes long, whatever it waits for. As many
-        as wait may begin at once, which doubles them every 20 ms.
+        """Whether another file may begin. Only tasks that have just begun count against the number of streams, so that
+        no file waits for a slow one: more files cost little where each takes long, for whatever reason. As many as are
+        already waiting may begin at once, which doubles their number every 20 ms.
         """
         if not self._running:
             return True
@@ -257,8 +257,8 @@ class Scheduler:
 
 
 def _in_a_thread(executor: ThreadPoolExecutor, function: Callable[[], T]) -> Future[T] | None:
-    """Run it in a thread of the executor; None, and it does not run, if the system refuses one or the executor is shut
-    down. An executor keeps what it could not start a thread for, and would run it later.
+    """Run a function in a thread of the executor. If the system refuses a thread or the executor is shut down, return
+    None and never run it; an executor alone would keep it, and run it later.
     """
     turn, refused = threading.Lock(), False
 

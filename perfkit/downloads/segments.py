@@ -13,12 +13,12 @@ __all__ = ["Range", "Runner", "Segment", "SegmentMap"]
 
 Range = tuple[int, int]  # start, end (exclusive)
 
-_RANGE_S = 2.0  # a range is about as long as what a connection fetches in this time,
-_RANGES = 32  # and at first no shorter than so many that are missing: each costs a round trip
+_RANGE_S = 2.0  # a range is about what a connection fetches in this time,
+_RANGES = 32  # but at least what is missing divided by this: each costs a round trip
 _SLOW_S = 2.0
-_LONG_S = 0.5  # a short range that takes longer is split all the same, if that is worth the round trips
+_LONG_S = 0.5  # a short range that takes longer is split anyway, if that is worth the round trips
 _YOUNG_S = 1.0
-_RECENT_S = 0.5  # a runner is as fast as it was for this long, or twice as long
+_RECENT_S = 0.5  # a runner's speed is that of the last one or two periods of this length
 _LEAST_BYTES = 32 << 10  # less than this is not split, however slow it is
 
 
@@ -30,7 +30,7 @@ class Segment:
     end: int | None  # None while the size of the file is unknown
     runners: list[Runner] = field(default_factory=list)
     tries: int = 0  # runners that it has had
-    keeps_cut: bool = False  # its end does not grow again
+    keeps_cut: bool = False  # its end no longer grows back
 
 
 @dataclass(slots=True, eq=False)
@@ -42,12 +42,12 @@ class Runner:
     cancel: Cancel
     started_s: float
     start: int
-    came_s: float  # when something came last
-    asked_end: int | None  # of its segment when it began
-    marks: list[tuple[float, int]] = field(default_factory=list)  # when it was where: some time ago, and later
+    came_s: float  # when bytes last arrived
+    asked_end: int | None  # the segment's end when the runner began
+    marks: list[tuple[float, int]] = field(default_factory=list)  # two earlier times and positions
 
     def pass_mark(self, now: float) -> None:
-        """Remember when it was where, if it is time to."""
+        """Record time and position, if the last record is old enough."""
         self.came_s = now
         if not self.marks:
             self.marks = [(self.started_s, self.start)] * 2
@@ -55,13 +55,13 @@ class Runner:
             self.marks = [self.marks[1], (now, self.position)]
 
     def speed(self, now: float) -> float:
-        """Bytes per second, lately."""
+        """Recent bytes per second."""
         since_s, position = self.marks[0] if self.marks else (self.started_s, self.start)
         return (self.position - position) / max(1e-3, now - since_s)
 
     def seconds_left(self, now: float, pace: float) -> float:
-        """Until it is at the end. What only begins is taken to be as fast as the others; what is silent, to stay so for
-        as long again.
+        """Estimated time to the end. A runner that has just begun counts as being as fast as the others; a silent one,
+        as staying silent for as long again.
         """
         begins = now - self.started_s < _YOUNG_S or self.position == self.start
         speed = pace if begins else self.speed(now)
@@ -76,7 +76,7 @@ class Runner:
 
 @dataclass(slots=True)
 class _Gap:
-    """A range that nobody is on, and when it may be tried."""
+    """A range without a runner, and when it may be tried."""
 
     start: int
     end: int | None
@@ -95,7 +95,7 @@ class SegmentMap:
         self._active: list[Segment] = []
         self._ended_bytes = 0  # what runners that left have fetched, and how long they took
         self._ended_s = 0.0
-        self._idle: list[float] = []  # connections that have read their answers: how fast they were, the last one last
+        self._idle: list[float] = []  # speeds of connections that have read their responses, the latest last
         self._gaps = [_Gap(0, None, 0.0)] if size is None else [_Gap(*gap, 0.0) for gap in _complement(done, size)]
 
     @property
@@ -104,7 +104,7 @@ class SegmentMap:
 
     @property
     def has_gaps(self) -> bool:
-        """Whether ranges are missing that nobody is on; without the lock, which it is a hint for."""
+        """Whether missing ranges have no runner. A hint: it takes no lock."""
         return bool(self._gaps)
 
     @property
@@ -120,7 +120,7 @@ class SegmentMap:
             return min(starts) if starts else self._size or 0
 
     def done(self) -> list[Range]:
-        """The ranges on disk, sorted; unknown sizes end at the last byte written."""
+        """The ranges on disk, sorted; while the size is unknown, up to the last byte written."""
         with self._lock:
             if self._size is None:
                 return [(0, segment.position) for segment in self._active if segment.position]
@@ -129,7 +129,7 @@ class SegmentMap:
             return _complement(missing, self._size)
 
     def set_size(self, size: int) -> None:
-        """The size has become known: open ends close there."""
+        """Set the size once it is known; open-ended ranges end there."""
         with self._lock:
             self._size = size
             for gap in self._gaps:
@@ -140,7 +140,7 @@ class SegmentMap:
             self._active = [segment for segment in self._active if segment.position < (segment.end or 0)]
 
     def claim(self, cancel: Cancel | None = None) -> Runner | None:
-        """A missing range whose time has come, for a runner that ends with `cancel`, or with one of its own."""
+        """Claim a missing range that is due, for a runner that `cancel` ends, or a `Cancel` of its own."""
         now = self._clock()
         with self._lock:
             for index, gap in enumerate(self._gaps):
@@ -166,9 +166,10 @@ class SegmentMap:
         return sum(map(_left, self._active)) + sum((gap.end or 0) - gap.start for gap in self._gaps)
 
     def split(self, minimum: int, worth_s: float = 0.0) -> Runner | None:
-        """Take the end of the range that would take longest, so that both end together; no more than is fetched in a
-        short time, so that its runner is rarely cut short, and from a long range while there is one. None if nothing
-        would take longer than `worth_s`, or than twice that if a connection has to be made, which begins slowly.
+        """Split off the end of the range that would take longest, so that both parts end together. The part is no more
+        than is fetched in a short time, so that its runner is rarely cut short, and comes from a long range while there
+        is one. None if no range would take longer than `worth_s`, or twice that if a connection has to be made, which
+        starts slowly.
 
         Args:
             minimum: neither part gets fewer bytes, unless the range has a slow connection.
@@ -209,7 +210,7 @@ class SegmentMap:
             return self._run(segment, segment.position)
 
     def is_slower(self, runner: Runner) -> bool:
-        """Whether it was slower than connections to this file are in the mean."""
+        """Whether the runner was slower than the mean of the connections to this file."""
         with self._lock:
             now = self._clock()
             return runner.position - runner.start < self._pace(now) * (now - runner.started_s)
@@ -221,8 +222,8 @@ class SegmentMap:
         return count / max(1e-3, self._ended_s + sum(now - each.started_s for each in runners))
 
     def _slowest(self, now: float, pace: float, least_s: float, least: int = 0) -> tuple[Segment | None, float]:
-        """Of the ranges with so many bytes left, the one that would take longest, and how many seconds; None if that is
-        no more than `least_s`. With each runner that it has had, another is worth less.
+        """Of the ranges with `least` bytes left, the one that would take longest, and how many seconds; None if that is
+        no more than `least_s`. Each runner that a range has had makes another worth less.
         """
         slowest, most_s = None, least_s
         for segment in self._active:
@@ -242,7 +243,7 @@ class SegmentMap:
         return runner
 
     def advance(self, runner: Runner, count: int) -> int:
-        """`count` bytes at the runner's position are on disk; says how many of them are new to the segment."""
+        """Record `count` bytes on disk at the runner's position; returns how many are new to the segment."""
         segment = runner.segment
         losers: list[Runner] = []
         with self._lock:
@@ -272,8 +273,8 @@ class SegmentMap:
         return False
 
     def keeps_cut(self, runner: Runner, end: int, within: int) -> bool:
-        """Whether others have taken from the range that the runner asked for up to `end`, and no more than `within`
-        bytes of it are left. From then on they can't merge back what they have taken.
+        """Whether others have taken the end of the range that the runner requested up to `end`, and fewer than `within`
+        bytes of the rest are left. From then on, they can't merge it back.
         """
         with self._lock:
             segment = runner.segment
@@ -283,11 +284,11 @@ class SegmentMap:
             return segment.keeps_cut
 
     def end_here(self, runner: Runner) -> None:
-        """A stream of unknown length ended at the runner's position: that is the size."""
+        """Set the size to the runner's position, where a stream of unknown length ended."""
         self.set_size(runner.position)
 
     def release(self, runner: Runner, *, not_before_s: float = 0.0) -> None:
-        """The runner has left. What it did not fetch is missing again, unless a second runner is on it."""
+        """Remove a runner. What it did not fetch is missing again, unless a second runner is on it."""
         with self._lock:
             segment = runner.segment
             segment.runners.remove(runner)
@@ -300,7 +301,7 @@ class SegmentMap:
                 self._gaps.append(_Gap(segment.position, segment.end, not_before_s))
 
     def cancel_others(self, but: Runner | None) -> None:
-        """Have all other runners end."""
+        """Cancel all other runners."""
         for runner in self.runners():
             if runner is not but:
                 runner.cancel.cancel()
@@ -315,7 +316,7 @@ def _left(segment: Segment) -> int:
 
 
 def _complement(ranges: Iterable[Range], size: int) -> list[Range]:
-    """What of 0..size the ranges leave out."""
+    """The gaps that the ranges leave in 0..size."""
     gaps: list[Range] = []
     position = 0
     for start, end in sorted(ranges):

@@ -1,4 +1,4 @@
-"""Limits that several Toolkits keep together: each leases its share from a store, a few times a second."""
+"""Limits that several Toolkits share: each leases its share from a store, a few times a second."""
 
 from __future__ import annotations
 
@@ -19,24 +19,24 @@ __all__ = ["Lease", "LeaseKeeper", "LimitStore", "SharedLimits", "Use"]
 _log = logging.getLogger(__name__)
 _RENEW_S = 0.25
 _LEAST_RENEW_S = 0.2  # five a second at most
-_RENEWALS_PER_S = 500  # that a store is asked for by all its holders together
-_PERIODS = 4  # that a lease outlives: a holder that is silent for so long has lost it
+_RENEWALS_PER_S = 500  # of all holders of a store together
+_PERIODS = 4  # that a lease lasts: a holder silent for this long has lost it
 _JOIN_S = 0.5
-_NEARLY_ALL = 0.9  # of a lease: who uses that much wants more
-_IDLE = 0.02  # of the rate, leased to all that use nothing, so that they can begin
-_CATCH_UP_S = 2.0  # in which bytes are made up for that were leased and not used, or used beyond the rate
+_NEARLY_ALL = 0.9  # of a lease: a holder that uses this much wants more
+_IDLE = 0.02  # of the rate, leased to all idle holders together, so that they can begin
+_CATCH_UP_S = 2.0  # in which bytes that were not used, or used beyond the rate, are made up for
 _MOST_FASTER, _MOST_SLOWER = 0.03, 0.1  # of the rate, while bytes are made up for
-_MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # of the rate, that are made up for
+_MOST_MISSED_S, _MOST_AHEAD_S = 0.25, 1.0  # no more than these seconds of the rate are made up for
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """What a Toolkit has used since its last lease, and what it would use.
+    """What a Toolkit has used since its last lease, and what it wants.
 
     Attributes:
         bytes: received over the network.
-        connections: how many it would have to each host (`name:port`).
-        paused_s: for how many seconds a host has asked not to be asked again (`Retry-After`, RFC 9110 section 10.2.3).
+        connections: how many it wants to each host (`name:port`).
+        paused_s: how many seconds a host has asked to wait (`Retry-After`, RFC 9110 section 10.2.3).
     """
 
     bytes: int = 0
@@ -50,10 +50,10 @@ class Lease:
 
     Attributes:
         rate: bytes per second; None: no limit.
-        seconds: how long it is good for; after that nothing is received and no connection is made.
+        seconds: how long it is valid; after that, the Toolkit receives nothing and makes no connections.
         renew_s: how soon to ask again, in seconds.
         connections: the most to each host; none to a host that is missing.
-        paused_s: for how many seconds a host must not be asked.
+        paused_s: for how many seconds to make no requests to a host.
     """
 
     rate: int | None
@@ -71,11 +71,11 @@ class LimitStore(Protocol):
     """
 
     def lease(self, holder: str, use: Use) -> Lease:
-        """The share of a Toolkit; it replaces the one before."""
+        """Return a Toolkit's share, which replaces the one before."""
         ...
 
     def release(self, holder: str) -> None:
-        """The Toolkit is closed."""
+        """Drop the share of a Toolkit that was closed."""
         ...
 
 
@@ -90,7 +90,7 @@ class _Holder:
 
 
 class SharedLimits:
-    """A `LimitStore` in memory. At no time do the leases together exceed the limits.
+    """A `LimitStore` in memory. The leases together never exceed the limits.
 
     Args:
         rate: bytes per second for all holders together; None: no limit.
@@ -133,7 +133,7 @@ class SharedLimits:
             self._holders.pop(holder, None)
 
     def _share(self, rate: int, demand: float, used: int, now: float) -> float:
-        """Bytes per second for a holder, while the others have what they have."""
+        """Bytes per second for a holder, given what the others have."""
         self._unused += rate * (now - self._settled_s) - used
         self._unused = min(max(self._unused, -rate * _MOST_AHEAD_S), rate * _MOST_MISSED_S)
         self._settled_s = now
@@ -142,7 +142,7 @@ class SharedLimits:
         return max(0.0, min(demand, level, allowed - sum(each.rate for each in self._holders.values())))
 
     def _places(self, holder: str, host: str, wanted: int) -> int:
-        """Connections to a host for a holder, while the others have what they have."""
+        """Connections to a host for a holder, given what the others have."""
         wants = {name: each.wanted.get(host, 0) for name, each in self._holders.items()} | {holder: wanted}
         level = _level(self._most, wants.values())
         if wanted > level:
@@ -161,7 +161,7 @@ def _demand(own: _Holder, used: int, now: float, least: float) -> float:
 
 
 def _level(most: float, demands: Iterable[float]) -> float:
-    """What each gets at most if `most` is divided fairly: what one doesn't want is left for the others."""
+    """The most that each gets if `most` is divided fairly: what one doesn't want is left for the others."""
     left = sorted(demands)
     for index, demand in enumerate(left):
         fair = most / (len(left) - index)
@@ -172,7 +172,7 @@ def _level(most: float, demands: Iterable[float]) -> float:
 
 
 class LeaseKeeper:
-    """Has a thread that renews a Toolkit's lease, and applies it.
+    """Renews a Toolkit's lease in a thread of its own, and applies it.
 
     Args:
         renewed: called after each renewal.
@@ -187,7 +187,7 @@ class LeaseKeeper:
         self._renewed = renewed
         self._holder = os.urandom(16).hex()
         self._closed = threading.Event()
-        self._wanted = threading.Event()  # a connection to a host that there is no lease for
+        self._wanted = threading.Event()  # set when a connection is wanted to a host without a lease
         limiter.lease({}, {}, until_s=0.0, wanted=self._wanted.set)
         self._thread = threading.Thread(target=self._run, name="perfkit-leases", daemon=True)
 
@@ -199,7 +199,7 @@ class LeaseKeeper:
         self._closed.set()
         self._wanted.set()
         if self._thread.ident is not None:
-            self._thread.join(_JOIN_S)  # the store may be out of reach
+            self._thread.join(_JOIN_S)  # the store may be unreachable
 
     def _run(self) -> None:
         reported = 0

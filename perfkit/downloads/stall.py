@@ -1,4 +1,4 @@
-"""When a server is too slow: it sends nothing for a while, or too little over a longer one."""
+"""Detects a server that is too slow: it sends nothing for a while, or too little for longer."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["StallWatch", "timeouts"]
 
 
 def timeouts(config: Config) -> tuple[float, float]:
-    """The `timeout` of each request: seconds to wait for a connection, and for more of the answer, head or body."""
+    """The `timeout` of each request: seconds to wait for a connection, and for more of the response, head or body."""
     return config.connect_timeout_s, config.read_timeout_s
 
 
@@ -23,7 +23,7 @@ class StallWatch:
         self._bytes = 0
 
     def check(self, url: str, count: int, waited_s: float) -> None:
-        """Count bytes, and how long they were waited for.
+        """Count bytes, and the wait for them.
 
         Raises:
             TransferTimeoutError: they come too slowly.

@@ -13,25 +13,25 @@ from perfkit.errors import ConfigError
 __all__ = ["Throttle", "Toll", "receive_buffer"]
 
 _QUANTUM_S = 0.005  # read at most this much time's worth at once, so that the flow is even
-_CREDIT_S = 0.03  # a thread that the system woke late may catch up by this much
+_CREDIT_S = 0.03  # a thread that was woken late may catch up by this much
 _BUFFER_S = 1 / 128  # of the limit, in the buffer of each connection: eight hold a sixteenth of a second
 _LEAST_BUFFER_BYTES = 8 << 10
-_FIRST_WINDOW_BYTES = 96 << 10  # of a new connection over a network, and what it brings before that narrows
+_FIRST_WINDOW_BYTES = 96 << 10  # of a new connection over a network, and what arrives before the window narrows
 _LOOK_EVERY_S = 0.25
 _NEARLY_ALL = 0.9
-_REBATE, _SURCHARGE = 16, 2  # of a read's bytes, one in so many may cost nothing, or twice as much
+_REBATE, _SURCHARGE = 16, 2  # of a read's bytes, one in this many may cost nothing, or twice as much
 _RECHECK_S = 0.1  # how soon a waiting thread sees a changed rate
 
 
 def receive_buffer(rate: int, ahead_s: float = 0.0) -> int:
-    """How many bytes of a connection the kernel should keep until they are read (SO_RCVBUF), if it is to be read at
-    this rate, and what is on its way takes `ahead_s`. Linux keeps up to twice as many (tcp(7)).
+    """How many unread bytes of a connection the kernel should buffer (SO_RCVBUF), if it is read at this rate with
+    `ahead_s` of data in flight. Linux buffers up to twice as many (tcp(7)).
     """
     return max(_LEAST_BUFFER_BYTES, int(rate * (_BUFFER_S + ahead_s)))
 
 
 class _Pacer:
-    """The generic cell rate algorithm: who has charged too much waits until time has paid for it."""
+    """The generic cell rate algorithm: a thread that has charged too much waits until the rate has paid for it."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self.rate: int | None = None
@@ -48,7 +48,7 @@ class _Pacer:
             self.rate, self._until_s = rate, until_s
 
     def refund(self, count: int) -> None:
-        """Bytes that were charged will not come."""
+        """Take back the charge for bytes that will not come."""
         with self._lock:
             if self.rate is not None:
                 self._settle()
@@ -58,7 +58,7 @@ class _Pacer:
         """Charge bytes, and sleep until they are paid for, or `cancel` is set.
 
         Args:
-            on_credit: sleep only until those before them are.
+            on_credit: sleep only until the bytes charged before are paid for.
         """
         if self.rate is None:
             return
@@ -76,7 +76,7 @@ class _Pacer:
             return 0.0 if self.rate is None else (ticket - self._paid) / self.rate
 
     def _settle(self) -> None:
-        """Let the time since the last look pay, up to the charges and a small credit."""
+        """Let the time since the last call pay for the charges, and at most a small credit."""
         now = self._clock()
         if self.rate is None:
             self._paid = self.charged
@@ -87,7 +87,7 @@ class _Pacer:
 
 
 class Throttle:
-    """Bytes are charged when they have come; who has charged too much waits until they are paid for.
+    """A rate limit. Bytes are charged when they have arrived; the thread that charges waits until they are paid for.
 
     Attributes:
         rate: bytes per second, None for no limit; to be changed by `set_rate`.
@@ -99,8 +99,8 @@ class Throttle:
         self._lock = threading.Lock()
         self._clock = clock
         self._come = _Pacer(clock)
-        self._requests = _Pacer(clock)  # charged what each brings before it is read
-        self._seen, self._seen_at_s = 0.0, clock()  # bytes charged when `has_room` looked last, and when that was
+        self._requests = _Pacer(clock)  # charged with what each brings before it is read
+        self._seen, self._seen_at_s = 0.0, clock()  # bytes charged at the last look of `has_room`, and its time
         self._usual_size = math.inf  # of a body
         self.set_rate(rate)
 
@@ -113,7 +113,7 @@ class Throttle:
         """Change the limit; threads already waiting see it within a tenth of a second.
 
         Args:
-            until_s: the clock's time from which on nothing more is paid for, until the next change.
+            until_s: the clock's time from which the rate is 0, until the next change.
 
         Raises:
             ConfigError: the rate is not positive.
@@ -125,17 +125,17 @@ class Throttle:
         self.rate = rate
 
     def announce(self, count: int, cancel: Cancel) -> None:
-        """Wait until a request may be sent that brings so many bytes before any of them is read: until those of the
-        requests before it have had their time.
+        """Wait until a request may be sent that brings `count` bytes before any is read: until those of the requests
+        before it are paid for.
         """
         self._requests.charge(count, cancel, on_credit=True)
 
     def withdraw(self, count: int) -> None:
-        """So many bytes that were announced do not come."""
+        """Take back `count` announced bytes, which will not come."""
         self._requests.refund(count)
 
     def charge(self, count: int, cancel: Cancel) -> None:
-        """Account for `count` bytes that have come, and sleep until they are paid for or `cancel` is set."""
+        """Charge `count` bytes that have arrived, and sleep until they are paid for or `cancel` is set."""
         self._come.charge(count, cancel)
 
     def quantum(self, most: int) -> int:
@@ -144,10 +144,10 @@ class Throttle:
         return most if rate is None else max(1, min(most, max(1024, int(rate * _QUANTUM_S))))
 
     def ahead(self, *, near: bool = False) -> int:
-        """How many bytes the kernel is likely to take for a request before they are read.
+        """How many bytes of a response the kernel is likely to receive before they are read.
 
         Args:
-            near: from this machine.
+            near: whether the server is this machine.
         """
         if self.rate is None:
             return 0
@@ -155,7 +155,7 @@ class Throttle:
         return int(min(window, self.rate // 4, self._usual_size))
 
     def has_room(self) -> bool:
-        """Whether clearly less has come lately than the limit allows: says so to one thread every quarter second."""
+        """Whether clearly less has come lately than the limit allows; True at most once every quarter second."""
         with self._lock:
             now, rate, charged = self._clock(), self.rate, self._come.charged
             if rate is None or now - self._seen_at_s < _LOOK_EVERY_S:
@@ -165,17 +165,17 @@ class Throttle:
             return room
 
     def expect(self, size: int) -> None:
-        """Bodies of about that size will come."""
+        """Expect bodies of about this size."""
         self._usual_size = size if self._usual_size == math.inf else self._usual_size + (size - self._usual_size) / 4
 
 
 class Toll:
     """What one request is charged by the throttles that it passes. A context manager around the request.
 
-    The kernel takes bytes from the network before they are read. So a request is sent when there is room for them after
-    those of the requests before it, and bytes are paid for when they have come, read or not: a read costs more while
-    more comes than is read, and a little less while less does, so that the flow stays even, and none come for nothing
-    when many bodies end together.
+    The kernel receives bytes before they are read. So a request is sent only when there is room for its bytes after
+    those of the requests before it, and bytes are charged when they arrive, read or not: a read costs more while more
+    arrives than is read, and a little less while less does. The flow stays even, and no bytes go uncharged when many
+    bodies end together.
     """
 
     def __init__(self, throttles: tuple[Throttle, ...], cancel: Cancel, *, near: bool = False) -> None:
@@ -198,11 +198,11 @@ class Toll:
 
     @property
     def limited(self) -> list[Throttle]:
-        """The throttles that limit just now."""
+        """The throttles that currently have a limit."""
         return [throttle for throttle in self._throttles if throttle.rate is not None]
 
     def begin(self, size: int | None) -> None:
-        """The body has so many bytes; None: unknown."""
+        """Begin a body of `size` bytes; None: unknown."""
         self._size = size
         if size is not None:
             for throttle in self._throttles:
@@ -210,7 +210,7 @@ class Toll:
             self._expect(size)
 
     def _expect(self, count: int) -> None:
-        """No more than so many bytes will come."""
+        """Expect at most `count` bytes."""
         if count < self._ahead:
             for throttle in self._throttles:
                 throttle.withdraw(self._ahead - count)
@@ -223,10 +223,10 @@ class Toll:
         return most
 
     def charge(self, count: int, unread: int | None = None) -> None:
-        """Account for `count` bytes read, and sleep until they are paid for.
+        """Charge `count` bytes read, and sleep until they are paid for.
 
         Args:
-            unread: bytes that have come, too; None: unknown, and taken to be what was expected.
+            unread: bytes that have arrived, but were not read; None: unknown, and assumed to be as expected.
         """
         self._read += count
         if not (limited := self.limited):

@@ -1,4 +1,4 @@
-"""One file: request it, put the bytes in place, verify and publish it. Several workers may be in it at once."""
+"""Downloads one file: requests it, writes, verifies and publishes it. Several workers may be in it at once."""
 
 from __future__ import annotations
 
@@ -62,16 +62,16 @@ __all__ = ["RangeTask", "Task", "Transfer", "TransferContext"]
 
 _log = logging.getLogger(__name__)
 
-_EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may have them go on
-_LINK_STATUSES = frozenset({401, 403, 404, 410})  # what an expired link answers
-_SHORT_ANSWER_BYTES = 4096  # a 206 that brings less than asked, and less than this, counts as a failure
-_ROUND_TRIPS = 3  # a range that takes no longer than so many is not shared
-_CACHE_FILL_S = 10.0  # a whole answer that a cache may be storing is not broken off earlier: most keep nothing of it
-_POLL_S = 0.2  # for another process to end its download
+_EXPIRED_STATUSES = frozenset({401, 403})  # a new signature or password may let the download continue
+_LINK_STATUSES = frozenset({401, 403, 404, 410})  # in response to an expired link
+_SHORT_ANSWER_BYTES = 4096  # a 206 with less than requested, and less than this, counts as a failure
+_ROUND_TRIPS = 3  # a range that takes no longer than this many is not shared
+_CACHE_FILL_S = 10.0  # a full response that a cache may be storing is not cut off earlier: most would keep none of it
+_POLL_S = 0.2  # how often to check whether another process ended its download
 _LARGE_BYTES = 4 << 20
-_FULL_BYTES = 64 << 10  # a piece that is smaller can wait for more
-_ENDING_BYTES = 8 << 20  # what is under way on a connection is less
-_PAUSE_S = 0.005  # or a sixteenth of an answer's time
+_FULL_BYTES = 64 << 10  # a smaller piece can wait for more
+_ENDING_BYTES = 8 << 20  # more than what is in flight on a connection
+_PAUSE_S = 0.005  # or a sixteenth of the response time, if that is shorter
 _HASH_BEHIND_BYTES = 8 << 20  # a smaller file is hashed by its workers, and the rest of it at the end
 
 
@@ -81,35 +81,35 @@ class TransferContext:
 
     network: Network
     throttle: Throttle
-    notify: Callable[[], None]  # there may be more to do now
+    notify: Callable[[], None]  # call it when there may be more to do
     checksum_files: SharedChecksumFiles  # of the batch
-    spawn: Callable[[Callable[[], None]], bool]  # run something beside the workers; False: the manager is closing
-    claim_path: Callable[[Transfer, str], None]  # no two transfers write one file
+    spawn: Callable[[Callable[[], None]], bool]  # run something alongside the workers; False: no thread for it
+    claim_path: Callable[[Transfer, str], None]  # reserves a path: no two transfers write one file
 
 
 @dataclass(slots=True, eq=False)
 class Task:
-    """What a worker is to do: begin the transfer."""
+    """A worker's task: begin the transfer."""
 
-    source: int  # index of the transfer's source to ask
+    source: int  # index of the transfer's source to request
     url: str  # of that source
     at: str | None  # where redirects of that source led
-    host: str = field(default="", kw_only=True)  # that the limiter counts it for
+    host: str = field(default="", kw_only=True)  # whose limit it counts against
 
 
 @dataclass(slots=True, eq=False)
 class RangeTask(Task):
-    """What a worker is to do: fetch a range of the file."""
+    """A worker's task: fetch a range of the file."""
 
     partial: PartialFile
     runner: Runner
-    retry_at_s: float = 0.0  # what the runner leaves undone may be claimed from then on
+    retry_at_s: float = 0.0  # when the rest of the runner's range may be claimed
 
 
 class Transfer:
     """The state of one request, from the queue to its result.
 
-    Workers get tasks by `claim` and `share`, and do them by `run`. The last worker to leave concludes.
+    Workers get tasks from `claim` and `share`, and do them with `run`. The last worker to leave concludes the transfer.
 
     Args:
         dest: the file to make.
@@ -124,9 +124,9 @@ class Transfer:
     ) -> None:
         self.request = request
         self.dest = dest
-        self.path = dest  # where the file goes in the end: `dest`, or a name of the server's beside it
+        self.path = dest  # the final path: `dest`, or one beside it that the server names
         self._name_source: str | None = None  # the URL whose server gave that name
-        self.claimed: list[str] = []  # names that are this transfer's own until it ends
+        self.claimed: list[str] = []  # paths reserved for this transfer until it ends
         self.cancel = cancel
         self.on_end: Callable[[Transfer, Download], None] = lambda transfer, download: None
         self._named = named
@@ -136,18 +136,18 @@ class Transfer:
         own = () if request.rate_limit is None else (Throttle(request.rate_limit),)
         self._throttles = (context.throttle, *own)
         self._checksum: Checksum | None = None
-        self._known = request.known or NO_VERSION  # what the caller has, or is at the destination now, from `url`
+        self._known = request.known or NO_VERSION  # the version from `url` that the caller or the destination has
         self._conditional = True  # whether requests have conditions
         self._started_s = 0.0
-        self._begun = False  # it has been looked at what is there
+        self._begun = False  # whether it has checked for existing files
         self._version = NO_VERSION
         self._proofs = Proofs(request, context.network, context.checksum_files, self._throttles, cancel)
         self._length_known = True
-        self._ranges = True  # whether ranges may be asked for
+        self._ranges = True  # whether ranges may be requested
 
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the state below
         self._busy = 0  # workers inside
-        self._hashing = False  # a helper hashes behind them
+        self._hashing = False  # whether a helper hashes behind them
         most = self._config.retries if request.retries is None else min(request.retries, self._config.retries)
         self._attempts = Attempts(self._config, (request.url, *request.mirrors), most)
         self._partial: PartialFile | None = None
@@ -155,17 +155,17 @@ class Transfer:
         self._unchanged = False
         self._ended = False
         self._peak = 0
-        self._whole_until_s = 0.0  # until then the first answer is not broken off
+        self._whole_until_s = 0.0  # until then, the first response is not cut off
 
     # -- for the scheduler, quickly and under its lock -------------------------------------------------------------
 
     @property
     def host(self) -> str:
-        """The one that the next request is for."""
+        """The host that the next request is for."""
         return self._attempts.host
 
     def claim(self, now: float) -> Task | None:
-        """Work that is due: to begin, or a range that is missing."""
+        """Claim work that is due: to begin, or to fetch a missing range."""
         with self._lock:
             if not self._claimable or now < self._attempts.not_before_s:
                 return None
@@ -191,7 +191,7 @@ class Transfer:
 
     @property
     def may_claim(self) -> bool:
-        """Whether `claim` may have something; without a lock, since the scheduler asks each file that is under way."""
+        """Whether `claim` may return a task. Takes no lock, since the scheduler checks each file under way."""
         partial = self._partial
         return not self._busy if partial is None or not partial.settled else partial.map.has_gaps
 
@@ -206,7 +206,7 @@ class Transfer:
         return partial.map.missing_bytes if partial else 0
 
     def share(self) -> Task | None:
-        """A part of the range that would take longest; or a second attempt at one that a slow connection holds up."""
+        """Claim part of the range that would take longest, or a second try at one that a slow connection holds up."""
         with self._lock:
             partial = self._widenable()
             if partial is None:
@@ -216,7 +216,7 @@ class Transfer:
             return self._enter(partial, runner) if runner else None
 
     def _widenable(self) -> PartialFile | None:
-        """The partial file, if one more connection may work on it: only where versions could not be mixed unseen."""
+        """The partial file, if one more connection may work on it: only if mixed versions would be detected."""
         partial = self._partial
         if self._closing or partial is None or not (partial.settled and partial.ranges):
             return None
@@ -225,7 +225,7 @@ class Transfer:
         safe = bool(partial.validator or self._checksum)
         most = self.request.segments or self._config.segments
         if not partial.ranges_proven:
-            most = min(most, 2)  # one range shows whether the server has any
+            most = min(most, 2)  # one range shows whether the server supports them
         return partial if safe and 0 < self._busy < most else None
 
     @property
@@ -256,7 +256,7 @@ class Transfer:
     # -- for a worker ------------------------------------------------------------------------------------------------
 
     def run(self, task: Task) -> None:
-        """Do a task to its end. Raises nothing: what goes wrong is retried, or becomes the result."""
+        """Do a task to its end. Raises nothing: an error is retried, or becomes the result."""
         ranged = task if isinstance(task, RangeTask) else None
         try:
             ranged = ranged or self._begin(task)
@@ -274,19 +274,19 @@ class Transfer:
         finally:
             if ranged is not None:
                 if self._error is not None:
-                    ranged.partial.map.cancel_others(ranged.runner)  # what they fetch is of no use
+                    ranged.partial.map.cancel_others(ranged.runner)  # what they fetch is useless
                 ranged.partial.map.release(ranged.runner, not_before_s=ranged.retry_at_s)
                 ranged.partial.close_if_retired()
             self._leave()
 
     def _begin(self, task: Task) -> RangeTask | None:
-        """Look at what is there: a file that is current already, or what an earlier run left; None: nothing to do."""
+        """Check for a file that is already current, or what an earlier run left; None: nothing to do."""
         if self._started_s == 0.0:
             self._started_s = time.monotonic()
             self._meter.start(None, host=task.host)
         if self.request.checksum is not None and self._checksum is None:
             self._checksum = self._proofs.find_checksum()
-        self._proofs.fetch_signature(task.url)  # first: without it, the file is of no use
+        self._proofs.fetch_signature(task.url)  # first: without it, the file is useless
         first, self._begun = not self._begun, True
         partial = self._new_partial(self._attempts.url, self.request.byte_range)
         partial.ranges = self._ranges or partial.part is not None
@@ -314,7 +314,7 @@ class Transfer:
         return self.request.key if source == self.request.url else None
 
     def _is_current(self, partial: PartialFile) -> bool:
-        """Whether the file that is there has the checksum; without one, the origin will be asked whether it changed."""
+        """Whether the existing file has the checksum; without one, the request will ask whether it changed."""
         if self._checksum is not None:
             return matches(self.dest, self._checksum, self.cancel)
         origin = read_origin(self.dest, partial.source) if partial.part is None else None
@@ -322,7 +322,7 @@ class Transfer:
         return False
 
     def _fetch(self, task: RangeTask) -> None:
-        """One request, and its body put in place."""
+        """Send one request, and write its body in place."""
         partial, runner = task.partial, task.runner
         asked = asked_range(partial, runner)
         wanted = self._wanted
@@ -341,7 +341,7 @@ class Transfer:
         network, cancel = self._context.network, task.runner.cancel
         asked_s = time.monotonic() - time.thread_time()
         with network.transport.open(get, cancel) as response:
-            # To load requests, and to agree on keys, takes processor time that says nothing of the network.
+            # Importing requests and agreeing on keys take CPU time that says nothing about the network.
             network.controller.answered(time.monotonic() - time.thread_time() - asked_s)
             if _log.isEnabledFor(logging.DEBUG):  # formatting these costs more than it looks
                 shown = get.headers.get("Range", "all")
@@ -351,10 +351,10 @@ class Transfer:
                 self._copy(task, response, answer, toll)
                 slower = task.partial.ranges_seen and task.partial.map.is_slower(task.runner)
                 if slower and self._lost_by_chance(response.path()):
-                    response.end_after(0)  # another connection begins with a wider window
+                    response.end_after(0)  # a new connection starts with a wider window
 
     def _lost_by_chance(self, path: Path | None) -> bool:
-        """Whether packets were lost on the way, and not by a queue that was full."""
+        """Whether packets were lost at random, and not in a full queue."""
         if path is None or not path.out_of_order or queued(path.round_trip_s, path.least_s):
             return False
         return not self._context.network.controller.congested
@@ -366,13 +366,13 @@ class Transfer:
 
     @property
     def _only(self) -> Validator:
-        """The one version that will do. Other servers than the first have names of their own for it."""
+        """The only version accepted. It does not apply to mirrors, which name it differently."""
         return (self.request.only if self._attempts.source == 0 else None) or NO_VALIDATOR
 
     def _accept(
         self, task: RangeTask, response: Response, answer: Answer, asked: ByteRange | None, wanted: Wanted
     ) -> bool:
-        """Act on an answer; returns whether its body is to be read."""
+        """Act on a response; returns whether to read its body."""
         partial = task.partial
         self._check_current_source(task)
         if task.at is not None and response.status in _LINK_STATUSES:
@@ -390,7 +390,7 @@ class Transfer:
         if step in (Step.NO_RANGES, Step.READ_WHOLE):
             if partial.settled and partial.map.merge_back(task.runner):
                 partial.ranges = False
-                return False  # the stream before this range is under way and goes on through it
+                return False  # the response before this range continues through it
             differs = partial.version.differs(response.headers)
             if step is Step.NO_RANGES or partial.settled or partial.resumed_bytes:
                 partial = self._start_over(task)
@@ -410,7 +410,7 @@ class Transfer:
             raise CancelledError(task.url, "superseded by the next mirror")
 
     def _start_over(self, task: RangeTask) -> PartialFile:
-        """Discard what there is and go on, in the same request, with an empty partial file."""
+        """Discard what there is, and continue the same request with an empty partial file."""
         old = task.partial
         partial = self._new_partial(task.url, old.part)
         self._replace(old, partial)
@@ -422,7 +422,7 @@ class Transfer:
         return partial
 
     def _replace(self, old: PartialFile, new: PartialFile | None) -> None:
-        """Only one worker replaces a partial file; the others are cancelled with it."""
+        """Replace the partial file; if another worker already has, raise CancelledError."""
         with self._lock:
             if self._partial is not old:
                 raise CancelledError(self.request.url, "superseded by a fresh start")
@@ -431,7 +431,7 @@ class Transfer:
         self._meter.reset()
 
     def _settle(self, task: RangeTask, response: Response, answer: Answer) -> None:
-        """The first good answer has the version, size, name and digest; now the partial file is made."""
+        """Take version, size, name and digest from the first good response, and create the partial file."""
         partial, headers = task.partial, response.headers
         if not self._named:
             self._take_name(task.url, content_disposition_names(headers.get("content-disposition")))
@@ -463,7 +463,7 @@ class Transfer:
             raise IntegrityError(url, "the file is too large", f"at most {most} bytes", f"{size} bytes")
 
     def _take_name(self, source: str, sent: Iterable[str]) -> None:
-        """Use the first safe name that the server gives; it never overwrites a file that is not its own."""
+        """Use the first safe name that the server gives; raises if a file from elsewhere has it."""
         name = next(filter(None, map(safe_basename, sent)), None)
         if name is None or name == os.path.basename(self.dest):
             return
@@ -473,7 +473,7 @@ class Transfer:
         self.path, self._name_source = path, source
 
     def _check_free(self, path: str, source: str) -> bool:
-        """See that a name of the server's is free, or that of an earlier download from `source`; says which."""
+        """Check that a path the server names is free (True), or has an earlier download from `source` (False)."""
         free = not os.path.lexists(path)
         if not free and read_origin(path, digest_of(source, self._key(source))) is None:
             name = os.path.basename(path)
@@ -482,7 +482,7 @@ class Transfer:
         return free
 
     def _publish(self, partial: PartialFile) -> None:
-        """Name the file; one that appeared under the server's name while the body came stays."""
+        """Give the file its name; never replaces a file that appeared under the server's name meanwhile."""
         new = self._name_source is not None and self._check_free(self.path, self._name_source)
         try:
             partial.publish(self.path, durable=self._config.durable, replace=not new)
@@ -492,7 +492,7 @@ class Transfer:
             raise
 
     def _copy(self, task: RangeTask, response: Response, answer: Answer, toll: Toll) -> None:
-        """The body, from the network into its place."""
+        """Write the body in place as it arrives."""
         partial, runner, url = task.partial, task.runner, task.url
         for data, count in pieces(url, response, answer, runner, network=self._context.network, toll=toll):
             position = runner.position
@@ -516,14 +516,14 @@ class Transfer:
             partial.map.end_here(runner)
             self._meter.start(partial.map.size)
         if left and not partial.resumable:
-            self._ranges = False  # nothing would tell if the rest came from another version: in one piece, then
+            self._ranges = False  # nothing would show if the rest were of another version: fetch it in one piece
             reason = "the server sent less than was requested, without a validator"
             raise TransferError(url, reason, transient=True)
         if left and runner.position - runner.start < _SHORT_ANSWER_BYTES:
             raise TransferError(url, "the server keeps sending shorter ranges than requested", transient=True)
 
     def _gather(self) -> None:
-        """Over a distance, let more come before the next read: packet by packet takes twice the processor time."""
+        """From a distant server, let more arrive before the next read: packet by packet takes twice the CPU time."""
         controller = self._context.network.controller
         if controller.answer_s >= controller.far_s:
             time.sleep(min(controller.answer_s / 16, _PAUSE_S))
@@ -531,8 +531,8 @@ class Transfer:
     # -- when something is wrong ----------------------------------------------------------------------------------
 
     def _changed(self, task: RangeTask, reason: str) -> None:
-        """The file changed at the origin: once, everything is fetched anew. Without conditions, since some servers
-        (CherryPy with ETags) answer each range as if it had changed; what an answer names decides then.
+        """The file changed at the origin: start over, once. Without conditions, since some servers (CherryPy with
+        ETags) respond to each range as if the file had changed; the version that a response names decides then.
         """
         with self._lock:
             if task.partial is not self._partial or task.source != self._attempts.source or self._closing:
@@ -552,7 +552,7 @@ class Transfer:
         task.partial.retire(but=task.runner)
 
     def _await_other(self, partial: PartialFile | None) -> None:
-        """Begin again in a moment, since another process is downloading to the destination: it may be there then."""
+        """Begin again shortly: another process is downloading to the destination, and may be done by then."""
         _log.debug("%s: waits for another process that downloads to %s", redacted(self.request.url), self.dest)
         with self._lock:
             if partial is self._partial:
@@ -560,7 +560,7 @@ class Transfer:
                 self._attempts.not_before_s = time.monotonic() + _POLL_S
 
     def _failed(self, task: Task, error: Exception) -> None:
-        """Decide between another attempt, the next mirror, and the end."""
+        """Decide between another attempt, the next mirror, and giving up."""
         partial, runner = (task.partial, task.runner) if isinstance(task, RangeTask) else (None, None)
         with self._lock:
             if partial is not self._partial or self._closing:
@@ -574,9 +574,9 @@ class Transfer:
                 return  # another worker has moved on to the next mirror already
             if partial is not None and runner is not None and self._busy > 1 and is_refusal(error):
                 partial.map.merge_back(runner)
-                return  # others are at the file: as many as the host takes
+                return  # the host takes no more workers than are still on the file
             if runner is not None and len(runner.segment.runners) > 1:
-                return  # another runner is still at it
+                return  # another runner is still on it
             retry_at_s: float | None = time.monotonic()
             if isinstance(error, GiveUpError):
                 error = error.error
@@ -591,7 +591,7 @@ class Transfer:
             if partial is not None and self._attempts.source != task.source:
                 partial.change_source(self._attempts.url)
         with self._lock:
-            self._attempts.at = None  # a redirector may know of a better place by now
+            self._attempts.at = None  # the redirect may lead to a better place by now
         self._meter.retrying(reason_of(error), retry_at_s - time.monotonic())
         if isinstance(task, RangeTask):
             task.retry_at_s = retry_at_s
@@ -599,7 +599,7 @@ class Transfer:
             with self._lock:
                 self._attempts.not_before_s = retry_at_s
         elif partial.descriptor >= 0 and not partial.resumable:
-            # Nothing would tell if the rest came from another version: from the first byte, then.
+            # Nothing would show if the rest were of another version: start from the first byte.
             with self._lock:
                 self._attempts.not_before_s = retry_at_s
             self._replace(partial, None)
@@ -608,7 +608,7 @@ class Transfer:
     # -- the end --------------------------------------------------------------------------------------------------
 
     def _hash_behind(self, partial: PartialFile) -> None:
-        """Have a large file hashed behind its workers, who do not write it from front to back. Under the lock."""
+        """Start a helper that hashes a large file behind its workers, which write out of order. Needs the lock."""
         size = partial.map.size
         if self._hashing or partial.digest is None or size is None or size < _HASH_BEHIND_BYTES:
             return
@@ -629,7 +629,7 @@ class Transfer:
         self._hashing = self._context.spawn(hash_behind)
 
     def _leave(self) -> None:
-        """The last one out concludes, if there is nothing more to do."""
+        """Leave the transfer; the last worker out concludes it if nothing is left to do."""
         with self._lock:
             self._busy -= 1
             partial = self._partial
@@ -686,7 +686,7 @@ class Transfer:
         self._publish(partial)
 
     def _try_again(self, partial: PartialFile, error: TransferError) -> bool:
-        """Wrong bytes: fetch them anew if some came from an earlier run or another server, or ask the next mirror."""
+        """After wrong bytes: start over if some came from an earlier run or another server, or use the next mirror."""
         with self._lock:
             if partial.mixed and self._attempts.restarts == 0:
                 self._attempts.restarts += 1
@@ -744,7 +744,7 @@ def _is_file(path: str) -> bool:
     """Whether a file exists at the path.
 
     Raises:
-        IsADirectoryError, FileExistsError: a directory does, or a device.
+        IsADirectoryError, FileExistsError: it is a directory, or a device.
     """
     try:
         check_replaceable(os.stat(path), path)

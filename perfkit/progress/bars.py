@@ -37,10 +37,10 @@ from perfkit.progress.text import (
 __all__ = ["Bars", "for_stream"]
 
 _CLEAR_BELOW, _CLEAR_REST = "\x1b[J", "\x1b[K"
-_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # for the terminal that becomes narrower while a frame is on its way
+_NO_WRAP, _WRAP = "\x1b[?7l", "\x1b[?7h"  # for a terminal that becomes narrower while a frame is written
 _MOST_BARS = 16
 _LASTED_S = 0.5  # a file that is done sooner has no bar
-_FEW_FILES = 50  # of a run in which every file leaves a line
+_FEW_FILES = 50  # in a run of at most this many, every file leaves a line
 _ABANDONED_S = 2.0  # bars are drawn about ten times a second
 _PERCENT = 5  # columns of the percentage, and the space before it
 _BAR = 15  # columns of a bar at least: twelve cells, two edges, and the space before it
@@ -102,7 +102,7 @@ class Bars:
             above = self._finished(snapshot, width)
             self._above += len(above)
             # When tmux becomes half as wide, it breaks each line in two, and moves as many from the top of the screen
-            # into its history: empty lines, until there are others.
+            # into its history: the empty lines here, until there are finished ones above.
             empty = min(len(lines) - 1 - self._above, rows - 2 - len(lines))
             self._show(above, [""] * empty + lines)
 
@@ -121,10 +121,10 @@ class Bars:
         self._unknown.close()
 
     def _show(self, above: list[str], lines: list[str]) -> None:
-        """Write the lines `above`, which stay, and below the cursor those of the frame.
+        """Write the lines `above`, which stay, and the frame below the cursor.
 
-        What was there is cleared behind each line, and below the last: tmux would keep in its history what is cleared
-        from the top of the screen.
+        Old text is cleared after each line and below the last one: tmux would keep in its history what is cleared from
+        the top of the screen.
         """
         kept = "".join(f"{line}{_CLEAR_REST}\n" for line in above)
         frame = "".join(f"{_CLEAR_REST}\n{line}" for line in lines)

@@ -65,7 +65,7 @@ class PlainLines:
         self._alive = True
         self._step = 0  # the last one printed
         self._next_s = _EVERY_S
-        self._moves = False  # something has come, or what delays it was said
+        self._moves = False  # something has come, or the delay was reported
 
     def update(self, snapshot: Snapshot) -> None:
         if not self._updates:
@@ -88,7 +88,7 @@ class PlainLines:
         self._step, self._next_s, self._moves = 0, _EVERY_S, False
 
     def _say_what_delays(self, snapshot: Snapshot) -> None:
-        """Once, if nothing has come yet."""
+        """Print once what delays the first bytes."""
         reasons = list(map(delay, snapshot.active))
         self._moves = not reasons or not all(reasons) or snapshot.received_bytes > snapshot.resumed_bytes
         if not self._moves:

@@ -18,8 +18,8 @@ from perfkit.progress.pace import Pace
 __all__ = ["WAITING", "FileMeter", "FileProgress", "Meter", "Progress", "Silent", "Snapshot", "State"]
 
 WAITING = "waiting"  # the phase of a first request, which has no file yet
-_SETTLED_S = 0.5  # estimates from the first sizes alone, which are about to be joined by others, move nothing
-_FINISHED_KEPT = 100  # files that ended between two snapshots and are in the next one
+_SETTLED_S = 0.5  # before that, a total estimated from the first sizes gives no share
+_FINISHED_KEPT = 100  # of files that ended between two snapshots, for the next one
 _REASONS_KEPT = 5
 
 
@@ -49,7 +49,7 @@ class FileProgress:
     share: float | None = None  # of the bytes, 0 to 1; never falls, and is 1 only at the end
     elapsed_s: float = 0.0  # since it began
     path: str = ""  # where it goes
-    host: str = ""  # that it comes from, as host:port
+    host: str = ""  # of its source, as host:port
     unchanged: bool = False  # it was current already
     reason: str = ""  # why it failed or is tried again
     retries: int = 0  # failed attempts so far
@@ -66,14 +66,14 @@ class Snapshot:
     files_failed: int
     received_bytes: int  # of all files, including resumed ones
     total_bytes: int | None  # None while nothing is known; see `total_estimated`
-    known_bytes: int  # the sizes known so far, added up
+    known_bytes: int  # the sum of the sizes known so far
     resumed_bytes: int
     speed_bytes_per_s: float  # over the last seconds, without resumed bytes
-    eta_s: float | None  # the rest of the bytes at the speed at which they have been coming
+    eta_s: float | None  # for the rest of the bytes at their recent speed
     elapsed_s: float
     active: tuple[FileProgress, ...]
     finished: tuple[FileProgress, ...]  # since the last snapshot, at most the last hundred
-    total_estimated: bool = False  # some sizes are not known yet, and taken to be the mean of the others
+    total_estimated: bool = False  # some sizes are unknown yet, and assumed to be the mean of the others
     share: float | None = None  # of the work, 0 to 1; never falls, and is 1 only at the end
     files_unchanged: int = 0  # of `files_done`: were current already
     files_resumed: int = 0  # of `files_done`: continued what an earlier run had left
@@ -126,10 +126,10 @@ class FileMeter:
         self._ended = False
 
     def start(self, total_bytes: int | None, *, host: str = "", path: str = "") -> None:
-        """The file is being transferred; called again when its size, its source or its place becomes known or changes.
+        """The file is being transferred; called again when its size, source or path becomes known or changes.
 
         Args:
-            total_bytes: None: as before.
+            total_bytes: None: unchanged.
         """
         with self._lock:
             if self._ended:
@@ -265,7 +265,7 @@ class Meter:
         self._expected = 0
         self._open_lists = 0  # lists of files that are still being read
         self._sized = 0  # files of known size
-        self._known = 0  # their sizes, added up
+        self._known = 0  # the sum of their sizes
         self._received = 0
         self._resumed = 0
         self._transferred = 0
@@ -349,7 +349,7 @@ class Meter:
         """The current numbers. Files that ended since the last snapshot are only in this one.
 
         Args:
-            files: False leaves out what is said of each file.
+            files: False leaves out the individual files.
         """
         with self.lock:
             now = self.clock()
@@ -386,7 +386,7 @@ class Meter:
             )
 
     def _total_bytes(self, expected: int | None) -> int | None:
-        """All sizes, those that are not known taken to be the mean of the others; None if none is known."""
+        """The sum of all sizes, unknown ones assumed to be the mean of the others; None if none is known."""
         if expected is None or (not self._sized and expected):
             return None
         mean = self._known // max(1, self._sized)

@@ -13,7 +13,7 @@ from perfkit.progress.meter import Progress, Snapshot
 __all__ = ["SHOWN_FROM_S", "OperationProgress"]
 
 SHOWN_FROM_S = 0.3  # shorter stages and downloads are not displayed
-_ALMOST = 0.9999  # the most that is shown of an operation that has not ended
+_ALMOST = 0.9999  # the largest share shown before an operation ends
 
 
 class OperationProgress:
@@ -31,7 +31,7 @@ class OperationProgress:
 
     @contextlib.contextmanager
     def operation(self) -> Iterator[None]:
-        """What is displayed inside this block belongs together."""
+        """Display everything inside this block as one operation."""
         begun = _Operation(time.monotonic())
         with self._lock:
             self._operations.append(begun)
@@ -42,8 +42,8 @@ class OperationProgress:
                 self._operations.remove(begun)
 
     def expect(self, stages: Mapping[str, float | None]) -> None:
-        """These stages are left, in this order, the current one included. Others, such as the download of an index, do
-        not count.
+        """Set the stages that are left, in order, including the current one. Others, such as the download of an index,
+        do not count.
 
         Args:
             stages: phases, and about how many seconds each will take; None: unknown yet.
@@ -69,18 +69,18 @@ class OperationProgress:
 class _Operation:
     """Places the numbers of a stage among those of its operation.
 
-    The share that is done when a stage begins stays, and the rest of it is divided by time: what this stage has taken,
-    what it still takes, and what those after it will take.
+    The share done when a stage begins stays, and the rest is divided by time: what this stage has taken, what it still
+    takes, and what those after it will take.
     """
 
     def __init__(self, now: float) -> None:
         self.left: dict[str, float | None] = {}
         self._began_s = now
         self._stage = ("", 0.0)  # its phase, and when it began
-        self._base = self._share = 0.0  # the share when it began, and now
+        self._base = self._share = 0.0  # the share when the stage began, and now
 
     def place(self, snapshot: Snapshot, now: float) -> Snapshot:
-        """The snapshot with elapsed time, share and time left of the operation."""
+        """The snapshot with the operation's elapsed time, share and time left."""
         began_s, left_s = now - snapshot.elapsed_s, None
         if self._stage[0] != snapshot.phase or began_s - self._stage[1] > SHOWN_FROM_S:
             self._stage, self._base = (snapshot.phase, began_s), self._share
@@ -90,7 +90,7 @@ class _Operation:
         return replace(snapshot, elapsed_s=now - self._began_s, share=self._share or None, eta_s=left_s)
 
     def _done(self, snapshot: Snapshot, part: float) -> tuple[float, float | None]:
-        """The share that is done, and the seconds that the rest takes."""
+        """The share done, and the seconds that the rest takes."""
         after = list(self.left.values())[list(self.left).index(snapshot.phase) + 1 :]
         known_s, left_s = [each for each in after if each is not None], None
         if part == 1.0 and not after:

@@ -1,4 +1,4 @@
-"""How fast a piece of work goes, how long the rest takes, and how much of it is done: arithmetic only."""
+"""Computes the speed of a piece of work, the time left, and the share done. No I/O."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ from collections import deque
 
 __all__ = ["Pace"]
 
-_WINDOW_S = 5.0  # of the speed that is shown
-_FLOW_S = 15.0  # of the speed that the time left is computed from
-_SILENCE_S = 2.0  # a longer one says nothing of how fast the rest will come,
+_WINDOW_S = 5.0  # of the speed shown
+_FLOW_S = 15.0  # of the speed used for the time left
+_SILENCE_S = 2.0  # a longer one says nothing about the speed of the rest,
 _SILENCE_INTERVALS = 3  # unless bytes usually come in larger steps
 _SAMPLE_EVERY_S = 0.1
-_ALMOST = 0.9999  # the most that is shown of a run that has not ended
+_ALMOST = 0.9999  # the largest share shown before a run ends
 
 
 class Pace:
     """Speed, time left and share of a piece of work, from its running totals.
 
     The time left is computed from the last fifteen seconds in which bytes came. A silence that is much longer than the
-    usual interval between them (a stall, the wait before a retry, a host that is busy, a laptop that slept) counts in
-    part only.
+    usual interval between them (a stall, the wait before a retry, a busy host, a laptop that slept) counts only in
+    part.
     """
 
     __slots__ = ("_flow", "_flow_s", "_grown_s", "_interval_s", "_recent", "_seen_s", "_share", "_total")
@@ -47,14 +47,14 @@ class Pace:
         return _rate(self._recent[0], now, total)
 
     def eta_s(self, left: int | None) -> float | None:
-        """Seconds until so many more have come; None if unknown."""
+        """Seconds until `left` more have come; None if unknown."""
         if not left:
             return None if left is None else 0.0
         rate = _rate(self._flow[0], self._flow_s, self._total)
         return left / rate if rate > 0 else None
 
     def share(self, done: float, total: float | None, *, ended: bool = False) -> float | None:
-        """The share that is done; None if unknown. It never falls, and is 1 only when the work has ended."""
+        """The share done; None if unknown. It never falls, and is 1 only when the work has ended."""
         if ended:
             self._share = 1.0
         elif total:

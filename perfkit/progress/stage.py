@@ -18,7 +18,7 @@ class Stage:
 
     Args:
         progress: the display; None for none.
-        phase: what is done, in words for people, such as `checking files`.
+        phase: what the stage does, in words for people, such as `checking files`.
         files: how many files the stage handles; None if unknown.
         total_bytes: how many bytes; None if unknown.
     """
@@ -42,12 +42,12 @@ class Stage:
         self.end(failed=value is not None)
 
     def end(self, *, failed: bool = False) -> None:
-        """All is done, or failed; for stages that are not a `with` block."""
+        """End the stage, done or failed; for stages that are not a `with` block."""
         if self._progress is not None and self._shown:
             self._progress.finish(self._snapshot(time.monotonic(), ended=not failed))
 
     def expect(self, files: int | None, total_bytes: int | None) -> None:
-        """How many files and bytes there are turned out later."""
+        """Set how many files and bytes there are, if that turns out later."""
         self._files, self._total_bytes = files, total_bytes
 
     def count(self, *, files: int = 0, count_bytes: int = 0, failed: int = 0) -> None:

@@ -38,7 +38,7 @@ _REMEDIES = {
 
 
 def described(error: BaseException) -> str:
-    """What failed, on what, and for errors of the system also what to do, where that is known."""
+    """What failed, on what, and for system errors also what to do, where that is known."""
     if not isinstance(error, OSError) or not error.strerror:
         return str(error)
     text = f"{error.filename}: {error.strerror}" if error.filename else error.strerror
@@ -101,7 +101,7 @@ def _uncounted(snapshot: Snapshot) -> bool:
 
 
 def summary(snapshot: Snapshot) -> str:
-    """The last line of a run; empty if there was none to speak of."""
+    """The last line of a run; empty for a first request, which has no file yet."""
     if snapshot.phase == WAITING:
         return ""
     total, done = snapshot.files_total, snapshot.files_done
@@ -138,7 +138,7 @@ def outcome(file: FileProgress) -> str:
 
 
 def delay(file: FileProgress) -> str:
-    """Why no bytes come of a file: it waits for an answer, or for its next attempt; empty if they do."""
+    """Why no bytes of a file come: it waits for a response, or for its next attempt; empty if they do."""
     if file.retry_in_s is not None:
         return f"try {file.retries + 1} in {clock(file.retry_in_s)}: {file.reason}"
     if file.state is State.ACTIVE and file.host and file.received_bytes == file.resumed_bytes:
@@ -184,7 +184,7 @@ def shorten(name: str, width: int) -> str:
 
 
 def _first(text: str, width: int) -> str:
-    """As much of the text as has room in `width` columns."""
+    """As much of the text as fits into `width` columns."""
     used = 0
     for at, character in enumerate(text):
         used += _columns(character)

@@ -1,8 +1,8 @@
-"""Connections and pools of urllib3 that any thread can abort in every phase, and answers held to RFC 9112.
+"""urllib3 connections and pools that any thread can abort in every phase, and responses held to RFC 9112.
 
-What is added hangs on urllib3's and http.client's seams: `pool_classes_by_scheme`, `ConnectionCls`, `connect`,
-`request`, `close`, `response_class`, a pool's `urlopen` and `pool`, and one private name, `_new_conn`, by which a pool
-makes a connection, and a connection its socket.
+The additions use extension points of urllib3 and http.client: `pool_classes_by_scheme`, `ConnectionCls`, `connect`,
+`request`, `close`, `response_class`, a pool's `urlopen` and `pool`, and one private name, `_new_conn`, with which a
+pool makes a connection, and a connection its socket.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from perfkit.downloads.throttle import Throttle, receive_buffer
 __all__ = ["POOL_CLASSES", "Exchange", "are_replaced", "exchange_here", "socks_pool_classes"]
 
 _UNKNOWN_ROUND_TRIP_S = 0.05
-_SHARERS = 8  # connections that are taken to share a limit, until their windows turn out to be too narrow for it
+_SHARERS = 8  # connections assumed to share a limit, until their windows turn out to be too narrow for it
 _BUFFER = (socket.SOL_SOCKET, socket.SO_RCVBUF)
 _LINE_BYTES = 64 << 10
 _HEAD_BYTES = 256 << 10
@@ -50,7 +50,7 @@ _RECEIVE_BYTES = 16 << 10
 _HEAD_END = re.compile(rb"\n\r?\n")
 _LONE_CR = re.compile(rb"\r(?!\n)")
 _STATUS_LINE = re.compile(r"HTTP/1\.(\d) +(\d{3})(?: ([^\n]*))?\r?\n", re.ASCII)
-_FOLD = re.compile(r"\r?\n[ \t]+")  # RFC 9112 section 5.2: a value that goes on in the next line
+_FOLD = re.compile(r"\r?\n[ \t]+")  # RFC 9112 section 5.2: a value that continues on the next line
 _FIELD = re.compile(r"^([^:\s]+)[ \t]*:([^\n]*)$", re.MULTILINE)
 _LENGTH = re.compile(r"\d{1,19}", re.ASCII)
 _CHUNK_SIZE = re.compile(rb"[0-9a-fA-F]{1,16}[ \t]*(;.*)?\r?\n", re.DOTALL)
@@ -61,8 +61,8 @@ _here = threading.local()  # .exchange: the one that the current thread is sendi
 class AbortHandle:
     """A second descriptor of a connection's socket, by which any thread can end it.
 
-    It lasts while the connection's own socket is unusable, as in a TLS handshake. Only the exchange that the connection
-    works for can use it: once the connection is back in its pool, an exchange that is aborted late does nothing to it.
+    It works even while the connection's own socket is unusable, as in a TLS handshake. Only the exchange that the
+    connection serves can use it: aborting an exchange after its connection went back to the pool has no effect.
     """
 
     def __init__(self, sock: socket.socket) -> None:
@@ -77,14 +77,14 @@ class AbortHandle:
         exchange.add(self)
 
     def abort(self, exchange: Exchange | None) -> None:
-        """End the connection if it works for this exchange; None: if it works for none."""
+        """End the connection if it serves this exchange; None: if it serves none."""
         with self._lock:
             if self._owner is exchange and self._sock is not None:
                 with contextlib.suppress(OSError):
                     self._sock.shutdown(socket.SHUT_RDWR)
 
     def detach(self, exchange: Exchange | None = None) -> None:
-        """The connection works for no exchange any more, or not for this one."""
+        """Stop serving this exchange; None: any exchange."""
         with self._lock:
             if exchange is None or self._owner is exchange:
                 self._owner = None
@@ -92,7 +92,7 @@ class AbortHandle:
                     self._close()
 
     def close(self) -> None:
-        """The connection is closed; its last answer may still be read."""
+        """Close the handle with its connection, as soon as the last response has been read."""
         with self._lock:
             self._closing = True
             if self._owner is None:
@@ -105,17 +105,17 @@ class AbortHandle:
 
 
 class Exchange:
-    """One request of perfkit's, from its first packet to the last byte of its answer. It may take several connections
-    and answers, as when an auth handler answers a 401. A context manager while the current thread is sending it.
+    """One request of perfkit's, from its first packet to the last byte of its response. It may take several connections
+    and responses, as when an auth handler reacts to a 401. A context manager while the current thread sends it.
 
     Attributes:
-        deadline_s: when its answer is overdue (time.monotonic).
-        limit: that its answer is read under; None for none.
+        deadline_s: when its response is overdue (time.monotonic).
+        limit: limits the rate at which its response is read; None: no limit.
         expired: whether it was aborted for being overdue.
         reused: whether its last connection had carried another request before.
-        target: what the request line has to say, spelt as the URL was; None: as urllib3 spells it.
-        incoming: what its last answer is read from, if a connection of ours was used.
-        helper: the thread that sends it and reads its answer, if its connection is not ours and cannot be aborted.
+        target: the request target, spelt as in the URL; None: as urllib3 spells it.
+        incoming: what its last response is read from, if one of our connections was used.
+        helper: the thread that sends it and reads its response, if its connection is not ours and cannot be aborted.
     """
 
     def __init__(self, deadline_s: float, limit: Throttle | None = None) -> None:
@@ -142,13 +142,13 @@ class Exchange:
             handle.abort(self)
 
     def abort(self) -> None:
-        """End it, whatever it waits for. From any thread, at any time."""
+        """End the exchange, whatever it waits for. May be called from any thread, at any time."""
         self.aborted = True
         for handle in tuple(self._handles):
             handle.abort(self)
 
     def finish(self) -> None:
-        """Its answer has been read or given up."""
+        """Release the connections, once the response has been read or given up."""
         for handle in self._handles:
             handle.detach(self)
 
@@ -159,18 +159,18 @@ def exchange_here() -> Exchange | None:
 
 
 class _Incoming:
-    """What arrives on a socket: the head of an answer as a whole, and the body as much at once as is there.
+    """Reads from a socket: the head of a response as a whole, and as much of the body at once as has arrived.
 
-    Reading ahead stops with the answer: what came behind a body makes the connection unusable for another request.
+    Bytes that arrive after the response make the connection unusable for another request.
 
     Attributes:
-        waits_since_s: since when nothing has come that is waited for (time.monotonic); None: nothing is.
+        waits_since_s: since when a read has been waiting (time.monotonic); None: no read is.
     """
 
     def __init__(self, sock: Any, handle: AbortHandle | None) -> None:
         self.sock = sock
         self.waits_since_s: float | None = None
-        self._raw = sock.makefile("rb", 0)  # keeps the socket open when the connection is closed before its last answer
+        self._raw = sock.makefile("rb", 0)  # keeps the socket open if the connection is closed before its last response
         self._handle = handle
         self._rest = b""
         self._error: OSError | None = None  # for the next read
@@ -189,20 +189,20 @@ class _Incoming:
         if not self._raw.closed:
             end_after(self.sock, count)
         elif not count and self._handle is not None:
-            self._handle.abort(None)  # the connection is back in its pool, or works for another request by now
+            self._handle.abort(None)  # the connection is back in its pool, or serves another request by now
 
     def interrupt(self) -> None:
-        """Fail what is waited for, which will not come."""
+        """Fail a read that waits for data that will not come."""
         self._error = ConnectionResetError(errno.ECONNRESET, "no more data arrived, although the network is back")
         end_after(self.sock, 0)
 
     def head(self) -> bytes:
-        """Up to the first empty line, with it; empty if the connection ended before.
+        """Read up to and including the first empty line; empty if the connection ended before.
 
         Raises:
-            http.client.HTTPException: it is cut off or too long; http.client would take the former for a whole one.
+            http.client.HTTPException: it is cut off, which http.client would accept, or too long.
         """
-        data, searched = bytearray(self._rest), 0  # to add a byte to it takes no copy of the others
+        data, searched = bytearray(self._rest), 0  # appending to it copies nothing
         while (end := _HEAD_END.search(data, searched)) is None:
             if len(data) > _HEAD_BYTES:
                 raise http.client.LineTooLong("head")
@@ -214,16 +214,16 @@ class _Incoming:
                 return b""
             data += more
         head, self._rest = bytes(data[: end.end()]), bytes(data[end.end() :])
-        # A lone CR counts as a space (RFC 9112 section 2.2), where the parser of mail would begin another field.
+        # A lone CR counts as a space (RFC 9112 section 2.2); the email parser would begin another field.
         return _LONE_CR.sub(b" ", head) if head.count(b"\r") != head.count(b"\r\n") else head
 
     def deadline_s(self) -> float:
-        """When what is waited for now is overdue (time.monotonic), though single bytes of it may have come."""
+        """When the next read is overdue (time.monotonic), even if single bytes of it have come."""
         timeout_s = self.sock.gettimeout()
         return float("inf") if timeout_s is None else time.monotonic() + timeout_s
 
     def readline(self, limit: int = -1, deadline_s: float | None = None) -> bytes:
-        """Up to a line feed, with it; less at the end, or after so many bytes.
+        """Read up to and including a line feed; less at the end of the stream, or after `limit` bytes.
 
         Raises:
             TimeoutError: it is not complete by the deadline, which is by default the socket's time-out from now.
@@ -243,7 +243,7 @@ class _Incoming:
         return data[:end]
 
     def read1(self, most: int = -1) -> bytes | memoryview:
-        """Up to so many bytes, waiting for at least one; none at the end."""
+        """Read up to `most` bytes, waiting for at least one; none at the end."""
         most = _RECEIVE_BYTES if most < 0 else most
         if self._rest:
             data, self._rest = self._rest[:most], self._rest[most:]
@@ -253,7 +253,7 @@ class _Incoming:
         if not self.reuses_memory:
             return self._receive(self.sock.recv, min(most, _RECEIVE_BYTES))  # type: ignore[no-any-return]
         if len(self._room) < most:
-            self._room = memoryview(mmap.mmap(-1, most))  # of which only what is used takes memory
+            self._room = memoryview(mmap.mmap(-1, most))  # only what is used of it takes memory
         count = self._receive(self.sock.recv_into, self._room[:most])
         if self.limit is not None and self.limit.rate is not None and self.limit.has_room():
             self._widen_window(self.limit.rate)
@@ -274,7 +274,7 @@ class _Incoming:
         return received
 
     def _more(self, view: memoryview) -> int:
-        """What else is here by now: TLS hands over one record, 16 KiB, at once (RFC 8446 section 5.1)."""
+        """Read what else has arrived: TLS returns one record at a time, 16 KiB (RFC 8446 section 5.1)."""
         timeout_s, total = self.sock.gettimeout(), 0
         self.sock.settimeout(0.0)
         try:
@@ -289,7 +289,7 @@ class _Incoming:
         return total
 
     def read(self, count: int = -1) -> bytes:
-        """So many bytes; fewer only at the end."""
+        """Read `count` bytes; fewer only at the end."""
         pieces = []
         while count and (data := self.read1(min(count, 1 << 20) if count > 0 else 1 << 20)):
             pieces.append(data)
@@ -302,7 +302,7 @@ class _Incoming:
         return self._raw.fileno()  # type: ignore[no-any-return]
 
     def close(self) -> None:
-        """The answer has ended, or is given up. Called before the connection goes back to its pool."""
+        """End the response, or give it up. Called before the connection goes back to its pool."""
         if self._handle is not None:
             self._handle.detach()
         if self._rest:
@@ -312,9 +312,9 @@ class _Incoming:
 
 
 class _Chunks:
-    """A chunked body as http.client and urllib3 read it, held to RFC 9112 section 7.1: both take sizes that are none,
-    skip what stands where a chunk should end, and miss a trailer that is cut off. What is not body has to come within
-    the time-out, and to be less than the body.
+    """A chunked body as http.client and urllib3 read it, held to RFC 9112 section 7.1: both accept invalid sizes, skip
+    anything where a chunk should end, and miss a truncated trailer. Whatever is not body must arrive within the
+    time-out, and be smaller than the body.
     """
 
     def __init__(self, incoming: _Incoming) -> None:
@@ -372,8 +372,8 @@ class _Chunks:
 
 
 class _Answer(http.client.HTTPResponse):
-    """http.client's, but for its head: that takes heads for good that are cut off, framings that contradict each other
-    and lengths that are none, and builds a mail message out of it, which takes longer than a small file.
+    """http.client's response, with its own parser for the head: http.client accepts truncated heads, contradictory
+    framing and invalid lengths, and builds an email message from the head, which takes longer than a small file.
     """
 
     fp: Any
@@ -393,15 +393,15 @@ class _Answer(http.client.HTTPResponse):
         super().__init__(incoming, debuglevel, method, url)  # type: ignore[arg-type]
 
     def begin(self) -> None:
-        """Read the head of the final answer (RFC 9112 sections 4 to 6).
+        """Read the head of the final response (RFC 9112 sections 4 to 6).
 
         Raises:
-            http.client.HTTPException: it is cut off, too long, or no head; the framing of the body is unknown.
+            http.client.HTTPException: it is cut off, too long, or not a head; the framing of the body is unknown.
         """
         if self.headers is not None:
             return
         incoming: _Incoming = self.fp
-        while True:  # interim answers may come for as long as the final one may take
+        while True:  # interim responses may come for as long as the final one may take
             text = incoming.head().decode("latin-1")
             match = _STATUS_LINE.match(text)
             if not text:
@@ -413,8 +413,8 @@ class _Answer(http.client.HTTPResponse):
                 break
         self.version, self.reason = 10 + int(match[1]), (match[3] or "").strip()
         self.headers = self.msg = message = _Fields()
-        first: dict[str, str] = {}  # of each name; the message compares all of them each time
-        for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # what is no field is passed over
+        first: dict[str, str] = {}  # value of each name; the message would search all fields each time
+        for name, value in _FIELD.findall(_FOLD.sub(" ", text[match.end() :])):  # skips what is not a field
             kind, value = name.lower(), value.strip()
             if not (kind.startswith("set-cookie") and _is_unusable_cookie(kind, value)):
                 message.set_raw(name, value)
@@ -422,7 +422,7 @@ class _Answer(http.client.HTTPResponse):
         self._frame(incoming, first.get)
 
     def _frame(self, incoming: _Incoming, get: Callable[[str], str | None]) -> None:
-        """Find out where the body ends (section 6.3)."""
+        """Determine where the body ends (section 6.3)."""
         coding, declared = get("transfer-encoding"), get("content-length")
         options = (get("connection") or "").lower()
         self.will_close = "close" in options if self.version > 10 else "keep-alive" not in options
@@ -432,7 +432,7 @@ class _Answer(http.client.HTTPResponse):
         elif coding and coding.strip().lower() == "chunked":
             self.chunked = True
             self.fp = _Chunks(incoming)
-            self.will_close |= declared is not None  # which of the two is right cannot be known
+            self.will_close |= declared is not None  # either of the two may be right
         elif coding and coding.strip().lower() != "identity":
             raise http.client.HTTPException(f"the transfer coding {coding[:40]!r} was not asked for")
         elif declared is not None and _LENGTH.fullmatch(declared):
@@ -442,35 +442,35 @@ class _Answer(http.client.HTTPResponse):
 
 
 class _Fields(http.client.HTTPMessage):
-    """The fields of a head as they came. A mail's would be checked for what text in Latin-1 can't have."""
+    """The fields of a head as received, without the email parser's check for what Latin-1 text can't have."""
 
     def items(self) -> list[tuple[str, str]]:
         return list(self.raw_items())
 
 
 def _is_unusable_cookie(kind: str, value: str) -> bool:
-    """Whether a field sets a cookie by a long obsolete rule, which http.cookiejar takes quadratic time to read, or one
-    that is larger than browsers take (RFC 6265 sections 6.1 and 9.4).
+    """Whether a field sets a cookie in the obsolete form that http.cookiejar takes quadratic time to read, or one
+    larger than browsers accept (RFC 6265 sections 6.1 and 9.4).
     """
     return kind == "set-cookie2" or (kind == "set-cookie" and len(value) > _COOKIE_BYTES)
 
 
 class _Abortable:
-    """What is ours in a connection."""
+    """What perfkit adds to a connection."""
 
     _handle: AbortHandle | None = None
     _requests = 0
-    _established = False  # a proxy's tunnel and TLS included
+    _established = False  # including a proxy's tunnel and TLS
 
     def __str__(self: Any) -> str:  # urllib3 begins its errors with it
         return f"{self.host} port {self.port}"
 
     def response_class(self, sock: Any, *args: Any, **options: Any) -> _Answer:
-        """What http.client reads an answer with; the end of a CONNECT's answer ends no exchange."""
+        """What http.client reads a response with; the end of the response to a CONNECT ends no exchange."""
         return _Answer(sock, *args, handle=self._handle if self._established else None, **options)
 
     def _new_conn(self: Any) -> socket.socket:
-        """The one private name of urllib3's that is overridden, as its own SOCKS connection does.
+        """Make the socket. The one private name of urllib3's that is overridden, as its own SOCKS connection does.
 
         Raises:
             NameResolutionError, ConnectTimeoutError, NewConnectionError: as urllib3's.
@@ -482,8 +482,8 @@ class _Abortable:
         if rate is None:
             sock = self._open(aborted)
         elif is_loopback(self.host):
-            # Set later, it would be less than the half of the first window that its sender waits for (RFC 9293 section
-            # 3.8.6.2.1): segments are as large as windows here.
+            # Set later, it would be less than the half of the first window that the sender waits for (RFC 9293 section
+            # 3.8.6.2.1): on loopback, segments are as large as windows.
             sock = self._open(aborted, (*_BUFFER, receive_buffer(rate)))
         else:
             sock = self._open(aborted)  # set before, it would bound the window for good (RFC 7323 section 2.2)
@@ -517,7 +517,7 @@ class _Abortable:
         self._established = True
 
     def warm(self: Any, timeout_s: float) -> None:
-        """Connect for a later request; from then on it is a kept connection, which may have died in between."""
+        """Connect for a later request, which treats this as a kept connection that may have died meanwhile."""
         self.timeout = timeout_s
         self.connect()
         self._requests = 1
@@ -547,7 +547,7 @@ def _round_trip_s(sock: Any) -> float:
 
 
 def _set_window(sock: Any, buffer_bytes: int) -> None:
-    """What the kernel takes ahead of us comes over the network too: under a limit it takes little."""
+    """Limit what the kernel receives ahead of us: that comes over the network too, and a rate limit covers it."""
     with contextlib.suppress(OSError):  # a sandbox's kernel may not know these
         sock.setsockopt(*_BUFFER, buffer_bytes)
         if sys.platform == "linux":
@@ -561,8 +561,8 @@ class _HttpConnection(_Abortable, HTTPConnection):  # type: ignore[misc]
 class _HttpsConnection(_Abortable, HTTPSConnection):  # type: ignore[misc]
     @property
     def is_connected(self) -> bool:
-        """Whether nothing has come: but for session tickets, which a server sends when the handshake is over (RFC 8446
-        section 4.6.1), and which urllib3 takes for the end of a connection that carried no request.
+        """Whether nothing has arrived except session tickets, which a server sends after the handshake (RFC 8446
+        section 4.6.1), and which urllib3 takes for the end of a connection that has carried no request.
         """
         if super().is_connected or self.sock is None:
             return self.sock is not None
@@ -583,20 +583,20 @@ _USUAL = (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls)
 
 
 def are_replaced() -> bool:
-    """Whether somebody, such as vcrpy, has put other connections in the place of urllib3's: then those are used."""
+    """Whether something, such as vcrpy, has replaced urllib3's connection classes; if so, those are used."""
     return (HTTPConnectionPool.ConnectionCls, HTTPSConnectionPool.ConnectionCls) != _USUAL
 
 
 class _Pool:
-    """What is ours in a pool."""
+    """What perfkit adds to a pool."""
 
     def urlopen(self, method: str, url: str, body: Any = None, headers: Any = None, *args: Any, **options: Any) -> Any:
-        """As urllib3's, which goes through the fields of a request several times: a `dict` is fastest at that."""
+        """As urllib3's, but with headers as a `dict`, since urllib3 iterates over them several times."""
         headers = None if headers is None else dict(headers.items())
         return super().urlopen(method, url, body, headers, *args, **options)  # type: ignore[misc]
 
     def warm(self: Any, timeout_s: float) -> None:
-        """Open a connection that a later request will find, if none is idle.
+        """Open a connection for a later request, if none is idle.
 
         Raises:
             HTTPError, OSError: it can't be opened.
@@ -635,19 +635,19 @@ POOL_CLASSES: dict[str, type[HTTPConnectionPool]] = {"http": _HttpPool, "https":
 
 @functools.cache
 def socks_pool_classes() -> dict[str, type[HTTPConnectionPool]]:
-    """The same over SOCKS.
+    """The pool classes for SOCKS.
 
     Raises:
         ImportError: PySocks is not installed.
     """
-    pysocks: Any = importlib.import_module("socks")  # which has no types
+    pysocks: Any = importlib.import_module("socks")  # has no types
     from urllib3.contrib import socks
 
     of_the_proxy = (pysocks.ProxyConnectionError, pysocks.SOCKS5AuthError, pysocks.GeneralProxyError)
 
     class _Socks(_Abortable):
         def _open(self: Any, aborted: Any, *options: Any) -> Any:
-            """PySocks connects in one call that nothing interrupts; what fails is told as a failure of the server."""
+            """Make PySocks's uninterruptible connect abortable, and tell failures of the proxy from the server's."""
             make = super(_Abortable, self)._new_conn  # type: ignore[misc]
             try:
                 return call_abortable(make, aborted, discard=lambda sock: sock.close())

@@ -1,4 +1,4 @@
-"""A TCP connection to a host: its name resolved, its addresses raced (RFC 8305), given up at once when aborted."""
+"""Opens a TCP connection: resolves the name, races the addresses (RFC 8305), and gives up at once when aborted."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _REMEMBERED = 1024  # hosts
 Address = tuple[Any, ...]  # an item of socket.getaddrinfo
 SocketOption = tuple[int, int, int | bytes]
 
-# By host and port, the address that answered last: the next connection tries it first. Shared by the process.
+# By host and port, the address that answered last, which the next connection tries first. Shared by the process.
 _answered: dict[tuple[str, int], Any] = {}
 
 
@@ -40,7 +40,7 @@ def dial(
 
     Args:
         timeout_s: for all attempts together, name resolution excepted; also the timeout of the socket returned.
-        aborted: asked some twenty times a second whether to give up.
+        aborted: called some twenty times a second; says whether to give up.
         options: for `setsockopt`, set before connecting.
         source: local address to bind to.
 
@@ -48,7 +48,7 @@ def dial(
         socket.gaierror: the name does not resolve.
         TimeoutError: no address answered in time.
         AbortedError: `aborted` said so.
-        OSError: no address accepts connections; that of the last attempt.
+        OSError: no address accepts connections; the error of the last attempt.
     """
     addresses = _resolve(host, port, aborted)
     sock, address = _race(_in_order(addresses, _answered.get((host, port))), timeout_s, aborted, tuple(options), source)
@@ -126,7 +126,7 @@ def _race(
 def _begin(
     address: Address, options: Sequence[SocketOption], source: tuple[str, int] | None
 ) -> tuple[socket.socket, Any]:
-    """A socket that is connecting, and the address it connects to."""
+    """Start connecting a socket; returns it, and the address it connects to."""
     family, kind, protocol, _, peer = address
     sock = socket.socket(family, kind, protocol)
     try:

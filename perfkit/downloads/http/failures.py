@@ -1,4 +1,4 @@
-"""What went wrong below a request, as perfkit's own errors: here, and nowhere else."""
+"""Translates errors from below a request into perfkit's own. No other module does."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["answer_in", "is_stale", "translated"]
 
 _CHAIN_MOST = 20
-_MOST = 500  # characters of what another package says, which may quote a server
+_MOST = 500  # characters of another package's message, which may quote a server
 _LASTING = (
     requests.exceptions.InvalidURL,
     requests.exceptions.InvalidSchema,
@@ -37,7 +37,7 @@ _LASTING = (
 
 
 def translated(url: str, error: Exception, exchange: Exchange, cancel: Cancel) -> PerfkitError:
-    """The error to raise for one of requests, urllib3, http.client, a socket, or a hook of the caller's session."""
+    """The error to raise for one from requests, urllib3, http.client, a socket, or a hook of the caller's session."""
     if isinstance(error, PerfkitError):
         return error
     if cancel.cancelled:
@@ -65,7 +65,7 @@ def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
         return False
     if any(isinstance(each, gaierror) and each.errno == EAI_NONAME for each in causes):
         return False
-    # Certificate files of an adapter that the caller mounted: requests finds none, or OpenSSL finds nothing in it.
+    # Certificate files of an adapter that the caller mounted: requests finds none, or OpenSSL finds none inside.
     if type(error) is OSError and error.errno is None:
         return False
     if any(isinstance(each, ssl.SSLError) and each.library in ("X509", "PEM") for each in causes):
@@ -76,12 +76,12 @@ def _may_pass(error: Exception, causes: Sequence[BaseException]) -> bool:
 
 
 def answer_in(error: Exception) -> requests.Response | None:
-    """The answer that a hook of the caller's session refused, as `raise_for_status` does: to judge it is ours."""
+    """The response that a hook of the caller's session refused, as `raise_for_status` does; perfkit judges it."""
     return error.response if isinstance(error, requests.HTTPError) else None
 
 
 def is_stale(error: Exception) -> bool:
-    """Whether a kept connection was closed by the peer before it answered anything."""
+    """Whether the peer closed a kept connection before it sent anything."""
     return any(isinstance(each, BrokenPipeError | ConnectionResetError) for each in _chain(error))
 
 
@@ -98,20 +98,20 @@ def _chain(error: BaseException) -> list[BaseException]:
 
 
 def _telling(causes: Sequence[BaseException]) -> BaseException:
-    """The error to quote. Those of requests and urllib3 around it quote addresses in memory, and the URL's secrets."""
+    """The error to quote. Those of requests and urllib3 around it quote memory addresses, and secrets in the URL."""
     for each in causes:
         if isinstance(each, requests.exceptions.InvalidHeader):
             return each
         if isinstance(each, requests.RequestException | MaxRetryError | ProxyError | ReadTimeoutError):
             continue
         if isinstance(each, HTTPError) and any(isinstance(other, BaseException) for other in each.args):
-            continue  # "Connection aborted.", and what did it
+            continue  # "Connection aborted.", and the cause
         return each
     return causes[0]
 
 
 def _text(error: BaseException) -> str:
-    # requests quotes the value; older ones let some through to http.client, which does, too.
+    # requests quotes the value; older versions let some through to http.client, which does, too.
     if isinstance(error, requests.exceptions.InvalidHeader) or str(error).startswith("Invalid header"):
         return "a header of the session has a value that cannot be sent"
     if isinstance(error, NewConnectionError | ConnectTimeoutError):

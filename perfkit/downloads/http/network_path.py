@@ -1,4 +1,4 @@
-"""The way to a server, by what the kernel measures on a connection (TCP_INFO, tcp(7)): far or near, queues, losses."""
+"""The path to a server, as the kernel measures it on a connection (TCP_INFO, tcp(7)): distance, queues, losses."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ _ROUND_TRIP, _LEAST, _OUT_OF_ORDER = 92, 148, 224  # offsets of tcpi_rcv_rtt, tc
 
 @dataclass(frozen=True, slots=True)
 class Path:
-    """Both ways between here and a server.
+    """The network path to a server and back.
 
     Attributes:
-        round_trip_s: how long packets take from it and back now.
-        least_s: how long they take at least; the rest is time in queues.
-        out_of_order: packets that came after one that was sent later: others had been lost before them.
-        unread: bytes that have come and were not read yet.
+        round_trip_s: the current round-trip time.
+        least_s: the shortest round-trip time; the rest is time in queues.
+        out_of_order: packets that arrived out of order, after others had been lost.
+        unread: bytes that have arrived but were not read yet.
     """
 
     round_trip_s: float
@@ -36,13 +36,13 @@ class Path:
 
 
 def queued(round_trip_s: float, least_s: float) -> bool:
-    """Whether packets wait for each other on their way: a part of the round trip is spent in queues."""
+    """Whether packets queue on the path, and so spend part of the round trip waiting."""
     return round_trip_s > max(_QUEUED * least_s, least_s + _RESOLUTION_S)
 
 
 def measured(sock: Any) -> Path | None:
-    """The path that a connection's packets take, `round_trip_s` infinite while too few have come; None if the kernel
-    doesn't tell.
+    """The path that a connection's packets take; `round_trip_s` is infinite while too few have come. None if the kernel
+    doesn't say.
     """
     try:
         info = sock.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _BYTES)
@@ -54,7 +54,7 @@ def measured(sock: Any) -> Path | None:
 
 
 def end_after(sock: Any, count: int) -> None:
-    """See that little more than so many bytes come, by the window that the server may fill; 0 ends the connection."""
+    """Limit the receive window, so that little more than `count` bytes come; 0 ends the connection."""
     with contextlib.suppress(OSError, AttributeError):
         if count:
             sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_WINDOW_CLAMP, count)

@@ -1,4 +1,4 @@
-"""Notices that a network which was gone is back, before TCP does."""
+"""Notices that the network is back after an outage, before TCP does."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ from typing import Any, Protocol
 
 __all__ = ["OutageWatch"]
 
-_SILENT_S = 1.0  # all connections wait that long before another is tried, and then one each second
-_REST_S = 5.0  # until the next is tried after one that was answered: it is the server that takes its time
+_SILENT_S = 1.0  # all connections wait this long before a new one is tried, then one each second
+_REST_S = 5.0  # before the next try after one that was answered: the server is just slow
 
 
 class Waiting(Protocol):
-    """A connection on which an answer is awaited."""
+    """A connection that waits for a response."""
 
     sock: Any
-    waits_since_s: float | None  # for something to come (the clock's time); None: for nothing
+    waits_since_s: float | None  # by the clock; None: it does not wait
 
     def interrupt(self) -> None: ...
 
 
 class OutageWatch:
-    """Ends the connections that an outage has silenced as soon as the network is back, for what they have not brought
-    to be asked for anew. TCP itself would wait up to as long again: its repetitions come after twice the time of the
-    one before (RFC 6298 section 5.5).
+    """Ends the connections that an outage has silenced as soon as the network is back, so that the missing bytes are
+    requested again. TCP itself would wait up to as long again: each of its retransmissions comes after twice the time
+    of the one before (RFC 6298 section 5.5).
 
-    While all are silent, a new connection to the same address is tried each second. The network was gone if one is
-    answered after others were not, or comes from another address than the silent ones, which can't work any more.
+    While all are silent, a new connection to the same address is tried each second. There was an outage if one is
+    answered after others were not, or comes from another local address than the silent ones, which then can't recover.
     """
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
@@ -41,7 +41,7 @@ class OutageWatch:
         self._unanswered = False
 
     def look(self, connections: Sequence[Waiting]) -> None:
-        """To be called a few times a second."""
+        """Check the connections; to be called a few times a second."""
         now_s = self._clock()
         since_s = [now_s if each.waits_since_s is None else each.waits_since_s for each in connections]
         if now_s - max(since_s, default=now_s) < _SILENT_S:
@@ -65,7 +65,7 @@ class OutageWatch:
             peer = like.getpeername()
             self._probe, self._probe_from_s = socket.socket(like.family, socket.SOCK_STREAM), now_s
             self._probe.setblocking(False)
-            with contextlib.suppress(OSError):  # in progress, or no route now: as if it were not answered
+            with contextlib.suppress(OSError):  # in progress, or no route now, which counts as unanswered
                 self._probe.connect(peer)
 
     def close(self) -> None:
@@ -75,12 +75,12 @@ class OutageWatch:
 
 
 def _answered(probe: socket.socket) -> object:
-    """The address that it is connected from; None if it is not connected."""
+    """The local address of the probe; None if it is not connected."""
     poll = select.poll()
     poll.register(probe, select.POLLOUT)
     if poll.poll(0):
         with contextlib.suppress(OSError):
-            probe.getpeername()  # fails where the connection did
+            probe.getpeername()  # fails if the connection did
             return _local(probe)
     return None
 

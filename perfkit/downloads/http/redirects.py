@@ -22,12 +22,12 @@ _HARMLESS = frozenset({"accept", "accept-language", "cache-control", "connection
 
 
 class Hop(NamedTuple):
-    """One GET request of those that a download's URL may take, if it is redirected.
+    """One of the GET requests that a download takes if its URL is redirected.
 
     Args:
         trusted: whether the URL's origin may have the caller's secrets.
         redirected: whether a redirect led to the URL.
-        netrc: whether netrc is asked about the URL's host: for the origin that the caller named alone.
+        netrc: whether netrc is searched for the URL's host: only for the origin that the caller named.
         timeout: seconds to wait for a connection, and for each further byte.
     """
 
@@ -54,13 +54,13 @@ def without_secrets(headers: Mapping[str, str]) -> dict[str, str]:
 
 
 def target_of(url: str, at: str, location: str, *, allow_downgrade: bool) -> str:
-    """Where `location` leads, in an answer from `at` to a request for `url` (RFC 9110 section 10.2.2), as it is sent.
+    """Where `location` leads in a response from `at` to a request for `url` (RFC 9110 section 10.2.2), as sent.
 
     Args:
         url, at: the former as the caller has it, the latter as it was sent.
 
     Raises:
-        TransferError: it is no URL of HTTP, or leads from https to http, which is not allowed.
+        TransferError: it is not an http or https URL, or leads from https to http, which is not allowed.
     """
     try:
         # http.client decodes headers as Latin-1; browsers and servers mean UTF-8.

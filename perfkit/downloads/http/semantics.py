@@ -43,11 +43,11 @@ _CACHE_STATUS = ("x-cache", "cache-status")
 _OF_CACHES = frozenset({"via", "age", *_CACHE_STATUS})
 _CACHE_HIT = re.compile(r"(?:\b|_|refresh)hit\b")  # as in TCP_HIT and RefreshHit
 _DIGITS = re.compile(r"\d{1,19}", re.ASCII)
-# How servers without ranges, or without permission for them, answer to a range; a GET without one decides then.
+# How servers that do not support ranges, or forbid them, respond to one; then a GET without a range decides.
 RANGE_REFUSALS = frozenset({204, 400, 403, 405, 406, 500, 501})
 _SHOWN = 80  # characters of a field
 _DATE_MOST = 64  # characters
-_OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unasked; it is read and thrown away
+_OVERLAP_BYTES = 64 << 10  # before a part, that a server may send unrequested; read and discarded
 
 
 class ContentRange(NamedTuple):
@@ -75,7 +75,7 @@ def parse_content_range(text: str | None) -> ContentRange | None:
 
 @dataclass(frozen=True, slots=True)
 class Version:
-    """How an origin names one version of a file, as sent: enough to ask whether it changed, and for nothing else."""
+    """An origin's names for one version of a file, as sent: enough to ask whether it changed, and nothing more."""
 
     etag: str | None = None  # may be weak, or not even quoted
     last_modified: str | None = None
@@ -85,7 +85,7 @@ class Version:
 
     @property
     def condition(self) -> Mapping[str, str]:
-        """RFC 9110 sections 13.1.2 and 13.1.3: 304 if unchanged. A cache on the way is to ask the origin, too."""
+        """RFC 9110 sections 13.1.2 and 13.1.3: 304 if unchanged. Caches on the way must ask the origin, too."""
         if self.etag:
             return {"If-None-Match": self.etag, "Cache-Control": "max-age=0"}
         if self.last_modified:
@@ -94,13 +94,13 @@ class Version:
 
     def differs(self, headers: Headers) -> bool:
         """Whether these headers name another version. A difference in either field counts, whatever the other says:
-        some servers keep an ETag for the life of their process. A field that is absent shows nothing.
+        some servers keep an ETag for the life of their process. An absent field shows nothing.
         """
         return _differ(self.etag, self.last_modified, headers)
 
     def is_meant_by(self, headers: Headers) -> bool:
-        """Whether a 304 with these headers is about this version. One that names none, in answer to a date, may be
-        about a file that was put back to an older date (RFC 9110 section 13.1.3: any date not later).
+        """Whether a 304 with these headers means this version. One that names none, in response to a date, may mean a
+        file that was reset to an older date (RFC 9110 section 13.1.3: any date not later).
         """
         return not self.differs(headers) and bool(self.etag or "last-modified" in headers)
 
@@ -109,10 +109,10 @@ NO_VERSION = Version()
 
 
 def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
-    """Whether a shared cache may be storing a whole answer while it comes (RFC 9111 section 3).
+    """Whether a shared cache may be storing a full response while it comes (RFC 9111 section 3).
 
-    Caches that leave no trace in their answers store what has a lifetime. With TLS only those of the server's own side
-    can, and most of these show themselves.
+    Caches that leave no trace in their responses store what has a lifetime. With TLS, only caches on the server's side
+    can, and most of them show themselves.
     """
     control, shown = headers.get("cache-control", "").lower(), not _OF_CACHES.isdisjoint(headers)
     if "no-store" in control or "private" in control:
@@ -120,7 +120,7 @@ def may_be_filling_a_cache(headers: Headers, *, encrypted: bool) -> bool:
     if not shown:
         return not encrypted and _LIFETIME.search(control) is not None
     said = (headers.get(name, "").lower() for name in _CACHE_STATUS)
-    return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # it is not stored already
+    return not (headers.get("age", "0").strip("0") or any(map(_CACHE_HIT.search, said)))  # else it is stored already
 
 
 def _differ(etag: str | None, last_modified: str | None, headers: Headers) -> bool:
@@ -135,8 +135,8 @@ def version_of(headers: Headers) -> Version:
 
 
 def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
-    """The version that a response is of, if it may be remembered: a file that is changed once more within the second
-    may have the same date, and the same ETag where that spells the date.
+    """The version that a response is of, if it may be remembered: a file that changes again within the same second may
+    keep its date, and its ETag where that is made of the date.
     """
     dated = _is_strong_date(headers, now)
     etag = headers.get("etag") if dated or not _spells_its_second(headers) else None
@@ -145,8 +145,8 @@ def lasting_version_of(headers: Headers, *, now: datetime.datetime) -> Version:
 
 @dataclass(frozen=True, slots=True)
 class Validator:
-    """What tells one version of a file from another, byte for byte: a strong ETag, a strong date, or both. A weak ETag
-    proves nothing; another one shows a change all the same.
+    """What identifies a version of a file byte for byte: a strong ETag, a strong date, or both. A weak ETag proves
+    nothing, but a different one still shows a change.
     """
 
     etag: str | None = None
@@ -170,12 +170,12 @@ class Validator:
         return {"If-Unmodified-Since": self.last_modified} if self.last_modified else {}
 
     def differs(self, headers: Headers) -> bool:
-        """Whether these headers show another version; a header that is absent shows nothing."""
+        """Whether these headers show another version; an absent header shows nothing."""
         return _differ(self.etag or self.weak_etag, self.last_modified, headers)
 
     def is_shown_by(self, headers: Headers) -> bool:
-        """Whether these headers prove that it is this version: many servers ignore If-Range and If-Match, and some
-        send fewer fields with a range than with the whole file.
+        """Whether these headers prove this version. Many servers ignore If-Range and If-Match, and some send fewer
+        fields with a range than with the whole file.
         """
         if self.differs(headers):
             return False
@@ -187,8 +187,8 @@ NO_VALIDATOR = Validator()
 
 
 def validator_of(headers: Headers, *, now: datetime.datetime) -> Validator:
-    """The strong validator of a response: never a weak ETag, and neither a date (RFC 9110 section 8.8.2.2) nor an ETag
-    that spells it while the file may still change within the same second.
+    """The strong validator of a response: never a weak ETag, and while the file may still change within the same
+    second, neither a date (RFC 9110 section 8.8.2.2) nor an ETag made of one.
 
     Args:
         now: when the response came, for one without a Date (section 6.6.1).
@@ -206,7 +206,7 @@ def _is_strong_date(headers: Headers, now: datetime.datetime) -> bool:
 
 
 def _spells_its_second(headers: Headers) -> bool:
-    """Whether the ETag is made of the second of modification."""
+    """Whether the ETag is made of the second of last modification."""
     modified = parse_date(headers.get("last-modified"))
     if modified is None:
         return False
@@ -225,12 +225,12 @@ def _base36(number: int) -> str:
     return text
 
 
-@functools.lru_cache(maxsize=256)  # a batch has the same ones again and again
+@functools.lru_cache(maxsize=256)  # a batch repeats the same ones
 def parse_date(text: str | None) -> datetime.datetime | None:
     """A date as RFC 9110 section 5.6.7 writes it; None if absent or unreadable."""
     if not text or len(text) > _DATE_MOST:
         return None
-    from email.utils import parsedate_to_datetime  # seldom needed, and dear: it takes a tenth of a short command's time
+    from email.utils import parsedate_to_datetime  # seldom needed, and slow: a tenth of a short command's time
 
     try:
         date = parsedate_to_datetime(text)
@@ -273,7 +273,7 @@ def parse_repr_digest(text: str | None) -> str | None:
 
 def content_disposition_names(text: str | None) -> list[str]:
     """The file names in a Content-Disposition (RFC 6266), the better first, as sent and not yet safe: `filename*` (RFC
-    8187) if it can be decoded, then `filename`, in which bytes that are UTF-8 are read as such.
+    8187) if it can be decoded, then `filename`, decoded as UTF-8 where that is valid.
     """
     if not text or len(text) > 4096:
         return []
@@ -311,8 +311,8 @@ _STORED_CODINGS = {
 
 
 def as_stored(headers: Headers, url: str) -> Headers:
-    """The headers without a Content-Encoding that only says what the file is: many servers label a `.tar.gz` so, and
-    its ranges count the bytes that are stored.
+    """The headers without a Content-Encoding that only names the file's own format: many servers label a `.tar.gz` so,
+    while its ranges count stored bytes.
     """
     suffixes = _STORED_CODINGS.get(headers.get("content-encoding", "").strip().lower())
     if suffixes and urlsplit(url).path.lower().endswith(suffixes):
@@ -321,21 +321,21 @@ def as_stored(headers: Headers, url: str) -> Headers:
 
 
 class Verdict(enum.Enum):
-    """What a response to a GET is worth."""
+    """What a response to a GET means."""
 
     BODY = "body"  # the bytes from `start` follow, up to `end` (exclusive; None: to the end of the stream)
-    CURRENT = "current"  # 304: the local file is the newest
+    CURRENT = "current"  # 304: the local file is current
     EMPTY = "empty"  # the file has no bytes
-    CHANGED = "changed"  # this is not the version asked for
-    CODED = "coded"  # a content coding that was not asked for: ask again without a range
-    UNRANGED = "unranged"  # ask again without a range
-    NO_RANGE = "no range"  # the server cannot give the part of the file that is wanted
+    CHANGED = "changed"  # this is not the requested version
+    CODED = "coded"  # a content coding that was not requested: request again without a range
+    UNRANGED = "unranged"  # request again without a range
+    NO_RANGE = "no range"  # the server cannot send the requested part of the file
     INVALID = "invalid"  # it breaks the protocol
     STATUS = "status"  # an HTTP error status
 
 
 class Answer(NamedTuple):
-    """What a response means: its verdict, which bytes of the file it has, the file's size, and why, in words."""
+    """What a response means: the verdict, which bytes of the file it has, the file's size, and why, in words."""
 
     verdict: Verdict
     start: int = 0
@@ -345,10 +345,10 @@ class Answer(NamedTuple):
 
 
 def judge(status: int, headers: Headers, *, start: int, end: int | None, total: int | None, ranged: bool) -> Answer:
-    """Decide what a response is worth (RFC 9110 sections 14 and 15.3.7).
+    """Decide what a response means (RFC 9110 sections 14 and 15.3.7).
 
     Args:
-        start, end: the range asked for, end exclusive; None means to the end of the file.
+        start, end: the requested range, end exclusive; None means to the end of the file.
         total: the file's size where known.
         ranged: whether a Range header was sent.
     """
@@ -411,9 +411,9 @@ def _judge_206(
 
 
 def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
-    """What an answer is worth where only bytes `part` (start, end exclusive) of the file are wanted.
+    """What a response means where only bytes `part` (start, end exclusive) of the file are wanted.
 
-    Its positions are counted from the first of them. It never means a body that is much more than them.
+    Positions in the result are relative to the part. The verdict is never a body much larger than the part.
     """
     first, end = part
     wanted = f"bytes {first} to {end - 1} were requested"
@@ -433,7 +433,7 @@ def judge_part(answer: Answer, status: int, part: tuple[int, int]) -> Answer:
 
 
 def _shown(value: str | None) -> str:
-    """What a server sent, for a message: it may be a quarter of a megabyte."""
+    """What a server sent, shortened for a message: it may be a quarter of a megabyte."""
     return repr(value and value[:_SHOWN])
 
 

@@ -34,23 +34,23 @@ from perfkit.redact import masked, redacted
 
 __all__ = ["CallersSessions", "CookiePolicy", "OwnSessions", "Sessions"]
 
-_COOKIES = 500  # kept in all; RFC 6265 section 6.1 wants 50 for each domain
+_COOKIES = 500  # kept in total; RFC 6265 section 6.1 wants 50 per domain
 _POOLS = 256  # origins whose connections are kept
 _OF_REQUESTS = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 
 
 class Adapter(HTTPAdapter):
-    """The way of every request to the one PoolManager. For any number of threads and sessions.
+    """Passes every request to the one PoolManager. For any number of threads and sessions.
 
     Args:
         keep: connections to keep for each origin.
-        lean: leave out of responses what perfkit's own sessions have no use for.
+        lean: leave out of responses what perfkit's own sessions do not use.
     """
 
     def __init__(self, *, keep: int, lean: bool) -> None:
         self._lean = lean
-        self._blank = vars(requests.Response())  # to make another jar for each takes longer than the rest of it
-        self._lock = threading.Lock()  # guards what follows
+        self._blank = vars(requests.Response())  # making a cookie jar for each takes longer than the rest of a response
+        self._lock = threading.Lock()  # guards the state below
         self._contexts: dict[object, Any] = {}
         self._pools: dict[object, Any] = {}
         super().__init__(pool_connections=_POOLS, pool_maxsize=keep, max_retries=0)
@@ -73,7 +73,7 @@ class Adapter(HTTPAdapter):
         return manager
 
     def get_connection_with_tls_context(self, request: Any, verify: Any, proxies: Any = None, cert: Any = None) -> Any:
-        """The pool of an origin; looked up in the PoolManager once, since that takes longer than a small file."""
+        """The pool of an origin; looked up in the PoolManager only once, since that takes longer than a small file."""
         origin = origin_of(request.url)
         proxy = select_proxy(request.url, proxies) if proxies else None
         key = (origin, verify, cert, proxy)
@@ -81,7 +81,7 @@ class Adapter(HTTPAdapter):
         if pool is None:
             with self._lock:
                 pool = self._find_pool(origin, proxy, verify, cert)
-                if len(self._pools) >= _POOLS // 2:  # none of these is one that the PoolManager has dropped
+                if len(self._pools) >= _POOLS // 2:  # so that none is one that the PoolManager has dropped
                     self._pools.clear()
                 self._pools[key] = pool
         return pool
@@ -127,21 +127,21 @@ class Adapter(HTTPAdapter):
     def use_context(
         self, verify: bool | str, cert: ClientCert | None, *, setting: str, cert_setting: str = "Config.client_cert"
     ) -> None:
-        """Make the context of these settings now.
+        """Create the TLS context for these settings now.
 
         Raises:
-            ConfigError: a file of theirs cannot be used.
+            ConfigError: one of their files cannot be used.
         """
         with self._lock:
             if (verify, cert) not in self._contexts:
                 self._contexts[verify, cert] = make_context(verify, cert, setting=setting, cert_setting=cert_setting)
 
     def cert_verify(self, conn: Any, url: Any, verify: Any, cert: Any) -> None:
-        """Nothing: the pool has its context."""
+        """Do nothing: the pool has its context."""
 
     def request_url(self, request: Any, proxies: Any) -> str:
-        """What the request line says. urllib3 would spell it anew and log it with its secrets, so our connections get
-        it from the exchange, and urllib3 a redacted one.
+        """The request target. urllib3 would normalize it and log its secrets, so our connections take it from the
+        exchange, and urllib3 gets a redacted one.
         """
         url = request.url
         exchange = exchange_here()
@@ -169,24 +169,24 @@ class Adapter(HTTPAdapter):
             self._pools.clear()
         for manager in (self.poolmanager, *self.proxy_manager.values()):
             for key in manager.pools.keys():  # noqa: SIM118 - it is no mapping
-                manager.pools[key].close()  # urllib3 would when a pool is freed, which an error's traceback delays
+                manager.pools[key].close()  # urllib3 closes it only once freed, which an error's traceback delays
         super().close()
 
 
 class Sessions(Protocol):
-    """Sends GET requests, each by a session of the current thread."""
+    """Sends GET requests, each through a session of the current thread."""
 
     def send(self, hop: Hop) -> requests.Response:
-        """Send one request and return its answer, the body unread. Redirects are not followed.
+        """Send one request and return its response, the body unread. Redirects are not followed.
 
         Raises:
-            requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no answer.
+            requests.RequestException, urllib3.exceptions.HTTPError, OSError, ValueError: no response.
             ConfigError: a proxy or a certificate cannot be used.
         """
         ...
 
     def warm(self, url: str, timeout_s: float) -> None:
-        """Open a connection to the origin of a URL for a later request, if that goes there directly.
+        """Open a connection to the origin of a URL for a later request, unless a proxy is used.
 
         Raises:
             as `send`.
@@ -197,8 +197,8 @@ class Sessions(Protocol):
 
 
 class OwnSessions:
-    """Sessions of perfkit's own. What requests would look up for each request is looked up once for each origin, and
-    requests are prepared without spelling the URL anew.
+    """perfkit's own sessions. What requests would look up for each request is looked up once per origin, and requests
+    are prepared without normalizing the URL.
     """
 
     def __init__(self, config: Config, adapter: Adapter) -> None:
@@ -208,7 +208,7 @@ class OwnSessions:
         self._cookies = _Cookies(CookiePolicy())  # shared by all threads; it has a lock
         connect_s, read_s = timeouts(config)
         self._timeout: Any = _Timeout(connect=connect_s, read=read_s)
-        self._lock = threading.Lock()  # guards the making of what follows
+        self._lock = threading.Lock()  # held to change the state below
         self._ways: dict[Origin, tuple[dict[str, str], Any]] = {}
         self._trust: tuple[bool | str, str] | None = None
 
@@ -218,7 +218,7 @@ class OwnSessions:
         verify = self._find_trust(needed=bool(proxies) or url.startswith("https:"))
         request = requests.PreparedRequest()
         request.method, request.url = "GET", url
-        request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs: from a mapping it is made more slowly
+        request.headers = CaseInsensitiveDict(hop.headers.items())  # pairs, since a mapping is slower
         request.prepare_hooks(None)
         if hop.auth is not None or self._cookies.used:
             request.prepare_cookies(self._cookies)
@@ -258,7 +258,7 @@ class OwnSessions:
         return session
 
     def _way_to(self, url: str) -> tuple[dict[str, str], Any]:
-        """The proxies for an origin, and what netrc says of it."""
+        """The proxies for an origin, and its netrc entry."""
         origin = origin_of(url)
         way = self._ways.get(origin)
         if way is None:
@@ -275,7 +275,7 @@ class OwnSessions:
         return way
 
     def _find_trust(self, *, needed: bool) -> bool | str:
-        """`verify` for a request; what it names is read where TLS is needed, which takes longer than a small file."""
+        """`verify` for a request; its file is read only if TLS is needed, since that takes longer than a small file."""
         config = self._config
         if self._trust is None:
             environ = os.environ if config.trust_env else {}
@@ -290,7 +290,7 @@ class OwnSessions:
 
 
 class _Timeout(urllib3.Timeout):
-    """Has no clock, which only a limit for both together needs: so one serves all requests."""
+    """A timeout without a clock, which only a total limit needs, so that one serves all requests."""
 
     def clone(self) -> urllib3.Timeout:
         return self
@@ -300,10 +300,10 @@ class _Timeout(urllib3.Timeout):
 
 
 class _Cookies(RequestsCookieJar):
-    """Looks for cookies where there are some: most answers have none, and to find that out takes 20 calls.
+    """Looks for cookies only where there are any: most responses have none, and finding that out takes 20 calls.
 
     Attributes:
-        used: whether an answer has had cookies.
+        used: whether a response has had cookies.
     """
 
     used = False
@@ -315,8 +315,8 @@ class _Cookies(RequestsCookieJar):
 
 
 class CookiePolicy(DefaultCookiePolicy):
-    """Which cookies perfkit's own sessions keep: not without bound, and none for all of `.co.uk` and its like. Which
-    other domains are shared by strangers only the Public Suffix List knows, which perfkit does not have.
+    """Which cookies perfkit's own sessions keep: a limited number, and none for suffixes such as `.co.uk`. Other
+    domains that strangers share are known only from the Public Suffix List, which perfkit does not have.
     """
 
     def __init__(self) -> None:
@@ -332,7 +332,7 @@ class CookiePolicy(DefaultCookiePolicy):
 
 
 class CallersSessions:
-    """A caller's session, or a factory's, one a thread. Requests go the whole way through `Session.request`."""
+    """A caller's session, or a factory's, one per thread. Requests go through `Session.request` itself."""
 
     def __init__(self, config: Config, adapter: Adapter, given: requests.Session | Callable[[], Any]) -> None:
         self._config = config
@@ -361,12 +361,12 @@ class CallersSessions:
             options.update(session.merge_environment_settings(url, proxies, True, verify, cert))
             return self._by(ours, lambda: session.send(request, **options))
         options.update(proxies=proxies, verify=verify, cert=cert, stream=True, auth=hop.auth, headers=dict(hop.headers))
-        if hop.redirected and session.params:  # they are for the URL that was asked for; None takes one out
+        if hop.redirected and session.params:  # these belong to the requested URL; None removes one
             options["params"] = dict.fromkeys(session.params)
         return self._by(ours, lambda: session.request("GET", url, **options))
 
     def warm(self, url: str, timeout_s: float) -> None:
-        """Nothing: what the caller's session does on the way is not known."""
+        """Do nothing: it is unknown how the caller's session connects."""
 
     def _is_ours(self, session: Any, url: str) -> bool:
         try:
@@ -375,8 +375,8 @@ class CallersSessions:
             return True  # no adapter: sending the request will fail with that reason
 
     def _by(self, ours: bool, send: Callable[[], requests.Response]) -> requests.Response:
-        """Send by our adapter, or by one that the caller mounted: whose connections cannot be aborted, so that a
-        thread that can be left behind waits for them.
+        """Send through our adapter, or through one that the caller mounted. The latter's connections cannot be aborted,
+        so a helper thread, which can be abandoned, waits for them.
         """
         exchange = exchange_here()
         if ours or exchange is None:
@@ -390,15 +390,15 @@ class CallersSessions:
         try:
             return helper.call(send, lambda: exchange.aborted, lambda answer: answer.close())
         except AbortedError:
-            self._local.session = None  # a factory's: the thread that is left behind still uses it
+            self._local.session = None  # a factory's: the abandoned thread still uses it
             raise
 
     def _find_trust(self, session: Any, url: str, ours: bool) -> tuple[Any, Any]:
-        """`verify` and `cert` for a request; what they name is read now, while it is known which setting named it."""
+        """`verify` and `cert` for a request. Their files are read now, while it is known which setting named them."""
         config = self._config
         verify, setting = _configured_trust(config) or (session.verify, "session.verify")
         if setting == "session.verify" and session.trust_env and (found := environment_bundle(os.environ)):
-            # requests has its own two variables go before the session.
+            # In requests, its own two variables take precedence over the session.
             verify, setting = found if verify is True or found[1] in _OF_REQUESTS else (verify, setting)
         cert = config.client_cert or session.cert
         cert = tuple(cert) if isinstance(cert, list) else cert
@@ -424,8 +424,8 @@ class CallersSessions:
         return session
 
     def _borrow(self, given: requests.Session) -> Any:
-        """The caller's session, but for what `_Borrowed` says. They share all attributes: what is set on one later,
-        such as the token that a class of the caller's has just got, the other has too.
+        """The caller's session with the overrides of `_Borrowed`. The two share all attributes: one that is set later
+        on one of them, such as a token that the caller's class has just got, appears on the other, too.
         """
         kind = type(
             type(given).__name__,
@@ -447,7 +447,7 @@ class CallersSessions:
 
 
 class _Borrowed:
-    """What a caller's session does otherwise when it sends requests of perfkit's."""
+    """What a caller's session does differently when it sends perfkit's requests."""
 
     _given: Any
     _ours: Adapter
@@ -455,7 +455,7 @@ class _Borrowed:
 
     @property
     def adapters(self) -> dict[str, Any]:
-        """Ours takes the place of the two that every session is born with; one that the caller mounted stays."""
+        """Ours replaces the two default adapters of every session; one that the caller mounted stays."""
         return {
             prefix: self._ours if prefix in ("https://", "http://") and _is_plain(adapter) else adapter
             for prefix, adapter in self._given.adapters.items()
@@ -477,11 +477,11 @@ class _Borrowed:
 
 
 class _UrlAsSpelt(AuthBase):
-    """Has a request, and the auth object that may sign it, see its URL as it was spelt, which requests normalizes.
+    """Restores the spelling of a URL that requests normalizes, for the request and an auth object that may sign it.
 
     Args:
-        auth: None: user and password of the URL, or else those of netrc, unless the request has credentials already.
-        netrc: whether netrc is asked.
+        auth: None: user and password of the URL, or else those in netrc, unless the request has credentials already.
+        netrc: whether netrc is searched.
     """
 
     def __init__(self, url: str, auth: Auth | None, netrc: bool) -> None:
@@ -504,7 +504,7 @@ class _UrlAsSpelt(AuthBase):
 
 
 def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
-    """To another origin go no auth, params, headers or cookies of the session that were not made for it."""
+    """A request to another origin: without auth, params, headers or cookies of the session not made for it."""
     request = requests.PreparedRequest()
     request.method, request.url = "GET", hop.url
     request.headers = CaseInsensitiveDict(without_secrets(session.headers))
@@ -521,19 +521,19 @@ def _prepare_abroad(session: Any, hop: Hop) -> requests.PreparedRequest:
 
 
 def _configured_trust(config: Config) -> tuple[bool | str, str] | None:
-    """`verify` and the setting that has it, if the settings say anything of it."""
+    """`verify` and the name of its setting; None if the settings leave it at the default."""
     if config.ca_bundle:
         return config.ca_bundle, "Config.ca_bundle"
     return None if config.verify is True else (config.verify, "Config.verify")
 
 
 def _no_redirects(*_: Any, **options: Any) -> Iterator[Any]:
-    """Redirects are the transport's: requests would read their bodies, however long, even when told not to follow."""
+    """The transport handles redirects: requests would read their bodies, however long, even if it does not follow."""
     return iter(())
 
 
 def _is_plain(adapter: Any) -> bool:
-    """Whether an adapter is as every session is born with."""
+    """Whether an adapter is a session's default one."""
     if type(adapter) is not HTTPAdapter:
         return False
     retries, kind = adapter.max_retries, adapter.poolmanager.connection_pool_kw
@@ -547,7 +547,7 @@ def _normalized(url: str) -> str:
 
 
 def _encodable(auth: Any) -> Any:
-    """requests sends a user and password as Latin-1 (RFC 7617 leaves it open); what is not Latin-1 goes as UTF-8."""
+    """requests sends a user and password as Latin-1 (RFC 7617 leaves it open); others are encoded as UTF-8 here."""
     if isinstance(auth, tuple):
         try:
             for each in auth:
@@ -558,7 +558,7 @@ def _encodable(auth: Any) -> Any:
 
 
 def _has_proxies() -> bool:
-    """Whether the environment, or a system with settings of its own, may name a proxy."""
+    """Whether the environment may name a proxy, or the operating system's settings."""
     return sys.platform in ("darwin", "win32") or any(
         name.lower().endswith("_proxy") and name.lower() != "no_proxy" for name in os.environ
     )
@@ -570,8 +570,8 @@ def _has_netrc() -> bool:
 
 
 def bypasses_proxy(url: str) -> bool:
-    """Whether NO_PROXY names the URL's host in a way that requests does not see: an address with a port, in brackets,
-    or of an IPv6 network.
+    """Whether NO_PROXY names the URL's host in a form that requests does not recognize: an address with a port, in
+    brackets, or in an IPv6 network.
     """
     entries = os.environ.get("no_proxy") or os.environ.get("NO_PROXY")
     if not entries:

@@ -1,7 +1,7 @@
-"""The way to a server: a GET out, an answer whose body is on the wire back; redirects, credentials, errors.
+"""Sends a GET and returns the response with its body still on the wire; redirects, credentials, errors.
 
-`HttpTransport` sends every request by a `requests.Session`. Redirects are followed here, since a download has rules of
-its own for them: where the answer came from is remembered, and no secret goes to another origin.
+`HttpTransport` sends every request through a `requests.Session`. It follows redirects itself, since downloads have
+their own rules for them: where the response came from is remembered, and no secret goes to another origin.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Get", "HttpTransport", "Response", "SessionSource", "Transport"]
 
-_DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end to keep the connection
+_DRAIN_BYTES = 64 << 10  # a body up to this size is read to its end, to keep the connection
 _DRAIN_S = 2.0  # if it comes within this time
 _FOREIGN_READ_BYTES = 16 << 10
 
@@ -47,13 +47,13 @@ class Get:
     """A GET request.
 
     Args:
-        at: where a redirect of `url` led before, to go there at once.
+        at: where an earlier redirect of `url` led; the request goes there directly.
         headers: may go wherever a redirect leads.
         private_headers, auth: go to the origin of `url` only.
-        trusted: whether what is secret in the settings and in the caller's session may go to the origin of `url`. A
-            mirror, or an entry of a list, at another origin than what the caller named is not trusted.
-        named: whether it was the caller who named `url`, so that netrc is asked about its host.
-        limit: that the answer will be read under; None: none.
+        trusted: whether secrets in the settings and in the caller's session may go to the origin of `url`. A mirror or
+            list entry at another origin than the one the caller named is not trusted.
+        named: whether the caller named `url`, so that netrc is searched for its host.
+        limit: limits the rate at which the response is read; None: no limit.
     """
 
     url: str
@@ -67,7 +67,7 @@ class Get:
 
 
 class Response(Protocol):
-    """An answer whose body is still on the wire. A context manager: leaving it gives the connection back or ends it."""
+    """A response with its body still on the wire. A context manager: leaving it returns the connection or ends it."""
 
     @property
     def status(self) -> int: ...
@@ -78,7 +78,7 @@ class Response(Protocol):
 
     @property
     def url(self) -> str:
-        """Where the answer came from, after redirects."""
+        """Where the response came from, after redirects."""
         ...
 
     def read1(self, most: int) -> bytes | memoryview:
@@ -86,18 +86,18 @@ class Response(Protocol):
         is valid until the next call.
 
         Raises:
-            TransferError: the connection broke, or the body ended before its time. What came before has been returned.
+            TransferError: the connection broke, or the body ended early. What came before has been returned.
             TransferTimeoutError: the peer was silent for too long.
             CancelledError: the transfer was cancelled.
         """
         ...
 
     def path(self) -> Path | None:
-        """The way that it comes; None if it is unknown."""
+        """The network path that it takes; None if unknown."""
         ...
 
     def end_after(self, count: int) -> None:
-        """No more than so many bytes will be read from its connection, so the server need not send more."""
+        """Announce that at most `count` more bytes will be read, so the server need not send more."""
         ...
 
     def __enter__(self) -> Response: ...
@@ -116,18 +116,18 @@ class Transport(Protocol):
             cancel: ends the request, and any read of its body, at once.
 
         Raises:
-            TransferError, TransferTimeoutError: no answer; `transient` says whether another try may help.
-            ConfigError: the URL is not one of http or https that all programs read alike.
+            TransferError, TransferTimeoutError: no response; `transient` says whether another try may help.
+            ConfigError: the URL is not an unambiguous http or https URL.
             CancelledError: cancelled.
         """
         ...
 
     def expire(self) -> None:
-        """End requests whose answer is overdue. Called a few times a second while work is under way."""
+        """End requests whose response is overdue. Called a few times a second while work is under way."""
         ...
 
     def path(self) -> Path | None:
-        """That of the answers which are being read, on the shortest way; None if it is unknown."""
+        """The shortest path of the responses being read; None if unknown."""
         ...
 
     def close(self) -> None: ...
@@ -143,9 +143,9 @@ class HttpTransport:
     def __init__(self, config: Config, session: SessionSource | None = None) -> None:
         self._config = config
         self._given = session
-        self._lock = threading.Lock()  # guards what follows
+        self._lock = threading.Lock()  # guards the making of the sessions
         self._sessions: Sessions | None = None
-        self._waiting: set[Exchange] = set()  # without the lock: a Ctrl-C in `expire` could leave it locked
+        self._waiting: set[Exchange] = set()  # not under the lock: a Ctrl-C in `expire` could leave it held
         self._reading: set[Exchange] = set()
         self._outage: OutageWatch | None = None  # once there is a connection
         self._timeout = timeouts(config)
@@ -153,7 +153,7 @@ class HttpTransport:
         self._configured = _canonical(config.headers)
         if config.rate_limit is not None:
             with contextlib.suppress(ConfigError):  # which the first request will raise
-                self._started()  # else the first requests would wait for that, and then begin all at once
+                self._started()  # else the first requests would wait for this, then all begin at once
 
     def expire(self) -> None:
         now_s = time.monotonic()
@@ -189,7 +189,7 @@ class HttpTransport:
             at_home = may_have_secrets(at, home=asked)
             trusted = request.trusted and at_home
             chosen = private if trusted else without_secrets(private)
-            # A coded body has no byte ranges of the file: identity, whatever the caller's headers say.
+            # Ranges of an encoded body are not those of the file: identity, whatever the caller's headers say.
             headers = {**self._common, **chosen, "Accept-Encoding": "identity", **request.headers}
             auth = (request.auth or self._config.auth) if trusted else None
             netrc = request.named and at_home
@@ -207,7 +207,7 @@ class HttpTransport:
             at = target_of(request.url, at, location, allow_downgrade=self._config.allow_downgrade)
 
     def warm(self, url: str, cancel: Cancel) -> None:
-        """Open a connection that a later request to this origin will find; if it can't be, that one will say why."""
+        """Open a connection for a later request to this origin; if that fails, the later request will say why."""
         sessions, _ = self._started()
         connect_s = self._timeout[0]
         exchange = self._make_exchange(time.monotonic() + connect_s)
@@ -221,7 +221,7 @@ class HttpTransport:
             _give_up(exchange, cancel)
 
     def _send(self, url: str, hop: Hop, cancel: Cancel, limit: Throttle | None) -> _HttpResponse:
-        """One request. A kept connection that turns out dead is worth one more try, which costs nothing."""
+        """Send one request. If a kept connection turns out to be dead, try again, which costs nothing."""
         sessions, failures = self._started()
         while True:
             exchange = self._make_exchange(time.monotonic() + sum(self._timeout), limit)
@@ -264,7 +264,7 @@ class HttpTransport:
         """The sessions, and the module that knows their errors."""
         with self._lock:
             if self._sessions is None:
-                # Here, since to load requests takes longer than most commands that need no network.
+                # Here, since importing requests takes longer than most commands that need no network.
                 from perfkit.downloads.http import failures
                 from perfkit.downloads.http.connection import Exchange
                 from perfkit.downloads.http.outage import OutageWatch
@@ -300,7 +300,7 @@ class _HttpResponse:
         self.url = at
         self.status = response.status_code
         headers = response.headers
-        fields = getattr(headers, "itermerged", headers.items)()  # urllib3's items() has repeated ones apart
+        fields = getattr(headers, "itermerged", headers.items)()  # urllib3's items() keeps repeated ones apart
         self.headers = {name.lower(): value for name, value in fields}
         self._asked = asked
         self._response = response
@@ -308,9 +308,9 @@ class _HttpResponse:
         self._cancel = cancel
         self._reading = reading
         reading.add(exchange)
-        self._left_behind = False  # to a thread that still reads it, and will close it
+        self._left_behind = False  # to a helper thread that still reads it, and closes it
         raw = response.raw
-        # What another adapter, or what wraps its answers, returns by read1 is not sure to be all that it should see.
+        # Through read1, another adapter or a wrapper of its responses might not see all of the body.
         self._read = None
         if getattr(response, "_content_consumed", False):  # by a hook, such as one that logs bodies
             self._read = io.BytesIO(response.content or b"").read1
@@ -329,7 +329,7 @@ class _HttpResponse:
             from perfkit.downloads.http.failures import translated
 
             raise translated(self._asked, error, self.exchange, self._cancel) from error
-        if not data and self.exchange.aborted:  # which looks like the end of a body that the connection's end delimits
+        if not data and self.exchange.aborted:  # looks like the end of a body that the connection's end delimits
             raise CancelledError(self._asked, "cancelled")
         return data
 
@@ -368,10 +368,10 @@ class _HttpResponse:
         self._reading.discard(self.exchange)
         with contextlib.suppress(Exception):
             if not self._left_behind:
-                self._response.close()  # and end the connection, if the rest of the body is still on its way
+                self._response.close()  # also ends the connection if part of the body is still to come
         self.exchange.finish()
 
 
 def _canonical(headers: Mapping[str, str]) -> dict[str, str]:
-    """Names in one spelling, so that none is sent twice."""
+    """Spell names one way, so that none is sent twice."""
     return {name.title(): value for name, value in headers.items()}

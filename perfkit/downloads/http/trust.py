@@ -1,4 +1,4 @@
-"""Which TLS certificates are trusted, and which are shown: one `ssl.SSLContext` for each pair of settings."""
+"""Which TLS certificates are trusted, and which are presented: one `ssl.SSLContext` for each pair of settings."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def environment_bundle(environ: Mapping[str, str]) -> tuple[str, str] | None:
 def make_context(
     verify: bool | str, cert: ClientCert | None, *, setting: str = "verify", cert_setting: str = "cert"
 ) -> ssl.SSLContext:
-    """How to speak TLS. Parsing a bundle takes some 15 ms: make one for all connections.
+    """Make a TLS context. Parsing a bundle takes some 15 ms: make one for all connections.
 
     Args:
-        verify: True trusts certifi's certificates, False any; a PEM file, a directory of `c_rehash`, or `system`.
-        cert: client certificate: a PEM file that has its key too, or both files.
+        verify: True trusts certifi's certificates, False any; else a PEM file, a `c_rehash` directory, or `system`.
+        cert: client certificate: a PEM file that includes its key, or both files.
         setting, cert_setting: where they come from, for errors.
 
     Raises:

@@ -1,5 +1,5 @@
-"""Calls that nothing can interrupt, such as a name's resolution: made in a thread beside, which is left behind if the
-caller cannot wait for it.
+"""Makes calls that nothing can interrupt, such as name resolution, in a thread that is abandoned if the caller cannot
+wait for it.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class AbortedError(OSError):
-    """What was under way was given up."""
+    """The call was abandoned."""
 
 
 def call_abortable(
@@ -28,11 +28,11 @@ def call_abortable(
     *,
     start: Callable[[Callable[[], None]], None] | None = None,
 ) -> T:
-    """Call what cannot be interrupted in a daemon thread; when aborted, its result is left to `discard`.
+    """Make an uninterruptible call in a daemon thread; once aborted, its result goes to `discard`.
 
     Args:
-        aborted: asked some twenty times a second whether to give up.
-        start: has the call made, in another thread; by default in a new one.
+        aborted: called some twenty times a second; says whether to give up.
+        start: makes the call in another thread; by default, a new one.
 
     Raises:
         AbortedError: `aborted` said so.
@@ -72,12 +72,12 @@ def call_abortable(
 def _in_a_thread(call: Callable[[], None]) -> None:
     try:
         threading.Thread(target=call, name="perfkit-connect", daemon=True).start()
-    except RuntimeError:  # the system allows no more threads; without one, the call can't be aborted
+    except RuntimeError:  # the system allows no more threads; this call can't be aborted
         call()
 
 
 class HelperThread:
-    """Makes one call after the other for another thread. `end` it when it is not needed, or does not come back."""
+    """Makes calls for another thread, one by one. `end` it when it is no longer needed, or a call does not return."""
 
     def __init__(self) -> None:
         self._calls: SimpleQueue[Callable[[], None] | None] = SimpleQueue()
@@ -89,7 +89,7 @@ class HelperThread:
             self._start = _in_a_thread
 
     def call(self, function: Callable[[], T], aborted: Callable[[], bool], discard: Callable[[T], object]) -> T:
-        """As `call_abortable`. After an AbortedError it takes no further call."""
+        """As `call_abortable`. After an AbortedError, it takes no further calls."""
         try:
             return call_abortable(function, aborted, discard, start=self._start)
         except AbortedError:
@@ -110,4 +110,4 @@ class HelperThread:
 def _make_calls(calls: SimpleQueue[Callable[[], None] | None]) -> None:
     while (call := calls.get()) is not None:
         call()
-        del call  # it may hold an answer, and with it a connection
+        del call  # it may hold a response, and with it a connection

@@ -1,4 +1,4 @@
-"""One reading of a URL, for all that is decided about it: trust, limits and proxies are those of what is sent.
+"""One parser of URLs for every decision about them, so that trust, limits and proxies match what is sent.
 
 Programs read odd URLs in different ways: with a backslash, a control character or a stray bracket in it, urllib.parse,
 urllib3 and browsers find different hosts. Such a URL is refused.
@@ -35,7 +35,7 @@ _AUTHORITY = re.compile(
     re.IGNORECASE | re.ASCII,
 )
 _UNQUOTED = re.compile(r"[^!$&'()*+,;=:A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")  # in a user and password
-# What no target has in it (RFC 3986 section 3.3 and 3.4).
+# What a target never contains (RFC 3986 section 3.3 and 3.4).
 _INVALID = re.compile(r"[^!$&'()*+,;=:@/?A-Za-z0-9._~%-]|%(?![0-9A-Fa-f]{2})")
 _DEFAULT_PORTS = {"http": 80, "https": 443}
 
@@ -44,7 +44,7 @@ def _names(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
-# Query parameters of signed URLs, in lower case: those that show that a URL is one, and all that change with them.
+# Query parameters of signed URLs, in lower case: those that identify one, and all that change with the signature.
 _SIGNATURES = (
     (  # https://docs.aws.amazon.com/AmazonS3/latest/API/sigv4-query-string-auth.html
         _names("x-amz-signature"),
@@ -74,13 +74,13 @@ def origin_of(url: str) -> Origin:
     """Scheme, host and port (RFC 6454 section 4); the host in lower case and ASCII, without brackets.
 
     Raises:
-        ConfigError: it is not an http or https URL that all programs read alike.
+        ConfigError: it is not an unambiguous http or https URL.
     """
     try:
         if url.isprintable() or not _CONTROLS.search(url):
-            return _origin_of(url[: url.find("/", 8) + 1] or url)  # what follows the authority would fill the cache
+            return _origin_of(url[: url.find("/", 8) + 1] or url)  # the rest would only fill the cache
     except ConfigError:
-        pass  # and the whole of it is shown
+        pass  # fails again below, with all of the URL in the message
     return _origin_of(url)
 
 
@@ -100,10 +100,10 @@ def is_loopback(host: str) -> bool:
         return False
 
 
-@functools.lru_cache(maxsize=64)  # a request asks several times for the same
+@functools.lru_cache(maxsize=64)  # a request needs the same one several times
 def as_sent(url: str) -> str:
-    """The URL as it is sent, without its fragment. Its target is as it was spelt if it is valid (RFC 3986), since a
-    signed link breaks when its `%7e` or its empty `?` is normalized; else quoted as requests does.
+    """The URL as it is sent, without its fragment. A valid target (RFC 3986) keeps its spelling, since a signed link
+    breaks when its `%7e` or its empty `?` is normalized; others are quoted as requests does.
 
     Raises:
         ConfigError: as `origin_of`.
@@ -134,7 +134,7 @@ def split_url(url: str) -> tuple[str, str, str]:
 
 
 def signature_url(url: str) -> str:
-    """Where the signature of the file at a URL is: beside it, as minisign names it, with the same query."""
+    """The URL of a file's signature: beside the file, named as minisign does, with the same query."""
     path, question, query = url.partition("#")[0].partition("?")
     return f"{path}.minisig{question}{query}"
 
@@ -147,7 +147,7 @@ def credentials_in(url: str) -> tuple[str, str] | None:
 
 
 def unsigned(url: str) -> str:
-    """What stays the same of a URL whenever it is signed anew: as it is sent, without user, password and the query
+    """The part of a URL that stays the same when it is signed again: as sent, without user, password and the query
     parameters of a signature for S3, Google Cloud Storage, Azure or CloudFront.
     """
     scheme, authority, target = split_url(as_sent(url))
@@ -159,12 +159,12 @@ def unsigned(url: str) -> str:
 
 
 def is_signed(url: str) -> bool:
-    """Whether it has such a signature, so that it expires."""
+    """Whether the URL has such a signature, and so expires."""
     return bool(_signing(split_url(url)[2]))
 
 
 def _signing(target: str) -> frozenset[str]:
-    """The names of the parameters of its signature; none: it is not signed."""
+    """The names of the signature's parameters; empty if the target is not signed."""
     query = target.partition("?")[2]
     names = {_name(each) for each in query.split("&")} if query else set()
     return next((signing for marks, signing in _SIGNATURES if marks <= names), frozenset())
@@ -203,7 +203,7 @@ def _read_authority(authority: str) -> tuple[str | None, str, int | None]:
 
 
 def _is_refused(authority: str) -> bool:
-    """Whether urllib.parse refuses it: it knows which characters beyond ASCII other programs take for delimiters."""
+    """Whether urllib.parse refuses it: it knows which non-ASCII characters other programs take for delimiters."""
     try:
         urlsplit(f"http://{authority}")
     except ValueError:
@@ -213,7 +213,7 @@ def _is_refused(authority: str) -> bool:
 
 def _in_ascii(place: str) -> str:
     """An internationalized host name (RFC 5891), as requests sends it."""
-    import idna  # which requests needs
+    import idna  # a dependency of requests
 
     host, colon, port = place.partition(":")
     try:
