@@ -16,7 +16,7 @@ R = TypeVar("R")
 
 
 def usable_cpus() -> int:
-    """The number of processors this process may use, at most four: memory use grows with it."""
+    """The number of CPUs that this process may use, at most four: memory use grows with it."""
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
@@ -47,7 +47,7 @@ class WorkerPool(ThreadPoolExecutor):
         except RuntimeError as error:
             if "start new thread" not in str(error):
                 raise
-            run()  # it is queued all the same, and an earlier thread may have begun it
+            run()  # it is in the queue nevertheless, and an earlier thread may have begun it
         return future
 
 
