@@ -140,7 +140,7 @@ def _preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     return len(data)
 
 
-# preadv(2) into one buffer: PyPy does not have it.
+# preadv(2) into one buffer, which PyPy lacks.
 preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", _preadv)
 
 

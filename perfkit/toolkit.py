@@ -50,8 +50,8 @@ Path = str | os.PathLike[str]
 class Toolkit:
     """Everything perfkit does, as ordinary blocking calls.
 
-    Many threads may use a Toolkit at once, also after a fork. The first download starts threads and opens connections,
-    so use it as a context manager, or call `close()`.
+    A Toolkit may be used by many threads at once, and after a fork. Its first download starts threads and opens
+    connections, so use it as a context manager, or call `close()`.
 
     Args:
         config: settings; the defaults suit most callers.
@@ -361,7 +361,7 @@ class Toolkit:
             expires_s: how long clients may install the release, in seconds; publishing again renews it.
             level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
                 most, and deltas always the best.
-            keep_releases: how many releases, including this one, can be listed and installed; at most 1,000.
+            keep_releases: how many of the last releases, including this one, can be installed; at most 1,000.
             grace_s: how long to keep objects that no release needs, in seconds, for clients in the middle of a sync.
 
         Raises:
@@ -693,7 +693,7 @@ class Toolkit:
         pin(self.config, local_path(dest), wait_s=wait_s)
 
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
-        """Make `sync` pass over a version of the installed source, until `unhold` or until that version is requested.
+        """Make `sync` pass over a version of the installed source, until `unhold` or `sync(release=...)` with it.
 
         Args:
             wait_s: as for `sync`.
@@ -707,7 +707,7 @@ class Toolkit:
         hold(self.config, local_path(dest), version, wait_s=wait_s)
 
     def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
-        """Release all holds, so that `sync` passes over no version; returns the latest hold, or None.
+        """End all holds, so that `sync` passes over no version; returns the latest hold, or None.
 
         Args:
             wait_s: as for `sync`.

@@ -38,7 +38,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
 
     The command has the same path in `$PERFKIT_STAGED`, the versions in `$PERFKIT_VERSION` and
     `$PERFKIT_PREVIOUS_VERSION`, and the names that change on standard input. Processes that it leaves behind are
-    killed. If root runs it, it can't write to the tree.
+    killed. A command that root runs can't write to the tree.
 
     Args:
         null: end names with NUL instead of a line feed.

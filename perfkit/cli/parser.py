@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         return self._actions
 
     def commands(self) -> dict[str, Parser]:
-        """The parsers of all commands, by name; `filled` gives one its options."""
+        """The parsers of all commands, by name; `filled` adds the options of one."""
         (commands,) = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
         return dict(commands.choices)
 

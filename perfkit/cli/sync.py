@@ -124,7 +124,7 @@ class Synced(NamedTuple):
     Attributes:
         report: of the sync, or of a tree that was left as it is.
         not_due: why it was left so, if it was too early for a sync; else empty.
-        failure: why the command of `--on-change` has to be run again; None: it has not.
+        failure: why the command of `--on-change` has to be run again; None if it does not have to.
     """
 
     report: SyncReport
@@ -211,7 +211,7 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
 
 
 def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:
-    """Which part of the source the tree has, where nothing on the command line says so."""
+    """Which part of the source the tree has, if no option selects one."""
     kept = report.selection and _selection(arguments) is None
     return f"; selected as before: {report.selection} (--include '*' selects all)" if kept else ""
 

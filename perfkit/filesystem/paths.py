@@ -1,4 +1,4 @@
-"""Names: which are valid on every file system, and do not lead out of their root."""
+"""Names: which are valid on every file system, and stay inside their root."""
 
 from __future__ import annotations
 

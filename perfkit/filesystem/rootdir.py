@@ -206,7 +206,7 @@ class RootDir:
                 os.close(cached)
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
-            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM where it is not empty
+            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM if it is not empty
                 raise
             return False
         return True

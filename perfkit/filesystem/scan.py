@@ -75,7 +75,7 @@ def scan(root: Path, options: ScanOptions = ScanOptions()) -> Iterator[ScanEntry
     """Everything below `root` except directories, in the order of the file system.
 
     What vanishes during the scan or can't be read is an entry with `error` set; so is a directory that can't be listed,
-    and with `follow_symlinks` a link that is broken or leads back to a directory it is in (ELOOP). Memory depends on
+    and with `follow_symlinks` a link that is broken or points back to a directory it is in (ELOOP). Memory depends on
     the depth of the tree and the number of subdirectories of one directory, not on the number of files.
 
     Raises:

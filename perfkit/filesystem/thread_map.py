@@ -21,9 +21,9 @@ def usable_cpus() -> int:
 
 
 class WorkerPool(ThreadPoolExecutor):
-    """An executor that runs work at once, in the thread that submits it, where the system allows no more threads.
+    """An executor that runs work at once, in the thread that submits it, if the system allows no more threads.
 
-    A container's limit of processes counts threads, too; and old versions of Docker refuse clone3(2).
+    A container's process limit counts threads, too; and old versions of Docker refuse clone3(2).
     """
 
     def __init__(self, threads: int) -> None:

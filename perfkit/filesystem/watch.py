@@ -88,7 +88,7 @@ class DirtySet:
             if kind is None:
                 self.flush()
             else:
-                self.mark_all()  # an exception should not wait for events
+                self.mark_all()  # don't delay the exception by waiting for events
         finally:
             self._active = self._incomplete = False
             self._stop()

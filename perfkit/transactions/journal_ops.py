@@ -172,7 +172,7 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
     elif op.kind == RMDIR:
         rootdir.rmdir(op.name)
     elif op.kind == DELETE:
-        spelt_anew = op.source and rootdir.lstat(op.source) is None  # before a crash
+        spelt_anew = op.source and rootdir.lstat(op.source) is None  # renamed before a crash
         if not spelt_anew and _is_previous(rootdir.lstat(op.name), op.previous):
             rootdir.unlink(op.name)
     else:

@@ -196,7 +196,7 @@ def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
 
 
 def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
-    """Release all holds of a tree, as `Toolkit.unhold`.
+    """End all holds of a tree, as `Toolkit.unhold`.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
