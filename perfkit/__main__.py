@@ -28,7 +28,7 @@ def run() -> NoReturn:
     it would print a traceback. To use a profiler that prints at exit, call `perfkit.cli.main` instead.
     """
     try:
-        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent has SIGINT ignored
+        if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else the parent made it ignore SIGINT
             signal.signal(signal.SIGINT, _interrupt)
             signal.signal(signal.SIGALRM, _interrupt)
             sys.unraisablehook = _redeliver_interrupt
@@ -82,7 +82,7 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
 
 
 def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:
-    """Raise a KeyboardInterrupt again that was raised where exceptions are discarded, such as in a finaliser."""
+    """Raise a KeyboardInterrupt again if it was raised where exceptions are discarded, such as in a finaliser."""
     if lost.exc_type is KeyboardInterrupt:
         signal.setitimer(signal.ITIMER_REAL, _REDELIVER_S)
     else:
@@ -90,7 +90,7 @@ def _redeliver_interrupt(lost: UnraisableHookArgs) -> None:
 
 
 def _ignore(number: int, frame: FrameType | None) -> None:
-    """Ignore the signal. With SIG_IGN, the interpreter would complain about one that is already pending."""
+    """Ignore the signal. With SIG_IGN, the interpreter would complain about a signal that is already pending."""
 
 
 if __name__ == "__main__":

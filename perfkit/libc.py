@@ -101,9 +101,9 @@ def set_mode(descriptor: int, mode: int) -> None:
 
 
 def holds_modes(path: str) -> bool:
-    """Whether the file system keeps executable bits, as tried on this file; True where that can't be tried.
+    """Whether the file system keeps executable bits, as tried on this file; True if that can't be tried.
 
-    If the file is another user's, or has other hard links, a new one beside it is tried.
+    If the file belongs to another user, or has other hard links, a new file beside it is used instead.
     """
     try:
         descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -140,15 +140,15 @@ def _preadv(descriptor: int, buffers: list[memoryview], offset: int) -> int:
     return len(data)
 
 
-# preadv(2) into one buffer: PyPy does not have it.
+# preadv(2) into one buffer, which PyPy lacks.
 preadv: Callable[[int, list[memoryview], int], int] = getattr(os, "preadv", _preadv)
 
 
 def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd: int | None = None) -> None:
-    """Make a hard link, to a symbolic link itself and not to where that leads: linkat(2).
+    """Create a hard link; if `source` is a symbolic link, to the link itself and not its target: linkat(2).
 
     Raises:
-        OSError: it can't be made.
+        OSError: it can't be created.
     """
     if sys.implementation.name == "pypy":  # never follows links, and refuses the argument (7.3.19)
         os.link(source, target, src_dir_fd=src_dir_fd, dst_dir_fd=dst_dir_fd)
@@ -157,11 +157,11 @@ def link(source: str, target: str, *, src_dir_fd: int | None = None, dst_dir_fd:
 
 
 def rename_to_new(source: str, name: str) -> None:
-    """Rename a file to a name that nothing has yet: renameat2(2), or a hard link where the file system lacks it.
+    """Rename a file to a name that does not exist yet: renameat2(2), or a hard link where the file system lacks it.
 
     Raises:
-        FileExistsError: something has the name.
-        OSError: as of a rename.
+        FileExistsError: the name exists.
+        OSError: as rename(2).
     """
     number = _call("renameat2", _AT_CWD, os.fsencode(source), _AT_CWD, os.fsencode(name), _RENAME_NOREPLACE)
     if number == 0:
@@ -182,20 +182,20 @@ def try_lock(descriptor: int) -> bool:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         raise
-    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK, EBADF: each file system has its own
+    except OSError:  # ENOSYS, EOPNOTSUPP, ENOLCK or EBADF, depending on the file system
         return False
     return True
 
 
 def is_being_written(descriptor: int) -> bool:
-    """Whether any process has a file open for writing, which is open here for reading: fcntl(2) then refuses a lease.
+    """Whether any process has this file, open here for reading, open for writing: fcntl(2) then refuses a lease.
 
-    False where that can't be known: leases are for the file's owner and root, and network file systems have none.
+    False where that can't be known: only the file's owner and root get leases, and network file systems have none.
     """
     import signal
 
     try:
-        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default of a lease would end the process
+        fcntl.fcntl(descriptor, fcntl.F_SETSIG, signal.SIGURG)  # ignored; the default, SIGIO, would end the process
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK)
         fcntl.fcntl(descriptor, fcntl.F_SETLEASE, fcntl.F_UNLCK)
     except AttributeError:  # only Linux has leases
@@ -232,18 +232,18 @@ def allow_process_settings() -> None:
 
 
 def mmap_large_allocations() -> None:
-    """Have malloc use mmap for blocks of 256 KiB and more: mallopt(3). Only where process settings are allowed.
+    """Make malloc use mmap for blocks of 256 KiB and more: mallopt(3). Only where process settings are allowed.
 
     glibc raises that threshold to the largest block that was freed. Growing arrays are then moved within the heap and
-    fragment it. The price is that short-lived arrays are slower.
+    fragment it. The cost is that short-lived arrays are slower.
     """
     if _process_settings_allowed:
         _call("mallopt", _M_MMAP_THRESHOLD, 256 << 10)
 
 
 def _call(name: str, *arguments: Any) -> int:
-    """Call a function of the C library; returns 0 where that does, or else the error's number: ENOSYS, if there is no
-    such function.
+    """Call a function of the C library; returns 0 if the call does, or else its errno; ENOSYS if there is no such
+    function.
     """
     import ctypes
 

@@ -8,7 +8,7 @@ __all__ = ["masked", "redacted", "redacted_text", "value_shown"]
 
 _USER = re.compile(r"^([a-z][a-z0-9+.-]*:)?//[^/?#]*@", re.IGNORECASE)  # a user name alone may be a token too
 _VALUE = re.compile(r"=[^&;]*")
-# From there on: to look for the beginning of the scheme would take quadratic time. A quote may be part of a secret.
+# Without the scheme: searching for its beginning would take quadratic time. A quote may be part of a secret.
 _URL = re.compile(r"""://(?:[^\s/?#]*@)?(?:[^\s'"<>]|['"<>](?![]\s,;:.)}>]|$))+""")
 _SCHEME = re.compile(r"https?:/*|[a-z][a-z0-9+.-]{0,20}://", re.IGNORECASE)
 _AFTER = ":;,.)]"  # punctuation of the sentence rather than part of the URL
@@ -42,8 +42,8 @@ def _redacted_match(match: re.Match[str]) -> str:
 
 
 def masked(address: object) -> str:
-    """What was given as a URL but isn't one, without what may be a password in it: all that stands before its last `@`,
-    query values and fragment.
+    """An invalid URL without what may be a password in it: everything before its last `@`, query values and the
+    fragment.
     """
     text = str(address)
     scheme = _SCHEME.match(text)
@@ -54,7 +54,7 @@ def masked(address: object) -> str:
 
 
 def value_shown(value: object) -> str:
-    """A value in a message: of a collection only what it is, since something in it may be secret."""
+    """A value for a message; for a collection only its type, since something in it may be secret."""
     if isinstance(value, str):
         return repr(masked(value))
     return repr(value) if value is None or isinstance(value, int | float) else f"a {type(value).__name__}"

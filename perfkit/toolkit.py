@@ -50,8 +50,8 @@ Path = str | os.PathLike[str]
 class Toolkit:
     """Everything perfkit does, as ordinary blocking calls.
 
-    A Toolkit may be used by many threads at once, and after a fork. From the first download on it has threads and open
-    connections: use it as a context manager, or call `close()`.
+    A Toolkit may be used by many threads at once, and after a fork. Its first download starts threads and opens
+    connections, so use it as a context manager, or call `close()`.
 
     Args:
         config: settings; the defaults suit most callers.
@@ -59,11 +59,11 @@ class Toolkit:
         session: sends all requests: a `requests.Session`, whose auth, headers, cookies, params, hooks, `verify`,
             `cert`, `proxies`, `trust_env` and mounted adapters apply; or a callable that makes one for each thread.
         transport: creates a `Transport`; by default `default_transport`.
-        limits: where it leases its share of a rate and of the connections to each host, which several Toolkits keep
-            together; `Config.rate_limit` is not used then.
+        limits: the store from which several Toolkits lease their shares of one rate limit and of the connections to
+            each host; `Config.rate_limit` is not used then.
 
     Raises:
-        ConfigError: an argument of the wrong type; `session` and `transport` together.
+        ConfigError: an argument has the wrong type, or both `session` and `transport` are given.
 
     Attributes:
         default_transport: creates the transport of every Toolkit that is not given one: requests sessions over one
@@ -123,17 +123,17 @@ class Toolkit:
         label: str | None = None,
         key: str | None = None,
     ) -> Download:
-        """Download one file; when this returns, the file is complete and under its name.
+        """Download one file; when this returns, the file is complete and has its final name.
 
         Args:
-            url: what to download; or a `Request`, which has all options but `dest`.
+            url: what to download; or a `Request`, which contains all options but `dest`.
             dest: a file; or a directory that exists, or a path that ends in a slash, to put the file in.
-            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. Or the URL of a file
-                of checksums, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
+            checksum: `algorithm:hex`, such as `sha256:…`; any fixed-length algorithm of hashlib. Or the URL of a
+                checksum file, such as `SHA256SUMS`. If the file exists with this checksum, it is not requested.
             mirrors: other URLs of the same file, tried in order when this one fails.
             headers, auth: sent to the origin of `url` only.
-            public_keys: one of them has to have signed the file, in `url` + `.minisig`; or, where `checksum` is the URL
-                of a file of checksums, that file. Keys as for `sync`.
+            public_keys: one of them has to have signed the file, in `url` + `.minisig`; or, if `checksum` is the URL
+                of a checksum file, that file. Keys as for `sync`.
             resume: continue a partial file of an earlier run, and fetch an existing file only if it changed on the
                 server (a conditional request); False fetches everything again.
             rate_limit, max_bytes, segments, byte_range, known, only, size, label, key: as for `Request`.
@@ -142,7 +142,7 @@ class Toolkit:
             ConfigError: an argument is invalid.
             HTTPStatusError, TransferTimeoutError, IntegrityError, RemoteChangedError, SignatureError, TransferError:
                 the download failed; there is no new file. The error has an attribute `download`, a `Download` that
-                says what came.
+                describes what was received.
             CancelledError: the Toolkit was closed during the download.
             OSError: the local disk is full or not writable, or the destination is a directory.
         """
@@ -221,7 +221,7 @@ class Toolkit:
 
         Raises:
             ConfigError: a pattern is invalid.
-            OSError: the root can't be read. A failure below it is an entry with `error` set.
+            OSError: the root can't be read. A failure below it yields an entry with `error` set.
         """
         from perfkit.filesystem.scan import ScanOptions, scan
 
@@ -250,7 +250,7 @@ class Toolkit:
         """SHA-256 of every regular file below `path`, in the order of completion.
 
         Raises:
-            ConfigError, OSError: as `scan`. A failed file is a result with `error` set.
+            ConfigError, OSError: as `scan`. A failed file yields a result with `error` set.
         """
         from perfkit.filesystem.hashing.hash_tree import hash_tree
 
@@ -273,7 +273,7 @@ class Toolkit:
         return copy_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
 
     def link_tree(self, src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop") -> CopyResult:
-        """As `copy_tree`, with hard links for files; files that cannot be linked are copied."""
+        """Like `copy_tree`, but with hard links for files; files that cannot be linked are copied."""
         from perfkit.filesystem.batch import link_tree
 
         return link_tree(src, dest, merge=merge, on_error=on_error, progress=self._progress)
@@ -281,7 +281,7 @@ class Toolkit:
     def move_many(
         self, pairs: Iterable[tuple[Path, Path]], *, replace: bool = False, on_error: OnError = "stop"
     ) -> list[BatchResult]:
-        """Move files, links and directories, in the given order; to another file system by copying.
+        """Move files, links and directories, in the given order; across file systems they are copied.
 
         Raises:
             BatchError: some moves failed; `results` lists all that were attempted.
@@ -349,26 +349,25 @@ class Toolkit:
         Args:
             site: a directory for any static file server; only one small file in it is ever replaced.
             version: the name of the release, one line of at most 200 characters. `{n}` is replaced by the number of
-                the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that is the
-                current release already is not published again.
+                the release, and `{time}` by its UTC time, such as 20261124T233000Z; with either, a tree that equals
+                the current release is not published again.
             keep_deltas: how many earlier releases get a direct delta; older ones follow a chain of deltas.
             exclude: patterns, as in a `.gitignore`, of names in `src` to leave out; a directory with its contents.
             links: what to do with symbolic links: `refuse`, `skip`, or `follow` them, also to files outside of `src`.
             serial: the number of the release, larger than those before it. By default it is the time, or one more than
-                the last one. A site that is made anew goes on after a `perfkit.json` that was kept in its directory.
+                the last one. A site that is created anew continues from a `perfkit.json` kept in its directory.
             wait_s: how long to wait for another process that publishes to this site.
             sign_key: the file of a secret key (`perfkit keygen`, `minisign -G`) that signs the release; or several.
-            expires_s: for how long clients may install the release, in seconds; publishing again renews it.
-            level: of compression, from 1 to 22, for first installs; lower levels publish faster. Updates have 12 at
+            expires_s: how long clients may install the release, in seconds; publishing again renews it.
+            level: compression level for first installs, from 1 to 22; lower levels publish faster. Updates use 12 at
                 most, and deltas always the best.
-            keep_releases: how many of the last releases, with this one, can be listed and installed; at most 1,000.
-            grace_s: for how long objects that no release needs are kept, in seconds, for clients in the middle of a
-                sync.
+            keep_releases: how many of the last releases, including this one, can be installed; at most 1,000.
+            grace_s: how long to keep objects that no release needs, in seconds, for clients in the middle of a sync.
 
         Raises:
             ConfigError: an argument is invalid, or `site` is inside `src`.
             UnsafePathError: `src` contains names that are not valid on every client, symbolic links, or special
-                files; all of them.
+                files; the error lists all of them.
             FileChangedError: a file changed while it was read; the site is as it was.
             LockedError: another process is publishing to this site.
             ManifestError: the site is damaged.
@@ -417,9 +416,9 @@ class Toolkit:
 
         Args:
             version: as for `publish`; `{n}` or `{time}` give each release its own version.
-            links: as for `publish`; what they lead to is not watched.
+            links: as for `publish`; what links point to is not watched.
             level, keep_releases, grace_s: as for `publish`.
-            expires_s: as for `publish`; a release is renewed when half of this time is over.
+            expires_s: as for `publish`; a release is renewed when half of this time has passed.
 
         Raises:
             as `publish`, for the first release.
@@ -452,16 +451,17 @@ class Toolkit:
         expires_s: float | None = None,
         wait_s: float = 0.0,
     ) -> None:
-        """Have a channel of a site offer one of its releases, to those who sync with `channel=`.
+        """Make a channel of a site offer one of the site's releases to those who sync with `channel=`.
 
         Only one small file, `perfkit-CHANNEL.json`, is replaced. The release is kept as long as a channel offers it.
 
         Args:
-            version: of the release, one of those that `releases` lists.
+            version: the version of the release, one of those that `releases` lists.
             sign_key, expires_s, wait_s: as for `publish`.
 
         Raises:
-            ConfigError: there is no site, or no such release; the name is invalid; a site that is signed needs a key.
+            ConfigError: there is no such site or release; the name is invalid; or the site is signed, and no key is
+                given.
             ManifestError, LockedError, OSError: as `publish`.
         """
         from perfkit.releases.publish.upkeep import promote
@@ -488,12 +488,11 @@ class Toolkit:
         return check_site(local_path(site), self._progress)
 
     def prune(self, path: Path, *, keep: int = 1, dry_run: bool = False, wait_s: float = 0.0) -> Pruned:
-        """Free the space of what is not needed any more: of a site, the objects that no release has needed for a day;
-        of a tree, old generations.
+        """Free space: delete old generations of a tree, or objects of a site that no release has needed for a day.
 
         Args:
             keep: how many generations before the current one a tree keeps, for `rollback`.
-            dry_run: change nothing, and tell what would be removed.
+            dry_run: change nothing, and return what would be removed.
             wait_s: as for `sync` and `publish`.
 
         Raises:
@@ -581,37 +580,37 @@ class Toolkit:
             source: the URL of a site or of a file; or the path of a list of URLs, or of a Metalink document.
             dest: the tree; created if it does not exist.
             type: the type of the source, one of `SourceType`; by default it is detected from the content.
-            selection: which files of a release or members of an archive are wanted, and the names of these; by default
-                as at the last sync from this source, and all at the first. `Selection()` wants all.
+            selection: which files of a release or members of an archive to install, and under which names; by default
+                as in the last sync from this source, and all in the first. `Selection()` selects all.
             decompress: whether to decompress a plain file (gzip, bzip2, xz, zstd) and drop the suffix of its name; by
-                default as at the last sync from this source, and not at the first.
+                default as in the last sync from this source, and not in the first.
             checksums: the URL or path of a file with the checksum of a plain file, such as `SHA256SUMS`, or
                 `algorithm:hex`; it is read first, and the file is fetched only if its checksum changed.
             mirrors: other URLs of the same site, or of a plain file with `checksums`. The first that responds says what
                 is new, and files come from any; one that is down or behind is no error.
-            release: the version to install from a site, one of `releases`, also if it is older or on hold; by default
-                the current one. A tree that was pinned stays at it.
+            release: the version to install from a site, one of `releases`, even if it is older or on hold; by default
+                the current one. A pinned tree is then pinned to it.
             channel: install what this channel of the site offers (see `promote`) rather than the current release.
             check: called with a `StagedTree` before anything changes; an exception refuses the version.
-            retry_rejected: check a version again that was refused before.
+            retry_rejected: check a version again, although `check` refused it before.
             allow_older: install a release although a later one of the same site was installed before.
-            allow_expired: install a release although its publisher vouched for it only up to a time that has passed.
-            public_keys: who has to sign the release, plain file (or its fetched `checksums`) or archive: public keys of
-                `perfkit keygen` or `minisign -G`, each as its base64 line or by the path of its file. The tree
-                remembers them.
-            threshold: how many of these have to sign a release.
+            allow_expired: install a release although it has expired.
+            public_keys: the keys that have to sign the release, plain file (or its fetched `checksums`) or archive:
+                public keys of `perfkit keygen` or `minisign -G`, each as its base64 line or the path of its file. The
+                tree remembers them.
+            threshold: how many of these keys have to sign a release.
             wait_s: how long to wait for another process or thread that is changing the tree.
 
         Raises:
             CheckFailedError: `check` refused the version; the tree is as it was.
             ConfigError: the source has no known type, or an option does not apply to it.
             ManifestError, UnsafePathError: the source is damaged or malicious; the tree is as it was.
-            SignatureError: the source is not signed as it has to be; the tree is as it was.
+            SignatureError: the source is not signed as required; the tree is as it was.
             TransferError: the source cannot be fetched; the tree is as it was.
             UpdateError: there are local edits and `Config.local_changes` is `refuse`; the tree is as it was.
             StaleSourceError: the source offers an older release than was installed from it before, or lacks files of
                 the one it offers; the tree is as it was.
-            ExpiredError: its publisher no longer vouches for what the source offers; the tree is as it was.
+            ExpiredError: what the source offers has expired; the tree is as it was.
             FileChangedError: a file of the release was edited during the update; the tree is as it was.
             LockedError: another process or thread is changing the tree.
             RecoveryError: a commit could not be completed; the next use of the tree tries again.
@@ -665,9 +664,9 @@ class Toolkit:
         kept anywhere; the report's `restored_with_edits` lists such files.
 
         Args:
-            to: the number of the generation, as in `history`; by default the previous one. The tree before the first
-                sync needs 0.
-            hold: False: the next sync installs the newest version again.
+            to: the number of the generation, as in `history`; by default the previous one. To return to the tree before
+                the first sync, pass 0.
+            hold: if False, the next sync installs the newest version again.
             wait_s: as for `sync`.
 
         Raises:
@@ -694,7 +693,7 @@ class Toolkit:
         pin(self.config, local_path(dest), wait_s=wait_s)
 
     def hold(self, dest: Path, version: str, *, wait_s: float = 0.0) -> None:
-        """Have `sync` pass over a version of the installed source, until `unhold` or until it is asked for.
+        """Make `sync` pass over a version of the installed source, until `unhold` or `sync(release=...)` with it.
 
         Args:
             wait_s: as for `sync`.
@@ -708,7 +707,7 @@ class Toolkit:
         hold(self.config, local_path(dest), version, wait_s=wait_s)
 
     def unhold(self, dest: Path, *, wait_s: float = 0.0) -> Hold | None:
-        """Have `sync` pass over no version any more; returns what was held, the latest if there were several.
+        """End all holds, so that `sync` passes over no version; returns the latest hold, or None.
 
         Args:
             wait_s: as for `sync`.
@@ -722,7 +721,7 @@ class Toolkit:
         return unhold(self.config, local_path(dest), wait_s=wait_s)
 
     def status(self, dest: Path) -> TreeStatus:
-        """How a tree stands, without the network, its lock, or write permission.
+        """The status of a tree, read without the network, the tree's lock, or write permission.
 
         Raises:
             UpdateError: `dest` is not a managed tree, or a record in it is damaged.
@@ -745,7 +744,7 @@ class Toolkit:
         return history(local_path(dest))
 
     def changed_since(self, dest: Path, generation: int, *, wait_s: float = 0.0) -> list[str] | None:
-        """The names of the files by which a tree differs from a generation; None: that is not kept.
+        """The names of the files that differ between a tree and a generation; None if the generation is not kept.
 
         Args:
             wait_s: as for `sync`.
@@ -767,7 +766,7 @@ class Toolkit:
 
         Args:
             repair: fetch missing and changed files again; extra files stay.
-            mirrors: where else a repair gets them, as for `sync`.
+            mirrors: where else to fetch them from, as for `sync`.
             wait_s: as for `sync`, if `repair` is true.
 
         Raises:
@@ -793,7 +792,7 @@ def _secret_keys(given: Path | Iterable[Path] | None, *public: Path) -> tuple[Se
     """The keys in these files, which must not be in a directory that is published.
 
     Raises:
-        ConfigError: one is, or is not a key.
+        ConfigError: a file is in such a directory, or is not a key.
     """
     if given is None:
         return ()

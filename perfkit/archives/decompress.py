@@ -40,7 +40,7 @@ _OUTPUT_BYTES = 128 << 10
 
 
 def detect_compression(first: bytes) -> str | None:
-    """The compression of a stream with these first bytes (at least 10, if it has that many); None: uncompressed."""
+    """The compression of a stream with these first bytes (at least 10, if it has as many); None if uncompressed."""
     return next((name for name, magic in _MAGIC.items() if magic.match(first)), None)
 
 
@@ -186,7 +186,7 @@ class DecompressedStream:
                 return output
 
     def _next_stream(self) -> bool:
-        """Continue with the next of several concatenated streams; False: that was the last."""
+        """Continue with the next of several concatenated streams; returns False if there is none."""
         assert self.compression is not None
         self._lookahead()
         if detect_compression(self._rest) == self.compression:

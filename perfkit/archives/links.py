@@ -1,4 +1,4 @@
-"""Links in archives: which files they lead to. All of it is about paths inside the archive, never about the disk."""
+"""Links in archives: which files they point to. All paths are inside the archive; the disk is never looked at."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from perfkit.errors import ManifestError, UnsafePathError
 
 __all__ = ["follow_links"]
 
-_HOPS = 40  # as Linux allows in one path (path_resolution(7)), and links to directories inside one another
+_HOPS = 40  # as Linux allows in one path (path_resolution(7)); also limits nested links to directories
 
 
 def follow_links(links: Mapping[str, str], files: Collection[str], *, most: int) -> dict[str, str]:
@@ -18,14 +18,14 @@ def follow_links(links: Mapping[str, str], files: Collection[str], *, most: int)
     A link to a directory adds a path for each file below it.
 
     Args:
-        links: targets, by the paths of the links. One that begins with a slash counts from the root of the archive, any
-            other from the directory of its link.
+        links: targets, by the paths of the links. A target that begins with a slash is relative to the root of the
+            archive, any other to the directory of its link.
         files: paths of the files.
         most: the most paths to look at.
 
     Raises:
-        UnsafePathError: a link leads outside of the archive, or is a directory as well.
-        ManifestError: a link leads to no file, or back to itself; there are too many.
+        UnsafePathError: a link points outside the archive, or is a directory as well.
+        ManifestError: a link points to no file, or back to itself; or there are too many paths.
     """
     tree = _Tree(links, files, most)
     copies = {}
@@ -52,7 +52,7 @@ class _Tree:
         self._left = most
 
     def files_at(self, path: str, depth: int = 0) -> Iterator[tuple[str, str]]:
-        """Each file at or below a path, links followed: the rest of its path there, and its own path."""
+        """Each file at or below a path, following links: its path relative to `path`, and its own path."""
         if depth > _HOPS:
             raise ManifestError(f"the link {path!r} points back to itself")
         real = self._resolve(path)
@@ -66,7 +66,7 @@ class _Tree:
                 yield rest, each
 
     def below(self, directory: str) -> Iterator[str]:
-        """The files and links below a directory; of the archive, if it is empty."""
+        """The files and links below a directory; the empty name is the root of the archive."""
         prefix = directory and directory + "/"
         for at in range(bisect_left(self._sorted, prefix), len(self._sorted)):
             if not self._sorted[at].startswith(prefix):
@@ -77,7 +77,7 @@ class _Tree:
             yield self._sorted[at]
 
     def _resolve(self, path: str) -> str:
-        """Where a path leads, as path_resolution(7) has it."""
+        """Resolve the links in a path, as path_resolution(7) describes."""
         done: list[str] = []
         todo = path.split("/")[::-1]
         hops = 0

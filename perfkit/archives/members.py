@@ -60,7 +60,7 @@ class Limits:
     window_bytes: int = 128 << 20  # memory of a decompressor; `xz -9` needs 65 MiB, `zstd --long` 128 MiB
 
     def check_ratio(self, unpacked: int, packed: int) -> None:
-        """See that an archive of this many packed bytes may have this many unpacked ones.
+        """Check that an archive with this many packed bytes may have this many unpacked ones.
 
         Raises:
             ManifestError: it exceeds the limits.
@@ -75,7 +75,7 @@ class Limits:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Selection:
-    """Which files of a release, or members of an archive, are wanted, and what these are called in the tree.
+    """Which files of a release, or members of an archive, are wanted, and which names they get in the tree.
 
     `strip_components` leading directories are removed, as by tar, and members without more components are skipped; a
     leading `./` does not count. Patterns are those of a `.gitignore` (gitignore(5)) for the remaining name: one without
@@ -83,7 +83,7 @@ class Selection:
     if it matches `include`, or `include` is empty, and it does not match `exclude`.
 
     `links` says what to do with symbolic links that are wanted: `refuse` the archive; `skip` them; or `follow` them,
-    which makes copies of the files that they lead to, all of which must be wanted members of the archive.
+    which makes copies of the files that they point to, all of which must be wanted members of the archive.
 
     Raises:
         ConfigError: strip_components is negative, `links` has another value, or a pattern is invalid.
@@ -119,7 +119,7 @@ class Selection:
             raise ManifestError(f"the record of which files are selected is damaged: {error}") from error
 
     def record(self) -> dict[str, object]:
-        """As JSON."""
+        """The selection as a JSON object."""
         return {
             "strip_components": self.strip_components,
             "include": [*self.include],
@@ -134,7 +134,7 @@ class Selection:
         return " ".join(words)
 
     def name(self, member: str) -> str | None:
-        """The name in the tree of an archive's `member`; None: it isn't wanted. The name may still be unsafe.
+        """The name in the tree of an archive's `member`; None if it isn't wanted. The name may still be unsafe.
 
         Raises:
             UnsafePathError: it is absolute, or has a component `..`, wanted or not.
@@ -165,11 +165,11 @@ class Member:
     name: str  # in the tree: safe, with forward slashes
     size: int  # unpacked bytes
     executable: bool
-    copy_of: str | None = field(default=None, kw_only=True)  # in a tar, by a link: the file that all of this is of
+    copy_of: str | None = field(default=None, kw_only=True)  # in a tar: the file that this is a copy of, by a link
 
 
 class MemberNames:
-    """Checks the names of an archive one by one, that they do not collide, and where links lead."""
+    """Checks the names of an archive one by one, that they do not collide, and where links point to."""
 
     def __init__(self, selection: Selection, limits: Limits) -> None:
         self._selection = selection
@@ -180,8 +180,8 @@ class MemberNames:
         self._count = 0
 
     def admit(self, member: str, *, kind: str) -> str | None:
-        """The name in the tree for a member; None: it is not wanted, or a directory. Of a link that has a name,
-        `add_link` is to be told the target.
+        """The name in the tree for a member; None if it is not wanted, or a directory. If a link gets a name, pass its
+        target to `add_link`.
 
         Args:
             kind: `file`, `directory`, SYMLINK, HARD_LINK, or a description of anything else, for the error.
@@ -210,7 +210,7 @@ class MemberNames:
         return name
 
     def add_link(self, member: str, target: str, *, hard: bool = False) -> None:
-        """A link that was admitted, and what it says: a path from its directory or, if it is hard, that of a member.
+        """Add an admitted link and its target: a path from the link's directory or, if `hard`, that of a member.
 
         Raises:
             UnsafePathError: it is absolute.
@@ -235,12 +235,12 @@ class MemberNames:
         self._files[name] = name if path == name else path
 
     def close(self) -> dict[str, str]:
-        """See that no names collide. Returns the names that links make, each with that of the file it is a copy of.
+        """Check that no names collide. Returns the names that links add, each with that of the file it is a copy of.
 
         Raises:
             UnsafePathError: two names differ only in case or Unicode normalisation; a file is also a directory; a link
-                leads outside of the archive.
-            ManifestError: a link leads to nothing that is wanted, or makes a name that exists.
+                points outside the archive.
+            ManifestError: a link points to nothing that is wanted, or adds a name that exists.
         """
         copies = {}
         if self._links:
@@ -271,7 +271,7 @@ def stage_if_changed(
     is copied from the installed file.
 
     Args:
-        old: the installed file, open for reading and unbuffered; None: there is no regular file.
+        old: the installed file, open for reading and unbuffered; None if there is no regular file.
         stage: opens a new file for writing.
 
     Returns:
@@ -280,7 +280,7 @@ def stage_if_changed(
     Raises:
         ManifestError: the archive is damaged (raised by `content`); discard what was staged.
         FileChangedError: the installed file changed during the comparison.
-        OSError: the local disk.
+        OSError: the local disk failed.
     """
     digest = hashlib.sha256()
     chunks = iter(content)

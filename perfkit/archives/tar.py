@@ -52,13 +52,13 @@ def read_members(
 ) -> Iterator[tuple[Member, Content]]:
     """The wanted files of a tar archive, one after another, each with its content in chunks.
 
-    Content that the caller does not read is skipped. The archive has been checked only when the iterator has ended,
-    including name collisions and the checksum of the compression: commit nothing before. Last come the copies that
-    links make: they have no content of their own.
+    Content that the caller does not read is skipped. The check of the archive, including name collisions and the
+    checksum of the compression, is complete only when the iterator has ended: commit nothing before. The copies that
+    links add come last; they have no content of their own.
 
     Raises:
         ManifestError: damaged, truncated, a decompression bomb; a wanted member is a device, sparse, a duplicate, or a
-            link that is refused or leads to nothing.
+            link that is refused or points to nothing.
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `source` raises.
     """
@@ -95,7 +95,7 @@ def _read_members(blocks: _Blocks, names: MemberNames, limits: Limits) -> Iterat
 
 @dataclass(slots=True)
 class _Extended:
-    """What extension headers say of the next member."""
+    """What extension headers say about the next member."""
 
     path: str | None = None
     link: str | None = None
@@ -118,7 +118,7 @@ class _Extended:
 
 
 def _headers(blocks: _Blocks, limits: Limits) -> Iterator[tuple[tarfile.TarInfo, _Extended]]:
-    """The header of each member, and what extension headers say of it; the caller moves on past its content."""
+    """The header of each member, and what extension headers say about it; the caller skips its content."""
     extended, extensions = _Extended(), 0
     while (block := blocks.take_exactly(_BLOCK)).strip(b"\0"):
         header = _parse(block)

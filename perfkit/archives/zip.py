@@ -48,8 +48,8 @@ def read_directory(
 ) -> list[ZipMember]:
     """The wanted files of an archive of `size` bytes, in the order of their offsets.
 
-    Up to three ranges are read, and those of links that are to be followed. What a link leads to is listed under both
-    names: members at one offset have one content.
+    Up to three ranges are read, plus those of links to be followed. The file that a link points to is listed under both
+    names: members at the same offset have the same content.
 
     Args:
         read_range: returns the bytes from start (inclusive) to end (exclusive).
@@ -57,7 +57,7 @@ def read_directory(
     Raises:
         ManifestError: not a zip archive, damaged, split, or a decompression bomb; members overlap; a wanted member is
             encrypted, a duplicate, compressed by another method than deflate or zstd, or a link that is refused or
-            leads to nothing.
+            points to nothing.
         UnsafePathError: a name leads outside the tree, or collides with another.
         Anything that `read_range` raises.
     """

@@ -78,7 +78,7 @@ def list_members(read_range: ReadRange, size: int, names: MemberNames, limits: L
 
     Args:
         read_range: returns the bytes from start (inclusive) to end (exclusive).
-        names: still to be closed.
+        names: the caller has to close it.
 
     Raises:
         As `zip.read_directory`.
@@ -261,7 +261,7 @@ def _parse_entries(data: bytes, directory: _Directory) -> Iterator[_Entry]:
 
 
 def extra_fields(extra: bytes) -> dict[int, bytes]:
-    """By header ID. Some writers add padding, which is ignored."""
+    """The extra fields by header ID. Some writers add padding, which is ignored."""
     fields: dict[int, bytes] = {}
     position = 0
     while position + 4 <= len(extra):
@@ -282,8 +282,8 @@ def apply_zip64(values: tuple[int, int, int, int], extra: bytes) -> Iterator[int
 
 
 def _decode_name(raw: bytes, flags: int, unicode_path: bytes) -> str:
-    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D); but macOS and
-    older Java write UTF-8 without the flag, which no name in a code page is likely to be by chance.
+    """Decode as UTF-8 by the flag or the Unicode Path field (4.6.9), else as code page 437 (appendix D). Valid UTF-8
+    needs no flag: macOS and older Java don't set it, and a name in a code page is hardly ever valid UTF-8.
     """
     try:
         if flags & _UTF8:

@@ -1,4 +1,4 @@
-"""The program that runs the command of `--check`: when that ends, or takes too long, so does all that it has started.
+"""The program that runs the command of `--check`, and kills what it started when it ends or takes too long.
 
 `hooks` starts it as a process of its own. Whatever the command leaves behind, in whatever session, becomes a child of
 this process (PR_SET_CHILD_SUBREAPER, prctl(2)). So that it starts fast, it imports nothing of perfkit.
@@ -16,7 +16,7 @@ import time
 
 __all__ = ["SHOWN_BYTES"]
 
-SHOWN_BYTES = 1000  # of the end of the command's output, all of which is read and no more is kept
+SHOWN_BYTES = 1000  # kept of the end of the command's output, all of which is read
 _READ_BYTES = 64 << 10
 _KILL_S = 5.0  # a process that can't be killed, such as another user's, is left after this
 _PDEATHSIG, _CHILD_SUBREAPER = 1, 36  # linux/prctl.h
@@ -27,8 +27,8 @@ _KEPT = 0x40E  # MS_NOSUID, MS_NODEV, MS_NOEXEC, MS_NOATIME, which statvfs(3) ha
 
 def main(root: str, timeout_s: float, words: list[str]) -> None:
     """Run the command with the standard input of this process, and write to standard output a line with its exit code
-    and then the end of its output. In place of the code: `timeout`; `errno` and its number, where the command can't be
-    run.
+    and then the end of its output. Instead of the code, the line is `timeout`, or `errno` and its number if the command
+    can't be run.
     """
     libc = ctypes.CDLL(None)
     libc.prctl(_CHILD_SUBREAPER, 1, 0, 0, 0)
@@ -46,17 +46,17 @@ def main(root: str, timeout_s: float, words: list[str]) -> None:
     try:
         code, end = _wait(command, said, time.monotonic() + timeout_s)
     finally:
-        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has come, or comes too late
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)  # it has arrived already, or is too late
         _end_all()
     os.set_blocking(said, False)
-    with contextlib.suppress(BlockingIOError):  # what it has said last
+    with contextlib.suppress(BlockingIOError):  # its last output
         end += os.read(said, 1 << 20)
     sys.stdout.buffer.write(f"{code}\n".encode() + end[-SHOWN_BYTES:])
 
 
 def _protect(libc: ctypes.CDLL, root: str) -> None:
-    """Where it is permitted, as it is to root outside of most containers, have the tree read-only for this process and
-    those that it starts, by mounts of their own (unshare(2), mount(2)).
+    """Make the tree read-only for this process and those that it starts, by private mounts (unshare(2), mount(2)),
+    where that is permitted: to root, outside of most containers.
     """
     path, kept = os.fsencode(root), os.statvfs(root).f_flag & _KEPT
     if (
@@ -68,13 +68,13 @@ def _protect(libc: ctypes.CDLL, root: str) -> None:
 
 
 def _wait(command: int, said: int, deadline_s: float) -> tuple[int | str, bytes]:
-    """The exit code of the command, or `timeout`; and the end of what it has said so far."""
+    """The exit code of the command, or `timeout`; and the end of its output so far."""
     woken, wake = os.pipe()
     os.set_blocking(wake, False)
     signal.set_wakeup_fd(wake)
     signal.signal(signal.SIGCHLD, lambda number, frame: None)
     sources, end = [woken, said], b""
-    ended, status = os.waitpid(command, os.WNOHANG)  # it may have been before there was a handler
+    ended, status = os.waitpid(command, os.WNOHANG)  # it may have ended before the handler was set
     while ended != command:
         ready, _, _ = select.select(sources, [], [], max(0.0, deadline_s - time.monotonic()))
         if not ready:
@@ -92,7 +92,7 @@ def _wait(command: int, said: int, deadline_s: float) -> tuple[int | str, bytes]
 
 
 def _end_all() -> None:
-    """Kill every child; what one of them has started becomes one."""
+    """Kill every child; processes that a killed child has started become children, and are killed, too."""
     until_s = time.monotonic() + _KILL_S
     with contextlib.suppress(ChildProcessError):
         while time.monotonic() < until_s:

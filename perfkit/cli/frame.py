@@ -37,12 +37,12 @@ _SETTINGS_FILE = "perfkit.toml"
 
 
 class Outcome(NamedTuple):
-    """What a command has to say.
+    """The outcome of a command.
 
     Attributes:
         record: printed with `--json`.
-        note: printed on standard error otherwise, unless `--quiet` is given; empty: nothing.
-        text: printed before it, on standard output.
+        note: printed on standard error otherwise, if not empty, unless `--quiet` is given.
+        text: printed before the note, on standard output.
         code: the exit code.
     """
 
@@ -56,7 +56,7 @@ def outcome_of_check(report: VerifyReport | SiteReport, note: str, *faults: str)
     """The outcome of a check, with a line for each fault, and exit code 1 if there are any.
 
     Args:
-        faults: the attributes of the report that have the names of what is at fault.
+        faults: the attributes of the report that list faulty names.
     """
     text = "".join(f"{fault} {printable(name)}\n" for fault in faults for name in getattr(report, fault))
     record = {**dataclasses.asdict(report), "intact": report.intact}
@@ -71,8 +71,8 @@ def define(command: Parser, work: Work, about: str, examples: str, *, after: Aft
     """Give a command its description, the options that all commands have, and what it does.
 
     Args:
-        work: done for each tree, if the command is for trees.
-        after: called with the outcomes of those trees for which it did not fail.
+        work: called for each tree, if the command is for trees.
+        after: called with the outcomes of the trees for which `work` did not fail.
     """
     command.description, command.epilog = about, examples
     add_output(command, "print one JSON object on standard output")
@@ -189,7 +189,7 @@ def _for_each_tree(command: Parser, arguments: argparse.Namespace) -> list[argpa
 
 
 def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: TreeEntry | None) -> argparse.Namespace:
-    """The arguments for one tree: those of the command line, and else those of the settings file."""
+    """The arguments for one tree: those of the command line, or else those of the settings file."""
     if tree is None:
         return argparse.Namespace(**{**vars(arguments), "name": name, "dest": name})
     from perfkit.cli.settings_file import arguments_for
@@ -198,7 +198,7 @@ def _for_tree(command: Parser, arguments: argparse.Namespace, name: str, tree: T
 
 
 def _known_trees(arguments: argparse.Namespace, words: list[str]) -> dict[str, TreeEntry]:
-    """The trees of the settings file, which is read only where it is given or a word may be a name from it."""
+    """The trees of the settings file, which is read only if it is given or a word may be a name in it."""
     path = arguments.config or _SETTINGS_FILE
     if arguments.config is None and not os.path.exists(path):
         if not words:

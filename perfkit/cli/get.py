@@ -160,7 +160,7 @@ def _downloads(
 
 @dataclass(frozen=True, slots=True)
 class _Counted:
-    """Requests that are made one by one, though their number is known."""
+    """Requests that are created one by one, though their number is known."""
 
     items: Iterator[Request | None]
     count: int

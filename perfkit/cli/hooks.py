@@ -1,4 +1,4 @@
-"""Commands of the user's: one that checks a tree before it changes, and one that is run after a change."""
+"""Commands that the user defines: one checks a tree before it changes, and one runs after a change."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
 
     The command has the same path in `$PERFKIT_STAGED`, the versions in `$PERFKIT_VERSION` and
     `$PERFKIT_PREVIOUS_VERSION`, and the names that change on standard input. Processes that it leaves behind are
-    killed, and root's can't write to the tree.
+    killed. A command that root runs can't write to the tree.
 
     Args:
         null: end names with NUL instead of a line feed.
@@ -53,7 +53,7 @@ def check_command(command: str, timeout_s: float, *, null: bool) -> Check:
         lines = (name + end for name in sorted({*staged.added, *staged.changed, *staged.removed}))
         try:
             _run_check([word.replace("{}", staged.path) for word in words], variables, lines, staged.root, timeout_s)
-        except OSError as error:  # which says nothing of the version
+        except OSError as error:  # which says nothing about the version
             raise ConfigError(f"--check: {words[0]} can't be run: {error.strerror}") from error
 
     return check
@@ -127,14 +127,14 @@ class OnChange:
 
 
 def _versions(version: str | None, previous: str | None) -> dict[str, str]:
-    """For the environment, which has no NULs and is of limited length (execve(2)), whatever damaged records say."""
+    """The versions for the environment, without NULs and of limited length (execve(2)), even from damaged records."""
     found = {"PERFKIT_VERSION": version, "PERFKIT_PREVIOUS_VERSION": previous}
     return {name: printable(text or "")[:_VERSION_CHARACTERS] for name, text in found.items()}
 
 
 @contextlib.contextmanager
 def _terminable() -> Iterator[None]:
-    """Have SIGTERM end the block as an exception does, so that the command is not left behind."""
+    """Make SIGTERM raise an exception in the block, so that the command is not left behind."""
 
     def end(number: int, frame: object) -> None:
         raise SystemExit(128 + number)
@@ -162,11 +162,11 @@ def _words(option: str, command: str) -> list[str]:
 def _run_check(
     words: list[str], variables: Mapping[str, str], lines: Iterable[str], root: str, timeout_s: float
 ) -> None:
-    """Run a command to its end, without a shell, with these lines on standard input; then what it started and left
-    running is killed.
+    """Run a command to its end, without a shell, with these lines on standard input; then kill what it started and left
+    running.
 
     Args:
-        root: where it can't write, if this process is root's and may create mounts.
+        root: the tree, where the command can't write if this process is root's and may create mounts.
 
     Raises:
         CommandFailedError: it exited with another code than 0, was killed, or took too long.
@@ -184,7 +184,7 @@ def _run_check(
         try:
             first, _, said = process.stdout.read().partition(b"\n")
         finally:
-            process.terminate()  # unless it has ended; so does the command
+            process.terminate()  # unless it has ended; this ends the command, too
     how = first.decode()
     if how.startswith("errno"):
         number = int(how.split()[1])
@@ -211,7 +211,7 @@ def _quoted(said: bytes) -> str:
 
 @contextlib.contextmanager
 def _file_of(lines: Iterable[str]) -> Iterator[IO[bytes]]:
-    """A file for standard input: unlike a pipe, it blocks nobody where the command does not read it."""
+    """A file for standard input: unlike a pipe, it blocks nobody if the command does not read it."""
     with tempfile.TemporaryFile() as file:
         file.writelines(line.encode("utf-8", "surrogateescape") for line in lines)
         file.seek(0)

@@ -37,7 +37,7 @@ class NamedTree:
     def toolkit(self, progress: Progress | None = None) -> Toolkit:
         """A Toolkit with the settings of the tree, for `kit.rollback(tree.dest)` and the like; close it.
 
-        `PERFKIT_*` variables come before the file.
+        `PERFKIT_*` variables take precedence over the file.
         """
         return Toolkit(config_for(self._options), progress=progress)
 
@@ -49,19 +49,19 @@ class NamedTree:
         retry_rejected: bool = False,
         progress: Progress | None = None,
     ) -> SyncReport:
-        """Do what `perfkit sync NAME` does: nothing if it is not due yet; the check before, and `on_change` afterwards.
+        """Do what `perfkit sync NAME` does: nothing if no sync is due yet, else check, change and run `on_change`.
 
         Args:
             release, retry_rejected: as for `Toolkit.sync`.
-            now: ask the source even if no sync is due yet.
+            now: sync even if no sync is due yet.
             progress: displays progress; none by default.
 
         Returns:
-            The report; with no requests if it was not due.
+            The report; with no requests if no sync was due.
 
         Raises:
             CommandFailedError: the tree is up to date, but `on_change` failed; the next sync runs it again.
-            LockedError: another process changes the tree; or did when `on_change` was to be run.
+            LockedError: another process is changing the tree, or was when `on_change` had to run.
             as `Toolkit.sync`.
         """
         given = {"release": release, "now": now, "retry_rejected": retry_rejected}
@@ -75,7 +75,7 @@ class NamedTree:
         return synced.report
 
     def status(self) -> TreeStatus:
-        """How the tree stands, as `Toolkit.status`.
+        """The status of the tree, as `Toolkit.status`.
 
         Raises:
             as `Toolkit.status`.

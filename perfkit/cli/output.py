@@ -112,7 +112,7 @@ def error_as_json(error: BaseException) -> dict[str, str]:
 def progress_for(arguments: argparse.Namespace) -> Progress | None:
     """The display that `--progress` names; None with `--quiet`, and for commands without that option.
 
-    Failed files are not among what bars leave on the screen, since commands report them.
+    Bars do not leave failed files on the screen, since commands report them.
     """
     if arguments.quiet or "progress" not in arguments:
         return None

@@ -22,7 +22,7 @@ class Parser(argparse.ArgumentParser):
 
     fill: Callable[[Parser], None] | None = None
     _filled = False
-    _words: tuple[str, ...] = ()  # that were parsed
+    _words: tuple[str, ...] = ()  # the parsed arguments
     _width: int | None = 80  # None: the terminal's width, which is slow to query for each option that is added
 
     def __init__(self, **options: Any) -> None:
@@ -41,7 +41,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def parse_again(self, defaults: Mapping[str, object]) -> argparse.Namespace:
-        """What the same words mean with other defaults."""
+        """Parse the same arguments with other defaults."""
         again = Parser(prog=self.prog)
         again.fill = self.fill
         again.filled().set_defaults(**defaults)
@@ -59,7 +59,7 @@ class Parser(argparse.ArgumentParser):
         return self._actions
 
     def commands(self) -> dict[str, Parser]:
-        """The parsers of all commands, by name; `filled` gives one its options."""
+        """The parsers of all commands, by name; `filled` adds the options of one."""
         (commands,) = (action for action in self._actions if isinstance(action, argparse._SubParsersAction))
         return dict(commands.choices)
 

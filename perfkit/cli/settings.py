@@ -21,7 +21,7 @@ def add_rates(command: argparse.ArgumentParser) -> None:
 
 
 def add_credentials(command: argparse.ArgumentParser) -> None:
-    """Add the options that tell a server who asks; they go to no other origin than that of the URL or source."""
+    """Add the options for credentials, which are sent to no other origin than that of the URL or source."""
     what = "a header for the URL's origin, such as 'Authorization: Bearer ...' (can be repeated)"
     command.add_argument("--header", action="append", default=[], metavar="'K: V'", help=what)
     command.add_argument("--user", metavar="USER:PASSWORD", help="for the URL's origin (default: from ~/.netrc)")
@@ -52,7 +52,7 @@ def config_for(arguments: argparse.Namespace) -> Config:
         "auth": _user(given.get("user")),
     }
     chosen = {name: value for name, value in chosen.items() if value is not None}
-    of_the_tree = given.get("settings", {})  # in perfkit.toml, which gives way to the environment
+    of_the_tree = given.get("settings", {})  # in perfkit.toml; the environment takes precedence
     unset = {name: value for name, value in of_the_tree.items() if not os.environ.get(f"PERFKIT_{name.upper()}")}
     config = Config.from_env(**{**unset, **chosen})
     headers = _headers(given.get("header", ()))

@@ -34,7 +34,7 @@ class TreeEntry(NamedTuple):
         source: a URL, or the absolute path of a list.
         dest: an absolute path.
         options: of `perfkit sync`.
-        settings: fields of `Config`; the tree's, and else those of the file.
+        settings: fields of `Config`; the tree's, or else those of the file.
     """
 
     name: str
@@ -45,7 +45,7 @@ class TreeEntry(NamedTuple):
 
 
 def arguments_for(command: Parser, tree: TreeEntry) -> argparse.Namespace:
-    """What a command line means for a tree: its own options, and else those of the file."""
+    """The arguments of a command line for a tree: its own options, or else those of the file."""
     known = {action.dest for action in command.options()}
     found = command.parse_again({key: value for key, value in tree.options.items() if key in known})
     found.name, found.source, found.dest, found.settings = tree.name, tree.source, tree.dest, tree.settings
@@ -61,7 +61,7 @@ def read_entries(path: str, sync: Parser) -> dict[str, TreeEntry]:
     """The trees of a file, by name. Relative paths in it are relative to its directory.
 
     Args:
-        sync: the parser of `perfkit sync`, whose options may stand in the file.
+        sync: the parser of `perfkit sync`, whose options may be in the file.
 
     Raises:
         ConfigError: the file is not TOML, has an unknown key or an invalid value; two trees overlap.

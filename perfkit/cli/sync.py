@@ -119,12 +119,12 @@ def _sync(kit: Toolkit, arguments: argparse.Namespace) -> Outcome:
 
 
 class Synced(NamedTuple):
-    """What came of a sync.
+    """The outcome of a sync.
 
     Attributes:
         report: of the sync, or of a tree that was left as it is.
         not_due: why it was left so, if it was too early for a sync; else empty.
-        failure: why the command of `--on-change` has to be run again; None: it has not.
+        failure: why the command of `--on-change` has to be run again; None if it does not have to.
     """
 
     report: SyncReport
@@ -133,7 +133,7 @@ class Synced(NamedTuple):
 
 
 def sync_tree(kit: Toolkit, arguments: argparse.Namespace) -> Synced:
-    """Sync a tree if it is time, with all that the options say.
+    """Sync a tree as the options say, if a sync is due.
 
     Raises:
         as `Toolkit.sync`.
@@ -174,7 +174,7 @@ def _chosen(arguments: argparse.Namespace) -> dict[str, Any]:
 
 
 def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:
-    """Run the command of `--on-change` if the tree has changed since, in this run or an earlier one; why it failed."""
+    """Run the command of `--on-change` if the tree has changed since its last run; returns why it failed, or None."""
     try:
         if on_change is not None:
             on_change.run(kit)
@@ -184,8 +184,8 @@ def _announce(on_change: OnChange | None, kit: Toolkit) -> PerfkitError | None:
 
 
 def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, str] | None:
-    """A report and why nothing was done, where it is too early for a sync; None: it is time for one, or the tree does
-    not exist yet.
+    """If no sync is due yet, a report and the reason why nothing was done; None if one is due, or the tree does not
+    exist yet.
     """
     from perfkit.updates.report import SyncReport
 
@@ -211,7 +211,7 @@ def _not_due(kit: Toolkit, arguments: argparse.Namespace) -> tuple[SyncReport, s
 
 
 def _selected(report: SyncReport, arguments: argparse.Namespace) -> str:
-    """Which part of the source the tree has, where nothing on the command line says so."""
+    """Which part of the source the tree has, if no option selects one."""
     kept = report.selection and _selection(arguments) is None
     return f"; selected as before: {report.selection} (--include '*' selects all)" if kept else ""
 

@@ -171,7 +171,7 @@ def _local(seconds: float | None) -> str:
 
 
 def _write_metrics(arguments: argparse.Namespace, outcomes: Mapping[str, Outcome]) -> None:
-    """In the text format of node_exporter's textfile collector, which may read the file at any time."""
+    """Write the text format of node_exporter's textfile collector, which may read the file at any time."""
     if not arguments.metrics:
         return
     values: dict[str, Callable[[Any], object]] = {

@@ -1,4 +1,4 @@
-"""Progress by rich, in terminals and in Jupyter notebooks: a bar for the run, and one for each file under way."""
+"""Progress by rich, in terminals and in Jupyter notebooks: a bar for the run, and one for each file in progress."""
 
 from __future__ import annotations
 

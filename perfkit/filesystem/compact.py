@@ -17,9 +17,9 @@ _SORT_CHUNK = 4096  # numbers that are sorted at a time
 
 
 class Names:
-    """A list of names, which takes least memory if they are appended in sorted order.
+    """A list of names, which takes the least memory if they are appended in sorted order.
 
-    Each block stores the directory of its first name once; every name stores how many bytes of that it shares.
+    Each block stores the directory of its first name once; every name stores how many bytes of it the name shares.
     """
 
     def __init__(self) -> None:
@@ -126,12 +126,12 @@ class DigestSet(Set[bytes]):
 
     def __init__(self, digests: Iterable[bytes] = ()) -> None:
         self._digests = stored = Digests()
-        self._rows = Lookup(lambda row: hash(stored[row]))  # not of `self`: a cycle would keep it for a while
+        self._rows = Lookup(lambda row: hash(stored[row]))  # without `self`: a cycle would delay freeing it
         for digest in digests:
             self.add(digest)
 
     def add(self, digest: bytes) -> bool:
-        """Add a digest; False if it is there already."""
+        """Add a digest; returns False if it is there already."""
         if digest in self:
             return False
         self._digests.append(digest)

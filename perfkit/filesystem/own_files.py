@@ -17,15 +17,15 @@ __all__ = ["create_own", "open_own", "read_record", "replace_own", "write_record
 
 T = TypeVar("T")
 
-_PATH = getattr(os, "O_PATH", os.O_RDONLY)  # Linux only: a directory that may not be listed
+_PATH = getattr(os, "O_PATH", os.O_RDONLY)  # Linux only: also opens a directory without read permission
 
 
 def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
     """A descriptor of a regular file, without waiting for a FIFO.
 
     Raises:
-        OSError: as open(2). ELOOP: it is a symbolic link. EINVAL: it is not a regular file. EMLINK: it is to be
-            written, and has other names, which others may have given it.
+        OSError: as open(2). ELOOP: it is a symbolic link. EINVAL: it is not a regular file. EMLINK: it is opened for
+            writing, and has other hard links, which others may have made.
     """
     fd = os.open(path, flags | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, mode)
     try:
@@ -41,10 +41,10 @@ def open_own(path: str, flags: int = os.O_RDONLY, mode: int = 0o600) -> int:
 
 
 def read_record(path: str, parse: Callable[[Any], T], remedy: str) -> T | None:
-    """What `parse` makes of a JSON file; None: there is no such file.
+    """The result of `parse` for a JSON file; None if there is no such file.
 
     Args:
-        parse: a ValueError, or what comes of values of other types than it expects, means that the file is damaged.
+        parse: may raise ValueError, or any error that values of unexpected types cause, if the file is damaged.
         remedy: what to do then; the end of the error's message.
 
     Raises:
@@ -73,8 +73,8 @@ def write_record(path: str, record: Any, mode: int = 0o600) -> None:
 
 
 def create_own(path: str, mode: int = 0o600) -> int:
-    """A descriptor of a new file, which replaces whatever has this name. It belongs to the owner of its directory, also
-    if root creates it.
+    """A descriptor of a new file, which replaces whatever has this name. Its owner is that of its directory, even if
+    root creates it.
 
     Raises:
         OSError: as open(2) and unlink(2).
@@ -100,7 +100,7 @@ def create_own(path: str, mode: int = 0o600) -> int:
 
 @contextlib.contextmanager
 def replace_own(path: str, mode: int = 0o600) -> Iterator[IO[bytes]]:
-    """A new file that gets the name `path` at the end of the block; if that fails, what has the name keeps it.
+    """A new file that is renamed to `path` at the end of the block; if that fails, the old file stays.
 
     Raises:
         OSError: as `create_own` and rename(2).

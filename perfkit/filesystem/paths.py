@@ -1,4 +1,4 @@
-"""Names: which are valid on every file system, and do not lead out of their root."""
+"""Names: which are valid on every file system, and stay inside their root."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ _IGNORABLE = re.compile(  # Default_Ignorable_Code_Point of Unicode 16 (DerivedC
     "\ufeff\uffa0\ufff0-\ufff8\U0001bca0-\U0001bca3\U0001d173-\U0001d17a\U000e0000-\U000e0fff]"
 )
 _FORBIDDEN = re.compile(r'[\x00-\x1f\x7f<>:"|?*\\]')
-# C1 controls, which terminals obey, line separators, and what turns the direction of a text: `exe.txt` for `txt.exe`.
+# C1 controls, which terminals obey, line separators, and bidirectional controls, which can show `txt.exe` as `exe.txt`.
 _DECEPTIVE = re.compile("[\x80-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
 
 
@@ -66,10 +66,10 @@ def check_name(name: str) -> str:
 
 
 def _is_private(component: str) -> bool:
-    """Whether this is `.perfkit`, or what some file system takes for it.
+    """Whether this is `.perfkit`, or a name that some file system treats as the same.
 
-    Case is ignored by APFS, NTFS and FAT; ignorable characters by HFS+ and by ext4 with casefold; and NTFS and FAT give
-    it a short name, PERFKI~1, or with a hash from the fifth of such names on. (git refuses the same of `.git`.)
+    APFS, NTFS and FAT ignore case; HFS+ and ext4 with casefold ignore ignorable characters; NTFS and FAT give it a
+    short name, PERFKI~1, or one with a hash from the fifth such name on. (git refuses the same variants of `.git`.)
     """
     return fold_name(component) == PRIVATE_DIR or _SHORT_NAME.fullmatch(component) is not None
 
@@ -90,7 +90,7 @@ def _check_component(name: str, component: str) -> None:
 
 
 def most_directories(files: int) -> int:
-    """How many directories a tree of so many files may have: far more than files are an attack on the disk."""
+    """How many directories a tree with this many files may have: far more of them would be an attack on the disk."""
     return 10_000 + 4 * files
 
 
@@ -106,7 +106,7 @@ def check_names(names: Iterable[str]) -> None:
 
 
 def name_errors(names: Iterable[str]) -> Iterator[UnsafePathError]:
-    """What `check_names` has against these names."""
+    """The errors that `check_names` finds in these names."""
     files: dict[str, str] = {}
     directories: dict[str, str] = {}
     for name in names:
@@ -161,8 +161,8 @@ def local_path(path: str | os.PathLike[str]) -> str:
 
 
 def is_private(name: str) -> bool:
-    """Whether a file name, in any case, is one of those that perfkit gives to files of its own: a partial file, its
-    journal, or what begins with `.perfkit`.
+    """Whether a file name, ignoring case, is that of one of perfkit's own files: a partial file, its journal, or a name
+    that begins with `.perfkit`.
     """
     folded = fold_name(name).rstrip(". ~")
     return folded.startswith(PRIVATE_DIR) or folded.endswith((".perfkit-part", ".perfkit-part.json"))
@@ -215,9 +215,9 @@ def backup_name(name: str, taken: Callable[[str], bool]) -> str:
 
 
 def name_matcher(patterns: Iterable[str]) -> Callable[[str], bool] | None:
-    """A function that tells whether a name matches patterns as in a `.gitignore` (gitignore(5)); None: there are none.
+    """A function that tells whether a name matches `.gitignore` patterns (gitignore(5)); None if there are no patterns.
 
-    A name that ends in a slash is a directory. Everything below a directory that matches does so, too.
+    A name that ends in a slash is a directory. Everything below a matching directory matches, too.
 
     Raises:
         ConfigError: a pattern is invalid.

@@ -26,8 +26,8 @@ class RootDir:
     """The files below `root`, by names with forward slashes. Not thread-safe.
 
     A directory is opened component by component with O_NOFOLLOW (open(2)), so that no symbolic link, not even one that
-    is moved into place during an operation, leads out of the root. A name may be as deep as it likes: the 128 most
-    recently used descriptors are cached, or fewer where the process may not open so many.
+    is moved into place during an operation, leads out of the root. A name may have any depth: the 128 most recently
+    used descriptors are cached, or fewer where the process may not open so many.
 
     Every method raises UnsafePathError where a component is a symbolic link or not a plain name (empty, `.`, `..`, or
     with a NUL), and OSError as the system call does.
@@ -46,16 +46,16 @@ class RootDir:
             raise
 
     def _other_user(self) -> tuple[int, int] | None:
-        """User and group of the tree, if root works for another user; None: new files need no other owner."""
+        """User and group of the tree, if root works on another user's tree; None if new files need no other owner."""
         if os.geteuid() != 0:
             return None
         found = self.lstat(PRIVATE_DIR) or os.fstat(self.fd)
         return (found.st_uid, found.st_gid) if found.st_uid != 0 else None
 
     def hand_over(self, descriptor: int) -> None:
-        """Give a file or directory of root's to the user whose tree this is; otherwise one `sudo` would lock them out.
+        """Make the tree's owner the owner of a file or directory of root's; else one `sudo` would lock the owner out.
 
-        Not a file with other hard links, which might be any file.
+        A file with other hard links is left alone: it might be any file.
         """
         if self.owner is not None:
             found = os.fstat(descriptor)
@@ -65,8 +65,8 @@ class RootDir:
 
     @cached_property
     def folds_case(self) -> bool:
-        """Whether names that differ in case only are one file, as tried with perfkit's own directory."""
-        other = PRIVATE_DIR.upper()  # FUSE may give it another inode number, so look whether it is an entry of its own
+        """Whether names that differ only in case are one file, as tried with perfkit's own directory."""
+        other = PRIVATE_DIR.upper()  # FUSE may give it another inode number: look whether it is a separate entry
         return self.lstat(other) is not None and other not in os.listdir(self.fd)
 
     def close(self) -> None:
@@ -76,7 +76,7 @@ class RootDir:
             self.fd = -1
 
     def close_cached(self) -> None:
-        """Open every directory anew from now on, since other processes may have moved some."""
+        """Close the cached directories, since other processes may have moved some."""
         while self._cached:
             os.close(self._cached.popitem()[1])
 
@@ -120,7 +120,7 @@ class RootDir:
             os.close(self._cached.popitem(last=False)[1])
 
     def _closed_some(self, error: OSError) -> bool:
-        """Whether there were too many open files, and some of ours were closed, so that it can be tried again."""
+        """If there are too many open files, close some cached ones; returns whether the caller should try again."""
         if error.errno not in (errno.EMFILE, errno.ENFILE) or len(self._cached) <= _MIN_CACHED:
             return False
         self._most = max(_MIN_CACHED, len(self._cached) // 2)
@@ -164,11 +164,11 @@ class RootDir:
         return descriptor
 
     def listdir(self, name: str) -> list[str]:
-        """The entries of a directory; none if it does not exist."""
+        """The entries of a directory; empty if it does not exist."""
         return list(self.iterdir(name))
 
     def iterdir(self, name: str) -> Iterator[str]:
-        """`listdir`, one entry at a time, for very large directories; entries may be removed on the way."""
+        """`listdir`, one entry at a time, for very large directories; entries may be removed during the iteration."""
         try:
             entries = os.scandir(self.directory(name))
         except FileNotFoundError:
@@ -183,7 +183,7 @@ class RootDir:
                 yield entry.name
 
     def mkdir(self, name: str, mode: int = 0o777) -> bool:
-        """Create a directory; False if it exists already."""
+        """Create a directory; returns False if it exists already."""
         fd, leaf = self.parent(name)
         try:
             os.mkdir(leaf, mode, dir_fd=fd)
@@ -198,7 +198,7 @@ class RootDir:
         return True
 
     def rmdir(self, name: str) -> bool:
-        """Remove a directory if it exists and is empty."""
+        """Remove a directory if it exists and is empty; returns whether it was removed."""
         try:
             fd, leaf = self.parent(name)
             cached = self._cached.pop(name, None)
@@ -206,7 +206,7 @@ class RootDir:
                 os.close(cached)
             os.rmdir(leaf, dir_fd=fd)
         except OSError as error:
-            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM where it is not empty
+            if error.errno not in _NOT_REMOVABLE and not self.listdir(name):  # FUSE may say EPERM if it is not empty
                 raise
             return False
         return True
@@ -220,7 +220,7 @@ class RootDir:
         link(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
     def unlink(self, name: str) -> bool:
-        """Remove a file; False if it does not exist."""
+        """Remove a file; returns False if it does not exist."""
         try:
             fd, leaf = self.parent(name)
             os.unlink(leaf, dir_fd=fd)
@@ -234,13 +234,13 @@ class RootDir:
         return found.f_bavail * found.f_frsize
 
     def check_free_space(self, size: int) -> None:
-        """Check that so many bytes can still be written.
+        """Check that `size` more bytes can be written.
 
         Raises:
             OSError: ENOSPC: fewer bytes are free.
         """
         free = self.free_space()
-        if size > free:  # btrfs frees what was deleted, and tells so, only with its next commit
+        if size > free:  # btrfs frees deleted space, and reports it, only with its next commit
             with contextlib.suppress(OSError):
                 syncfs(self.fd)
             free = self.free_space()

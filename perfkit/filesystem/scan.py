@@ -27,7 +27,7 @@ __all__ = [
 ]
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-BELOW = DIRECTORY | os.O_NOFOLLOW  # of a directory in the tree: no link may lead out of it
+BELOW = DIRECTORY | os.O_NOFOLLOW  # for a directory in the tree: no link may lead out of it
 _BATCH = 1024
 _MAX_OPEN = 32  # directories held open at once; others are opened again on the way back
 _KINDS = {stat.S_IFREG: "file", stat.S_IFDIR: "directory", stat.S_IFLNK: "symlink"}
@@ -75,7 +75,7 @@ def scan(root: Path, options: ScanOptions = ScanOptions()) -> Iterator[ScanEntry
     """Everything below `root` except directories, in the order of the file system.
 
     What vanishes during the scan or can't be read is an entry with `error` set; so is a directory that can't be listed,
-    and with `follow_symlinks` a link that is broken or leads back to a directory it is in (ELOOP). Memory depends on
+    and with `follow_symlinks` a link that is broken or points back to a directory it is in (ELOOP). Memory depends on
     the depth of the tree and the number of subdirectories of one directory, not on the number of files.
 
     Raises:
@@ -88,7 +88,7 @@ def scan(root: Path, options: ScanOptions = ScanOptions()) -> Iterator[ScanEntry
 def scan_batches(
     root: Path, options: ScanOptions = ScanOptions(), *, batch: int = _BATCH, types_only: bool = False
 ) -> Iterator[list[ScanEntry]]:
-    """As `scan`, in lists of about `batch` entries, none of them empty; only one that an error ends is longer.
+    """Like `scan`, in non-empty lists of about `batch` entries; only a list that ends with an error is longer.
 
     Args:
         types_only: read only names and types, in half the time: all numbers are 0, and `mode` has the type alone.
@@ -125,7 +125,7 @@ class _Walk:
         self._types_only = types_only
 
     def list(self, level: Level) -> Iterator[list[ScanEntry]]:
-        """The full batches that the entries of a directory make; its subdirectories are added to the level."""
+        """Full batches of the entries of a directory; its subdirectories are added to the level."""
         prefix, names = level.prefix, level.names
         follow, directories = self._options.follow_symlinks, self._options.directories
         included, excluded, types_only, batch = self._included, self._excluded, self._types_only, self._batch
@@ -167,7 +167,7 @@ class _Walk:
             out.append(_failed(prefix[:-1], error))
 
     def next_directory(self) -> Level | None:
-        """Open the next directory; None at the end. One that can't be opened is an entry with an error."""
+        """Open the next directory; None at the end. One that can't be opened becomes an entry with an error."""
         levels = self.levels
         while levels:
             parent = levels[-1]
@@ -193,9 +193,9 @@ class Level:
     """A directory on the way down from the root, open unless there are too many.
 
     Attributes:
-        descriptor: of the open directory; -1: it was closed.
+        descriptor: of the open directory; -1 if it was closed.
         prefix: its name relative to the root, with a slash at the end; empty for the root.
-        names: what in it is still to be visited, the next one last.
+        names: its entries that are still to be visited, the next one last.
     """
 
     __slots__ = ("_identity", "descriptor", "names", "prefix")
@@ -226,7 +226,7 @@ class Level:
 
 
 def descend(levels: list[Level], leaf: str, flags: int = BELOW) -> Level:
-    """Open a directory in the last one of `levels`, and add it; if too many are open then, one of them is closed.
+    """Open a directory in the last of `levels`, and append it; if too many are open then, one of them is closed.
 
     Raises:
         OSError: it can't be opened.
@@ -243,7 +243,7 @@ def descend(levels: list[Level], leaf: str, flags: int = BELOW) -> Level:
 def open_below(root: int, name: str, flags: int = BELOW) -> int:
     """Open the directory `name` below the open directory `root`, one component at a time.
 
-    So no symlink can lead out of it, and its path may be longer than PATH_MAX.
+    So no symlink can lead out of `root`, and the path may be longer than PATH_MAX.
 
     Raises:
         OSError: a component is missing, not a directory, or a symlink (ELOOP, ENOTDIR).

@@ -16,14 +16,14 @@ R = TypeVar("R")
 
 
 def usable_cpus() -> int:
-    """The number of processors this process may use, at most four: memory use grows with it."""
+    """The number of CPUs that this process may use, at most four: memory use grows with it."""
     return min(4, len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1)
 
 
 class WorkerPool(ThreadPoolExecutor):
-    """An executor that runs work at once, in the thread that submits it, where the system allows no more threads.
+    """An executor that runs work at once, in the thread that submits it, if the system allows no more threads.
 
-    A container's limit of processes counts threads, too; and old versions of Docker refuse clone3(2).
+    A container's process limit counts threads, too; and old versions of Docker refuse clone3(2).
     """
 
     def __init__(self, threads: int) -> None:
@@ -47,7 +47,7 @@ class WorkerPool(ThreadPoolExecutor):
         except RuntimeError as error:
             if "start new thread" not in str(error):
                 raise
-            run()  # it is queued all the same, and an earlier thread may have begun it
+            run()  # it is in the queue nevertheless, and an earlier thread may have begun it
         return future
 
 

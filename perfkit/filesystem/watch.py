@@ -24,7 +24,7 @@ __all__ = ["ALL", "DirtySet", "watch"]
 
 _log = logging.getLogger(__name__)
 _FLUSH_S = 10.0  # for pending events
-_POLL_S = 1.0  # between two looks whether the root is still the same directory
+_POLL_S = 1.0  # between two checks that the root is still the same directory
 _PROBE = ".perfkit-watch-"
 _EVENTS_LOST = 0x4000 | 0x2000  # IN_Q_OVERFLOW | IN_UNMOUNT, inotify(7)
 _QUIET = frozenset({"opened", "closed_no_write"})
@@ -46,12 +46,12 @@ def watch(root: str | os.PathLike[str]) -> DirtySet:
 class DirtySet:
     """The names that change below a directory while it is watched; a context manager.
 
-    From `__enter__` on no change is missed, so watch first and scan then. Names are relative to the root; that of a
-    directory includes everything that is or was below it. A file that is being written is dirty after each write, and
-    again when it is closed. Of a file with several names, all in the tree are dirty.
+    From `__enter__` on no change is missed, so watch first and scan afterwards. Names are relative to the root; that of
+    a directory includes everything that is or was below it. A file that is being written is dirty after each write, and
+    again when it is closed. If a file has several names, all those in the tree are dirty.
 
     When events are lost, everything is dirty, and `drain` returns `ALL`: the kernel's queue overflowed, there are more
-    directories than it may watch, or the root was removed, replaced, or is a symbolic link that leads elsewhere now.
+    directories than it may watch, or the root was removed, replaced, or is a symbolic link that now points elsewhere.
 
     The kernel does not report (inotify(7)): stores through a shared mapping before the file is closed, changes through
     a hard link outside the tree, changes that other machines make on a network file system, and mounts.
@@ -65,7 +65,7 @@ class DirtySet:
         self._lost = False
         self._probes: set[str] = set()  # names of probe files whose event has arrived
         self._active = False  # inside the `with` block
-        self._incomplete = False  # something can't be watched, or has not been since the last start
+        self._incomplete = False  # something can't be watched, or was not when the watch last started
         self._unreadable = False  # a directory can't be watched until it can be read
         self._threads: list[Any] = []  # of watchdog
         self._watched = self.root  # without symbolic links
@@ -88,7 +88,7 @@ class DirtySet:
             if kind is None:
                 self.flush()
             else:
-                self.mark_all()  # the caller is in a hurry
+                self.mark_all()  # don't delay the exception by waiting for events
         finally:
             self._active = self._incomplete = False
             self._stop()
@@ -113,9 +113,9 @@ class DirtySet:
         return ALL
 
     def wait(self, timeout_s: float | None = None) -> bool:
-        """Wait until something is dirty; False after `timeout_s` seconds without a change.
+        """Wait until something is dirty; returns False after `timeout_s` seconds without a change.
 
-        While something can't be watched, it returns after a second at most, since anything may have changed.
+        While something can't be watched, this returns after a second at most, since anything may have changed.
         """
         deadline = None if timeout_s is None else time.monotonic() + timeout_s
         while True:
@@ -133,7 +133,7 @@ class DirtySet:
     def flush(self, timeout_s: float = _FLUSH_S) -> None:
         """Wait until all changes made up to now are in the set.
 
-        It creates and removes a probe file in the root, and waits for its event, since events arrive in order. If the
+        This creates and removes a probe file in the root, and waits for its event, since events arrive in order. If the
         file can't be created, or its event does not arrive in time, everything is dirty.
         """
         self._check()
@@ -157,7 +157,7 @@ class DirtySet:
         return _identity(self.root) == self._identity
 
     def _check(self) -> None:
-        """If the watch does not see what happens below the root any more, everything is dirty."""
+        """If the watch no longer sees what happens below the root, mark everything as dirty."""
         alive = bool(self._threads) and all(thread.is_alive() for thread in self._threads)
         if self._active and not (alive and self.same_root()):
             self.mark_all()
@@ -185,7 +185,7 @@ class DirtySet:
             thread.join()
 
     def _other_names(self, names: set[str], unnamed: set[int]) -> set[str]:
-        """The names of changed files that had none when they were changed, and the other ones of hard links."""
+        """The names of changed files that had no name when they changed, and the other hard links of changed files."""
         inodes = set(unnamed)
         for name in names:
             with contextlib.suppress(OSError):
@@ -197,11 +197,11 @@ class DirtySet:
         try:
             return {entry.name for entry in scan(self._watched) if entry.inode in inodes}
         except OSError:
-            self.mark_all()  # the root has gone
+            self.mark_all()  # the root is gone
             return set()
 
     def mark_all(self) -> None:
-        """Events were lost: everything is dirty."""
+        """Mark everything as dirty, because events were lost."""
         with self._changed:
             self._lost = True
             self._names.clear()
@@ -209,7 +209,7 @@ class DirtySet:
             self._changed.notify_all()
 
     def cannot_watch(self, path: str, *, readable: bool) -> None:
-        """This directory can't be watched; if it is not readable, nothing in it counts until it is.
+        """Note that a directory can't be watched; while it is not readable, nothing in it counts.
 
         Raises:
             PermissionError: it is the root.
@@ -223,7 +223,7 @@ class DirtySet:
             self._unreadable = True
 
     def dispatch(self, event: Any) -> None:
-        """An event of watchdog, in its thread."""
+        """Handle an event of watchdog, in its thread."""
         kind, directory, path = event.event_type, event.is_directory, os.fsdecode(event.src_path)
         if kind == "deleted" and directory and path == self._watched:
             self.mark_all()
@@ -261,7 +261,7 @@ def _identity(path: str) -> tuple[int, int] | None:
 
 
 def _start_threads(dirty: DirtySet, root: str) -> list[Any]:
-    """Watch a directory by watchdog's threads: one reads inotify(7), one makes events of it, and one dispatches these.
+    """Start watchdog's threads for a directory: one reads inotify(7), one turns that into events, one dispatches them.
 
     Raises:
         OSError: it can't be watched.

@@ -25,7 +25,7 @@ __all__ = [
 ]
 
 KEY_KIND = b"Ed"  # how the data of every key begins
-UNTRUSTED = b"untrusted comment: "  # and every file
+UNTRUSTED = b"untrusted comment: "  # how every file begins
 MAX_FILE_BYTES = 16 << 10  # of a key or a signature
 _SHOWN = 60  # characters of what may be a secret key, given by mistake: the first ones are not secret
 
@@ -34,8 +34,8 @@ class PublicKey(NamedTuple):
     """A public key.
 
     Attributes:
-        id: 8 bytes, which tell one key from another; signatures name it.
-        key: the 32 bytes of Ed25519.
+        id: 8 bytes that identify the key; signatures contain it.
+        key: the 32-byte Ed25519 key.
     """
 
     id: bytes
@@ -46,7 +46,7 @@ class PublicKey(NamedTuple):
         """Read a key: the base64 line, with or without the comment line before it.
 
         Raises:
-            ConfigError: it is not a public key of minisign.
+            ConfigError: it is not a minisign public key.
         """
         try:
             data = decode(text.strip().rpartition("\n")[2])
@@ -76,7 +76,7 @@ def read_public_keys(given: Iterable[AnyKey]) -> tuple[PublicKey, ...]:
     """Public keys, each given as its base64 line or by the path of its file; without duplicates.
 
     Raises:
-        ConfigError: one is neither.
+        ConfigError: one of them is neither.
     """
     if isinstance(given, str | os.PathLike) or not isinstance(given, Iterable):
         raise ConfigError("public keys must be a list of keys, or of paths of files with a key")
@@ -115,7 +115,7 @@ def read_key_file(path: str) -> str:
 
 
 def decode(text: str | bytes) -> bytes:
-    """Base64.
+    """Decode base64.
 
     Raises:
         ValueError: it is not base64.
@@ -124,7 +124,7 @@ def decode(text: str | bytes) -> bytes:
 
 
 def encode(data: bytes) -> bytes:
-    """In base64."""
+    """Encode as base64."""
     return binascii.b2a_base64(data, newline=False)
 
 

@@ -41,7 +41,7 @@ class SecretKey:
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> SecretKey:
-        """Read a secret key of `perfkit keygen` or `minisign -G`; the password of one that is encrypted is in the
+        """Read a secret key of `perfkit keygen` or `minisign -G`; the password of an encrypted one is taken from the
         environment variable PERFKIT_SIGN_PASSWORD.
 
         Raises:
@@ -87,10 +87,11 @@ class SecretKey:
 
 
 def _stretch(password: str, salt: bytes, operations: int, memory: int) -> bytes:
-    """As libsodium's crypto_pwhash_scryptsalsa208sha256, which finds the parameters of scrypt (RFC 7914) in limits.
+    """Stretch a password like libsodium's crypto_pwhash_scryptsalsa208sha256, which derives the parameters of scrypt
+    (RFC 7914) from these limits.
 
     Raises:
-        ConfigError: they need too much memory.
+        ConfigError: this needs too much memory.
     """
     operations, block_size = max(operations, 32768), 8
     memory_bound = operations >= memory // 32

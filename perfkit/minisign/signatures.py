@@ -1,6 +1,6 @@
 """Detached signatures: `minisign -V` verifies what is signed here, and `minisign -S` signs what is verified here.
 
-Ed25519 (RFC 8032) is that of the package cryptography, which is loaded only when something is signed or verified.
+Ed25519 (RFC 8032) comes from the package cryptography, which is loaded only when something is signed or verified.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from perfkit.minisign.public_keys import MAX_FILE_BYTES, UNTRUSTED, PublicKey, d
 
 __all__ = ["BadSignatureError", "Signature", "load_ed25519", "verify"]
 
-_MAX_UNHASHED_BYTES = 64 << 20  # which have to be in memory
+_MAX_UNHASHED_BYTES = 64 << 20  # of content that is signed itself, which has to be in memory
 _READ_BYTES = 1 << 20
-_HASHED, _UNHASHED = b"ED", b"Ed"  # a signature of the BLAKE2b-512 of the content, or, as of old, of the content itself
+_HASHED, _UNHASHED = b"ED", b"Ed"  # a signature of the BLAKE2b-512 of the content, or (legacy) of the content itself
 _TRUSTED = b"trusted comment: "
 
 
 class BadSignatureError(Exception):
-    """What is not a valid signature, and why."""
+    """The signature is not valid; the message says why."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,8 +30,8 @@ class Signature:
     """A signature, not yet verified.
 
     Attributes:
-        hashed: whether it is one of the BLAKE2b-512 of the content, as minisign makes them now, or of the content.
-        key_id: of the key that made it, as it says.
+        hashed: whether it signs the BLAKE2b-512 of the content, as minisign does now, or the content itself.
+        key_id: of the key that made it, according to the file.
         signature: of the content.
         comment: the trusted comment.
         comment_signature: of `signature` and `comment`.
@@ -89,11 +89,11 @@ def verify(
 
     Args:
         content: the file, open at its beginning.
-        keys: those that are trusted.
-        stopped: asked now and then; once it is true, the signature is not valid.
+        keys: the trusted keys.
+        stopped: called now and then; once it returns true, reading stops, and the signature is not valid.
 
     Raises:
-        BadSignatureError: it is not valid, or by none of the keys.
+        BadSignatureError: it is not valid, or made by none of the keys.
         ConfigError: the package cryptography is missing.
         OSError: the file can't be read.
     """

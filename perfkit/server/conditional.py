@@ -38,7 +38,7 @@ class Part:
 
 
 def failed_condition(headers: Mapping[str, str], file: Representation) -> int | None:
-    """The status, 304 or 412, if a condition of the request fails (section 13.2.2); None: serve the request.
+    """The status, 304 or 412, if a condition of the request fails (section 13.2.2); None if none fails.
 
     Args:
         headers: of the request, by lower-case name.

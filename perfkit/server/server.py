@@ -38,7 +38,7 @@ class Server:
         root: the directory to serve; nothing outside it can be reached, not even through symbolic links.
         port: 0 selects a free one.
         host: the address to listen on.
-        bytes_per_s: rate limit of each connection, to simulate a slow link; None: no limit.
+        bytes_per_s: rate limit of each connection, to simulate a slow link; None for no limit.
 
     Raises:
         ConfigError: `root` is not a directory, or the port is in use or not permitted.
@@ -171,7 +171,7 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         return path if inside and exists else None
 
     def _name(self) -> str:
-        """The requested path, decoded as file names are; they may be any bytes."""
+        """The requested path, decoded like a file name, which may be any bytes."""
         try:
             return os.fsdecode(unquote_to_bytes(urlsplit(self.path).path.encode("latin-1")))
         except ValueError:  # such as unbalanced brackets

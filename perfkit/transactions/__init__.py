@@ -1,1 +1,1 @@
-"""Change a directory wholly or not at all, and go back to how it was."""
+"""Change a directory completely or not at all, and restore earlier states."""

@@ -21,7 +21,7 @@ _ABSENT = -1  # in place of a signature, which is never -1
 
 
 class StagedFile(NamedTuple):
-    """What a name is to hold, and the staged file that has it."""
+    """The new content of a name, and the staged file that has it."""
 
     source: str
     content: Content
@@ -30,13 +30,13 @@ class StagedFile(NamedTuple):
 class ChangeSet(MutableMapping[str, StagedFile | None]):
     """The staged file for each name that is written, and None for each name that is deleted.
 
-    Each row also has the content that was on disk before, and the one that the generation's record has as previous,
-    which differs from it if others edited the file.
+    Each row also has two previous contents: the one found on disk, and the one for the generation's record. They differ
+    if others edited the file.
 
     Args:
         staged: the common prefix of the names of staged files, before a number.
         fetched: the common prefix of the names of fetched files, before the SHA-256 of their content in hex.
-        modes: whether files that differ in their mode only are different.
+        modes: whether files that differ only in their mode count as different.
     """
 
     def __init__(self, staged: str, fetched: str, *, modes: bool = True) -> None:
@@ -49,7 +49,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         self._sources = _Numbers()  # of staged files; 0: the fetched one that has the content
         self._other_sources: dict[int, str] = {}  # by row, those that are neither
         self._used: set[str] = set()  # other sources, including those that were replaced later
-        self._rows = Lookup(lambda row: hash(names[row]))  # not of `self`: a cycle would keep all of it for a while
+        self._rows = Lookup(lambda row: hash(names[row]))  # without `self`: a reference cycle would delay freeing it
         self._fetched = Lookup(lambda row: hash(contents.sha256(after[row])))  # rows whose source is a fetched file
         self._order: Sequence[int] | None = None  # rows by name; None: to be sorted again
         self._count = 0
@@ -92,9 +92,9 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
             self._used.add(source)
 
     def follow(self, change: Change) -> None:
-        """Add a change after those that the name has: the first of them says what is recorded as previous content.
+        """Append a change to those of its name, the first of which determines the recorded previous content.
 
-        The staged file of what is written must be set later.
+        If the name is written, its staged file must be set later.
         """
         row = self.row(change.name)
         if not self.is_key(row):
@@ -137,7 +137,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         content = self._contents[self._after[row]]
         return None if content is None else StagedFile(self.source(row), content)
 
-    # By row: how the commit goes through it, in the order of names.
+    # Access by row: the commit processes the rows in the order of names.
 
     def rows(self) -> Sequence[int]:
         """All rows that are changed or recorded, sorted by name."""
@@ -153,7 +153,7 @@ class ChangeSet(MutableMapping[str, StagedFile | None]):
         return array("I", sort_numbers(rows, key))
 
     def name(self, row: int) -> str:
-        """The name that a row is about."""
+        """The name of a row."""
         return self._names[row]
 
     def is_key(self, row: int) -> bool:
@@ -298,7 +298,7 @@ class _Contents:
         return len(self._sizes) - 1
 
     def put(self, number: int, content: Content | None) -> int:
-        """Replace a content that nothing else has; returns the number of the new one."""
+        """Replace a content that only one row has; returns the number of the new one."""
         if number == _NO_CONTENT or content is None:
             return self.add(content)
         self._digests[number] = bytes.fromhex(content.sha256)

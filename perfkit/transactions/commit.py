@@ -1,9 +1,10 @@
 """The commit: once the journal has its name, everything it refers to is safe on disk and will be applied.
 
 The order is what matters: staged files and the journal are synced; the journal gets its name (the commit point); its
-operations are applied; the directories are synced; the journal is deleted. After a crash before the commit point the
-staged files are deleted, after one behind it the journal is applied, at the next opening. If an operation fails, all
-are undone; a crash during that is one behind the commit point. Both can be repeated any number of times.
+operations are applied; the directories are synced; the journal is deleted. After a crash, the next opening deletes the
+staged files if the commit point was not reached, and otherwise applies the journal. If an operation fails, all are
+undone; a crash during that counts as one after the commit point. Applying and undoing can be repeated any number of
+times.
 """
 
 from __future__ import annotations
@@ -96,7 +97,7 @@ class Committer:
         return f"{self._stage}/{self._count}"
 
     def create_staged_file(self, mode: int = 0o600) -> tuple[str, int]:
-        """A new staged file, with this mode where none can be set later: its name, and a descriptor to use it."""
+        """Create a staged file, with this mode in case it can't be set later; returns its name and a descriptor."""
         name = self._new_staged_name()
         try:
             return name, self.rootdir.open(name, os.O_RDWR | os.O_CREAT | os.O_EXCL, mode & 0o777)
@@ -117,12 +118,12 @@ class Committer:
         return name
 
     def new_change_set(self) -> ChangeSet:
-        """For changes whose new files are staged here, or were fetched."""
+        """A change set whose new files are staged here, or were fetched."""
         return ChangeSet(staged=f"{self._stage}/", fetched=FETCHED_OBJECT, modes=self.holds_modes)
 
     @contextlib.contextmanager
     def preparing(self) -> Iterator[None]:
-        """Before the commit: any exception aborts the change."""
+        """A block before the commit: any exception in it aborts the change."""
         try:
             yield
         except BaseException:
@@ -155,7 +156,7 @@ class Committer:
 
         Args:
             changes: those of the change set that are made on disk.
-            timeline: what the tree's timeline is to be afterwards.
+            timeline: the tree's timeline after the commit.
             record: lines of the record of the new generation, if there is one.
 
         Raises:
@@ -337,7 +338,7 @@ class Committer:
             try:
                 sync_directory(self.rootdir.directory(name))
             except (FileNotFoundError, NotADirectoryError):
-                pass  # removed by this very change
+                pass  # removed by this change itself
 
 
 def _files(op: JournalOp) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Generations: which can be reached, what each changed, and which objects that needs."""
+"""Generations: which can be reached, what each changed, and which objects they need."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ from perfkit.transactions.records import (
 __all__ = ["Generation", "History", "Pruned", "Timeline", "read_current", "record_lines", "state_lines"]
 
 _YEAR_10000 = 253402300800.0  # the first moment that datetime(3) can't hold, in seconds since 1970
-_DIGEST = re.compile(rb'[\[,]"[0-9a-f]{64}"[,\]]')  # of a list, with what is around it
+_DIGEST = re.compile(rb'[\[,]"[0-9a-f]{64}"[,\]]')  # an item of a list, with the characters around it
 _PIECE_BYTES = 64 << 10
 _HEAD_BYTES = 64 << 10
 
@@ -43,8 +43,8 @@ _log = logging.getLogger(__name__)
 class Generation:
     """One state of a tree that can be restored.
 
-    `added`, `changed` and `removed` count the files by which it differs from the one before it; `bytes_kept` are stored
-    so that it can be left or restored. Number 0 is the tree before perfkit's first change, and has no date.
+    `added`, `changed` and `removed` count the files that differ from the generation before it; `bytes_kept` is the size
+    of what is stored to undo or redo it. Number 0 is the tree before perfkit's first change, and has no date.
     """
 
     number: int
@@ -62,9 +62,9 @@ class Pruned:
     """What was removed, or would be.
 
     Attributes:
-        objects: files.
-        bytes: that the disk got back.
-        generations: of a tree.
+        objects: number of stored files.
+        bytes: disk space that was freed.
+        generations: number of generations, of a tree.
     """
 
     objects: int
@@ -90,17 +90,17 @@ class Timeline:
         return replace(self, current=number)
 
     def prune(self, keep: int) -> Timeline:
-        """Keep only so many generations before the current one.
+        """Keep only `keep` generations before the current one.
 
         Raises:
-            UpdateError: a negative number.
+            UpdateError: `keep` is negative.
         """
         if keep < 0:
             raise UpdateError(f"can't keep {keep} generations; pass 0 or more")
         return replace(self, chain=self.chain[max(0, self.chain.index(self.current) - keep) :])
 
     def resolve(self, to: int | None) -> int:
-        """The generation to go to: this one, or by default the one before the current one.
+        """The generation to go to: `to`, or by default the one before the current one.
 
         Raises:
             RollbackError: there is no such generation.
@@ -139,10 +139,10 @@ class History:
         return _read_timeline(self._rootdir)
 
     def changes_between(self, numbers: Sequence[int], *, undo: bool, into: ChangeSet) -> set[str]:
-        """Add these records, combined, to an empty change set: what a name should hold now is what is recorded.
+        """Combine these records in an empty change set; its recorded contents are what the files should hold now.
 
         Returns:
-            The names that are to get not what the generation should have, but how others had edited it.
+            The names that get the edits of others, because the content that the generation should have is not stored.
 
         Raises:
             RollbackError: a record is damaged or missing.
@@ -247,7 +247,7 @@ class History:
             yield from _read_digests(file)
 
     def changes(self, number: int) -> Iterator[Change]:
-        """What a generation changed. It is verified only once the iterator is exhausted.
+        """What a generation changed. The record is verified only once the iterator is exhausted.
 
         Raises:
             RollbackError: its record is damaged or missing.
@@ -263,7 +263,7 @@ class History:
         """The record of a generation, for reading.
 
         Raises:
-            RollbackError: it is missing; or what is read in the block is not as perfkit writes it.
+            RollbackError: it is missing; or what is read in the block is malformed.
         """
         try:
             with open(open_regular(self._rootdir, record_path(number)), "rb") as file:
@@ -284,7 +284,7 @@ def _read_digests(file: IO[bytes]) -> Iterator[bytes]:
     """The second line of a record, a list of digests in hexadecimal.
 
     Raises:
-        ValueError: it is not.
+        ValueError: it is malformed.
     """
     begin = file.read(3)
     if begin == b"[]\n":

@@ -1,7 +1,7 @@
 """The journal: the operations of a commit, written before the first is applied, and applied as they are read back.
 
-So the operations of a change of a hundred thousand files are never all in memory, and a commit that a crash interrupted
-is completed by the same code that would have completed it without the crash.
+So the operations of a change of a hundred thousand files are never all in memory, and the same code completes a commit
+with or without a crash in between.
 """
 
 from __future__ import annotations
@@ -45,10 +45,10 @@ def read_ops(file: IO[bytes]) -> Iterator[JournalOp]:
 def check_ops(file: IO[bytes]) -> None:
     """Check that a journal is complete, of a known format, and changes nothing but files of its tree.
 
-    A tree may have been made by somebody else, and with it the journal: an archive that was unpacked, or a clone.
+    Somebody else may have made the tree and its journal: it may be an unpacked archive, or a clone.
 
     Raises:
-        ValueError: it is not, or does.
+        ValueError: it is incomplete, has another format, or changes other files.
     """
     try:
         rows = read_checked(file)
@@ -62,7 +62,7 @@ def check_ops(file: IO[bytes]) -> None:
 
 
 def _check(op: JournalOp) -> None:
-    """Check that an operation of an unknown journal is one that a commit may have written."""
+    """Check that an operation of an untrusted journal is one that a commit may have written."""
     if not isinstance(op.name, str):
         raise ValueError(f"{op.name!r} is not a name")
     if op.kind != RMDIR and (op.kind, op.name) != (MKDIR, PRIVATE_DIR):  # a removed directory may have any plain name

@@ -20,7 +20,7 @@ from perfkit.transactions.records import DELETE, MKDIR, RENAME, RMDIR, Content, 
 
 __all__ = ["apply_op", "check_conflicts", "modified_directories", "plan_ops", "previous_file", "stage_again", "undo_op"]
 
-_RESTORED = f"{OBJECTS}/restored~"  # a file until it gets its name back
+_RESTORED = f"{OBJECTS}/restored~"  # a restored file, until it is renamed
 
 
 def check_conflicts(rootdir: RootDir, change_set: Mapping[str, object | None]) -> None:
@@ -162,7 +162,7 @@ def _directories(rootdir: RootDir, name: str) -> Iterable[str]:
 
 
 def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
-    """Apply an operation; a second time this does nothing.
+    """Apply an operation; idempotent.
 
     Args:
         again: after a crash, which may have interrupted `undo_op`.
@@ -172,7 +172,7 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
     elif op.kind == RMDIR:
         rootdir.rmdir(op.name)
     elif op.kind == DELETE:
-        spelt_anew = op.source and rootdir.lstat(op.source) is None  # already, before a crash
+        spelt_anew = op.source and rootdir.lstat(op.source) is None  # renamed before a crash
         if not spelt_anew and _is_previous(rootdir.lstat(op.name), op.previous):
             rootdir.unlink(op.name)
     else:
@@ -181,7 +181,7 @@ def apply_op(rootdir: RootDir, op: JournalOp, *, again: bool = False) -> None:
         except FileNotFoundError:
             if rootdir.lstat(op.source) is not None:
                 raise  # the target's directory is missing
-        if again:  # where both were one file, rename(2) did nothing
+        if again:  # if both names were links to one file, rename(2) did nothing
             rootdir.unlink(op.source)
 
 
@@ -196,9 +196,9 @@ def _is_previous(found: os.stat_result | None, previous: Previous | None) -> boo
 
 
 def stage_again(rootdir: RootDir, op: JournalOp) -> None:
-    """Before undoing: give a new file that replaced another its staged name, too, so that the old one replaces it.
+    """Before undoing: link a new file that replaced another to its staged name, so that the old one can replace it.
 
-    Without hard links this does nothing, and the name is missing for a moment.
+    Without hard links this does nothing, and the undo leaves the name missing for a moment.
     """
     if op.kind == RENAME and op.previous is not None and rootdir.lstat(op.source) is None:
         try:
@@ -232,7 +232,7 @@ def _is_taken_back(rootdir: RootDir, op: JournalOp) -> bool:
 
 
 def _restore(rootdir: RootDir, op: JournalOp) -> None:
-    """Give a name its previous file again: the very file, if it is stored, or else a copy."""
+    """Give a name its previous file again: the same inode, if it is stored, or else a copy."""
     previous = op.previous
     assert previous is not None
     rootdir.mkdir(OBJECTS, 0o700)
@@ -251,7 +251,7 @@ def _restore(rootdir: RootDir, op: JournalOp) -> None:
 
 
 def _link_restored(rootdir: RootDir, previous: Previous, fd: int) -> bool:
-    """Link the object if it is the very file; False if it is not, or links are impossible."""
+    """Link the object if it is the previous inode with its mode; False if it is not, or can't be linked."""
     found = os.fstat(fd)
     if not previous.stored or (found.st_ino, stat.S_IMODE(found.st_mode)) != (previous.ino, previous.mode):
         return False

@@ -58,9 +58,9 @@ TRUST = f"{PRIVATE_DIR}/trust"  # JSON: whose signatures the tree's releases nee
 STATCACHE = f"{PRIVATE_DIR}/statcache"  # stat and digest of each file, so that unchanged ones are not read again
 CLOCK = f"{PRIVATE_DIR}/clock"  # touched to read the file system's clock
 
-CHECK = f"{PRIVATE_DIR}/check"  # the tree as it will be, of links, while a check looks at it
+CHECK = f"{PRIVATE_DIR}/check"  # the tree as it will be, made of links, while a check runs
 HOLD = f"{PRIVATE_DIR}/hold"  # JSON: the release that syncs pass over, and why; never rolled back
-LAST_SYNC = f"{PRIVATE_DIR}/last-sync"  # JSON: when the source was asked last, and the last failure
+LAST_SYNC = f"{PRIVATE_DIR}/last-sync"  # JSON: time of the last request to the source, and the last failure
 
 # Written by the command line.
 ANNOUNCED = f"{PRIVATE_DIR}/on-change"  # JSON: the generation that the command of --on-change was last run for
@@ -84,7 +84,7 @@ def record_path(generation: int) -> str:
 
 
 def stage_directory(token: str) -> str:
-    """Where the transaction of the lock holder with this token writes its new files."""
+    """Where the transaction whose lock has this token writes its new files."""
     return f"{PRIVATE_DIR}/{_STAGE}{token}"
 
 
@@ -111,7 +111,7 @@ def check_own_name(name: str) -> str:
 
 
 def check_recorded_name(name: str) -> str:
-    """Returns `name`, if a generation may have it: a file of the tree, or one of `.perfkit` that callers write.
+    """Returns `name`, if a generation may record it: a file of the tree, or one of `.perfkit` that callers write.
 
     Raises:
         UnsafePathError: it could lead out of the tree, or is managed by the transactions themselves.

@@ -22,8 +22,8 @@ _POLL_S = 0.02
 class Lock:
     """The right to change a tree, for one process and one thread.
 
-    The owner file keeps two processes of one machine apart even where flock does not. Whether a process of another
-    machine is alive can't be known: the later one takes over, and the earlier one finds out by `check`, before its
+    The owner file keeps out a second process of the same machine even where flock does not. Nobody can tell whether a
+    process of another machine is alive: the later one takes over, and the earlier one notices in `check`, before its
     commit.
 
     Args:
@@ -31,7 +31,7 @@ class Lock:
         lock, owner: the names of the two files.
 
     Attributes:
-        token: random, in hex; names this owner.
+        token: random, in hex; identifies this owner.
     """
 
     def __init__(self, rootdir: RootDir, lock: str = LOCK, owner: str = OWNER) -> None:

@@ -66,7 +66,7 @@ class ObjectStore:
         """Keep the content of a file, by a hard link if possible, so that it outlives the name.
 
         Args:
-            seen: the file as it was hashed before; without it, the file is hashed.
+            seen: the file as it was when it was hashed; without it, the file is hashed now.
 
         Raises:
             FileNotFoundError: there is no such file.
@@ -140,10 +140,10 @@ class ObjectStore:
 
 
 def content_of(fd: int, name: str, seen: Seen | None = None) -> Content:
-    """The content of an open file, which is hashed unless it is as it was `seen`.
+    """The content of an open file, which is hashed unless its stat is that in `seen`.
 
     Raises:
-        FileChangedError: its content is not what was seen, or was written to while it was read.
+        FileChangedError: its content differs from `seen`, or was written to while it was read.
     """
     found = os.fstat(fd)
     if seen is not None and (found.st_ino, found.st_size, found.st_mtime_ns) == (seen.ino, seen.size, seen.mtime_ns):

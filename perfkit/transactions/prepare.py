@@ -39,7 +39,7 @@ class Known(NamedTuple):
     copy_of: Callable[[str], str | None] = _nothing
 
     def seen_at(self, name: str) -> Seen | None:
-        """What the caller saw under the name of an existing file; None: it does not matter.
+        """What the caller saw under the name of an existing file; None if it does not matter.
 
         Raises:
             FileChangedError: the file did not exist then.
@@ -55,9 +55,9 @@ class Known(NamedTuple):
 def prepare(rootdir: RootDir, store: ObjectStore, known: Known, change_set: ChangeSet) -> tuple[str, ...]:
     """Inspect the files that are to be replaced, keep what rollback needs, and set both in `change_set`.
 
-    Where others edited a file, the record has the content of the previous generation as the previous one, not the edit.
-    The exceptions are returned: names whose content in the previous generation is not available any more, so that
-    rollback restores the edited file.
+    If others edited a file, the record gets its content in the previous generation as the previous one, not the edit.
+    Returns the exceptions: names whose content in the previous generation is no longer available, so that rollback
+    restores the edited file.
 
     Raises:
         UpdateError, UnsafePathError: something is in the way of a new file.

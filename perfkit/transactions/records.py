@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 FORMAT = 1
-# What reading raises where a file is not as perfkit writes it.
+# What reading a malformed file raises.
 MALFORMED = (ValueError, TypeError, KeyError, AttributeError, UnsafePathError)
 _DIGEST = re.compile("[0-9a-f]{64}")
 
@@ -53,7 +53,7 @@ class Content(NamedTuple):
 class Seen(NamedTuple):
     """A file as it was when it was hashed: its SHA-256 in hex, and its stat.
 
-    Without its ctime, which links and renames of our own change.
+    The ctime is left out, since our own links and renames change it.
     """
 
     sha256: str
@@ -87,7 +87,7 @@ class Previous(NamedTuple):
 
 
 class JournalOp(NamedTuple):
-    """One operation of a journal, idempotent as its reverse is; names are relative to the root."""
+    """One operation of a journal; it and its reverse are idempotent. Names are relative to the root."""
 
     kind: str
     name: str
@@ -160,10 +160,10 @@ def pack(content: Content | None) -> list[object] | None:
 
 
 def unpack(row: list[Any] | None) -> Content | None:
-    """What `pack` made.
+    """The reverse of `pack`.
 
     Raises:
-        ValueError, TypeError: it did not make this.
+        ValueError, TypeError: the row is malformed.
     """
     if row is None:
         return None

@@ -1,4 +1,4 @@
-"""Files that the kernel lets nobody replace: found before the commit point, where the kernel tells."""
+"""Finds files that the kernel lets nobody replace, before the commit point and as far as the kernel tells."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class _Directories:
 
 
 def _is_writable(directory: int) -> bool:
-    """Whether an open directory can be changed, as far as access(2) tells, which is about the real user."""
+    """Whether an open directory can be changed, as far as access(2) tells, which checks the real user."""
     if os.getuid() != os.geteuid() or os.access(".", os.W_OK | os.X_OK, dir_fd=directory):
         return True
     return not os.access(".", os.F_OK, dir_fd=directory)  # then the call itself was refused, by a container's filter

@@ -28,9 +28,9 @@ _MAX_SHOWN = 5  # names in an error
 
 
 def rollback(committer: Committer, *, to: int | None, edits: LocalChanges, unchecked: Mapping[str, str]) -> Commit:
-    """Commit what leads from the current generation to another; the cost depends on how much they differ.
+    """Commit the changes from the current generation to another; the cost depends on how much they differ.
 
-    The change is already begun. See `Tree.rollback`, also for the arguments.
+    The caller has called `Committer.begin`. See `Tree.rollback`, also for the arguments.
     """
     with committer.preparing():
         timeline = committer.history.timeline()
@@ -60,8 +60,8 @@ def _compare(
 ) -> tuple[Sequence[int], _Inodes]:
     """Compare the tree with what is wanted, and keep what is going to be replaced.
 
-    Names that are as wanted are dropped from the change set. Returns the rows whose file is neither the current
-    generation's nor the wanted one, and the files of which names are replaced or removed.
+    Names that are already as wanted are dropped from the change set. Returns the rows whose file has neither the
+    content of the current generation nor the wanted one, and the inodes of the files that are replaced or removed.
     """
     edited, replaced = array("I"), _Inodes()
     renamed = set()  # where case is ignored: names that get another spelling
@@ -100,7 +100,7 @@ class _Inodes:
         self._sorted = False
 
     def count(self, inode: int) -> int:
-        """How often it was added."""
+        """How often this inode was added."""
         if not self._sorted:
             added = self._inodes
             self._inodes = array("Q", map(added.__getitem__, sort_numbers(range(len(added)), added.__getitem__)))
@@ -138,13 +138,13 @@ class _Restorer:
         self._rootdir = committer.rootdir
         self._replaced = replaced
         self._unchecked = unchecked
-        self._linked = DigestSet()  # objects that were linked: for a second file they are copied
+        self._linked = DigestSet()  # objects linked so far: a second file with the same content gets a copy
 
     def stage_all(self, change_set: ChangeSet, target: int) -> None:
         """Set the staged file of each name that gets one.
 
         Raises:
-            RollbackError: objects are missing or damaged; it names the files.
+            RollbackError: objects are missing or damaged; the message names the files.
         """
         lost: dict[str, list[str]] = {}
         for row in change_set.rows():
@@ -159,10 +159,10 @@ class _Restorer:
             raise RollbackError(f"{reasons}; generation {target} can't be restored, and nothing was changed")
 
     def _stage(self, content: Content, *, verify: bool) -> str:
-        """Stage a content.
+        """Stage a file with this content.
 
-        Its object is linked, and deleted when nothing needs it any more. Where another file of the tree is the same
-        inode, it is copied, so that the two files stay independent.
+        The object is linked, and deleted when nothing needs it any more. If another file of the tree has the same
+        inode, the object is copied instead, so that the two files stay independent.
         """
         if content.sha256 == EMPTY:
             source, fd = self._committer.create_staged_file(content.mode)
@@ -179,7 +179,7 @@ class _Restorer:
                 raise _LostError("its stored copy was modified through a hard link")
             found = os.fstat(fd)
             mode_fits = found.st_nlink == 1 or stat.S_IMODE(found.st_mode) == content.mode
-            only = found.st_nlink == 1 or found.st_nlink - 1 <= self._replaced.count(found.st_ino)  # link that stays
+            only = found.st_nlink == 1 or found.st_nlink - 1 <= self._replaced.count(found.st_ino)  # no other stays
             if mode_fits and only and self._linked.add(bytes.fromhex(content.sha256)):
                 set_mode(fd, content.mode)
                 return self._committer.stage_link(stored, fd)

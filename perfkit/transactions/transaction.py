@@ -27,9 +27,9 @@ __all__ = ["Commit", "Transaction"]
 class Commit:
     """The result of a transaction or a rollback: the generation the tree is in, and every name that changed.
 
-    `saved_as` has the edited files that a rollback kept: by name, the name it saved them under. `overwritten` has those
-    that it did not keep. `restored_with_edits` has those that came back as others had edited them, because their
-    original content is not stored anywhere.
+    `saved_as` maps each edited file that a rollback kept to the name it was saved under. `overwritten` has the edited
+    files that it did not keep. `restored_with_edits` has those that were restored as others had edited them, because
+    their original content is not stored anywhere.
     """
 
     generation: int
@@ -93,7 +93,7 @@ class Transaction:
         return Commit(timeline.current, changes)
 
     def write(self, name: str, data: bytes | Iterable[bytes], *, mode: int = 0o644) -> Content:
-        """Give the file this content; an iterable is written as it is read.
+        """Write a file with this content; an iterable is written as it is read.
 
         Raises:
             UnsafePathError: the name could lead out of the tree.
@@ -120,7 +120,7 @@ class Transaction:
             os.close(fd)
 
     def replace(self, name: str, path: str | os.PathLike[str], *, mode: int | None = None) -> Content:
-        """Give the file the content of another file, copied with reflinks where supported.
+        """Write a file with the content of another file, copied with reflinks where supported.
 
         Args:
             mode: permission bits; by default those of the other file.
@@ -158,7 +158,7 @@ class Transaction:
     def adopt(
         self, name: str, path: str | os.PathLike[str], *, sha256: str | None = None, mode: int = 0o644
     ) -> Content:
-        """Make a file in `Tree.fetch_directory` this file: the commit renames it, instead of copying.
+        """Use a file in `Tree.fetch_directory` as the file `name`: the commit renames it instead of copying it.
 
         Until then it must not be written to; if the change is aborted, it stays where it is.
 
@@ -223,9 +223,9 @@ class Transaction:
         self._change_set.omit_from_record(to)
 
     def record_existing(self, name: str) -> None:
-        """Record that a name is already as wanted (or absent, as wanted), though others made it so.
+        """Record that a file already has the wanted content (or is absent, as wanted), though others made it so.
 
-        It is not touched. If the previous generation should have had something else there, rollback restores that.
+        The file is not touched. If the previous generation should have something else there, rollback restores that.
 
         Raises:
             UnsafePathError: as `write`.

@@ -35,7 +35,7 @@ _NOT_WORTH_KEEPING = 64 << 10  # bytes
 
 
 class Tree:
-    """A directory that changes all at once. Its lock is held inside the `with` block, which is for one thread.
+    """A directory that changes all at once. Inside the `with` block, one thread holds its lock.
 
     perfkit's own files are in its subdirectory `.perfkit`. Entering the block completes or discards what a crash left.
 
@@ -54,7 +54,7 @@ class Tree:
         OSError: such as missing permissions.
 
     Attributes:
-        rootdir: its files, inside the block.
+        rootdir: access to its files, inside the block.
     """
 
     rootdir: RootDir
@@ -106,7 +106,7 @@ class Tree:
                 self.rootdir.close_cached()
 
     def _check_owner(self) -> None:
-        """Check that `.perfkit` belongs to root, to this user, or to the one who has called sudo(8)."""
+        """Check that `.perfkit` belongs to root, to this user, or to the user who called sudo(8)."""
         directory = self.rootdir.directory(PRIVATE_DIR)
         owner, user = os.fstat(directory).st_uid, os.geteuid()
         by_sudo = user == 0 and os.environ.get("SUDO_UID") == str(owner)
@@ -131,7 +131,7 @@ class Tree:
                 self._lock.release()
 
     def _hand_over(self) -> None:
-        """Give perfkit's own files to the user whose tree this is, if root has changed it."""
+        """Make the owner of the tree the owner of perfkit's own files, after root changed the tree."""
         for directory in (PRIVATE_DIR, FETCH):
             for leaf in self.rootdir.listdir(directory):
                 with contextlib.suppress(OSError):
@@ -140,10 +140,10 @@ class Tree:
                     os.close(descriptor)
 
     def _remove_unused(self) -> None:
-        """Remove what a first change that failed has created, unless it fetched something worth going on with; nothing
-        of a tree that has changed before. What is remembered of the failure stays.
+        """Remove what a failed first change created, unless it fetched enough to be worth keeping.
 
-        The directory itself stays: others may be waiting for its lock.
+        A tree that has changed before is left alone. The record of the failure stays, and so does the root: others may
+        be waiting for its lock.
         """
         self._lock.check()
         expected = {
@@ -175,7 +175,7 @@ class Tree:
         """Whether going back by one generation removes this file.
 
         Raises:
-            RollbackError: a record is damaged, or there is no generation before.
+            RollbackError: a record is damaged, or there is no earlier generation.
         """
         timeline = self._history.timeline()
         timeline.resolve(None)
@@ -183,7 +183,7 @@ class Tree:
         return any(added)
 
     def changed_since(self, generation: int) -> list[str] | None:
-        """The names of files that differ from an earlier or a later generation; None: it is not kept.
+        """The names of files that differ from an earlier or a later generation; None if it is not kept.
 
         Raises:
             RollbackError: a record is damaged.
@@ -197,7 +197,7 @@ class Tree:
         return [name for name in map(changes.name, changes.rows()) if not is_private(name)]
 
     def shares_content(self) -> tuple[bool, bool]:
-        """Whether replaced files are kept by hard link, and whether copies are reflinks: without using space."""
+        """Whether replaced files are kept as hard links, and whether copies are reflinks; neither uses space."""
         return shares_content(self.rootdir, OWNER, f"{OWNER}~")
 
     def transaction(self, label: Mapping[str, str] | None = None, *, known: Known | None = None) -> Transaction:
@@ -211,7 +211,7 @@ class Tree:
             UpdateError: something is in the way of a new file.
             FileChangedError: a file that is to be replaced was modified during the change.
             LockedError: another process took over the tree.
-            OSError: such as a full disk. After all of these the tree is as it was.
+            OSError: such as a full disk. After any of these, the tree is as it was.
             RecoveryError: the commit could not be completed; the next use of the tree tries again.
         """
         self._begin()
@@ -232,9 +232,9 @@ class Tree:
             to: its number; by default the one before the current one.
             edits: what to do with files that others have edited since, and that this would replace or remove: refuse
                 to roll back, keep them as NAME.perfkit-local, or overwrite them.
-            unchecked: names of files that are not verified, with the SHA-256 in hex that they have now: large ones
-                that describe the whole tree, and that their readers verify. Hashing them would make a rollback take
-                longer the larger the tree is.
+            unchecked: files that are not verified: by name, the SHA-256 in hex that they have now. These are large
+                files that describe the whole tree, and that their readers verify; if they were hashed, the time of a
+                rollback would grow with the tree.
 
         Returns:
             What changed. Later generations stay reachable until the next transaction.
@@ -256,10 +256,10 @@ class Tree:
         return self._history.generations()
 
     def prune(self, keep: int) -> Pruned:
-        """Keep only so many generations before the current one, and delete what only the others need.
+        """Keep only `keep` generations before the current one, and delete what only the others need.
 
         Raises:
-            UpdateError: a negative number.
+            UpdateError: `keep` is negative.
             RollbackError: a record is damaged.
             LockedError, OSError, RecoveryError: as `transaction`.
         """
@@ -279,7 +279,7 @@ class Tree:
 
 
 def _owner_of_new_file(directory: int) -> int:
-    """The user whom a new file belongs to: on some mounts all files have one owner, whoever creates them."""
+    """The owner that a new file gets: on some mounts all files have one owner, whoever creates them."""
     name = f"owner~{os.getpid()}"
     fd = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)
     try:

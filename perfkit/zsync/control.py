@@ -38,7 +38,7 @@ __all__ = [
 ]
 
 CONTROL_BYTES = 64 << 20  # limit of a control file
-_BLOCKS = 2 << 20  # of the largest file that is searched for in another one, 8 GiB as zsyncmake cuts it: 90 bytes each
+_BLOCKS = 2 << 20  # the most blocks to search for, each of which takes 90 bytes: 8 GiB with the blocks of zsyncmake
 _HEADER_BYTES = 64 << 10
 _MAP_ENTRY_BYTES = 4
 _PIECE_BYTES = 256 << 10
@@ -52,7 +52,7 @@ class Control(NamedTuple):
 
     Attributes:
         filename: a safe name without directories; with `keep_gzip`, that of the gzip file.
-        urls: absolute, each relative one against every base; with `gzip`, those of the gzip file.
+        urls: absolute, a relative one resolved against every base; with `gzip`, those of the gzip file.
         gzip: the server only has a gzip file: there are no ranges, only a whole download and `unpack_whole`.
         keep_gzip: the gzip file itself is wanted.
         size: uncompressed bytes.
@@ -78,7 +78,7 @@ def parse_control(data: bytes, *, bases: tuple[str, ...]) -> Control:
     """Read a control file; lines may end as on Windows.
 
     Args:
-        bases: the URLs that it was asked for and came from; relative URLs in it are resolved against each, in order.
+        bases: the requested URL and the one that responded; relative URLs in it are resolved against each, in order.
 
     Raises:
         ManifestError: damaged, truncated, a header is missing, or a value is invalid.
@@ -120,7 +120,7 @@ def _control(headers: dict[str, list[str]], sums: bytes | memoryview, bases: tup
     gzip = "URL" not in headers
     blocks = 0 if gzip else -(-size // block_size)
     if gzip:
-        sums = b""  # they are of the uncompressed file, of which the server has no ranges
+        sums = b""  # they are for the uncompressed file, whose ranges the server can't send
     if len(sums) != blocks * (rsum_bytes + strong_bytes):
         raise ManifestError(f"the control file has {len(sums)} bytes of checksums for {blocks} blocks")
     sha1 = _only(headers, "SHA-1").lower()
@@ -190,10 +190,10 @@ def make_recipe(control: Control, old: BinaryIO | None, *, gap: int, strict: boo
     """Find the new file's blocks in an old one; all others are to be fetched.
 
     Args:
-        old: open for reading; None: no file to start from. It is not used for a file of more than 2 million blocks.
+        old: open for reading; None if there is none. It is not used for a new file of more than 2 million blocks.
         gap: as for `coalesce`.
-        strict: verify each block that is found. Without, it takes half the time, and rarely misses a changed block;
-            `assemble` then finds that the result is wrong.
+        strict: verify each block that is found. Without this, the search takes half the time, and rarely misses a
+            changed block; `assemble` then finds that the result is wrong.
 
     Raises:
         ConfigError: numpy is not installed.
@@ -258,7 +258,7 @@ def assemble(
     Raises:
         ManifestError: the SHA-1 is wrong; discard what was written, and try a whole download.
         FileChangedError: the old file was truncated.
-        OSError: the local disk.
+        OSError: the local disk failed.
         Anything that `fetched` and its streams raise.
     """
     digest = hashlib.sha1(usedforsecurity=False)
@@ -320,7 +320,7 @@ def unpack_whole(control: Control, downloaded: Readable, out: Writable | None) -
 
     Args:
         downloaded: a gzip stream if `control.gzip`, else the file itself.
-        out: gets the uncompressed file; None: the download itself is wanted, as with `keep_gzip`.
+        out: gets the uncompressed file; None if the download itself is wanted, as with `keep_gzip`.
 
     Raises:
         ManifestError: its size or SHA-1 is wrong, or it is not gzip.

@@ -48,7 +48,7 @@ def find_blocks(descriptor: int, wanted: BlockSums, *, strict: bool = False) -> 
 
     Args:
         wanted: the blocks of the wanted file.
-        strict: compute the MD4 of runs of blocks, too. Without, about one in 65,000 changed blocks is not noticed.
+        strict: compute the MD4 of runs of blocks, too. Without this, about one in 65,000 changed blocks is not noticed.
 
     Raises:
         OSError: the file can't be read.

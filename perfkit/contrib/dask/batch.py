@@ -1,4 +1,4 @@
-"""A batch of downloads on the workers of a cluster, in shards that Dask schedules, repeats and moves."""
+"""A batch of downloads on the workers of a cluster, in shards that Dask schedules, retries and moves."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from perfkit.toolkit import Toolkit
 __all__ = ["cut_into_shards", "download_many"]
 
 _SHARD_FILES, _SHARD_BYTES = 256, 256 << 20
-_AHEAD = 2  # shards that the scheduler is given for each thread of the workers
+_AHEAD = 2  # shards submitted to the scheduler for each thread of the workers
 _UPLOADS = 8  # at once, of a shard
 
 Shard = list[tuple[int, Item]]  # items with their indices in the input
@@ -45,21 +45,20 @@ def download_many(
 ) -> list[Download]:
     """Download many files on the workers of a cluster; like `Toolkit.download_many`, on several machines.
 
-    The batch is cut into shards of up to 256 files or 256 MiB, as far as the requests tell sizes, and each is a task.
+    The batch is cut into shards of up to 256 files or 256 MiB, as far as the requests have sizes, and each is a task.
     (Dask's settings `perfkit.shard-files` and `perfkit.shard-bytes` change that.) A shard whose worker is lost runs
-    again on another worker, which keeps the files that are complete, and resumes partial ones, if both see the same
-    directory.
+    again on another worker, which keeps complete files and resumes partial ones if both workers see the same directory.
 
     Args:
         client: the client of the cluster. perfkit must be installed on its workers.
         dest: a directory, as an absolute path that exists on every worker: shared storage, or each machine's own disk.
             Or the URL of a place that fsspec can write to, such as `s3://bucket/prefix`; a file is downloaded to its
-            worker's disk first, and appears there at once.
+            worker's disk first, and appears at the URL in one step.
         config: settings of the workers' Toolkits. `rate_limit` and `connections_per_host` are limits for all of them
-            together, however many there are; what a host asks one of them to wait (`Retry-After`), all do.
+            together, however many there are; if a host asks one of them to wait (`Retry-After`), all do.
         progress: displays the progress of all workers, such as `Bars()`; none by default.
-        checkpoint: a directory on the client's disk. What is done is written down there, and if the client or the
-            scheduler is lost, the same call goes on with the rest.
+        checkpoint: a directory on the client's disk that records which files are done. If the client or the scheduler
+            is lost, the same call continues with the rest.
 
     Returns:
         One result per request, in input order.
@@ -95,7 +94,7 @@ def download_many(
 
 
 def _known(items: Sequence[Item], done: Checkpoint) -> dict[int, Download]:
-    """The results that are certain before anything is requested: what is done already, and names given twice."""
+    """The results that are known before anything is requested: files that are done, and errors for duplicate names."""
     results: dict[int, Download] = {}
     names: dict[str, str] = {}
     for index, item in enumerate(items):
@@ -130,7 +129,7 @@ def cut_into_shards(items: Shard, threads: int) -> list[Shard]:
 def _run(
     client: Client, name: str, shards: Sequence[Shard], dest: str, display: ClusterProgress
 ) -> Iterator[tuple[Shard, list[Download]]]:
-    """Have all shards run; yields each with its results as it ends."""
+    """Run all shards; yields each with its results as it ends."""
     waiting = iter(enumerate(shards))
     with Tasks[int](client, name) as tasks:
         while True:
@@ -150,7 +149,7 @@ def _run(
 
 
 def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Download]:
-    """Runs on a worker: download the files of a shard, and upload them if they are to be elsewhere."""
+    """Runs on a worker: download the files of a shard, and upload them if `dest` is a URL."""
     worker = on_this_worker(name)
     with worker.shard(number) as shard:
         if "://" not in dest:
@@ -165,10 +164,10 @@ def _fetch(name: str, number: int, batch: Sequence[Item], dest: str) -> list[Dow
 
 
 def _downloads(kit: Toolkit, shard: ShardCount, batch: Sequence[Item], dest: str) -> Iterator[tuple[int, Download]]:
-    """The files of a shard, with their places in it, as they end; they are counted.
+    """Download the files of a shard and count them; yields each with its index in the shard as it ends.
 
     Raises:
-        CancelledError: the worker is closing, so that another one has to do it.
+        CancelledError: the worker is closing, so another one has to run the shard.
     """
     for at, download in kit.iter_downloads(batch, dest):
         if isinstance(download.error, CancelledError):
@@ -180,12 +179,12 @@ def _downloads(kit: Toolkit, shard: ShardCount, batch: Sequence[Item], dest: str
 
 
 def _upload(store: ObjectStore, stage: str, download: Download) -> Download:
-    """Move a file from the worker's disk to where it is to be."""
+    """Move a file from the worker's disk to the store."""
     if download.error is not None:
         return download
     try:
         url = store.put(download.path, os.path.relpath(download.path, stage))
-    except Exception as error:  # of whatever package fsspec uses
+    except Exception as error:  # from whatever package fsspec uses
         reason = f"it was downloaded, but could not be stored: {error}"
         return replace(download, path="", error=TransferError(download.url, reason, transient=True))
     os.unlink(download.path)

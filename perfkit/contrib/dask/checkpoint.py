@@ -1,4 +1,4 @@
-"""Which files of a batch are done, on the client's disk: one record for each shard, made when the shard has ended."""
+"""Which files of a batch are done, on the client's disk: one record for each shard, written when the shard ends."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ _SUFFIX = ".done.json"
 class Checkpoint:
     """The files of a batch that were downloaded, also by earlier runs with the same directory.
 
-    A file is known by a digest of its URL, or the `key` of its request, with its name, checksum and the batch's
-    destination. No URLs are written down, since they may have secrets.
+    A file is identified by a digest of its URL, or the `key` of its request, with its name, checksum and the batch's
+    destination. URLs are not written to disk, since they may contain secrets.
 
     Args:
-        directory: where it is kept; created if it does not exist. None: nowhere.
+        directory: where the records are kept; created if it does not exist. None: nothing is kept.
 
     Raises:
         UpdateError: a file in the directory is damaged, or not of a checkpoint.
@@ -50,7 +50,7 @@ class Checkpoint:
         return self._done.get(self._key(item)) if self._done else None
 
     def add(self, results: Iterable[tuple[Item, Download]]) -> None:
-        """Write down the files that did not fail."""
+        """Record the files that did not fail."""
         if self._directory is None:
             return
         done = {self._key(item): {**asdict(each), "url": ""} for item, each in results if each.error is None}
@@ -70,7 +70,7 @@ def _parse(record: Mapping[str, Any]) -> dict[str, Download]:
 
 
 def identity_of(item: Item) -> tuple[str, str | None]:
-    """The URL of an item, or the key that stands for it; and the name that its file is to have."""
+    """The URL of an item, or the key in its place; and the name that its file gets."""
     if isinstance(item, Request):
         return item.key or item.url, item.name
     return (item, None) if isinstance(item, str) else item

@@ -1,7 +1,7 @@
-"""What a call has on a cluster: a Toolkit on each worker; on the scheduler, the limits that they share.
+"""What a call uses on a cluster: a Toolkit on each worker and, on the scheduler, the limits that they share.
 
-The Toolkits lease their shares in the messages that tell the scheduler how far they are. When the call ends, or its
-client is lost, the Toolkits are closed, and with them whatever they still do.
+The Toolkits lease their shares in the messages that report their progress to the scheduler. When the call ends, or its
+client is lost, the Toolkits are closed, which cancels their work.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ __all__ = ["ClusterState", "OnWorker", "ShardCount", "Tasks", "WorkerReport", "o
 T = TypeVar("T")
 
 _LOST = "the scheduler was lost; start it again, and repeat the call to go on"
-_ANSWER_S = 5.0  # for the scheduler, before a lease is asked for again
+_ANSWER_S = 5.0  # for the scheduler to respond, before a lease is requested again
 _POLL_S = 0.1
-_RETRIES = 2  # of a task that failed; one whose worker was lost is repeated as Dask's settings say
+_RETRIES = 2  # of a task that failed; Dask's settings decide about one whose worker was lost
 
 
 @dataclass(slots=True)
 class ShardCount:
-    """How far a shard is: its files that have ended, how many of them failed, and their bytes."""
+    """The progress of a shard: its files that have ended, how many of them failed, and their bytes."""
 
     files: int = 0
     failed: int = 0
@@ -45,7 +45,7 @@ class ShardCount:
 
 @dataclass(frozen=True, slots=True)
 class WorkerReport:
-    """How far a worker is."""
+    """The progress of a worker."""
 
     shards: dict[int, ShardCount]
     active: tuple[FileProgress, ...]
@@ -62,7 +62,7 @@ class ClusterState:
 
 @contextlib.contextmanager
 def toolkits(client: Client, config: Config) -> Iterator[str]:
-    """A Toolkit on each worker of the cluster, also on those that join later; gives the name for `on_this_worker`."""
+    """A Toolkit on each worker of the cluster, also on those that join later; yields the name for `on_this_worker`."""
     name = f"perfkit-{uuid.uuid4().hex}"
     client.register_plugin(OnScheduler(), name="perfkit")
     limits = {"rate": config.rate_limit, "connections": config.connections_per_host}
@@ -76,7 +76,7 @@ def toolkits(client: Client, config: Config) -> Iterator[str]:
 
 
 def state_of(client: Client, name: str) -> ClusterState:
-    """How far the work is.
+    """The progress of the work.
 
     Raises:
         ConnectionError: the scheduler was lost.
@@ -95,17 +95,17 @@ def _ask(client: Client, handler: str, /, **arguments: Any) -> Any:
 
 
 def on_this_worker(name: str) -> OnWorker:
-    """What the call of that name has on the worker that runs this task."""
+    """The plugin of the call `name` on the worker that runs this task."""
     plugin = get_worker().plugins[name]
     assert isinstance(plugin, OnWorker)
     return plugin
 
 
 class Tasks(Generic[T]):
-    """The tasks of a call that run, each for one thing, such as a shard or a host; those left at the end are cancelled.
+    """The running tasks of a call, each for one thing, such as a shard or a host; those left at the end are cancelled.
 
-    What a task runs is a function that has its arguments already: Dask logs a task's arguments if it fails, and URLs
-    may have secrets.
+    A task runs a function whose arguments are bound already: Dask logs the arguments of a task that fails, and URLs may
+    contain secrets.
     """
 
     def __init__(self, client: Client, name: str) -> None:
@@ -122,21 +122,21 @@ class Tasks(Generic[T]):
             self._client.cancel(list(self.running))  # type: ignore[no-untyped-call]
 
     def start(self, kind: str, thing: T, number: object, run: Callable[[], object], **where: Any) -> None:
-        """Have a function run on a worker; `kind` and `number` make its name in Dask's dashboard."""
+        """Run a function on a worker; `kind` and `number` make its name in Dask's dashboard."""
         key = f"perfkit-{kind}-{self._name.rpartition('-')[2]}-{number}"
         future = self._client.submit(run, key=key, pure=False, retries=_RETRIES, **where)
         self.running[future] = thing
         self._completed.add(future)  # type: ignore[no-untyped-call]
 
     def ended(self) -> list[tuple[T, Future[Any]]]:
-        """Those that have ended since the last time, after a short wait if there are none.
+        """The tasks that have ended since the last call; waits a moment if there are none.
 
         Raises:
             ConnectionError: the scheduler was lost.
         """
         ended = []
         for future in self._completed.next_batch(block=False):  # type: ignore[no-untyped-call]
-            if future.status == "lost":  # with its worker, after it had ended: Dask runs it again
+            if future.status == "lost":  # it had ended, but its worker was lost: Dask runs it again
                 self._completed.add(future)  # type: ignore[no-untyped-call]
             elif future in self.running:
                 if future.status == "cancelled":
@@ -158,7 +158,7 @@ class _Call:
 
 
 class OnScheduler(SchedulerPlugin):
-    """Divides the limits among the workers, and collects what they report: one for all calls."""
+    """Divides the limits among the workers, and collects their reports; one plugin for all calls."""
 
     idempotent = True
 
@@ -173,7 +173,7 @@ class OnScheduler(SchedulerPlugin):
         self._calls[name] = _Call(client, SharedLimits(rate, connections))
 
     async def end(self, name: str) -> None:
-        if name in self._scheduler.worker_plugins:  # else it has ended, or is just ending
+        if name in self._scheduler.worker_plugins:  # else it has ended, or is ending now
             await self._scheduler.unregister_worker_plugin(comm=None, name=name)
             del self._calls[name]
 
@@ -216,7 +216,7 @@ class OnWorker(WorkerPlugin):
     async def teardown(self, worker: Worker) -> None:
         for metric in ("perfkit_bytes_per_s", "perfkit_files"):
             worker.metrics.pop(metric, None)
-        await asyncio.to_thread(self.kit.close)  # waits for what the loop has to answer
+        await asyncio.to_thread(self.kit.close)  # in a thread: it waits for responses that the loop handles
 
     @contextlib.contextmanager
     def shard(self, number: int) -> Iterator[ShardCount]:
@@ -233,7 +233,7 @@ class OnWorker(WorkerPlugin):
     # -- as the Toolkit's `Progress` --
 
     def update(self, snapshot: Snapshot) -> None:
-        with self._lock:  # now: of files that end later, the snapshot has the bytes
+        with self._lock:  # copied now: the snapshot has the bytes of files that end later
             shards = {number: replace(shard) for number, shard in self._shards.items()}
         self.report = WorkerReport(shards, snapshot.active, snapshot.speed_bytes_per_s)
 

@@ -1,4 +1,4 @@
-"""The progress of all workers as that of one run, for the displays that a Toolkit has."""
+"""The progress of all workers as that of one run, for the displays of a Toolkit."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _ACTIVE = 8  # files that are shown
 
 
 class Result(Protocol):
-    """What became of a file, or of a host."""
+    """The result for a file, or for a host."""
 
     @property
     def error(self) -> Exception | None: ...
@@ -25,11 +25,11 @@ class Result(Protocol):
 
 
 class ClusterProgress:
-    """Adds up the shards that have ended and what the workers report of those that run.
+    """Adds up the shards that have ended and what the workers report about running ones.
 
     Args:
         sizes: of all files, or hosts; None for those that are unknown.
-        known: results that there are already.
+        known: results that are known already.
     """
 
     def __init__(self, progress: Progress | None, sizes: Sequence[int | None], known: Iterable[Result]) -> None:
@@ -52,7 +52,7 @@ class ClusterProgress:
             self._ended.bytes += each.bytes
 
     def ended(self, number: int, results: Sequence[Result]) -> None:
-        """A shard has ended, whatever its worker reported of it."""
+        """Count a shard that has ended, whatever its worker reported about it."""
         self._running.pop(number, None)
         self._over.add(number)
         self._count(results)
@@ -73,7 +73,7 @@ class ClusterProgress:
         counts = [self._ended, *self._running.values()]
         files, failed = sum(each.files for each in counts), sum(each.failed for each in counts)
         received = sum(each.bytes for each in counts) + sum(each.received_bytes for each in active)
-        self._most = max(received, self._most)  # what a lost worker had comes again
+        self._most = max(received, self._most)  # what a lost worker had is received again
         total = self._known_bytes if self._all_known else round(received / files * self._files) if files else None
         speed = self._pace.see(now, self._most - self._resumed)
         return Snapshot(

@@ -1,4 +1,4 @@
-"""One tree on every host of a cluster, brought up to date in waves: a wave that fails is rolled back, and the last."""
+"""One tree on every host of a cluster, updated in waves; a wave that fails is rolled back, and no other follows."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ class Waves:
     """In what order hosts are brought up to date, and when that stops.
 
     Attributes:
-        sizes: one element for each wave: a number of hosts; a percentage such as `25%`, up to which of all hosts have
-            had their turn; or a label, whose hosts it takes. Hosts that no wave takes are left alone.
-        labels: those of each host, by the name of its worker. By default a worker's labels are its Dask resources, as
-            of `dask worker --resources canary=1`.
+        sizes: one element for each wave: a number of hosts; a percentage of all hosts, such as `25%`, that this and
+            earlier waves reach together; or a label, for all hosts that have it. Hosts in no wave are left alone.
+        labels: the labels of each host, by the name of its worker. By default a worker's labels are its Dask resources,
+            as in `dask worker --resources canary=1`.
         pause_s: how long to wait between two waves, in seconds.
         most_failed: the share of a wave's hosts that may fail, 0 to 1, before the wave is rolled back.
 
@@ -61,11 +61,11 @@ class HostReport:
 
     Attributes:
         host: the name of its worker.
-        wave: counted from 1; None: its turn never came.
-        before, after: the versions that were and are installed; None: none, or unknown.
+        wave: counted from 1; None if its turn never came.
+        before, after: the versions that were and are installed; None if there is none, or it is unknown.
         bytes: received.
-        rolled_back: whether the tree was rolled back, since its wave had failed.
-        error: why it failed; None: it did not.
+        rolled_back: whether the tree was rolled back because its wave failed.
+        error: why it failed; None if it did not.
     """
 
     host: str
@@ -80,7 +80,7 @@ class HostReport:
 
 @dataclass(frozen=True, kw_only=True)
 class HostStatus:
-    """How a host's tree stands; `error` says why that is not known."""
+    """The status of a host's tree; `error` says why it is not known."""
 
     host: str
     status: TreeStatus | None = None
@@ -109,16 +109,16 @@ def sync_fleet(
 ) -> list[HostReport]:
     """Bring a tree up to date on every worker of a cluster: run one worker on each host.
 
-    A wave is done when all of its hosts are. If more of them failed than may, all of its hosts go back to what they
-    had, and pass over that version from then on (see `Toolkit.hold`); no other wave follows.
+    A wave is done when all of its hosts are. If more of them fail than may, all of its hosts are rolled back, and pass
+    over that version from then on (see `Toolkit.hold`); no other wave follows.
 
     Args:
         dest: the tree, as an absolute path on each host. `{host}` in it is replaced by the name of the worker.
         waves: by default all hosts at once, of which none may fail.
         check: called on each host, with the path of the tree, after its sync; an exception is a failure of the host.
         config: settings of the workers' Toolkits; `rate_limit` and `connections_per_host` are limits for all together.
-        progress: displays how many hosts are done, their bytes, and the files that are under way on all of them, such
-            as `Bars()`; none by default.
+        progress: displays how many hosts are done, their bytes, and the files in progress on all of them, such as
+            `Bars()`; none by default.
         options: as for `Toolkit.sync`, such as `release` and `public_keys`.
 
     Returns:
@@ -126,7 +126,7 @@ def sync_fleet(
 
     Raises:
         ConfigError: `dest` is relative, or the cluster has no workers.
-        OSError: the scheduler was lost. Hosts go on with what they do; the same call continues with the others.
+        OSError: the scheduler was lost. Hosts finish what they are doing; the same call continues with the others.
     """
     waves = waves or Waves()
     hosts = _hosts(client, os.fspath(dest), waves)
@@ -154,13 +154,13 @@ def sync_fleet(
 
 
 def status_fleet(client: Client, dest: str | os.PathLike[str]) -> list[HostStatus]:
-    """How the tree on each host of a cluster stands, without asking its source.
+    """The status of the tree on each host of a cluster, without a request to its source.
 
     Args:
         dest: as for `sync_fleet`.
 
     Returns:
-        One for each host, in the order of their names.
+        A status for each host, in the order of their names.
 
     Raises:
         ConfigError, OSError: as `sync_fleet`.
@@ -190,7 +190,7 @@ def _hosts(client: Client, dest: str, waves: Waves) -> list[_Host]:
 
 
 def _share(size: str) -> float:
-    """Of a percentage; 0: it is not one."""
+    """The share for a percentage; 0 if the text is not one."""
     with contextlib.suppress(ValueError):
         share = float(size.removesuffix("%")) / 100
         return share if 0 < share <= 1 else 0.0
@@ -223,7 +223,7 @@ def _on_each(
     """Run `function(name, host, *arguments)` on each host; yields what each returned or raised, as they end.
 
     Args:
-        seen: called, now and then, with what the workers report.
+        seen: called now and then with what the workers report.
     """
     with Tasks[_Host](client, name) as tasks:
         for host in hosts:
@@ -244,7 +244,7 @@ def _on_each(
 def _sync(
     name: str, host: _Host, source: str, check: Callable[[str], object] | None, options: Mapping[str, Any]
 ) -> tuple[HostReport, int]:
-    """Runs on a host: the report, and the generation that the tree had before."""
+    """Runs on a host; returns the report, and the generation that the tree had before."""
     worker = on_this_worker(name)
     before = _status_if_any(worker.kit, host.dest)
     report = HostReport(host=host.name, before=before.version, after=before.version)
@@ -261,7 +261,7 @@ def _sync(
 
 
 def _roll_back(name: str, host: _Host, generations: Mapping[str, int]) -> str | None:
-    """Runs on a host: the version that the tree has then."""
+    """Runs on a host; returns the version that the tree has afterwards."""
     kit = on_this_worker(name).kit
     kit.rollback(host.dest, to=generations[host.name])
     return _status_if_any(kit, host.dest).version

@@ -1,4 +1,4 @@
-"""Files put into a store that fsspec knows, such as S3: each appears at once, whole and verified, or not at all."""
+"""Upload files to a store that fsspec supports, such as S3: each appears complete and verified, or not at all."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ObjectStore:
     """The place below a URL; credentials are those that fsspec finds on this machine.
 
     Raises:
-        ImportError: fsspec needs a package for it that is not installed.
-        ValueError: fsspec doesn't know the protocol.
+        ImportError: the package that fsspec needs for the protocol is not installed.
+        ValueError: fsspec doesn't support the protocol.
     """
 
     def __init__(self, url: str) -> None:
@@ -38,7 +38,7 @@ class ObjectStore:
         """Upload a local file; returns its URL.
 
         Raises:
-            IntegrityError: the store has kept other bytes than it was sent.
+            IntegrityError: the stored bytes differ from those that were sent.
             OSError: the file or the store failed.
         """
         target = posixpath.join(self._root, name)
@@ -49,7 +49,7 @@ class ObjectStore:
         return str(self._fs.unstrip_protocol(target))
 
     def _put_and_move(self, path: str, target: str) -> None:
-        """Under another name first, where it is read again."""
+        """Upload under a temporary name, read that again, and rename it."""
         directory, name = posixpath.split(target)
         partial = posixpath.join(directory, f".{name}.{uuid.uuid4().hex}.perfkit-part")
         self._fs.makedirs(directory, exist_ok=True)
@@ -67,8 +67,8 @@ class ObjectStore:
             raise
 
     def _put_s3(self, path: str, target: str) -> None:
-        """With the MD5 of what is sent, which S3 compares (RFC 1864); a large file in parts, after those of an upload
-        that was interrupted.
+        """Upload with the MD5 of the body, which S3 compares (RFC 1864); a large file in parts, of which those that an
+        interrupted upload has sent are kept.
         """
         bucket, _, key = target.partition("/")
         place = {"Bucket": bucket, "Key": key}

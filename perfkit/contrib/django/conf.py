@@ -244,7 +244,7 @@ _A_PLACE = 'Write BASE_DIR / "rules": a relative path would depend on where the 
 _A_TIME = "Leave it out for none."
 _A_PATTERN = 'Write patterns as in a .gitignore: ["*.rules"].'
 _A_KEY = 'Write ["RW…"], with the line that `perfkit keygen` prints, or the path of a file with it.'
-# The settings of a tree: the id of the problem if the value is invalid, what reads it, and how to mend it.
+# The settings of a tree: the id of the problem if the value is invalid, the function that reads it, and how to fix it.
 _VALUES: Mapping[str, tuple[str, Callable[[object], object], str]] = {
     "SOURCE": ("E006", _location, _A_LOCATION),
     "DEST": ("E007", _absolute, _A_PLACE),

@@ -1,4 +1,4 @@
-"""A lock over a change of a tree and the receivers that process it."""
+"""A lock that covers a change of a tree and the receivers that process it."""
 
 from __future__ import annotations
 
@@ -29,10 +29,10 @@ _held = _Held()
 
 @contextlib.contextmanager
 def one_at_a_time(dest: str, wait_s: float) -> Iterator[float]:
-    """Lock the directory `dest`, so that another change of it waits until the receivers of this one have ended; gives
+    """Lock the directory `dest`, so that another change of it waits until the receivers of this one have ended; yields
     how much of `wait_s` is left.
 
-    The tree's own lock ends with the commit. The lock is reentrant, since a receiver may change its tree, for example
+    The tree's own lock ends with the commit. This lock is reentrant, since a receiver may change its tree, for example
     roll it back. Where directories can't be locked (some network file systems), only the tree's own lock remains.
 
     Raises:

@@ -144,8 +144,8 @@ def _options(tree: TreeSettings) -> dict[str, Any]:
 
 
 def due_in_s(name: str) -> float:
-    """Seconds until the next sync is due by `MIN_INTERVAL` and by what the source has asked for; 0: now. `sync` itself
-    does not look at it.
+    """Seconds until the next sync is due by `MIN_INTERVAL` and by what the source has asked for; 0 if it is due now.
+    `sync` itself ignores this.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
@@ -178,7 +178,7 @@ def verify(
 
 
 def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
-    """Have `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
+    """Make `sync` pass over a version of a tree, as `Toolkit.hold`; or keep the installed one, as `Toolkit.pin`.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
@@ -196,7 +196,7 @@ def hold(name: str, version: str | None = None, *, wait_s: float = 0.0) -> Hold:
 
 
 def unhold(name: str, *, wait_s: float = 0.0) -> Hold | None:
-    """Have `sync` pass over no version of a tree any more, as `Toolkit.unhold`.
+    """End all holds of a tree, as `Toolkit.unhold`.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
@@ -211,8 +211,8 @@ class Current(NamedTuple):
     """Which release a tree has now.
 
     Attributes:
-        generation: another one after each change, and again the earlier one after a rollback; 0: nothing is installed.
-        version: None: nothing is installed, or the tree was not changed by a sync.
+        generation: changes with each change, and back with a rollback; 0 if nothing is installed.
+        version: None if nothing is installed, or the tree was not changed by a sync.
     """
 
     generation: int = 0
@@ -226,7 +226,7 @@ _seen: dict[str, tuple[_Signature, Current]] = {}  # by the path of the tree's s
 def current(name: str) -> Current:
     """Which release a tree has now, in microseconds: one stat, and a small read after a change.
 
-    For what a process has made of a tree's files: make it again when this is another one.
+    For a process that caches what it has built from a tree's files: build it again when this differs.
 
     Raises:
         ConfigError: there is no such tree, or the settings are invalid.
@@ -260,7 +260,7 @@ setting_changed.connect(_forget_paths)  # sent by override_settings
 
 @dataclass(frozen=True, kw_only=True)
 class Status:
-    """The state of a tree, without contacting its source. Times are seconds since 1970; None: never."""
+    """The state of a tree, without a request to its source. Times are seconds since 1970; None means never."""
 
     name: str
     source: str
@@ -273,7 +273,7 @@ class Status:
     failed_s: float | None = None  # when one failed, if none has succeeded since
     error: str | None = None  # why
     held: Hold | None = None  # what syncs pass over
-    not_before_s: float | None = None  # when the source asks to be asked again
+    not_before_s: float | None = None  # before this, the source wants no request
     interrupted: bool = False  # whether a crash has left a change that the next use of the tree completes
     receivers_notified: bool = False  # whether all receivers of `tree_updated` have processed this generation
     generations: tuple[Generation, ...] = ()  # that `rollback` can restore, oldest first
@@ -331,7 +331,7 @@ def _change(
 
 
 def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
-    """Send the signal. The note of the processed generation is removed first and written again after all receivers
+    """Send the signal. The record of the processed generation is removed first and written again after all receivers
     succeeded: if this ends early, the next change of the tree calls them again, even one to an older generation.
     """
     path = os.path.join(tree.dest, NOTIFIED)
@@ -345,7 +345,7 @@ def _notify_receivers(tree: TreeSettings, report: SyncReport) -> None:
     if os.path.exists(path):
         return  # a receiver changed the tree again, and all receivers were called for that change
     try:
-        with replace_own(path, 0o644) as file:  # a web server of another user may ask
+        with replace_own(path, 0o644) as file:  # a web server may read it as another user
             file.write(json.dumps({"generation": report.generation}).encode())
     except OSError as error:
         _log.warning("can't write %s, so the next sync calls the receivers again: %s", path, error)

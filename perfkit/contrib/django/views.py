@@ -1,4 +1,4 @@
-"""A view for load balancers and monitoring: whether the trees of the settings are there, and current."""
+"""A view for load balancers and monitoring: whether the trees of the settings are installed and up to date."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["health"]
 @require_safe
 @never_cache
 def health(request: HttpRequest, names: tuple[str, ...] = (), max_age_s: float | None = None) -> JsonResponse:
-    """200 if each tree is installed, and a sync of it has succeeded lately; else 503.
+    """Status 200 if each tree is installed, and a sync of it has succeeded lately; else 503.
 
         path("health/", health, {"max_age_s": 2 * 86_400})
 
-    The answer has the version and the generation of each tree, but no addresses and no paths.
+    The response has the version and the generation of each tree, but no URLs and no paths.
 
     Args:
-        names: the trees; none: all of the settings.
-        max_age_s: how long ago the last sync that succeeded may be, in seconds; None: any time.
+        names: the trees; by default all in the settings.
+        max_age_s: how long ago the last successful sync may be, in seconds; None for any time.
 
     Raises:
         ConfigError: the settings are invalid, or have no such tree.

@@ -61,7 +61,7 @@ def copy_tree(
 def link_tree(
     src: Path, dest: Path, *, merge: bool = False, on_error: OnError = "stop", progress: Progress | None = None
 ) -> CopyResult:
-    """As `copy_tree`, but with hard links: a file that is later modified in place changes in both trees.
+    """Like `copy_tree`, but with hard links: a file that is later modified in place changes in both trees.
 
     Empty files, and files that can't be linked (another file system, too many links, not permitted), are copied.
     """
@@ -153,7 +153,7 @@ class _Copier:
         self._directories.append(entry)
 
     def finish(self, run: BatchRun) -> None:
-        """Set modes and times of the directories, once nothing changes in them any more."""
+        """Set modes and times of the directories, after everything in them has been created."""
         while self._directories:
             entry = self._directories.pop()
             try:
@@ -208,6 +208,6 @@ class _Copier:
 
 
 def _set_metadata(path: str, mode: int, mtime_ns: int) -> None:
-    with contextlib.suppress(OSError):  # the mode of a directory is not worth the copy
+    with contextlib.suppress(OSError):  # a directory's mode is no reason to fail the copy
         os.chmod(path, mode & 0o777)
     os.utime(path, ns=(mtime_ns, mtime_ns))

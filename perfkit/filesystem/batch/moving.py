@@ -26,8 +26,8 @@ def move_many(
 ) -> list[BatchResult]:
     """Move files, symlinks and directories, one after the other in this order, since a move may depend on another.
 
-    Within a file system a move is an atomic rename. To another one, it is a copy that is renamed into place, and then
-    the removal of the source.
+    Within a file system, a move is an atomic rename. Across file systems, the source is copied, the copy is renamed
+    into place, and the source is removed.
 
     Args:
         replace: whether an existing destination is replaced; otherwise it is an error. The check and the move are not

@@ -48,12 +48,12 @@ class BatchRun:
         self.how: dict[str, int] = {}
 
     def expect(self, files: int, total_bytes: int | None = None) -> None:
-        """How much there is to do; for progress."""
+        """Set how much there is to do; for progress."""
         self._stage.expect(files, total_bytes)
 
     @property
     def stopped(self) -> bool:
-        """Whether something failed, and nothing more is to be done."""
+        """Whether the batch has to stop, because something failed."""
         return self._stop and self.failed > 0
 
     def execute(

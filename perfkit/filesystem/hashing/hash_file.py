@@ -29,7 +29,7 @@ _POPULATE_READ = 22  # MADV_POPULATE_READ, Linux 5.14; Python has no name for it
 
 
 class FileHash(NamedTuple):
-    """The digests of a file, and the version of it that they belong to. A tuple for speed, as `ScanEntry` is."""
+    """The digests of a file, and the version of it that they belong to. A tuple for speed, like `ScanEntry`."""
 
     name: str  # the path as given, or relative to the root
     size: int = 0
@@ -50,15 +50,16 @@ def hash_file(
 ) -> FileHash:
     """SHA-256 of one file, using a few MiB of memory whatever its size.
 
-    The digest of the whole file is inherently serial. Chunk digests use all processors; where both are requested, they
-    are computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
+    The digest of the whole file is inherently serial. Chunk digests use all CPUs; if both are requested, they are
+    computed in one pass. Files of /proc and /sys, whose size is not that of their content, are read to their end.
 
     Args:
         chunk_bytes: also hash each chunk of this size.
         whole: False for only the chunks.
         lease: hold a read lease (fcntl(2), "Leases") where the kernel grants one: a file of 8 MiB and more is then
-            mapped (mmap(2)), not read. Whoever opens the file for writing or truncates it waits until the lease is
-            given up, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody waits.
+            mapped (mmap(2)), not read. A process that opens the file for writing or truncates it waits until the lease
+            is released, after the current 2 MiB of a large file; an open with O_NONBLOCK fails. Without it, nobody
+            waits.
 
     Raises:
         FileChangedError: the file changed in content, size or metadata while it was read.
@@ -97,7 +98,7 @@ class _Source:
     """An open file that is read in pieces, or mapped under a lease.
 
     Attributes:
-        size: by its stat, until all of it was read.
+        size: from its stat, until all of it has been read.
     """
 
     def __init__(self, path: str, name: str, *, flags: int = 0, lease: bool = False) -> None:
@@ -146,7 +147,7 @@ class _Source:
             start += received
 
     def feed_all(self, update: Callable[[memoryview], object], buffer: memoryview) -> None:
-        """Pass all bytes, as `feed` does; those of a small file to the end, whatever its stat says."""
+        """Pass all bytes to `update`, as `feed` does; a small file is read to its end, whatever its stat says."""
         if self.size >= READ_BYTES:
             self.feed(update, 0, self.size, buffer)
             return
@@ -156,7 +157,7 @@ class _Source:
             self.size += received
 
     def _map(self, start: int, end: int) -> tuple[mmap.mmap, int] | None:
-        """A mapped window, and the offset of `start` in it; None where it has to be read instead.
+        """A mapped window, and the offset of `start` in it; None if it has to be read instead.
 
         While we hold the lease, other processes can't open the file for writing or truncate it: they wait until we
         release it, which we do after the current window. Pages are populated at once, so that a media error is an
@@ -203,8 +204,8 @@ class _Source:
 def _lease(descriptor: int) -> bool:
     """Take a read lease (fcntl(2), "Leases"); False for other users' files, files open for writing, network mounts.
 
-    The kernel announces a lease break by a signal, by default SIGIO, which would kill the process. We choose one that
-    is ignored, and poll instead.
+    The kernel announces a lease break by a signal, by default SIGIO, which would kill the process. We choose a signal
+    that is ignored, and poll instead.
     """
     import signal
 

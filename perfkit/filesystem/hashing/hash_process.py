@@ -1,8 +1,8 @@
 """A second process that hashes small files: two threads would contend for the GIL at every system call.
 
 It is a bare interpreter that runs `small_files`, not a fork, which would be unsafe in a process with threads. It holds
-the directory and one socket, and exits when that is closed for whatever reason. Nothing depends on its answers: files
-that it was given and did not answer for are returned unhashed.
+the directory and one socket, and exits when the socket is closed for whatever reason. Nothing depends on its responses:
+files for which it sends none are returned unhashed.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ __all__ = ["HashProcess"]
 
 _MAX_PENDING = 4  # portions, so that it does not run out of work while we hash one ourselves
 _IDLE_S = 60  # after that it exits by itself
-_SILENCE_S = 20  # without an answer, when there is nothing else to do, or without reading: it is stopped, or hangs
+_SILENCE_S = 20  # without a response when we have nothing else to do, or without reading: it is stopped, or hangs
 _SIGKILL = 9  # importing the module `signal` takes longer than hashing a thousand files
 _RECEIVE = 1 << 16
 _NO_SIGNAL = getattr(socket, "MSG_NOSIGNAL", 0)  # macOS has none; Python ignores SIGPIPE unless the program undid that
@@ -42,7 +42,7 @@ class HashProcess:
 
     @classmethod
     def start(cls, root: int) -> HashProcess | None:
-        """Start one for the tree below this open directory; None where that is impossible."""
+        """Start a process for the tree below this open directory; None where that is impossible."""
         # Where Python is embedded or frozen, the executable is another program, or this program itself.
         executable = sys.executable or ""
         if getattr(sys, "frozen", False) or not os.path.basename(executable).startswith("python"):
@@ -89,7 +89,7 @@ class HashProcess:
         return bool(self._pending)
 
     def submit(self, portion: list[ScanEntry]) -> None:
-        """Have these files hashed; `results` returns them."""
+        """Submit these files; `results` returns their digests."""
         self._pending.append(portion)
         names = os.fsencode("\0".join([entry.name for entry in portion]))
         try:
@@ -100,10 +100,10 @@ class HashProcess:
     def results(self, *, wait: bool) -> list[tuple[list[ScanEntry], list[Digest | None]]]:
         """The portions that are finished, each with the digests of its first files, as `hash_small_files` returns them.
 
-        If the process has died, or does not answer, its pending portions are returned without digests.
+        If the process has died, or does not respond, its pending portions are returned without digests.
         """
         found: list[tuple[list[ScanEntry], list[Digest | None]]] = []
-        if os.getpid() != self._owner:  # after a fork: these answers are for the other process
+        if os.getpid() != self._owner:  # after a fork: the responses are for the other process
             self._ended = True
         while self._pending and not self._ended and not found:
             try:

@@ -19,9 +19,9 @@ from perfkit.progress.stage import Stage
 __all__ = ["hash_many", "hash_tree"]
 
 _PORTION_FILES = 32
-_WAITING_FILES = 256  # read ahead from the scan; a second process is worthwhile for that many
+_WAITING_FILES = 256  # read ahead from the scan; with that many, a second process is worthwhile
 _ALONE_BYTES = 16 << 20  # hashed by this process alone; if files remain, a second one is worthwhile, too
-_MAX_SPECIAL = 1024  # files that are put off at most
+_MAX_SPECIAL = 1024  # files that are postponed at most
 
 
 def hash_tree(
@@ -34,13 +34,13 @@ def hash_tree(
 ) -> Iterator[FileHash]:
     """SHA-256 of every regular file of a tree, in the order in which they are finished; symlinks are not followed.
 
-    A file that can't be read, or was modified while it was read, is a result with `error` set. Closing the iterator
+    A file that can't be read, or was modified while it was read, yields a result with `error` set. Closing the iterator
     ends the work. A large tree is shared with a second process, which lives as long as the iterator; each process uses
-    less than 16 MB of memory. With one processor, no process or thread is started.
+    less than 16 MB of memory. With one CPU, no process or thread is started.
 
     Args:
         include, exclude, without: as in `ScanOptions`.
-        progress: displays the work; then the sizes of all files are added up before.
+        progress: displays progress; the sizes of all files are then added up first.
 
     Raises:
         ConfigError, OSError: as `scan`.
@@ -117,7 +117,7 @@ class _Work:
         return [self.waiting.popleft() for _ in range(count)]
 
     def finish(self, portion: list[ScanEntry], answer: list[Digest | None]) -> Iterator[FileHash]:
-        """The results of a portion. Files without an answer are put back."""
+        """The results of a portion. Files without a response are put back."""
         make = tuple.__new__
         for entry, digest in zip(portion, answer, strict=False):
             if digest is None:
@@ -129,7 +129,7 @@ class _Work:
 
 
 def _hash_special(root: str | os.PathLike[str], special: list[ScanEntry], cpus: int) -> Iterator[FileHash]:
-    """Large files, in threads, which do not contend there; and those that failed, to get their error."""
+    """Hash large files, in threads, which do not contend for the GIL there; and files that failed, for their error."""
     if special:
         base = os.path.join(os.fspath(root), "")
         yield from map_in_threads(lambda entry: hash_one(base, entry), special, min(cpus, len(special)))

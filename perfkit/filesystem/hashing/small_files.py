@@ -38,11 +38,11 @@ _FLAGS = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK | os.O_NOCTTY | os.O_NOFOLLO
 def hash_small_files(root: int, names: list[str] | list[bytes], buffer: memoryview) -> list[Digest | None]:
     """The digests of the first of these files, at least one, up to about 2 MiB in total, so that work can be shared.
 
-    None for a file that is large, not a regular file, can't be read, or was modified while it was read.
+    The digest is None for a file that is large, not regular, can't be read, or was modified while it was read.
 
     Args:
         root: an open directory that the names are relative to.
-        buffer: for reading. A read that fills it is not the last one.
+        buffer: for reading. After a read that fills it, another one follows.
     """
     found: list[Digest | None] = []
     total = 0

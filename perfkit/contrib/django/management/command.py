@@ -1,4 +1,4 @@
-"""The base class of perfkit's commands, for a project's own commands too."""
+"""The base class of perfkit's commands, also for a project's own commands."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ class ToolkitCommand(BaseCommand):
                 kit.download_many(URLS, settings.MEDIA_ROOT)
 
     The Toolkit has the settings of `PERFKIT`, overridden by the options, and is closed afterwards. Bars are shown on
-    standard error if it is a terminal; otherwise plain lines with `--verbosity 2`, and nothing below. Errors of perfkit
-    and of the disk become `CommandError` with return code 1, invalid usage with 2, failed receivers of `tree_updated`
-    with 3; Ctrl-C exits with 130.
+    standard error if it is a terminal; otherwise plain lines from `--verbosity 2` on. Errors of perfkit and of the disk
+    become `CommandError` with return code 1, invalid usage with 2, failed receivers of `tree_updated` with 3; Ctrl-C
+    exits with 130.
     """
 
     def run(self, kit: Toolkit, **options: Any) -> str | None:

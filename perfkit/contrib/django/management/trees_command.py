@@ -17,12 +17,12 @@ __all__ = ["Outcome", "TreesCommand", "add_wait"]
 
 
 class Outcome(NamedTuple):
-    """What a command has to say of a tree.
+    """The outcome of a command for a tree.
 
     Attributes:
         record: printed with `--json`, with the tree's name.
-        lines: printed otherwise, each at a verbosity and above.
-        problem: why the command fails, although nothing was raised; empty: it does not.
+        lines: printed otherwise, each from a verbosity on.
+        problem: why the command fails, although nothing was raised; empty if it does not.
     """
 
     record: Mapping[str, Any]
@@ -34,7 +34,7 @@ class TreesCommand(BaseCommand):
     """A command for trees, one after the other: the failure of one does not stop the others.
 
     Attributes:
-        names: how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (none: all).
+        names: how many trees a command line may name: `1`, `+` (any number, or `--all`), or `*` (all by default).
     """
 
     requires_system_checks = ("perfkit",)  # a broken URLconf must not stop an update

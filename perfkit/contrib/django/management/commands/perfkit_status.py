@@ -1,4 +1,4 @@
-"""Show how the trees of the settings stand."""
+"""Show the status of the trees of the settings."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def _iso(seconds: float | None) -> str | None:
 
 
 def _local(seconds: float | None) -> str:
-    """In the project's time zone."""
+    """The time in the project's time zone."""
     if seconds is None:
         return "-"
     return datetime.fromtimestamp(seconds, timezone.get_current_timezone()).strftime("%Y-%m-%d %H:%M:%S")
