@@ -4,9 +4,9 @@ A row says: a file with this size, inode, mode, mtime and ctime has the content 
 with `!=`, never with `<`: a restored backup is older than what it replaces, but has changed all the same.
 
 Two writes within one tick of the file system's clock leave the same times, so a row is only stored if the file's times
-are less than that of a clock file touched when its content was known. Both times come from the same clock with the same
-granularity, whatever that is. (git calls the other files "racily clean", and hashes them again, as is done here with a
-file that has no row.)
+are before that of a clock file touched when its content was known. Both times come from the same clock with the same
+granularity, whatever that is. (git calls the other files "racily clean", and hashes them again; here, a file without a
+row is hashed again.)
 
 One change leaves no trace in stat: a store through a shared mapping (mmap(2)) to a page that is dirty already. The
 kernel sets the times when a page becomes dirty, so a program that keeps a file mapped can change it after its row was
@@ -71,7 +71,7 @@ def clock_ns(clock: str) -> int:
 
 
 def next_tick_ns(clock: str) -> int:
-    """The file system's time, after waiting for its next tick: the times of whatever was written before are less.
+    """The file system's time, after waiting for its next tick: it is later than the times of all earlier writes.
 
     It waits 25 ms at most; with a coarser clock, the times of what was written last may be equal.
 

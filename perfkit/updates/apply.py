@@ -90,7 +90,7 @@ class PlanApplier:
 
         Raises:
             UpdateError: a file of the tree changed while it was copied.
-            OSError: as the transaction.
+            OSError: as the methods of `Transaction`.
         """
         for name, saved in plan.saved_as.items():
             self._tx.move_aside(name, saved)

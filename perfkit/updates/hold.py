@@ -170,7 +170,7 @@ def is_held(holds: Iterable[Hold], source: Source, *, retry_rejected: bool) -> b
 
 def keep_holds(root: str, holds: tuple[Hold, ...], source: Source, *, newest: bool) -> None:
     """Update the holds after this release was installed. A pinned tree stays pinned. Otherwise the release is no longer
-    on hold; if it is the newest, only the releases that are held by hand are.
+    on hold; if it is the newest, only releases that are held by hand stay on hold.
     """
     if any(held.reason is HoldReason.PIN for held in holds):
         left = [hold_on(HoldReason.PIN, source.url, source.version, source.serial)]

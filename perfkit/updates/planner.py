@@ -186,7 +186,7 @@ def decide(
     taken: Callable[[str], bool] = lambda name: False,
     local_changes: LocalChanges = "keep",
 ) -> Plan:
-    """Everything but the routes: what stays, moves, is removed, and has to be fetched.
+    """The plan without its routes: what stays, moves, is removed, and has to be fetched.
 
     Args:
         wanted: the files of the version to install, by name.

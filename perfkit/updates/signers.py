@@ -118,7 +118,7 @@ class Trust(NamedTuple):
         """Verify the signatures of a pointer, unless it is the one that was verified last; returns what to remember.
 
         It has to be signed by the signers that the tree remembers, and by those that the caller gives, whom the tree
-        remembers from then on. So a release that is signed with an old key and a new one replaces one by the other.
+        remembers from then on. So a release that is signed with both keys moves a tree from an old key to a new one.
 
         Args:
             url: the URL of the site.
@@ -165,8 +165,9 @@ class Trust(NamedTuple):
         )
 
     def for_file(self, given: Signers | None, url: str, type: str, *, remember: bool) -> FileSigners:
-        """Who has to sign a plain file or an archive, which has a single signature beside it: a key that the tree
-        remembers and that the caller gives. The caller's keys are remembered once the file is verified.
+        """Who has to sign a plain file or an archive, which has a single signature beside it: a key that is among those
+        that the tree remembers, if any, and among those that the caller gives, if any. The latter are remembered once
+        the file is verified.
 
         Args:
             type: the type of the source, for the message.

@@ -240,14 +240,14 @@ class Sync:
         self.check(manifest, plan, staging)
         applied = self.apply(tree, local, manifest, plan, staging)
         report = self._report(tree, plan, applied, routes)
-        del plan, staging  # megabytes, where there are many files
+        del plan, staging  # frees megabytes if there are many files
         self._save_statcache(local, manifest, applied, report)
         with contextlib.suppress(OSError):  # the tree is already changed; the next sync removes what is left
             _remove_staged(tree.fetch_directory, os.listdir(tree.fetch_directory), keep=self._source.keep_staged)
         return report
 
     def refuse_downgrade(self, *, allow_older: bool) -> None:
-        """Refuse a release that is older than any installed from this source, unless allowed.
+        """Refuse a release that is older than one installed from this source before, unless allowed.
 
         Raises:
             StaleSourceError: the source offers an older one.
@@ -268,7 +268,7 @@ class Sync:
         """The files of the tree, compared with the installed manifest.
 
         Args:
-            now_ns: the time by the file system's clock; files that change from then on are not cached. 0: none are.
+            now_ns: the time by the file system's clock; files that change from then on are not cached. 0: no file is.
         """
 
         self._progress.expect({"checking files": 0.0, "applying": 0.0 if self._source.unchanged() else None})

@@ -223,7 +223,7 @@ def check_places(src: str, site: str) -> None:
     """Check that `src` is a directory, and that `site` is not in it.
 
     Raises:
-        ConfigError: one of them does not hold.
+        ConfigError: `src` is no directory, or `site` is in it.
     """
     if not os.path.isdir(src):
         raise ConfigError(f"{src} is not a directory; give the directory to publish")

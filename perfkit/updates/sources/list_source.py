@@ -95,7 +95,7 @@ class ListSource:
     """The files of a list, as their servers have them now. See `Source` for the methods.
 
     What the list says of each file is recorded in the tree, with its validators. A file that has the listed SHA-256
-    needs no request, and one that is as it was installed a conditional one.
+    needs no request; a file that is as it was installed needs a conditional one.
     """
 
     serial = 0

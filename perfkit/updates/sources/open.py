@@ -104,7 +104,7 @@ def _each_release(
     opened: Callable[[], ReleaseSource],
     failures: list[PerfkitError],
 ) -> Iterator[ReleaseSource]:
-    """The release of a site, and of each of its mirrors; the fetcher tries the site of the latest one first.
+    """The release of a site, and of each of its mirrors; the fetcher tries the site of the one yielded last first.
 
     Args:
         failures: if there are mirrors, receives the error of each site that offers no release.
@@ -125,7 +125,7 @@ def _each_release(
 
 
 def _open_release(fetcher: Fetcher, spec: SourceSpec, installed: Installed, *, dry_run: bool) -> Source:
-    """The release of the first site that offers one which is not older than what was installed; else an older one.
+    """The release of the first site whose release is not older than what was installed; else an older one.
 
     Raises:
         ExpiredError: no site offers a current one, and one of them offers an expired one.

@@ -23,9 +23,9 @@ from perfkit.updates.staging import StagingArea
 
 __all__ = ["PackRoute", "Seeds"]
 
-_RANGE_BYTES = 1 << 20  # minimum of a request if there is more to fetch: a connection starts slowly
+_RANGE_BYTES = 1 << 20  # minimum of a request, if there is that much to fetch: a connection starts slowly
 _MAX_RANGES = 24  # of that size; if there is more to fetch, the ranges are larger
-# Unused bytes that are fetched to save a request: as many as arrive in its time, but a small part of the total.
+# Unused bytes that are fetched to save a request: what arrives in the time of one, but a small part of the total.
 _LEAST_GAP_BYTES, _MAX_GAP_BYTES, _MAX_GAPS = 4 << 10, 24 << 10, 128
 _WAIT_S = 0.001  # a range for which we wait longer comes over a network that is slower than decoding
 

@@ -231,12 +231,12 @@ class ReleaseSource:
         chain = pointer.chain(installed.manifest_sha256) if self._selection is None else ()
         self._deltas = [delta.object for delta in chain]
         self._pack_routes: dict[str, PackRoute] = {}
-        self._exhausted: set[tuple[str, str]] = set()  # routes and variants that brought what they can, or failed
+        self._exhausted: set[tuple[str, str]] = set()  # routes and variants that supplied what they can, or failed
         self._error: PerfkitError | None = None  # the last failure
         self._taken: list[str] = []
 
     def unchanged(self) -> bool:
-        """Whether the files of the pointer are installed, under whatever version."""
+        """Whether the files of the pointer are installed, whatever their version is called."""
         return self._installed_release == self._pointer.manifest_sha256 and self._selection == self._recorded
 
     def record(self) -> dict[str, object]:
@@ -358,7 +358,7 @@ class ReleaseSource:
             offer = self._best_offer(left, manifest, local)
             with self._trying(offer.route, offer.variant):
                 self._take(offer, local, staging)
-        self._pack_routes.clear()  # megabytes, where there are many files
+        self._pack_routes.clear()  # frees megabytes if there are many files
         return tuple(dict.fromkeys(self._taken))
 
     def _best_offer(self, missing: Set[bytes], manifest: Manifest, local: LocalTree) -> Offer:

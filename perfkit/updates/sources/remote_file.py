@@ -212,7 +212,7 @@ class RemoteFile:
     def _name(self) -> str:
         probed = self._probed
         version = probed.version.etag, probed.version.last_modified, probed.size
-        key = repr((as_recorded(self.url), *version, *self.signers.keys))  # keys: an unverified file does not count
+        key = repr((as_recorded(self.url), *version, *self.signers.keys))  # an unverified file has another name
         return f"origin-{hashlib.sha256(key.encode()).hexdigest()[:32]}"
 
 
